@@ -1,0 +1,115 @@
+"""Config axes: each axis is a registry of frozen dataclasses, one per named choice, checked by pydantic."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar, cast
+
+from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, core_schema
+
+# Unknown keys, wrong types, NaN and Inf are refused; a string under a field is its documentation.
+CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting that can't be used. Its text is one line: the field, the value, and what would work."""
+
+
+class Axis(Generic[T]):
+    """An independent choice in the config: the choices by name, each a dataclass with a `name: Literal[...]` field.
+
+    A module registers its choice with `@AXIS.register`; used as `Annotated[Base, AXIS]` in a config dataclass,
+    the axis makes the field a union of its choices that the `name` key decides.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.choices: dict[str, type[T]] = {}
+
+    def register(self, config: type[T]) -> type[T]:
+        name = config.__dataclass_fields__["name"].default  # type: ignore[attr-defined]
+        if name in self.choices:
+            raise ValueError(f"{self.title}={name} is registered twice")
+        self.choices[name] = config
+        return config
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schemas: dict[Any, CoreSchema] = {name: handler.generate_schema(c) for name, c in self.choices.items()}
+        return core_schema.tagged_union_schema(choices=schemas, discriminator="name")
+
+
+def near(word: str, words: list[str]) -> str:
+    """`did you mean ...?` for the closest of `words`, else the list of them."""
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(words))}"
+
+
+def checked(config: type[T], values: Mapping[str, Any]) -> T:
+    """An instance of the config dataclass from plain values; raises ConfigError with one line for the first fault."""
+    try:
+        # JSON mode is pydantic's strict mode for nested dataclasses: no "3" for 3, no 1 for true.
+        return cast(T, TypeAdapter(config).validate_json(json.dumps(values), strict=True))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, config)) from None
+
+
+def _one_line(error: ValidationError, config: type) -> str:
+    fault = error.errors(include_url=False)[0]
+    tags = _tags(config)
+    path = ".".join(
+        str(p) for i, p in enumerate(fault["loc"]) if not (i and (str(fault["loc"][i - 1]), str(p)) in tags)
+    )
+    value, kind, message = fault["input"], fault["type"], fault["msg"]
+    match kind:
+        case "unexpected_keyword_argument":
+            return f"unknown key {path}: {near(str(fault['loc'][-1]), _fields_at(config, fault['loc'][:-1]))}"
+        case "union_tag_invalid":
+            known = [t.strip(" '") for t in fault["ctx"]["expected_tags"].split(",")]
+            return f"{path}={fault['ctx']['tag']} is not a choice: {near(fault['ctx']['tag'], known)}"
+        case "missing":
+            return f"{path} is missing"
+        case "value_error":
+            text = str(fault["ctx"]["error"])
+            return f"{path}: {text}" if path else text
+    return f"{path}={value}: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(config: type, loc: tuple[Any, ...]) -> list[str]:
+    fields = config.__dataclass_fields__
+    if not loc:
+        return list(fields)
+    axis = axes(config).get(str(loc[0]))
+    if axis is not None and len(loc) > 1:
+        return list(axis.choices[str(loc[1])].__dataclass_fields__)  # type: ignore[attr-defined]
+    nested = _nested(config).get(str(loc[0]))
+    return _fields_at(nested, loc[1:]) if nested else []
+
+
+def _hints(config: type) -> dict[str, Any]:
+    from typing import get_type_hints
+
+    return get_type_hints(config, include_extras=True)
+
+
+def axes(config: type) -> dict[str, Axis[Any]]:
+    """The fields of a config dataclass that are axes."""
+    found = {}
+    for name, hint in _hints(config).items():
+        for extra in getattr(hint, "__metadata__", ()):
+            if isinstance(extra, Axis):
+                found[name] = extra
+    return found
+
+
+def _nested(config: type) -> dict[str, type]:
+    return {n: h for n, h in _hints(config).items() if hasattr(h, "__dataclass_fields__")}
+
+
+def _tags(config: type) -> set[tuple[str, str]]:
+    """(axis field, choice name) pairs: pydantic puts the choice into an error's path, users don't write it."""
+    return {(field, choice) for field, axis in axes(config).items() for choice in axis.choices}

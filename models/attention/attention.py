@@ -1,0 +1,37 @@
+"""The attention layer: projections, query and key transforms, a mixing rule, the output projection.
+
+Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
+"""
+
+import torch
+from torch import nn
+
+from models.attention.mixing import MixingRule
+from models.positions import Positions
+from models.probes import Stats
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int, qk_norm: nn.Module, positions: Positions, mix: MixingRule) -> None:
+        super().__init__()
+        self.heads = heads
+        # Separate, not one fused matrix: the findings look at the key's and query's gradients and norms on their own.
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.qk_norm = qk_norm
+        self.mix = mix
+        # Shared by all blocks and owned by the model, so not registered as a submodule here.
+        object.__setattr__(self, "positions", positions)
+
+    def forward(self, x_BTD: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
+        q_BHTK, k_BHTK, v_BHTK = (
+            proj(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.query, self.key, self.value)
+        )
+        q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)
+        q_BHTK, k_BHTK = self.positions.rotate(q_BHTK, k_BHTK)
+        bias_HTT = self.positions.bias(x_BTD.shape[1])
+        stats = self.mix.watch(q_BHTK, k_BHTK, bias_HTT) if watch else {}
+        mixed_BTD = self.mix(q_BHTK, k_BHTK, v_BHTK, bias_HTT).transpose(1, 2).flatten(2)
+        return self.out(mixed_BTD), stats

@@ -1,0 +1,66 @@
+"""Mixing rules, the `attention` axis: how queries and keys weight the values.
+
+A rule is one file in this folder: a module with a fast path (`forward`) and an explicit path (`weights`), and a frozen
+dataclass that names it. Every file here is imported, so that a rule is registered by being there.
+
+Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K head dimension.
+"""
+
+import importlib
+import pkgutil
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from conf.axis import CHECKED, Axis
+from models.probes import Stats, attention_scores, weight_entropy
+
+
+class MixingRule(nn.Module):
+    """Base of the rules. `bias` is what positions add to the scaled logits, [H, T, T], or None."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(
+        self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The fast path, [B, H, T, K]; a rule without one mixes through its explicit weights."""
+        return self.weights(q_BHTK, k_BHTK, bias_HTT).to(v_BHTK.dtype) @ v_BHTK
+
+    def weights(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.Tensor:
+        """The explicit path: the weights of the values, fp32 [B, H, T, T], zero above the diagonal."""
+        raise NotImplementedError
+
+    def entropy(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.Tensor:
+        """Entropy of each row of the weights in nats, [B, H, T]; of |w| / sum |w| where rows don't sum to one."""
+        return weight_entropy(self.weights(q_BHTK, k_BHTK, bias_HTT))
+
+    @torch.no_grad()
+    def watch(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> Stats:
+        """Probes of this layer, each [H]: of the logits, the norms of q and k, and the entropy."""
+        q_BHTK, k_BHTK = q_BHTK.detach().float(), k_BHTK.detach().float()
+        stats = attention_scores(q_BHTK, k_BHTK, self.scale, bias_HTT)
+        stats["entropy"] = self.entropy(q_BHTK, k_BHTK, bias_HTT).mean((0, 2))
+        return stats
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class MixingConfig:
+    name: str
+
+    def build(self, *, heads: int, head_dim: int, context: int, block: int) -> MixingRule:
+        """The rule of block number `block`, counted from 0."""
+        raise NotImplementedError
+
+
+ATTENTION: Axis[MixingConfig] = Axis("attention")
+
+
+def import_rules() -> None:
+    """Registers every rule in this folder."""
+    package = importlib.import_module("models.attention")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"models.attention.{module.name}")

@@ -1,0 +1,44 @@
+"""Softmax attention, softmax_j<=i(q_i k_j / sqrt(head_dim) + bias). Vaswani et al. 2017."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.attention.mixing import ATTENTION, MixingConfig, MixingRule
+from models.probes import causal_logits, fused_entropy
+
+
+class Softmax(MixingRule):
+    """Runs on torch's fused kernel; its softmax is fp32 inside, whatever the dtype of q, k and v."""
+
+    def forward(
+        self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        q_BHTK, k_BHTK = q_BHTK.to(v_BHTK.dtype), k_BHTK.to(v_BHTK.dtype)
+        if bias_HTT is None:
+            return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, scale=self.scale)
+        length = q_BHTK.shape[-2]
+        future_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTK.device).triu(1)
+        mask_BHTT = bias_HTT.masked_fill(future_TT, -math.inf).to(v_BHTK.dtype)[None]
+        return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=mask_BHTT, scale=self.scale)
+
+    def weights(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.softmax(causal_logits(q_BHTK, k_BHTK, self.scale, bias_HTT), -1)
+
+    def entropy(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.Tensor:
+        if bias_HTT is not None:
+            return super().entropy(q_BHTK, k_BHTK, bias_HTT)
+        return fused_entropy(q_BHTK, k_BHTK, self.scale)
+
+
+@ATTENTION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class SoftmaxConfig(MixingConfig):
+    name: Literal["softmax"] = "softmax"
+
+    def build(self, *, heads: int, head_dim: int, context: int, block: int) -> MixingRule:
+        return Softmax(1 / math.sqrt(head_dim))

@@ -1,0 +1,88 @@
+"""Feed-forward layers, the `mlp` axis. Shape suffixes: B batch, T tokens, D model width, F hidden width."""
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from conf.axis import CHECKED, Axis
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class MLPConfig:
+    name: str
+
+    def build(self, width: int) -> nn.Module:
+        """A module that maps x_BTD to the same shape."""
+        raise NotImplementedError
+
+
+MLP: Axis[MLPConfig] = Axis("mlp")
+
+
+class GELU(nn.Module):
+    """W_down gelu(W_up x). The tanh form of GELU is Flax's default, so the paper's."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.down(F.gelu(self.up(x_BTD), approximate="tanh"))
+
+
+class SquaredReLU(GELU):
+    """W_down relu(W_up x)^2. So et al. 2021 (Primer)."""
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.down(F.relu(self.up(x_BTD)).square())
+
+
+class SwiGLU(nn.Module):
+    """W_down (silu(W_gate x) * W_up x). Shazeer 2020."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+@MLP.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class GELUConfig(MLPConfig):
+    name: Literal["gelu"] = "gelu"
+    expand: Annotated[float, Field(gt=0)] = 4.0
+    """Hidden width / model width."""
+
+    def build(self, width: int) -> nn.Module:
+        return GELU(width, round(self.expand * width))
+
+
+@MLP.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class SquaredReLUConfig(MLPConfig):
+    name: Literal["relu2"] = "relu2"
+    expand: Annotated[float, Field(gt=0)] = 4.0
+    """Hidden width / model width."""
+
+    def build(self, width: int) -> nn.Module:
+        return SquaredReLU(width, round(self.expand * width))
+
+
+@MLP.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class SwiGLUConfig(MLPConfig):
+    name: Literal["swiglu"] = "swiglu"
+    expand: Annotated[float, Field(gt=0)] = 8 / 3
+    """Hidden width / model width; 8/3 gives the parameters of an ungated layer of width 4 (Shazeer 2020, section 3)."""
+
+    def build(self, width: int) -> nn.Module:
+        return SwiGLU(width, round(self.expand * width))

@@ -1,0 +1,136 @@
+"""Position information, the `position` axis. It may enter at three places: the embedding, q and k, the attention logits.
+
+Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from conf.axis import CHECKED, Axis
+
+
+class Positions(nn.Module):
+    """No positions: the base of all, each overrides the places where it acts."""
+
+    def embed(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return x_BTD
+
+    def rotate(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return q_BHTK, k_BHTK
+
+    def bias(self, length: int) -> torch.Tensor | None:
+        """What is added to the scaled logits, [H, T, T], or None."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class PositionConfig:
+    name: str
+
+    def build(self, width: int, heads: int, context: int) -> Positions:
+        raise NotImplementedError
+
+
+POSITION: Axis[PositionConfig] = Axis("position")
+
+
+class Rotary(Positions):
+    """RoPE (Su et al. 2021): pairs (x_i, x_{i + K/2}) turn by the angle t base^(-2i/K) at position t."""
+
+    cos_TK: torch.Tensor
+    sin_TK: torch.Tensor
+
+    def __init__(self, head_dim: int, context: int, base: float) -> None:
+        super().__init__()
+        frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency)
+        # Both halves side by side, the sign of the swap folded into the sine: x * cos + swap(x) * sin.
+        self.register_buffer("cos_TK", torch.cat([angle.cos(), angle.cos()], -1).float(), persistent=False)
+        self.register_buffer("sin_TK", torch.cat([-angle.sin(), angle.sin()], -1).float(), persistent=False)
+
+    def turn(self, x_BHTK: torch.Tensor) -> torch.Tensor:
+        x_BHTK = x_BHTK.float()
+        length, half = x_BHTK.shape[-2], x_BHTK.shape[-1] // 2
+        swapped_BHTK = torch.cat([x_BHTK[..., half:], x_BHTK[..., :half]], -1)
+        return torch.addcmul(x_BHTK * self.cos_TK[:length], swapped_BHTK, self.sin_TK[:length])
+
+    def rotate(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.turn(q_BHTK), self.turn(k_BHTK)
+
+
+class Learned(Positions):
+    """A trained vector a position, added to the token embedding. Vaswani et al. 2017, GPT-2."""
+
+    def __init__(self, context: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(context, width)
+
+    def embed(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return x_BTD + self.embedding.weight[: x_BTD.shape[1]]
+
+
+class ALiBi(Positions):
+    """Logit bias -2^(-8h/H) (i - j) for head h = 1..H. Press et al. 2022, section 3.
+
+    For a number of heads that is no power of two the same formula is used (the authors' code interpolates).
+    """
+
+    bias_HTT: torch.Tensor
+
+    def __init__(self, heads: int, context: int) -> None:
+        super().__init__()
+        slope_H = 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads)
+        position = torch.arange(context)
+        self.register_buffer(
+            "bias_HTT", slope_H[:, None, None] * (position[None, :] - position[:, None]), persistent=False
+        )
+
+    def bias(self, length: int) -> torch.Tensor | None:
+        return self.bias_HTT[:, :length, :length]
+
+
+@POSITION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class RotaryConfig(PositionConfig):
+    name: Literal["rope"] = "rope"
+    base: Annotated[float, Field(gt=1)] = 10_000.0
+    """Longest wavelength / 2 pi, in tokens. Su et al. 2021; the paper doesn't state its own."""
+
+    def build(self, width: int, heads: int, context: int) -> Positions:
+        head_dim = width // heads
+        if head_dim % 2:
+            raise ValueError(
+                f"position=rope needs an even head dimension, got {head_dim}: change model.heads or use alibi"
+            )
+        return Rotary(head_dim, context, self.base)
+
+
+@POSITION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class LearnedConfig(PositionConfig):
+    name: Literal["learned"] = "learned"
+
+    def build(self, width: int, heads: int, context: int) -> Positions:
+        return Learned(context, width)
+
+
+@POSITION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class NoPositionConfig(PositionConfig):
+    name: Literal["none"] = "none"
+
+    def build(self, width: int, heads: int, context: int) -> Positions:
+        return Positions()
+
+
+@POSITION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class ALiBiConfig(PositionConfig):
+    name: Literal["alibi"] = "alibi"
+
+    def build(self, width: int, heads: int, context: int) -> Positions:
+        return ALiBi(heads, context)

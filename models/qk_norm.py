@@ -1,0 +1,102 @@
+"""Normalization of queries and keys, the `qk_norm` axis: per head over the head dimension, parameters shared across heads.
+
+Applied to the projections before the positions. Values are not normalized.
+Shape suffixes: B batch, H heads, T tokens, K head dimension.
+"""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from conf.axis import CHECKED, Axis
+from models.norms import LayerNorm, RMSNorm
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class QKNormConfig:
+    name: str
+
+    def build(self, head_dim: int, context: int) -> nn.Module:
+        """A module that maps (q_BHTK, k_BHTK) to the pair of the same shapes."""
+        raise NotImplementedError
+
+
+QK_NORM: Axis[QKNormConfig] = Axis("qk_norm")
+
+
+class NoQKNorm(nn.Module):
+    def forward(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return q_BHTK, k_BHTK
+
+
+class QKNorm(nn.Module):
+    """q <- norm_q(q), k <- norm_k(k). ViT-22B (Dehghani et al. 2023); per head as in Wortsman et al. 2023, Fig. E.8."""
+
+    def __init__(self, norm_q: nn.Module, norm_k: nn.Module) -> None:
+        super().__init__()
+        self.query, self.key = norm_q, norm_k
+
+    def forward(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.query(q_BHTK), self.key(k_BHTK)
+
+
+class L2QKNorm(nn.Module):
+    """Logits g cos(q, k) with one learned g a layer and no 1/sqrt(head_dim). Henry et al. 2020, eq. 2 and section 3.
+
+    g starts at log2(L^2 - L), L the training length. The scale 1/sqrt(head_dim) that attention applies is undone here.
+    """
+
+    def __init__(self, head_dim: int, context: int) -> None:
+        super().__init__()
+        length = max(context, 2)
+        self.gain = nn.Parameter(torch.tensor(math.log2(length * length - length)))
+        self.unscale = math.sqrt(head_dim)
+
+    def forward(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        q_BHTK, k_BHTK = F.normalize(q_BHTK.float(), dim=-1), F.normalize(k_BHTK.float(), dim=-1)
+        return q_BHTK * (self.gain * self.unscale), k_BHTK
+
+
+@QK_NORM.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class NoQKNormConfig(QKNormConfig):
+    name: Literal["none"] = "none"
+
+    def build(self, head_dim: int, context: int) -> nn.Module:
+        return NoQKNorm()
+
+
+@QK_NORM.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class LayerNormQK(QKNormConfig):
+    name: Literal["layernorm"] = "layernorm"
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    """Added to the variance over the head dimension."""
+
+    def build(self, head_dim: int, context: int) -> nn.Module:
+        return QKNorm(LayerNorm(head_dim, self.eps), LayerNorm(head_dim, self.eps))
+
+
+@QK_NORM.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class RMSNormQK(QKNormConfig):
+    name: Literal["rmsnorm"] = "rmsnorm"
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    """Added to the mean square over the head dimension."""
+
+    def build(self, head_dim: int, context: int) -> nn.Module:
+        return QKNorm(RMSNorm(head_dim, self.eps), RMSNorm(head_dim, self.eps))
+
+
+@QK_NORM.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class L2QK(QKNormConfig):
+    name: Literal["l2"] = "l2"
+
+    def build(self, head_dim: int, context: int) -> nn.Module:
+        return L2QKNorm(head_dim, context)

@@ -1,0 +1,68 @@
+"""`python -m train [overrides]` trains one proxy; with -m, one for each combination, through Hydra's multirun."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from conf.axis import ConfigError
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        from train.help import show_help
+
+        show_help()
+        return
+    from train.terminal import exit_with
+
+    exit_with(lambda: multirun(arguments) if {"-m", "--multirun"} & set(arguments) else single(arguments))
+
+
+def single(overrides: list[str]) -> None:
+    from train.config import compose
+
+    run_and_show(compose(overrides))
+
+
+def run_and_show(config: Any) -> None:
+    from train.run import train
+    from train.runfolder import RunFolder
+    from train.terminal import Progress, say_summary
+
+    with Progress(config) as progress:
+        summary = train(config, progress.report)
+    if summary:
+        say_summary(config, summary, RunFolder.of(config))
+
+
+def multirun(arguments: list[str]) -> None:
+    """Hydra's own multirun, so that its launchers and sweepers work; all plain sweeps are checked before the first run."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from train.config import CONF, compose, from_node, hydra_fault
+    from train.grid import expand
+
+    overrides = [a for a in arguments if not a.startswith("-")]
+    for point in expand(overrides):
+        compose(point)
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    def job(node: Any) -> None:
+        run_and_show(from_node(node))
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException) as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from None
+        raise hydra_fault(error, overrides) from None
+
+
+if __name__ == "__main__":
+    main()

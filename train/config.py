@@ -1,0 +1,222 @@
+"""The whole config of a run: composed by Hydra from conf/, checked here before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+import conf
+from conf.axis import CHECKED, ConfigError, axes, checked, near
+from data.config import DATA, DataConfig
+from models.gpt import Architecture, SizeConfig
+from train.loggers import LOGGER, LoggerConfig
+from train.losses import LOSS, LossConfig
+from train.optimizers import OPTIMIZER, OptimizerConfig
+from train.schedules import SCHEDULE, ScheduleConfig
+
+CONF = Path(conf.__file__).parent
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Place:
+    """Where and how a run happens. Nothing here changes its numbers, so none of it enters the run's hash."""
+
+    out: str
+    """Folder for run and sweep folders."""
+    cache: str
+    """Folder for prepared token files; ~ is the home folder."""
+    logger: Annotated[LoggerConfig, LOGGER]
+    accelerator: Literal["auto", "cpu", "cuda", "mps"]
+    """Device kind, as in Lightning."""
+    devices: Count | None
+    """Processes on this machine, one device each; null is one. The global batch is shared out among them."""
+    nodes: Count
+    """Machines, as in Lightning."""
+    strategy: str
+    """Lightning's strategy: auto, ddp, fsdp, ..."""
+    threads: Annotated[int, Field(ge=0)]
+    """CPU threads of a process; 0 leaves torch's choice."""
+    checkpoint_seconds: Annotated[float, Field(ge=0)]
+    """Least time between two checkpoints, which fall on watch steps; 0 writes one at each."""
+    progress: bool
+    """Show a progress line."""
+    finding: str | None
+    """Name of the published claim that an experiment file tests: sweep folder and W&B group."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Config(Architecture, Place):
+    """One run. Everything but the fields of Place decides its numbers and enters its hash."""
+
+    loss: Annotated[LossConfig, LOSS]
+    optimizer: Annotated[OptimizerConfig, OPTIMIZER]
+    schedule: Annotated[ScheduleConfig, SCHEDULE]
+    data: Annotated[DataConfig, DATA]
+    context: Count
+    """Tokens of a training sequence."""
+    batch_size: Count
+    """Sequences of an optimizer step, over all devices and micro-batches."""
+    accumulate: Count
+    """Micro-batches of an optimizer step; they share batch_size."""
+    steps: Count
+    """Optimizer steps."""
+    seed: Annotated[int, Field(ge=0)]
+    """Of the initial weights and of the order of the training blocks."""
+    precision: Literal["fp32", "bf16"]
+    """Of matrix products; bf16 keeps softmax, norms, logits, statistics and master weights in fp32."""
+    compile: bool
+    """Run the model through torch.compile."""
+    watch_every: Count
+    """Steps from one watch step (all probes) to the next; the loss is recorded at every step."""
+    eval_batches: Count
+    """Size of the fixed validation set, in batches of batch_size sequences."""
+    eval_every: Count | None
+    """Steps between validations during training; null validates at the start and the end only."""
+
+    @model_validator(mode="after")
+    def _settings_go_together(self) -> Config:
+        self.schedule.fits(steps=self.steps, peak=self.optimizer.lr)
+        shares = self.accumulate * (self.devices or 1) * self.nodes
+        if self.batch_size % shares:
+            raise ValueError(
+                f"batch_size={self.batch_size} can't be shared by accumulate={self.accumulate} x "
+                f"devices={self.devices or 1} x nodes={self.nodes}: use a multiple of {shares}"
+            )
+        if self.position.name == "rope" and (self.model.width // self.model.heads) % 2:
+            raise ValueError(
+                f"position=rope needs an even head dimension, model.width/model.heads is "
+                f"{self.model.width // self.model.heads}: change model.heads or use position=alibi"
+            )
+        return self
+
+    def values(self) -> dict[str, Any]:
+        """Plain values, as in config.yaml."""
+        return asdict(self)
+
+    def digest(self) -> str:
+        """Eight hex digits of a hash over everything that decides the run's numbers."""
+        values = {k: v for k, v in self.values().items() if k not in Place.__dataclass_fields__}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+    def run_name(self) -> str:
+        """Readable part and hash; the run folder's name, W&B's run id is its hash."""
+        return f"{self.readable()}-{self.digest()}"
+
+    def readable(self) -> str:
+        chosen = [self.model.name, f"qk_{self.qk_norm.name}"]
+        defaults = _default_choices()
+        for axis in axes(Config):
+            name = getattr(self, axis).name
+            if axis not in ("qk_norm", *Place.__dataclass_fields__) and name != defaults.get(axis, name):
+                chosen.append(f"{axis}_{name}")
+        return "-".join([*chosen, f"lr{self.optimizer.lr:g}", f"seed{self.seed}"])
+
+
+def _default_choices() -> dict[str, str]:
+    entries = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
+    return {k: v for entry in entries if isinstance(entry, dict) for k, v in entry.items()}
+
+
+def choices() -> dict[str, list[str]]:
+    """Config groups and their choices, from the folders of conf/."""
+    groups: dict[str, list[str]] = {}
+    for path in sorted(CONF.glob("**/*.yaml")):
+        group = path.parent.relative_to(CONF).as_posix()
+        if group != ".":
+            groups.setdefault(group, []).append(path.stem)
+    return groups
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The checked config for Hydra overrides; ConfigError, one line, when any of them can't be used."""
+    return from_node(compose_node(overrides))
+
+
+def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:
+    """What Hydra composes from conf/, unchecked. Hydra's own faults become ConfigError."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    previous = GlobalHydra.instance().hydra if GlobalHydra.instance().is_initialized() else None
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise hydra_fault(error, overrides) from None
+    finally:
+        GlobalHydra.instance().clear()
+        GlobalHydra.instance().hydra = previous
+
+
+def from_node(node: Any) -> Config:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    assert isinstance(values, dict)
+    values.pop("hydra", None)
+    return checked(Config, values)
+
+
+def from_file(path: Path) -> Config:
+    """The config of a run folder's config.yaml."""
+    return checked(Config, yaml.safe_load(path.read_text()))
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(config.values(), sort_keys=False)
+
+
+def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """One line for what Hydra refuses: an unknown key, an unknown choice, a malformed override."""
+    text = " ".join(f"{error} {error.__cause__ or ''}".split())
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        group = key.partition("@")[0]
+        known = choices()
+        if group in known and f"'{group}/{value}'" in text:
+            return ConfigError(f"{group}={value} is not a choice: {near(value, known[group])}")
+        if f"'{key}'" in text and ("not in struct" in text or "Could not override" in text):
+            return ConfigError(f"unknown key {key}: {_near_key(key)}")
+        if f"parsing override '{override}'" in text:
+            return ConfigError(
+                f"can't read the override {override!r}: write key=value, quote values with special characters"
+            )
+    return ConfigError(text.partition(" Available options")[0].partition(" full_key:")[0])
+
+
+def _near_key(key: str) -> str:
+    """The closest full key, or those that end in the same name."""
+    known = list(all_keys())
+    ending = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    if ending:
+        return f"did you mean {' or '.join(ending)}?"
+    hint = near(key, known)
+    return hint if hint.startswith("did") else "see python -m train --help"
+
+
+def all_keys() -> dict[str, None]:
+    """Every key that some config has, in the order of the config; a field of an axis is `axis.field`."""
+    found = axes(Config)
+    keys: dict[str, None] = {}
+    for name in Config.__dataclass_fields__:
+        keys[name] = None
+        parts = [*found[name].choices.values()] if name in found else [SizeConfig] if name == "model" else []
+        keys |= {f"{name}.{field}": None for part in parts for field in part.__dataclass_fields__}
+    return keys

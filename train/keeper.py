@@ -1,0 +1,130 @@
+"""The callback that keeps a run: metrics, status, checkpoints, divergence, interruption, validation."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from train.loggers import Mirror
+from train.module import Proxy
+from train.recorder import Row, first_nonfinite
+from train.runfolder import RunFolder
+
+Report = Callable[[Row], None]
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; it has written a checkpoint and can go on from it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class Keeper(pl.Callback):
+    """Acts at the end of each optimizer step, on rank 0 for all that is written.
+
+    Rows are written and divergence is judged at watch steps; checkpoints fall on watch steps too, so that a run that was
+    cut off judges, writes and ends exactly as an uncut one.
+    """
+
+    def __init__(
+        self, folder: RunFolder, mirror: Mirror, validation: list[torch.Tensor], tokens_per_step: int, report: Report
+    ) -> None:
+        self.folder, self.mirror, self.validation, self.report = folder, mirror, validation, report
+        self.tokens_per_step = tokens_per_step
+        self.diverged_step: int | None = None
+        self.loss_final: float | None = None
+        self.interrupt: int | None = None
+        self.seconds = 0.0
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, Proxy)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[signum] = signal.signal(signum, self._asked_to_stop)
+        if trainer.is_global_zero:
+            self.folder.rewind(trainer.global_step)
+        if math.isnan(module.loss_init):
+            module.loss_init = module.validate(self.validation)
+            if trainer.is_global_zero:
+                self._write_rows([{"step": -1, "loss": module.loss_init, "validation/loss": module.loss_init}])
+        self._clock = self._saved = self._told = time.monotonic()
+        self._timed_step = trainer.global_step
+
+    def _asked_to_stop(self, signum: int, frame: FrameType | None) -> None:
+        if self.interrupt is not None:
+            raise KeyboardInterrupt
+        self.interrupt = signum
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(module, Proxy)
+        if (batch_idx + 1) % module.config.accumulate:
+            return
+        step, config = trainer.global_step - 1, module.config
+        validating = config.eval_every is not None and (step + 1) % config.eval_every == 0 and step + 1 < config.steps
+        watching = module.watching(step)
+        if not (watching or validating or self.interrupt is not None):
+            return
+        rows = module.recorder.flush()
+        if watching:
+            self.diverged_step = first_nonfinite(rows)
+            trainer.should_stop = self.diverged_step is not None
+        if validating:
+            rows[-1]["validation/loss"] = module.validate(self.validation)
+        if trainer.is_global_zero:
+            self._write_rows(rows)
+            self._tell(step, rows[-1])
+        due = watching and time.monotonic() - self._saved >= config.checkpoint_seconds
+        if self.interrupt is not None or (due and not trainer.should_stop):
+            self._save(trainer)
+        if self.interrupt is not None:
+            raise Interrupted(self.interrupt)
+
+    def _write_rows(self, rows: list[Row]) -> None:
+        self.folder.append(self.folder.metrics_path, rows)
+        for row in rows:
+            self.mirror.row(row)
+
+    def _tell(self, step: int, row: Row) -> None:
+        now = time.monotonic()
+        took, steps = now - self._clock, step - self._timed_step + 1
+        self.seconds += took
+        self._clock, self._timed_step = now, step + 1
+        rate = steps * self.tokens_per_step / took if took else math.nan
+        self.folder.append(self.folder.timing_path, [{"step": step, "seconds": took, "tokens_per_second": rate}])
+        self.report(row | {"tokens_per_second": rate})
+        if now - self._told > 0.5:
+            self._told = now
+            shown = {k: row.get(k) for k in ("loss", "lr", "attention/logit_max")}
+            self.folder.set_status("running", step=step, tokens_per_second=rate, **shown)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        temporary = self.folder.checkpoint.with_suffix(".tmp")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            temporary.replace(self.folder.checkpoint)
+        self._saved = time.monotonic()
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, Proxy)
+        if self.diverged_step is None:
+            self.loss_final = module.validate(self.validation)
+        else:
+            self.diverged_step = (
+                first_nonfinite(self.folder.metrics()) if trainer.is_global_zero else self.diverged_step
+            )
+
+    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers = {}

@@ -1,0 +1,126 @@
+"""Loggers, the `logger` axis: mirrors of the local metrics files through Lightning's loggers. Losing one never stops a run."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED, Axis
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class LoggerConfig:
+    name: str
+
+    def build(self, folder: Path, *, run_id: str, run_name: str, group: str | None) -> Logger | None:
+        """A Lightning logger that keeps its files in `folder`, or None."""
+        raise NotImplementedError
+
+
+LOGGER: Axis[LoggerConfig] = Axis("logger")
+
+
+@LOGGER.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class NoLogger(LoggerConfig):
+    name: Literal["none"] = "none"
+
+    def build(self, folder: Path, *, run_id: str, run_name: str, group: str | None) -> Logger | None:
+        return None
+
+
+@LOGGER.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Wandb(LoggerConfig):
+    """Weights & Biases. The run id is the config's hash, so a resumed or requeued run continues its own curves."""
+
+    name: Literal["wandb"] = "wandb"
+    project: str = "stabilab"
+    """W&B project."""
+    entity: str | None = None
+    """W&B team or user; null is the key's owner."""
+    mode: Literal["auto", "online", "offline"] = "auto"
+    """auto is online where a key is set (WANDB_API_KEY or `wandb login`) and offline where none is."""
+
+    def offline(self) -> bool:
+        if self.mode != "auto":
+            return self.mode == "offline"
+        if os.environ.get("WANDB_MODE"):
+            return os.environ["WANDB_MODE"] != "online"
+        return not (os.environ.get("WANDB_API_KEY") or _key_in_netrc())
+
+    def build(self, folder: Path, *, run_id: str, run_name: str, group: str | None) -> Logger:
+        from lightning.pytorch.loggers import WandbLogger
+
+        os.environ.setdefault("WANDB_SILENT", "true")
+        return WandbLogger(
+            name=run_name,
+            save_dir=folder,
+            id=run_id,
+            project=self.project,
+            entity=self.entity,
+            group=group,
+            offline=self.offline(),
+            resume=None if self.offline() else "allow",
+        )
+
+
+def _key_in_netrc() -> bool:
+    for path in (Path(os.environ.get("NETRC", "~/.netrc")).expanduser(), Path("~/_netrc").expanduser()):
+        if path.is_file() and "api.wandb.ai" in path.read_text(errors="ignore"):
+            return True
+    return False
+
+
+class Mirror:
+    """A Lightning logger that may fail: the first fault is said in one line, after it nothing more is sent."""
+
+    def __init__(self, build: Callable[[], Logger | None]) -> None:
+        self.logger: Logger | None = None
+        self._try(lambda: setattr(self, "logger", build()))
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        self._try(lambda: self.logger and self.logger.log_hyperparams(dict(config)))
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Sends one metrics row; a per-head list goes as a histogram where the logger is W&B and stays local elsewhere."""
+        self._try(lambda: self.logger and self.logger.log_metrics(self._flat(row), step=row["step"]))
+
+    def finish(self, status: str, summary: Mapping[str, Any]) -> None:
+        def close() -> None:
+            if self.logger is None:
+                return
+            experiment = self.logger.experiment
+            if hasattr(experiment, "summary"):
+                experiment.summary.update({k: v for k, v in summary.items() if isinstance(v, int | float | str)})
+            self.logger.finalize("success" if status in ("finished", "diverged") else "failed")
+            if hasattr(experiment, "finish"):
+                experiment.finish(exit_code=0 if status in ("finished", "diverged") else 1)
+
+        self._try(close)
+
+    def _flat(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        flat = {k: v for k, v in row.items() if not isinstance(v, list) and k != "step"}
+        lists = {k: v for k, v in row.items() if isinstance(v, list) and all(map(math.isfinite, v))}
+        if lists and type(self.logger).__name__ == "WandbLogger":
+            import wandb
+
+            flat |= {k: wandb.Histogram(v) for k, v in lists.items()}
+        return flat
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except (Exception, SystemExit) as fault:
+            self.logger = None
+            text = " ".join(str(fault).split())[:200]
+            warnings.warn(f"the logger stopped ({type(fault).__name__}: {text}); local files go on", stacklevel=2)

@@ -1,0 +1,83 @@
+"""From device statistics to metrics rows: a row a step, one transfer to the host a watch step, none on other steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from models.probes import Stats, is_max
+
+Row = dict[str, Any]
+
+# Over blocks: how a summary line of all of them is taken.
+OVER_BLOCKS = {"logit_max": max, "entropy": lambda x: sum(x) / len(x)}
+
+
+class Recorder:
+    """Keeps the statistics of each step on the device until `flush` turns them into rows."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Row, Stats]] = []
+
+    def add(self, host: Row, stats: Stats) -> None:
+        """One step: values that the host knows (`step`, `lr`), and device tensors."""
+        self._steps.append((host, {name: value.detach() for name, value in stats.items()}))
+
+    def flush(self) -> list[Row]:
+        """The rows since the last flush, reduced over all ranks."""
+        if not self._steps:
+            return []
+        parts = [(name, value) for _, stats in self._steps for name, value in stats.items()]
+        flat = torch.cat([value.reshape(-1).float() for _, value in parts])
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            flat = self._over_ranks(flat, parts)
+        values = iter(flat.tolist())
+        rows = []
+        for host, stats in self._steps:
+            row = dict(host)
+            for name, tensor in stats.items():
+                taken = [next(values) for _ in range(tensor.numel())]
+                row[name] = taken[0] if tensor.dim() == 0 else taken
+            rows.append(summarize(row))
+        self._steps.clear()
+        return rows
+
+    @staticmethod
+    def _over_ranks(flat: torch.Tensor, parts: list[tuple[str, torch.Tensor]]) -> torch.Tensor:
+        largest = torch.cat([torch.full((v.numel(),), is_max(n), device=flat.device) for n, v in parts])
+        mean, top = flat / dist.get_world_size(), flat.clone()
+        dist.all_reduce(mean)
+        dist.all_reduce(top, op=dist.ReduceOp.MAX)
+        return torch.where(largest, top, mean)
+
+
+def summarize(row: Row) -> Row:
+    """Adds what is derived on the host: over heads (the lists keep the name + `_by_head`), blocks and tensors."""
+    done: Row = {}
+    blocks: dict[str, list[float]] = {}
+    for name, value in row.items():
+        if not isinstance(value, list):
+            done[name] = value
+            continue
+        done[name] = max(value) if is_max(name) else sum(value) / len(value)
+        done[f"{name}_by_head"] = value
+        blocks.setdefault(name.rpartition("/")[2], []).append(done[name])
+        if name.endswith("/entropy"):
+            blocks.setdefault("entropy_min", []).append(min(value))
+    for name, over in OVER_BLOCKS.items():
+        if name in blocks:
+            done[f"attention/{name}"] = over(blocks[name])
+    if "entropy_min" in blocks:
+        done["attention/entropy_min"] = min(blocks["entropy_min"])
+    ratios = [v for k, v in row.items() if k.endswith("/gradient_over_eps")]
+    if ratios:
+        done["adam/gradient_over_eps_min"] = min(ratios)
+    return done
+
+
+def first_nonfinite(rows: list[Row]) -> int | None:
+    """The first step whose loss is NaN or infinite."""
+    return next((row["step"] for row in rows if not math.isfinite(row["loss"])), None)

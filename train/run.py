@@ -1,0 +1,183 @@
+"""One run, from a checked config to a summary in its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conf.axis import ConfigError
+from train.config import Config
+from train.keeper import Interrupted, Keeper, Report
+from train.loggers import Mirror
+from train.recorder import Row
+from train.runfolder import ENDED, RunFolder, write_atomically
+
+Summary = dict[str, Any]
+
+
+def train(config: Config, report: Report = lambda row: None, parent: Path | None = None) -> Summary:
+    """Trains the run, or goes on with it from its checkpoint, or finds it ended; its summary.
+
+    Raises ConfigError before anything is written, Interrupted after a checkpoint was, and passes on what else goes
+    wrong after status.json says so.
+    """
+    folder = RunFolder.of(config, parent)
+    if folder.state() in ENDED and folder.summary():
+        return folder.summary()
+    prepared = _prepare_data(config)
+    if not _is_rank_zero():
+        return _fit(config, folder, Mirror(lambda: None), prepared, report)
+    folder.claim(config)
+    group = config.finding or (parent.name if parent else None)
+    try:
+        folder.start()
+        mirror = Mirror(
+            lambda: config.logger.build(folder.path, run_id=config.digest(), run_name=config.run_name(), group=group)
+        )
+        mirror.start(config.values())
+        try:
+            summary = _fit(config, folder, mirror, prepared, report)
+        except BaseException:
+            mirror.finish("failed", {})
+            raise
+        mirror.finish(summary["state"], summary)
+        return summary
+    except (Interrupted, KeyboardInterrupt) as stop:
+        folder.set_status("pending", reason=f"interrupted by {stop}")
+        raise
+    except BaseException as fault:
+        folder.set_status("failed", reason=f"{type(fault).__name__}: {fault}", traceback=traceback.format_exc())
+        raise
+    finally:
+        folder.release()
+
+
+def _is_rank_zero() -> bool:
+    """Lightning starts one process a device; only the first keeps the folder."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def _prepare_data(config: Config) -> Any:
+    from data.prepare import prepare
+
+    return prepare(config.data, Path(config.cache).expanduser(), progress=config.progress)
+
+
+def _fit(config: Config, folder: RunFolder, mirror: Mirror, prepared: Any, report: Report) -> Summary:
+    import lightning.pytorch as pl
+
+    from data.datamodule import TokenDataModule
+    from train.module import Proxy
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    started = time.monotonic()
+    data = TokenDataModule(
+        prepared,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        context=config.context,
+        steps=config.steps,
+        accumulate=config.accumulate,
+        eval_batches=config.eval_batches,
+    )
+    module = Proxy(config)
+    keeper = Keeper(folder, mirror, data.validation(), config.batch_size * config.context, report)
+    _quiet_lightning()
+    trainer = pl.Trainer(
+        max_steps=config.steps,
+        max_epochs=-1,
+        accelerator=config.accelerator,
+        devices=config.devices or 1,
+        num_nodes=config.nodes,
+        strategy=config.strategy,
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        accumulate_grad_batches=config.accumulate,
+        callbacks=[keeper],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+    checkpoint = folder.checkpoint if folder.checkpoint.exists() else None
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    seconds = float(folder.status().get("seconds", 0.0)) + time.monotonic() - started
+    if not trainer.is_global_zero:
+        return {}
+    # The weights stay, the optimizer's state has served.
+    torch.save(module.model.state_dict(), folder.path / "weights.tmp")
+    (folder.path / "weights.tmp").replace(folder.path / "weights.pt")
+    summary = summarize(config, module, keeper, folder.metrics(), seconds)
+    write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1))
+    folder.set_status(summary["state"], seconds=seconds, step=summary["steps_done"])
+    folder.checkpoint.unlink(missing_ok=True)
+    return summary
+
+
+def summarize(config: Config, module: Any, keeper: Keeper, rows: list[Row], seconds: float) -> Summary:
+    """What the run found: state, losses, where it broke, and its probes at the end and at their extremes."""
+    loss_init, loss_final = module.loss_init, keeper.loss_final
+    broke = loss_final is None or not loss_final <= loss_init
+    watched = [r for r in rows if "attention/logit_max" in r or "residual/block0/rms" in r]
+    finite = [r for r in watched if math.isfinite(r["loss"])] or watched
+    trained = [r for r in rows if r["step"] >= 0]
+    above = [r["step"] for r in trained if r["loss"] > loss_init]
+    last = finite[-1] if finite else {}
+    logit_max = [r["attention/logit_max"] for r in finite if "attention/logit_max" in r]
+    entropy = [r["attention/entropy_min"] for r in finite if "attention/entropy_min" in r]
+    return {
+        "name": config.run_name(),
+        "state": "diverged" if broke else "finished",
+        "loss_init": loss_init,
+        "loss_final": loss_final,
+        "loss": loss_init if broke else loss_final,
+        "diverged_step": _onset(trained, loss_init, keeper.diverged_step) if broke else None,
+        "steps_above_init": len(above),
+        "steps_done": len(trained),
+        "N": module.model.parameter_count(),
+        "parameters": sum(p.numel() for p in module.model.parameters()),
+        "tokens": len(trained) * config.batch_size * config.context,
+        "seconds": seconds,
+        "logit_max": max(logit_max, default=None),
+        "logit_max_final": logit_max[-1] if logit_max else None,
+        "entropy_final": last.get("attention/entropy"),
+        "entropy_min": min(entropy, default=None),
+        "final": {k: v for k, v in last.items() if not isinstance(v, list)},
+    }
+
+
+def _onset(rows: list[Row], loss_init: float, nonfinite: int | None) -> int | None:
+    """The step at which divergence began: the start of the last stretch of losses above the loss at initialisation."""
+    onset = nonfinite
+    for row in reversed([r for r in rows if nonfinite is None or r["step"] < nonfinite]):
+        if row["loss"] <= loss_init:
+            break
+        onset = row["step"]
+    return onset
+
+
+def _quiet_lightning() -> None:
+    import logging
+
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (
+        ".*does not have many workers.*",
+        ".*`IterableDataset` has `__len__` defined.*",
+        ".*treespec.*is deprecated.*",
+        ".*GPU available but not used.*",
+    ):
+        warnings.filterwarnings("ignore", text)
+
+
+__all__ = ["ConfigError", "Interrupted", "Summary", "summarize", "train"]

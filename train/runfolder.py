@@ -1,0 +1,140 @@
+"""The run folder: one run's config, state, metrics and checkpoints. It alone suffices to redo every figure.
+
+config.yaml     resolved config
+status.json     pending | running | finished | diverged | failed, with host, pid, commit, versions, wall time
+metrics.jsonl   a row a recorded step, a pure function of the config (NaN and Infinity as Python's json writes them)
+timing.jsonl    wall time and tokens per second, a row a watch step
+summary.json    the results, written at the end
+last.ckpt       the newest checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from conf.axis import ConfigError
+from train.config import Config, to_yaml
+
+ENDED = ("finished", "diverged")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file is the old one or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, {} when there is none or it is damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; a last line that was cut off is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text().splitlines(keepends=True):
+            if not line.endswith("\n"):
+                break
+            rows.append(json.loads(line))
+    return rows
+
+
+@cache
+def commit() -> str | None:
+    """The git commit of this code, with + when files differ from it."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
+    except OSError:
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None
+
+
+class RunFolder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "last.ckpt"
+        self.metrics_path = path / "metrics.jsonl"
+        self.timing_path = path / "timing.jsonl"
+        self._lock = FileLock(path / ".lock")
+
+    @classmethod
+    def of(cls, config: Config, parent: Path | None = None) -> RunFolder:
+        return cls((parent or Path(config.out)) / config.run_name())
+
+    def claim(self, config: Config) -> None:
+        """Makes the folder this process' own until `release`; ConfigError when another process trains in it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+            write_atomically(self.path / "config.yaml", to_yaml(config))
+        except Timeout:
+            raise ConfigError(f"{self.path}: process {self.status().get('pid')} is training this run already") from None
+        except OSError as error:
+            raise ConfigError(
+                f"out={self.path.parent}: {error.strerror}: choose a folder that can be written"
+            ) from None
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def status(self) -> dict[str, Any]:
+        return read_json(self.path / "status.json")
+
+    def state(self) -> str:
+        return str(self.status().get("state", "pending"))
+
+    def set_status(self, state: str, **details: Any) -> None:
+        """Replaces status.json; details of an earlier attempt that aren't given again stay."""
+        status = self.status() | {"state": state, "time": time.time(), **details}
+        write_atomically(self.path / "status.json", json.dumps(status, indent=1))
+
+    def start(self, attempt_details: Mapping[str, Any] | None = None) -> None:
+        attempt = int(self.status().get("attempt", 0)) + 1
+        self.set_status(
+            "running",
+            attempt=attempt,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            commit=commit(),
+            versions={"python": platform.python_version()}
+            | {name: version(name) for name in ("torch", "lightning", "hydra-core", "wandb")},
+            reason=None,
+            **(attempt_details or {}),
+        )
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows of steps from `step` on: they came after the checkpoint that the run resumes from."""
+        for path in (self.metrics_path, self.timing_path):
+            if path.exists():
+                kept = [row for row in read_rows(path) if row["step"] < step]
+                write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        with path.open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+    def summary(self) -> dict[str, Any]:
+        return read_json(self.path / "summary.json")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_rows(self.metrics_path)
