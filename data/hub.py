@@ -1,0 +1,81 @@
+"""`data=c4` and `data=fineweb`: web text streamed from the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from data import tokenizer as tokenizers_
+from data.config import DATA, DataError, one_line
+from data.text import Corpus, TextConfig, hf_datasets
+
+# Documents for validation, about 2 M tokens: the first of the validation split, or where there is none of the stream.
+VALIDATION_DOCUMENTS = 4096
+
+
+class Place(NamedTuple):
+    repository: str
+    subset: str
+    validation_split: str | None
+
+
+PLACES = {
+    "c4": Place("allenai/c4", "en", "validation"),
+    "fineweb": Place("HuggingFaceFW/fineweb", "sample-10BT", None),
+}
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class HubConfig(TextConfig):
+    """The beginning of a dataset on the hub, in its own order."""
+
+    max_tokens: Annotated[
+        int,
+        Field(ge=1, description="How much of the train split is tokenised: up to the document that reaches it."),
+    ]
+    revision: Annotated[
+        str,
+        Field(description="Git revision of the dataset on the hub: a commit hash pins the text, `main` is today's."),
+    ]
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"dataset": list(PLACES[self.name])} | tokenizers_.fingerprint(self.tokenizer)
+
+    def corpus(self, work: Path) -> Corpus:
+        train, validation_split = self._stream("train"), PLACES[self.name].validation_split
+        if validation_split is not None:
+            held_out = self._stream(validation_split)
+        else:
+            held_out, train = train, train.skip(VALIDATION_DOCUMENTS)
+        return Corpus(train, held_out.take(VALIDATION_DOCUMENTS), self.max_tokens)
+
+    def _stream(self, split: str) -> Any:
+        repository, subset, _ = PLACES[self.name]
+        try:
+            stream = hf_datasets().load_dataset(repository, subset, split=split, streaming=True, revision=self.revision)
+        except (OSError, ValueError) as error:  # not reachable; no such revision
+            raise DataError(
+                f"data={self.name}: {repository} can't be streamed from the hub ({one_line(error)}); use "
+                "data=textmix, which needs a package index, or data=docstrings, which needs no network"
+            ) from None
+        return stream.select_columns("text")
+
+
+@DATA.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class C4(HubConfig):
+    """C4, English (Raffel et al. 2020): with T5's vocabulary the data of Wortsman et al. 2023, App. A."""
+
+    name: Literal["c4"] = "c4"
+
+
+@DATA.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class FineWeb(HubConfig):
+    """FineWeb, sample of 10 billion tokens (Penedo et al. 2024)."""
+
+    name: Literal["fineweb"] = "fineweb"

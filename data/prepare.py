@@ -1,0 +1,195 @@
+"""From a corpus to a folder of token files: written once, resumed when cut off, checked whenever it is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data import tokenizer as tokenizers_
+from data.batches import Prepared
+from data.config import SPLITS, DataConfig, DataError, Position, Split, TokenSource, one_line
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+MANIFEST = "manifest.json"
+PROGRESS = "progress.json"
+# Raise it when the same config and sources give other tokens than before.
+FORMAT = 1
+
+
+def prepare(config: DataConfig, cache: Path, progress: bool = True) -> Prepared:
+    """The token files of a corpus, from `cache/<name>-<8 hex of a hash of everything that decides the tokens>`.
+
+    A folder that is complete is opened; one that was cut off is continued, with the same bytes as if it hadn't been.
+    Of two processes one prepares and the other waits for it. Raises DataError when the source can't be had, when the
+    disk fails, or when the folder does not match its manifest.
+    """
+    try:
+        folder = cache / f"{config.name}-{_digest(config)}"
+        if not (folder / MANIFEST).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with _alone(folder):
+                if not (folder / MANIFEST).exists():
+                    _build(config, folder, progress)
+        return open_prepared(folder)
+    except OSError as error:
+        raise DataError(f"data={config.name} can't be prepared in {cache}: {one_line(error)}") from None
+
+
+def open_prepared(folder: Path) -> Prepared:
+    """A prepared folder, its files compared with the manifest; raises DataError naming the first that differs."""
+    path = folder / MANIFEST
+    again = f"delete the folder {folder} to prepare it again"
+    try:
+        manifest = json.loads(path.read_bytes())
+        files, dtype = dict(manifest["files"]), np.dtype(manifest["dtype"])
+        lengths = {split: int(manifest["splits"][split]["tokens"]) for split in SPLITS}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {one_line(error)}); {again}") from None
+    for name, sha256 in files.items():
+        if not (folder / name).is_file():
+            raise DataError(f"{folder / name} is missing; {again}")
+        if _sha256(folder / name) != sha256:
+            raise DataError(f"{folder / name} is not what its manifest says (sha256 differs); {again}")
+    tokens = {split: np.memmap(folder / f"{split}.bin", dtype, "r", shape=(lengths[split],)) for split in SPLITS}
+    return Prepared(folder, manifest, train=tokens["train"], validation=tokens["validation"])
+
+
+def _digest(config: DataConfig) -> str:
+    decides = {"format": FORMAT} | asdict(config) | config.fingerprint()
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process that prepares {folder}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(config: DataConfig, folder: Path, progress: bool) -> None:
+    positions = _restore(folder)
+    dtype = np.dtype(np.uint16 if config.vocab_size <= 2**16 else np.uint32)
+    with _bars(progress) as bars:
+        reading = bars.add_task(f"{config.name}: documents and tokenizer", total=None)
+        source = config.source(folder)
+        bars.remove_task(reading)
+        for split in SPLITS:
+            _write(source, split, positions, dtype, folder, bars, config.name)
+    for split in SPLITS:
+        _partial(folder, split).replace(folder / f"{split}.bin")
+    names = [f"{split}.bin" for split in SPLITS]
+    names += [tokenizers_.FILE] if (folder / tokenizers_.FILE).exists() else []
+    manifest = {
+        "format": FORMAT,
+        "config": asdict(config),
+        "source": config.fingerprint(),
+        "vocab_size": config.vocab_size,
+        "dtype": dtype.name,
+        "splits": {split: asdict(positions[split]) for split in SPLITS},
+        "files": {name: _sha256(folder / name) for name in names},
+        "versions": _versions(),
+    }
+    _replace_json(folder / MANIFEST, manifest | source.facts)
+    (folder / PROGRESS).unlink()
+    shutil.rmtree(folder / "work", ignore_errors=True)
+
+
+def _restore(folder: Path) -> dict[Split, Position]:
+    """How far an earlier preparation came; from the start unless its files and libraries are those of now."""
+    for split in SPLITS:
+        if (folder / f"{split}.bin").exists():  # cut off between the renaming and the manifest
+            (folder / f"{split}.bin").replace(_partial(folder, split))
+    start: dict[Split, Position] = {split: Position() for split in SPLITS}
+    try:
+        saved = json.loads((folder / PROGRESS).read_bytes())
+        if saved["versions"] == _versions():
+            return {split: Position(**saved[split]) for split in SPLITS}
+    except FileNotFoundError:
+        return start
+    except (ValueError, KeyError, TypeError):
+        pass
+    (folder / tokenizers_.FILE).unlink(missing_ok=True)
+    return start
+
+
+def _write(
+    source: TokenSource,
+    split: Split,
+    positions: dict[Split, Position],
+    dtype: np.dtype,
+    folder: Path,
+    bars: Progress,
+    name: str,
+) -> None:
+    """Append the rest of a split to its partial file. Tokens are on disk before the progress file counts them."""
+    path = _partial(folder, split)
+    path.touch()
+    if path.stat().st_size < positions[split].tokens * dtype.itemsize:
+        positions[split] = Position()
+    unit, total = source.total(split)
+    bar = bars.add_task(f"{name}: {split} {unit}", total=total, completed=getattr(positions[split], unit))
+    with path.open("r+b") as file:
+        file.truncate(positions[split].tokens * dtype.itemsize)
+        file.seek(0, os.SEEK_END)
+        for tokens, position in source.chunks(split, positions[split]):
+            file.write(tokens.astype(dtype).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+            positions[split] = position
+            saved = {s: asdict(p) for s, p in positions.items()}
+            _replace_json(folder / PROGRESS, saved | {"versions": _versions()})
+            bars.update(bar, completed=getattr(position, unit))
+
+
+def _partial(folder: Path, split: Split) -> Path:
+    return folder / f"{split}.partial"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _replace_json(path: Path, values: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        json.dump(values, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _versions() -> dict[str, str]:
+    libraries = ("numpy", "datasets", "tokenizers")
+    return {"python": platform.python_version()} | {library: metadata.version(library) for library in libraries}
+
+
+def _bars(progress: bool) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress)

@@ -1,0 +1,189 @@
+"""Text corpora: documents held in HF `datasets`, split by a hash of their text, tokenised document by document."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from data import tokenizer as tokenizers_
+from data.config import DataConfig, DataError, Position, Split
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from tokenizers import Tokenizer
+
+# Documents that are tokenised, written and made durable at once: what a killed preparation loses at most.
+CHUNK_DOCUMENTS = 256
+VALIDATION_SHARE = 0.04
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class TextConfig(DataConfig):
+    """A corpus of documents and the tokenizer that turns them into tokens; an end-of-text token follows each."""
+
+    tokenizer: Annotated[
+        str,
+        Field(
+            description="`bpe`: byte-level BPE trained on the train documents until it has vocab_size tokens. Or the "
+            "path of a tokenizer.json, or `hub:<repo>` for the one of a repository on the Hugging Face hub."
+        ),
+    ]
+
+    def __post_init__(self) -> None:
+        if self.tokenizer == tokenizers_.TRAINED and self.vocab_size < tokenizers_.SMALLEST:
+            raise ValueError(
+                f"vocab_size={self.vocab_size}: a byte-level BPE has at least {tokenizers_.SMALLEST} tokens, "
+                f"256 bytes and {tokenizers_.EOS[0]}; use {tokenizers_.SMALLEST} or more"
+            )
+
+    def corpus(self, work: Path) -> Corpus:
+        """The documents; `work` is for files that are needed until the preparation is done."""
+        raise NotImplementedError
+
+    def source(self, folder: Path) -> TextSource:
+        corpus = self.corpus(folder / "work")
+        tokenizer = tokenizers_.obtain(self.tokenizer, self.vocab_size, batches(corpus.train), folder)
+        return TextSource(corpus, tokenizer, facts={"eos": tokenizers_.eos(tokenizer)})
+
+
+@plain_dataclass(frozen=True)
+class Corpus:
+    """The documents of both splits: datasets with a column `text`."""
+
+    train: Dataset | IterableDataset
+    validation: Dataset | IterableDataset
+    max_tokens: int | None = None
+    """Tokenising the train documents stops at the document that reaches this many tokens."""
+
+
+@plain_dataclass(frozen=True)
+class TextSource:
+    """Implements `data.config.TokenSource` for text."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def total(self, split: Split) -> tuple[Literal["documents", "tokens"], int | None]:
+        if split == "train" and self.corpus.max_tokens is not None:
+            return "tokens", self.corpus.max_tokens
+        documents = getattr(self.corpus, split)
+        return "documents", len(documents) if hasattr(documents, "__len__") else None
+
+    def chunks(self, split: Split, start: Position) -> Iterator[tuple[np.ndarray, Position]]:
+        limit = self.corpus.max_tokens if split == "train" else None
+        unit, total = self.total(split)
+        if total is not None and getattr(start, unit) >= total:
+            return
+        position, eos = start, tokenizers_.eos(self.tokenizer)
+        for texts in batches(getattr(self.corpus, split).skip(start.documents)):
+            ids: list[int] = []
+            documents = text_bytes = 0
+            for text, encoding in zip(
+                texts, self.tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
+            ):
+                ids += encoding.ids
+                ids.append(eos)
+                documents, text_bytes = documents + 1, text_bytes + len(text.encode())
+                if limit is not None and position.tokens + len(ids) >= limit:
+                    break
+            position = replace(
+                position,
+                documents=position.documents + documents,
+                tokens=position.tokens + len(ids),
+                text_bytes=position.text_bytes + text_bytes,
+                last_token=ids[-1],
+            )
+            yield np.array(ids), position
+            if limit is not None and position.tokens >= limit:
+                return
+
+
+def batches(documents: Dataset | IterableDataset) -> Iterator[list[str]]:
+    for batch in documents.iter(batch_size=CHUNK_DOCUMENTS):
+        yield batch["text"]
+
+
+def hf_datasets() -> Any:
+    """The `datasets` module, imported only when text is prepared, without progress bars of its own."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def from_documents(generator: Any, work: Path, **arguments: Any) -> Dataset:
+    """A dataset on disk under `work` of the strings that generator(**arguments) yields."""
+    datasets = hf_datasets()
+    with disk_errors():
+        return datasets.Dataset.from_generator(
+            _rows,
+            features=datasets.Features({"text": datasets.Value("string")}),
+            cache_dir=str(work),
+            gen_kwargs={"generator": generator, "arguments": arguments},
+        )
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """The OSError behind an error of `datasets`, so that a full disk is reported as what it is."""
+    try:
+        yield
+    except hf_datasets().exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise
+
+
+def _rows(generator: Any, arguments: dict[str, Any]) -> Iterator[dict[str, str]]:
+    for text in generator(**arguments):
+        if text.strip():
+            yield {"text": text}
+
+
+def split_by_hash(documents: Dataset, what: str) -> Corpus:
+    """The documents in the order of a hash of their text; the lowest hashes, about 4 %, are for validation.
+
+    Order and split depend on nothing but the texts, equal texts are on the same side, and the order is random as far
+    as their content goes, so that the first blocks of each file are a sample of the whole corpus.
+    """
+    if len(documents) < 2:
+        raise DataError(f"{what} has {len(documents)} documents; at least 2 are needed, one of them for validation")
+    hashes = np.array([_hash(text) for texts in batches(documents) for text in texts], np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    held_out = int(np.clip((hashes < int(VALIDATION_SHARE * 2**64)).sum(), 1, len(documents) - 1))
+    return Corpus(train=documents.select(order[held_out:]), validation=documents.select(order[:held_out]))
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def pieces(lines: Iterator[str], size: int = 8192) -> Iterator[str]:
+    """A long text cut at blank lines into documents of at most `size` characters (or one paragraph)."""
+    piece: list[str] = []
+    length = 0
+    paragraph: list[str] = []
+    for line in chain(lines, ["\n"]):
+        paragraph.append(line)
+        if line.strip():
+            continue
+        added = sum(map(len, paragraph))
+        if piece and length + added > size:
+            yield "".join(piece).strip("\n")
+            piece, length = [], 0
+        piece += paragraph
+        length += added
+        paragraph = []
+    yield "".join(piece).strip("\n")
