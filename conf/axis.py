@@ -14,6 +14,7 @@ from pydantic_core import CoreSchema, core_schema
 CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 T = TypeVar("T")
+Choice = TypeVar("Choice", bound=type)
 
 
 class ConfigError(ValueError):
@@ -31,16 +32,25 @@ class Axis(Generic[T]):
         self.title = title
         self.choices: dict[str, type[T]] = {}
 
-    def register(self, config: type[T]) -> type[T]:
+    def register(self, config: Choice) -> Choice:
         name = config.__dataclass_fields__["name"].default  # type: ignore[attr-defined]
         if name in self.choices:
             raise ValueError(f"{self.title}={name} is registered twice")
-        self.choices[name] = config
+        self.choices[name] = cast("type[T]", config)
+        _inherit_documentation(config)
         return config
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schemas: dict[Any, CoreSchema] = {name: handler.generate_schema(c) for name, c in self.choices.items()}
         return core_schema.tagged_union_schema(choices=schemas, discriminator="name")
+
+
+def _inherit_documentation(config: type) -> None:
+    """Pydantic reads the strings under the fields of the class itself only, not of its bases."""
+    for base in config.__mro__[1:]:
+        for name, field in vars(base).get("__pydantic_fields__", {}).items():
+            own = vars(config)["__pydantic_fields__"][name]
+            own.description = own.description or field.description
 
 
 def near(word: str, words: list[str]) -> str:
@@ -53,7 +63,7 @@ def checked(config: type[T], values: Mapping[str, Any]) -> T:
     """An instance of the config dataclass from plain values; raises ConfigError with one line for the first fault."""
     try:
         # JSON mode is pydantic's strict mode for nested dataclasses: no "3" for 3, no 1 for true.
-        return cast(T, TypeAdapter(config).validate_json(json.dumps(values), strict=True))
+        return TypeAdapter(config).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise ConfigError(_one_line(error, config)) from None
 
@@ -71,21 +81,24 @@ def _one_line(error: ValidationError, config: type) -> str:
         case "union_tag_invalid":
             known = [t.strip(" '") for t in fault["ctx"]["expected_tags"].split(",")]
             return f"{path}={fault['ctx']['tag']} is not a choice: {near(fault['ctx']['tag'], known)}"
+        case "union_tag_not_found" if path in axes(config):
+            return f"{path}.name is missing: {near('', list(axes(config)[path].choices))}"
         case "missing":
             return f"{path} is missing"
         case "value_error":
             text = str(fault["ctx"]["error"])
             return f"{path}: {text}" if path else text
-    return f"{path}={value}: {message[0].lower()}{message[1:]}"
+    written = json.dumps(value) if value is None or isinstance(value, bool) else value
+    return f"{path}={written}: {message[0].lower()}{message[1:]}"
 
 
 def _fields_at(config: type, loc: tuple[Any, ...]) -> list[str]:
-    fields = config.__dataclass_fields__
+    fields: dict[str, Any] = vars(config)["__dataclass_fields__"]
     if not loc:
         return list(fields)
     axis = axes(config).get(str(loc[0]))
     if axis is not None and len(loc) > 1:
-        return list(axis.choices[str(loc[1])].__dataclass_fields__)  # type: ignore[attr-defined]
+        return _fields_at(axis.choices[str(loc[1])], ())
     nested = _nested(config).get(str(loc[0]))
     return _fields_at(nested, loc[1:]) if nested else []
 

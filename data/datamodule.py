@@ -17,8 +17,8 @@ from data.batches import Prepared, TokenBatches, validation_batches
 class MicroBatches(IterableDataset):
     """Each batch in `accumulate` equal parts.
 
-    It has no length on purpose: after a resume Lightning counts on from the batches before the checkpoint and would take
-    the length of what is left for the end of the epoch.
+    It has no length on purpose: after a resume Lightning counts on from the batches before the checkpoint and would
+    take the length of what is left for the end of the epoch.
     """
 
     def __init__(self, batches: TokenBatches, accumulate: int) -> None:

@@ -52,7 +52,7 @@ class Synthetic(DataConfig):
 class Language:
     """pi_V: the stationary law of the chain, P_VV[i, j]: the probability that j follows i."""
 
-    pi_V: np.ndarray  # noqa: N815
+    pi_V: np.ndarray
     P_VV: np.ndarray
 
     @cached_property

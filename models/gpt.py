@@ -17,7 +17,7 @@ from models.attention.mixing import ATTENTION, MixingConfig, import_rules
 from models.init import INIT, InitConfig
 from models.mlp import MLP, MLPConfig
 from models.norms import NORM, NormConfig
-from models.positions import POSITION, PositionConfig
+from models.positions import POSITION, PositionConfig, Positions
 from models.probes import Stats, rms
 from models.qk_norm import QK_NORM, QKNormConfig
 
@@ -62,7 +62,7 @@ class Architecture:
 class Block(nn.Module):
     """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x)). The residual stream stays in fp32."""
 
-    def __init__(self, arch: Architecture, positions: nn.Module, context: int, index: int) -> None:
+    def __init__(self, arch: Architecture, positions: Positions, context: int, index: int) -> None:
         super().__init__()
         width, heads = arch.model.width, arch.model.heads
         self.attention_norm = arch.norm.build(width)
@@ -116,13 +116,13 @@ class _Head(torch.autograd.Function):
     """fp32 logits whose backward products run in the autocast dtype, like those of every other layer."""
 
     @staticmethod
-    def forward(ctx, x_ND: torch.Tensor, weight_VD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx, x_ND: torch.Tensor, weight_VD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         ctx.save_for_backward(x_ND, weight_VD)
         ctx.dtype = dtype
         return x_ND @ weight_VD.T
 
     @staticmethod
-    def backward(ctx, grad_NV: torch.Tensor):  # type: ignore[override]
+    def backward(ctx, grad_NV: torch.Tensor):
         x_ND, weight_VD = ctx.saved_tensors
         grad_NV = grad_NV.to(ctx.dtype)
         return (grad_NV @ weight_VD.to(ctx.dtype)).float(), (grad_NV.T @ x_ND.to(ctx.dtype)).float(), None

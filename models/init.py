@@ -9,7 +9,7 @@ from torch import nn
 
 from conf.axis import CHECKED, Axis
 
-# Standard deviation of a unit normal cut off at +-2: Flax's variance_scaling divides by it, so that the std is as named.
+# Standard deviation of a unit normal cut off at +-2. Flax's variance_scaling divides by it: the std is then as named.
 TRUNCATED_STD = 0.87962566103423978
 
 

@@ -27,7 +27,7 @@ NORM: Axis[NormConfig] = Axis("norm")
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(var + eps) * weight, without bias. Ba et al. 2016; "we never use biases", Wortsman et al. 2023."""
+    """(x - mean) / sqrt(var + eps) * weight, without bias (Wortsman et al. 2023, Fig. E.8). Ba et al. 2016."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Position information, the `position` axis. It may enter at three places: the embedding, q and k, the attention logits.
+"""Positions, the `position` axis. They may enter at three places: the embedding, q and k, the attention logits.
 
 Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
 """

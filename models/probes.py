@@ -1,7 +1,8 @@
 """Probes: exact fp32 statistics of tensors inside the model, as device tensors that nothing here brings to the host.
 
-Stats is a dict from a metric's name to a tensor; statistics taken head by head are of shape [H]. Names that end in `max`
-are combined over micro-batches, ranks and heads by the maximum, all others by the mean.
+Stats is a dict from a metric's name to a tensor; statistics taken head by head are of shape [H]. Micro-batches and
+ranks are combined by what the name ends in: `max` by the maximum, `rms` by the root of the mean square, all others by
+the mean.
 Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K head dimension, V vocabulary.
 """
 
@@ -20,21 +21,33 @@ def is_max(name: str) -> bool:
     return name.endswith("max")
 
 
+def is_rms(name: str) -> bool:
+    return name.endswith("rms")
+
+
 def merge(into: Stats, new: Stats, weight: float) -> None:
-    """Adds one of several micro-batches: maxima are kept, means are summed with `weight`."""
+    """Adds one of several equal micro-batches, of which each has the share `weight`."""
     for name, value in new.items():
         old = into.get(name)
         if is_max(name):
             into[name] = value if old is None else torch.maximum(old, value)
+        elif is_rms(name):
+            into[name] = value * math.sqrt(weight) if old is None else (old.square() + value.square() * weight).sqrt()
         else:
             into[name] = value * weight if old is None else old + value * weight
+
+
+def full_precision(x: torch.Tensor) -> torch.autocast:
+    """Keeps autocast from taking the matrix products inside to bf16."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def causal_logits(
     q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float, bias_HTT: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """scale q k^T + bias in fp32, [B, H, T, T], -inf above the diagonal."""
-    z_BHTT = (q_BHTK.float() @ k_BHTK.float().mT) * scale
+    """scale q k^T + bias in fp32, also under autocast, [B, H, T, T], -inf above the diagonal."""
+    with full_precision(q_BHTK):
+        z_BHTT = (q_BHTK.float() @ k_BHTK.float().mT) * scale
     if bias_HTT is not None:
         z_BHTT = z_BHTT + bias_HTT
     length = z_BHTT.shape[-1]
@@ -81,8 +94,9 @@ def attention_scores(
     """Of the scaled, causally visible logits and of what makes them up; each [H], exact, in chunks of queries.
 
     logit_max: max over batch and pairs. q_norm, k_norm: mean L2 norm of q and k over batch and tokens, after norm and
-    positions. cosine_mean: mean of cos(q_i, k_j) over batch and visible pairs. cosine_of_max_pair: the cosine of the pair
-    that has the maximal logit (Wortsman et al. 2023, Fig. E.1 takes the logits apart into norms and cosine).
+    positions. cosine_mean: mean of cos(q_i, k_j) over batch and visible pairs. cosine_of_max_pair: the cosine of the
+    pair that has the maximal logit of the micro-batch (Wortsman et al. 2023, Fig. E.1 takes the logits apart into norms
+    and cosine).
     """
     batch, heads, length, dim = q_BHTK.shape
     q_norm_BHT, k_norm_BHT = q_BHTK.norm(dim=-1), k_BHTK.norm(dim=-1)

@@ -1,4 +1,4 @@
-"""Normalization of queries and keys, the `qk_norm` axis: per head over the head dimension, parameters shared across heads.
+"""Normalization of queries and keys, the `qk_norm` axis: over the head dimension, parameters shared across heads.
 
 Applied to the projections before the positions. Values are not normalized.
 Shape suffixes: B batch, H heads, T tokens, K head dimension.

@@ -39,7 +39,7 @@ def run_and_show(config: Any) -> None:
 
 
 def multirun(arguments: list[str]) -> None:
-    """Hydra's own multirun, so that its launchers and sweepers work; all plain sweeps are checked before the first run."""
+    """Hydra's own multirun, so that its launchers and sweepers work; every point is checked before the first run."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

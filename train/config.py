@@ -42,8 +42,8 @@ class Place:
     """Processes on this machine, one device each; null is one. The global batch is shared out among them."""
     nodes: Count
     """Machines, as in Lightning."""
-    strategy: str
-    """Lightning's strategy: auto, ddp, fsdp, ..."""
+    strategy: Literal["auto", "ddp"]
+    """How devices share the work, as in Lightning; every device holds the whole model."""
     threads: Annotated[int, Field(ge=0)]
     """CPU threads of a process; 0 leaves torch's choice."""
     checkpoint_seconds: Annotated[float, Field(ge=0)]
@@ -154,7 +154,7 @@ def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise hydra_fault(error, overrides) from None
     finally:
         GlobalHydra.instance().clear()
@@ -163,15 +163,16 @@ def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:
 
 def from_node(node: Any) -> Config:
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
         values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} has no value yet: give it as {error.full_key}=...") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(values, dict)
-    values.pop("hydra", None)
-    return checked(Config, values)
+    return checked(Config, {str(k): v for k, v in values.items() if k != "hydra"})
 
 
 def from_file(path: Path) -> Config:
@@ -187,22 +188,38 @@ def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """One line for what Hydra refuses: an unknown key, an unknown choice, a malformed override."""
     text = " ".join(f"{error} {error.__cause__ or ''}".split())
     for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        group = key.partition("@")[0]
-        known = choices()
-        if group in known and f"'{group}/{value}'" in text:
-            return ConfigError(f"{group}={value} is not a choice: {near(value, known[group])}")
-        if f"'{key}'" in text and ("not in struct" in text or "Could not override" in text):
-            return ConfigError(f"unknown key {key}: {_near_key(key)}")
-        if f"parsing override '{override}'" in text:
+        if not _readable(override):
             return ConfigError(
                 f"can't read the override {override!r}: write key=value, quote values with special characters"
             )
+        key, _, value = override.lstrip("+~").partition("=")
+        group = key.partition("@")[0]
+        known = choices()
+        refused = f"'{group}/{value}'" in text or "Config group override" in text
+        if refused and group in known and value not in known[group]:
+            return ConfigError(f"{group}={value} is not a choice: {near(value, known[group])}")
+        if f"'{key}'" in text and ("not in struct" in text or "Could not override" in text):
+            return ConfigError(f"unknown key {key}: {_near_key(key)}")
     return ConfigError(text.partition(" Available options")[0].partition(" full_key:")[0])
 
 
+def _readable(override: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return bool(OverridesParser.create().parse_override(override).key_or_group)
+    except HydraException:
+        return False
+
+
 def _near_key(key: str) -> str:
-    """The closest full key, or those that end in the same name."""
+    """The choices that have this key, the keys that end in the same name, or the closest one."""
+    axis, _, field = key.partition(".")
+    configs = axes(Config)[axis].choices if axis in axes(Config) else {}
+    owners = [choice for choice, config in configs.items() if field in config.__dataclass_fields__]
+    if owners:
+        return f"only {axis}={' or '.join(owners)} has it"
     known = list(all_keys())
     ending = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
     if ending:

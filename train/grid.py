@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from omegaconf import DictConfig
+
 from conf.axis import ConfigError
+from train.config import Config, choices, compose_node, from_node, hydra_fault
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
@@ -27,10 +30,34 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     return [[*fixed, *point] for point in itertools.product(*axes.values())]
 
 
+def compose_all(points: Sequence[Sequence[str]]) -> list[Config]:
+    """The checked config of every point. Hydra composes once a set of choices; plain values are set on copies."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    groups, parser, composed = choices(), OverridesParser.create(), dict[tuple[str, ...], DictConfig]()
+    configs = []
+    for point in points:
+        chosen = tuple(o for o in point if o.partition("=")[0] in groups or not o[0].isalpha())
+        if chosen not in composed:
+            composed[chosen] = compose_node(chosen)
+        node = composed[chosen].copy()
+        try:
+            for text in point:
+                if text not in chosen:
+                    override = parser.parse_override(text)
+                    OmegaConf.update(node, override.key_or_group, override.value(), force_add=False)
+        except OmegaConfBaseException as error:
+            raise hydra_fault(error, point) from None
+        configs.append(from_node(node))
+    return configs
+
+
 def _values(text: str) -> tuple[str, list[str] | None]:
     """The key of an override and, where it has several values, an override for each."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import ListExtensionOverrideValue, Override
+    from hydra.core.override_parser.types import Override
     from hydra.errors import HydraException
 
     try:
@@ -39,12 +66,11 @@ def _values(text: str) -> tuple[str, list[str] | None]:
         raise ConfigError(
             f"can't read the override {text!r}: write key=value, quote values with special characters"
         ) from None
-    key = override.input_line.partition("=")[0] if override.input_line else text
+    key = text.partition("=")[0]
     value = override.value()
     if override.is_sweep_override():
-        prefix = override.input_line.partition("=")[0] if override.input_line else key
-        return key, [f"{prefix}={v}" for v in override.sweep_string_iterator()]
-    if isinstance(value, list) and not isinstance(value, ListExtensionOverrideValue):
+        return key, [f"{key}={v}" for v in override.sweep_string_iterator()]
+    if isinstance(value, list):
         return key, [f"{key}={Override._get_value_element_as_str(v)}" for v in value]
     return key, None
 
@@ -52,11 +78,9 @@ def _values(text: str) -> tuple[str, list[str] | None]:
 def _of_experiment(overrides: Sequence[str]) -> list[str]:
     from omegaconf import OmegaConf
 
-    from train.config import compose_node
-
     plain = [o for o in overrides if o.lstrip("+").startswith("experiment=")]
     if not plain:
         return []
     params = OmegaConf.to_container(compose_node(plain, with_hydra=True).hydra.sweeper.get("params") or {})
     assert isinstance(params, dict)
-    return [f"{key}={value}" for key, value in params.items()]
+    return [f"{key!s}={value}" for key, value in params.items()]

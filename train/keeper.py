@@ -20,7 +20,7 @@ from train.runfolder import RunFolder
 Report = Callable[[Row], None]
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - not an error
     """A signal asked the run to stop; it has written a checkpoint and can go on from it."""
 
     def __init__(self, signum: int) -> None:
@@ -31,8 +31,8 @@ class Interrupted(Exception):
 class Keeper(pl.Callback):
     """Acts at the end of each optimizer step, on rank 0 for all that is written.
 
-    Rows are written and divergence is judged at watch steps; checkpoints fall on watch steps too, so that a run that was
-    cut off judges, writes and ends exactly as an uncut one.
+    Rows are written and divergence is judged at watch steps; checkpoints fall on watch steps too, so that a run that
+    was cut off judges, writes and ends exactly as an uncut one.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Keeper(pl.Callback):
         for signum in (signal.SIGINT, signal.SIGTERM):
             self._handlers[signum] = signal.signal(signum, self._asked_to_stop)
         if trainer.is_global_zero:
-            self.folder.rewind(trainer.global_step)
+            self.folder.rewind(trainer.global_step or -1)
         if math.isnan(module.loss_init):
             module.loss_init = module.validate(self.validation)
             if trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""Loggers, the `logger` axis: mirrors of the local metrics files through Lightning's loggers. Losing one never stops a run."""
+"""Loggers, the `logger` axis: mirrors of the local metrics, through Lightning's. Losing one never stops a run."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class LoggerConfig:
         """A Lightning logger that keeps its files in `folder`, or None."""
         raise NotImplementedError
 
+
+CONNECT_SECONDS = 20.0
 
 LOGGER: Axis[LoggerConfig] = Axis("logger")
 
@@ -59,6 +61,7 @@ class Wandb(LoggerConfig):
         return not (os.environ.get("WANDB_API_KEY") or _key_in_netrc())
 
     def build(self, folder: Path, *, run_id: str, run_name: str, group: str | None) -> Logger:
+        import wandb
         from lightning.pytorch.loggers import WandbLogger
 
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -71,6 +74,7 @@ class Wandb(LoggerConfig):
             group=group,
             offline=self.offline(),
             resume=None if self.offline() else "allow",
+            settings=wandb.Settings(init_timeout=CONNECT_SECONDS, x_disable_stats=True, console="off"),
         )
 
 
@@ -92,14 +96,14 @@ class Mirror:
         self._try(lambda: self.logger and self.logger.log_hyperparams(dict(config)))
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Sends one metrics row; a per-head list goes as a histogram where the logger is W&B and stays local elsewhere."""
+        """Sends one metrics row; a per-head list goes as a histogram to W&B and stays local elsewhere."""
         self._try(lambda: self.logger and self.logger.log_metrics(self._flat(row), step=row["step"]))
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         def close() -> None:
             if self.logger is None:
                 return
-            experiment = self.logger.experiment
+            experiment: Any = getattr(self.logger, "experiment", None)
             if hasattr(experiment, "summary"):
                 experiment.summary.update({k: v for k, v in summary.items() if isinstance(v, int | float | str)})
             self.logger.finalize("success" if status in ("finished", "diverged") else "failed")

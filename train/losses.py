@@ -33,20 +33,22 @@ class _CrossEntropyZ(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor, z_loss: float):  # type: ignore[override]
-        max_N, argmax_N = logits_NV.max(-1)
+    def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor, z_loss: float):
         p_NV = torch.softmax(logits_NV, -1)
-        log_z_N = max_N - p_NV.gather(1, argmax_N[:, None])[:, 0].log()
-        cross_entropy_N = log_z_N - logits_NV.gather(1, targets_N[:, None])[:, 0]
+        max_N, log_p_max_N = logits_NV.amax(-1), p_NV.amax(-1).log()
+        log_z_N = max_N - log_p_max_N
+        # Not log Z - logit, which loses a small loss under large logits.
+        cross_entropy_N = max_N - logits_NV.gather(1, targets_N[:, None])[:, 0] - log_p_max_N
         ctx.save_for_backward(p_NV, targets_N, log_z_N)
         ctx.z_loss = z_loss
         ctx.mark_non_differentiable(cross_entropy_N, log_z_N, max_N)
         return cross_entropy_N + z_loss * log_z_N.square(), cross_entropy_N, log_z_N, max_N
 
     @staticmethod
-    def backward(ctx: Any, grad_N: torch.Tensor, *_: Any):  # type: ignore[override]
+    def backward(ctx: Any, grad_N: torch.Tensor, *_: Any):
         p_NV, targets_N, log_z_N = ctx.saved_tensors
-        grad_NV = p_NV * (grad_N * (1 + 2 * ctx.z_loss * log_z_N))[:, None]
+        # In place: p has served. A second backward pass through it is an error that autograd reports.
+        grad_NV = p_NV.mul_((grad_N * (1 + 2 * ctx.z_loss * log_z_N))[:, None])
         return grad_NV.scatter_add_(1, targets_N[:, None], -grad_N[:, None]), None, None
 
 
@@ -57,7 +59,7 @@ def cross_entropy_z(
 
     z-loss: c log^2 Z with Z = sum_v exp(logit_v). PaLM (Chowdhery et al. 2022), section 5; Wortsman et al. 2023, 3.1.2.
     """
-    return _CrossEntropyZ.apply(logits_NV, targets_N, z_loss)  # type: ignore[no-any-return]
+    return _CrossEntropyZ.apply(logits_NV, targets_N, z_loss)
 
 
 @LOSS.register

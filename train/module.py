@@ -99,7 +99,7 @@ class Proxy(pl.LightningModule):
         optimizer.step(closure=optimizer_closure)
         if self._before:
             with torch.no_grad():
-                torch._foreach_sub_(self._before, self.tensors)
+                torch._foreach_sub_(self._before, list[torch.Tensor](self.tensors))
                 self._record_each("update", "rms", tensor_rms(self._before) / lr)
             self._before = []
         self.recorder.add({"step": step, "lr": lr}, self._stats)

@@ -52,8 +52,9 @@ class AdamW(OptimizerConfig):
     """Decay rate of the first moment. Wortsman et al. 2023, section 2.1."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Decay rate of the second moment. Wortsman et al. 2023, section 2.1."""
-    eps: Annotated[float, Field(ge=0)] = 1e-8
-    """Added to the root of the bias-corrected second moment. Wortsman et al. 2023, section 2.1."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the bias-corrected second moment; 0 would make 0/0 of a row that gets no gradient.
+    Wortsman et al. 2023, section 2.1."""
     decay: Literal["independent", "coupled", "none"] = "independent"
     """What multiplies weight_decay: the schedule alone, the learning rate, or nothing is decayed."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from models.probes import Stats, is_max
+from models.probes import Stats, is_max, is_rms
 
 Row = dict[str, Any]
 
 # Over blocks: how a summary line of all of them is taken.
-OVER_BLOCKS = {"logit_max": max, "entropy": lambda x: sum(x) / len(x)}
+OVER_BLOCKS: dict[str, Callable[[list[float]], float]] = {"logit_max": max, "entropy": lambda x: sum(x) / len(x)}
 
 
 class Recorder:
@@ -47,11 +48,14 @@ class Recorder:
 
     @staticmethod
     def _over_ranks(flat: torch.Tensor, parts: list[tuple[str, torch.Tensor]]) -> torch.Tensor:
-        largest = torch.cat([torch.full((v.numel(),), is_max(n), device=flat.device) for n, v in parts])
-        mean, top = flat / dist.get_world_size(), flat.clone()
+        largest, square = (
+            torch.cat([torch.full((v.numel(),), which(n), device=flat.device) for n, v in parts])
+            for which in (is_max, is_rms)
+        )
+        mean, top = torch.where(square, flat.square(), flat) / dist.get_world_size(), flat.clone()
         dist.all_reduce(mean)
         dist.all_reduce(top, op=dist.ReduceOp.MAX)
-        return torch.where(largest, top, mean)
+        return torch.where(largest, top, torch.where(square, mean.sqrt(), mean))
 
 
 def summarize(row: Row) -> Row:

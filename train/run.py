@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 
-from conf.axis import ConfigError
+from data.batches import Prepared
+from data.datamodule import TokenDataModule
+from data.prepare import prepare
 from train.config import Config
 from train.keeper import Interrupted, Keeper, Report
 from train.loggers import Mirror
+from train.module import Proxy
 from train.recorder import Row
 from train.runfolder import ENDED, RunFolder, write_atomically
 
 Summary = dict[str, Any]
 
 
-def train(config: Config, report: Report = lambda row: None, parent: Path | None = None) -> Summary:
-    """Trains the run, or goes on with it from its checkpoint, or finds it ended; its summary.
+def train(
+    config: Config,
+    report: Report = lambda row: None,
+    parent: Path | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+) -> Summary:
+    """Trains the run, or goes on with it from its checkpoint, or finds it ended; its summary, {} on all ranks but 0.
 
-    Raises ConfigError before anything is written, Interrupted after a checkpoint was, and passes on what else goes
-    wrong after status.json says so.
+    The run folder lies in `parent`, else in config.out. Raises ConfigError before anything is written, Interrupted
+    after a checkpoint was, and passes on what else goes wrong after status.json says so.
     """
     folder = RunFolder.of(config, parent)
     if folder.state() in ENDED and folder.summary():
         return folder.summary()
-    prepared = _prepare_data(config)
+    prepared = prepare(config.data, Path(config.cache).expanduser(), progress=config.progress)
+    job = Job(config, folder, prepared, report, callbacks)
     if not _is_rank_zero():
-        return _fit(config, folder, Mirror(lambda: None), prepared, report)
+        job.fit(Mirror(lambda: None))
+        return {}
     folder.claim(config)
     group = config.finding or (parent.name if parent else None)
     try:
@@ -43,18 +56,22 @@ def train(config: Config, report: Report = lambda row: None, parent: Path | None
             lambda: config.logger.build(folder.path, run_id=config.digest(), run_name=config.run_name(), group=group)
         )
         mirror.start(config.values())
+        summary: Summary = {}
         try:
-            summary = _fit(config, folder, mirror, prepared, report)
-        except BaseException:
-            mirror.finish("failed", {})
-            raise
-        mirror.finish(summary["state"], summary)
+            summary = job.fit(mirror)
+        finally:
+            mirror.finish(summary.get("state", "failed"), summary)
         return summary
     except (Interrupted, KeyboardInterrupt) as stop:
-        folder.set_status("pending", reason=f"interrupted by {stop}")
+        folder.set_status("pending", reason=f"interrupted by {stop}", seconds=job.seconds())
         raise
     except BaseException as fault:
-        folder.set_status("failed", reason=f"{type(fault).__name__}: {fault}", traceback=traceback.format_exc())
+        folder.set_status(
+            "failed",
+            reason=f"{type(fault).__name__}: {fault}",
+            traceback=traceback.format_exc(),
+            seconds=job.seconds(),
+        )
         raise
     finally:
         folder.release()
@@ -65,66 +82,74 @@ def _is_rank_zero() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
-def _prepare_data(config: Config) -> Any:
-    from data.prepare import prepare
+class Job:
+    """One attempt at a run."""
 
-    return prepare(config.data, Path(config.cache).expanduser(), progress=config.progress)
+    def __init__(
+        self, config: Config, folder: RunFolder, prepared: Prepared, report: Report, callbacks: Sequence[pl.Callback]
+    ) -> None:
+        self.config, self.folder, self.report, self.callbacks = config, folder, report, callbacks
+        self.started = time.monotonic()
+        self.earlier = float(folder.status().get("seconds", 0.0))
+        # Here, before the folder is claimed: too little text is bad input.
+        self.data = TokenDataModule(
+            prepared,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            context=config.context,
+            steps=config.steps,
+            accumulate=config.accumulate,
+            eval_batches=config.eval_batches,
+        )
+        self.validation = self.data.validation()
+
+    def seconds(self) -> float:
+        """Wall time of this attempt and of those before it that ended by themselves."""
+        return self.earlier + time.monotonic() - self.started
+
+    def fit(self, mirror: Mirror) -> Summary:
+        """Trains, and on the first rank leaves weights.pt and summary.json behind."""
+        config, folder = self.config, self.folder
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        _quiet_lightning()
+        module = Proxy(config)
+        keeper = Keeper(folder, mirror, self.validation, config.batch_size * config.context, self.report)
+        trainer = self._trainer([keeper, *self.callbacks])
+        checkpoint = folder.checkpoint if folder.checkpoint.exists() else None
+        trainer.fit(module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
+        if not trainer.is_global_zero:
+            return {}
+        # The weights stay; the optimizer's state has served.
+        torch.save(module.model.state_dict(), folder.path / "weights.tmp")
+        (folder.path / "weights.tmp").replace(folder.path / "weights.pt")
+        summary = summarize(config, module, keeper, folder.metrics(), self.seconds())
+        write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1))
+        folder.set_status(summary["state"], seconds=self.seconds(), step=summary["steps_done"])
+        folder.checkpoint.unlink(missing_ok=True)
+        return summary
+
+    def _trainer(self, callbacks: list[pl.Callback]) -> pl.Trainer:
+        config = self.config
+        return pl.Trainer(
+            max_steps=config.steps,
+            accelerator=config.accelerator,
+            devices=config.devices or 1,
+            num_nodes=config.nodes,
+            strategy=config.strategy,
+            precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+            accumulate_grad_batches=config.accumulate,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            use_distributed_sampler=False,
+        )
 
 
-def _fit(config: Config, folder: RunFolder, mirror: Mirror, prepared: Any, report: Report) -> Summary:
-    import lightning.pytorch as pl
-
-    from data.datamodule import TokenDataModule
-    from train.module import Proxy
-
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    started = time.monotonic()
-    data = TokenDataModule(
-        prepared,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        context=config.context,
-        steps=config.steps,
-        accumulate=config.accumulate,
-        eval_batches=config.eval_batches,
-    )
-    module = Proxy(config)
-    keeper = Keeper(folder, mirror, data.validation(), config.batch_size * config.context, report)
-    _quiet_lightning()
-    trainer = pl.Trainer(
-        max_steps=config.steps,
-        max_epochs=-1,
-        accelerator=config.accelerator,
-        devices=config.devices or 1,
-        num_nodes=config.nodes,
-        strategy=config.strategy,
-        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
-        accumulate_grad_batches=config.accumulate,
-        callbacks=[keeper],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-    )
-    checkpoint = folder.checkpoint if folder.checkpoint.exists() else None
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    seconds = float(folder.status().get("seconds", 0.0)) + time.monotonic() - started
-    if not trainer.is_global_zero:
-        return {}
-    # The weights stay, the optimizer's state has served.
-    torch.save(module.model.state_dict(), folder.path / "weights.tmp")
-    (folder.path / "weights.tmp").replace(folder.path / "weights.pt")
-    summary = summarize(config, module, keeper, folder.metrics(), seconds)
-    write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1))
-    folder.set_status(summary["state"], seconds=seconds, step=summary["steps_done"])
-    folder.checkpoint.unlink(missing_ok=True)
-    return summary
-
-
-def summarize(config: Config, module: Any, keeper: Keeper, rows: list[Row], seconds: float) -> Summary:
+def summarize(config: Config, module: Proxy, keeper: Keeper, rows: list[Row], seconds: float) -> Summary:
     """What the run found: state, losses, where it broke, and its probes at the end and at their extremes."""
     loss_init, loss_final = module.loss_init, keeper.loss_final
     broke = loss_final is None or not loss_final <= loss_init
@@ -167,17 +192,13 @@ def _onset(rows: list[Row], loss_init: float, nonfinite: int | None) -> int | No
 
 
 def _quiet_lightning() -> None:
-    import logging
-
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in (
         ".*does not have many workers.*",
-        ".*`IterableDataset` has `__len__` defined.*",
+        # It is: it starts at the trainer's step.
+        ".*your dataloader is not resumable.*",
         ".*treespec.*is deprecated.*",
         ".*GPU available but not used.*",
     ):
         warnings.filterwarnings("ignore", text)
-
-
-__all__ = ["ConfigError", "Interrupted", "Summary", "summarize", "train"]

@@ -69,6 +69,10 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None
 
 
+def unwritable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"out={folder}: {error.strerror}: choose a folder that can be written")
+
+
 class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -90,9 +94,7 @@ class RunFolder:
         except Timeout:
             raise ConfigError(f"{self.path}: process {self.status().get('pid')} is training this run already") from None
         except OSError as error:
-            raise ConfigError(
-                f"out={self.path.parent}: {error.strerror}: choose a folder that can be written"
-            ) from None
+            raise unwritable(self.path.parent, error) from None
 
     def release(self) -> None:
         self._lock.release()
@@ -123,7 +125,10 @@ class RunFolder:
         )
 
     def rewind(self, step: int) -> None:
-        """Drops the rows of steps from `step` on: they came after the checkpoint that the run resumes from."""
+        """Drops the rows of steps from `step` on: they came after the checkpoint that the run resumes from.
+
+        The row of step -1, the validation at initialisation, goes too when `step` is -1: nothing is kept then.
+        """
         for path in (self.metrics_path, self.timing_path):
             if path.exists():
                 kept = [row for row in read_rows(path) if row["step"] < step]

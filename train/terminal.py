@@ -54,7 +54,9 @@ class Progress:
     """A line with step, loss, LR, largest logit, speed and ETA: redrawn on a terminal, every ten seconds in a log."""
 
     def __init__(self, config: Config) -> None:
-        self.config, self._bar, self._task = config, None, None
+        self.config = config
+        self._bar: Any = None
+        self._task: Any = None
         self._printed = 0.0
 
     def __enter__(self) -> Progress:
@@ -63,10 +65,14 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            self._bar = Bar(
-                TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[line]}"),
-                TimeRemainingColumn(), console=Console(stderr=True), transient=True,
-            )  # fmt: skip
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[line]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
             self._task = self._bar.add_task(self.config.readable(), total=self.config.steps, line="")
         return self
@@ -93,29 +99,21 @@ class Progress:
 
 def say_summary(config: Config, summary: dict[str, Any], folder: RunFolder) -> None:
     """What a run found, and where it is."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     state = summary["state"]
     if state == "diverged":
         state += f" at step {summary['diverged_step']}"
-    rows = [
-        ("state", state),
-        ("model", f"{config.model.name}, N = {summary['N']:,} of {summary['parameters']:,} parameters"),
-        ("trained", f"{summary['steps_done']:,} steps, {summary['tokens']:,} tokens in {duration(summary['seconds'])}"),
-        ("validation loss", f"{number(summary['loss_init'])} at init, {number(summary['loss_final'])} at the end"),
-        (
-            "max attention logit",
-            f"{number(summary['logit_max_final'])} at the end, {number(summary['logit_max'])} at most",
-        ),
-        (
-            "attention entropy",
-            f"{number(summary['entropy_final'])} nats at the end, lowest head {number(summary['entropy_min'])}",
-        ),
-        ("gradient RMS / eps", f"smallest {number(summary['final'].get('adam/gradient_over_eps_min'))} at the end"),
-        ("folder", str(folder.path)),
-    ]
-    for name, text in rows:
-        table.add_row(name, text)
-    Console(soft_wrap=True, highlight=False).print(table)
+    logits = f"{number(summary['logit_max_final'])} at the end, {number(summary['logit_max'])} at most"
+    entropy = f"{number(summary['entropy_final'])} nats at the end, least {number(summary['entropy_min'])}"
+    rows = {
+        "state": state,
+        "model": f"{config.model.name}, N = {summary['N']:,} of {summary['parameters']:,} parameters",
+        "trained": f"{summary['steps_done']:,} steps, {summary['tokens']:,} tokens in {duration(summary['seconds'])}",
+        "validation loss": f"{number(summary['loss_init'])} at init, {number(summary['loss_final'])} at the end",
+        "max attention logit": logits,
+        "attention entropy": entropy,
+        "gradient RMS / eps": f"{number(summary['final'].get('adam/gradient_over_eps_min'))} at the end, least tensor",
+        "folder": folder.path,
+        "curves": f"python -m train.report {folder.path}",
+    }
+    for name, text in rows.items():
+        print(f"{name:21}{text}")

@@ -1,1 +1,1 @@
-"""Attention: projections, query and key transforms, a mixing rule (one file each in this folder), an output projection."""
+"""Attention: projections, query and key transforms, a mixing rule (one file each here), an output projection."""

@@ -23,15 +23,16 @@ class Attention(nn.Module):
         self.qk_norm = qk_norm
         self.mix = mix
         # Shared by all blocks and owned by the model, so not registered as a submodule here.
-        object.__setattr__(self, "positions", positions)
+        self._positions = [positions]
 
     def forward(self, x_BTD: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
         q_BHTK, k_BHTK, v_BHTK = (
             proj(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.query, self.key, self.value)
         )
         q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)
-        q_BHTK, k_BHTK = self.positions.rotate(q_BHTK, k_BHTK)
-        bias_HTT = self.positions.bias(x_BTD.shape[1])
+        (positions,) = self._positions
+        q_BHTK, k_BHTK = positions.rotate(q_BHTK, k_BHTK)
+        bias_HTT = positions.bias(x_BTD.shape[1])
         stats = self.mix.watch(q_BHTK, k_BHTK, bias_HTT) if watch else {}
         mixed_BTD = self.mix(q_BHTK, k_BHTK, v_BHTK, bias_HTT).transpose(1, 2).flatten(2)
         return self.out(mixed_BTD), stats

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED, Axis
-from models.probes import Stats, attention_scores, weight_entropy
+from models.probes import Stats, attention_scores, full_precision, weight_entropy
 
 
 class MixingRule(nn.Module):
@@ -42,8 +42,9 @@ class MixingRule(nn.Module):
     def watch(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> Stats:
         """Probes of this layer, each [H]: of the logits, the norms of q and k, and the entropy."""
         q_BHTK, k_BHTK = q_BHTK.detach().float(), k_BHTK.detach().float()
-        stats = attention_scores(q_BHTK, k_BHTK, self.scale, bias_HTT)
-        stats["entropy"] = self.entropy(q_BHTK, k_BHTK, bias_HTT).mean((0, 2))
+        with full_precision(q_BHTK):
+            stats = attention_scores(q_BHTK, k_BHTK, self.scale, bias_HTT)
+            stats["entropy"] = self.entropy(q_BHTK, k_BHTK, bias_HTT).mean((0, 2))
         return stats
 
 

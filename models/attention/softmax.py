@@ -9,22 +9,34 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from models.attention.mixing import ATTENTION, MixingConfig, MixingRule
-from models.probes import causal_logits, fused_entropy
+from models.probes import causal_logits, full_precision, fused_entropy
 
 
 class Softmax(MixingRule):
-    """Runs on torch's fused kernel; its softmax is fp32 inside, whatever the dtype of q, k and v."""
+    """Runs on torch's fused kernel; its softmax is fp32 inside, whatever the dtype of q, k and v.
+
+    On CPUs all of it is fp32: the kernel's backward pass in bf16 takes several times as long as in fp32.
+    """
 
     def forward(
         self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None
     ) -> torch.Tensor:
-        q_BHTK, k_BHTK = q_BHTK.to(v_BHTK.dtype), k_BHTK.to(v_BHTK.dtype)
-        if bias_HTT is None:
-            return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, scale=self.scale)
-        length = q_BHTK.shape[-2]
-        future_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTK.device).triu(1)
-        mask_BHTT = bias_HTT.masked_fill(future_TT, -math.inf).to(v_BHTK.dtype)[None]
-        return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=mask_BHTT, scale=self.scale)
+        dtype = torch.float32 if v_BHTK.is_cpu and v_BHTK.dtype == torch.bfloat16 else v_BHTK.dtype
+        mask_BHTT = None
+        if bias_HTT is not None:
+            length = q_BHTK.shape[-2]
+            future_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTK.device).triu(1)
+            mask_BHTT = bias_HTT.masked_fill(future_TT, -math.inf).to(dtype)[None]
+        with full_precision(q_BHTK):
+            out_BHTK = F.scaled_dot_product_attention(
+                q_BHTK.to(dtype),
+                k_BHTK.to(dtype),
+                v_BHTK.to(dtype),
+                attn_mask=mask_BHTT,
+                is_causal=mask_BHTT is None,
+                scale=self.scale,
+            )
+        return out_BHTK.to(v_BHTK.dtype)
 
     def weights(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.Tensor:
         return torch.softmax(causal_logits(q_BHTK, k_BHTK, self.scale, bias_HTT), -1)

@@ -1,0 +1,47 @@
+"""Helpers that the tests share: config choices as conf/ has them, whole tiny configs, seeded random tensors."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from omegaconf import OmegaConf
+
+from conf.axis import Axis, checked
+from train.config import CONF, Config, compose
+
+torch.set_num_threads(1)
+
+T = TypeVar("T")
+
+TINY = [
+    "data=synthetic", "data.vocab_size=32", "logger=none", "model.name=tiny", "model.width=16", "model.depth=1",
+    "model.heads=2", "context=8", "batch_size=4", "steps=4",
+]  # fmt: skip
+
+
+def tiny(*overrides: str) -> Config:
+    """The checked config of a run of four steps of a model of width 16."""
+    return compose([*TINY, *overrides])
+
+
+def yaml_values(group: str, name: str) -> dict[str, Any]:
+    """What conf/<group>/<name>.yaml says, read as Hydra reads it."""
+    values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    assert isinstance(values, dict)
+    return {str(k): v for k, v in values.items()}
+
+
+def choice(axis: Axis[T], name: str, **changes: Any) -> T:
+    """The choice of an axis with the values of its YAML file, some of them changed."""
+    return checked(axis.choices[name], yaml_values(axis.title, name) | changes)
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def largest_difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:
+    """Over all tensors of two dicts with the same names; infinite where shapes or names differ."""
+    if a.keys() != b.keys() or any(a[k].shape != b[k].shape for k in a):
+        return float("inf")
+    return max((float((a[k] - b[k]).abs().max()) for k in a), default=0.0)

@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from models.norms import NORM
+from tests.conftest import choice, randn
+
+NAMES = sorted(NORM.choices)
+
+
+@pytest.mark.parametrize(
+    ("name", "eps", "expected"),
+    [
+        ("layernorm", 1e-5, [-1.341635, -0.447212, 0.447212, 1.341635]),  # torch.nn.LayerNorm's default eps
+        ("rmsnorm", 1e-6, [0.365148, 0.730297, 1.095445, 1.460593]),
+    ],
+)
+def test_vector(name: str, eps: float, expected: list[float]) -> None:
+    found = choice(NORM, name, eps=eps).build(4)(torch.tensor([1.0, 2, 3, 4]))
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.5, 3.0])
+def test_equations(eps: float) -> None:
+    x, weight = randn(5, 16, dtype=torch.float64) + 1, randn(16, seed=1)
+    mean, centred = x.mean(-1, keepdim=True), x - x.mean(-1, keepdim=True)
+    expected = {
+        "layernorm": centred / ((x - mean).square().mean(-1, keepdim=True) + eps).sqrt() * weight,
+        "rmsnorm": x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight,
+    }
+    assert sorted(expected) == NAMES
+    for name in NAMES:
+        norm = choice(NORM, name, eps=eps).build(16)
+        norm.weight.data = weight
+        torch.testing.assert_close(norm(x.float()), expected[name].float(), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_default_eps_is_flax_s(name: str) -> None:
+    assert choice(NORM, name).build(4).eps == 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_weight_a_feature_that_starts_at_one_and_no_bias(name: str) -> None:
+    """ "We never use biases": Wortsman et al. 2023, Fig. E.8."""
+    (weight,) = choice(NORM, name).build(7).parameters()
+    assert torch.equal(weight.detach(), torch.ones(7))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_statistics_are_fp32_for_bf16_inputs(name: str, autocast: bool) -> None:
+    """A mean of 100 leaves bf16, with its 8 bits, next to nothing of a variance of 1."""
+    norm = choice(NORM, name).build(64)
+    x = (randn(5, 64) + 100).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = norm(x)
+    assert found.dtype == torch.float32
+    x = x.double()
+    if name == "layernorm":
+        x = x - x.mean(-1, keepdim=True)
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", [1e-1, 1e4])
+def test_scale_of_the_input_does_not_matter(name: str, scale: float) -> None:
+    norm, x = choice(NORM, name).build(32), randn(5, 32)
+    torch.testing.assert_close(norm(scale * x), norm(x), atol=5e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zeros_and_huge_inputs_pass_forward_and_backward(name: str) -> None:
+    norm = choice(NORM, name).build(8)
+    for x in (torch.zeros(2, 8), 1e15 * randn(2, 8)):
+        x = x.requires_grad_()
+        y = norm(x)
+        y.square().sum().backward()
+        assert y.isfinite().all()
+        assert x.grad is not None
+        assert x.grad.isfinite().all()

@@ -1,0 +1,231 @@
+"""Probes against float64 computations on whole T x T matrices.
+
+Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K head dimension.
+"""
+
+import math
+
+import pytest
+import torch
+
+from models import probes
+from models.positions import POSITION
+from models.probes import Stats, attention_scores, fused_attention, fused_entropy, merge, tensor_rms, weight_entropy
+from tests.conftest import choice, largest_difference, randn
+
+B, H, T, K = 3, 2, 33, 8
+SCALE = 1 / math.sqrt(K)
+
+
+def queries_and_keys(scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """With unequal norms over heads and tokens, so that no mean or maximum is right by symmetry."""
+    size_BHT1 = randn(B, H, T, 1, seed=3).exp()
+    return scale * size_BHT1 * randn(B, H, T, K, seed=1), randn(B, H, T, K, seed=2) + 0.3
+
+
+def alibi(biased: bool, length: int = T) -> torch.Tensor | None:
+    return choice(POSITION, "alibi").build(H * K, H, length).bias(length) if biased else None
+
+
+def matrix(q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Scaled logits in float64, -inf above the diagonal."""
+    z_BHTT = SCALE * q.double() @ k.double().mT + (0 if bias is None else bias.double())
+    length = z_BHTT.shape[-1]
+    return z_BHTT.masked_fill(torch.ones(length, length).triu(1).bool(), -math.inf)
+
+
+def entropies(z_BHTT: torch.Tensor) -> torch.Tensor:
+    return torch.special.entr(z_BHTT.softmax(-1)).sum(-1)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+class TestAttentionScores:
+    def test_against_the_matrix(self, biased: bool) -> None:
+        (q, k), bias = queries_and_keys(), alibi(biased)
+        found, z_BHTT = attention_scores(q, k, SCALE, bias), matrix(q, k, bias)
+        assert found.keys() == {"logit_max", "q_norm", "k_norm", "cosine_mean", "cosine_of_max_pair"}
+        q, k = q.double(), k.double()
+        unit_q, unit_k = q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True)
+        cosine_BHTT = unit_q @ unit_k.mT
+        for h in range(H):
+            flat = int(z_BHTT[:, h].argmax())
+            expected = {
+                "logit_max": float(z_BHTT[:, h].max()),
+                "q_norm": float(q[:, h].square().sum(-1).sqrt().mean()),
+                "k_norm": float(k[:, h].square().sum(-1).sqrt().mean()),
+                "cosine_mean": float(cosine_BHTT[:, h][:, torch.ones(T, T).tril().bool()].mean()),
+                "cosine_of_max_pair": float(cosine_BHTT[:, h].flatten()[flat]),
+            }
+            for name, value in expected.items():
+                assert found[name][h].item() == pytest.approx(value, rel=2e-6, abs=1e-6), name
+
+    def test_chunks_change_nothing(self, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        (q, k), bias = queries_and_keys(), alibi(biased)
+        whole = attention_scores(q, k, SCALE, bias)
+        # One row at once, a number of rows that does not divide T, all but one row.
+        for rows in (1, 7, T - 1):
+            monkeypatch.setattr(probes, "SCORES_AT_ONCE", rows * B * H * T)
+            assert largest_difference(attention_scores(q, k, SCALE, bias), whole) < 1e-5, rows
+        monkeypatch.setattr(probes, "SCORES_AT_ONCE", 1)
+        assert largest_difference(attention_scores(q, k, SCALE, bias), whole) < 1e-5
+
+    def test_the_future_is_not_seen(self, biased: bool) -> None:
+        """A huge logit above the diagonal must not count."""
+        (q, k), bias = queries_and_keys(), alibi(biased)
+        before = attention_scores(q, k, SCALE, bias)
+        q[:, :, 0] = k[:, :, T - 1] = 1e3
+        q[:, :, T - 1] = -1
+        after = attention_scores(q, k, SCALE, bias)
+        assert (after["logit_max"] < 1e4).all()
+        torch.testing.assert_close(after["logit_max"], matrix(q, k, bias).amax((0, 2, 3)).float())
+        assert before.keys() == after.keys()
+
+    @pytest.mark.parametrize(("b", "i", "j"), [(0, 0, 0), (1, 20, 20), (2, T - 1, 0), (2, T - 1, T - 1), (1, 8, 3)])
+    def test_the_pair_with_the_largest_logit_is_found(self, biased: bool, b: int, i: int, j: int) -> None:
+        """logit = scale |q_i| |k_j| cosine + bias at whichever batch row, query and key it is: Fig. E.1's decomposition."""
+        (q, k), bias = queries_and_keys(), alibi(biased)
+        k[b, 1, j] *= 10
+        q[b, 1, i] = 50 * k[b, 1, j] + 100 * randn(K, seed=11)
+        found = attention_scores(q, k, SCALE, bias)
+        assert int(matrix(q, k, bias)[:, 1].argmax()) == (b * T + i) * T + j
+        offset = 0.0 if bias is None else float(bias[1, i, j])
+        size = SCALE * float(q[b, 1, i].norm()) * float(k[b, 1, j].norm())
+        assert found["cosine_of_max_pair"][1].item() * size + offset == pytest.approx(
+            found["logit_max"][1].item(), rel=1e-5
+        )
+
+    def test_one_token(self, biased: bool) -> None:
+        (q, k), bias = queries_and_keys(), alibi(biased, 1)
+        q, k = q[:, :, :1], k[:, :, :1]
+        found = attention_scores(q, k, SCALE, bias)
+        torch.testing.assert_close(found["logit_max"], (SCALE * (q * k).sum(-1)).amax((0, 2)), atol=1e-5, rtol=1e-5)
+        cosines = torch.nn.functional.cosine_similarity(q, k, dim=-1)
+        torch.testing.assert_close(found["cosine_mean"], cosines.mean((0, 2)), atol=1e-6, rtol=0)
+
+
+def test_zero_queries_and_keys_have_cosine_zero() -> None:
+    zero = torch.zeros(B, H, T, K)
+    for name, value in attention_scores(zero, zero, SCALE).items():
+        assert torch.equal(value, torch.zeros(H)), name
+
+
+class TestFusedAttention:
+    def test_output_and_logsumexp(self) -> None:
+        q, k = queries_and_keys()
+        v, z_BHTT = randn(B, H, T, K, seed=4), matrix(q, k)
+        out, lse = fused_attention(q, k, v, SCALE)
+        torch.testing.assert_close(out, (z_BHTT.softmax(-1) @ v.double()).float(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(lse, z_BHTT.logsumexp(-1).float(), atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("size", [1e-2, 1.0, 10.0, 1e2, 1e3, 1e4])
+    def test_entropy_error_is_that_of_rounding(self, size: float) -> None:
+        """H = lse - scale <q, A>: both terms are as large as the logits, hence 1e-7 of their size, and fp32's 1e-5."""
+        q, k = queries_and_keys()
+        q *= size / float(matrix(q, k).amax())
+        z_BHTT = matrix(q, k)
+        assert float(z_BHTT.max()) == pytest.approx(size, rel=1e-5)
+        error_BHT = (fused_entropy(q, k, SCALE).double() - entropies(z_BHTT)).abs()
+        largest_BHT = z_BHTT.tril().abs().nan_to_num(0, posinf=0).amax(-1)
+        # Two roundings of 2^-24 a term, and a dot product of K terms.
+        assert (error_BHT <= 3e-7 * largest_BHT + 1e-5).all()
+
+    @pytest.mark.parametrize("size", [0.0, 1.0, 1e4])
+    def test_uniform_rows_have_entropy_log_of_their_length(self, size: float) -> None:
+        """Equal keys: row i (from 1) is uniform over i keys whatever the query; one ulp at 1e4 is 1e-3."""
+        q, k = size * torch.ones(1, 1, T, K), torch.ones(1, 1, T, K)
+        logs = torch.arange(1, T + 1).log()
+        torch.testing.assert_close(fused_entropy(q, k, 1 / K)[0, 0], logs, atol=1e-5 + 2e-7 * size, rtol=0)
+
+    def test_one_hot_rows_have_entropy_zero(self) -> None:
+        """Orthogonal keys and a query along its own: entropies stay at or above zero."""
+        k = torch.eye(K)[None, None]
+        found = fused_entropy(1e3 * k, k, 1.0)
+        assert (found >= 0).all()
+        assert found.max() < 1e-3
+
+
+class TestWeightEntropy:
+    def test_softmax_rows(self) -> None:
+        """Row entropies of a softmax in float64, by hand."""
+        rows = torch.tensor([[1, 0, 0, 0], [0.817574, 0.182426, 0, 0], [0.136039, 0.822987, 0.040974, 0]])
+        torch.testing.assert_close(weight_entropy(rows), torch.tensor([0, 0.475052, 0.562607]), atol=2e-6, rtol=0)
+
+    def test_rows_that_do_not_sum_to_one_are_normalized(self) -> None:
+        rows = torch.tensor([[0.5, 0.5, 0, 0], [3, -3, 3, 3], [0, 0, 0, 0], [1e-20, 1e-20, 0, 0]])
+        expected = torch.tensor([math.log(2), math.log(4), 0, math.log(2)])
+        torch.testing.assert_close(weight_entropy(rows), expected)
+
+
+class TestMerge:
+    def test_means_are_summed_with_the_weight_and_maxima_kept(self) -> None:
+        micro_batches = [
+            {"loss": torch.tensor(1.0), "attention/block0/logit_max": torch.tensor([5.0, 1.0])},
+            {"loss": torch.tensor(4.0), "attention/block0/logit_max": torch.tensor([2.0, 7.0])},
+        ]
+        into: Stats = {}
+        for stats in micro_batches:
+            merge(into, stats, 1 / 2)
+        assert into["loss"].item() == 2.5
+        assert into["attention/block0/logit_max"].tolist() == [5.0, 7.0]
+
+    def test_the_rms_of_parts_is_that_of_the_whole(self) -> None:
+        parts, into = randn(4, 5, 3).chunk(4), Stats()
+        for part in parts:
+            merge(into, {"residual/block0/rms": probes.rms(part)}, 1 / 4)
+        torch.testing.assert_close(into["residual/block0/rms"], probes.rms(torch.cat(parts)))
+
+    def test_negative_maxima(self) -> None:
+        into: Stats = {}
+        for value in (-3.0, -2.0):
+            merge(into, {"logit_max": torch.tensor(value)}, 0.5)
+        assert into["logit_max"].item() == -2.0
+
+    def test_a_cosine_at_the_maximum_is_a_mean(self) -> None:
+        into: Stats = {}
+        for value in (0.2, 0.4):
+            merge(into, {"cosine_of_max_pair": torch.tensor(value)}, 0.5)
+        assert into["cosine_of_max_pair"].item() == pytest.approx(0.3)
+
+    def test_nan_is_not_lost(self) -> None:
+        for order in ((math.nan, 1.0), (1.0, math.nan)):
+            into: Stats = {}
+            for value in order:
+                merge(into, {name: torch.tensor(value) for name in ("logit_max", "rms", "loss")}, 0.5)
+            assert all(value.isnan() for value in into.values())
+
+    def test_inputs_stay(self) -> None:
+        new = {"loss": torch.tensor(2.0), "logit_max": torch.tensor(2.0)}
+        into: Stats = {}
+        merge(into, new, 0.5)
+        merge(into, new, 0.5)
+        assert {name: value.item() for name, value in new.items()} == {"loss": 2.0, "logit_max": 2.0}
+
+    def test_two_halves_have_the_statistics_of_the_whole(self) -> None:
+        q, k = queries_and_keys()
+        q, k = q.repeat(2, 1, 1, 1)[:4], k.repeat(2, 1, 1, 1)[:4]
+        whole, halves = attention_scores(q, k, SCALE), Stats()
+        for part in (slice(0, 2), slice(2, 4)):
+            merge(halves, attention_scores(q[part], k[part], SCALE), 0.5)
+        for name in ("logit_max", "q_norm", "k_norm", "cosine_mean"):
+            torch.testing.assert_close(halves[name], whole[name], atol=1e-6, rtol=1e-5)
+
+
+class TestRMS:
+    def test_rms(self) -> None:
+        assert probes.rms(torch.tensor([[3.0, -4.0]])).item() == pytest.approx(math.sqrt(12.5))
+        assert probes.rms(torch.full((3,), 300.0, dtype=torch.bfloat16)).dtype == torch.float32
+
+    def test_of_tensors_of_many_shapes(self) -> None:
+        tensors = [randn(*shape, seed=i) for i, shape in enumerate([(5,), (7, 3), (1,), (2, 3, 4)])] + [
+            torch.tensor(-2.0)
+        ]
+        expected = [t.double().square().mean().sqrt().item() for t in tensors]
+        found = tensor_rms(tensors)
+        assert found.dtype == torch.float32
+        assert found.tolist() == pytest.approx(expected, rel=1e-6)
+
+    @pytest.mark.parametrize("size", [1e-15, 1.0, 1e15])
+    def test_sizes_far_from_one(self, size: float) -> None:
+        """Gradients reach AdamW's eps of 1e-8 and below: their squares must not underflow."""
+        tensor = torch.full((100, 10), size)
+        assert tensor_rms([tensor]).item() == pytest.approx(size, rel=1e-5)

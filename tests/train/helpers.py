@@ -1,0 +1,37 @@
+"""Tiny runs that train for real."""
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+from train.config import Config, compose
+from train.run import train
+from train.runfolder import RunFolder
+from train.sweep import work
+
+# A language of 64 tokens: prepared in a blink, learnt in a few steps.
+TINY = [
+    "data=synthetic", "data.vocab_size=64", "data.tokens=100000", "data.validation_tokens=20000", "logger=none",
+    "progress=false", "context=16", "batch_size=8", "steps=12", "watch_every=4", "eval_batches=2",
+    "model.width=16", "model.depth=2", "model.heads=2", "model.name=tiny", "threads=1",
+]  # fmt: skip
+
+
+def tiny(*overrides: str) -> Config:
+    return compose([*TINY, *overrides])
+
+
+def trained(parent: Path, *overrides: str, **more: Any) -> RunFolder:
+    """The folder of a tiny run that was trained to its end."""
+    config = tiny(*overrides)
+    train(config, parent=parent, **more)
+    return RunFolder.of(config, parent)
+
+
+def in_process(config: Config, parent: Path) -> Any:
+    """The run in a process of its own, started as a sweep starts it, so that it can be killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train.preload"])
+    process = context.Process(target=work, args=(config.values(), parent, None))
+    process.start()
+    return process

@@ -1,0 +1,151 @@
+"""The commands as a user types them: what they print, what they return, what they leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.train.helpers import TINY, tiny
+from train.config import all_keys, choices
+from train.runfolder import RunFolder
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | environment,
+    )
+
+
+def test_a_run_ends_with_what_it_found_and_where(tmp_path):
+    done = python("train", *TINY, f"out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    folder = RunFolder.of(tiny(), tmp_path)
+    summary = folder.summary()
+    found = [f"{summary['loss_final']:.3f}", f"{summary['logit_max']:.3f}"]
+    for text in ("finished", "12 steps", *found, str(folder.path)):
+        assert text in done.stdout
+    assert done.stderr == ""
+
+
+def test_progress_in_a_log_shows_loss_lr_logit_speed_and_eta(tmp_path):
+    done = python("train", *TINY, f"out={tmp_path}", "progress=true")
+    line = done.stderr.splitlines()[0]
+    for text in ("step 1/12", "loss ", "lr ", "max logit ", "tok/s", "ETA "):
+        assert text in line
+
+
+def test_multirun_is_hydras(tmp_path):
+    done = python("train", "-m", *TINY, f"out={tmp_path}", "seed=0,1")
+    assert done.returncode == 0, done.stderr
+    assert {RunFolder.of(tiny(f"seed={s}"), tmp_path).state() for s in (0, 1)} == {"finished"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fragments"),
+    [
+        (["nonsense=1"], ["nonsense"]),
+        (["optimizer.lrr=1"], ["optimizer.lrr", "optimizer.lr?"]),
+        (["+optimizer.moment=1"], ["optimizer.moment", "beta1"]),
+        (["path=x"], ["path", "data.path"]),
+        (["steps=many"], ["steps=many", "integer"]),
+        (["steps=1.5"], ["steps=1.5", "integer"]),
+        (["model.heads=3"], ["heads=3", "width=16", "heads=2"]),
+        (["qk_norm=layernrom"], ["qk_norm=layernrom", "layernorm"]),
+        (["attention=sofmax"], ["attention=sofmax", "softmax"]),
+        (["experiment=qknorm"], ["experiment=qknorm", "qk_norm"]),
+        (["optimizer.decay=couple"], ["optimizer.decay=couple", "coupled"]),
+        (["data=text", "data.path=/no/such/place"], ["/no/such/place"]),
+        (["data=text"], ["data.path"]),
+        (["optimizer.lr=0"], ["optimizer.lr=0", "greater than 0"]),
+        (["optimizer.lr=-0.1"], ["optimizer.lr=-0.1", "greater than 0"]),
+        (["optimizer.lr=nan"], ["optimizer.lr", "finite"]),
+        (["schedule.warmup_steps=13"], ["warmup_steps=13", "steps=12"]),
+        (["schedule.warmup_fraction=1"], ["warmup_fraction"]),
+        (["optimizer.lr=1e-6"], ["min_lr", "optimizer.lr"]),
+        (["accumulate=3"], ["batch_size=8", "accumulate=3"]),
+        (["optimizer.decay=none", "optimizer.weight_decay=0.1"], ["weight_decay=0.1", "decay=none"]),
+        (["model.heads=16", "position=rope"], ["position=rope", "even", "alibi"]),
+        (["eval_batches=100000"], ["tokens"]),
+        (["steps"], ["steps", "key=value"]),
+    ],
+    ids=lambda v: " ".join(v) if v and "=" in str(v[0]) else "",
+)
+def test_bad_input_is_one_line_exit_2_nothing_written(tmp_path, monkeypatch, capsys, overrides, fragments):
+    """In this process, for speed; the exit itself is what a shell sees."""
+    from train.__main__ import single
+    from train.terminal import exit_with
+
+    no_data = [o for o in TINY if not o.startswith("data")]
+    arguments = [*(no_data if overrides[0].startswith("data=") else TINY), f"out={tmp_path / 'out'}", *overrides]
+    with pytest.raises(SystemExit) as stop:
+        exit_with(lambda: single(arguments))
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("error: ")
+    for fragment in fragments:
+        assert fragment in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["train", "stepps=3"], ["train", "-m", "steps=3,x"], ["train.sweep", "seed=0,-1"], ["train.report", "/no"]],
+)
+def test_exit_codes_of_the_real_commands(tmp_path, command):
+    done = python(*command, *([f"out={tmp_path / 'out'}"] if command[0] != "train.report" else []))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = python("train", *TINY, f"out={tmp_path / 'file'}")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "out=" in done.stderr
+
+
+def test_help_lists_every_axis_choice_and_field():
+    done = python("train", "--help")
+    assert done.returncode == 0
+    for group, names in choices().items():
+        assert group in done.stdout
+        for name in names:
+            assert name in done.stdout
+    for key in all_keys():
+        if not key.endswith(".name") and "." in key:
+            assert key in done.stdout, key
+
+
+def test_every_experiment_composes_and_names_a_finding():
+    from train.findings import FINDINGS
+    from train.sweep import plan
+
+    for name in choices()["experiment"]:
+        configs = plan([f"experiment={name}"]).configs
+        assert configs[0].finding in FINDINGS
+        assert len(configs) > 1
+
+
+def test_bench_prints_ratios_and_writes_them(tmp_path):
+    out = tmp_path / "bench.json"
+    done = python("train.bench", "--models", "mini-0.02M", "--steps", "8", "--rounds", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(out.read_text())["mini-0.02M"]
+    names = ["lightning / bare loop", "lightning / linear layers' products", "bf16 / fp32", "watch every step / never"]
+    names += ["watch every 10 steps / never", "watch every 100 steps / never", "start to first step, s"]
+    for name in names:
+        assert figures[name] > 0
+        assert name in done.stdout
+    assert Path(out).exists()

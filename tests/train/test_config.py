@@ -1,0 +1,290 @@
+"""The whole config: its YAML files, its one-line errors, its hash, its folder name."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.axis import Axis, ConfigError, axes, checked
+from models.gpt import SizeConfig
+from tests.conftest import choice, tiny, yaml_values
+from train.config import CONF, Config, Place, all_keys, choices, compose, from_file, to_yaml
+
+AXES = axes(Config)
+# Corpora have tests of their own.
+YAML_CHOICES = [(axis, name) for axis in AXES if axis != "data" for name in choices()[axis]]
+
+
+def fault(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        compose(overrides)
+    return str(error.value)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by their full key; a list is a leaf."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+class TestYAML:
+    @pytest.mark.parametrize("axis", AXES)
+    def test_one_file_for_each_registered_choice(self, axis: str) -> None:
+        assert AXES[axis].title == axis
+        assert sorted(AXES[axis].choices) == sorted(choices()[axis])
+
+    @pytest.mark.parametrize(("axis", "name"), YAML_CHOICES)
+    def test_keys_are_the_fields_and_values_are_valid(self, axis: str, name: str) -> None:
+        registry: Axis[Any] = AXES[axis]
+        values, config = yaml_values(axis, name), registry.choices[name]
+        assert list(values) == [f.name for f in fields(config)]
+        assert values["name"] == name
+        assert isinstance(checked(config, values), config)
+
+    @pytest.mark.parametrize(("axis", "name"), YAML_CHOICES)
+    def test_values_are_the_defaults_of_the_fields(self, axis: str, name: str) -> None:
+        """Two places that say one thing must say the same."""
+        assert choice(AXES[axis], name) == AXES[axis].choices[name]()
+
+    @pytest.mark.parametrize("name", choices()["model"])
+    def test_sizes(self, name: str) -> None:
+        values = yaml_values("model", name)
+        assert list(values) == [f.name for f in fields(SizeConfig)]
+        assert checked(SizeConfig, values).name == name
+
+    @pytest.mark.parametrize("scale", choices()["scale"])
+    def test_scales_set_fields_of_a_run(self, scale: str) -> None:
+        values = yaml_values("scale", scale)
+        values.pop("defaults", None)
+        assert values.keys() <= Config.__dataclass_fields__.keys()
+        compose([f"scale={scale}"])
+
+    def test_the_paper_s_scale(self) -> None:
+        """Wortsman et al. 2023, section 2.1: 1e5 steps of 131,072 tokens on C4 with 32101 tokens, all defaults its own."""
+        config = compose(["scale=paper"])
+        assert (config.context, config.batch_size, config.steps) == (512, 256, 100_000)
+        assert config.batch_size * config.context == 131_072
+        assert (config.data.name, config.data.vocab_size) == ("c4", 32101)
+        assert [getattr(config, axis).name for axis in ("attention", "qk_norm", "norm", "position", "mlp", "init")] == [
+            "softmax", "layernorm", "layernorm", "rope", "gelu", "paper",
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "owner", [Place, Config, SizeConfig, *(c for a in AXES.values() for c in a.choices.values())]
+    )
+    def test_every_field_is_documented(self, owner: Any) -> None:
+        undocumented = [
+            name
+            for name, field in owner.__pydantic_fields__.items()
+            if not field.description and name not in AXES and name not in ("name", "model")
+            if owner is not Config or name not in Place.__dataclass_fields__
+        ]
+        assert undocumented == []
+
+
+class TestErrors:
+    """One line that names the field, the value and what would work."""
+
+    @pytest.mark.parametrize(
+        ("overrides", "text"),
+        [
+            # unknown keys
+            (["foo=1"], "unknown key foo: see python -m train --help"),
+            (["optimizer.lrr=0.1"], "unknown key optimizer.lrr: did you mean optimizer.lr?"),
+            (["optimzer.lr=0.1"], "unknown key optimzer.lr: did you mean optimizer.lr?"),
+            (["lr=0.1"], "unknown key lr: did you mean optimizer.lr?"),
+            (["path=x"], "unknown key path: did you mean data.path?"),
+            (["data=textmix", "data.path=x"], "unknown key data.path: only data=text has it"),
+            (["position=none", "position.base=3"], "unknown key position.base: only position=rope has it"),
+            (["+model.bias=true"], "unknown key model.bias: known: depth, heads, name, width"),
+            # choices
+            (["attention=softmx"], "attention=softmx is not a choice: did you mean softmax?"),
+            (["qk_norm=zzzzz"], "qk_norm=zzzzz is not a choice: known: l2, layernorm, none, rmsnorm"),
+            (["model=1B"], "model=1B is not a choice: did you mean 1.2B?"),
+            (["optimizer.name=adam"], "optimizer=adam is not a choice: did you mean adamw?"),
+            (["mlp=gelu", "qk_norm=null"], "qk_norm=null is not a choice: known: l2, layernorm, none, rmsnorm"),
+            (["optimizer.decay=indep"], "optimizer.decay=indep: input should be 'independent', 'coupled' or 'none'"),
+            (["precision=fp16"], "precision=fp16: input should be 'fp32' or 'bf16'"),
+            (["logger=wanb"], "logger=wanb is not a choice: did you mean wandb?"),
+            # wrong types
+            (["steps=1.5"], "steps=1.5: input should be a valid integer"),
+            (["steps=true"], "steps=true: input should be a valid integer"),
+            (["seed=null"], "seed=null: input should be a valid integer"),
+            (["optimizer.lr=abc"], "optimizer.lr=abc: input should be a valid number"),
+            (["optimizer.lr='0.1'"], "optimizer.lr=0.1: input should be a valid number"),
+            # impossible values
+            (["optimizer.lr=0"], "optimizer.lr=0: input should be greater than 0"),
+            (["optimizer.lr=-1"], "optimizer.lr=-1: input should be greater than 0"),
+            (["optimizer.lr=nan"], "optimizer.lr=nan: input should be a finite number"),
+            (["model.width=0"], "model.width=0: input should be greater than or equal to 1"),
+            (["steps=0"], "steps=0: input should be greater than or equal to 1"),
+            (["~optimizer"], "optimizer is missing"),
+            # settings that clash
+            (["model.width=64", "model.heads=3"], "model: heads=3 does not divide width=64: heads=2 would"),
+            (
+                ["schedule.warmup_steps=401", "steps=400"],
+                "schedule.warmup_steps=401 is longer than the run, steps=400: shorten the warm-up or raise steps",
+            ),
+            (
+                ["schedule.min_lr=1", "optimizer.lr=0.01"],
+                "schedule.min_lr=1 is above optimizer.lr=0.01: lower it, for instance to 0",
+            ),
+            (
+                ["batch_size=15", "accumulate=2", "devices=3"],
+                "batch_size=15 can't be shared by accumulate=2 x devices=3 x nodes=1: use a multiple of 6",
+            ),
+            # a value that has to be given
+            (["data=text"], "data.path has no value yet: give it as data.path=..."),
+            # not overrides at all
+            (
+                ["optimizer.lr"],
+                "can't read the override 'optimizer.lr': write key=value, quote values with special characters",
+            ),  # fmt: skip
+            (["a b"], "can't read the override 'a b': write key=value, quote values with special characters"),
+            (["=3"], "can't read the override '=3': write key=value, quote values with special characters"),
+            (
+                ["steps=4", "optimizer.lr=[1"],
+                "can't read the override 'optimizer.lr=[1': write key=value, quote values with special characters",
+            ),  # fmt: skip
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_text(self, overrides: list[str], text: str) -> None:
+        assert fault(*overrides) == text
+
+    @pytest.mark.parametrize(
+        "override", ["attention.name=null", "model=3", "~model.width", "out=[1]", "loss={z_loss:1}"]
+    )
+    def test_whatever_else_is_one_line_too(self, override: str) -> None:
+        try:
+            compose([override])
+        except ConfigError as error:
+            assert "\n" not in str(error)
+            assert len(str(error)) < 300
+
+    def test_a_fault_leaves_hydra_usable(self) -> None:
+        for _ in range(2):
+            fault("foo=1")
+            assert compose([]).seed == 0
+
+    def test_all_keys_have_a_dot_for_a_field_of_an_axis(self) -> None:
+        keys = set(all_keys())
+        assert {"steps", "optimizer", "optimizer.lr", "model.width", "position.base", "data.path"} <= keys
+        for key in flat(tiny().values()):
+            assert key in keys, key
+
+
+# Another value for every field that is not a choice of an axis. Fields of the choices a run does not have are tested
+# with the choices.
+PLACE = {
+    "out": "elsewhere",
+    "cache": "elsewhere",
+    "logger": "wandb",
+    "accelerator": "cpu",
+    "devices": "2",
+    "nodes": "2",
+    "strategy": "ddp",
+    "threads": "3",
+    "checkpoint_seconds": "99",
+    "progress": "false",
+    "finding": "qk_norm",
+}
+NUMBERS = {
+    "model.name": "other",
+    "model.width": "32",
+    "model.depth": "2",
+    "model.heads": "4",
+    "qk_norm.eps": "1e-3",
+    "norm.eps": "1e-3",
+    "position.base": "500",
+    "mlp.expand": "2",
+    "loss.z_loss": "0",
+    "optimizer.lr": "0.3",
+    "optimizer.clip": "null",
+    "optimizer.beta1": "0.8",
+    "optimizer.beta2": "0.99",
+    "optimizer.eps": "1e-15",
+    "optimizer.decay": "coupled",
+    "optimizer.weight_decay": "0.1",
+    "schedule.warmup_fraction": "0.5",
+    "schedule.warmup_steps": "2",
+    "schedule.min_lr": "0",
+    "data.vocab_size": "64",
+    "data.zipf_exponent": "0.5",
+    "data.sigma": "1",
+    "data.tokens": "12345",
+    "data.validation_tokens": "12345",
+    "data.seed": "1",
+    "context": "16",
+    "batch_size": "8",
+    "accumulate": "2",
+    "steps": "5",
+    "seed": "1",
+    "precision": "bf16",
+    "compile": "true",
+    "watch_every": "3",
+    "eval_batches": "3",
+    "eval_every": "2",
+}
+OTHER_CHOICES = [
+    f"{axis}={name}"
+    for axis in AXES
+    for name in choices()[axis]
+    if axis not in ("data", *Place.__dataclass_fields__) and name != getattr(tiny(), axis).name
+]
+
+
+class TestDigest:
+    def test_the_tables_cover_every_field(self) -> None:
+        """A new field needs a line above: does it change a run's numbers, or is it a place?"""
+        assert PLACE.keys() == Place.__dataclass_fields__.keys()
+        keys = {k for k in flat(tiny().values()) if k.partition(".")[0] not in PLACE}
+        names = {f"{axis}.name" for axis in AXES}
+        assert NUMBERS.keys() == keys - names
+
+    @pytest.mark.parametrize("field", PLACE)
+    def test_a_place_changes_neither_hash_nor_name(self, field: str) -> None:
+        config = tiny(f"{field}={PLACE[field]}")
+        assert getattr(config, field) != getattr(tiny(), field)
+        assert config.run_name() == tiny().run_name()
+
+    @pytest.mark.parametrize("override", [*(f"{k}={v}" for k, v in NUMBERS.items()), *OTHER_CHOICES])
+    def test_everything_else_changes_the_hash(self, override: str) -> None:
+        config = tiny(override)
+        assert config != tiny()
+        assert config.digest() != tiny().digest()
+
+    def test_eight_hex_digits_that_depend_on_values_alone(self) -> None:
+        assert re.fullmatch("[0-9a-f]{8}", tiny().digest())
+        assert (
+            tiny("optimizer.lr=1", "norm.eps=1e-6").digest() == tiny("norm.eps=0.000001", "optimizer.lr=1.0").digest()
+        )
+
+    @pytest.mark.parametrize("overrides", [[], ["optimizer.lr=1e-15", "schedule.min_lr=0"], ["optimizer.eps=1e-15"]])
+    def test_a_file_gives_the_config_back(self, overrides: list[str], tmp_path: Path) -> None:
+        config = tiny(*overrides)
+        path = tmp_path / "config.yaml"
+        path.write_text(to_yaml(config))
+        assert from_file(path) == config
+        assert from_file(path).digest() == config.digest()
+
+
+class TestRunName:
+    def test_readable_part_and_hash(self) -> None:
+        assert compose(["model=mini-0.1M", "data=textmix"]).readable() == "mini-0.1M-qk_layernorm-lr0.01-seed0"
+        config = tiny("qk_norm=none", "norm=rmsnorm", "optimizer.lr=3e-4", "seed=7")
+        assert config.readable() == "tiny-qk_none-norm_rmsnorm-data_synthetic-lr0.0003-seed7"
+        assert config.run_name() == f"{config.readable()}-{config.digest()}"
+
+    @pytest.mark.parametrize("lr", ["1e-10", "0.1", "123456"])
+    def test_is_a_plain_file_name(self, lr: str) -> None:
+        name = tiny(f"optimizer.lr={lr}", "schedule.min_lr=0").run_name()
+        assert re.fullmatch(r"[\w.+-]+", name)
+
+    def test_defaults_come_from_the_config_folder(self) -> None:
+        assert (CONF / "config.yaml").is_file()
+        assert compose([]).attention.name == "softmax"

@@ -1,0 +1,127 @@
+"""Every knob matters: changing a field of an axis changes what a tiny model computes or how it is trained.
+
+What each field changes, and by how much, is in the tests of its module; here is that it reaches the result.
+"""
+
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from conf.axis import axes
+from models.gpt import SizeConfig
+from tests.conftest import TINY, largest_difference, tiny
+from train.config import Config
+from train.module import Proxy
+
+# An alternative for each field of each choice. A new field or choice fails here until it is given one.
+KNOBS: dict[str, dict[str, str]] = {
+    "attention=softmax": {},
+    "qk_norm=none": {},
+    "qk_norm=layernorm": {"eps": "1e-2"},
+    "qk_norm=rmsnorm": {"eps": "1e-2"},
+    "qk_norm=l2": {},
+    "norm=layernorm": {"eps": "1e-2"},
+    "norm=rmsnorm": {"eps": "1e-2"},
+    "position=rope": {"base": "100"},
+    "position=learned": {},
+    "position=none": {},
+    "position=alibi": {},
+    "mlp=gelu": {"expand": "2"},
+    "mlp=relu2": {"expand": "2"},
+    "mlp=swiglu": {"expand": "2"},
+    "init=paper": {},
+    "loss=cross_entropy": {"z_loss": "1e-2"},
+    "optimizer=adamw": {
+        "lr": "2e-2",
+        "clip": "0.01",
+        "beta1": "0.5",
+        "beta2": "0.5",
+        "eps": "1e-3",
+        "decay": "coupled",
+        "weight_decay": "0.1",
+    },
+    "schedule=cosine": {"warmup_fraction": "0.5", "warmup_steps": "3", "min_lr": "1e-3"},
+}
+SIZE = {"width": "32", "depth": "2", "heads": "4"}
+# Far above rounding (1e-7), far below what any of the changes does.
+FELT = 1e-5
+
+TRAINING = {name: axis for name, axis in axes(Config).items() if name not in ("data", "logger")}
+
+
+@cache
+def outcome(*overrides: str) -> dict[str, torch.Tensor]:
+    """The weights before and after the updates of a run of four steps, and the logits after them."""
+    config = tiny(*overrides)
+    proxy = Proxy(config)
+    result = {f"start/{name}": p.detach().clone() for name, p in proxy.model.named_parameters()}
+    optimizer: Any = proxy.configure_optimizers()
+    tokens = torch.randint(
+        config.data.vocab_size,
+        (config.steps, config.batch_size, config.context + 1),
+        generator=torch.Generator().manual_seed(0),
+    )
+    for step in range(config.steps):
+        optimizer.zero_grad()
+        proxy.loss_of(tokens[step], False)[0].backward()
+        proxy.configure_gradient_clipping(optimizer)
+        for group in optimizer.param_groups:
+            peak = config.optimizer.lr
+            group["lr"] = peak * config.schedule.factor(step, steps=config.steps, peak=peak)
+        optimizer.step()
+    result |= {f"end/{name}": p.detach() for name, p in proxy.model.named_parameters()}
+    return result | {"logits": proxy.model(tokens[0, :, :-1])[0].detach()}
+
+
+def test_the_computation_is_deterministic() -> None:
+    assert largest_difference(outcome(), outcome.__wrapped__()) == 0
+
+
+@pytest.mark.parametrize(("choice", "field"), [(choice, field) for choice, knobs in KNOBS.items() for field in knobs])
+def test_field(choice: str, field: str) -> None:
+    axis = choice.partition("=")[0]
+    assert largest_difference(outcome(choice), outcome(choice, f"{axis}.{field}={KNOBS[choice][field]}")) > FELT
+
+
+@pytest.mark.parametrize("field", SIZE)
+def test_size(field: str) -> None:
+    assert largest_difference(outcome(), outcome(f"model.{field}={SIZE[field]}")) > FELT
+
+
+def test_clipping_can_be_turned_off() -> None:
+    tight, off = "optimizer.clip=0.01", "optimizer.clip=null"
+    assert largest_difference(outcome(tight), outcome(off)) > FELT
+    # Gradients of norm below the threshold are left alone, to the bit.
+    assert largest_difference(outcome("optimizer.clip=1e6"), outcome(off)) == 0
+
+
+def test_the_seed_decides_the_weights() -> None:
+    assert largest_difference(outcome(), outcome("seed=1")) > FELT
+
+
+@pytest.mark.parametrize("axis", TRAINING)
+def test_choices_of_an_axis_differ(axis: str) -> None:
+    names = sorted(TRAINING[axis].choices)
+    outcomes = [outcome(f"{axis}={name}") for name in names]
+    for i, one in enumerate(outcomes):
+        for j, other in enumerate(outcomes[:i]):
+            assert largest_difference(one, other) > FELT, (names[i], names[j])
+
+
+def test_the_tables_cover_every_field() -> None:
+    """`name` is the choice itself, or the label of a size."""
+    expected = {
+        f"{axis}={name}": {f.name for f in fields(config)} - {"name"}
+        for axis, registry in TRAINING.items()
+        for name, config in registry.choices.items()
+    }
+    assert {choice: set(knobs) for choice, knobs in KNOBS.items()} == expected
+    assert SIZE.keys() == {f.name for f in fields(SizeConfig)} - {"name"}
+
+
+def test_the_label_of_a_size_changes_nothing() -> None:
+    assert "model.name=tiny" in TINY
+    assert largest_difference(outcome(), outcome("model.name=other")) == 0

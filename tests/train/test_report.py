@@ -1,0 +1,279 @@
+import itertools
+import json
+import math
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from conf.axis import ConfigError
+from train import figures
+from train.config import compose
+from train.grid import compose_all
+from train.report import load_sweep, main, report, table, varying, with_arms
+
+LOSS_INIT = 8.1
+LRS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+# (final loss, largest attention logit) by LR of 400-step runs; None: diverged to NaN.
+CURVES = {
+    ("mini-0.02M", "none"): [(5.885, 7.6), (5.2945, 11), (5.224, 39), (5.558, 3469), (6.443, 2e5)],
+    ("mini-0.02M", "layernorm"): [(5.906, 5), (5.297, 7.5), (5.233, 13), (5.276, 14), (5.375, 76)],
+    ("mini-0.1M", "none"): [(5.570, 9.5), (5.170, 20), (5.378, 212), (6.116, 25742), (6.372, 4e5)],
+    ("mini-0.1M", "layernorm"): [(5.564, 6), (5.138, 8.6), (5.216, 13), (5.367, 19.5), (5.460, 32)],
+    ("mini-0.6M", "none"): [(5.25, 20), (5.156, 165), (5.536, 1820), (6.170, 48590), (None, 1e6)],
+    ("mini-0.6M", "layernorm"): [(5.2, 7), (5.05, 9), (5.15, 15), (5.3, 22), (5.4, 41)],
+}
+
+
+def fake_run(path, config, loss, logit, state=None):
+    """A run folder as a run leaves it; its loss and logits move to their final values along a smooth path."""
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(yaml.safe_dump(config.values()))
+    state = state or ("finished" if loss is not None else "diverged")
+    (path / "status.json").write_text(json.dumps({"state": state}))
+    if state not in ("finished", "diverged"):
+        return
+    width, depth = config.model.width, config.model.depth
+    gains = 2 * 32 * depth if config.qk_norm.name == "layernorm" else 0
+    summary = {
+        "name": path.name, "state": state, "loss_init": LOSS_INIT, "loss_final": loss,
+        "loss": LOSS_INIT if loss is None else loss, "diverged_step": None if loss is not None else 200,
+        "N": 12 * depth * width**2 + gains, "logit_max": logit, "logit_max_final": logit,
+        "entropy_final": 2.9 / (1 + 0.3 * math.log10(logit) ** 1.5), "entropy_min": 0.5,
+        "final": {"attention/block0/q_norm": 5.0},
+    }  # fmt: skip
+    (path / "summary.json").write_text(json.dumps(summary))
+    noise, end = np.random.default_rng(len(path.name)), LOSS_INIT if loss is None else loss
+    with (path / "metrics.jsonl").open("w") as file:
+        for step in range(-1, config.steps):
+            share = (step + 1) / config.steps
+            row = {
+                "step": step,
+                "loss": end + (LOSS_INIT - end) * math.exp(-8 * share) + 0.05 * noise.standard_normal(),
+            }
+            if step == -1:
+                row["validation/loss"] = LOSS_INIT
+            elif step % 10 == 0 or step == config.steps - 1:
+                for block in range(depth):
+                    grown = logit ** (1 - math.exp(-6 * share)) / (1 + block)
+                    row |= {
+                        f"attention/block{block}/logit_max": grown,
+                        f"attention/block{block}/logit_max_by_head": [grown] * config.model.heads,
+                        f"attention/block{block}/q_norm": 5 * math.sqrt(1 + grown),
+                        f"attention/block{block}/k_norm": 5 * math.sqrt(1 + grown),
+                        f"attention/block{block}/cosine_of_max_pair": 0.9 - 0.1 * block,
+                        f"attention/block{block}/entropy": 3 / (1 + math.log10(1 + grown)),
+                        f"adam/block{block}/mlp.up/gradient_over_eps": 1e5 * math.exp(-5 * share),
+                    }
+            file.write(json.dumps(row) + "\n")
+
+
+def fake_sweep(path, seeds=(0,), finding="qk_norm", states=None, extra=("steps=100",)):
+    """A sweep folder from CURVES, seeds a hundredth of a nat apart; states, by place in the list, for unended runs."""
+    runs, states = [], states or {}
+    grid = itertools.product(CURVES, LRS, seeds)
+    overrides = [[f"model={m}", f"qk_norm={a}", f"optimizer.lr={lr}", f"seed={s}", *extra] for (m, a), lr, s in grid]
+    configs = compose_all(overrides)
+    for (model, arm), points in CURVES.items():
+        for lr, (loss, logit) in zip(LRS, points, strict=True):
+            for seed in seeds:
+                folder = f"{model}-{arm}-lr{lr:g}-seed{seed}"
+                state = states.get(len(runs))
+                if state != "missing":
+                    moved = None if loss is None else loss + 0.01 * seed * math.sin(1e3 * lr)
+                    fake_run(path / folder, configs[len(runs)], moved, logit * (1 + 0.3 * seed), state)
+                runs.append({"folder": folder, "overrides": overrides[len(runs)]})
+    sweep = {"name": path.name, "finding": finding, "overrides": [], "runs": runs}
+    (path / "sweep.json").write_text(json.dumps(sweep))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "ladder"
+
+
+def make(folder, **settings):
+    folder.mkdir()
+    return fake_sweep(folder, **settings)
+
+
+def test_load_sweep_gives_a_row_a_run(folder):
+    sweep = load_sweep(make(folder))
+    assert (sweep.name, sweep.finding, len(sweep.runs)) == ("ladder", "qk_norm", 30)
+    row = sweep.runs.set_index("run").loc["mini-0.1M-layernorm-lr0.03-seed0"]
+    assert (row["optimizer.lr"], row["qk_norm.name"], row["model.name"], row["seed"]) == (
+        0.03,
+        "layernorm",
+        "mini-0.1M",
+        0,
+    )
+    assert (row["loss"], row["loss_init"], row["logit_max"], row["state"]) == (5.216, 8.1, 13, "finished")
+    assert row["final.attention/block0/q_norm"] == 5.0
+    # N counts qk-norm's gains; size is the shape's.
+    assert (row["N"], row["size"]) == (98_304 + 128, 98_304)
+    broke = sweep.runs.set_index("run").loc["mini-0.6M-none-lr0.3-seed0"]
+    assert (broke["loss"], broke["state"], broke["ended"]) == (8.1, "diverged", True)
+    assert math.isnan(broke["loss_final"])
+
+
+def test_metrics_are_read_when_asked_for(folder):
+    sweep = load_sweep(make(folder))
+    name = "mini-0.02M-none-lr0.1-seed0"
+    rows = sweep.metrics[name]
+    assert len(rows) == 101
+    assert "attention/block0/logit_max" in rows
+    assert "attention/block0/logit_max_by_head" not in rows
+    (folder / name / "metrics.jsonl").unlink()
+    assert sweep.metrics[name] is rows
+    assert len(sweep.metrics) == 30
+
+
+def test_unended_runs_are_listed_and_left_out(folder):
+    sweep = load_sweep(make(folder, states={1: "failed", 7: "missing", 20: "running"}))
+    assert sweep.left_out() == (
+        "Left out, 3 of 30 runs: mini-0.02M-none-lr0.01-seed0 (failed), "
+        "mini-0.02M-layernorm-lr0.03-seed0 (missing), mini-0.6M-none-lr0.003-seed0 (running)"
+    )
+    assert len(sweep.ended) == 27
+    # A run that never started is placed by its overrides.
+    missing = sweep.runs.iloc[7]
+    assert (missing["optimizer.lr"], missing["qk_norm.name"], missing["size"]) == (0.03, "layernorm", 24_576)
+    found = table(sweep.runs).set_index(["N", "arm"])
+    assert found.loc[(24_576, "qk_norm=none"), "ended"] == 4
+    assert math.isnan(found.loc[(24_576, "qk_norm=none"), "lr_sensitivity"])
+    assert found.loc[(98_304, "qk_norm=none"), "lr_sensitivity"] == pytest.approx(0.5512)
+
+
+def test_table(folder):
+    found = table(load_sweep(make(folder, seeds=(0, 1))).runs).set_index(["N", "arm"])
+    row = found.loc[(589_824, "qk_norm=none")]
+    assert (row["runs"], row["ended"], row["diverged"], row["seeds"]) == (10, 10, 2, 2)
+    # Seed 0: (5.25 + 5.156 + 5.536 + 6.17 + 8.1) / 5 - 5.156; seed 1 moves finite losses by 0.01 sin(1000 lr).
+    moved = [
+        5.25 + 0.01 * math.sin(3),
+        5.156 + 0.01 * math.sin(10),
+        5.536 + 0.01 * math.sin(30),
+        6.17 + 0.01 * math.sin(100),
+    ]
+    seeds = [0.8864, (sum(moved) + 8.1) / 5 - moved[1]]
+    assert row["lr_sensitivity"] == pytest.approx(np.mean(seeds))
+    assert row["lr_sensitivity_std"] == pytest.approx(np.std(seeds, ddof=1))
+    assert (row["best_lr"], row["first_degraded_lr"]) == (pytest.approx(0.01), pytest.approx(0.03))
+    assert row["logit_max_at_first_degraded"] == pytest.approx(1.15 * 1820)
+
+
+def test_arms_are_what_varies():
+    runs = pd.DataFrame(
+        {"run": list("abcd"), "size": 1, "seed": [0, 0, 1, 1], "optimizer.lr": [0.1, 0.2, 0.1, 0.2],
+         "qk_norm.name": ["none", "none", "layernorm", "layernorm"], "qk_norm.eps": [None, None, 1e-6, 1e-6],
+         "optimizer.weight_decay": [0.0, 1e-4, 0.0, 1e-4], "model.width": [1, 2, 3, 4], "out": list("abcd"),
+         "logger.name": ["none", "wandb"] * 2, "loss": [1.0, 2.0, 3.0, 4.0], "loss.name": "cross_entropy"}
+    )  # fmt: skip
+    # qk_norm.eps differs only because none has none.
+    assert varying(runs) == ["qk_norm.name", "optimizer.weight_decay"]
+    assert with_arms(runs)["arm"].tolist()[1] == "qk_norm=none, optimizer.weight_decay=0.0001"
+    runs.loc[3, "qk_norm.eps"] = 1e-3
+    assert "qk_norm.eps" in varying(runs)
+
+
+def test_report_of_a_finding(folder, capsys):
+    report(make(folder, seeds=(0, 1)))
+    made = {p.name for p in (folder / "report").iterdir()}
+    assert made == {
+        "loss_and_logits_against_lr.png", "loss_and_logits_against_lr.pdf", "lr_sensitivity.png", "lr_sensitivity.pdf",
+        "loss_and_logits_in_time.png", "loss_and_logits_in_time.pdf", "table.csv", "table.md", "runs.csv",
+        "verdict.json",
+    }  # fmt: skip
+    verdict = json.loads((folder / "report/verdict.json").read_text())
+    assert verdict["state"] == "reproduced"
+    assert [c["passed"] for c in verdict["checks"]] == [True] * 4
+    said = capsys.readouterr().out
+    assert "qk_norm: reproduced" in said
+    assert "LR grid: 0.003, 0.01, 0.03, 0.1, 0.3" in said
+    assert "590k  qk_norm=none       10 of 10" in said
+    text = (folder / "report/table.md").read_text()
+    assert "**qk_norm: reproduced.**" in text
+    assert "| 98k | qk_norm=none | 10 of 10 |" in text
+    assert len(pd.read_csv(folder / "report/runs.csv")) == 60
+    assert b"/FontFile2" in (folder / "report/lr_sensitivity.pdf").read_bytes()  # embedded TrueType
+
+
+def test_report_with_gaps_is_inconclusive(folder, capsys, monkeypatch):
+    monkeypatch.setattr("train.report.save", lambda figure, stem: None)
+    report(make(folder, states={1: "failed"}))
+    assert json.loads((folder / "report/verdict.json").read_text())["state"] == "inconclusive"
+    assert "Left out, 1 of 30 runs: mini-0.02M-none-lr0.01-seed0 (failed)" in capsys.readouterr().out
+    assert "- Left out, 1 of 30 runs: mini-0.02M-none-lr0.01-seed0 (failed)" in (folder / "report/table.md").read_text()
+
+
+def test_report_before_any_run_ended(folder, capsys):
+    report(make(folder, states=dict.fromkeys(range(30), "missing")))
+    assert json.loads((folder / "report/verdict.json").read_text())["state"] == "inconclusive"
+    assert not list((folder / "report").glob("*.png"))
+
+
+def test_a_sweep_that_conf_does_not_know_any_more(folder):
+    folder.mkdir()
+    runs = [{"folder": "a", "overrides": ["no.such.key=1"]}]
+    (folder / "sweep.json").write_text(json.dumps({"name": "old", "finding": None, "overrides": [], "runs": runs}))
+    with pytest.raises(ConfigError, match="no run has started, and the overrides"):
+        load_sweep(folder)
+
+
+def test_report_without_a_finding(folder, capsys):
+    report(make(folder, finding=None))
+    assert {p.stem for p in (folder / "report").iterdir()} == {"loss_against_lr", "table", "runs"}
+    assert "reproduced" not in capsys.readouterr().out
+
+
+def test_report_of_one_run(folder, capsys):
+    folder.mkdir()
+    fake_run(folder / "run", compose(["steps=50"]), 5.0, 30)
+    report(folder / "run")
+    assert {p.name for p in (folder / "run/report").iterdir()} == {"curves.png", "curves.pdf"}
+    (folder / "run/metrics.jsonl").unlink()
+    with pytest.raises(ConfigError, match="has no metrics yet"):
+        report(folder / "run")
+
+
+def test_a_folder_that_is_neither_is_one_line_and_exit_code_2(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["report", str(folder)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {folder} is neither a sweep folder")
+    assert error.count("\n") == 1
+
+
+def test_figures_show_the_numbers(folder):
+    runs = load_sweep(make(folder, seeds=(0, 1, 2))).runs
+    runs = runs.assign(arm=runs["qk_norm.name"])
+    figure = figures.arms_against_lr(runs, {"layernorm": "with qk-norm", "none": "without"})
+    loss, logit, _ = figure.axes
+    lines = [line for line in loss.lines if line.get_linestyle() == "--"]
+    assert len(lines) == 3
+    assert lines[0].get_xdata() == pytest.approx(LRS)
+    # Median over seeds: seed 1's, which lies between.
+    assert lines[0].get_ydata()[0] == pytest.approx(5.885 + 0.01 * math.sin(3))
+    assert (logit.get_xscale(), logit.get_yscale()) == ("log", "log")
+    crosses = [line for line in loss.lines if line.get_marker() == "x"]
+    assert sum(len(line.get_xdata()) for line in crosses) == 3
+    assert {text.get_text() for text in figure.legends[0].get_texts()} >= {"N = 25k", "without", "diverged"}
+
+
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [(98_304, "98k"), (2_359_296, "2.4M"), (999_600, "1.0M"), (1.2e9, "1.2B"), (24_704, "25k"), (512, "512")],
+)
+def test_size_label(n, text):
+    assert figures.size_label(n) == text
+
+
+def test_sizes_are_told_apart_by_lightness():
+    shades = figures.colours([1, 2, 3, 4, 5])
+    lightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b, _ in shades.values()]
+    assert all(a - b > 0.05 for a, b in itertools.pairwise(lightness))

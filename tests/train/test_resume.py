@@ -1,0 +1,103 @@
+"""A run that was cut off and started again ends bit-identically to one that wasn't."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from tests.train.helpers import in_process, tiny, trained
+from train.run import train
+from train.runfolder import RunFolder
+
+LONG = ["steps=300", "watch_every=5", "checkpoint_seconds=0", "accumulate=2", "eval_every=50"]
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("uncut"), *LONG)
+
+
+def assert_same_end(cut: RunFolder, uncut: RunFolder) -> None:
+    assert cut.state() == "finished"
+    weights, expected = (torch.load(f.path / "weights.pt", weights_only=True) for f in (cut, uncut))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert cut.metrics_path.read_bytes() == uncut.metrics_path.read_bytes()
+    ours, theirs = cut.summary(), uncut.summary()
+    del ours["seconds"], theirs["seconds"]
+    assert ours == theirs
+
+
+def wait_for_step(folder: RunFolder, step: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if folder.metrics_path.exists() and f'"step": {step},' in folder.metrics_path.read_text():
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def test_kill_at_three_moments(tmp_path, uncut):
+    config = tiny(*LONG)
+    folder = RunFolder.of(config, tmp_path)
+    for step in (0, 60, 205):
+        process = in_process(config, tmp_path)
+        wait_for_step(folder, step)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert folder.state() == "running", "nothing could be written any more"
+    assert folder.status()["attempt"] == 3
+    train(config, parent=tmp_path)
+    assert folder.status()["attempt"] == 4
+    assert_same_end(folder, uncut)
+
+
+def test_kill_before_the_first_checkpoint(tmp_path, uncut):
+    config = tiny(*LONG, "checkpoint_seconds=1000")
+    folder = RunFolder.of(config, tmp_path)
+    process = in_process(config, tmp_path)
+    wait_for_step(folder, 100)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not folder.checkpoint.exists()
+    train(config, parent=tmp_path)
+    assert_same_end(folder, uncut)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_signal_leaves_a_checkpoint_between_watch_steps(tmp_path, uncut, signum):
+    config = tiny(*LONG, "checkpoint_seconds=1000")
+    folder = RunFolder.of(config, tmp_path)
+    process = in_process(config, tmp_path)
+    wait_for_step(folder, 42)
+    os.kill(process.pid, signum)
+    process.join(30)
+    assert process.exitcode == 130
+    assert folder.state() == "pending"
+    assert signum.name in folder.status()["reason"]
+    assert torch.load(folder.checkpoint, weights_only=True)["global_step"] > 42
+    train(config, parent=tmp_path)
+    assert_same_end(folder, uncut)
+
+
+def test_torn_last_line_is_dropped(tmp_path, uncut):
+    config = tiny(*LONG)
+    folder = RunFolder.of(config, tmp_path)
+    process = in_process(config, tmp_path)
+    wait_for_step(folder, 60)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with folder.metrics_path.open("a") as file:
+        file.write('{"step": 9')
+    train(config, parent=tmp_path)
+    assert_same_end(folder, uncut)
+
+
+def test_finished_run_is_not_trained_again(tmp_path):
+    folder = trained(tmp_path)
+    before = (folder.path / "weights.pt").stat().st_mtime_ns
+    summary = folder.summary()
+    assert train(tiny(), parent=tmp_path) == summary
+    assert (folder.path / "weights.pt").stat().st_mtime_ns == before

@@ -1,0 +1,105 @@
+import math
+
+import pytest
+
+from conf.axis import ConfigError
+from tests.conftest import choice, tiny
+from train.schedules import SCHEDULE, Cosine
+
+PEAK = 1e-2
+
+
+def cosine(**changes: float | None) -> Cosine:
+    made = choice(SCHEDULE, "cosine", **changes)
+    assert isinstance(made, Cosine)
+    return made
+
+
+def lrs(schedule: Cosine, steps: int, peak: float = PEAK) -> list[float]:
+    return [peak * schedule.factor(step, steps=steps, peak=peak) for step in range(steps)]
+
+
+@pytest.mark.parametrize("peak", [3e-4, 1e-2, 3e-1])
+def test_the_paper_s_schedule(peak: float) -> None:
+    """1e5 steps, 5e3 of linear warm-up, cosine to 1e-5, absolute: Wortsman et al. 2023, section 2.1."""
+    steps, schedule = 100_000, cosine()
+
+    def lr(step: int) -> float:
+        return peak * schedule.factor(step, steps=steps, peak=peak)
+
+    assert lr(0) == pytest.approx(peak / 5000)
+    assert lr(2499) == pytest.approx(peak / 2)
+    assert lr(4999) == pytest.approx(peak)
+    assert lr(5000) == pytest.approx(peak)
+    assert lr(5000 + 94_999) == pytest.approx(1e-5)
+    middle = 5000 + 94_999 / 2
+    assert (lr(math.floor(middle)) + lr(math.ceil(middle))) / 2 == pytest.approx((peak + 1e-5) / 2)
+    # At a quarter of the decay: cos(pi/4).
+    assert lr(5000 + 94_999 // 4) == pytest.approx(1e-5 + (peak - 1e-5) * (1 + math.sqrt(0.5)) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup_steps"), [(s, w) for s in (1, 2, 3, 20, 400) for w in (0, 1, 7, 20) if w <= s]
+)
+def test_shape(steps: int, warmup_steps: int) -> None:
+    """Up by equal parts, then never up again; inside [0, peak]; the peak is reached."""
+    found = lrs(cosine(warmup_steps=warmup_steps), steps)
+    assert found[:warmup_steps] == pytest.approx([PEAK * (i + 1) / warmup_steps for i in range(warmup_steps)])
+    decay = found[max(warmup_steps - 1, 0) :]
+    assert all(a >= b for a, b in zip(decay, decay[1:], strict=False))
+    assert max(found) == pytest.approx(PEAK)
+    assert all(0 < lr <= PEAK * (1 + 1e-12) for lr in found)
+
+
+def test_the_last_step_runs_at_the_minimum() -> None:
+    for minimum in (0.0, 1e-5, 1e-3):
+        for peak in (1e-2, 0.3):
+            assert lrs(cosine(min_lr=minimum), 50, peak)[-1] == pytest.approx(minimum, abs=1e-18)
+
+
+def test_minimum_equal_to_the_peak_is_constant() -> None:
+    assert lrs(cosine(min_lr=PEAK, warmup_steps=0), 10) == pytest.approx([PEAK] * 10)
+
+
+@pytest.mark.parametrize(("steps", "fraction", "expected"), [(400, 0.05, 20), (100_000, 0.05, 5000), (10, 0.25, 2), (3, 0, 0)])  # fmt: skip
+def test_warmup_as_a_fraction(steps: int, fraction: float, expected: int) -> None:
+    assert cosine(warmup_fraction=fraction).warmup(steps) == expected
+
+
+def test_warmup_in_steps_takes_the_place_of_the_fraction() -> None:
+    assert cosine(warmup_fraction=0.5, warmup_steps=3).warmup(100) == 3
+    assert cosine(warmup_fraction=0.5, warmup_steps=0).warmup(100) == 0
+
+
+def test_no_warmup_starts_at_the_peak() -> None:
+    assert lrs(cosine(warmup_steps=0), 20)[0] == PEAK
+
+
+def test_warmup_may_fill_the_run() -> None:
+    cosine(warmup_steps=20).fits(steps=20, peak=PEAK)
+    assert lrs(cosine(warmup_steps=20), 20)[-1] == PEAK
+
+
+def test_warmup_longer_than_the_run_is_refused() -> None:
+    text = r"schedule\.warmup_steps=21 is longer than the run, steps=20: shorten the warm-up or raise steps"
+    with pytest.raises(ValueError, match=text):
+        cosine(warmup_steps=21).fits(steps=20, peak=PEAK)
+    with pytest.raises(ConfigError, match=text):
+        tiny("steps=20", "schedule.warmup_steps=21")
+
+
+def test_minimum_above_the_peak_is_refused() -> None:
+    text = r"schedule\.min_lr=0\.1 is above optimizer\.lr=0\.01: lower it, for instance to 0"
+    with pytest.raises(ValueError, match=text):
+        cosine(min_lr=0.1).fits(steps=20, peak=PEAK)
+    with pytest.raises(ConfigError, match=text):
+        tiny("schedule.min_lr=0.1", "optimizer.lr=0.01")
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULE.choices))
+def test_every_schedule_stays_in_zero_to_one_and_is_a_function_of_the_step(name: str) -> None:
+    schedule = choice(SCHEDULE, name)
+    schedule.fits(steps=50, peak=PEAK)
+    factors = [schedule.factor(step, steps=50, peak=PEAK) for step in range(50)]
+    assert all(0 <= f <= 1 + 1e-12 for f in factors)
+    assert [schedule.factor(step, steps=50, peak=PEAK) for step in reversed(range(50))] == factors[::-1]

@@ -1,0 +1,153 @@
+"""Sweeps: the grid, and processes that are skipped, resumed, fail and are interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conf.axis import ConfigError
+from tests.train.helpers import TINY, trained
+from train.grid import expand
+from train.runfolder import RunFolder
+from train.sweep import plan
+
+
+def sweep(*overrides: str, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "train.sweep", *TINY, *overrides]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
+
+
+def folder_of(out: Path) -> Path:
+    (found,) = [p for p in out.iterdir() if (p / "sweep.json").exists()]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "points"),
+    [
+        (["seed=0,1", "steps=5"], [["steps=5", "seed=0"], ["steps=5", "seed=1"]]),
+        (["seed=[3,4]"], [["seed=3"], ["seed=4"]]),
+        (["seed=range(2)", "qk_norm=choice(none,l2)"],
+         [["seed=0", "qk_norm=none"], ["seed=0", "qk_norm=l2"], ["seed=1", "qk_norm=none"], ["seed=1", "qk_norm=l2"]]),
+        (["steps=5"], [["steps=5"]]),
+        (["seed=0,1", "seed=7"], [["seed=7"]]),
+    ],
+)  # fmt: skip
+def test_grid(overrides, points):
+    assert expand(overrides) == points
+
+
+def test_experiment_gives_the_grid_and_overrides_narrow_it():
+    whole = expand(["experiment=qk_norm"])
+    assert len(whole) == 3 * 2 * 7
+    narrowed = expand(["experiment=qk_norm", "optimizer.lr=0.1", "seed=0,1"])
+    assert len(narrowed) == 3 * 2 * 2
+    assert all("optimizer.lr=0.1" in point for point in narrowed)
+
+
+def test_qk_norm_experiment_is_a_ladder_over_lrs():
+    configs = plan(["experiment=qk_norm"]).configs
+    assert len({c.model.width for c in configs}) >= 3
+    assert len({c.optimizer.lr for c in configs}) >= 7
+    assert {c.qk_norm.name for c in configs} == {"none", "layernorm"}
+    assert {c.finding for c in configs} == {"qk_norm"}
+
+
+def test_folder_is_named_by_what_was_changed():
+    assert plan(["experiment=qk_norm", "out=x", "threads=2"]).folder == Path("x/qk_norm")
+    assert plan(["experiment=qk_norm", "steps=50"]).folder == Path("runs/qk_norm-steps=50")
+    long = plan(["seed=range(3)", *TINY]).folder.name
+    assert long.startswith("sweep-")
+    assert len(long) == len("sweep-") + 8
+
+
+def test_one_bad_point_stops_all_before_anything_is_written(tmp_path):
+    with pytest.raises(ConfigError, match=r"optimizer\.lr=-1"):
+        plan(["optimizer.lr=0.1,-1", f"out={tmp_path / 'new'}"])
+    done = sweep("optimizer.lr=0.1,-1", f"out={tmp_path / 'new'}")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_points_match_single_runs_and_finished_ones_are_skipped(tmp_path):
+    first = sweep("seed=0,1", "qk_norm=none,layernorm", f"out={tmp_path}")
+    assert first.returncode == 0, first.stderr
+    folder = folder_of(tmp_path)
+    listed = json.loads((folder / "sweep.json").read_text())["runs"]
+    assert len(listed) == 4
+    runs = [RunFolder(folder / run["folder"]) for run in listed]
+    assert {run.state() for run in runs} == {"finished"}
+    alone = trained(tmp_path / "alone", "seed=1", "qk_norm=layernorm")
+    same = RunFolder(folder / alone.path.name)
+    assert same.metrics_path.read_bytes() == alone.metrics_path.read_bytes()
+    stamps = {run.path: (run.path / "weights.pt").stat().st_mtime_ns for run in runs}
+
+    again = sweep("seed=0,1", "qk_norm=none,layernorm", f"out={tmp_path}")
+    assert again.returncode == 0
+    assert "4 done already" in again.stdout
+    assert stamps == {path: (path / "weights.pt").stat().st_mtime_ns for path in stamps}
+
+
+def test_a_failing_run_stops_no_other_and_is_named(tmp_path):
+    """A folder stands where one run wants to write its weights."""
+    names = [c.run_name() for c in plan([*TINY, "seed=0,1,2", f"out={tmp_path}"]).configs]
+    folder = plan([*TINY, "seed=0,1,2", f"out={tmp_path}"]).folder
+    (folder / names[1] / "weights.tmp").mkdir(parents=True)
+    done = sweep("seed=0,1,2", f"out={tmp_path}")
+    assert done.returncode == 1
+    states = [RunFolder(folder / name).state() for name in names]
+    assert states == ["finished", "failed", "finished"]
+    assert names[1] in done.stdout
+    (folder / names[1] / "weights.tmp").rmdir()
+    again = sweep("seed=0,1,2", f"out={tmp_path}")
+    assert again.returncode == 0
+    assert "2 done already" in again.stdout
+    assert RunFolder(folder / names[1]).state() == "finished"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_leaves_checkpoints_and_the_same_command_goes_on(tmp_path, signum):
+    overrides = ["seed=0,1,2,3", "steps=1000", "watch_every=50", f"out={tmp_path}"]
+    command = [sys.executable, "-m", "train.sweep", *TINY, *overrides]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(tmp_path.glob("*/*/timing.jsonl")):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.kill(process.pid, signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (130, 143), errors
+    assert "goes on" in errors
+    assert "Traceback" not in errors
+    runs = [RunFolder(p.parent) for p in tmp_path.glob("*/*/status.json")]
+    assert runs
+    assert {run.state() for run in runs} <= {"pending", "finished"}
+    assert any(run.checkpoint.exists() for run in runs)
+    done = sweep(*overrides)
+    assert done.returncode == 0, done.stderr
+    finished = [RunFolder(p.parent) for p in tmp_path.glob("*/*/summary.json")]
+    assert {run.state() for run in finished} == {"finished"}
+    assert len(finished) == 4
+
+
+def test_a_killed_run_is_a_failure_of_its_own(tmp_path):
+    overrides = ["seed=0,1", "steps=1000", "watch_every=50", f"out={tmp_path}"]
+    command = [sys.executable, "-m", "train.sweep", *TINY, *overrides]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(tmp_path.glob("*/*seed1*/timing.jsonl")):
+        time.sleep(0.05)
+    (victim,) = [RunFolder(p.parent) for p in tmp_path.glob("*/*seed1*/status.json")]
+    os.kill(victim.status()["pid"], signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert victim.state() == "failed"
+    assert "SIGKILL" in output
+    (other,) = [RunFolder(p.parent) for p in tmp_path.glob("*/*seed0*/status.json")]
+    assert other.state() == "finished"

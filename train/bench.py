@@ -1,0 +1,231 @@
+"""`python -m train.bench`: what the bench costs, as ratios measured side by side in one run; table and bench.json.
+
+Every figure is the median over rounds of the ratio of two medians of step times taken in turn, so that a machine whose
+speed drifts gives the same ratios.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from data.batches import train_batch
+from data.prepare import prepare
+from models.gpt import GPT
+from train.config import Config, compose
+from train.run import train
+
+NEVER = 10**9
+SETTLE = 4
+"""Steps left out at the start of each measurement."""
+
+
+class StepTimes(pl.Callback):
+    """Wall time of each optimizer step of a real run, in seconds."""
+
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.marks.append(time.perf_counter())
+
+    def median(self) -> float:
+        # The last step is always a watch step: it stays out.
+        steps = [b - a for a, b in zip(self.marks[SETTLE:-2], self.marks[SETTLE + 1 : -1], strict=True)]
+        return statistics.median(steps)
+
+    def mean(self) -> float:
+        return (self.marks[-2] - self.marks[SETTLE]) / (len(self.marks) - 2 - SETTLE)
+
+
+def overrides(model: str, *more: str) -> list[str]:
+    return [f"model={model}", "data=synthetic", "data.vocab_size=2048", "logger=none", "progress=false", *more]
+
+
+def lightning_step(config: Config, mean: bool = False) -> float:
+    """Seconds a step of the real training command, Lightning loop and all."""
+    with tempfile.TemporaryDirectory() as folder:
+        times = StepTimes()
+        train(config, parent=Path(folder), callbacks=[times])
+        return times.mean() if mean else times.median()
+
+
+def bare_step(config: Config) -> float:
+    """Seconds a step of a plain PyTorch loop over the same model, written as nanoGPT and its kin write it."""
+    torch.set_num_threads(config.threads)
+    model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
+    config.init.apply(model, torch.Generator().manual_seed(config.seed))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.lr, betas=(0.9, 0.95), weight_decay=0.01)
+    tokens = prepare(config.data, Path(config.cache).expanduser()).train
+    marks = []
+    for step in range(config.steps):
+        lr = config.optimizer.lr * config.schedule.factor(step, steps=config.steps, peak=config.optimizer.lr)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        x_BT1 = train_batch(tokens, seed=config.seed, step=step, batch_size=config.batch_size, context=config.context)
+        logits_BTV, _ = model(x_BT1[:, :-1])
+        logits_NV = logits_BTV.flatten(0, 1)
+        loss = F.cross_entropy(logits_NV, x_BT1[:, 1:].flatten()) + 1e-4 * logits_NV.logsumexp(-1).square().mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        marks.append(time.perf_counter())
+    return statistics.median(b - a for a, b in zip(marks[SETTLE:], marks[SETTLE + 1 :], strict=False))
+
+
+def gemm_floor(config: Config) -> float:
+    """Seconds a step of the linear layers' products alone, forward and both backward ones, in fp32."""
+    torch.set_num_threads(config.threads)
+    model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
+    tokens = config.batch_size * config.context
+    shapes = [tuple(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear)]
+    operands = [(torch.randn(tokens, i), torch.randn(o, i), torch.randn(tokens, o)) for o, i in shapes]
+
+    def products() -> None:
+        for x_NI, w_OI, g_NO in operands:
+            F.linear(x_NI, w_OI)
+            g_NO @ w_OI
+            g_NO.T @ x_NI
+
+    marks = []
+    for _ in range(config.steps):
+        start = time.perf_counter()
+        products()
+        marks.append(time.perf_counter() - start)
+    return statistics.median(marks[SETTLE:])
+
+
+def first_step_seconds(model: str) -> float:
+    """From the start of the command to the first step's row, with the data prepared."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "train", *overrides(model, "steps=2", f"out={folder}")]
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            if any('"step": 0,' in p.read_text() for p in Path(folder).glob("*/metrics.jsonl")):
+                break
+            time.sleep(0.02)
+        took = time.perf_counter() - start
+        if process.wait():
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+    return took
+
+
+def rounds(variants: dict[str, Callable[[], float]], count: int) -> dict[str, list[float]]:
+    """The variants in turn, `count` times: seconds of each."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(count):
+        for name, variant in variants.items():
+            times[name].append(variant())
+    return times
+
+
+def ratio(times: dict[str, list[float]], over: str, under: str) -> float:
+    return statistics.median(a / b for a, b in zip(times[over], times[under], strict=True))
+
+
+def measure(model: str, steps: int, count: int) -> dict[str, Any]:
+    def config(*more: str) -> Config:
+        return compose(overrides(model, f"steps={steps}", "eval_batches=1", *more))
+
+    quiet = config(f"watch_every={NEVER}")
+    variants: dict[str, Callable[[], float]] = {
+        "lightning": lambda: lightning_step(quiet),
+        "bare": lambda: bare_step(quiet),
+        "gemm": lambda: gemm_floor(quiet),
+        "bf16": lambda: lightning_step(config(f"watch_every={NEVER}", "precision=bf16")),
+        "unwatched": lambda: lightning_step(quiet, mean=True),
+        "watch_1": lambda: lightning_step(config("watch_every=1"), mean=True),
+        "watch_10": lambda: lightning_step(config("watch_every=10"), mean=True),
+        "watch_100": lambda: lightning_step(config("watch_every=100"), mean=True),
+    }
+    times = rounds(variants, count)
+    seconds = statistics.median(times["lightning"])
+    return {
+        "step_seconds": seconds,
+        "tokens_per_second": quiet.batch_size * quiet.context / seconds,
+        "lightning / bare loop": ratio(times, "lightning", "bare"),
+        "lightning / linear layers' products": ratio(times, "lightning", "gemm"),
+        "bf16 / fp32": ratio(times, "bf16", "lightning"),
+        "watch every step / never": ratio(times, "watch_1", "unwatched"),
+        "watch every 10 steps / never": ratio(times, "watch_10", "unwatched"),
+        "watch every 100 steps / never": ratio(times, "watch_100", "unwatched"),
+        "times": times,
+    }
+
+
+TARGETS = {
+    "lightning / bare loop": 1.05,
+    "watch every step / never": 1.25,
+    "watch every 10 steps / never": 1.03,
+    "bf16 / fp32": 0.75,
+    "start to first step, s": 6.0,
+}
+"""Upper bounds that we hold ourselves to, for mini-0.6M on one CPU core (bf16: one with AVX512-BF16)."""
+
+
+def bench(models: list[str], steps: int, count: int) -> dict[str, Any]:
+    from rich.console import Console
+
+    console = Console(highlight=False, stderr=True)
+    results: dict[str, Any] = {"torch": torch.__version__, "cores": os.cpu_count(), "steps": steps, "rounds": count}
+    for model in models:
+        console.print(f"measuring {model} ...")
+        results[model] = measure(model, steps, count)
+        results[model]["start to first step, s"] = statistics.median(first_step_seconds(model) for _ in range(count))
+    return results
+
+
+def show(results: dict[str, Any], models: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="one thread, fp32, eager unless said otherwise", title_justify="left")
+    table.add_column("")
+    for model in models:
+        table.add_column(model, justify="right")
+    table.add_column("target (mini-0.6M)", justify="right")
+    for name in results[models[0]]:
+        if name != "times":
+            cells = [f"{results[model][name]:.4g}" for model in models]
+            table.add_row(name, *cells, f"<= {TARGETS[name]:g}" if name in TARGETS else "")
+    Console(highlight=False).print(table)
+
+
+def main() -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m train.bench", description=__doc__)
+    parser.add_argument("--models", nargs="+", default=["mini-0.1M", "mini-0.6M"], help="sizes, choices of model=")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each measurement")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each figure")
+    parser.add_argument("--out", type=Path, default=Path("bench.json"), help="where the figures go")
+    arguments = parser.parse_args()
+
+    from train.terminal import exit_with
+
+    def action() -> None:
+        results = bench(arguments.models, arguments.steps, arguments.rounds)
+        arguments.out.write_text(json.dumps(results, indent=1))
+        show(results, arguments.models)
+        print(f"figures: {arguments.out}")
+
+    exit_with(action)
+
+
+if __name__ == "__main__":
+    main()

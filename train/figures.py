@@ -1,0 +1,337 @@
+"""Figures in one style: a colour for each size, light to dark with N; a line style for each arm.
+
+matplotlib is imported by what draws, so that importing this module is cheap; nothing here opens a window.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import numpy as np
+
+from train.sensitivity import OverSeeds
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.92",
+    "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    # TrueType, embedded: text in the PDF stays text.
+    "pdf.fonttype": 42,
+}
+PANEL = (2.35, 2.1)
+"""Width and height of one panel in inches; three make a page's text width."""
+LINES = ("-", "--", ":", "-.")
+LOGIT_LABEL = "max attention logit"
+GUIDES = {1e3: "$10^3$", 1e4: "$10^4$"}
+"""Logits at which loss deteriorates and at which all models diverged (Wortsman et al. 2023, Figures 10 and 9)."""
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Draws under STYLE, whatever the caller's matplotlib settings are."""
+
+    @functools.wraps(draw)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+@styled
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Writes stem.png and stem.pdf; the same figure gives the same bytes."""
+    paths = [stem.with_suffix(".png"), stem.with_suffix(".pdf")]
+    figure.savefig(paths[0])
+    figure.savefig(paths[1], metadata={"CreationDate": None})
+    return paths
+
+
+def size_label(n: float) -> str:
+    """Short text of a parameter count: 98304 -> 98k, 2359296 -> 2.4M."""
+    for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        # 999,600 is 1.0M, not 1000k.
+        if n >= 0.9995 * scale:
+            return f"{n / scale:.1f}{unit}" if n < 9.95 * scale else f"{n / scale:.0f}{unit}"
+    return f"{n:.0f}"
+
+
+def colours(sizes: Sequence[int]) -> dict[int, Any]:
+    """Viridis from green to dark violet: even in lightness, readable without colour vision, no pale yellow."""
+    import matplotlib
+
+    ordered = sorted(set(sizes))
+    places = np.linspace(0.72, 0.05, len(ordered)) if len(ordered) > 1 else [0.35]
+    return {n: matplotlib.colormaps["viridis"](place) for n, place in zip(ordered, places, strict=True)}
+
+
+def panels(columns: int, rows: int = 1, width: float = PANEL[0]) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, PANEL[1] * rows + 0.35))
+    return figure, list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
+
+
+def legend_above(figure: Figure, sizes: Mapping[int, Any], lines: Mapping[str, str], extra: Sequence[Any] = ()) -> None:
+    """Above the panels, clear of the data: a colour for each size, then a line style for each arm."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour, label=f"N = {size_label(n)}") for n, colour in sizes.items()]
+    if len(lines) > 1:
+        handles += [Line2D([], [], color="0.3", ls=style, label=label) for label, style in lines.items()]
+    columns = max(2, int(figure.get_figwidth() / 0.95))
+    figure.legend(handles=[*handles, *extra], loc="outside upper center", ncols=columns, columnspacing=1.2)
+
+
+def line_over_seeds(axes: Axes, runs: pd.DataFrame, column: str, colour: Any, style: str) -> None:
+    """Median over seeds against LR, with a band from the smallest to the largest; a diverged run's place is a cross."""
+    by_lr = runs.groupby("optimizer.lr")[column]
+    middle = by_lr.median()
+    axes.plot(
+        middle.index, middle, color=colour, linestyle=style, marker="o", markeredgecolor=colour, zorder=3,
+        markerfacecolor=colour if style == "-" else "white",
+    )  # fmt: skip
+    if runs["seed"].nunique() > 1:
+        axes.fill_between(middle.index, by_lr.min(), by_lr.max(), color=colour, alpha=0.15, linewidth=0)
+    broke = runs[runs["state"] == "diverged"]
+    axes.plot(broke["optimizer.lr"], broke[column], "x", color=colour, markersize=6, markeredgewidth=1.4, zorder=4)
+
+
+def arm_lines(lines: Mapping[str, str]) -> dict[str, str]:
+    """A line style for each arm, first solid."""
+    return {arm: LINES[i % len(LINES)] for i, arm in enumerate(lines)}
+
+
+@styled
+def arms_against_lr(runs: pd.DataFrame, lines: Mapping[str, str]) -> Figure:
+    """Final loss, largest attention logit of the whole run, and attention entropy at its end against LR: Figure 1's
+    left half and what is behind it.
+
+    `lines` gives the arms (values of the column `arm`) in the order of their line styles, with their labels.
+    """
+    figure, (loss, logit, entropy) = panels(3)
+    shades, styles = colours(runs["size"].unique().tolist()), arm_lines(lines)
+    for axes, column in ((loss, "loss"), (logit, "logit_max"), (entropy, "entropy_final")):
+        for (n, arm), group in runs.groupby(["size", "arm"]):
+            if group[column].notna().any():
+                line_over_seeds(axes, group, column, shades[n], styles[arm])
+        axes.set(xscale="log", xlabel="peak learning rate")
+    loss.set_ylabel("final validation loss (nats)")
+    logit.set(yscale="log", ylabel=LOGIT_LABEL)
+    entropy.set_ylabel("attention entropy (nats)")
+    entropy.set_ylim(bottom=0)
+    logit_guides(logit)
+    broke = runs[runs["state"] == "diverged"]
+    if len(broke):
+        cap_line(loss, float(runs["loss_init"].median()))
+    labels = {label: styles[arm] for arm, label in lines.items()}
+    legend_above(figure, shades, labels, [cross_handle()] if len(broke) else [])
+    return figure
+
+
+def cross_handle() -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color="0.3", marker="x", linestyle="", markersize=6, markeredgewidth=1.4, label="diverged")
+
+
+def cap_line(axes: Axes, loss_init: float) -> None:
+    axes.axhline(loss_init, color="0.45", linestyle=":", linewidth=0.9, zorder=1)
+    axes.annotate(
+        "loss at init", (0, loss_init), xycoords=("axes fraction", "data"), xytext=(2, -2), textcoords="offset points",
+        color="0.35", fontsize=6.5, va="top",
+    )  # fmt: skip
+
+
+def logit_guides(axes: Axes) -> None:
+    """Dotted lines at the published logits, those that the data come near to."""
+    top = axes.get_ylim()[1]
+    for level, label in GUIDES.items():
+        if level < 3 * top:
+            axes.axhline(level, color="0.45", linestyle=":", linewidth=0.9, zorder=1)
+            axes.annotate(
+                label, (1, level), xycoords=("axes fraction", "data"), xytext=(1, 0), textcoords="offset points",
+                color="0.35", fontsize=6.5, va="center",
+            )  # fmt: skip
+
+
+@styled
+def sensitivity_against_size(curves: Mapping[tuple[int, str], OverSeeds], lines: Mapping[str, str]) -> Figure:
+    """LR sensitivity against N, one line an arm: Figure 1's right half. Several seeds: mean and standard deviation."""
+    figure, (axes,) = panels(1, width=3.2)
+    for (arm, label), style, colour in zip(lines.items(), LINES, ("#21506e", "#b5542b", "0.3", "0.6"), strict=False):
+        found = sorted((n, curve) for (n, of), curve in curves.items() if of == arm)
+        ns, means = [n for n, _ in found], [curve.mean for _, curve in found]
+        axes.errorbar(
+            ns, means, yerr=[curve.std or 0 for _, curve in found] if any(c.std for _, c in found) else None,
+            color=colour, linestyle=style, marker="o", capsize=2, elinewidth=0.8, label=label,
+            markerfacecolor=colour if style == "-" else "white",
+        )  # fmt: skip
+    axes.set(
+        xscale="log", yscale="log", xlabel="parameters N, without embedding and head", ylabel="LR sensitivity (nats)"
+    )
+    plain_ticks(axes)
+    sizes = sorted({n for n, _ in curves})
+    axes.set_xticks(sizes, [size_label(n) for n in sizes])
+    axes.set_xticks([], minor=True)
+    axes.margins(x=0.12, y=0.15)
+    figure.legend(loc="outside upper center", ncols=4)
+    return figure
+
+
+def plain_ticks(axes: Axes) -> None:
+    """0.2, 0.5, 1 in place of powers of ten, for a log axis that spans less than two decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_ylim()
+    if high / low < 100:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low > 4 else (1, 1.5, 2, 3, 4, 5, 7)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+@styled
+def arms_in_time(
+    rows: Mapping[tuple[int, str], pd.DataFrame], lrs: Mapping[int, float], lines: Mapping[str, str]
+) -> Figure:
+    """Training loss and block 0's largest logit against step, with what the logit is made of: Figures 2 and E.1.
+
+    `rows` gives the metrics of one run for each size and arm, `lrs` the LR shown for each size.
+    """
+    figure, axes = panels(2, rows=2, width=2.9)
+    shades, styles = colours([n for n, _ in rows]), arm_lines(lines)
+    for (n, arm), frame in rows.items():
+        trained = frame[frame["step"] >= 0]
+        norms = None
+        if {"attention/block0/q_norm", "attention/block0/k_norm"} <= set(trained):
+            norms = trained["attention/block0/q_norm"] * trained["attention/block0/k_norm"]
+        values = (
+            smooth(trained["loss"]), trained.get("attention/block0/logit_max"), norms,
+            trained.get("attention/block0/cosine_of_max_pair"),
+        )  # fmt: skip
+        for panel, value in zip(axes, values, strict=True):
+            if value is not None and (shown := np.isfinite(value)).any():
+                panel.plot(trained["step"][shown], value[shown], color=shades[n], linestyle=styles[arm])
+    labels = (
+        "training loss (nats)",
+        f"{LOGIT_LABEL}, block 0",
+        "query norm × key norm, block 0",
+        "cosine of largest pair",
+    )
+    for panel, label in zip(axes, labels, strict=True):
+        panel.set(xlabel="step", ylabel=label)
+    for panel in axes[1:3]:
+        panel.set_yscale("log")
+    logit_guides(axes[1])
+    axes[3].set_ylim(-1.02 if axes[3].get_ylim()[0] < 0 else 0, 1.02)
+    shades_of = {n: shades[n] for n in sorted(shades)}
+    legend_above(figure, shades_of, {label: styles[arm] for arm, label in lines.items()})
+    for text, n in zip(figure.legends[0].get_texts(), shades_of, strict=False):
+        text.set_text(f"N = {size_label(n)}, LR {lrs[n]:g}")
+    return figure
+
+
+def smooth(loss: pd.Series) -> pd.Series:
+    """Running median over 1% of the run: batches differ in difficulty, and a divergence is not averaged away."""
+    return loss.rolling(max(1, len(loss) // 100), center=True, min_periods=1).median()
+
+
+@styled
+def loss_against_lr(runs: pd.DataFrame) -> Figure:
+    """Final loss against LR for any sweep: a panel for each arm, a line for each size."""
+    arms = list(dict.fromkeys(runs["arm"]))
+    columns = min(3, len(arms))
+    figure, axes = panels(columns, rows=math.ceil(len(arms) / columns), width=max(PANEL[0], 3.2 if columns == 1 else 0))
+    shades = colours(runs["size"].unique().tolist())
+    broke = runs[runs["state"] == "diverged"]
+    for i, (panel, arm) in enumerate(zip(axes, arms, strict=False)):
+        for n, group in runs[runs["arm"] == arm].groupby("size"):
+            line_over_seeds(panel, group, "loss", shades[n], "-")
+        panel.set(xscale="log", title=arm, xlabel="peak learning rate")
+        panel.set_ylabel("final validation loss (nats)" if i % columns == 0 else "")
+        if i:
+            panel.sharey(axes[0])
+        if len(broke):
+            cap_line(panel, float(broke["loss_init"].median()))
+    for panel in axes[len(arms) :]:
+        panel.remove()
+    legend_above(figure, shades, {}, [cross_handle()] if len(broke) else [])
+    return figure
+
+
+@styled
+def run_curves(rows: pd.DataFrame) -> Figure:
+    """One run against step: loss, then by block largest logit, entropy, and gradient RMS over AdamW's epsilon."""
+    figure, (loss, logit, entropy, gradient) = panels(2, rows=2, width=2.9)
+    trained = rows[rows["step"] >= 0]
+    loss.plot(trained["step"], trained["loss"], color="0.7", linewidth=0.6, label="batch")
+    loss.plot(trained["step"], smooth(trained["loss"]), color="0.15", label="running median")
+    if "validation/loss" in rows:
+        seen = rows[rows["validation/loss"].notna()]
+        loss.plot(seen["step"], seen["validation/loss"], "o", color="#b5542b", label="validation")
+    loss.legend(loc="best")
+    blocks = sorted({int(c.split("/")[1][5:]) for c in rows if c.startswith(("attention/block", "residual/block"))})
+    shades = colours(blocks)
+    for block in blocks:
+        series = {
+            logit: rows.get(f"attention/block{block}/logit_max"),
+            entropy: rows.get(f"attention/block{block}/entropy"),
+            gradient: rows[[c for c in rows if _is_gradient(c, block)]].min(axis=1),
+        }
+        for axes, value in series.items():
+            if value is not None and (seen := np.isfinite(value)).any():
+                axes.plot(rows["step"][seen], value[seen], color=shades[block], label=f"block {block}")
+    logit.set(yscale="log", ylabel=LOGIT_LABEL)
+    plain_ticks(logit)
+    logit_guides(logit)
+    entropy.set(ylabel="attention entropy (nats)", ylim=(0, None))
+    gradient.set(yscale="log", ylabel="smallest gradient RMS / ε")
+    if gradient.get_ylim()[0] < 10:
+        gradient.axhline(1, color="0.45", linestyle=":", linewidth=0.9)
+    loss.set_ylabel("training loss (nats)")
+    for axes in (loss, logit, entropy, gradient):
+        axes.set_xlabel("step")
+    handles, labels = logit.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", ncols=8)
+    return figure
+
+
+def _is_gradient(column: str, block: int) -> bool:
+    return column.startswith(f"adam/block{block}/") and column.endswith("/gradient_over_eps")

@@ -1,0 +1,13 @@
+"""Imported once by the sweep's fork server, so that each run starts with everything in memory."""
+
+import lightning.pytorch
+import torch
+import wandb
+
+import data.datamodule
+import data.prepare
+import train.keeper
+import train.module
+import train.run
+
+__all__ = ["data", "lightning", "torch", "train", "wandb"]

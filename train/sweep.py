@@ -1,0 +1,211 @@
+"""`python -m train.sweep experiment=NAME [overrides]`: every point of a grid, one process a core or GPU.
+
+Finished runs are skipped and cut-off ones go on; a run that fails stops no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from conf.axis import ConfigError
+from train.config import Config, Place
+from train.runfolder import ENDED, RunFolder, unwritable, write_atomically
+
+STOP_SECONDS = 20.0
+
+
+@dataclass
+class Sweep:
+    """A set of runs that share a folder; `configs` are the points of the grid in its order."""
+
+    folder: Path
+    overrides: list[str]
+    points: list[list[str]]
+    configs: list[Config]
+
+    def runs(self) -> list[RunFolder]:
+        return [RunFolder.of(config, self.folder) for config in self.configs]
+
+    def write_plan(self) -> None:
+        """sweep.json: what the sweep is made of, for the report and for a later resumption."""
+        runs = [
+            {"folder": config.run_name(), "overrides": point}
+            for config, point in zip(self.configs, self.points, strict=True)
+        ]
+        plan = {
+            "name": self.folder.name,
+            "finding": self.configs[0].finding,
+            "overrides": self.overrides,
+            "runs": runs,
+        }
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / "sweep.json", json.dumps(plan, indent=1))
+        except OSError as error:
+            raise unwritable(self.folder.parent, error) from None
+
+
+def plan(overrides: Sequence[str]) -> Sweep:
+    """The sweep that the overrides describe, all of its configs checked; raises ConfigError for the first bad one."""
+    from train.grid import compose_all, expand
+
+    points, configs, seen = [], [], set()
+    expanded = expand(overrides)
+    for point, config in zip(expanded, compose_all(expanded), strict=True):
+        if config.run_name() not in seen:
+            seen.add(config.run_name())
+            points.append(point)
+            configs.append(config)
+    return Sweep(Path(configs[0].out) / _folder_name(overrides, configs[0]), list(overrides), points, configs)
+
+
+def _folder_name(overrides: Sequence[str], config: Config) -> str:
+    """The experiment's name and what was changed of it; a hash where that is long."""
+    changed = sorted(
+        o for o in overrides if o.partition("=")[0].split(".")[0] not in ("experiment", *Place.__dataclass_fields__)
+    )
+    chosen = next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "sweep")
+    if not changed:
+        return chosen
+    readable = "-".join([chosen, *changed])
+    if len(readable) <= 60 and all(c.isalnum() or c in "-_=.," for c in readable):
+        return readable
+    return f"{chosen}-{hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:8]}"
+
+
+def slots(config: Config) -> list[str | None]:
+    """One entry a process that runs at a time: the GPU it sees, or None for a core."""
+    import torch
+
+    if config.accelerator in ("auto", "cuda") and torch.cuda.is_available():
+        return [str(i) for i in range(torch.cuda.device_count())]
+    return [None] * max(1, len(os.sched_getaffinity(0)) // max(1, config.threads))
+
+
+def work(values: dict[str, Any], parent: Path, gpu: str | None) -> None:
+    """Trains one run in a process of its own; what it prints goes to log.txt in its folder."""
+    from conf.axis import checked
+    from train.keeper import Interrupted
+    from train.run import train
+
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    config = checked(Config, values)
+    folder = RunFolder.of(config, parent)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    log = os.open(folder.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        train(config, parent=parent)
+    except (Interrupted, KeyboardInterrupt):
+        sys.exit(130)
+
+
+@dataclass
+class Pool:
+    """Runs the processes of a sweep, at most one a slot."""
+
+    sweep: Sweep
+    free: list[str | None]
+    waiting: list[Config]
+    running: dict[str, tuple[Any, str | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Children are forked from a server that has imported everything already: 0.1 s a run instead of 4 s.
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["train.preload"])
+
+    def step(self) -> list[str]:
+        """Starts what fits; the names of the runs that ended since the last call."""
+        ended = [name for name, (process, _) in self.running.items() if not process.is_alive()]
+        for name in ended:
+            process, slot = self.running.pop(name)
+            process.join()
+            self.free.append(slot)
+            self._note_death(name, process.exitcode)
+        while self.free and self.waiting:
+            config, slot = self.waiting.pop(0), self.free.pop(0)
+            process = self.context.Process(target=work, args=(config.values(), self.sweep.folder, slot))
+            process.start()
+            self.running[config.run_name()] = (process, slot)
+        return ended
+
+    def _note_death(self, name: str, exitcode: int) -> None:
+        folder = RunFolder(self.sweep.folder / name)
+        if exitcode < 0 and folder.state() in ("running", "pending"):
+            folder.set_status("failed", reason=f"killed by {signal.Signals(-exitcode).name}")
+        elif exitcode == 1 and folder.state() not in (*ENDED, "failed"):
+            folder.set_status("failed", reason=f"exit code 1, see {folder.path / 'log.txt'}")
+
+    def stop(self) -> None:
+        """Asks every process for a checkpoint and waits for it."""
+        for process, _ in self.running.values():
+            process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        for process, _ in self.running.values():
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+
+
+def run(sweep: Sweep) -> int:
+    """Runs what is not finished, with a live table; the exit code: 1 when a run failed."""
+    from train.sweep_table import Table
+
+    sweep.write_plan()
+    lock = FileLock(sweep.folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"{sweep.folder}: another sweep works in this folder; wait or choose another out=") from None
+    todo = [c for c, r in zip(sweep.configs, sweep.runs(), strict=True) if not (r.state() in ENDED and r.summary())]
+    for config in {json.dumps(c.values()["data"]): c for c in todo}.values():
+        from data.prepare import prepare
+
+        prepare(config.data, Path(config.cache).expanduser(), progress=config.progress)
+    todo.sort(key=lambda c: -c.steps * c.batch_size * c.context * c.model.depth * c.model.width**2)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, sweep.configs[0].threads)))
+    pool = Pool(sweep, slots(sweep.configs[0]), todo)
+    # A signal ends the loop below; the children get theirs from `stop` (on Ctrl-C the terminal sends it too).
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Table(sweep, len(pool.free)) as table:
+        try:
+            while pool.waiting or pool.running:
+                table.update(pool.step(), list(pool.running))
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            pool.stop()
+            table.update([], [])
+            raise
+        finally:
+            lock.release()
+    return table.say_end()
+
+
+def main() -> None:
+    from train.terminal import exit_with
+
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments) or not arguments:
+        from train.help import show_help
+
+        show_help()
+        return
+    exit_with(lambda: sys.exit(run(plan(arguments))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The live table of a sweep: a cell a run, the last axis of the grid across, all others down."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from train.runfolder import ENDED, RunFolder
+from train.terminal import duration, number
+
+if TYPE_CHECKING:
+    from train.sweep import Sweep
+
+STYLE = {"finished": "green", "diverged": "red", "failed": "bold white on red", "running": "yellow", "pending": "dim"}
+
+
+class Table:
+    """Redrawn twice a second on a terminal; in a log, a line for each run that ends."""
+
+    def __init__(self, sweep: Sweep, jobs: int) -> None:
+        self.sweep, self.jobs = sweep, jobs
+        self.console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.rows, self.columns, self.cells = _grid(sweep.points)
+        self.started = self._drawn = time.monotonic()
+        self.status = {run.path.name: run.status() for run in sweep.runs()}
+        self.summary = {run.path.name: run.summary() for run in sweep.runs()}
+        self.cost = {c.run_name(): c.steps * c.batch_size * c.context * _cost(c) for c in sweep.configs}
+        self.before = sum(self.cost[n] for n, s in self.status.items() if s.get("state") in ENDED)
+        self.live: Live | None = None
+
+    def __enter__(self) -> Table:
+        done = sum(s.get("state") in ENDED for s in self.status.values())
+        text = f"{len(self.status)} runs in {self.sweep.folder}, {done} done already, {self.jobs} at a time"
+        self.console.print(text, soft_wrap=True)
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, auto_refresh=False)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live is not None:
+            self.live.update(self._table(), refresh=True)
+            self.live.stop()
+
+    def update(self, ended: list[str], running: list[str]) -> None:
+        """Reads again the runs that move, and draws."""
+        for name in {*ended, *running, *(n for n, s in self.status.items() if s.get("state") == "running")}:
+            run = RunFolder(self.sweep.folder / name)
+            self.status[name] = run.status()
+            if name in ended:
+                self.summary[name] = run.summary()
+        if self.live is not None:
+            if ended or time.monotonic() - self._drawn > 0.5:
+                self._drawn = time.monotonic()
+                self.live.update(Group(self._table(), *self._running(running)), refresh=True)
+        else:
+            for name in ended:
+                self.console.print(f"{self._done():>9}  {self._line(name)}  {self._eta()}")
+
+    def _table(self) -> RichTable:
+        table = RichTable(title=f"{self.sweep.folder.name}: {self._done()} runs, {self._eta()}", title_justify="left")
+        table.add_column("validation loss")
+        for column in self.columns:
+            table.add_column(column, justify="right")
+        for row in self.rows:
+            table.add_row(row, *[self._cell(self.cells.get((row, column))) for column in self.columns])
+        return table
+
+    def _cell(self, index: int | None) -> Text:
+        if index is None:
+            return Text("")
+        name = self.sweep.configs[index].run_name()
+        status = self.status[name]
+        state = str(status.get("state", "pending"))
+        if state in ENDED:
+            text = number(self.summary[name].get("loss_final")) if state == "finished" else "diverged"
+        elif state == "running":
+            text = f"{100 * (status.get('step') or 0) // self.sweep.configs[index].steps}%"
+        else:
+            text = "." if state == "pending" else state
+        return Text(text, style=STYLE.get(state, ""))
+
+    def _running(self, names: list[str]) -> list[Text]:
+        return [Text("  " + self._line(name), style="dim") for name in names]
+
+    def _line(self, name: str) -> str:
+        status, summary = self.status[name], self.summary.get(name) or {}
+        state = str(status.get("state", "pending"))
+        if summary:
+            return (
+                f"{name}  {state}  loss {number(summary['loss_final'])}  max logit {number(summary['logit_max'])}  "
+                f"in {duration(summary['seconds'])}"
+            )
+        if state == "running":
+            loss, logit = number(status.get("loss")), number(status.get("attention/logit_max"))
+            return (
+                f"{name}  step {status.get('step', 0)}  loss {loss}  lr {status.get('lr') or 0:.1e}  max logit {logit}"
+            )
+        return f"{name}  {state}  {status.get('reason') or ''}"
+
+    def _done(self) -> str:
+        return f"{sum(s.get('state') in ENDED for s in self.status.values())}/{len(self.status)}"
+
+    def _eta(self) -> str:
+        """From the work done so far, in parameters x tokens."""
+        took = time.monotonic() - self.started
+        total = done = 0.0
+        for config in self.sweep.configs:
+            name = config.run_name()
+            state = self.status[name].get("state")
+            share = 1.0 if state in (*ENDED, "failed") else 0.0
+            if state == "running":
+                share = (self.status[name].get("step") or 0) / config.steps
+            total += self.cost[name]
+            done += self.cost[name] * share
+        fresh = done - self.before
+        left = duration(took * (total - done) / fresh) if fresh > 0 else "?"
+        return f"{duration(took)} so far" + (f", {left} to go" if done < total else "")
+
+    def say_end(self) -> int:
+        """What came of it and where it is; the exit code."""
+        states = [s.get("state", "pending") for s in self.status.values()]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in STYLE if state in states)
+        if self.live is None:
+            self.console.print(self._table())
+        self.console.print(f"{counts} in {duration(time.monotonic() - self.started)}")
+        for name, status in self.status.items():
+            if status.get("state") == "failed":
+                self.console.print(f"  {name}: {status.get('reason')}", style="red")
+        self.console.print(f"judge and draw: python -m train.report {self.sweep.folder}")
+        return int("failed" in states)
+
+
+def _cost(config: Any) -> float:
+    """Time of a token, about: the blocks and the head, plus what a small model spends on everything else."""
+    return 12 * config.model.depth * config.model.width**2 + config.model.width * config.data.vocab_size + 2e5
+
+
+def _grid(points: list[list[str]]) -> tuple[list[str], list[str], dict[tuple[str, str], int]]:
+    """Row labels, column labels and which point stands where, from the overrides that differ between points."""
+    common = set(points[0]).intersection(*map(set, points[1:])) if len(points) > 1 else set()
+    varying = [[o for o in point if o not in common] for point in points]
+    rows, columns, cells = dict[str, None](), dict[str, None](), {}
+    for index, overrides in enumerate(varying):
+        row, column = " ".join(overrides[:-1]), overrides[-1] if overrides else "run"
+        rows[row] = columns[column] = None
+        cells[row, column] = index
+    return list(rows), list(columns), cells
