@@ -46,11 +46,12 @@ class Axis(Generic[T]):
 
 
 def _inherit_documentation(config: type) -> None:
-    """Pydantic reads the strings under the fields of the class itself only, not of its bases."""
+    """Pydantic loses the string under a field that a base defines with a default."""
+    fields, own = vars(config)["__pydantic_fields__"], vars(config).get("__annotations__", {})
     for base in config.__mro__[1:]:
         for name, field in vars(base).get("__pydantic_fields__", {}).items():
-            own = vars(config)["__pydantic_fields__"][name]
-            own.description = own.description or field.description
+            if name not in own:
+                fields[name].description = fields[name].description or field.description
 
 
 def near(word: str, words: list[str]) -> str:

@@ -1,6 +1,7 @@
 """Helpers that the tests share: config choices as conf/ has them, whole tiny configs, seeded random tensors."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ TINY = [
 ]  # fmt: skip
 
 
+@cache
 def tiny(*overrides: str) -> Config:
     """The checked config of a run of four steps of a model of width 16."""
     return compose([*TINY, *overrides])

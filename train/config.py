@@ -17,6 +17,7 @@ import conf
 from conf.axis import CHECKED, ConfigError, axes, checked, near
 from data.config import DATA, DataConfig
 from models.gpt import Architecture, SizeConfig
+from train.findings import find
 from train.loggers import LOGGER, LoggerConfig
 from train.losses import LOSS, LossConfig
 from train.optimizers import OPTIMIZER, OptimizerConfig
@@ -29,7 +30,7 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Place:
-    """Where and how a run happens. Nothing here changes its numbers, so none of it enters the run's hash."""
+    """Where and how a run happens. Nothing here changes its numbers by more than rounding: none enters the hash."""
 
     out: str
     """Folder for run and sweep folders."""
@@ -85,6 +86,8 @@ class Config(Architecture, Place):
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> Config:
+        if self.finding is not None:
+            find(self.finding)
         self.schedule.fits(steps=self.steps, peak=self.optimizer.lr)
         shares = self.accumulate * (self.devices or 1) * self.nodes
         if self.batch_size % shares:
@@ -154,7 +157,7 @@ def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
         raise hydra_fault(error, overrides) from None
     finally:
         GlobalHydra.instance().clear()
@@ -195,7 +198,8 @@ def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
         key, _, value = override.lstrip("+~").partition("=")
         group = key.partition("@")[0]
         known = choices()
-        refused = f"'{group}/{value}'" in text or "Config group override" in text
+        # Hydra trips over a number, a list or null for a choice, with a plain Python error.
+        refused = f"'{group}/{value}'" in text or type(error) in (TypeError, ValueError)
         if refused and group in known and value not in known[group]:
             return ConfigError(f"{group}={value} is not a choice: {near(value, known[group])}")
         if f"'{key}'" in text and ("not in struct" in text or "Could not override" in text):

@@ -12,7 +12,7 @@ def show_help() -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    from train.config import Config, choices, compose_node
+    from train.config import Config, choices, compose, compose_node
 
     console = Console(highlight=False, soft_wrap=True)
     console.print(
@@ -21,31 +21,32 @@ def show_help() -> None:
     console.print(
         "python -m train.sweep experiment=NAME ...      a sweep; python -m train.report FOLDER judges and draws it\n"
     )
-    defaults = compose_node([], with_hydra=True).hydra.runtime.choices
+    defaults, values = compose_node([], with_hydra=True).hydra.runtime.choices, compose([]).values()
     groups = choices()
     console.print("[bold]Axes[/] (the default is marked *)")
     for group, names in groups.items():
         marked = [f"{n}*" if n == str(defaults.get(group)) else n for n in names]
         console.print(f"  {group:10} {escape('  '.join(marked))}")
-    console.print("\n[bold]Fields of a run[/]")
-    _fields(console, Config, "")
+    console.print("\n[bold]Fields of a run[/] (with their defaults)")
+    _fields(console, Config, "", values)
     console.print("\n[bold]Where and how[/] (none of these changes a run's numbers or name)")
-    _fields(console, Place, "")
+    _fields(console, Place, "", values)
     for name, axis in axes(Config).items():
         console.print(f"\n[bold]Fields of {name}[/]")
         for choice, config in axis.choices.items():
             console.print(f"  {name}={choice}")
-            _fields(console, config, f"{name}.", indent="    ")
+            _fields(console, config, f"{name}.", values[name] if choice == values[name]["name"] else {}, indent="    ")
     console.print("\n[bold]Fields of model[/]")
     from models.gpt import SizeConfig
 
-    _fields(console, SizeConfig, "model.")
+    _fields(console, SizeConfig, "model.", values["model"])
 
 
-def _fields(console: Any, config: Any, prefix: str, indent: str = "  ") -> None:
+def _fields(console: Any, config: Any, prefix: str, values: dict[str, Any], indent: str = "  ") -> None:
     from rich.markup import escape
 
     place = () if config is Place else Place.__dataclass_fields__
     for name, field in config.__pydantic_fields__.items():
         if field.description and name not in place:
-            console.print(f"{indent}{escape(prefix + name):30} {escape(' '.join(field.description.split()))}")
+            key = prefix + name + (f"={'null' if values[name] is None else values[name]}" if name in values else "")
+            console.print(f"{indent}{escape(key):34} {escape(' '.join(field.description.split()))}")

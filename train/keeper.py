@@ -55,14 +55,15 @@ class Keeper(pl.Callback):
         if math.isnan(module.loss_init):
             module.loss_init = module.validate(self.validation)
             if trainer.is_global_zero:
-                self._write_rows([{"step": -1, "loss": module.loss_init, "validation/loss": module.loss_init}])
+                self._write_rows([{"step": -1, "validation/loss": module.loss_init}])
         self._clock = self._saved = self._told = time.monotonic()
         self._timed_step = trainer.global_step
 
     def _asked_to_stop(self, signum: int, frame: FrameType | None) -> None:
-        if self.interrupt is not None:
+        # A sweep that got Ctrl-C sends SIGTERM to runs that the terminal has told already: that is no second wish.
+        if self.interrupt == signum == signal.SIGINT:
             raise KeyboardInterrupt
-        self.interrupt = signum
+        self.interrupt = self.interrupt or signum
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

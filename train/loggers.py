@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import queue
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +29,7 @@ class LoggerConfig:
 
 
 CONNECT_SECONDS = 20.0
+FINISH_SECONDS = 60.0
 
 LOGGER: Axis[LoggerConfig] = Axis("logger")
 
@@ -86,31 +89,51 @@ def _key_in_netrc() -> bool:
 
 
 class Mirror:
-    """A Lightning logger that may fail: the first fault is said in one line, after it nothing more is sent."""
+    """A Lightning logger on a thread of its own: it may be slow, hang or fail, and training neither waits nor notices.
+
+    The first fault is said in one line, after it nothing more is sent.
+    """
 
     def __init__(self, build: Callable[[], Logger | None]) -> None:
         self.logger: Logger | None = None
-        self._try(lambda: setattr(self, "logger", build()))
+        self._actions: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, args=(build,), daemon=True)
+        self._thread.start()
 
     def start(self, config: Mapping[str, Any]) -> None:
-        self._try(lambda: self.logger and self.logger.log_hyperparams(dict(config)))
+        self._actions.put(lambda: self.logger and self.logger.log_hyperparams(dict(config)))
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Sends one metrics row; a per-head list goes as a histogram to W&B and stays local elsewhere."""
-        self._try(lambda: self.logger and self.logger.log_metrics(self._flat(row), step=row["step"]))
+        self._actions.put(lambda: self.logger and self.logger.log_metrics(self._flat(row), step=row["step"]))
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
+        """Sends what is left and closes; waits for it, but not forever."""
+        ended = status in ("finished", "diverged")
+
         def close() -> None:
             if self.logger is None:
                 return
             experiment: Any = getattr(self.logger, "experiment", None)
             if hasattr(experiment, "summary"):
                 experiment.summary.update({k: v for k, v in summary.items() if isinstance(v, int | float | str)})
-            self.logger.finalize("success" if status in ("finished", "diverged") else "failed")
+            self.logger.finalize("success" if ended else "failed")
             if hasattr(experiment, "finish"):
-                experiment.finish(exit_code=0 if status in ("finished", "diverged") else 1)
+                experiment.finish(exit_code=0 if ended else 1)
 
-        self._try(close)
+        self._actions.put(close)
+        self._actions.put(None)
+        self._thread.join(FINISH_SECONDS)
+
+    def _work(self, build: Callable[[], Logger | None]) -> None:
+        try:
+            self.logger = build()
+            while action := self._actions.get():
+                action()
+        except (Exception, SystemExit) as fault:
+            self.logger = None
+            text = " ".join(str(fault).split())[:200]
+            warnings.warn(f"the logger stopped ({type(fault).__name__}: {text}); local files go on", stacklevel=2)
 
     def _flat(self, row: Mapping[str, Any]) -> dict[str, Any]:
         flat = {k: v for k, v in row.items() if not isinstance(v, list) and k != "step"}
@@ -120,11 +143,3 @@ class Mirror:
 
             flat |= {k: wandb.Histogram(v) for k, v in lists.items()}
         return flat
-
-    def _try(self, action: Callable[[], Any]) -> None:
-        try:
-            action()
-        except (Exception, SystemExit) as fault:
-            self.logger = None
-            text = " ".join(str(fault).split())[:200]
-            warnings.warn(f"the logger stopped ({type(fault).__name__}: {text}); local files go on", stacklevel=2)

@@ -84,4 +84,4 @@ def summarize(row: Row) -> Row:
 
 def first_nonfinite(rows: list[Row]) -> int | None:
     """The first step whose loss is NaN or infinite."""
-    return next((row["step"] for row in rows if not math.isfinite(row["loss"])), None)
+    return next((row["step"] for row in rows if not math.isfinite(row.get("loss", 0.0))), None)

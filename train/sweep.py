@@ -5,14 +5,12 @@ Finished runs are skipped and cut-off ones go on; a run that fails stops no othe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,69 +18,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError
-from train.config import Config, Place
-from train.runfolder import ENDED, RunFolder, unwritable, write_atomically
+from train.config import Config
+from train.plan import Sweep, plan
+from train.runfolder import ENDED, RunFolder
+from train.sweep_table import Table
 
 STOP_SECONDS = 20.0
-
-
-@dataclass
-class Sweep:
-    """A set of runs that share a folder; `configs` are the points of the grid in its order."""
-
-    folder: Path
-    overrides: list[str]
-    points: list[list[str]]
-    configs: list[Config]
-
-    def runs(self) -> list[RunFolder]:
-        return [RunFolder.of(config, self.folder) for config in self.configs]
-
-    def write_plan(self) -> None:
-        """sweep.json: what the sweep is made of, for the report and for a later resumption."""
-        runs = [
-            {"folder": config.run_name(), "overrides": point}
-            for config, point in zip(self.configs, self.points, strict=True)
-        ]
-        plan = {
-            "name": self.folder.name,
-            "finding": self.configs[0].finding,
-            "overrides": self.overrides,
-            "runs": runs,
-        }
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / "sweep.json", json.dumps(plan, indent=1))
-        except OSError as error:
-            raise unwritable(self.folder.parent, error) from None
-
-
-def plan(overrides: Sequence[str]) -> Sweep:
-    """The sweep that the overrides describe, all of its configs checked; raises ConfigError for the first bad one."""
-    from train.grid import compose_all, expand
-
-    points, configs, seen = [], [], set()
-    expanded = expand(overrides)
-    for point, config in zip(expanded, compose_all(expanded), strict=True):
-        if config.run_name() not in seen:
-            seen.add(config.run_name())
-            points.append(point)
-            configs.append(config)
-    return Sweep(Path(configs[0].out) / _folder_name(overrides, configs[0]), list(overrides), points, configs)
-
-
-def _folder_name(overrides: Sequence[str], config: Config) -> str:
-    """The experiment's name and what was changed of it; a hash where that is long."""
-    changed = sorted(
-        o for o in overrides if o.partition("=")[0].split(".")[0] not in ("experiment", *Place.__dataclass_fields__)
-    )
-    chosen = next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "sweep")
-    if not changed:
-        return chosen
-    readable = "-".join([chosen, *changed])
-    if len(readable) <= 60 and all(c.isalnum() or c in "-_=.," for c in readable):
-        return readable
-    return f"{chosen}-{hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:8]}"
 
 
 def slots(config: Config) -> list[str | None]:
@@ -163,8 +104,6 @@ class Pool:
 
 def run(sweep: Sweep) -> int:
     """Runs what is not finished, with a live table; the exit code: 1 when a run failed."""
-    from train.sweep_table import Table
-
     sweep.write_plan()
     lock = FileLock(sweep.folder / ".lock")
     try:

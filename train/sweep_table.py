@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from train.plan import Sweep
 from train.runfolder import ENDED, RunFolder
 from train.terminal import duration, number
-
-if TYPE_CHECKING:
-    from train.sweep import Sweep
 
 STYLE = {"finished": "green", "diverged": "red", "failed": "bold white on red", "running": "yellow", "pending": "dim"}
 

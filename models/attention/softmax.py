@@ -42,7 +42,7 @@ class Softmax(MixingRule):
         return torch.softmax(causal_logits(q_BHTK, k_BHTK, self.scale, bias_HTT), -1)
 
     def entropy(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.Tensor:
-        if bias_HTT is not None:
+        if bias_HTT is not None or q_BHTK.device.type not in ("cpu", "cuda"):
             return super().entropy(q_BHTK, k_BHTK, bias_HTT)
         return fused_entropy(q_BHTK, k_BHTK, self.scale)
 

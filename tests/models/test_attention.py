@@ -97,7 +97,7 @@ def test_batch_rows_do_not_interact(rule: str, position: str) -> None:
 @pytest.mark.parametrize("length", [1, T])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e3])
 def test_finite_forward_and_backward(rule: str, position: str, length: int, scale: float) -> None:
-    """At 1e3 the logits are of the order of 1e6, far above the 1e4 where Wortsman et al. 2023, Fig. 9, see divergence."""
+    """At 1e3 the logits are of the order of 1e6; Wortsman et al. 2023, Fig. 9, saw divergence above 1e4."""
     attention, x_BTD = layer(rule, position), (scale * randn(B, length, D)).requires_grad_()
     outputs = output(attention, x_BTD)
     outputs.square().mean().backward()
@@ -176,38 +176,34 @@ class TestPaths:
             assert value.isfinite().all(), name
 
 
+# Softmax of a fixed lower-triangular matrix of logits, its outputs and row entropies: in float64, by hand.
+LOGITS = [[0.5, 0, 0, 0], [1, -0.5, 0, 0], [0.2, 2, -1, 0], [-0.3, 0.7, 1.5, 0]]
+VALUES = [[1.0, 0], [0, 1], [1, 1], [-1, 2]]
+WEIGHTS = [
+    [1, 0, 0, 0], [0.817574, 0.182426, 0, 0], [0.136039, 0.822987, 0.040974, 0],
+    [0.089946, 0.244498, 0.544141, 0.121414],
+]  # fmt: skip
+OUTPUTS = [[1, 0], [0.817574, 0.182426], [0.177013, 0.863961], [0.512673, 1.031468]]
+ENTROPIES = [0, 0.475052, 0.562607, 1.148169]
+
+
 class TestSoftmax:
-    """Reference vectors: float64 results of softmax on a fixed lower-triangular matrix of logits, computed by hand."""
-
-    L = [[0.5, 0, 0, 0], [1, -0.5, 0, 0], [0.2, 2, -1, 0], [-0.3, 0.7, 1.5, 0]]
-    V = [[1.0, 0], [0, 1], [1, 1], [-1, 2]]
-    WEIGHTS = [
-        [1, 0, 0, 0], [0.817574, 0.182426, 0, 0], [0.136039, 0.822987, 0.040974, 0],
-        [0.089946, 0.244498, 0.544141, 0.121414],
-    ]  # fmt: skip
-    OUTPUTS = [[1, 0], [0.817574, 0.182426], [0.177013, 0.863961], [0.512673, 1.031468]]
-    ENTROPIES = [0, 0.475052, 0.562607, 1.148169]
-
     def rule_and_inputs(self) -> tuple[MixingRule, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Zero queries, so that the logits are the bias."""
         rule = choice(ATTENTION, "softmax").build(heads=1, head_dim=2, context=4, block=0)
-        return rule, torch.zeros(1, 1, 4, 2), torch.tensor(self.V)[None, None], torch.tensor([self.L])
+        return rule, torch.zeros(1, 1, 4, 2), torch.tensor(VALUES)[None, None], torch.tensor([LOGITS])
 
     def test_weights(self) -> None:
         rule, zero, _, logits = self.rule_and_inputs()
-        torch.testing.assert_close(
-            rule.weights(zero, zero, logits)[0, 0], torch.tensor(self.WEIGHTS), atol=1e-6, rtol=0
-        )
+        torch.testing.assert_close(rule.weights(zero, zero, logits)[0, 0], torch.tensor(WEIGHTS), atol=1e-6, rtol=0)
 
     def test_outputs(self) -> None:
         rule, zero, v, logits = self.rule_and_inputs()
-        torch.testing.assert_close(rule(zero, zero, v, logits)[0, 0], torch.tensor(self.OUTPUTS), atol=1e-6, rtol=0)
+        torch.testing.assert_close(rule(zero, zero, v, logits)[0, 0], torch.tensor(OUTPUTS), atol=1e-6, rtol=0)
 
     def test_entropies(self) -> None:
         rule, zero, _, logits = self.rule_and_inputs()
-        torch.testing.assert_close(
-            rule.entropy(zero, zero, logits)[0, 0], torch.tensor(self.ENTROPIES), atol=1e-6, rtol=0
-        )
+        torch.testing.assert_close(rule.entropy(zero, zero, logits)[0, 0], torch.tensor(ENTROPIES), atol=1e-6, rtol=0)
         assert float(rule.watch(zero, zero, logits)["entropy"]) == pytest.approx(2.185828 / 4, abs=1e-6)
 
     def test_scale_is_one_over_the_root_of_the_head_dimension(self) -> None:

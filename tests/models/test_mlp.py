@@ -48,7 +48,7 @@ def test_gelu_is_not_the_exact_one() -> None:
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    # 8 d^2 each; 8/3 d is 64 at this width, so that the gated layer has as many as the others (Shazeer 2020, section 3).
+    # 8 d^2 each; 8/3 d is 64 at this width: the gated layer has as many as the others (Shazeer 2020, section 3).
     [("gelu", 8 * WIDTH**2), ("relu2", 8 * WIDTH**2), ("swiglu", 3 * 64 * WIDTH)],
 )
 def test_parameter_count(name: str, count: int) -> None:

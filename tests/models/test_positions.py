@@ -54,10 +54,10 @@ class TestRotary:
         assert torch.equal(positions("rope").rotate(q, q)[0][:, :, 0], q[:, :, 0])
 
     def test_angles_are_exact_far_from_the_start(self) -> None:
-        """A table computed in fp32 is off by 1e-3 at position 32767: t has 15 bits of the 24 there are."""
-        turned, _ = positions("rope", context=32768).rotate(*(torch.eye(K)[:1].expand(32768, K) for _ in range(2)))
-        assert turned[-1, 0].item() == pytest.approx(math.cos(32767), abs=1e-6)
-        assert turned[-1, K // 2].item() == pytest.approx(math.sin(32767), abs=1e-6)
+        """Pair 1 turns by base^(-1/4) = 0.1 a token; a table computed in fp32 is 5e-5 off at position 32767."""
+        turned, _ = positions("rope", context=32768).rotate(*(torch.eye(K)[1:2].expand(32768, K) for _ in range(2)))
+        assert turned[-1, 1].item() == pytest.approx(math.cos(3276.7), abs=1e-6)
+        assert turned[-1, 1 + K // 2].item() == pytest.approx(math.sin(3276.7), abs=1e-6)
 
     def test_works_in_fp32_for_bf16_inputs(self) -> None:
         q = randn(B, H, T, K, dtype=torch.bfloat16)

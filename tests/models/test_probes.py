@@ -82,7 +82,7 @@ class TestAttentionScores:
 
     @pytest.mark.parametrize(("b", "i", "j"), [(0, 0, 0), (1, 20, 20), (2, T - 1, 0), (2, T - 1, T - 1), (1, 8, 3)])
     def test_the_pair_with_the_largest_logit_is_found(self, biased: bool, b: int, i: int, j: int) -> None:
-        """logit = scale |q_i| |k_j| cosine + bias at whichever batch row, query and key it is: Fig. E.1's decomposition."""
+        """In any batch row, logit = scale |q_i| |k_j| cosine + bias: the parts of Wortsman et al. 2023, Fig. E.1."""
         (q, k), bias = queries_and_keys(), alibi(biased)
         k[b, 1, j] *= 10
         q[b, 1, i] = 50 * k[b, 1, j] + 100 * randn(K, seed=11)
@@ -216,9 +216,8 @@ class TestRMS:
         assert probes.rms(torch.full((3,), 300.0, dtype=torch.bfloat16)).dtype == torch.float32
 
     def test_of_tensors_of_many_shapes(self) -> None:
-        tensors = [randn(*shape, seed=i) for i, shape in enumerate([(5,), (7, 3), (1,), (2, 3, 4)])] + [
-            torch.tensor(-2.0)
-        ]
+        shapes = [(5,), (7, 3), (1,), (2, 3, 4), ()]
+        tensors = [randn(*shape, seed=i) for i, shape in enumerate(shapes)]
         expected = [t.double().square().mean().sqrt().item() for t in tensors]
         found = tensor_rms(tensors)
         assert found.dtype == torch.float32

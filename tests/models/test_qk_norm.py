@@ -112,9 +112,11 @@ def test_layernorm_removes_the_mean_and_rms_does_not() -> None:
         torch.testing.assert_close(x.square().mean(-1), torch.ones(B, H, T), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "shapes"), [("none", []), ("layernorm", [(K,), (K,)]), ("rmsnorm", [(K,), (K,)]), ("l2", [()])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "shapes"), [("none", []), ("layernorm", [(K,), (K,)]), ("rmsnorm", [(K,), (K,)]), ("l2", [()])]
+)
 def test_parameters_are_shared_by_the_heads(name: str, shapes: list[tuple[int, ...]]) -> None:
-    """Per head over the head dimension with shared scales, no bias: Wortsman et al. 2023, Fig. E.8. l2: one g a layer."""
+    """Scales of the head dimension, no bias: Wortsman et al. 2023, Fig. E.8. l2: one g a layer."""
     assert [tuple(p.shape) for p in norm(name).parameters()] == shapes
 
 

@@ -130,7 +130,7 @@ def test_help_lists_every_axis_choice_and_field():
 
 def test_every_experiment_composes_and_names_a_finding():
     from train.findings import FINDINGS
-    from train.sweep import plan
+    from train.plan import plan
 
     for name in choices()["experiment"]:
         configs = plan([f"experiment={name}"]).configs

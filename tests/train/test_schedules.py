@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_shape(steps: int, warmup_steps: int) -> None:
     found = lrs(cosine(warmup_steps=warmup_steps), steps)
     assert found[:warmup_steps] == pytest.approx([PEAK * (i + 1) / warmup_steps for i in range(warmup_steps)])
     decay = found[max(warmup_steps - 1, 0) :]
-    assert all(a >= b for a, b in zip(decay, decay[1:], strict=False))
+    assert all(a >= b for a, b in pairwise(decay))
     assert max(found) == pytest.approx(PEAK)
     assert all(0 < lr <= PEAK * (1 + 1e-12) for lr in found)
 
@@ -61,7 +62,9 @@ def test_minimum_equal_to_the_peak_is_constant() -> None:
     assert lrs(cosine(min_lr=PEAK, warmup_steps=0), 10) == pytest.approx([PEAK] * 10)
 
 
-@pytest.mark.parametrize(("steps", "fraction", "expected"), [(400, 0.05, 20), (100_000, 0.05, 5000), (10, 0.25, 2), (3, 0, 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("steps", "fraction", "expected"), [(400, 0.05, 20), (100_000, 0.05, 5000), (10, 0.25, 2), (3, 0, 0)]
+)
 def test_warmup_as_a_fraction(steps: int, fraction: float, expected: int) -> None:
     assert cosine(warmup_fraction=fraction).warmup(steps) == expected
 

@@ -43,8 +43,9 @@ DIVERGED_LOGIT = 1e4
 """All of the paper's models above this logit diverged (Figure 9)."""
 SHARE = 0.5
 """Of the degraded runs, those that large logits must account for."""
-CLEARLY_BELOW = 2.0
-"""A run is clear of the critical LR when its LR is at least this factor below: loss degrades gradually near it."""
+CLEARLY_BELOW = 3.0
+"""A run is clear of the critical LR when its LR is at least this factor below, half a decade and so one step of the
+paper's grid: loss degrades gradually near it."""
 AGREE = DEGRADED
 """Nats by which the arms may differ below the critical LR: less than what counts as degraded."""
 
