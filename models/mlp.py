@@ -23,6 +23,10 @@ class MLPConfig:
 MLP: Axis[MLPConfig] = Axis("mlp")
 
 
+def hidden_width(width: int, expand: float) -> int:
+    return max(1, round(expand * width))
+
+
 class GELU(nn.Module):
     """W_down gelu(W_up x). The tanh form of GELU is Flax's default, so the paper's."""
 
@@ -63,7 +67,7 @@ class GELUConfig(MLPConfig):
     """Hidden width / model width."""
 
     def build(self, width: int) -> nn.Module:
-        return GELU(width, round(self.expand * width))
+        return GELU(width, hidden_width(width, self.expand))
 
 
 @MLP.register
@@ -74,7 +78,7 @@ class SquaredReLUConfig(MLPConfig):
     """Hidden width / model width."""
 
     def build(self, width: int) -> nn.Module:
-        return SquaredReLU(width, round(self.expand * width))
+        return SquaredReLU(width, hidden_width(width, self.expand))
 
 
 @MLP.register
@@ -85,4 +89,4 @@ class SwiGLUConfig(MLPConfig):
     """Hidden width / model width; 8/3 gives the parameters of an ungated layer of width 4 (Shazeer 2020, section 3)."""
 
     def build(self, width: int) -> nn.Module:
-        return SwiGLU(width, round(self.expand * width))
+        return SwiGLU(width, hidden_width(width, self.expand))

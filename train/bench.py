@@ -112,7 +112,7 @@ def gemm_floor(config: Config) -> float:
 def first_step_seconds(model: str) -> float:
     """From the start of the command to the first step's row, with the data prepared."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "train", *overrides(model, "steps=2", f"out={folder}")]
+        command = [sys.executable, "-m", "train", *overrides(model, "steps=2", f"out={folder}"), "logger=wandb"]
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None:

@@ -91,21 +91,23 @@ def _key_in_netrc() -> bool:
 class Mirror:
     """A Lightning logger on a thread of its own: it may be slow, hang or fail, and training neither waits nor notices.
 
-    The first fault is said in one line, after it nothing more is sent.
+    The thread starts with the first training step: a logger's start-up doesn't delay that, and what fails before it
+    leaves nothing behind. The first fault is said in one line, after it nothing more is sent.
     """
 
-    def __init__(self, build: Callable[[], Logger | None]) -> None:
+    def __init__(self, build: Callable[[], Logger | None], config: Mapping[str, Any]) -> None:
         self.logger: Logger | None = None
         self._actions: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, args=(build,), daemon=True)
-        self._thread.start()
-
-    def start(self, config: Mapping[str, Any]) -> None:
         self._actions.put(lambda: self.logger and self.logger.log_hyperparams(dict(config)))
+        self._thread = threading.Thread(target=self._work, args=(build,), daemon=True)
+        self._started = False
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Sends one metrics row; a per-head list goes as a histogram to W&B and stays local elsewhere."""
         self._actions.put(lambda: self.logger and self.logger.log_metrics(self._flat(row), step=row["step"]))
+        if row["step"] >= 0 and not self._started:
+            self._started = True
+            self._thread.start()
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         """Sends what is left and closes; waits for it, but not forever."""
@@ -123,7 +125,8 @@ class Mirror:
 
         self._actions.put(close)
         self._actions.put(None)
-        self._thread.join(FINISH_SECONDS)
+        if self._started:
+            self._thread.join(FINISH_SECONDS)
 
     def _work(self, build: Callable[[], Logger | None]) -> None:
         try:

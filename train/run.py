@@ -46,16 +46,16 @@ def train(
     prepared = prepare(config.data, Path(config.cache).expanduser(), progress=config.progress)
     job = Job(config, folder, prepared, report, callbacks)
     if not _is_rank_zero():
-        job.fit(Mirror(lambda: None))
+        job.fit(Mirror(lambda: None, {}))
         return {}
     folder.claim(config)
     group = config.finding or (parent.name if parent else None)
     try:
         folder.start()
         mirror = Mirror(
-            lambda: config.logger.build(folder.path, run_id=config.digest(), run_name=config.run_name(), group=group)
+            lambda: config.logger.build(folder.path, run_id=config.digest(), run_name=config.run_name(), group=group),
+            config.values(),
         )
-        mirror.start(config.values())
         summary: Summary = {}
         try:
             summary = job.fit(mirror)

@@ -4,14 +4,16 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 from wandb.proto import wandb_internal_pb2 as protobuf
 
-from tests.train.helpers import TINY, tiny, trained
-from train.loggers import Wandb
+from tests.train.helpers import TINY, in_process, tiny, trained
+from train.loggers import Mirror, Wandb
+from train.runfolder import RunFolder
 
 
 def records(path: Path):
@@ -41,11 +43,14 @@ def key(item) -> str:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("WANDB_API_KEY", "WANDB_MODE"):
-            patch.delenv(name, raising=False)
-        patch.setenv("NETRC", "/nonexistent")
-        return trained(tmp_path_factory.mktemp("wandb") / "my_sweep", "logger=wandb")
+    """In a process of its own, so that wandb's service is not shared with the tests below."""
+    config = tiny("logger=wandb", "logger.mode=offline")
+    parent = tmp_path_factory.mktemp("wandb") / "my_sweep"
+    process = in_process(config, parent)
+    process.join()
+    folder = RunFolder.of(config, parent)
+    assert folder.state() == "finished"
+    return folder
 
 
 def test_offline_file_holds_identity_config_and_metrics(run):
@@ -98,22 +103,35 @@ def test_auto_mode_follows_the_key(monkeypatch, environment, offline):
 
 
 def test_losing_wandb_never_stops_a_run(tmp_path):
-    """wandb's own process is killed at the first watch step: the run ends as it would have without W&B."""
+    """wandb's own process is killed under a run: it ends as it would have without W&B, with one line in its log."""
+    config = tiny("logger=wandb", "logger.mode=offline", "steps=600")
+    folder = RunFolder.of(config, tmp_path)
+    process = in_process(config, tmp_path)
     killed = []
-
-    def kill_wandb(row):
-        if row["step"] == 4:
-            for child in psutil.Process().children(recursive=True):
-                if "wandb-core" in child.name():
-                    os.kill(child.pid, signal.SIGKILL)
-                    killed.append(child.pid)
-
-    alone = trained(tmp_path / "alone")
-    with pytest.warns(UserWarning, match="the logger stopped"):
-        lost = trained(tmp_path / "lost", "logger=wandb", report=kill_wandb)
+    while process.is_alive() and not killed:
+        children = psutil.Process(process.pid).children(recursive=True) if psutil.pid_exists(process.pid) else []
+        for child in children:
+            if "wandb-core" in child.name() and list(folder.path.glob("wandb/offline-run-*/*.wandb")):
+                child.send_signal(signal.SIGKILL)
+                killed.append(child.pid)
+        time.sleep(0.01)
+    process.join()
     assert killed
-    assert lost.state() == "finished"
-    assert lost.metrics_path.read_bytes() == alone.metrics_path.read_bytes()
+    assert folder.state() == "finished"
+    assert "the logger stopped" in (folder.path / "log.txt").read_text()
+    alone = trained(tmp_path / "alone", "steps=600")
+    assert folder.metrics_path.read_bytes() == alone.metrics_path.read_bytes()
+
+
+def test_a_hanging_logger_holds_up_nothing(monkeypatch):
+    """The build never returns: rows are taken at once, and `finish` gives up waiting."""
+    monkeypatch.setattr("train.loggers.FINISH_SECONDS", 0.1)
+    mirror = Mirror(lambda: time.sleep(3600), {})
+    start = time.monotonic()
+    for step in range(1000):
+        mirror.row({"step": step, "loss": 1.0})
+    mirror.finish("finished", {})
+    assert time.monotonic() - start < 5
 
 
 def test_run_name_and_hash_do_not_depend_on_the_logger():
