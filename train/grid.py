@@ -22,11 +22,11 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     for text in [*_of_experiment(overrides), *overrides]:
         key, values = _values(text)
         fixed = [f for f in fixed if f.partition("=")[0] != key]
-        axes.pop(key, None)
         if values is None:
+            axes.pop(key, None)
             fixed.append(text)
         else:
-            axes[key] = values
+            axes[key] = values  # in the place of an earlier one for the same key
     return [[*fixed, *point] for point in itertools.product(*axes.values())]
 
 

@@ -68,7 +68,7 @@ class Wandb(LoggerConfig):
         from lightning.pytorch.loggers import WandbLogger
 
         os.environ.setdefault("WANDB_SILENT", "true")
-        return WandbLogger(
+        logger = WandbLogger(
             name=run_name,
             save_dir=folder,
             id=run_id,
@@ -79,6 +79,9 @@ class Wandb(LoggerConfig):
             resume=None if self.offline() else "allow",
             settings=wandb.Settings(init_timeout=CONNECT_SECONDS, x_disable_stats=True, console="off"),
         )
+        # Lightning 2.6 always passes it and wandb 0.31 warns of it in every run.
+        logger._wandb_init.pop("anonymous", None)
+        return logger
 
 
 def _key_in_netrc() -> bool:

@@ -23,7 +23,8 @@ class Table:
 
     def __init__(self, sweep: Sweep, jobs: int) -> None:
         self.sweep, self.jobs = sweep, jobs
-        self.console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        # A log has no edge at which to break a table.
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
         self.rows, self.columns, self.cells = _grid(sweep.points)
         self.started = self._drawn = time.monotonic()
         self.status = {run.path.name: run.status() for run in sweep.runs()}

@@ -48,6 +48,8 @@ def test_experiment_gives_the_grid_and_overrides_narrow_it():
     narrowed = expand(["experiment=qk_norm", "optimizer.lr=0.1", "seed=0,1"])
     assert len(narrowed) == 3 * 2 * 2
     assert all("optimizer.lr=0.1" in point for point in narrowed)
+    keys = [o.partition("=")[0] for o in expand(["experiment=qk_norm", "model=mini-0.1M,mini-0.3M"])[0]]
+    assert keys == ["experiment", "model", "qk_norm", "optimizer.lr"], "an override keeps the axis' place"
 
 
 def test_qk_norm_experiment_is_a_ladder_over_lrs():
