@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -63,14 +62,14 @@ def train(
             mirror.finish(summary.get("state", "failed"), summary)
         return summary
     except (Interrupted, KeyboardInterrupt) as stop:
-        folder.set_status("pending", reason=f"interrupted by {stop}", seconds=job.seconds())
+        folder.set_status("pending", reason=f"interrupted by {stop}", seconds=folder.seconds())
         raise
     except BaseException as fault:
         folder.set_status(
             "failed",
             reason=f"{type(fault).__name__}: {fault}",
             traceback=traceback.format_exc(),
-            seconds=job.seconds(),
+            seconds=folder.seconds(),
         )
         raise
     finally:
@@ -89,8 +88,6 @@ class Job:
         self, config: Config, folder: RunFolder, prepared: Prepared, report: Report, callbacks: Sequence[pl.Callback]
     ) -> None:
         self.config, self.folder, self.report, self.callbacks = config, folder, report, callbacks
-        self.started = time.monotonic()
-        self.earlier = float(folder.status().get("seconds", 0.0))
         # Here, before the folder is claimed: too little text is bad input.
         self.data = TokenDataModule(
             prepared,
@@ -102,10 +99,6 @@ class Job:
             eval_batches=config.eval_batches,
         )
         self.validation = self.data.validation()
-
-    def seconds(self) -> float:
-        """Wall time of this attempt and of those before it that ended by themselves."""
-        return self.earlier + time.monotonic() - self.started
 
     def fit(self, mirror: Mirror) -> Summary:
         """Trains, and on the first rank leaves weights.pt and summary.json behind."""
@@ -123,9 +116,9 @@ class Job:
         # The weights stay; the optimizer's state has served.
         torch.save(module.model.state_dict(), folder.path / "weights.tmp")
         (folder.path / "weights.tmp").replace(folder.path / "weights.pt")
-        summary = summarize(config, module, keeper, folder.metrics(), self.seconds())
+        summary = summarize(config, module, keeper, folder.metrics(), folder.seconds())
         write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1))
-        folder.set_status(summary["state"], seconds=self.seconds(), step=summary["steps_done"])
+        folder.set_status(summary["state"], seconds=folder.seconds(), step=summary["steps_done"])
         folder.checkpoint.unlink(missing_ok=True)
         return summary
 

@@ -138,6 +138,10 @@ class RunFolder:
         with path.open("a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
 
+    def seconds(self) -> float:
+        """Wall time of the recorded steps, over all attempts."""
+        return float(sum(row["seconds"] for row in read_rows(self.timing_path)))
+
     def summary(self) -> dict[str, Any]:
         return read_json(self.path / "summary.json")
 
