@@ -17,6 +17,7 @@ from models.attention.mixing import ATTENTION, MixingConfig, import_rules
 from models.init import INIT, InitConfig
 from models.mlp import MLP, MLPConfig
 from models.norms import NORM, NormConfig
+from models.parametrization import PARAMETRIZATION, ParametrizationConfig, scale_init
 from models.positions import POSITION, PositionConfig, Positions
 from models.probes import Stats, rms
 from models.qk_norm import QK_NORM, QKNormConfig
@@ -57,6 +58,12 @@ class Architecture:
     position: Annotated[PositionConfig, POSITION]
     mlp: Annotated[MLPConfig, MLP]
     init: Annotated[InitConfig, INIT]
+    parametrization: Annotated[ParametrizationConfig, PARAMETRIZATION]
+
+    def initialise(self, model: "GPT", seed: int) -> None:
+        """Draws the weights of a model of this architecture: a pure function of the seed, on CPU."""
+        self.init.apply(model, torch.Generator().manual_seed(seed))
+        scale_init(self.parametrization, model, self.model.width)
 
 
 class Block(nn.Module):
@@ -71,7 +78,13 @@ class Block(nn.Module):
             heads,
             arch.qk_norm.build(width // heads, context),
             positions,
-            arch.attention.build(heads=heads, head_dim=width // heads, context=context, block=index),
+            arch.attention.build(
+                heads=heads,
+                head_dim=width // heads,
+                scale=arch.parametrization.attention_scale(width // heads),
+                context=context,
+                block=index,
+            ),
         )
         self.mlp_norm = arch.norm.build(width)
         self.mlp = arch.mlp.build(width)

@@ -24,7 +24,14 @@ def main() -> None:
 def single(overrides: list[str]) -> None:
     from train.config import compose
 
-    run_and_show(compose(overrides))
+    asked = [o for o in overrides if o.startswith("show=")]
+    config = compose([o for o in overrides if o not in asked])
+    if asked:
+        from train.show import show
+
+        show(asked[-1].partition("=")[2], config)
+    else:
+        run_and_show(config)
 
 
 def run_and_show(config: Any) -> None:

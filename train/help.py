@@ -18,6 +18,7 @@ def show_help() -> None:
     console.print(
         "python -m train [bold]axis=choice ... field=value ...[/]      one run (-m: one for each combination)"
     )
+    console.print("python -m train show=parametrization ...      init, LR and decay of each tensor, nothing is trained")
     console.print(
         "python -m train.sweep experiment=NAME ...      a sweep; python -m train.report FOLDER judges and draws it\n"
     )

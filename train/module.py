@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from models.gpt import GPT
+from models.parametrization import lr_groups
 from models.probes import Stats, merge, tensor_rms
 from train.config import Config
 from train.recorder import Recorder
@@ -34,7 +35,7 @@ class Proxy(pl.LightningModule):
         super().__init__()
         self.config = config
         self.model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
-        config.init.apply(self.model, torch.Generator().manual_seed(config.seed))
+        config.initialise(self.model, config.seed)
         compiled = torch.compile(self.model) if config.compile else self.model
         # Not a second submodule, or every weight would be saved twice.
         object.__setattr__(self, "forward_model", compiled)
@@ -50,7 +51,10 @@ class Proxy(pl.LightningModule):
         return step % self.config.watch_every == 0 or step == self.config.steps - 1
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.config.optimizer.build(self.model.parameters())
+        groups = lr_groups(self.config.parametrization, self.model, self.config.model.width)
+        scale = {id(p): s for s, parameters in groups.items() for p in parameters}
+        self._lr_scale = [scale[id(p)] for p in self.tensors]
+        return self.config.optimizer.build(groups)
 
     def training_step(self, tokens_BT1: torch.Tensor, batch_idx: int) -> torch.Tensor:
         watch = self.watching(self.global_step)
@@ -95,12 +99,13 @@ class Proxy(pl.LightningModule):
         peak = self.config.optimizer.lr
         lr = peak * self.config.schedule.factor(step, steps=self.config.steps, peak=peak)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         optimizer.step(closure=optimizer_closure)
         if self._before:
             with torch.no_grad():
                 torch._foreach_sub_(self._before, list[torch.Tensor](self.tensors))
-                self._record_each("update", "rms", tensor_rms(self._before) / lr)
+                rms = tensor_rms(self._before)
+                self._record_each("update", "rms", rms / (lr * torch.tensor(self._lr_scale, device=rms.device)))
             self._before = []
         self.recorder.add({"step": step, "lr": lr}, self._stats)
         self._stats = {}

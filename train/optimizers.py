@@ -1,7 +1,7 @@
 """Optimizers, the `optimizer` axis. Every parameter is decayed, norms and embeddings too, as NanoDO's default does."""
 
-from collections.abc import Iterable
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -19,8 +19,14 @@ class OptimizerConfig:
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest global gradient norm; null turns clipping off. Wortsman et al. 2023, section 2.1."""
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, groups: Mapping[float, Sequence[nn.Parameter]]) -> torch.optim.Optimizer:
+        """An optimizer over parameters that are grouped by the multiplier of their LR, which its groups keep as
+        `lr_scale`."""
         raise NotImplementedError
+
+    def decay_at_peak(self, lr: float) -> float:
+        """The share of a weight that decay takes in a step at the peak, for a tensor whose peak LR is `lr`."""
+        return 0.0
 
     def epsilon(self) -> float | None:
         """What is added to the root of the second moment, for optimizers that have one."""
@@ -72,12 +78,16 @@ class AdamW(OptimizerConfig):
         """lambda in the units of the mode."""
         return PAPER_DECAY[self.decay] if self.weight_decay is None else self.weight_decay
 
+    def decay_at_peak(self, lr: float) -> float:
+        return lr * self.decay_rate() if self.decay == "coupled" else self.decay_rate()
+
     def epsilon(self) -> float:
         return self.eps
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        # torch multiplies by lr_t lambda; dividing by the peak leaves s_t lambda.
-        rate = self.decay_rate() / self.lr if self.decay == "independent" else self.decay_rate()
-        return torch.optim.AdamW(
-            parameters, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, weight_decay=rate, fused=True
-        )
+    def build(self, groups: Mapping[float, Sequence[nn.Parameter]]) -> torch.optim.Optimizer:
+        chosen: list[dict[str, Any]] = []
+        for scale, parameters in groups.items():
+            # torch multiplies by lr_t lambda; dividing by the group's peak leaves s_t lambda, whatever the scale.
+            rate = self.decay_rate() / (self.lr * scale) if self.decay == "independent" else self.decay_rate()
+            chosen.append({"params": parameters, "lr": self.lr * scale, "lr_scale": scale, "weight_decay": rate})
+        return torch.optim.AdamW(chosen, betas=(self.beta1, self.beta2), eps=self.eps, fused=True)

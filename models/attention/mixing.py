@@ -52,8 +52,8 @@ class MixingRule(nn.Module):
 class MixingConfig:
     name: str
 
-    def build(self, *, heads: int, head_dim: int, context: int, block: int) -> MixingRule:
-        """The rule of block number `block`, counted from 0."""
+    def build(self, *, heads: int, head_dim: int, scale: float, context: int, block: int) -> MixingRule:
+        """The rule of block number `block`, counted from 0; `scale` multiplies q k^T."""
         raise NotImplementedError
 
 

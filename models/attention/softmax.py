@@ -1,4 +1,4 @@
-"""Softmax attention, softmax_j<=i(q_i k_j / sqrt(head_dim) + bias). Vaswani et al. 2017."""
+"""Softmax attention, softmax_j<=i(scale q_i k_j + bias), scale 1/sqrt(head_dim) by default. Vaswani et al. 2017."""
 
 import math
 from typing import Literal
@@ -52,5 +52,5 @@ class Softmax(MixingRule):
 class SoftmaxConfig(MixingConfig):
     name: Literal["softmax"] = "softmax"
 
-    def build(self, *, heads: int, head_dim: int, context: int, block: int) -> MixingRule:
-        return Softmax(1 / math.sqrt(head_dim))
+    def build(self, *, heads: int, head_dim: int, scale: float, context: int, block: int) -> MixingRule:
+        return Softmax(scale)

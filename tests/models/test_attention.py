@@ -28,7 +28,7 @@ EXTRA_PARAMETERS = {"softmax": 0}
 
 def mixing(rule: str, context: int = T) -> MixingRule:
     """The rule with its parameters moved off their start, so that a gate that starts closed is tested open."""
-    made = choice(ATTENTION, rule).build(heads=H, head_dim=K, context=context, block=0)
+    made = choice(ATTENTION, rule).build(heads=H, head_dim=K, scale=K**-0.5, context=context, block=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -190,7 +190,7 @@ ENTROPIES = [0, 0.475052, 0.562607, 1.148169]
 class TestSoftmax:
     def rule_and_inputs(self) -> tuple[MixingRule, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Zero queries, so that the logits are the bias."""
-        rule = choice(ATTENTION, "softmax").build(heads=1, head_dim=2, context=4, block=0)
+        rule = choice(ATTENTION, "softmax").build(heads=1, head_dim=2, scale=2**-0.5, context=4, block=0)
         return rule, torch.zeros(1, 1, 4, 2), torch.tensor(VALUES)[None, None], torch.tensor([LOGITS])
 
     def test_weights(self) -> None:
@@ -211,7 +211,7 @@ class TestSoftmax:
         q = torch.tensor([[[[1.0, -1], [0.5, 2], [-1, 1]]]])
         k = torch.tensor([[[[1.0, 0], [0, 1], [1, 1]]]])
         v = torch.tensor([[[[1.0, 0], [0, 1], [2, -1]]]])
-        rule = choice(ATTENTION, "softmax").build(heads=1, head_dim=2, context=3, block=0)
+        rule = choice(ATTENTION, "softmax").build(heads=1, head_dim=2, scale=2**-0.5, context=3, block=0)
         assert rule.scale == 1 / math.sqrt(2)
         expected = torch.tensor([[1, 0], [0.257183, 0.742817], [0.708020, 0.291980]])
         torch.testing.assert_close(rule(q, k, v)[0, 0], expected, atol=1e-6, rtol=0)

@@ -23,7 +23,7 @@ V, T = 32, 8
 def gpt(*overrides: str, vocab_size: int = V) -> GPT:
     config = tiny(*overrides)
     model = GPT(config, vocab_size=vocab_size, context=config.context)
-    config.init.apply(model, torch.Generator().manual_seed(0))
+    config.initialise(model, 0)
     return model
 
 

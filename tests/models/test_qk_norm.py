@@ -32,7 +32,7 @@ def logits(normalize: nn.Module, q: torch.Tensor, k: torch.Tensor) -> torch.Tens
 
 def attention_layer(name: str, position: str = "rope") -> Attention:
     torch.manual_seed(0)
-    rule = choice(ATTENTION, "softmax").build(heads=H, head_dim=K, context=T, block=0)
+    rule = choice(ATTENTION, "softmax").build(heads=H, head_dim=K, scale=K**-0.5, context=T, block=0)
     return Attention(H * K, H, norm(name), choice(POSITION, position).build(H * K, H, T), rule)
 
 

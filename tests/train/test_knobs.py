@@ -33,6 +33,10 @@ KNOBS: dict[str, dict[str, str]] = {
     "mlp=relu2": {"expand": "2"},
     "mlp=swiglu": {"expand": "2"},
     "init=paper": {},
+    "parametrization=standard": {},
+    "parametrization=mup_simple": {"base_width": "64"},
+    "parametrization=mup_intermediate": {"base_width": "64"},
+    "parametrization=mup_full": {"base_width": "64"},
     "loss=cross_entropy": {"z_loss": "1e-2"},
     "optimizer=adamw": {
         "lr": "2e-2",

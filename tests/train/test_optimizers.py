@@ -23,7 +23,7 @@ def adamw(**changes: Any) -> AdamW:
 def updated(config: AdamW, start: torch.Tensor, gradients: list[torch.Tensor], factors: list[float]) -> torch.Tensor:
     """Parameters after one step for each gradient, the LR set as the training loop sets it: peak times factor."""
     parameter = nn.Parameter(start.clone())
-    optimizer = config.build([parameter])
+    optimizer = config.build({1.0: [parameter]})
     for gradient, factor in zip(gradients, factors, strict=True):
         parameter.grad = gradient.clone()
         for group in optimizer.param_groups:
@@ -135,7 +135,7 @@ class TestDecay:
         """NanoDO excludes none: norms and embeddings too."""
         model = nn.ModuleList([nn.Linear(3, 3, bias=False), nn.LayerNorm(3, bias=False), nn.Embedding(4, 3)])
         before = [p.detach().clone() for p in model.parameters()]
-        optimizer = adamw(weight_decay=0.1).build(model.parameters())
+        optimizer = adamw(weight_decay=0.1).build({1.0: list(model.parameters())})
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
         optimizer.step()
