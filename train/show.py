@@ -29,7 +29,7 @@ def show(what: str, config: Config) -> None:
 
 
 def rows(config: Config) -> list[list[str]]:
-    """A row a tensor: name, kind, shape, init multiplier, peak LR, and the share of the weight that decay takes there."""
+    """A row a tensor: name, kind, shape, init multiplier, peak LR, share of the weight that decay takes there."""
     with torch.device("meta"):
         model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
     found = []

