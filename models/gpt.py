@@ -110,6 +110,11 @@ class GPT(nn.Module):
 
     def forward(self, tokens_BT: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
         """Next-token logits, fp32 [B, T, V], and with `watch` the probes of every block."""
+        x_BTD, stats = self.hidden(tokens_BT, watch)
+        return self.logits(x_BTD), stats
+
+    def hidden(self, tokens_BT: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
+        """What enters the head, [B, T, D], and the probes."""
         x_BTD = self.positions.embed(self.embedding(tokens_BT))
         stats: Stats = {}
         for index, block in enumerate(self.blocks):
@@ -117,7 +122,10 @@ class GPT(nn.Module):
             if watch:
                 stats |= {f"attention/block{index}/{name}": value for name, value in found.items()}
                 stats[f"residual/block{index}/rms"] = rms(x_BTD)
-        return fp32_head(self.final_norm(x_BTD), self.head.weight), stats
+        return self.final_norm(x_BTD), stats
+
+    def logits(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return fp32_head(x_BTD, self.head.weight)
 
     def parameter_count(self) -> int:
         """N: everything but the embeddings and the head (Wortsman et al. 2023, section 2.1)."""

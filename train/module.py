@@ -16,7 +16,10 @@ from models.gpt import GPT
 from models.parametrization import lr_groups
 from models.probes import Stats, merge, tensor_rms
 from train.config import Config
+from train.losses import Output
 from train.recorder import Recorder
+
+Hidden = Callable[[torch.Tensor, bool], tuple[torch.Tensor, Stats]]
 
 
 def tensor_name(parameter: str) -> str:
@@ -36,11 +39,11 @@ class Proxy(pl.LightningModule):
         self.config = config
         self.model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
         config.initialise(self.model, config.seed)
-        compiled = torch.compile(self.model) if config.compile else self.model
-        # Not a second submodule, or every weight would be saved twice.
-        object.__setattr__(self, "forward_model", compiled)
-        named = [(n, p) for n, p in self.model.named_parameters()]
-        self.tensor_names = [tensor_name(n) for n, _ in named]
+        self.objective = config.loss.build(vocab_size=config.data.vocab_size, seed=config.seed)
+        self.hidden = cast(Hidden, torch.compile(self.model.hidden) if config.compile else self.model.hidden)
+        named = [(tensor_name(n), p) for n, p in self.model.named_parameters()]
+        named += [(f"loss/{tensor_name(n)}", p) for n, p in self.objective.named_parameters()]
+        self.tensor_names = [n for n, _ in named]
         self.tensors: list[nn.Parameter] = [p for _, p in named]
         self.recorder = Recorder()
         self.loss_init = float("nan")
@@ -52,21 +55,30 @@ class Proxy(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = lr_groups(self.config.parametrization, self.model, self.config.model.width)
+        groups.setdefault(1.0, []).extend(self.objective.parameters())
         scale = {id(p): s for s, parameters in groups.items() for p in parameters}
         self._lr_scale = [scale[id(p)] for p in self.tensors]
         return self.config.optimizer.build(groups)
 
     def training_step(self, tokens_BT1: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        watch = self.watching(self.global_step)
-        loss, stats = self.loss_of(tokens_BT1, watch)
+        step = self.global_step
+        loss, stats = self.loss_of(tokens_BT1, self.watching(step), step, batch_idx % self.config.accumulate)
         merge(self._stats, stats, 1 / self.config.accumulate)
         return loss
 
-    def loss_of(self, tokens_BT1: torch.Tensor, watch: bool) -> tuple[torch.Tensor, Stats]:
-        """The training loss of a micro-batch, and its statistics."""
-        forward = cast(Callable[..., tuple[torch.Tensor, Stats]], self.forward_model)
-        logits_BTV, stats = forward(tokens_BT1[:, :-1], watch)
-        loss, found = self.config.loss.compute(logits_BTV, tokens_BT1[:, 1:], watch)
+    def loss_of(
+        self, tokens_BT1: torch.Tensor, watch: bool, step: int = 0, micro_batch: int = 0
+    ) -> tuple[torch.Tensor, Stats]:
+        """What is minimised, for a micro-batch, and its statistics."""
+        hidden_BTD, stats = self.hidden(tokens_BT1[:, :-1], watch)
+        output = Output(
+            logits_NV=self.model.logits(hidden_BTD).flatten(0, 1),
+            hidden_ND=hidden_BTD.flatten(0, 1),
+            head_VD=self.model.head.weight,
+            progress=step / max(1, self.config.steps - 1),
+            key=(self.config.seed, step, micro_batch, self.global_rank),
+        )
+        loss, found = self.objective(output, tokens_BT1[:, 1:].flatten(), watch)
         return loss, found | stats
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
@@ -119,8 +131,7 @@ class Proxy(pl.LightningModule):
             for tokens_BT1 in batches[rank::world]:
                 tokens_BT1 = tokens_BT1.to(self.device)
                 logits_BTV, _ = self.model(tokens_BT1[:, :-1])
-                _, stats = self.config.loss.compute(logits_BTV, tokens_BT1[:, 1:], False)
-                total += stats["loss"]
+                total += self.objective.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT1[:, 1:].flatten())
         return float(self.trainer.strategy.reduce(total, reduce_op="sum") / len(batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -106,7 +106,7 @@ class TestErrors:
             (["qk_norm=zzzzz"], "qk_norm=zzzzz is not a choice: known: l2, layernorm, none, rmsnorm"),
             (["model=1B"], "model=1B is not a choice: did you mean 1.2B?"),
             (["optimizer.name=adam"], "optimizer=adam is not a choice: did you mean adamw?"),
-            (["loss=[1]"], "loss=[1] is not a choice: known: cross_entropy"),
+            (["loss=[1]"], f"loss=[1] is not a choice: known: {', '.join(sorted(AXES['loss'].choices))}"),
             (["mlp=gelu", "qk_norm=null"], "qk_norm=null is not a choice: known: l2, layernorm, none, rmsnorm"),
             (["optimizer.decay=indep"], "optimizer.decay=indep: input should be 'independent', 'coupled' or 'none'"),
             (["precision=fp16"], "precision=fp16: input should be 'fp32' or 'bf16'"),
@@ -137,6 +137,15 @@ class TestErrors:
             (
                 ["batch_size=15", "accumulate=2", "devices=3"],
                 "batch_size=15 can't be shared by accumulate=2 x devices=3 x nodes=1: use a multiple of 6",
+            ),
+            (
+                ["loss=noisy_softmax", "loss.soft_cap=30"],
+                "loss: soft_cap=30 bends the product W_y.x that loss=noisy_softmax takes its noise from: "
+                "use soft_cap=null or another loss",
+            ),
+            (
+                ["loss=tempnet", "loss.tau_min=5"],
+                "loss: tau_min=5 is not below tau_max=5: lower tau_min or raise tau_max",
             ),
             # a value that has to be given
             (["data=text"], "data.path has no value yet: give it as data.path=..."),
@@ -196,6 +205,10 @@ NUMBERS = {
     "position.base": "500",
     "mlp.expand": "2",
     "loss.z_loss": "0",
+    "loss.mu_loss": "1e-4",
+    "loss.max_z": "2e-4",
+    "loss.logit_penalty": "2e-3",
+    "loss.soft_cap": "30",
     "optimizer.lr": "0.3",
     "optimizer.clip": "null",
     "optimizer.beta1": "0.8",

@@ -1,28 +1,8 @@
-"""Training losses, the `loss` axis. Nats per token, mean over tokens.
+"""Cross-entropy with z-loss through one softmax. Shape suffixes: N tokens, V vocabulary."""
 
-Shape suffixes: B batch, T tokens, N = B T, V vocabulary.
-"""
-
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
-from pydantic.dataclasses import dataclass
-
-from conf.axis import CHECKED, Axis
-from models.probes import Stats
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class LossConfig:
-    name: str
-
-    def compute(self, logits_BTV: torch.Tensor, targets_BT: torch.Tensor, watch: bool) -> tuple[torch.Tensor, Stats]:
-        """The scalar to minimise, and statistics: `loss` (plain cross-entropy) always, more with `watch`."""
-        raise NotImplementedError
-
-
-LOSS: Axis[LossConfig] = Axis("loss")
 
 
 class _CrossEntropyZ(torch.autograd.Function):
@@ -60,24 +40,3 @@ def cross_entropy_z(
     z-loss: c log^2 Z with Z = sum_v exp(logit_v). PaLM (Chowdhery et al. 2022), section 5; Wortsman et al. 2023, 3.1.2.
     """
     return _CrossEntropyZ.apply(logits_NV, targets_N, z_loss)
-
-
-@LOSS.register
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class CrossEntropy(LossConfig):
-    name: Literal["cross_entropy"] = "cross_entropy"
-    z_loss: Annotated[float, Field(ge=0)] = 1e-4
-    """Coefficient of log^2 Z; 0 turns it off. Wortsman et al. 2023, section 2.1."""
-
-    def compute(self, logits_BTV: torch.Tensor, targets_BT: torch.Tensor, watch: bool) -> tuple[torch.Tensor, Stats]:
-        loss_N, cross_entropy_N, log_z_N, max_N = cross_entropy_z(
-            logits_BTV.flatten(0, 1), targets_BT.flatten(), self.z_loss
-        )
-        stats: Stats = {"loss": cross_entropy_N.mean()}
-        if watch:
-            logits_BTV = logits_BTV.detach()
-            stats["output/logit_mean"] = logits_BTV.mean()
-            stats["output/logit_max"] = max_N.max()
-            stats["output/log_z"] = log_z_N.mean()
-            stats["output/log_z_squared"] = log_z_N.square().mean()
-        return loss_N.mean(), stats

@@ -1,0 +1,98 @@
+"""Cross-entropy, the default, and cross-entropy with a penalty on a confident logit.
+
+Shape suffixes: N tokens, V vocabulary.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.probes import Stats
+from train.losses.base import LOSS, LossConfig, Objective, Output, at_target
+from train.losses.fused import cross_entropy_z
+
+
+class CrossEntropyObjective(Objective):
+    """Cross-entropy and z-loss through one softmax."""
+
+    def penalty(self, output: Output, targets_N: torch.Tensor) -> torch.Tensor | None:
+        """What is added to the cross-entropy of each token, [N]."""
+        return None
+
+    def with_z_loss(
+        self, output: Output, targets_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Stats]:
+        loss_N, *statistics = cross_entropy_z(output.logits_NV, targets_N, self.config.z_loss)
+        penalty_N = self.penalty(output, targets_N)
+        cross_entropy_N, log_z_N, max_N = statistics
+        return (loss_N if penalty_N is None else loss_N + penalty_N).mean(), cross_entropy_N, log_z_N, max_N, {}
+
+
+@LOSS.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class CrossEntropy(LossConfig):
+    """-log p_y with p = softmax(z)."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+
+    def build(self, *, vocab_size: int, seed: int) -> Objective:
+        return CrossEntropyObjective(self)
+
+
+def above_mean(values_N: torch.Tensor, logits_NV: torch.Tensor) -> torch.Tensor:
+    """value - mean_v z_v, [N]: as a mean of differences, in which a common shift cancels before it rounds."""
+    return (values_N[:, None] - logits_NV).mean(-1)
+
+
+class LabelSmoothingObjective(CrossEntropyObjective):
+    config: "LabelSmoothing"
+
+    def penalty(self, output: Output, targets_N: torch.Tensor) -> torch.Tensor:
+        return self.config.eps * above_mean(at_target(output.logits_NV, targets_N), output.logits_NV)
+
+
+@LOSS.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class LabelSmoothing(LossConfig):
+    """Cross-entropy + eps (z_y - mean_v z_v), which is cross-entropy with the targets (1 - eps) onehot + eps / V.
+
+    Szegedy et al. 2016 (arXiv 1512.00567), section 7; as a logit penalty: MaxSup (Zhou et al. 2025, arXiv 2502.15798).
+    """
+
+    name: Literal["label_smoothing"] = "label_smoothing"
+    eps: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the target that is spread over the whole vocabulary. Szegedy et al. 2016."""
+
+    def build(self, *, vocab_size: int, seed: int) -> Objective:
+        return LabelSmoothingObjective(self)
+
+
+class MaxSupObjective(CrossEntropyObjective):
+    config: "MaxSup"
+
+    def penalty(self, output: Output, targets_N: torch.Tensor) -> torch.Tensor:
+        config = self.config
+        weight = config.lambda_start + (config.lambda_end - config.lambda_start) * output.progress
+        return weight * above_mean(output.logits_NV.amax(-1), output.logits_NV)
+
+
+@LOSS.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class MaxSup(LossConfig):
+    """Cross-entropy + lambda (max_v z_v - mean_v z_v): label smoothing that lowers the largest logit, not the true one.
+
+    Zhou et al. 2025 (arXiv 2502.15798); lambda rises linearly over the training, as in their repository
+    github.com/ZhouYuxuanYX/Maximum-Suppression-Regularization.
+    """
+
+    name: Literal["maxsup"] = "maxsup"
+    lambda_start: Annotated[float, Field(ge=0)] = 0.1
+    """lambda at the first step."""
+    lambda_end: Annotated[float, Field(ge=0)] = 0.2
+    """lambda at the last step."""
+
+    def build(self, *, vocab_size: int, seed: int) -> Objective:
+        return MaxSupObjective(self)

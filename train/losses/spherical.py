@@ -1,0 +1,49 @@
+"""The Z-loss of de Brebisson & Vincent, no kin of PaLM's z-loss. Shape suffixes: N tokens, V vocabulary."""
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.probes import Stats
+from train.losses.base import LOSS, LossConfig, Objective, Output, at_target
+
+# Keeps equal logits from 0/0; far below any spread of logits, so that the loss is scale-invariant to rounding.
+EPS = 1e-12
+
+
+def standardized(logits_NV: torch.Tensor) -> torch.Tensor:
+    """(z - mu) / sigma over the vocabulary, sigma the population standard deviation."""
+    centred_NV = logits_NV - logits_NV.mean(-1, keepdim=True)
+    return centred_NV / (centred_NV.square().mean(-1, keepdim=True) + EPS**2).sqrt()
+
+
+class SphericalObjective(Objective):
+    config: "Spherical"
+
+    def main(self, output: Output, targets_N: torch.Tensor) -> tuple[torch.Tensor, Stats]:
+        zeta_N = at_target(standardized(output.logits_NV), targets_N)
+        return F.softplus(self.config.b - zeta_N, beta=self.config.a).mean(), {"output/zeta": zeta_N.detach().mean()}
+
+
+@LOSS.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Spherical(LossConfig):
+    """1/a log(1 + exp(a (b - zeta_y))) with zeta = (z - mu) / sigma: invariant to shift and scale of the logits.
+
+    de Brebisson & Vincent 2016 (arXiv 1604.08859), the Z-loss. It is no likelihood. With other terms (z_loss too) or
+    soft_cap the whole is no longer invariant. a and b are tuned for each task in the paper; the defaults here are for
+    vocabularies of thousands, where zeta_y can reach sqrt(V - 1), and are not from the paper.
+    """
+
+    name: Literal["spherical"] = "spherical"
+    a: Annotated[float, Field(gt=0)] = 0.1
+    """Sharpness of the softplus."""
+    b: float = 10.0
+    """The zeta_y around which the softplus bends."""
+
+    def build(self, *, vocab_size: int, seed: int) -> Objective:
+        return SphericalObjective(self)

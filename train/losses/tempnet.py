@@ -1,0 +1,104 @@
+"""TempNet: a small network gives each token the temperature of its softmax.
+
+Shape suffixes: N tokens, V vocabulary, H hidden width of the network.
+"""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from conf.axis import CHECKED
+from models.probes import Stats
+from train.losses.base import LOSS, LossConfig, Objective, Output
+from train.losses.fused import cross_entropy_z
+
+
+class TempNet(nn.Module):
+    """Logits to temperatures: two linear layers, pooled by a softmax over their units, squashed into (min, max)."""
+
+    def __init__(self, config: "TempNetLoss", vocab_size: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.up = nn.Linear(vocab_size, config.width)
+        self.across = nn.Linear(config.width, config.width)
+        self.last = nn.Linear(config.width, 1)
+        self.pool_log_temperature = nn.Parameter(torch.zeros(()))
+        with torch.no_grad():
+            for layer in (self.up, self.across):
+                # torch's own start for a linear layer, from our generator
+                bound = 1 / math.sqrt(layer.in_features)
+                layer.weight.uniform_(-bound, bound, generator=generator)
+                layer.bias.uniform_(-bound, bound, generator=generator)
+            self.last.weight.fill_(1)
+            self.last.bias.zero_()
+
+    def forward(self, logits_NV: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """tau of each token, [N]; `generator` draws the dropout."""
+        config = self.config
+        x_NH = torch.sigmoid(self.up(F.normalize(logits_NV.detach(), dim=-1)))
+        if config.dropout:
+            drawn_NH = torch.rand(x_NH.shape, generator=generator, device=x_NH.device)
+            x_NH = x_NH * (drawn_NH >= config.dropout) / (1 - config.dropout)
+        x_NH = self.across(x_NH)
+        weights_NH = torch.softmax(x_NH / self.pool_log_temperature.exp(), -1)
+        pooled_N = self.last((weights_NH - 1 / config.width) * x_NH)[:, 0]
+        return config.tau_min + (config.tau_max - config.tau_min) * torch.sigmoid(pooled_N)
+
+
+def tempered(logits_NV: torch.Tensor, targets_N: torch.Tensor, tau_N: torch.Tensor, rho: float) -> torch.Tensor:
+    """tau CE(z / tau) + (rho - log V) tau of each token, [N]."""
+    loss_N = cross_entropy_z(logits_NV / tau_N[:, None], targets_N, 0.0)[0]
+    return tau_N * (loss_N + rho - math.log(logits_NV.shape[-1]))
+
+
+class TempNetObjective(Objective):
+    config: "TempNetLoss"
+
+    def __init__(self, config: "TempNetLoss", vocab_size: int, seed: int) -> None:
+        super().__init__(config)
+        self.temperature = TempNet(config, vocab_size, torch.Generator().manual_seed(seed))
+
+    def main(self, output: Output, targets_N: torch.Tensor) -> tuple[torch.Tensor, Stats]:
+        tau_N = self.temperature(output.logits_NV, output.generator())
+        loss_N = tempered(output.logits_NV, targets_N, tau_N, self.config.rho)
+        return loss_N.mean(), {"output/temperature": tau_N.detach().mean()}
+
+
+@LOSS.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class TempNetLoss(LossConfig):
+    """tau CE(z / tau) + (rho - log V) tau with tau from a network: the dual of a loss that is robust over a KL ball.
+
+    Qiu et al. 2024 (arXiv 2404.04575), network and loss as in github.com/zhqiu/TempNet, GPT-2. The network reads the
+    logits, normalised to length 1 and without gradient. It is trained by the run's optimizer, clipped and decayed with
+    everything else; the paper gives it an optimizer of its own. Validation uses the logits as they are, tau = 1. The
+    best tau is above 0 only where rho < log V: for smaller vocabularies every tau sinks to tau_min.
+    """
+
+    name: Literal["tempnet"] = "tempnet"
+    rho: Annotated[float, Field(ge=0)] = 5.0
+    """Radius of the KL ball, nats; larger is a lower temperature. Not confirmed for language models: tune it."""
+    tau_min: Annotated[float, Field(gt=0)] = 0.5
+    """Lowest temperature. zhqiu/TempNet."""
+    tau_max: Annotated[float, Field(gt=0)] = 5.0
+    """Highest temperature. zhqiu/TempNet."""
+    width: Annotated[int, Field(ge=1)] = 256
+    """Hidden width of the network. zhqiu/TempNet."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of hidden units that is dropped in training. zhqiu/TempNet."""
+
+    @model_validator(mode="after")
+    def _temperatures_are_ordered(self) -> "TempNetLoss":
+        if self.tau_min >= self.tau_max:
+            raise ValueError(
+                f"tau_min={self.tau_min:g} is not below tau_max={self.tau_max:g}: lower tau_min or raise tau_max"
+            )
+        return self
+
+    def build(self, *, vocab_size: int, seed: int) -> Objective:
+        return TempNetObjective(self, vocab_size, seed)
