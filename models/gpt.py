@@ -3,7 +3,7 @@
 Shape suffixes: B batch, T tokens, D model width, V vocabulary.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,13 @@ from models.attention.mixing import ATTENTION, MixingConfig, import_rules
 from models.init import INIT, InitConfig
 from models.mlp import MLP, MLPConfig
 from models.norms import NORM, NormConfig
+from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site, import_placements
 from models.positions import POSITION, PositionConfig, Positions
 from models.probes import Stats, rms
 from models.qk_norm import QK_NORM, QKNormConfig
 
 import_rules()
+import_placements()
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -54,18 +56,24 @@ class Architecture:
     attention: Annotated[MixingConfig, ATTENTION]
     qk_norm: Annotated[QKNormConfig, QK_NORM]
     norm: Annotated[NormConfig, NORM]
+    placement: Annotated[PlacementConfig, PLACEMENT]
     position: Annotated[PositionConfig, POSITION]
     mlp: Annotated[MLPConfig, MLP]
     init: Annotated[InitConfig, INIT]
 
+    @model_validator(mode="after")
+    def _norms_go_together(self) -> "Architecture":
+        self.placement.fits(norm=self.norm, qk_norm=self.qk_norm, init=self.init)
+        return self
+
 
 class Block(nn.Module):
-    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x)). The residual stream stays in fp32."""
+    """Attention, then an MLP, each inside the norms of the placement. The residual stream stays in fp32."""
 
     def __init__(self, arch: Architecture, positions: Positions, context: int, index: int) -> None:
         super().__init__()
         width, heads = arch.model.width, arch.model.heads
-        self.attention_norm = arch.norm.build(width)
+        self.attention_norms = _norms(arch, "attention", index)
         self.attention = Attention(
             width,
             heads,
@@ -73,17 +81,28 @@ class Block(nn.Module):
             positions,
             arch.attention.build(heads=heads, head_dim=width // heads, context=context, block=index),
         )
-        self.mlp_norm = arch.norm.build(width)
+        self.mlp_norms = _norms(arch, "mlp", index)
         self.mlp = arch.mlp.build(width)
+        arch.placement.insert(self.attention, self.mlp, arch.norm)
 
     def forward(self, x_BTD: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
-        mixed_BTD, stats = self.attention(self.attention_norm(x_BTD), watch)
-        x_BTD = x_BTD + mixed_BTD
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), stats
+        stats: Stats = {}
+
+        def attend(h_BTD: torch.Tensor) -> torch.Tensor:
+            mixed_BTD, found = self.attention(h_BTD, watch)
+            stats.update(found)
+            return mixed_BTD
+
+        x_BTD = self.attention_norms(x_BTD, attend)
+        return self.mlp_norms(x_BTD, self.mlp), stats
+
+
+def _norms(arch: Architecture, sublayer: Literal["attention", "mlp"], index: int) -> Placement:
+    return arch.placement.build(arch.norm, Site(sublayer, index, arch.model.depth, arch.model.width))
 
 
 class GPT(nn.Module):
-    """Untied embedding and head, a norm before the head, logits in fp32."""
+    """Untied embedding and head, a norm before the head where the placement has one, logits in fp32."""
 
     def __init__(self, arch: Architecture, *, vocab_size: int, context: int) -> None:
         super().__init__()
@@ -92,7 +111,7 @@ class GPT(nn.Module):
         self.embedding = nn.Embedding(vocab_size, width)
         self.positions = arch.position.build(width, arch.model.heads, context)
         self.blocks = nn.ModuleList(Block(arch, self.positions, context, i) for i in range(arch.model.depth))
-        self.final_norm = arch.norm.build(width)
+        self.final_norm = arch.norm.build(width) if arch.placement.final_norm else nn.Identity()
         self.head = nn.Linear(width, vocab_size, bias=False)
 
     def forward(self, tokens_BT: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
@@ -110,6 +129,12 @@ class GPT(nn.Module):
         """N: everything but the embeddings and the head (Wortsman et al. 2023, section 2.1)."""
         outside = {id(p) for m in (self.embedding, self.head, self.positions) for p in m.parameters()}
         return sum(p.numel() for p in self.parameters() if id(p) not in outside)
+
+
+def initialize(model: GPT, arch: Architecture, generator: torch.Generator) -> None:
+    """Fills every parameter: by the init axis, then as the placement asks."""
+    arch.init.apply(model, generator)
+    arch.placement.rescale(model.blocks)
 
 
 class _Head(torch.autograd.Function):

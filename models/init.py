@@ -1,7 +1,7 @@
 """Initialization, the `init` axis."""
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -16,6 +16,7 @@ TRUNCATED_STD = 0.87962566103423978
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class InitConfig:
     name: str
+    scales_with_depth: ClassVar[bool] = False  # whether a weight's std depends on the block or the number of blocks
 
     def apply(self, model: nn.Module, generator: torch.Generator) -> None:
         """Fills every parameter in place; norms keep their ones, other vectors their own start."""

@@ -3,7 +3,7 @@
 Shape suffixes: ... any leading dimensions, D features.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from conf.axis import CHECKED, Axis
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NormConfig:
     name: str
+    scale_invariant: ClassVar[bool] = True  # whether N(c x) = N(x) for c > 0, eps aside
 
     def build(self, dim: int) -> nn.Module:
         """A module that maps [..., dim] to [..., dim] in fp32."""

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from models.gpt import GPT
+from models.gpt import GPT, initialize
 from models.probes import Stats, merge, tensor_rms
 from train.config import Config
 from train.recorder import Recorder
@@ -34,7 +34,7 @@ class Proxy(pl.LightningModule):
         super().__init__()
         self.config = config
         self.model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
-        config.init.apply(self.model, torch.Generator().manual_seed(config.seed))
+        initialize(self.model, config, torch.Generator().manual_seed(config.seed))
         compiled = torch.compile(self.model) if config.compile else self.model
         # Not a second submodule, or every weight would be saved twice.
         object.__setattr__(self, "forward_model", compiled)

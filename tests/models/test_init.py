@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.gpt import GPT
+from models.gpt import GPT, initialize
 from models.init import INIT, TRUNCATED_STD
 from tests.conftest import choice, tiny
 
@@ -14,7 +14,7 @@ WIDTH = 512
 def filled(*overrides: str, seed: int = 0, vocab_size: int = 64) -> GPT:
     config = tiny(*overrides)
     model = GPT(config, vocab_size=vocab_size, context=config.context)
-    config.init.apply(model, torch.Generator().manual_seed(seed))
+    initialize(model, config, torch.Generator().manual_seed(seed))
     return model
 
 
