@@ -17,6 +17,7 @@ from models.attention.mixing import ATTENTION, MixingConfig, import_rules
 from models.init import INIT, InitConfig
 from models.mlp import MLP, MLPConfig
 from models.norms import NORM, NormConfig
+from models.placement.layer_scale import LayerScale
 from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site, import_placements
 from models.positions import POSITION, PositionConfig, Positions
 from models.probes import Stats, rms
@@ -57,6 +58,12 @@ class Architecture:
     qk_norm: Annotated[QKNormConfig, QK_NORM]
     norm: Annotated[NormConfig, NORM]
     placement: Annotated[PlacementConfig, PLACEMENT]
+    layer_scale: Annotated[float, Field(ge=0)] | None
+    """Initial value of LayerScale, a learned factor a channel on what each sublayer adds; null is without.
+    Touvron et al. 2021 (CaiT), eq. 4: 0.1 to 18 blocks, 1e-5 to 24, 1e-6 beyond."""
+    embedding_norm: bool
+    """A norm of the norm axis on the embedding, positions included: the first stream of Peri-LN (Kim et al. 2025),
+    the embedding LayerNorm of BLOOM and of Takase et al. 2023."""
     position: Annotated[PositionConfig, POSITION]
     mlp: Annotated[MLPConfig, MLP]
     init: Annotated[InitConfig, INIT]
@@ -64,6 +71,8 @@ class Architecture:
     @model_validator(mode="after")
     def _norms_go_together(self) -> "Architecture":
         self.placement.fits(norm=self.norm, qk_norm=self.qk_norm, init=self.init)
+        if self.embedding_norm and self.norm.name == "none":
+            raise ValueError("embedding_norm=true has no norm to use with norm=none: use norm=layernorm or false")
         return self
 
 
@@ -98,7 +107,10 @@ class Block(nn.Module):
 
 
 def _norms(arch: Architecture, sublayer: Literal["attention", "mlp"], index: int) -> Placement:
-    return arch.placement.build(arch.norm, Site(sublayer, index, arch.model.depth, arch.model.width))
+    norms = arch.placement.build(arch.norm, Site(sublayer, index, arch.model.depth, arch.model.width))
+    if arch.layer_scale is not None:
+        norms.scale = LayerScale(arch.model.width, arch.layer_scale)
+    return norms
 
 
 class GPT(nn.Module):
@@ -110,13 +122,14 @@ class GPT(nn.Module):
         self.context = context
         self.embedding = nn.Embedding(vocab_size, width)
         self.positions = arch.position.build(width, arch.model.heads, context)
+        self.embedding_norm = arch.norm.build(width) if arch.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(arch, self.positions, context, i) for i in range(arch.model.depth))
         self.final_norm = arch.norm.build(width) if arch.placement.final_norm else nn.Identity()
         self.head = nn.Linear(width, vocab_size, bias=False)
 
     def forward(self, tokens_BT: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
         """Next-token logits, fp32 [B, T, V], and with `watch` the probes of every block."""
-        x_BTD = self.positions.embed(self.embedding(tokens_BT))
+        x_BTD = self.embedding_norm(self.positions.embed(self.embedding(tokens_BT)))
         stats: Stats = {}
         for index, block in enumerate(self.blocks):
             x_BTD, found = block(x_BTD, watch)
@@ -134,7 +147,7 @@ class GPT(nn.Module):
 def initialize(model: GPT, arch: Architecture, generator: torch.Generator) -> None:
     """Fills every parameter: by the init axis, then as the placement asks."""
     arch.init.apply(model, generator)
-    arch.placement.rescale(model.blocks)
+    arch.placement.rescale(list(model.blocks))
 
 
 class _Head(torch.autograd.Function):

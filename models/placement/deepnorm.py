@@ -4,11 +4,11 @@ For a decoder of M blocks alpha = (2M)^(1/4) and beta = (8M)^(-1/4). The paper's
 `init=xavier` is its setting; other inits are scaled by beta all the same.
 """
 
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
-from torch import nn
 
 from conf.axis import CHECKED
 from models.init import InitConfig
@@ -40,7 +40,7 @@ class DeepNorm(Placement):
         self.alpha = alpha(depth)
 
     def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
-        return self.stream(self.alpha * x_BTD + sublayer(x_BTD))
+        return self.stream(self.alpha * x_BTD + self.scale(sublayer(x_BTD)))
 
 
 @PLACEMENT.register
@@ -54,7 +54,7 @@ class DeepNormConfig(PlacementConfig):
     def build(self, norm: NormConfig, site: Site) -> Placement:
         return DeepNorm(norm, site.width, site.depth)
 
-    def rescale(self, blocks: nn.ModuleList) -> None:
+    def rescale(self, blocks: Sequence[Any]) -> None:
         if blocks:
             scale_weights(blocks, beta(len(blocks)))
 

@@ -25,7 +25,7 @@ class Plain(Placement):
     """x + F(x)."""
 
     def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
-        return x_BTD + sublayer(x_BTD)
+        return x_BTD + self.scale(sublayer(x_BTD))
 
 
 class NormedStream(Placement):
@@ -37,7 +37,7 @@ class NormedStream(Placement):
 
     def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
         x_BTD = self.stream(x_BTD)
-        return x_BTD + sublayer(x_BTD)
+        return x_BTD + self.scale(sublayer(x_BTD))
 
 
 @PLACEMENT.register

@@ -24,7 +24,7 @@ class Peri(Placement):
         self.output = norm.build(width)
 
     def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
-        return x_BTD + self.output(sublayer(self.input(x_BTD)))
+        return x_BTD + self.scale(self.output(sublayer(self.input(x_BTD))))
 
 
 def relaxed(x_BTD: torch.Tensor) -> torch.Tensor:
@@ -45,7 +45,7 @@ class Sandwich(Peri):
     """
 
     def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
-        return x_BTD + self.output(relaxed(sublayer(self.input(relaxed(x_BTD)))))
+        return x_BTD + self.scale(self.output(relaxed(sublayer(self.input(relaxed(x_BTD))))))
 
 
 @PLACEMENT.register

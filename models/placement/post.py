@@ -18,7 +18,7 @@ class Post(Placement):
         self.stream = norm.build(width)
 
     def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
-        return self.stream(x_BTD + sublayer(x_BTD))
+        return self.stream(x_BTD + self.scale(sublayer(x_BTD)))
 
 
 class ResPost(Placement):
@@ -29,7 +29,7 @@ class ResPost(Placement):
         self.output = norm.build(width)
 
     def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
-        return x_BTD + self.output(sublayer(x_BTD))
+        return x_BTD + self.scale(self.output(sublayer(x_BTD)))
 
 
 @PLACEMENT.register

@@ -18,7 +18,7 @@ class Pre(Placement):
         self.input = norm.build(width)
 
     def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
-        return x_BTD + sublayer(self.input(x_BTD))
+        return x_BTD + self.scale(sublayer(self.input(x_BTD)))
 
 
 @PLACEMENT.register

@@ -6,6 +6,7 @@ are Xavier's: `init=xavier` is its setting; other inits are scaled by gamma all 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
@@ -45,7 +46,7 @@ class SubLNConfig(PlacementConfig):
             if isinstance(getattr(part, "down", None), nn.Linear):
                 part.down = NormedInput(part.down, norm)  # type: ignore[arg-type]
 
-    def rescale(self, blocks: nn.ModuleList) -> None:
+    def rescale(self, blocks: Sequence[Any]) -> None:
         if blocks:
             scale_weights(blocks, gamma(len(blocks)))
 

@@ -2,7 +2,7 @@
 
 A placement is one small class whose `forward` is its equation, and a frozen dataclass that names it. Every file in this
 folder is imported, so that a placement is registered by being there. In equations x is the residual stream, F a
-sublayer (attention or MLP), N a norm of the `norm` axis; each N has parameters of its own.
+sublayer (attention or MLP), N a norm of the `norm` axis; each N has parameters of its own. `self.scale` is LayerScale.
 
 Shape suffixes: B batch, T tokens, D model width.
 """
@@ -10,7 +10,7 @@ Shape suffixes: B batch, T tokens, D model width.
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -36,7 +36,14 @@ class Site:
 
 
 class Placement(nn.Module):
-    """The norms around one sublayer."""
+    """The norms around one sublayer, and LayerScale where there is one.
+
+    LayerScale stands last in the branch, behind an output norm: in front of it the norm would take it out again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale: nn.Module = nn.Identity()
 
     def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
         """The residual stream after the sublayer, fp32."""
@@ -54,7 +61,7 @@ class PlacementConfig:
     def insert(self, attention: Any, mlp: nn.Module, norm: NormConfig) -> None:
         """Puts the norms in place that stand inside a block's sublayers."""
 
-    def rescale(self, blocks: nn.ModuleList) -> None:
+    def rescale(self, blocks: Sequence[Any]) -> None:
         """Changes the initial weights where the placement is published with an initialization of its own."""
 
     def fits(self, *, norm: NormConfig, qk_norm: QKNormConfig, init: InitConfig) -> None:
@@ -93,7 +100,7 @@ class NormedHeads(nn.Linear):
 
 
 @torch.no_grad()
-def scale_weights(blocks: nn.ModuleList, gain: float) -> None:
+def scale_weights(blocks: Sequence[Any], gain: float) -> None:
     """Multiplies the value and output projections and the matrices of the MLP, but neither queries nor keys.
 
     These are the tensors, and this is the way, of DeepNorm and Magneto in torchscale (`architecture/decoder.py`).

@@ -11,6 +11,7 @@ from conf.axis import ConfigError
 from models.gpt import GPT, initialize
 from models.norms import NORM
 from models.placement.deepnorm import alpha, beta
+from models.placement.layer_scale import LayerScale
 from models.placement.peri import relaxed
 from models.placement.sub_ln import gamma
 from models.placement.wiring import PLACEMENT, Placement, Site
@@ -263,6 +264,54 @@ class TestSandwich:
         torch.testing.assert_close(x.grad, torch.tensor([2.0, 2.0]))
 
 
+class TestLayerScale:
+    """Touvron et al. 2021, eq. 4: x + diag(lambda) F(N(x)); in every placement on what is added to the stream."""
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_scales_what_the_sublayer_adds(self, name: str) -> None:
+        x, around, weight = randn(3, 4), surround(name), randn(4, seed=1)
+        around.scale = LayerScale(4, 0.5)
+        around.scale.weight.data = weight
+        stream = around.stream(x) if name == "hybridnorm" else 2 * x if name == "deepnorm" else x
+        branch_in = around.input(x) if hasattr(around, "input") else stream if name == "hybridnorm" else x
+        added = 2 * branch_in + 1
+        added = around.output(added) if hasattr(around, "output") else added
+        expected = stream + weight * added
+        expected = around.stream(expected) if name in NO_FINAL_NORM else expected
+        torch.testing.assert_close(around(x, lambda h: 2 * h + 1), expected, atol=1e-6, rtol=1e-6)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_one_leaves_the_function_and_zero_leaves_the_stream(self, name: str) -> None:
+        torch.testing.assert_close(
+            built(f"placement={name}", "layer_scale=1")(tokens())[0],
+            built(f"placement={name}")(tokens())[0],
+        )
+        x, around = randn(3, 4), surround(name)
+        around.scale = LayerScale(4, 0.0)
+        torch.testing.assert_close(around(x, torch.sin), around(x, torch.zeros_like))
+
+    def test_two_vectors_a_block(self) -> None:
+        with_scale, without = gpt("layer_scale=1e-4"), gpt()
+        assert with_scale.parameter_count() - without.parameter_count() == 2 * 2 * 16
+        weights = [p for n, p in built("layer_scale=1e-4").named_parameters() if n.endswith("norms.scale.weight")]
+        assert len(weights) == 4
+        assert all(bool((w == 1e-4).all()) for w in weights)
+
+
+class TestEmbeddingNorm:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_stands_between_the_embedding_and_the_first_block(self, name: str) -> None:
+        model = gpt(f"placement={name}", "embedding_norm=true", "position=learned")
+        seen: list[torch.Tensor] = []
+        model.blocks[0].register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+        model(tokens())
+        x = model.embedding.weight[tokens()] + model.positions.embedding.weight
+        torch.testing.assert_close(seen[0], model.embedding_norm(x))
+
+    def test_counts_as_the_final_norm_does(self) -> None:
+        assert gpt("embedding_norm=true").parameter_count() == gpt().parameter_count() + 16
+
+
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
@@ -270,6 +319,19 @@ class TestSandwich:
             ["placement=hybridnorm", "qk_norm=none"],
             "placement=hybridnorm normalizes q, k and v, but qk_norm=none leaves q and k as they are: "
             "use qk_norm=rmsnorm or placement=res_post",
+        ),
+        (
+            ["placement=post", "norm=none"],
+            "placement=post has no norm to place with norm=none: use placement=pre or norm=layernorm",
+        ),
+        (
+            ["placement=sandwich", "norm=dyt"],
+            "placement=sandwich rescales the input of its norms, which norm=dyt feels: "
+            "use placement=peri or norm=layernorm",
+        ),
+        (
+            ["embedding_norm=true", "norm=none"],
+            "embedding_norm=true has no norm to use with norm=none: use norm=layernorm or false",
         ),
     ],
 )

@@ -25,6 +25,8 @@ KNOBS: dict[str, dict[str, str]] = {
     "qk_norm=l2": {},
     "norm=layernorm": {"eps": "1e-2"},
     "norm=rmsnorm": {"eps": "1e-2"},
+    "norm=dyt": {"alpha": "1"},
+    "norm=none": {},
     "placement=pre": {},
     "placement=post": {},
     "placement=res_post": {},
@@ -97,6 +99,17 @@ def test_field(choice: str, field: str) -> None:
 @pytest.mark.parametrize("field", SIZE)
 def test_size(field: str) -> None:
     assert largest_difference(outcome(), outcome(f"model.{field}={SIZE[field]}")) > FELT
+
+
+@pytest.mark.parametrize("override", ["layer_scale=1", "embedding_norm=true"])
+def test_options_of_the_architecture(override: str) -> None:
+    assert largest_difference(outcome(), outcome(override)) == float("inf")  # other parameters
+    before, after = outcome()["logits"], outcome(override)["logits"]
+    assert (before - after).abs().max() > FELT
+
+
+def test_start_of_layer_scale() -> None:
+    assert largest_difference(outcome("layer_scale=1"), outcome("layer_scale=0.1")) > FELT
 
 
 def test_clipping_can_be_turned_off() -> None:
