@@ -3,7 +3,7 @@
 Shape suffixes: ... any leading dimensions, D features.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from conf.axis import CHECKED, Axis
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NormConfig:
     name: str
-    scale_invariant: ClassVar[bool] = True  # whether N(c x) = N(x) for c > 0, eps aside
+    scale_invariant = True  # whether N(c x) = N(x) for c > 0, eps aside
 
     def build(self, dim: int) -> nn.Module:
         """A module that maps [..., dim] to [..., dim] in fp32."""
@@ -98,7 +98,7 @@ class RMSNormConfig(NormConfig):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class DynamicTanhConfig(NormConfig):
     name: Literal["dyt"] = "dyt"
-    scale_invariant: ClassVar[bool] = False
+    scale_invariant = False
     alpha: Annotated[float, Field(gt=0)] = 0.5
     """Initial alpha. Zhu et al. 2025, section 4; their LLaMA runs take 0.8 before attention and 0.2 elsewhere at
     7B, less in wider models."""
@@ -111,7 +111,7 @@ class DynamicTanhConfig(NormConfig):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoNormConfig(NormConfig):
     name: Literal["none"] = "none"
-    scale_invariant: ClassVar[bool] = False
+    scale_invariant = False
 
     def build(self, dim: int) -> nn.Module:
         return NoNorm()

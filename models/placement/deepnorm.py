@@ -5,7 +5,7 @@ For a decoder of M blocks alpha = (2M)^(1/4) and beta = (8M)^(-1/4). The paper's
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -49,7 +49,7 @@ class DeepNormConfig(PlacementConfig):
     """A form of post-norm: no further norm before the head (torchscale has one for pre-norm decoders only)."""
 
     name: Literal["deepnorm"] = "deepnorm"
-    final_norm: ClassVar[bool] = False
+    final_norm = False
 
     def build(self, norm: NormConfig, site: Site) -> Placement:
         return DeepNorm(norm, site.width, site.depth)

@@ -1,6 +1,6 @@
 """Norms after the sublayer: of the residual stream (post) or of the sublayer's output (res_post)."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -38,7 +38,7 @@ class PostConfig(PlacementConfig):
     """The last block's own norm is the one before the head: the published form has no other."""
 
     name: Literal["post"] = "post"
-    final_norm: ClassVar[bool] = False
+    final_norm = False
 
     def build(self, norm: NormConfig, site: Site) -> Placement:
         return Post(norm, site.width)

@@ -11,7 +11,7 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -53,7 +53,7 @@ class Placement(nn.Module):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class PlacementConfig:
     name: str
-    final_norm: ClassVar[bool] = True  # whether the published form has a norm before the head
+    final_norm = True  # whether the published form has a norm before the head
 
     def build(self, norm: NormConfig, site: Site) -> Placement:
         raise NotImplementedError
