@@ -37,7 +37,7 @@ class Axis(Generic[T]):
         if name in self.choices:
             raise ValueError(f"{self.title}={name} is registered twice")
         self.choices[name] = cast("type[T]", config)
-        _inherit_documentation(config)
+        inherit_documentation(config)
         return config
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -45,7 +45,7 @@ class Axis(Generic[T]):
         return core_schema.tagged_union_schema(choices=schemas, discriminator="name")
 
 
-def _inherit_documentation(config: type) -> None:
+def inherit_documentation(config: type) -> None:
     """Pydantic loses the string under a field that a base defines with a default."""
     fields, own = vars(config)["__pydantic_fields__"], vars(config).get("__annotations__", {})
     for base in config.__mro__[1:]:

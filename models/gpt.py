@@ -3,7 +3,7 @@
 Shape suffixes: B batch, T tokens, D model width, V vocabulary.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,14 @@ from models.init import INIT, InitConfig
 from models.mlp import MLP, MLPConfig
 from models.norms import NORM, NormConfig
 from models.parametrization import PARAMETRIZATION, ParametrizationConfig, scale_init
+from models.placement.layer_scale import LayerScale
+from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site, import_placements
 from models.positions import POSITION, PositionConfig, Positions
 from models.probes import Stats, rms
 from models.qk_norm import QK_NORM, QKNormConfig
 
 import_rules()
+import_placements()
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -55,24 +58,33 @@ class Architecture:
     attention: Annotated[MixingConfig, ATTENTION]
     qk_norm: Annotated[QKNormConfig, QK_NORM]
     norm: Annotated[NormConfig, NORM]
+    placement: Annotated[PlacementConfig, PLACEMENT]
+    layer_scale: Annotated[float, Field(ge=0)] | None
+    """Initial value of LayerScale, a learned factor a channel on what each sublayer adds; null is without.
+    Touvron et al. 2021 (CaiT), eq. 4: 0.1 to 18 blocks, 1e-5 to 24, 1e-6 beyond."""
+    embedding_norm: bool
+    """A norm of the norm axis on the embedding, positions included: the first stream of Peri-LN (Kim et al. 2025),
+    the embedding LayerNorm of BLOOM and of Takase et al. 2023."""
     position: Annotated[PositionConfig, POSITION]
     mlp: Annotated[MLPConfig, MLP]
     init: Annotated[InitConfig, INIT]
     parametrization: Annotated[ParametrizationConfig, PARAMETRIZATION]
 
-    def initialise(self, model: "GPT", seed: int) -> None:
-        """Draws the weights of a model of this architecture: a pure function of the seed, on CPU."""
-        self.init.apply(model, torch.Generator().manual_seed(seed))
-        scale_init(self.parametrization, model, self.model.width)
+    @model_validator(mode="after")
+    def _norms_go_together(self) -> "Architecture":
+        self.placement.fits(norm=self.norm, qk_norm=self.qk_norm, init=self.init)
+        if self.embedding_norm and self.norm.name == "none":
+            raise ValueError("embedding_norm=true has no norm to use with norm=none: use norm=layernorm or false")
+        return self
 
 
 class Block(nn.Module):
-    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x)). The residual stream stays in fp32."""
+    """Attention, then an MLP, each inside the norms of the placement. The residual stream stays in fp32."""
 
     def __init__(self, arch: Architecture, positions: Positions, context: int, index: int) -> None:
         super().__init__()
         width, heads = arch.model.width, arch.model.heads
-        self.attention_norm = arch.norm.build(width)
+        self.attention_norms = _norms(arch, "attention", index)
         self.attention = Attention(
             width,
             heads,
@@ -86,17 +98,31 @@ class Block(nn.Module):
                 block=index,
             ),
         )
-        self.mlp_norm = arch.norm.build(width)
+        self.mlp_norms = _norms(arch, "mlp", index)
         self.mlp = arch.mlp.build(width)
+        arch.placement.insert(self.attention, self.mlp, arch.norm)
 
     def forward(self, x_BTD: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
-        mixed_BTD, stats = self.attention(self.attention_norm(x_BTD), watch)
-        x_BTD = x_BTD + mixed_BTD
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), stats
+        stats: Stats = {}
+
+        def attend(h_BTD: torch.Tensor) -> torch.Tensor:
+            mixed_BTD, found = self.attention(h_BTD, watch)
+            stats.update(found)
+            return mixed_BTD
+
+        x_BTD = self.attention_norms(x_BTD, attend)
+        return self.mlp_norms(x_BTD, self.mlp), stats
+
+
+def _norms(arch: Architecture, sublayer: Literal["attention", "mlp"], index: int) -> Placement:
+    norms = arch.placement.build(arch.norm, Site(sublayer, index, arch.model.depth, arch.model.width))
+    if arch.layer_scale is not None:
+        norms.scale = LayerScale(arch.model.width, arch.layer_scale)
+    return norms
 
 
 class GPT(nn.Module):
-    """Untied embedding and head, a norm before the head, logits in fp32."""
+    """Untied embedding and head, a norm before the head where the placement has one, logits in fp32."""
 
     def __init__(self, arch: Architecture, *, vocab_size: int, context: int) -> None:
         super().__init__()
@@ -104,8 +130,9 @@ class GPT(nn.Module):
         self.context = context
         self.embedding = nn.Embedding(vocab_size, width)
         self.positions = arch.position.build(width, arch.model.heads, context)
+        self.embedding_norm = arch.norm.build(width) if arch.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(arch, self.positions, context, i) for i in range(arch.model.depth))
-        self.final_norm = arch.norm.build(width)
+        self.final_norm = arch.norm.build(width) if arch.placement.final_norm else nn.Identity()
         self.head = nn.Linear(width, vocab_size, bias=False)
 
     def forward(self, tokens_BT: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
@@ -115,7 +142,7 @@ class GPT(nn.Module):
 
     def hidden(self, tokens_BT: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
         """What enters the head, [B, T, D], and the probes."""
-        x_BTD = self.positions.embed(self.embedding(tokens_BT))
+        x_BTD = self.embedding_norm(self.positions.embed(self.embedding(tokens_BT)))
         stats: Stats = {}
         for index, block in enumerate(self.blocks):
             x_BTD, found = block(x_BTD, watch)
@@ -131,6 +158,13 @@ class GPT(nn.Module):
         """N: everything but the embeddings and the head (Wortsman et al. 2023, section 2.1)."""
         outside = {id(p) for m in (self.embedding, self.head, self.positions) for p in m.parameters()}
         return sum(p.numel() for p in self.parameters() if id(p) not in outside)
+
+
+def initialize(model: GPT, arch: Architecture, seed: int) -> None:
+    """Fills every parameter, a pure function of the seed: by init, then as placement and parametrization ask."""
+    arch.init.apply(model, torch.Generator().manual_seed(seed))
+    arch.placement.rescale(list(model.blocks))
+    scale_init(arch.parametrization, model, arch.model.width)
 
 
 class _Head(torch.autograd.Function):

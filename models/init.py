@@ -1,9 +1,12 @@
 """Initialization, the `init` axis."""
 
+import dataclasses
 import math
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
@@ -13,12 +16,46 @@ from conf.axis import CHECKED, Axis
 TRUNCATED_STD = 0.87962566103423978
 
 
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """The place of a matrix in the model."""
+
+    block: int | None
+    """Its block, from 0; None outside of the blocks, for the head."""
+    depth: int
+    residual: bool
+    """Whether it is the last matrix of a sublayer, whose output joins the residual stream."""
+
+
+def where(name: str, depth: int) -> Where:
+    """Of the module called `name`: attention's last matrix is called `out`, an MLP's `down`."""
+    found = re.match(r"blocks\.(\d+)\.", name)
+    residual = found is not None and name.rpartition(".")[2] in ("out", "down")
+    return Where(int(found[1]) if found else None, depth, residual)
+
+
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class InitConfig:
     name: str
+    scales_with_depth = False  # whether a weight's std depends on the block or the number of blocks
 
+    @torch.no_grad()
     def apply(self, model: nn.Module, generator: torch.Generator) -> None:
-        """Fills every parameter in place; norms keep their ones, other vectors their own start."""
+        """Fills every matrix in place; norms keep their ones, other vectors their own start."""
+        modules = dict(model.named_modules())
+        blocks = {found[0] for name in modules if (found := re.match(r"blocks\.\d+$", name))}
+        for name, module in modules.items():
+            if isinstance(module, nn.Embedding):
+                self.embedding(module.weight, generator)
+            elif isinstance(module, nn.Linear):
+                self.matrix(module.weight, where(name, len(blocks)), generator)
+
+    def embedding(self, weight_ND: torch.Tensor, generator: torch.Generator) -> None:
+        """Of tokens and of learned positions: normal with std 1/sqrt(width), where a choice says nothing else."""
+        weight_ND.normal_(0, 1 / math.sqrt(weight_ND.shape[1]), generator=generator)
+
+    def matrix(self, weight_OI: torch.Tensor, where: Where, generator: torch.Generator) -> None:
+        """A projection, [fan-out, fan-in], the head included."""
         raise NotImplementedError
 
 
@@ -35,11 +72,93 @@ class PaperInit(InitConfig):
 
     name: Literal["paper"] = "paper"
 
-    @torch.no_grad()
-    def apply(self, model: nn.Module, generator: torch.Generator) -> None:
-        for module in model.modules():
-            if isinstance(module, nn.Embedding):
-                module.weight.normal_(0, 1 / math.sqrt(module.embedding_dim), generator=generator)
-            elif isinstance(module, nn.Linear):
-                std = 1 / math.sqrt(module.in_features) / TRUNCATED_STD
-                nn.init.trunc_normal_(module.weight, 0, std, -2 * std, 2 * std, generator=generator)
+    def matrix(self, weight_OI: torch.Tensor, where: Where, generator: torch.Generator) -> None:
+        std = 1 / math.sqrt(weight_OI.shape[1]) / TRUNCATED_STD
+        nn.init.trunc_normal_(weight_OI, 0, std, -2 * std, 2 * std, generator=generator)
+
+
+@INIT.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class XavierInit(InitConfig):
+    """All matrices uniform in +-sqrt(6 / (fan_in + fan_out)). Glorot & Bengio 2010, eq. 16.
+
+    Embeddings are no matrices that multiply, so the rule has no meaning for them: 1/sqrt(width), as in torchscale.
+    """
+
+    name: Literal["xavier"] = "xavier"
+
+    def matrix(self, weight_OI: torch.Tensor, where: Where, generator: torch.Generator) -> None:
+        nn.init.xavier_uniform_(weight_OI, generator=generator)
+
+
+@INIT.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class OrthogonalInit(InitConfig):
+    """All matrices (semi-)orthogonal: Q of a Gaussian matrix. Saxe et al. 2014, section 3.
+
+    All singular values are one: where fan_out >= fan_in the norm of the input is kept, else that of the gradient. With
+    its V rows the head then gives logits of std sqrt(width / V).
+    """
+
+    name: Literal["orthogonal"] = "orthogonal"
+
+    def matrix(self, weight_OI: torch.Tensor, where: Where, generator: torch.Generator) -> None:
+        nn.init.orthogonal_(weight_OI, generator=generator)
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class FixedStdConfig(InitConfig):
+    """One std for embeddings and matrices, whatever their shape; subclasses lower it for some matrices."""
+
+    std: Annotated[float, Field(gt=0)] = 0.02
+    """Standard deviation. Radford et al. 2018 (GPT-1), section 4.1; GPT-2's code."""
+
+    def embedding(self, weight_ND: torch.Tensor, generator: torch.Generator) -> None:
+        weight_ND.normal_(0, self.std, generator=generator)
+
+    def matrix(self, weight_OI: torch.Tensor, where: Where, generator: torch.Generator) -> None:
+        weight_OI.normal_(0, self.std * self.share(where), generator=generator)
+
+    def share(self, where: Where) -> float:
+        """Of the std, for the matrix that stands there."""
+        return 1.0
+
+
+@INIT.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class NormalInit(FixedStdConfig):
+    """Everything normal with one std. GPT-1."""
+
+    name: Literal["normal"] = "normal"
+
+
+@INIT.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class GPT2Init(FixedStdConfig):
+    """As `normal`, but the last matrix of each of the 2 L sublayers has std / sqrt(2 L).
+
+    Radford et al. 2019 (GPT-2), section 2.3: "1/sqrt(N) where N is the number of residual layers", of which a block has
+    two, as nanoGPT reads it. Positions get the same std, as there; OpenAI's code gives them 0.01.
+    """
+
+    name: Literal["gpt2"] = "gpt2"
+    scales_with_depth = True
+
+    def share(self, where: Where) -> float:
+        return (2 * where.depth) ** -0.5 if where.residual else 1.0
+
+
+@INIT.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class LayerIndexRescaling(FixedStdConfig):
+    """As `normal`, but all matrices of block l = 1 ... L have std / sqrt(l).
+
+    LIR of Owen et al. 2025, "Variance control via weight rescaling in LLM pre-training", code in
+    bluorion-com/weight_rescaling; it takes the place of GPT-2's scaling of the last matrices.
+    """
+
+    name: Literal["lir"] = "lir"
+    scales_with_depth = True
+
+    def share(self, where: Where) -> float:
+        return 1.0 if where.block is None else (where.block + 1) ** -0.5

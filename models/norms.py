@@ -1,4 +1,4 @@
-"""Normalization layers, the `norm` axis. Statistics are taken in fp32 whatever the dtype of the input.
+"""Normalization layers, the `norm` axis, and what stands in for them. All in fp32 whatever the dtype of the input.
 
 Shape suffixes: ... any leading dimensions, D features.
 """
@@ -17,6 +17,7 @@ from conf.axis import CHECKED, Axis
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NormConfig:
     name: str
+    scale_invariant = True  # whether N(c x) = N(x) for c > 0, eps aside
 
     def build(self, dim: int) -> nn.Module:
         """A module that maps [..., dim] to [..., dim] in fp32."""
@@ -50,6 +51,27 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x_D.float(), self.weight.shape, self.weight, self.eps)
 
 
+class DynamicTanh(nn.Module):
+    """weight * tanh(alpha x) + bias, alpha one learned number a layer. Zhu et al. 2025 (DyT), eq. 1 and algorithm 1.
+
+    With the bias that the paper has, although the norms here have none.
+    """
+
+    def __init__(self, dim: int, alpha: float) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((1,), alpha))
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x_D: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(self.bias, self.weight, torch.tanh(self.alpha * x_D.float()))
+
+
+class NoNorm(nn.Module):
+    def forward(self, x_D: torch.Tensor) -> torch.Tensor:
+        return x_D.float()
+
+
 @NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LayerNormConfig(NormConfig):
@@ -70,3 +92,26 @@ class RMSNormConfig(NormConfig):
 
     def build(self, dim: int) -> nn.Module:
         return RMSNorm(dim, self.eps)
+
+
+@NORM.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class DynamicTanhConfig(NormConfig):
+    name: Literal["dyt"] = "dyt"
+    scale_invariant = False
+    alpha: Annotated[float, Field(gt=0)] = 0.5
+    """Initial alpha. Zhu et al. 2025, section 4; their LLaMA runs take 0.8 before attention and 0.2 elsewhere at
+    7B, less in wider models."""
+
+    def build(self, dim: int) -> nn.Module:
+        return DynamicTanh(dim, self.alpha)
+
+
+@NORM.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class NoNormConfig(NormConfig):
+    name: Literal["none"] = "none"
+    scale_invariant = False
+
+    def build(self, dim: int) -> nn.Module:
+        return NoNorm()

@@ -24,7 +24,7 @@ from torch import nn
 
 from data.batches import train_batch
 from data.prepare import prepare
-from models.gpt import GPT
+from models.gpt import GPT, initialize
 from train.config import Config, compose
 from train.run import train
 
@@ -73,7 +73,7 @@ def bare_step(config: Config) -> float:
     """Seconds a step of a plain PyTorch loop over the same model, written as nanoGPT and its kin write it."""
     torch.set_num_threads(config.threads)
     model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
-    config.initialise(model, config.seed)
+    initialize(model, config, config.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.lr, betas=(0.9, 0.95), weight_decay=0.01)
     tokens = prepare(config.data, Path(config.cache).expanduser()).train
     marks = []

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 import conf
-from conf.axis import CHECKED, ConfigError, axes, checked, near
+from conf.axis import CHECKED, ConfigError, axes, checked, inherit_documentation, near
 from data.config import DATA, DataConfig
 from models.gpt import Architecture, SizeConfig
 from train.findings import find
@@ -123,6 +123,9 @@ class Config(Architecture, Place):
             if axis not in ("qk_norm", *Place.__dataclass_fields__) and name != defaults.get(axis, name):
                 chosen.append(f"{axis}_{name}")
         return "-".join([*chosen, f"lr{self.optimizer.lr:g}", f"seed{self.seed}"])
+
+
+inherit_documentation(Config)
 
 
 def _default_choices() -> dict[str, str]:

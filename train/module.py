@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from models.gpt import GPT
+from models.gpt import GPT, initialize
 from models.parametrization import lr_groups
 from models.probes import Stats, merge, tensor_rms
 from train.config import Config
@@ -38,7 +38,7 @@ class Proxy(pl.LightningModule):
         super().__init__()
         self.config = config
         self.model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
-        config.initialise(self.model, config.seed)
+        initialize(self.model, config, config.seed)
         self.objective = config.loss.build(vocab_size=config.data.vocab_size, seed=config.seed)
         self.hidden = cast(Hidden, torch.compile(self.model.hidden) if config.compile else self.model.hidden)
         named = [(tensor_name(n), p) for n, p in self.model.named_parameters()]
@@ -117,7 +117,9 @@ class Proxy(pl.LightningModule):
             with torch.no_grad():
                 torch._foreach_sub_(self._before, list[torch.Tensor](self.tensors))
                 rms = tensor_rms(self._before)
-                self._record_each("update", "rms", rms / (lr * torch.tensor(self._lr_scale, device=rms.device)))
+                # A schedule may end at 0, where nothing moves: that is 0, not 0/0.
+                own_lr = max(lr, 1e-30) * torch.tensor(self._lr_scale, device=rms.device)
+                self._record_each("update", "rms", rms / own_lr)
             self._before = []
         self.recorder.add({"step": step, "lr": lr}, self._stats)
         self._stats = {}

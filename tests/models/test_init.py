@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.gpt import GPT
-from models.init import INIT, TRUNCATED_STD
+from conf.axis import ConfigError
+from models.gpt import GPT, initialize
+from models.init import INIT, TRUNCATED_STD, Where, where
 from tests.conftest import choice, tiny
 
 WIDTH = 512
@@ -14,7 +15,7 @@ WIDTH = 512
 def filled(*overrides: str, seed: int = 0, vocab_size: int = 64) -> GPT:
     config = tiny(*overrides)
     model = GPT(config, vocab_size=vocab_size, context=config.context)
-    config.init.apply(model, torch.Generator().manual_seed(seed))
+    initialize(model, config, seed)
     return model
 
 
@@ -99,3 +100,71 @@ def test_every_matrix_is_filled(name: str) -> None:
         choice(INIT, name).apply(model, torch.Generator().manual_seed(0))
         states.append(model.state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+L = 3
+# std of each matrix of block l (from 0) of L and of what is outside: a square, a wide (up) and a tall (down) matrix.
+STDS = {
+    "xavier": lambda fan_in, fan_out, block, last: (2 / (fan_in + fan_out)) ** 0.5,
+    "orthogonal": lambda fan_in, fan_out, block, last: max(fan_in, fan_out) ** -0.5,
+    "normal": lambda fan_in, fan_out, block, last: 0.02,
+    "gpt2": lambda fan_in, fan_out, block, last: 0.02 / math.sqrt(2 * L) if last else 0.02,
+    "lir": lambda fan_in, fan_out, block, last: 0.02 if block is None else 0.02 / math.sqrt(block + 1),
+}
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+@pytest.mark.parametrize("name", STDS)
+def test_std_of_every_matrix(name: str, mlp: str) -> None:
+    """Glorot & Bengio 2010, eq. 16; Saxe et al. 2014; GPT-1; GPT-2, section 2.3; LIR."""
+    model = filled(f"init={name}", f"mlp={mlp}", "model.width=128", f"model.depth={L}", "position=learned")
+    found = {n: p.detach() for n, p in model.named_parameters() if p.dim() == 2}
+    assert len(found) == 3 + L * (4 + (2 if mlp == "gelu" else 3))
+    for parameter, weight in found.items():
+        if "embedding" in parameter:
+            std = 128**-0.5 if name in ("xavier", "orthogonal") else 0.02
+        else:
+            block = int(parameter.split(".")[1]) if parameter.startswith("blocks") else None
+            std = STDS[name](*weight.T.shape, block, parameter.endswith(("out.weight", "down.weight")))
+        # 5 standard errors of the std
+        assert weight.square().mean().sqrt().item() == pytest.approx(std, rel=5 / math.sqrt(2 * weight.numel())), (
+            parameter
+        )
+
+
+def test_lir_s_vector() -> None:
+    """std 0.02 over blocks 1 to 4."""
+    lir = choice(INIT, "lir")
+    stds = [lir.std * lir.share(Where(block, 4, False)) for block in range(4)]  # type: ignore[attr-defined]
+    assert stds == pytest.approx([0.02, 0.0141421, 0.0115470, 0.01], abs=1e-7)
+
+
+def test_xavier_is_uniform() -> None:
+    weight = filled("init=xavier", "model.width=128").get_parameter("blocks.0.mlp.up.weight").detach()
+    limit = math.sqrt(6 / (128 + 512))
+    assert 0.999 * limit < weight.abs().max().item() <= limit
+
+
+@pytest.mark.parametrize("name", ["attention.query", "mlp.up", "mlp.down"])
+def test_orthogonal_matrices_have_unit_singular_values(name: str) -> None:
+    weight = filled("init=orthogonal", "model.width=64").get_parameter(f"blocks.0.{name}.weight").detach()
+    values = torch.linalg.svdvals(weight.double())
+    torch.testing.assert_close(values, torch.ones(64, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+def test_where_a_matrix_stands() -> None:
+    assert where("blocks.11.attention.out", 12) == Where(11, 12, True)
+    assert where("blocks.0.mlp.experts.3.down", 2) == Where(0, 2, True)
+    assert where("blocks.0.mlp.up", 2) == Where(0, 2, False)
+    assert where("head", 2) == Where(None, 2, False)
+
+
+@pytest.mark.parametrize("placement", ["deepnorm", "sub_ln"])
+@pytest.mark.parametrize("name", ["gpt2", "lir"])
+def test_two_scalings_with_depth_clash(name: str, placement: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        tiny(f"init={name}", f"placement={placement}")
+    assert str(error.value) == (
+        f"placement={placement} scales the initial weights with depth, and so does init={name}: "
+        "use init=xavier or placement=pre"
+    )

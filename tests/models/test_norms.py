@@ -4,7 +4,8 @@ import torch
 from models.norms import NORM
 from tests.conftest import choice, randn
 
-NAMES = sorted(NORM.choices)
+# Those that divide by a statistic of their input.
+NAMES = ["layernorm", "rmsnorm"]
 
 
 @pytest.mark.parametrize(
@@ -79,3 +80,45 @@ def test_zeros_and_huge_inputs_pass_forward_and_backward(name: str) -> None:
         assert y.isfinite().all()
         assert x.grad is not None
         assert x.grad.isfinite().all()
+
+
+class TestDynamicTanh:
+    def test_vector(self) -> None:
+        """weight * tanh(x / 2) + bias at weight 1 and bias 0. Zhu et al. 2025, algorithm 1."""
+        found = choice(NORM, "dyt").build(4)(torch.tensor([1.0, 2, 3, 4]))
+        torch.testing.assert_close(found, torch.tensor([0.462117, 0.761594, 0.905148, 0.964028]), atol=1e-6, rtol=0)
+
+    def test_equation(self) -> None:
+        norm, x = choice(NORM, "dyt", alpha=0.7).build(16), randn(5, 16)
+        norm.weight.data, norm.bias.data = randn(16, seed=1), randn(16, seed=2)
+        expected = norm.weight * (0.7 * x).tanh() + norm.bias
+        torch.testing.assert_close(norm(x), expected, atol=1e-6, rtol=1e-6)
+
+    def test_parameters(self) -> None:
+        """One alpha a layer, a weight and a bias a feature."""
+        parameters = dict(choice(NORM, "dyt").build(7).named_parameters())
+        assert {n: p.shape for n, p in parameters.items()} == {"alpha": (1,), "weight": (7,), "bias": (7,)}
+
+    def test_scale_of_the_input_matters(self) -> None:
+        norm, x = choice(NORM, "dyt").build(32), randn(5, 32)
+        assert (norm(2 * x) - norm(x)).abs().max() > 0.1
+        assert norm(1e6 * x).abs().max() <= 1
+
+
+def test_which_norms_do_not_feel_the_scale_of_their_input() -> None:
+    assert {name for name, config in NORM.choices.items() if config.scale_invariant} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", ["dyt", "none"])
+def test_the_others_are_fp32_too(name: str) -> None:
+    x = randn(3, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = choice(NORM, name).build(8)(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, x.float() if name == "none" else (x.float() / 2).tanh())
+
+
+def test_none_has_no_parameters_and_changes_nothing() -> None:
+    norm, x = choice(NORM, "none").build(8), randn(3, 8)
+    assert list(norm.parameters()) == []
+    assert norm(x) is x

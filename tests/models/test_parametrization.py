@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from models.gpt import GPT
+from models.gpt import GPT, initialize
 from models.parametrization import lr_groups, tensors
 from tests.conftest import tiny
 from train.config import Config
@@ -21,7 +21,7 @@ def config_of(name: str, *overrides: str) -> Config:
 
 def model_of(config: Config, seed: int = 0) -> GPT:
     model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
-    config.initialise(model, seed)
+    initialize(model, config, seed)
     return model
 
 

@@ -202,6 +202,8 @@ NUMBERS = {
     "model.heads": "4",
     "qk_norm.eps": "1e-3",
     "norm.eps": "1e-3",
+    "layer_scale": "0.1",
+    "embedding_norm": "true",
     "position.base": "500",
     "mlp.expand": "2",
     "loss.z_loss": "0",

@@ -28,6 +28,16 @@ KNOBS: dict[str, dict[str, str]] = {
     "qk_norm=l2": {},
     "norm=layernorm": {"eps": "1e-2"},
     "norm=rmsnorm": {"eps": "1e-2"},
+    "norm=dyt": {"alpha": "1"},
+    "norm=none": {},
+    "placement=pre": {},
+    "placement=post": {},
+    "placement=res_post": {},
+    "placement=peri": {},
+    "placement=sandwich": {},
+    "placement=deepnorm": {},
+    "placement=sub_ln": {},
+    "placement=hybridnorm": {"first_block": "pre"},
     "position=rope": {"base": "100"},
     "position=learned": {},
     "position=none": {},
@@ -36,6 +46,11 @@ KNOBS: dict[str, dict[str, str]] = {
     "mlp=relu2": {"expand": "2"},
     "mlp=swiglu": {"expand": "2"},
     "init=paper": {},
+    "init=xavier": {},
+    "init=orthogonal": {},
+    "init=normal": {"std": "0.1"},
+    "init=gpt2": {"std": "0.1"},
+    "init=lir": {"std": "0.1"},
     "parametrization=standard": {},
     "parametrization=mup_simple": {"base_width": "64"},
     "parametrization=mup_intermediate": {"base_width": "64"},
@@ -61,6 +76,16 @@ KNOBS: dict[str, dict[str, str]] = {
         "weight_decay": "0.1",
     },
     "schedule=cosine": {"warmup_fraction": "0.5", "warmup_steps": "3", "min_lr": "1e-3"},
+    "schedule=linear": {"warmup_fraction": "0.5", "warmup_steps": "3", "min_lr": "1e-3"},
+    "schedule=constant": {"warmup_fraction": "0.5", "warmup_steps": "3"},
+    "schedule=rsqrt": {"warmup_fraction": "0.5", "warmup_steps": "3"},
+    "schedule=wsd": {
+        "warmup_fraction": "0.5",
+        "warmup_steps": "2",
+        "min_lr": "1e-3",
+        "decay_fraction": "0.75",
+        "decay": "linear",
+    },
 }
 SIZE = {"width": "32", "depth": "2", "heads": "4"}
 # Far above rounding (1e-7), far below what any of the changes does.
@@ -100,12 +125,25 @@ def test_the_computation_is_deterministic() -> None:
 @pytest.mark.parametrize(("choice", "field"), [(choice, field) for choice, knobs in KNOBS.items() for field in knobs])
 def test_field(choice: str, field: str) -> None:
     axis = choice.partition("=")[0]
-    assert largest_difference(outcome(choice), outcome(choice, f"{axis}.{field}={KNOBS[choice][field]}")) > FELT
+    # Where a decay of one step has no shape: three of the four.
+    given = (choice, "schedule.decay_fraction=0.75") if (choice, field) == ("schedule=wsd", "decay") else (choice,)
+    assert largest_difference(outcome(*given), outcome(*given, f"{axis}.{field}={KNOBS[choice][field]}")) > FELT
 
 
 @pytest.mark.parametrize("field", SIZE)
 def test_size(field: str) -> None:
     assert largest_difference(outcome(), outcome(f"model.{field}={SIZE[field]}")) > FELT
+
+
+@pytest.mark.parametrize("override", ["layer_scale=1", "embedding_norm=true"])
+def test_options_of_the_architecture(override: str) -> None:
+    assert largest_difference(outcome(), outcome(override)) == float("inf")  # other parameters
+    before, after = outcome()["logits"], outcome(override)["logits"]
+    assert (before - after).abs().max() > FELT
+
+
+def test_start_of_layer_scale() -> None:
+    assert largest_difference(outcome("layer_scale=1"), outcome("layer_scale=0.1")) > FELT
 
 
 def test_clipping_can_be_turned_off() -> None:
@@ -122,7 +160,8 @@ def test_the_seed_decides_the_weights() -> None:
 @pytest.mark.parametrize("axis", TRAINING)
 def test_choices_of_an_axis_differ(axis: str) -> None:
     names = sorted(TRAINING[axis].choices)
-    outcomes = [outcome(f"{axis}={name}") for name in names]
+    # Two blocks: what depends on depth does not show in one.
+    outcomes = [outcome("model.depth=2", f"{axis}={name}") for name in names]
     for i, one in enumerate(outcomes):
         for j, other in enumerate(outcomes[:i]):
             assert largest_difference(one, other) > FELT, (names[i], names[j])

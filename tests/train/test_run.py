@@ -151,6 +151,12 @@ def test_clip_bounds_the_step(tmp_path):
     assert tight.metrics()[1][name] < 0.2 * free.metrics()[1][name]
 
 
+def test_a_schedule_that_ends_at_zero_moves_nothing(tmp_path):
+    row = trained(tmp_path, "schedule.min_lr=0").metrics()[-1]
+    assert row["lr"] == 0
+    assert row["update/head/rms"] == 0
+
+
 def test_nan_ends_the_run_as_diverged(tmp_path):
     """An LR that overflows fp32: the run ends at the next watch step, is a result, and keeps its rows."""
     overflow = ["optimizer.lr=1e38", "qk_norm=none", "optimizer.decay=none", "steps=40"]

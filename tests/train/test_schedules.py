@@ -5,7 +5,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.conftest import choice, tiny
-from train.schedules import SCHEDULE, Cosine
+from train.schedules import SCHEDULE, Cosine, ScheduleConfig
 
 PEAK = 1e-2
 
@@ -16,7 +16,7 @@ def cosine(**changes: float | None) -> Cosine:
     return made
 
 
-def lrs(schedule: Cosine, steps: int, peak: float = PEAK) -> list[float]:
+def lrs(schedule: ScheduleConfig, steps: int, peak: float = PEAK) -> list[float]:
     return [peak * schedule.factor(step, steps=steps, peak=peak) for step in range(steps)]
 
 
@@ -106,3 +106,69 @@ def test_every_schedule_stays_in_zero_to_one_and_is_a_function_of_the_step(name:
     factors = [schedule.factor(step, steps=50, peak=PEAK) for step in range(50)]
     assert all(0 <= f <= 1 + 1e-12 for f in factors)
     assert [schedule.factor(step, steps=50, peak=PEAK) for step in reversed(range(50))] == factors[::-1]
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULE.choices))
+@pytest.mark.parametrize("warmup_steps", [0, 1, 5])
+def test_warmup_is_shared(name: str, warmup_steps: int) -> None:
+    """Up by equal parts to the peak, which is reached at the last step of the warm-up or, without one, at once."""
+    found = lrs(choice(SCHEDULE, name, warmup_steps=warmup_steps), 40)
+    assert found[:warmup_steps] == pytest.approx([PEAK * (i + 1) / warmup_steps for i in range(warmup_steps)])
+    assert found[max(0, warmup_steps - 1)] == PEAK
+    assert all(a >= b for a, b in pairwise(found[max(0, warmup_steps - 1) :]))
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULE.choices))
+def test_warmup_longer_than_the_run_is_refused_by_all(name: str) -> None:
+    with pytest.raises(ValueError, match=r"schedule\.warmup_steps=21 is longer than the run, steps=20"):
+        choice(SCHEDULE, name, warmup_steps=21).fits(steps=20, peak=PEAK)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
+@pytest.mark.parametrize("minimum", [0.0, 1e-3])
+def test_end_of_a_decay(name: str, minimum: float) -> None:
+    schedule = choice(SCHEDULE, name, min_lr=minimum)
+    for steps in (7, 50):
+        assert lrs(schedule, steps)[-1] == pytest.approx(minimum, abs=1e-18)
+    with pytest.raises(ValueError, match=r"schedule\.min_lr=0\.001 is above optimizer\.lr=0\.0001"):
+        choice(SCHEDULE, name, min_lr=1e-3).fits(steps=50, peak=1e-4)
+
+
+def test_constant() -> None:
+    assert lrs(choice(SCHEDULE, "constant", warmup_steps=4), 10)[4:] == [PEAK] * 6
+
+
+def test_linear() -> None:
+    """Ten steps of decay by equal parts, the first at the peak, the last at the minimum."""
+    found = lrs(choice(SCHEDULE, "linear", warmup_steps=2, min_lr=1e-3), 12)[2:]
+    assert found == pytest.approx([PEAK - (PEAK - 1e-3) * i / 9 for i in range(10)])
+
+
+def test_rsqrt() -> None:
+    """Vaswani et al. 2017, eq. 3: as min(step^-0.5, step warmup^-1.5), steps from 1; at its top the peak."""
+    warmup = 4
+    found = lrs(choice(SCHEDULE, "rsqrt", warmup_steps=warmup), 20)
+    expected = [PEAK * warmup**0.5 * min(step**-0.5, step * warmup**-1.5) for step in range(1, 21)]
+    assert found == pytest.approx(expected)
+    assert lrs(choice(SCHEDULE, "rsqrt", warmup_steps=0), 9)[-1] == pytest.approx(PEAK / 3)
+
+
+@pytest.mark.parametrize(("decay", "middle"), [("linear", 0.5), ("sqrt", 1 - math.sqrt(0.5))])
+def test_wsd(decay: str, middle: float) -> None:
+    """5 steps up, 75 at the peak, 20 down to the minimum."""
+    schedule = choice(SCHEDULE, "wsd", decay=decay, min_lr=0.0)
+    found = lrs(schedule, 100)
+    assert found[4:80] == [PEAK] * 76
+    assert found[80] < PEAK
+    assert found[89] == pytest.approx(middle * PEAK)
+    assert found[99] == pytest.approx(0, abs=1e-18)
+
+
+def test_wsd_without_room_for_both_ends_is_refused() -> None:
+    text = (
+        "schedule.decay_fraction=0.9 and a warm-up of 20 steps are longer than the run, steps=100: shorten one of them"
+    )
+    with pytest.raises(ConfigError) as error:
+        tiny("schedule=wsd", "steps=100", "schedule.warmup_steps=20", "schedule.decay_fraction=0.9")
+    assert str(error.value) == text
+    choice(SCHEDULE, "wsd", warmup_steps=10, decay_fraction=0.9).fits(steps=100, peak=PEAK)

@@ -1,0 +1,63 @@
+"""DeepNorm, N(alpha x + F(x)), with initial weights scaled by beta. Wang et al. 2022 (DeepNet), section 4 and figure 2.
+
+For a decoder of M blocks alpha = (2M)^(1/4) and beta = (8M)^(-1/4). The paper's weights before beta are Xavier's:
+`init=xavier` is its setting; other inits are scaled by beta all the same.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.init import InitConfig
+from models.norms import NormConfig
+from models.placement.wiring import (
+    PLACEMENT,
+    Placement,
+    PlacementConfig,
+    Site,
+    Sublayer,
+    refuse_depth_scaling,
+    scale_weights,
+)
+from models.qk_norm import QKNormConfig
+
+
+def alpha(depth: int) -> float:
+    return (2 * depth) ** 0.25
+
+
+def beta(depth: int) -> float:
+    return (8 * depth) ** -0.25
+
+
+class DeepNorm(Placement):
+    def __init__(self, norm: NormConfig, width: int, depth: int) -> None:
+        super().__init__()
+        self.stream = norm.build(width)
+        self.alpha = alpha(depth)
+
+    def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
+        return self.stream(self.alpha * x_BTD + self.scale(sublayer(x_BTD)))
+
+
+@PLACEMENT.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class DeepNormConfig(PlacementConfig):
+    """A form of post-norm: no further norm before the head (torchscale has one for pre-norm decoders only)."""
+
+    name: Literal["deepnorm"] = "deepnorm"
+    final_norm = False
+
+    def build(self, norm: NormConfig, site: Site) -> Placement:
+        return DeepNorm(norm, site.width, site.depth)
+
+    def rescale(self, blocks: Sequence[Any]) -> None:
+        if blocks:
+            scale_weights(blocks, beta(len(blocks)))
+
+    def fits(self, *, norm: NormConfig, qk_norm: QKNormConfig, init: InitConfig) -> None:
+        super().fits(norm=norm, qk_norm=qk_norm, init=init)
+        refuse_depth_scaling(self.name, init)

@@ -1,0 +1,65 @@
+"""HybridNorm: norms of q, k and v inside attention, post-norm around the MLP. Zhuo et al. 2025 (BryceZhuo/HybridNorm).
+
+    y = x + attention(x), with N(q), N(k), N(v) head by head and no norm of x
+    z = N(y) + mlp(N(y)), one N
+
+q and k are normalized by the `qk_norm` axis, v by the `norm` axis; `qk_norm=rmsnorm norm=rmsnorm` is the paper's
+setting. Its initial std of 1/sqrt(2.5 D) belongs to the `init` axis (`init=normal`) and is not set from here.
+"""
+
+from typing import Any, Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from conf.axis import CHECKED
+from models.init import InitConfig
+from models.norms import NormConfig
+from models.placement.pre import Pre
+from models.placement.wiring import PLACEMENT, NormedHeads, Placement, PlacementConfig, Site, Sublayer
+from models.qk_norm import QKNormConfig
+
+
+class Plain(Placement):
+    """x + F(x)."""
+
+    def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
+        return x_BTD + self.scale(sublayer(x_BTD))
+
+
+class NormedStream(Placement):
+    """N(x) + F(N(x)), one N: post-norm of what came before."""
+
+    def __init__(self, norm: NormConfig, width: int) -> None:
+        super().__init__()
+        self.stream = norm.build(width)
+
+    def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
+        x_BTD = self.stream(x_BTD)
+        return x_BTD + self.scale(sublayer(x_BTD))
+
+
+@PLACEMENT.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class HybridNormConfig(PlacementConfig):
+    name: Literal["hybridnorm"] = "hybridnorm"
+    first_block: Literal["hybrid", "pre"] = "hybrid"
+    """Form of block 0; pre is HybridNorm*, whose block 0 is pre-norm around attention and MLP."""
+
+    def build(self, norm: NormConfig, site: Site) -> Placement:
+        if site.block == 0 and self.first_block == "pre":
+            return Pre(norm, site.width)
+        return Plain() if site.sublayer == "attention" else NormedStream(norm, site.width)
+
+    def insert(self, attention: Any, mlp: nn.Module, norm: NormConfig) -> None:
+        value: nn.Linear = attention.value
+        attention.value = NormedHeads(value, norm, value.out_features // attention.heads)
+
+    def fits(self, *, norm: NormConfig, qk_norm: QKNormConfig, init: InitConfig) -> None:
+        super().fits(norm=norm, qk_norm=qk_norm, init=init)
+        if qk_norm.name == "none":
+            raise ValueError(
+                "placement=hybridnorm normalizes q, k and v, but qk_norm=none leaves q and k as they are: "
+                "use qk_norm=rmsnorm or placement=res_post"
+            )

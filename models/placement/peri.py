@@ -1,0 +1,74 @@
+"""Norms of both the input and the output of a sublayer, x + N(F(N(x))): Peri-LN and Sandwich-LN."""
+
+from typing import Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.init import InitConfig
+from models.norms import NormConfig
+from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
+from models.qk_norm import QKNormConfig
+
+
+class Peri(Placement):
+    """x + N_out(F(N_in(x))). Kim et al. 2025 (Peri-LN); Gemma 2.
+
+    The paper's optional norm of the embedding is `embedding_norm=true`.
+    """
+
+    def __init__(self, norm: NormConfig, width: int) -> None:
+        super().__init__()
+        self.input = norm.build(width)
+        self.output = norm.build(width)
+
+    def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
+        return x_BTD + self.scale(self.output(sublayer(self.input(x_BTD))))
+
+
+def relaxed(x_BTD: torch.Tensor) -> torch.Tensor:
+    """x / (max|x| / 8), no gradient through the maximum, so that squares stay inside the range of fp16.
+
+    CogView's code takes the maximum over the whole tensor, which lets later tokens act on earlier ones; here it is
+    taken token by token.
+    """
+    x_BTD = x_BTD.float()
+    return x_BTD / (x_BTD.detach().abs().amax(-1, keepdim=True).clamp_min(1e-30) / 8)
+
+
+class Sandwich(Peri):
+    """x + N_out(F(N_in(x))) with each norm's input relaxed. Ding et al. 2021 (CogView), section 2.4.
+
+    The division is part of CogView's LayerNorm; it changes a norm that does not depend on the scale of its input by
+    its eps alone, so that in fp32 this is Peri-LN but for tokens that are nearly zero.
+    """
+
+    def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
+        return x_BTD + self.scale(self.output(relaxed(sublayer(self.input(relaxed(x_BTD))))))
+
+
+@PLACEMENT.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class PeriConfig(PlacementConfig):
+    name: Literal["peri"] = "peri"
+
+    def build(self, norm: NormConfig, site: Site) -> Placement:
+        return Peri(norm, site.width)
+
+
+@PLACEMENT.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class SandwichConfig(PlacementConfig):
+    name: Literal["sandwich"] = "sandwich"
+
+    def build(self, norm: NormConfig, site: Site) -> Placement:
+        return Sandwich(norm, site.width)
+
+    def fits(self, *, norm: NormConfig, qk_norm: QKNormConfig, init: InitConfig) -> None:
+        super().fits(norm=norm, qk_norm=qk_norm, init=init)
+        if not norm.scale_invariant:
+            raise ValueError(
+                f"placement=sandwich rescales the input of its norms, which norm={norm.name} feels: "
+                f"use placement=peri or norm=layernorm"
+            )

@@ -1,0 +1,55 @@
+"""Norms after the sublayer: of the residual stream (post) or of the sublayer's output (res_post)."""
+
+from typing import Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.norms import NormConfig
+from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
+
+
+class Post(Placement):
+    """N(x + F(x)). Vaswani et al. 2017, section 3.1; GPT-1."""
+
+    def __init__(self, norm: NormConfig, width: int) -> None:
+        super().__init__()
+        self.stream = norm.build(width)
+
+    def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
+        return self.stream(x_BTD + self.scale(sublayer(x_BTD)))
+
+
+class ResPost(Placement):
+    """x + N(F(x)). Swin v2 (Liu et al. 2022, section 3.2, "res-post-norm"); OLMo 2 (2024, section 3.2, "reordered")."""
+
+    def __init__(self, norm: NormConfig, width: int) -> None:
+        super().__init__()
+        self.output = norm.build(width)
+
+    def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
+        return x_BTD + self.scale(self.output(sublayer(x_BTD)))
+
+
+@PLACEMENT.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class PostConfig(PlacementConfig):
+    """The last block's own norm is the one before the head: the published form has no other."""
+
+    name: Literal["post"] = "post"
+    final_norm = False
+
+    def build(self, norm: NormConfig, site: Site) -> Placement:
+        return Post(norm, site.width)
+
+
+@PLACEMENT.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class ResPostConfig(PlacementConfig):
+    """Without Swin v2's further norm of the stream at every sixth block, which it has in its largest model only."""
+
+    name: Literal["res_post"] = "res_post"
+
+    def build(self, norm: NormConfig, site: Site) -> Placement:
+        return ResPost(norm, site.width)

@@ -1,0 +1,33 @@
+"""Pre-norm, x + F(N(x)), and a norm before the head. Xiong et al. 2020, table 1; GPT-2; Wortsman et al. 2023."""
+
+from typing import Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.init import InitConfig
+from models.norms import NormConfig
+from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
+from models.qk_norm import QKNormConfig
+
+
+class Pre(Placement):
+    def __init__(self, norm: NormConfig, width: int) -> None:
+        super().__init__()
+        self.input = norm.build(width)
+
+    def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
+        return x_BTD + self.scale(sublayer(self.input(x_BTD)))
+
+
+@PLACEMENT.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class PreConfig(PlacementConfig):
+    name: Literal["pre"] = "pre"
+
+    def build(self, norm: NormConfig, site: Site) -> Placement:
+        return Pre(norm, site.width)
+
+    def fits(self, *, norm: NormConfig, qk_norm: QKNormConfig, init: InitConfig) -> None:
+        """Also without norms: x + F(x)."""

@@ -1,0 +1,55 @@
+"""Sub-LN: pre-norm with a second norm before each output projection. Wang et al. 2022 (Magneto), section 3.
+
+Attention is W_out N(mix(N(x))), an MLP W_down N(phi(W_up N(x))). For a decoder of M blocks the initial weights of
+values, output projections and MLPs are scaled by gamma = sqrt(log 2M) (table 2). The paper's weights before gamma
+are Xavier's: `init=xavier` is its setting; other inits are scaled by gamma all the same.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from conf.axis import CHECKED
+from models.init import InitConfig
+from models.norms import NormConfig
+from models.placement.pre import Pre
+from models.placement.wiring import (
+    PLACEMENT,
+    NormedInput,
+    Placement,
+    PlacementConfig,
+    Site,
+    refuse_depth_scaling,
+    scale_weights,
+)
+from models.qk_norm import QKNormConfig
+
+
+def gamma(depth: int) -> float:
+    return math.sqrt(math.log(2 * depth))
+
+
+@PLACEMENT.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class SubLNConfig(PlacementConfig):
+    name: Literal["sub_ln"] = "sub_ln"
+
+    def build(self, norm: NormConfig, site: Site) -> Placement:
+        return Pre(norm, site.width)
+
+    def insert(self, attention: Any, mlp: nn.Module, norm: NormConfig) -> None:
+        attention.out = NormedInput(attention.out, norm)
+        for part in list(mlp.modules()):
+            if isinstance(getattr(part, "down", None), nn.Linear):
+                part.down = NormedInput(part.down, norm)  # type: ignore[arg-type]
+
+    def rescale(self, blocks: Sequence[Any]) -> None:
+        if blocks:
+            scale_weights(blocks, gamma(len(blocks)))
+
+    def fits(self, *, norm: NormConfig, qk_norm: QKNormConfig, init: InitConfig) -> None:
+        super().fits(norm=norm, qk_norm=qk_norm, init=init)
+        refuse_depth_scaling(self.name, init)

@@ -1,0 +1,126 @@
+"""Placements, the `placement` axis: where norms stand around a sublayer and how its output joins the residual stream.
+
+A placement is one small class whose `forward` is its equation, and a frozen dataclass that names it. Every file in this
+folder is imported, so that a placement is registered by being there. In equations x is the residual stream, F a
+sublayer (attention or MLP), N a norm of the `norm` axis; each N has parameters of its own. `self.scale` is LayerScale.
+
+Shape suffixes: B batch, T tokens, D model width.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from conf.axis import CHECKED, Axis
+from models.init import InitConfig
+from models.norms import NormConfig
+from models.qk_norm import QKNormConfig
+
+Sublayer = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """The sublayer that a placement surrounds; blocks are counted from 0."""
+
+    sublayer: Literal["attention", "mlp"]
+    block: int
+    depth: int
+    width: int
+
+
+class Placement(nn.Module):
+    """The norms around one sublayer, and LayerScale where there is one.
+
+    LayerScale stands last in the branch, behind an output norm: in front of it the norm would take it out again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale: nn.Module = nn.Identity()
+
+    def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
+        """The residual stream after the sublayer, fp32."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class PlacementConfig:
+    name: str
+    final_norm = True  # whether the published form has a norm before the head
+
+    def build(self, norm: NormConfig, site: Site) -> Placement:
+        raise NotImplementedError
+
+    def insert(self, attention: Any, mlp: nn.Module, norm: NormConfig) -> None:
+        """Puts the norms in place that stand inside a block's sublayers."""
+
+    def rescale(self, blocks: Sequence[Any]) -> None:
+        """Changes the initial weights where the placement is published with an initialization of its own."""
+
+    def fits(self, *, norm: NormConfig, qk_norm: QKNormConfig, init: InitConfig) -> None:
+        """Raises ValueError when the placement has no meaning with these choices of other axes."""
+        if norm.name == "none":
+            raise ValueError(
+                f"placement={self.name} has no norm to place with norm=none: use placement=pre or norm=layernorm"
+            )
+
+
+PLACEMENT: Axis[PlacementConfig] = Axis("placement")
+
+
+class NormedInput(nn.Linear):
+    """W N(x): the projection with a norm before it, under the projection's own name."""
+
+    def __init__(self, projection: nn.Linear, norm: NormConfig) -> None:
+        super().__init__(projection.in_features, projection.out_features, bias=False)
+        self.norm = norm.build(projection.in_features)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.norm(x_BTD))
+
+
+class NormedHeads(nn.Linear):
+    """N(W x) for each head on its own, the parameters of N shared across heads, as those of qk_norm are."""
+
+    def __init__(self, projection: nn.Linear, norm: NormConfig, head_dim: int) -> None:
+        super().__init__(projection.in_features, projection.out_features, bias=False)
+        self.norm = norm.build(head_dim)
+        self.head_dim = head_dim
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        y_BTD = super().forward(x_BTD)
+        return self.norm(y_BTD.unflatten(-1, (-1, self.head_dim))).flatten(-2).to(y_BTD.dtype)
+
+
+@torch.no_grad()
+def scale_weights(blocks: Sequence[Any], gain: float) -> None:
+    """Multiplies the value and output projections and the matrices of the MLP, but neither queries nor keys.
+
+    These are the tensors, and this is the way, of DeepNorm and Magneto in torchscale (`architecture/decoder.py`).
+    """
+    for block in blocks:
+        mlp = [m for m in block.mlp.modules() if isinstance(m, nn.Linear)]
+        for linear in (block.attention.value, block.attention.out, *mlp):
+            linear.weight.mul_(gain)
+
+
+def refuse_depth_scaling(placement: str, init: InitConfig) -> None:
+    if init.scales_with_depth:
+        raise ValueError(
+            f"placement={placement} scales the initial weights with depth, and so does init={init.name}: "
+            f"use init=xavier or placement=pre"
+        )
+
+
+def import_placements() -> None:
+    """Registers every placement in this folder."""
+    package = importlib.import_module("models.placement")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"models.placement.{module.name}")
