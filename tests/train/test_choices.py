@@ -9,7 +9,9 @@ from conf.axis import axes
 from tests.train.helpers import trained
 from train.config import Config
 
-CHOICES = [f"{axis}={name}" for axis in ("placement", "norm", "init", "schedule") for name in axes(Config)[axis].choices]
+CHOICES = [
+    f"{axis}={name}" for axis in ("placement", "norm", "init", "schedule") for name in axes(Config)[axis].choices
+]
 OPTIONS = ["layer_scale=0.1", "embedding_norm=true"]
 
 
