@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
+import pkgutil
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar, cast
 
@@ -19,6 +21,12 @@ Choice = TypeVar("Choice", bound=type)
 
 class ConfigError(ValueError):
     """A setting that can't be used. Its text is one line: the field, the value, and what would work."""
+
+
+def import_all(package: str) -> None:
+    """Imports every module of a folder: what registers itself there is registered by being there."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
 
 
 class Axis(Generic[T]):

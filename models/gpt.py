@@ -11,21 +11,21 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from conf.axis import CHECKED
+from conf.axis import CHECKED, import_all
 from models.attention.attention import Attention
-from models.attention.mixing import ATTENTION, MixingConfig, import_rules
+from models.attention.mixing import ATTENTION, MixingConfig
 from models.init import INIT, InitConfig
 from models.mlp import MLP, MLPConfig
 from models.norms import NORM, NormConfig
 from models.parametrization import PARAMETRIZATION, ParametrizationConfig, scale_init
 from models.placement.layer_scale import LayerScale
-from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site, import_placements
+from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site
 from models.positions import POSITION, PositionConfig, Positions
 from models.probes import Stats, rms
 from models.qk_norm import QK_NORM, QKNormConfig
 
-import_rules()
-import_placements()
+import_all("models.attention")
+import_all("models.placement")
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -6,9 +6,6 @@ dataclass that names it. Every file here is imported, so that a rule is register
 Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K head dimension.
 """
 
-import importlib
-import pkgutil
-
 import torch
 from pydantic.dataclasses import dataclass
 from torch import nn
@@ -58,10 +55,3 @@ class MixingConfig:
 
 
 ATTENTION: Axis[MixingConfig] = Axis("attention")
-
-
-def import_rules() -> None:
-    """Registers every rule in this folder."""
-    package = importlib.import_module("models.attention")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"models.attention.{module.name}")

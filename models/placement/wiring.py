@@ -8,8 +8,6 @@ Shape suffixes: B batch, T tokens, D model width.
 """
 
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -117,10 +115,3 @@ def refuse_depth_scaling(placement: str, init: InitConfig) -> None:
             f"placement={placement} scales the initial weights with depth, and so does init={init.name}: "
             f"use init=xavier or placement=pre"
         )
-
-
-def import_placements() -> None:
-    """Registers every placement in this folder."""
-    package = importlib.import_module("models.placement")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"models.placement.{module.name}")

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from conf.axis import import_all
 from models.attention.attention import Attention
-from models.attention.mixing import ATTENTION, MixingRule, import_rules
+from models.attention.mixing import ATTENTION, MixingRule
 from models.positions import POSITION
 from models.qk_norm import QK_NORM
 from tests.conftest import choice, randn
 
-import_rules()
+import_all("models.attention")
 
 RULES = sorted(ATTENTION.choices)
 every_rule = pytest.mark.parametrize("rule", RULES)

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from conf.axis import ConfigError
+from conf.axis import ConfigError, import_all
 from models.attention.attention import Attention
-from models.attention.mixing import ATTENTION, import_rules
+from models.attention.mixing import ATTENTION
 from models.positions import POSITION, Positions
 from models.qk_norm import QK_NORM
 from tests.conftest import choice, randn, tiny
 
-import_rules()
+import_all("models.attention")
 
 B, H, T, K = 2, 4, 16, 8
 D = H * K

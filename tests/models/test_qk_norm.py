@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from conf.axis import import_all
 from models.attention.attention import Attention
-from models.attention.mixing import ATTENTION, import_rules
+from models.attention.mixing import ATTENTION
 from models.positions import POSITION
 from models.qk_norm import QK_NORM
 from tests.conftest import choice, randn
 
-import_rules()
+import_all("models.attention")
 
 B, H, T, K = 2, 2, 8, 16
 NORMS = ["layernorm", "rmsnorm", "l2"]

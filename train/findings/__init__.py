@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from conf.axis import ConfigError, near
+from conf.axis import ConfigError, import_all, near
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,5 +96,4 @@ def find(name: str) -> Finding:
     return FINDINGS[name]
 
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+import_all(__name__)

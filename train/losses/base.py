@@ -7,8 +7,6 @@ Shape suffixes: N tokens, V vocabulary, D model width.
 """
 
 import dataclasses
-import importlib
-import pkgutil
 from typing import Annotated
 
 import numpy as np
@@ -125,13 +123,6 @@ class LossConfig:
 
 
 LOSS: Axis[LossConfig] = Axis("loss")
-
-
-def import_losses() -> None:
-    """Registers every loss in this folder."""
-    package = importlib.import_module("train.losses")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"train.losses.{module.name}")
 
 
 def at_target(values_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
