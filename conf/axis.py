@@ -16,7 +16,7 @@ from pydantic_core import CoreSchema, core_schema
 CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 T = TypeVar("T")
-Choice = TypeVar("Choice", bound=type)
+Class = TypeVar("Class", bound=type)
 
 
 class ConfigError(ValueError):
@@ -27,6 +27,14 @@ def import_all(package: str) -> None:
     """Imports every module of a folder: what registers itself there is registered by being there."""
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
         importlib.import_module(f"{package}.{module.name}")
+
+
+class Choice:
+    """Base of the choices of an axis that can clash with those of another."""
+
+    def fits(self, config: Any) -> None:
+        """Raises ValueError, one line that names both settings and what would work, where this choice has no meaning
+        with the rest of the config."""
 
 
 class Axis(Generic[T]):
@@ -40,7 +48,7 @@ class Axis(Generic[T]):
         self.title = title
         self.choices: dict[str, type[T]] = {}
 
-    def register(self, config: Choice) -> Choice:
+    def register(self, config: Class) -> Class:
         name = config.__dataclass_fields__["name"].default  # type: ignore[attr-defined]
         if name in self.choices:
             raise ValueError(f"{self.title}={name} is registered twice")

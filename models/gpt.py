@@ -11,43 +11,25 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from conf.axis import CHECKED, import_all
+from conf.axis import CHECKED, Choice, axes, import_all
 from models.attention.attention import Attention
 from models.attention.mixing import ATTENTION, MixingConfig
 from models.init import INIT, InitConfig
+from models.layers import Embedding, Linear
 from models.mlp import MLP, MLPConfig
 from models.norms import NORM, NormConfig
-from models.parametrization import PARAMETRIZATION, ParametrizationConfig, scale_init
+from models.parametrization import PARAMETRIZATION, ParametrizationConfig, scale_init, set_multipliers
 from models.placement.layer_scale import LayerScale
 from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site
 from models.positions import POSITION, PositionConfig, Positions
 from models.probes import Stats, rms
 from models.qk_norm import QK_NORM, QKNormConfig
+from models.reparametrization.base import REPARAMETRIZATION, ReparametrizationConfig
+from models.size import SizeConfig
 
 import_all("models.attention")
 import_all("models.placement")
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class SizeConfig:
-    """One rung of a ladder; with a 4x MLP and no biases N = 12 depth width^2."""
-
-    name: str
-    """What the run folder and the figures call this size."""
-    width: Annotated[int, Field(ge=1)]
-    """Model width d."""
-    depth: Annotated[int, Field(ge=0)]
-    """Number of blocks; 0 is the bigram model of Wortsman et al. 2023, Fig. 10."""
-    heads: Annotated[int, Field(ge=1)]
-    """Attention heads; in the ladders they grow with width at a constant head dimension."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> "SizeConfig":
-        if self.width % self.heads:
-            fits = [h for h in range(1, self.width + 1) if self.width % h == 0]
-            near = min(fits, key=lambda h: abs(h - self.heads))
-            raise ValueError(f"heads={self.heads} does not divide width={self.width}: heads={near} would")
-        return self
+import_all("models.reparametrization")
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -69,10 +51,14 @@ class Architecture:
     mlp: Annotated[MLPConfig, MLP]
     init: Annotated[InitConfig, INIT]
     parametrization: Annotated[ParametrizationConfig, PARAMETRIZATION]
+    reparametrization: Annotated[ReparametrizationConfig, REPARAMETRIZATION]
 
     @model_validator(mode="after")
-    def _norms_go_together(self) -> "Architecture":
-        self.placement.fits(norm=self.norm, qk_norm=self.qk_norm, init=self.init)
+    def _axes_go_together(self) -> "Architecture":
+        for axis in axes(type(self)):
+            chosen = getattr(self, axis)
+            if isinstance(chosen, Choice):
+                chosen.fits(self)
         if self.embedding_norm and self.norm.name == "none":
             raise ValueError("embedding_norm=true has no norm to use with norm=none: use norm=layernorm or false")
         return self
@@ -88,12 +74,12 @@ class Block(nn.Module):
         self.attention = Attention(
             width,
             heads,
-            arch.qk_norm.build(width // heads, context),
+            arch.qk_norm.build(arch.model.head_dim, context),
             positions,
             arch.attention.build(
                 heads=heads,
-                head_dim=width // heads,
-                scale=arch.parametrization.attention_scale(width // heads),
+                head_dim=arch.model.head_dim,
+                scale=arch.parametrization.attention_scale(arch.model.head_dim),
                 context=context,
                 block=index,
             ),
@@ -128,12 +114,14 @@ class GPT(nn.Module):
         super().__init__()
         width = arch.model.width
         self.context = context
-        self.embedding = nn.Embedding(vocab_size, width)
+        self.embedding = Embedding(vocab_size, width)
         self.positions = arch.position.build(width, arch.model.heads, context)
         self.embedding_norm = arch.norm.build(width) if arch.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(arch, self.positions, context, i) for i in range(arch.model.depth))
         self.final_norm = arch.norm.build(width) if arch.placement.final_norm else nn.Identity()
-        self.head = nn.Linear(width, vocab_size, bias=False)
+        self.head = Linear(width, vocab_size)
+        set_multipliers(arch.parametrization, self, arch.model)
+        self.reparametrization = arch.reparametrization.build(self)
 
     def forward(self, tokens_BT: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
         """Next-token logits, fp32 [B, T, V], and with `watch` the probes of every block."""
@@ -141,7 +129,7 @@ class GPT(nn.Module):
         return self.logits(x_BTD), stats
 
     def hidden(self, tokens_BT: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
-        """What enters the head, [B, T, D], and the probes."""
+        """What enters the head, times its multiplier, [B, T, D], and the probes."""
         x_BTD = self.embedding_norm(self.positions.embed(self.embedding(tokens_BT)))
         stats: Stats = {}
         for index, block in enumerate(self.blocks):
@@ -149,10 +137,11 @@ class GPT(nn.Module):
             if watch:
                 stats |= {f"attention/block{index}/{name}": value for name, value in found.items()}
                 stats[f"residual/block{index}/rms"] = rms(x_BTD)
-        return self.final_norm(x_BTD), stats
+        x_BTD = self.final_norm(x_BTD)
+        return (x_BTD if self.head.multiplier == 1.0 else self.head.multiplier * x_BTD), stats
 
     def logits(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        return fp32_head(x_BTD, self.head.weight)
+        return fp32_head(x_BTD, self.head.matrix())
 
     def parameter_count(self) -> int:
         """N: everything but the embeddings and the head (Wortsman et al. 2023, section 2.1)."""
@@ -164,7 +153,9 @@ def initialize(model: GPT, arch: Architecture, seed: int) -> None:
     """Fills every parameter, a pure function of the seed: by init, then as placement and parametrization ask."""
     arch.init.apply(model, torch.Generator().manual_seed(seed))
     arch.placement.rescale(list(model.blocks))
-    scale_init(arch.parametrization, model, arch.model.width)
+    scale_init(arch.parametrization, model, arch.model)
+    arch.placement.constrain(model)
+    arch.reparametrization.start(model)
 
 
 class _Head(torch.autograd.Function):

@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED, Axis
+from models.layers import Linear
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -32,8 +33,8 @@ class GELU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return self.down(F.gelu(self.up(x_BTD), approximate="tanh"))
@@ -51,9 +52,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, hidden, bias=False)
-        self.up = nn.Linear(width, hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.gate = Linear(width, hidden)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))

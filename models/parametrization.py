@@ -1,11 +1,12 @@
-"""Parametrizations, the `parametrization` axis: how init, learning rate and attention scale depend on width.
+"""Parametrizations, the `parametrization` axis: how init, multipliers, LR, decay and epsilon follow the model's size.
 
 A parametrization is a table, a row for each kind of tensor; everything else follows from the table. It multiplies what
-the init axis and the schedule give.
+the init axis, the schedule and the optimizer give.
 """
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -13,32 +14,67 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from conf.axis import CHECKED, Axis
+from conf.axis import CHECKED, Axis, Choice
+from models.layers import Embedding, Linear
+from models.size import SizeConfig
 
 Kind = Literal["embedding", "hidden", "head", "vector"]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a parametrization does with one tensor."""
+    """What a parametrization does with one tensor; each factor multiplies what the other axes give."""
 
     init: float = 1.0
-    """Multiplies the standard deviation of the init axis; 0 starts at zero."""
+    """Of the standard deviation of the init axis; 0 starts at zero."""
+    multiplier: float = 1.0
+    """Of what the layer that owns a matrix puts out."""
     lr: float = 1.0
-    """Multiplies the learning rate. Independent weight decay doesn't follow it, coupled decay does."""
+    """Of the learning rate. Independent weight decay doesn't follow it, coupled decay does."""
+    decay: float = 1.0
+    """Of the coefficient of weight decay, in either mode."""
+    eps: float = 1.0
+    """Of the optimizer's epsilon."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tensor:
+    """A parameter of a model: its full name, itself, its kind, the module that owns it."""
+
+    name: str
+    parameter: nn.Parameter
+    kind: Kind
+    module: nn.Module
+
+    @property
+    def in_block(self) -> bool:
+        return self.name.startswith("blocks.")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Parameters of one kind that an optimizer treats alike."""
+
+    parameters: Sequence[nn.Parameter]
+    kind: Kind = "vector"
+    rule: Rule = Rule()
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class ParametrizationConfig:
+class ParametrizationConfig(Choice):
     name: str
 
-    def rule(self, kind: Kind, name: str, width: int) -> Rule:
-        """The row of the table for a tensor of this kind; `name` is its name in the model."""
+    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
+        """The row of the table for this tensor."""
         return Rule()
 
     def attention_scale(self, head_dim: int) -> float:
         """What multiplies q k^T."""
         return 1 / math.sqrt(head_dim)
+
+    def branch_scale(self, size: SizeConfig) -> float:
+        """What multiplies the output of each sublayer before it joins the residual stream."""
+        return 1.0
 
 
 PARAMETRIZATION: Axis[ParametrizationConfig] = Axis("parametrization")
@@ -53,28 +89,34 @@ def kind_of(module: nn.Module, name: str) -> Kind:
     return "vector"
 
 
-def tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Kind]]:
-    """Every parameter once: its full name, itself, its kind."""
+def tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Every parameter once."""
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            yield f"{prefix}.{name}".lstrip("."), parameter, kind_of(module, prefix)
+            yield Tensor(f"{prefix}.{name}".lstrip("."), parameter, kind_of(module, prefix), module)
+
+
+def set_multipliers(config: ParametrizationConfig, model: nn.Module, size: SizeConfig) -> None:
+    for tensor in tensors(model):
+        if isinstance(tensor.module, Linear | Embedding):
+            tensor.module.multiplier = config.rule(tensor, size).multiplier
 
 
 @torch.no_grad()
-def scale_init(config: ParametrizationConfig, model: nn.Module, width: int) -> None:
+def scale_init(config: ParametrizationConfig, model: nn.Module, size: SizeConfig) -> None:
     """Multiplies the weights that the init axis has drawn."""
-    for name, parameter, kind in tensors(model):
-        rule = config.rule(kind, name, width)
+    for tensor in tensors(model):
+        rule = config.rule(tensor, size)
         if rule.init != 1.0:
-            parameter.mul_(rule.init)
+            tensor.parameter.mul_(rule.init)
 
 
-def lr_groups(config: ParametrizationConfig, model: nn.Module, width: int) -> dict[float, list[nn.Parameter]]:
-    """The parameters by the multiplier of their learning rate, each exactly once."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter, kind in tensors(model):
-        groups.setdefault(config.rule(kind, name, width).lr, []).append(parameter)
-    return groups
+def groups(config: ParametrizationConfig, model: nn.Module, size: SizeConfig) -> list[Group]:
+    """The parameters by kind and rule, each exactly once."""
+    found: dict[tuple[Kind, Rule], list[nn.Parameter]] = {}
+    for tensor in tensors(model):
+        found.setdefault((tensor.kind, config.rule(tensor, size)), []).append(tensor.parameter)
+    return [Group(parameters, kind, rule) for (kind, rule), parameters in found.items()]
 
 
 @PARAMETRIZATION.register
@@ -98,8 +140,8 @@ class MuPSimple(ParametrizationConfig):
     base_width: Annotated[int, Field(ge=1)] = 256
     """Width at which this is the standard parametrization; 256 is the paper's smallest model."""
 
-    def rule(self, kind: Kind, name: str, width: int) -> Rule:
-        return Rule(lr=self.base_width / width) if kind in ("hidden", "head") else Rule()
+    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
+        return Rule(lr=self.base_width / size.width) if tensor.kind in ("hidden", "head") else Rule()
 
 
 @PARAMETRIZATION.register
@@ -109,9 +151,9 @@ class MuPIntermediate(MuPSimple):
 
     name: Literal["mup_intermediate"] = "mup_intermediate"  # type: ignore[assignment]
 
-    def rule(self, kind: Kind, name: str, width: int) -> Rule:
-        rule = super().rule(kind, name, width)
-        return Rule(lr=rule.lr, init=math.sqrt(self.base_width / width)) if kind == "head" else rule
+    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
+        init = math.sqrt(self.base_width / size.width) if tensor.kind == "head" else 1.0
+        return dataclasses.replace(super().rule(tensor, size), init=init)
 
 
 @PARAMETRIZATION.register
@@ -124,9 +166,9 @@ class MuPFull(MuPIntermediate):
 
     name: Literal["mup_full"] = "mup_full"  # type: ignore[assignment]
 
-    def rule(self, kind: Kind, name: str, width: int) -> Rule:
-        rule = super().rule(kind, name, width)
-        return Rule(lr=rule.lr, init=0.0) if name.endswith("attention.query.weight") else rule
+    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
+        rule = super().rule(tensor, size)
+        return dataclasses.replace(rule, init=0.0) if tensor.name.endswith("attention.query.weight") else rule
 
     def attention_scale(self, head_dim: int) -> float:
         return 1 / head_dim

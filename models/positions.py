@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED, Axis
+from models.layers import Embedding
 
 
 class Positions(nn.Module):
@@ -67,10 +68,10 @@ class Learned(Positions):
 
     def __init__(self, context: int, width: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(context, width)
+        self.embedding = Embedding(context, width)
 
     def embed(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        return x_BTD + self.embedding.weight[: x_BTD.shape[1]]
+        return x_BTD + self.embedding.scaled(self.embedding.weight[: x_BTD.shape[1]])
 
 
 class ALiBi(Positions):

@@ -16,7 +16,8 @@ from pydantic.dataclasses import dataclass
 import conf
 from conf.axis import CHECKED, ConfigError, axes, checked, inherit_documentation, near
 from data.config import DATA, DataConfig
-from models.gpt import Architecture, SizeConfig
+from models.gpt import Architecture
+from models.size import SizeConfig
 from train.findings import find
 from train.loggers import LOGGER, LoggerConfig
 from train.losses import LOSS, LossConfig

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,10 @@ import torch
 from conf.axis import ConfigError
 from data.batches import train_batch
 from data.prepare import prepare
-from models.parametrization import lr_groups
 from train.config import Config, compose
 from train.figures import colours, panels, save, styled
 from train.module import Proxy
+from train.schedules import Constant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,24 +71,19 @@ def changes(config: Config, batches: Sequence[torch.Tensor]) -> dict[str, list[f
     """RMS of the change of each block's output and of the logits on the first batch, after each step."""
     torch.manual_seed(config.seed)
     proxy = Proxy(config)
-    model, optimizer = proxy.model, config.optimizer.build(_groups(config, proxy))
+    optimizer: Any = proxy.configure_optimizers()
     probe_BT = batches[0][:, :-1]
     first = activations(proxy, probe_BT)
     found: dict[str, list[float]] = {}
-    for tokens_BT1 in batches:
-        loss, _ = proxy.loss_of(tokens_BT1, False)
+    for step, tokens_BT1 in enumerate(batches):
+        loss, _ = proxy.loss_of(tokens_BT1, False, step)
         loss.backward()
-        if config.optimizer.clip is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-        optimizer.step()
+        proxy.clip(step)
+        proxy.update(optimizer, step)
         optimizer.zero_grad()
         for name, x in activations(proxy, probe_BT).items():
             found.setdefault(name, []).append(float((x - first[name]).square().mean().sqrt()))
     return found
-
-
-def _groups(config: Config, proxy: Proxy) -> dict[float, list[torch.nn.Parameter]]:
-    return lr_groups(config.parametrization, proxy.model, config.model.width)
 
 
 @torch.no_grad()
@@ -119,6 +114,8 @@ def check(overrides: Sequence[str]) -> Slopes:
         for seed in SEEDS:
             sized = compose([*overrides, f"model.width={width}", f"model.heads={width // head_dim}", f"seed={seed}"])
             shape = {"batch_size": sized.batch_size, "context": sized.context}
+            # The peak from the first step on.
+            sized = replace(sized, schedule=Constant(warmup_fraction=0.0))
             batches = [train_batch(tokens, seed=seed, step=step, **shape) for step in range(STEPS)]
             for name, row in changes(sized, batches).items():
                 table = total.setdefault(name, [[0.0] * len(WIDTHS) for _ in range(STEPS)])

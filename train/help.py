@@ -38,7 +38,7 @@ def show_help() -> None:
             console.print(f"  {name}={choice}")
             _fields(console, config, f"{name}.", values[name] if choice == values[name]["name"] else {}, indent="    ")
     console.print("\n[bold]Fields of model[/]")
-    from models.gpt import SizeConfig
+    from models.size import SizeConfig
 
     _fields(console, SizeConfig, "model.", values["model"])
 

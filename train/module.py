@@ -5,7 +5,8 @@ Shape suffixes: B batch, T tokens; 1 stands for one more token, the last target.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from models.gpt import GPT, initialize
-from models.parametrization import lr_groups
+from models.parametrization import Group, groups
 from models.probes import Stats, merge, tensor_rms
 from train.config import Config
 from train.losses import Output
@@ -54,11 +55,12 @@ class Proxy(pl.LightningModule):
         return step % self.config.watch_every == 0 or step == self.config.steps - 1
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups = lr_groups(self.config.parametrization, self.model, self.config.model.width)
-        groups.setdefault(1.0, []).extend(self.objective.parameters())
-        scale = {id(p): s for s, parameters in groups.items() for p in parameters}
-        self._lr_scale = [scale[id(p)] for p in self.tensors]
-        return self.config.optimizer.build(groups)
+        chosen = groups(self.config.parametrization, self.model, self.config.model)
+        if of_loss := list(self.objective.parameters()):
+            chosen.append(Group(of_loss))
+        rule = {id(p): group.rule for group in chosen for p in group.parameters}
+        self._rules = [rule[id(p)] for p in self.tensors]
+        return self.config.optimizer.build(chosen)
 
     def training_step(self, tokens_BT1: torch.Tensor, batch_idx: int) -> torch.Tensor:
         step = self.global_step
@@ -74,7 +76,7 @@ class Proxy(pl.LightningModule):
         output = Output(
             logits_NV=self.model.logits(hidden_BTD).flatten(0, 1),
             hidden_ND=hidden_BTD.flatten(0, 1),
-            head_VD=self.model.head.weight,
+            head_VD=self.model.head.matrix(),
             progress=step / max(1, self.config.steps - 1),
             key=(self.config.seed, step, micro_batch, self.global_rank),
         )
@@ -82,16 +84,21 @@ class Proxy(pl.LightningModule):
         return loss, found | stats
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        self.clip(self.global_step)
+
+    def clip(self, step: int) -> None:
         """Clips the global norm of the gradients and records it; per-tensor RMS are taken before."""
         gradients = [p.grad for p in self.tensors if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         self._stats["gradient/norm"] = norm
         clip = self.config.optimizer.clip
         scale = torch.ones_like(norm) if clip is None else (clip / (norm + 1e-6)).clamp(max=1.0)
-        if self.watching(self.global_step):
+        if self.watching(step):
             self._watch_tensors(gradients, scale)
         if clip is not None:
             torch._foreach_mul_(gradients, scale)
+        with torch.no_grad():
+            self.model.reparametrization.before_step(self.model, step)
 
     def _watch_tensors(self, gradients: list[torch.Tensor], clip_scale: torch.Tensor) -> None:
         self._record_each("parameter", "rms", tensor_rms(list(self.tensors)))
@@ -99,7 +106,8 @@ class Proxy(pl.LightningModule):
         self._record_each("gradient", "rms", gradient_rms)
         eps = self.config.optimizer.epsilon()
         if eps:
-            self._record_each("adam", "gradient_over_eps", gradient_rms * clip_scale / eps)
+            own_eps = torch.tensor([eps * rule.eps for rule in self._rules], device=gradient_rms.device)
+            self._record_each("adam", "gradient_over_eps", gradient_rms * clip_scale / own_eps)
         self._before = [p.detach().clone() for p in self.tensors]
 
     def _record_each(self, group: str, what: str, values: torch.Tensor) -> None:
@@ -108,28 +116,47 @@ class Proxy(pl.LightningModule):
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One update at this step's LR; on a watch step also the RMS of the update, divided by the LR."""
         step = self.global_step
-        peak = self.config.optimizer.lr
-        lr = peak * self.config.schedule.factor(step, steps=self.config.steps, peak=peak)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        optimizer.step(closure=optimizer_closure)
+        lr = self.update(optimizer, step, optimizer_closure)
         if self._before:
             with torch.no_grad():
                 torch._foreach_sub_(self._before, list[torch.Tensor](self.tensors))
                 rms = tensor_rms(self._before)
                 # A schedule may end at 0, where nothing moves: that is 0, not 0/0.
-                own_lr = max(lr, 1e-30) * torch.tensor(self._lr_scale, device=rms.device)
+                own_lr = max(lr, 1e-30) * torch.tensor([rule.lr for rule in self._rules], device=rms.device)
                 self._record_each("update", "rms", rms / own_lr)
             self._before = []
         self.recorder.add({"step": step, "lr": lr}, self._stats)
         self._stats = {}
+
+    def update(self, optimizer: Any, step: int, closure: Any = None) -> float:
+        """Moves the weights and keeps them where the config wants them; `closure` computes clipped gradients first.
+
+        The step's learning rate.
+        """
+        config, peak = self.config, self.config.optimizer.lr
+        lr = peak * config.schedule.factor(step, steps=config.steps, peak=peak)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        optimizer.step(closure=closure)
+        with torch.no_grad():
+            config.optimizer.after_step(self.model, self._stats)
+            self.model.reparametrization.after_step(self.model, step, lr)
+            config.placement.constrain(self.model)
+        return lr
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The model as it is judged and kept: in evaluation mode."""
+        self.model.eval()
+        yield
+        self.model.train()
 
     @torch.no_grad()
     def validate(self, batches: list[torch.Tensor]) -> float:
         """Plain cross-entropy over the fixed validation batches, nats per token."""
         total = torch.zeros((), device=self.device)
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        with self.trainer.precision_plugin.forward_context():
+        with self.trainer.precision_plugin.forward_context(), self.evaluating():
             for tokens_BT1 in batches[rank::world]:
                 tokens_BT1 = tokens_BT1.to(self.device)
                 logits_BTV, _ = self.model(tokens_BT1[:, :-1])

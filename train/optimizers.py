@@ -1,31 +1,35 @@
 """Optimizers, the `optimizer` axis. Every parameter is decayed, norms and embeddings too, as NanoDO's default does."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
-from torch import nn
 
-from conf.axis import CHECKED, Axis
+from conf.axis import CHECKED, Axis, Choice
+from models.gpt import GPT
+from models.parametrization import Group, Rule
+from models.probes import Stats
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class OptimizerConfig:
+class OptimizerConfig(Choice):
     name: str
     lr: Annotated[float, Field(gt=0)]
     """Peak learning rate of the schedule."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest global gradient norm; null turns clipping off. Wortsman et al. 2023, section 2.1."""
 
-    def build(self, groups: Mapping[float, Sequence[nn.Parameter]]) -> torch.optim.Optimizer:
-        """An optimizer over parameters that are grouped by the multiplier of their LR, which its groups keep as
-        `lr_scale`."""
+    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+        """An optimizer over all parameters; its param_groups keep the multiplier of their LR as `lr_scale`."""
         raise NotImplementedError
 
-    def decay_at_peak(self, lr: float) -> float:
-        """The share of a weight that decay takes in a step at the peak, for a tensor whose peak LR is `lr`."""
+    def after_step(self, model: GPT, stats: Stats) -> None:
+        """Changes weights after an update; `stats` are those of the step's forward passes."""
+
+    def decay_at_peak(self, rule: Rule) -> float:
+        """The share of a weight that decay takes in a step at the peak, for a tensor with this rule."""
         return 0.0
 
     def epsilon(self) -> float | None:
@@ -78,16 +82,26 @@ class AdamW(OptimizerConfig):
         """lambda in the units of the mode."""
         return PAPER_DECAY[self.decay] if self.weight_decay is None else self.weight_decay
 
-    def decay_at_peak(self, lr: float) -> float:
-        return lr * self.decay_rate() if self.decay == "coupled" else self.decay_rate()
+    def decay_at_peak(self, rule: Rule) -> float:
+        rate = rule.decay * self.decay_rate()
+        return self.lr * rule.lr * rate if self.decay == "coupled" else rate
 
     def epsilon(self) -> float:
         return self.eps
 
-    def build(self, groups: Mapping[float, Sequence[nn.Parameter]]) -> torch.optim.Optimizer:
-        chosen: list[dict[str, Any]] = []
-        for scale, parameters in groups.items():
+    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+        chosen = []
+        for group in groups:
+            lr = self.lr * group.rule.lr
             # torch multiplies by lr_t lambda; dividing by the group's peak leaves s_t lambda, whatever the scale.
-            rate = self.decay_rate() / (self.lr * scale) if self.decay == "independent" else self.decay_rate()
-            chosen.append({"params": parameters, "lr": self.lr * scale, "lr_scale": scale, "weight_decay": rate})
-        return torch.optim.AdamW(chosen, betas=(self.beta1, self.beta2), eps=self.eps, fused=True)
+            rate = group.rule.decay * self.decay_rate() / (lr if self.decay == "independent" else 1.0)
+            chosen.append(
+                {
+                    "params": list(group.parameters),
+                    "lr": lr,
+                    "lr_scale": group.rule.lr,
+                    "weight_decay": rate,
+                    "eps": self.eps * group.rule.eps,
+                }
+            )
+        return torch.optim.AdamW(chosen, betas=(self.beta1, self.beta2), fused=True)

@@ -17,26 +17,30 @@ def show(what: str, config: Config) -> None:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("tensor", "kind", "shape", "init x", "peak LR", "decay a step at the peak"):
+    for column in ("tensor", "kind", "shape", "init x", "output x", "peak LR", "decay a step at the peak", "eps x"):
         table.add_column(column, no_wrap=True)
     for row in rows(config):
         table.add_row(*row)
-    name, width = config.parametrization.name, config.model.width
-    head_dim = width // config.model.heads
+    name, size = config.parametrization.name, config.model
     console = Console(highlight=False, width=160)
-    console.print(f"{name} at width {width}; attention scale {config.parametrization.attention_scale(head_dim):.4g}")
+    console.print(
+        f"{name} at width {size.width}, depth {size.depth}; "
+        f"attention scale {config.parametrization.attention_scale(size.head_dim):.4g}, "
+        f"branches x {config.parametrization.branch_scale(size):.4g}"
+    )
     console.print(table)
 
 
 def rows(config: Config) -> list[list[str]]:
-    """A row a tensor: name, kind, shape, init multiplier, peak LR, share of the weight that decay takes there."""
+    """A row a tensor: name, kind, shape, multipliers of init and output, peak LR, share of the weight that decay takes
+    there, multiplier of epsilon."""
     with torch.device("meta"):
         model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
     found = []
-    for name, parameter, kind in tensors(model):
-        rule = config.parametrization.rule(kind, name, config.model.width)
-        lr = config.optimizer.lr * rule.lr
-        decay = config.optimizer.decay_at_peak(lr)
-        shape = "x".join(map(str, parameter.shape)) or "scalar"
-        found.append([name, kind, shape, f"{rule.init:.4g}", f"{lr:.4g}", f"{decay:.4g}"])
+    for tensor in tensors(model):
+        rule = config.parametrization.rule(tensor, config.model)
+        decay = config.optimizer.decay_at_peak(rule)
+        shape = "x".join(map(str, tensor.parameter.shape)) or "scalar"
+        values = (rule.init, rule.multiplier, config.optimizer.lr * rule.lr, decay, rule.eps)
+        found.append([tensor.name, tensor.kind, shape, *(f"{value:.4g}" for value in values)])
     return found

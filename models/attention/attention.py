@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from models.attention.mixing import MixingRule
+from models.layers import Linear
 from models.positions import Positions
 from models.probes import Stats
 
@@ -16,10 +17,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         # Separate, not one fused matrix: the findings look at the key's and query's gradients and norms on their own.
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.query = Linear(width, width)
+        self.key = Linear(width, width)
+        self.value = Linear(width, width)
+        self.out = Linear(width, width)
         self.qk_norm = qk_norm
         self.mix = mix
         # Shared by all blocks and owned by the model, so not registered as a submodule here.

@@ -11,7 +11,6 @@ import torch
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.init import InitConfig
 from models.norms import NormConfig
 from models.placement.wiring import (
     PLACEMENT,
@@ -22,7 +21,6 @@ from models.placement.wiring import (
     refuse_depth_scaling,
     scale_weights,
 )
-from models.qk_norm import QKNormConfig
 
 
 def alpha(depth: int) -> float:
@@ -58,6 +56,6 @@ class DeepNormConfig(PlacementConfig):
         if blocks:
             scale_weights(blocks, beta(len(blocks)))
 
-    def fits(self, *, norm: NormConfig, qk_norm: QKNormConfig, init: InitConfig) -> None:
-        super().fits(norm=norm, qk_norm=qk_norm, init=init)
-        refuse_depth_scaling(self.name, init)
+    def fits(self, config: Any) -> None:
+        super().fits(config)
+        refuse_depth_scaling(self.name, config.init)

@@ -14,11 +14,10 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED
-from models.init import InitConfig
+from models.layers import Linear
 from models.norms import NormConfig
 from models.placement.pre import Pre
 from models.placement.wiring import PLACEMENT, NormedHeads, Placement, PlacementConfig, Site, Sublayer
-from models.qk_norm import QKNormConfig
 
 
 class Plain(Placement):
@@ -53,12 +52,12 @@ class HybridNormConfig(PlacementConfig):
         return Plain() if site.sublayer == "attention" else NormedStream(norm, site.width)
 
     def insert(self, attention: Any, mlp: nn.Module, norm: NormConfig) -> None:
-        value: nn.Linear = attention.value
+        value: Linear = attention.value
         attention.value = NormedHeads(value, norm, value.out_features // attention.heads)
 
-    def fits(self, *, norm: NormConfig, qk_norm: QKNormConfig, init: InitConfig) -> None:
-        super().fits(norm=norm, qk_norm=qk_norm, init=init)
-        if qk_norm.name == "none":
+    def fits(self, config: Any) -> None:
+        super().fits(config)
+        if config.qk_norm.name == "none":
             raise ValueError(
                 "placement=hybridnorm normalizes q, k and v, but qk_norm=none leaves q and k as they are: "
                 "use qk_norm=rmsnorm or placement=res_post"

@@ -1,15 +1,13 @@
 """Norms of both the input and the output of a sublayer, x + N(F(N(x))): Peri-LN and Sandwich-LN."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.init import InitConfig
 from models.norms import NormConfig
 from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
-from models.qk_norm import QKNormConfig
 
 
 class Peri(Placement):
@@ -65,10 +63,10 @@ class SandwichConfig(PlacementConfig):
     def build(self, norm: NormConfig, site: Site) -> Placement:
         return Sandwich(norm, site.width)
 
-    def fits(self, *, norm: NormConfig, qk_norm: QKNormConfig, init: InitConfig) -> None:
-        super().fits(norm=norm, qk_norm=qk_norm, init=init)
-        if not norm.scale_invariant:
+    def fits(self, config: Any) -> None:
+        super().fits(config)
+        if not config.norm.scale_invariant:
             raise ValueError(
-                f"placement=sandwich rescales the input of its norms, which norm={norm.name} feels: "
+                f"placement=sandwich rescales the input of its norms, which norm={config.norm.name} feels: "
                 f"use placement=peri or norm=layernorm"
             )

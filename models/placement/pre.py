@@ -1,15 +1,13 @@
 """Pre-norm, x + F(N(x)), and a norm before the head. Xiong et al. 2020, table 1; GPT-2; Wortsman et al. 2023."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.init import InitConfig
 from models.norms import NormConfig
 from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
-from models.qk_norm import QKNormConfig
 
 
 class Pre(Placement):
@@ -29,5 +27,5 @@ class PreConfig(PlacementConfig):
     def build(self, norm: NormConfig, site: Site) -> Placement:
         return Pre(norm, site.width)
 
-    def fits(self, *, norm: NormConfig, qk_norm: QKNormConfig, init: InitConfig) -> None:
+    def fits(self, config: Any) -> None:
         """Also without norms: x + F(x)."""

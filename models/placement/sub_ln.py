@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED
-from models.init import InitConfig
+from models.layers import Linear
 from models.norms import NormConfig
 from models.placement.pre import Pre
 from models.placement.wiring import (
@@ -25,7 +25,6 @@ from models.placement.wiring import (
     refuse_depth_scaling,
     scale_weights,
 )
-from models.qk_norm import QKNormConfig
 
 
 def gamma(depth: int) -> float:
@@ -43,13 +42,13 @@ class SubLNConfig(PlacementConfig):
     def insert(self, attention: Any, mlp: nn.Module, norm: NormConfig) -> None:
         attention.out = NormedInput(attention.out, norm)
         for part in list(mlp.modules()):
-            if isinstance(getattr(part, "down", None), nn.Linear):
+            if isinstance(getattr(part, "down", None), Linear):
                 part.down = NormedInput(part.down, norm)  # type: ignore[arg-type]
 
     def rescale(self, blocks: Sequence[Any]) -> None:
         if blocks:
             scale_weights(blocks, gamma(len(blocks)))
 
-    def fits(self, *, norm: NormConfig, qk_norm: QKNormConfig, init: InitConfig) -> None:
-        super().fits(norm=norm, qk_norm=qk_norm, init=init)
-        refuse_depth_scaling(self.name, init)
+    def fits(self, config: Any) -> None:
+        super().fits(config)
+        refuse_depth_scaling(self.name, config.init)

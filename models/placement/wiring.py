@@ -15,10 +15,10 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from conf.axis import CHECKED, Axis
+from conf.axis import CHECKED, Axis, Choice
 from models.init import InitConfig
+from models.layers import Linear
 from models.norms import NormConfig
-from models.qk_norm import QKNormConfig
 
 Sublayer = Callable[[torch.Tensor], torch.Tensor]
 
@@ -49,7 +49,7 @@ class Placement(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class PlacementConfig:
+class PlacementConfig(Choice):
     name: str
     final_norm = True  # whether the published form has a norm before the head
 
@@ -62,9 +62,11 @@ class PlacementConfig:
     def rescale(self, blocks: Sequence[Any]) -> None:
         """Changes the initial weights where the placement is published with an initialization of its own."""
 
-    def fits(self, *, norm: NormConfig, qk_norm: QKNormConfig, init: InitConfig) -> None:
-        """Raises ValueError when the placement has no meaning with these choices of other axes."""
-        if norm.name == "none":
+    def constrain(self, model: Any) -> None:
+        """Brings the weights of the model back to where the placement keeps them: at the start, and after each step."""
+
+    def fits(self, config: Any) -> None:
+        if config.norm.name == "none":
             raise ValueError(
                 f"placement={self.name} has no norm to place with norm=none: use placement=pre or norm=layernorm"
             )
@@ -73,22 +75,22 @@ class PlacementConfig:
 PLACEMENT: Axis[PlacementConfig] = Axis("placement")
 
 
-class NormedInput(nn.Linear):
+class NormedInput(Linear):
     """W N(x): the projection with a norm before it, under the projection's own name."""
 
-    def __init__(self, projection: nn.Linear, norm: NormConfig) -> None:
-        super().__init__(projection.in_features, projection.out_features, bias=False)
+    def __init__(self, projection: Linear, norm: NormConfig) -> None:
+        super().__init__(projection.in_features, projection.out_features)
         self.norm = norm.build(projection.in_features)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return super().forward(self.norm(x_BTD))
 
 
-class NormedHeads(nn.Linear):
+class NormedHeads(Linear):
     """N(W x) for each head on its own, the parameters of N shared across heads, as those of qk_norm are."""
 
-    def __init__(self, projection: nn.Linear, norm: NormConfig, head_dim: int) -> None:
-        super().__init__(projection.in_features, projection.out_features, bias=False)
+    def __init__(self, projection: Linear, norm: NormConfig, head_dim: int) -> None:
+        super().__init__(projection.in_features, projection.out_features)
         self.norm = norm.build(head_dim)
         self.head_dim = head_dim
 
@@ -104,7 +106,7 @@ def scale_weights(blocks: Sequence[Any], gain: float) -> None:
     These are the tensors, and this is the way, of DeepNorm and Magneto in torchscale (`architecture/decoder.py`).
     """
     for block in blocks:
-        mlp = [m for m in block.mlp.modules() if isinstance(m, nn.Linear)]
+        mlp = [m for m in block.mlp.modules() if isinstance(m, Linear)]
         for linear in (block.attention.value, block.attention.out, *mlp):
             linear.weight.mul_(gain)
 

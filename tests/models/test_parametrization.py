@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.gpt import GPT, initialize
-from models.parametrization import lr_groups, tensors
+from models.parametrization import Rule, groups, tensors
 from tests.conftest import tiny
 from train.config import Config
 
@@ -29,20 +29,20 @@ def model_of(config: Config, seed: int = 0) -> GPT:
 def test_every_parameter_has_one_learning_rate(name):
     config = config_of(name)
     model = model_of(config)
-    grouped = [id(p) for ps in lr_groups(config.parametrization, model, 64).values() for p in ps]
+    grouped = [id(p) for group in groups(config.parametrization, model, config.model) for p in group.parameters]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
-    assert [n for n, _, _ in tensors(model)] == [n for n, _ in model.named_parameters()]
+    assert [t.name for t in tensors(model)] == [n for n, _ in model.named_parameters()]
 
 
 @pytest.mark.parametrize("name", MUP)
 def test_linear_layers_learn_by_base_over_width(name):
     config = config_of(name)
     model = model_of(config)
-    scale = {id(p): s for s, ps in lr_groups(config.parametrization, model, 64).items() for p in ps}
-    for tensor, parameter, kind in tensors(model):
-        expected = 1.0 if "norm" in tensor or tensor == "embedding.weight" else 16 / 64
-        assert scale[id(parameter)] == expected, tensor
-        assert kind == ("head" if tensor == "head.weight" else kind)
+    scale = {id(p): g.rule.lr for g in groups(config.parametrization, model, config.model) for p in g.parameters}
+    for tensor in tensors(model):
+        expected = 1.0 if "norm" in tensor.name or tensor.name == "embedding.weight" else 16 / 64
+        assert scale[id(tensor.parameter)] == expected, tensor.name
+        assert (tensor.kind == "head") == (tensor.name == "head.weight")
 
 
 @pytest.mark.parametrize("name", ["mup_simple", "mup_intermediate"])
@@ -50,7 +50,7 @@ def test_at_the_base_width_it_is_the_standard_one(name):
     standard = model_of(tiny("parametrization=standard", *WIDE)).state_dict()
     config = tiny(f"parametrization={name}", "parametrization.base_width=64", *WIDE)
     assert all(torch.equal(w, standard[n]) for n, w in model_of(config).state_dict().items())
-    assert set(lr_groups(config.parametrization, model_of(config), 64)) == {1.0}
+    assert {g.rule for g in groups(config.parametrization, model_of(config), config.model)} == {Rule()}
 
 
 @pytest.mark.parametrize(("name", "scale"), [("mup_simple", 1.0), ("mup_intermediate", 0.5), ("mup_full", 0.5)])
@@ -75,7 +75,7 @@ def test_independent_decay_does_not_follow_the_scaled_lr(decay, shrinks):
     config = config_of("mup_simple", f"optimizer.decay={decay}", "optimizer.weight_decay=0.1", "optimizer.lr=0.5")
     model = model_of(config)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    optimizer = config.optimizer.build(lr_groups(config.parametrization, model, 64))
+    optimizer = config.optimizer.build(groups(config.parametrization, model, config.model))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -101,9 +101,9 @@ def test_show_prints_the_table(capsys):
     config = config_of("mup_full", "optimizer.lr=0.02", "optimizer.weight_decay=0.001")
     show("parametrization", config)
     table = {row[0]: row[1:] for row in rows(config)}
-    assert table["blocks.1.attention.query.weight"] == ["hidden", "64x64", "0", "0.005", "0.001"]
-    assert table["head.weight"] == ["head", "32x64", "0.5", "0.005", "0.001"]
-    assert table["final_norm.weight"] == ["vector", "64", "1", "0.02", "0.001"]
+    assert table["blocks.1.attention.query.weight"] == ["hidden", "64x64", "0", "1", "0.005", "0.001", "1"]
+    assert table["head.weight"] == ["head", "32x64", "0.5", "1", "0.005", "0.001", "1"]
+    assert table["final_norm.weight"] == ["vector", "64", "1", "1", "0.02", "0.001", "1"]
     printed = capsys.readouterr().out
     assert f"attention scale {1 / 16:.4g}" in printed
     assert "blocks.1.mlp.down.weight" in printed
@@ -115,7 +115,7 @@ def residual_change(name: str, width: int) -> float:
     config = tiny(f"parametrization={name}", *base, f"model.width={width}", "model.depth=2", "optimizer.lr=0.003")
     model, seen = model_of(config), []
     model.blocks[1].register_forward_hook(lambda module, inputs, output: seen.append(output[0].detach()))
-    optimizer = config.optimizer.build(lr_groups(config.parametrization, model, width))
+    optimizer = config.optimizer.build(groups(config.parametrization, model, config.model))
     tokens = torch.arange(32).reshape(4, 8)
     for _ in range(3):
         logits, _ = model(tokens)

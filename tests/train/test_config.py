@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from conf.axis import Axis, ConfigError, axes, checked
-from models.gpt import SizeConfig
+from models.size import SizeConfig
 from tests.conftest import choice, tiny, yaml_values
 from train.config import CONF, Config, Place, all_keys, choices, compose, from_file, to_yaml
 

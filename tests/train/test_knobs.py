@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conf.axis import axes
-from models.gpt import SizeConfig
+from models.size import SizeConfig
 from tests.conftest import TINY, largest_difference, tiny
 from train.config import Config
 from train.module import Proxy
@@ -55,6 +55,7 @@ KNOBS: dict[str, dict[str, str]] = {
     "parametrization=mup_simple": {"base_width": "64"},
     "parametrization=mup_intermediate": {"base_width": "64"},
     "parametrization=mup_full": {"base_width": "64"},
+    "reparametrization=none": {},
     "loss=cross_entropy": TERMS,
     "loss=label_smoothing": TERMS | {"eps": "0.5"},
     "loss=maxsup": TERMS | {"lambda_start": "0.9", "lambda_end": "0.9"},
@@ -109,11 +110,8 @@ def outcome(*overrides: str) -> dict[str, torch.Tensor]:
     for step in range(config.steps):
         optimizer.zero_grad()
         proxy.loss_of(tokens[step], False, step)[0].backward()
-        proxy.configure_gradient_clipping(optimizer)
-        for group in optimizer.param_groups:
-            peak = config.optimizer.lr
-            group["lr"] = peak * config.schedule.factor(step, steps=config.steps, peak=peak)
-        optimizer.step()
+        proxy.clip(step)
+        proxy.update(optimizer, step)
     result |= {f"end/{name}": p.detach() for name, p in proxy.model.named_parameters()}
     return result | {"logits": proxy.model(tokens[0, :, :-1])[0].detach()}
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from conf.axis import ConfigError
+from models.parametrization import Group
 from tests.conftest import choice, randn, tiny
 from train.optimizers import OPTIMIZER, AdamW
 from train.schedules import SCHEDULE
@@ -23,7 +24,7 @@ def adamw(**changes: Any) -> AdamW:
 def updated(config: AdamW, start: torch.Tensor, gradients: list[torch.Tensor], factors: list[float]) -> torch.Tensor:
     """Parameters after one step for each gradient, the LR set as the training loop sets it: peak times factor."""
     parameter = nn.Parameter(start.clone())
-    optimizer = config.build({1.0: [parameter]})
+    optimizer = config.build([Group([parameter])])
     for gradient, factor in zip(gradients, factors, strict=True):
         parameter.grad = gradient.clone()
         for group in optimizer.param_groups:
@@ -135,7 +136,7 @@ class TestDecay:
         """NanoDO excludes none: norms and embeddings too."""
         model = nn.ModuleList([nn.Linear(3, 3, bias=False), nn.LayerNorm(3, bias=False), nn.Embedding(4, 3)])
         before = [p.detach().clone() for p in model.parameters()]
-        optimizer = adamw(weight_decay=0.1).build({1.0: list(model.parameters())})
+        optimizer = adamw(weight_decay=0.1).build([Group(list(model.parameters()))])
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
         optimizer.step()
