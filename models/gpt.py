@@ -134,8 +134,8 @@ class GPT(nn.Module):
         stats: Stats = {}
         for index, block in enumerate(self.blocks):
             x_BTD, found = block(x_BTD, watch)
+            stats |= {f"attention/block{index}/{name}": value for name, value in found.items()}
             if watch:
-                stats |= {f"attention/block{index}/{name}": value for name, value in found.items()}
                 stats[f"residual/block{index}/rms"] = rms(x_BTD)
         x_BTD = self.final_norm(x_BTD)
         return (x_BTD if self.head.multiplier == 1.0 else self.head.multiplier * x_BTD), stats

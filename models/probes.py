@@ -7,6 +7,7 @@ Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -124,19 +125,32 @@ def _row_max(
     q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float, bias_HTT: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest logit of each query and the key that has it, [B, H, T] each."""
+    found = [z_BHCT.max(-1) for z_BHCT in _logit_chunks(q_BHTK, k_BHTK, scale, bias_HTT)]
+    return torch.cat([value for value, _ in found], -1), torch.cat([key for _, key in found], -1)
+
+
+@torch.no_grad()
+def largest_logit(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float) -> torch.Tensor:
+    """The largest scale <q_i, k_j>, j <= i, of each head over the batch, fp32 [H]: exact, in chunks of queries."""
+    q_BHTK, k_BHTK = q_BHTK.detach().float(), k_BHTK.detach().float()
+    with full_precision(q_BHTK):
+        found = [z_BHCT.amax((0, 2, 3)) for z_BHCT in _logit_chunks(q_BHTK, k_BHTK, scale, None)]
+    return torch.stack(found).amax(0)
+
+
+def _logit_chunks(
+    q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float, bias_HTT: torch.Tensor | None
+) -> Iterator[torch.Tensor]:
+    """The logits in chunks of C queries and the keys up to the last of them, [B, H, C, T], -inf above the diagonal."""
     batch, heads, length, _ = q_BHTK.shape
     chunk = max(1, min(length, SCORES_AT_ONCE // (batch * heads * length)))
-    values, keys = [], []
     for start in range(0, length, chunk):
         stop = min(start + chunk, length)
         z_BHCT = (q_BHTK[:, :, start:stop] @ k_BHTK[:, :, :stop].mT).mul_(scale)
         if bias_HTT is not None:
             z_BHCT += bias_HTT[:, start:stop, :stop]
         future_CT = torch.ones(stop - start, stop, dtype=torch.bool, device=z_BHCT.device).triu(start + 1)
-        value, key = z_BHCT.masked_fill_(future_CT, -math.inf).max(-1)
-        values.append(value)
-        keys.append(key)
-    return torch.cat(values, -1), torch.cat(keys, -1)
+        yield z_BHCT.masked_fill_(future_CT, -math.inf)
 
 
 def rms(x: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 from models.attention.mixing import MixingRule
 from models.layers import Linear
 from models.positions import Positions
-from models.probes import Stats
+from models.probes import Stats, largest_logit
 
 
 class Attention(nn.Module):
@@ -23,6 +23,8 @@ class Attention(nn.Module):
         self.out = Linear(width, width)
         self.qk_norm = qk_norm
         self.mix = mix
+        self.keep_maximum = False
+        """Give the largest logit of each head at every training step."""
         # Shared by all blocks and owned by the model, so not registered as a submodule here.
         self._positions = [positions]
 
@@ -35,5 +37,7 @@ class Attention(nn.Module):
         q_BHTK, k_BHTK = positions.rotate(q_BHTK, k_BHTK)
         bias_HTT = positions.bias(x_BTD.shape[1])
         stats = self.mix.watch(q_BHTK, k_BHTK, bias_HTT) if watch else {}
+        if self.keep_maximum and self.training:
+            stats["step_max"] = largest_logit(q_BHTK, k_BHTK, self.mix.scale)
         mixed_BTD = self.mix(q_BHTK, k_BHTK, v_BHTK, bias_HTT).transpose(1, 2).flatten(2)
         return self.out(mixed_BTD), stats
