@@ -76,8 +76,7 @@ def changes(config: Config, batches: Sequence[torch.Tensor]) -> dict[str, list[f
     first = activations(proxy, probe_BT)
     found: dict[str, list[float]] = {}
     for step, tokens_BT1 in enumerate(batches):
-        loss, _ = proxy.loss_of(tokens_BT1, False, step)
-        loss.backward()
+        proxy.step_loss(tokens_BT1, step).backward()
         proxy.clip(step)
         proxy.update(optimizer, step)
         optimizer.zero_grad()

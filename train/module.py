@@ -6,7 +6,7 @@ Shape suffixes: B batch, T tokens; 1 stands for one more token, the last target.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -40,6 +40,7 @@ class Proxy(pl.LightningModule):
         self.config = config
         self.model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
         initialize(self.model, config, config.seed)
+        config.optimizer.prepare(self.model)
         self.objective = config.loss.build(vocab_size=config.data.vocab_size, seed=config.seed)
         self.hidden = cast(Hidden, torch.compile(self.model.hidden) if config.compile else self.model.hidden)
         named = [(tensor_name(n), p) for n, p in self.model.named_parameters()]
@@ -50,6 +51,7 @@ class Proxy(pl.LightningModule):
         self.loss_init = float("nan")
         self._stats: Stats = {}
         self._before: list[torch.Tensor] = []
+        self._optimizer: torch.optim.Optimizer | None = None
 
     def watching(self, step: int) -> bool:
         return step % self.config.watch_every == 0 or step == self.config.steps - 1
@@ -58,13 +60,18 @@ class Proxy(pl.LightningModule):
         chosen = groups(self.config.parametrization, self.model, self.config.model)
         if of_loss := list(self.objective.parameters()):
             chosen.append(Group(of_loss))
-        rule = {id(p): group.rule for group in chosen for p in group.parameters}
-        self._rules = [rule[id(p)] for p in self.tensors]
-        return self.config.optimizer.build(chosen)
+        alone = {id(p): Group([p], group.kind, group.rule) for group in chosen for p in group.parameters}
+        self._epsilons = [self.config.optimizer.epsilon(alone[id(p)]) for p in self.tensors]
+        self._optimizer = self.config.optimizer.build(chosen)
+        return self._optimizer
 
     def training_step(self, tokens_BT1: torch.Tensor, batch_idx: int) -> torch.Tensor:
         step = self.global_step
-        loss, stats = self.loss_of(tokens_BT1, self.watching(step), step, batch_idx % self.config.accumulate)
+        return self.step_loss(tokens_BT1, step, batch_idx % self.config.accumulate, watch=self.watching(step))
+
+    def step_loss(self, tokens_BT1: torch.Tensor, step: int, micro_batch: int = 0, watch: bool = False) -> torch.Tensor:
+        """What is minimised in optimizer step `step`; its statistics are kept for `update`."""
+        loss, stats = self.loss_of(tokens_BT1, watch, step, micro_batch)
         merge(self._stats, stats, 1 / self.config.accumulate)
         return loss
 
@@ -104,10 +111,9 @@ class Proxy(pl.LightningModule):
         self._record_each("parameter", "rms", tensor_rms(list(self.tensors)))
         gradient_rms = tensor_rms(gradients)
         self._record_each("gradient", "rms", gradient_rms)
-        eps = self.config.optimizer.epsilon()
-        if eps:
-            own_eps = torch.tensor([eps * rule.eps for rule in self._rules], device=gradient_rms.device)
-            self._record_each("adam", "gradient_over_eps", gradient_rms * clip_scale / own_eps)
+        for name, value, eps in zip(self.tensor_names, gradient_rms.unbind(), self._epsilons, strict=True):
+            if eps is not None:
+                self._stats[f"adam/{name}/gradient_over_eps"] = value * clip_scale / eps
         self._before = [p.detach().clone() for p in self.tensors]
 
     def _record_each(self, group: str, what: str, values: torch.Tensor) -> None:
@@ -122,8 +128,9 @@ class Proxy(pl.LightningModule):
                 torch._foreach_sub_(self._before, list[torch.Tensor](self.tensors))
                 rms = tensor_rms(self._before)
                 # A schedule may end at 0, where nothing moves: that is 0, not 0/0.
-                own_lr = max(lr, 1e-30) * torch.tensor([rule.lr for rule in self._rules], device=rms.device)
-                self._record_each("update", "rms", rms / own_lr)
+                own_lr = {id(p): max(group["lr"], 1e-30) for group in optimizer.param_groups for p in group["params"]}
+                own_lr_N = torch.tensor([own_lr[id(p)] for p in self.tensors], device=rms.device)
+                self._record_each("update", "rms", rms / own_lr_N)
             self._before = []
         self.recorder.add({"step": step, "lr": lr}, self._stats)
         self._stats = {}
@@ -146,9 +153,10 @@ class Proxy(pl.LightningModule):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The model as it is judged and kept: in evaluation mode."""
+        """The model as it is judged and kept: in evaluation mode, with the weights that the optimizer means."""
         self.model.eval()
-        yield
+        with nullcontext() if self._optimizer is None else self.config.optimizer.evaluating(self._optimizer):
+            yield
         self.model.train()
 
     @torch.no_grad()

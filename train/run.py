@@ -114,7 +114,8 @@ class Job:
         if not trainer.is_global_zero:
             return {}
         # The weights stay; the optimizer's state has served.
-        torch.save(module.model.state_dict(), folder.path / "weights.tmp")
+        with module.evaluating():
+            torch.save(module.model.state_dict(), folder.path / "weights.tmp")
         (folder.path / "weights.tmp").replace(folder.path / "weights.pt")
         summary = summarize(config, module, keeper, folder.metrics(), folder.seconds())
         write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1))

@@ -6,7 +6,7 @@ import torch
 
 from conf.axis import ConfigError, near
 from models.gpt import GPT
-from models.parametrization import tensors
+from models.parametrization import Group, tensors
 from train.config import Config
 
 
@@ -39,8 +39,9 @@ def rows(config: Config) -> list[list[str]]:
     found = []
     for tensor in tensors(model):
         rule = config.parametrization.rule(tensor, config.model)
-        decay = config.optimizer.decay_at_peak(rule)
+        group = Group([tensor.parameter], tensor.kind, rule)
+        lr, decay = config.optimizer.lr * config.optimizer.lr_scale(group), config.optimizer.decay_at_peak(group)
         shape = "x".join(map(str, tensor.parameter.shape)) or "scalar"
-        values = (rule.init, rule.multiplier, config.optimizer.lr * rule.lr, decay, rule.eps)
+        values = (rule.init, rule.multiplier, lr, decay, rule.eps)
         found.append([tensor.name, tensor.kind, shape, *(f"{value:.4g}" for value in values)])
     return found

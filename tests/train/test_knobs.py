@@ -19,6 +19,9 @@ from train.module import Proxy
 # Terms that go with every loss.
 TERMS = {"z_loss": "1e-2", "mu_loss": "1", "max_z": "1e-2", "logit_penalty": "0.1", "soft_cap": "0.5"}
 REFUSED = {("loss=noisy_softmax", "soft_cap")}
+# What every optimizer has, and what those with Adam's moments have.
+STEP = {"lr": "2e-2", "clip": "0.01", "qk_clip": "1e-3", "decay": "coupled", "weight_decay": "0.1"}
+ADAM = STEP | {"beta1": "0.5", "beta2": "0.5", "eps": "1e-3"}
 # An alternative for each field of each choice. A new field or choice fails here until it is given one.
 KNOBS: dict[str, dict[str, str]] = {
     "attention=softmax": {},
@@ -67,15 +70,17 @@ KNOBS: dict[str, dict[str, str]] = {
     "loss=noisy_softmax": {k: v for k, v in TERMS.items() if k != "soft_cap"} | {"alpha": "1"},
     "loss=eslm": TERMS | {"alpha": "0.5", "score": "entropy"},
     "loss=tempnet": TERMS | {"rho": "1", "tau_min": "2", "tau_max": "20", "width": "64", "dropout": "0"},
-    "optimizer=adamw": {
-        "lr": "2e-2",
-        "clip": "0.01",
-        "beta1": "0.5",
-        "beta2": "0.5",
-        "eps": "1e-3",
-        "decay": "coupled",
-        "weight_decay": "0.1",
-    },
+    "optimizer=adamw": ADAM | {"update_clip": "0.1"},
+    "optimizer=cautious_adamw": ADAM | {"update_clip": "0.1"},
+    "optimizer=orthograd": ADAM | {"update_clip": "0.1"},
+    "optimizer=stable_adamw": ADAM,
+    "optimizer=lion": {k: v for k, v in ADAM.items() if k != "eps"},
+    "optimizer=adafactor": STEP | {"beta2_decay": "-0.3", "eps": "1e-2", "eps2": "10", "update_clip": "5"},
+    "optimizer=muon": ADAM
+    | {"momentum": "0.5", "nesterov": "false", "ns_steps": "2", "adjust_lr_fn": "original", "adam_lr": "0.1"},
+    "optimizer=adam_cm": ADAM | {"topc": "1", "priority_decay": "0.1", "synced": "false"},
+    "optimizer=schedule_free": ADAM | {"weight_lr_power": "0", "r": "2"},
+    "optimizer=soap": ADAM | {"precondition_frequency": "1", "max_precondition_dim": "20"},
     "schedule=cosine": {"warmup_fraction": "0.5", "warmup_steps": "3", "min_lr": "1e-3"},
     "schedule=linear": {"warmup_fraction": "0.5", "warmup_steps": "3", "min_lr": "1e-3"},
     "schedule=constant": {"warmup_fraction": "0.5", "warmup_steps": "3"},
@@ -89,6 +94,22 @@ KNOBS: dict[str, dict[str, str]] = {
     },
 }
 SIZE = {"width": "32", "depth": "2", "heads": "4"}
+# Without which a choice or a field of it is refused or has nothing to act on.
+NEEDS = {
+    "optimizer=schedule_free": ("schedule=constant",),
+    "qk_clip": ("qk_norm=none",),
+    # A decay of one step has no shape: three of the four.
+    "schedule=wsd decay": ("schedule.decay_fraction=0.75",),
+    # Signs don't see a clip that makes all norms equal.
+    "optimizer=lion clip": ("optimizer.clip=null", "optimizer.beta2=0.5", "optimizer.lr=0.1"),
+    # 0.1 lr is not 1e-4.
+    "optimizer=lion decay": ("optimizer.lr=2e-2",),
+    # The largest LR so far changes during warm-up only.
+    "optimizer=schedule_free weight_lr_power": ("schedule.warmup_steps=3",),
+    # A full buffer, and gradients whose norm no clip makes equal.
+    "optimizer=adam_cm priority_decay": ("optimizer.topc=1", "optimizer.clip=null"),
+    "optimizer=adam_cm synced": ("optimizer.topc=1", "optimizer.clip=null"),
+}
 # Far above rounding (1e-7), far below what any of the changes does.
 FELT = 1e-5
 
@@ -109,7 +130,7 @@ def outcome(*overrides: str) -> dict[str, torch.Tensor]:
     )
     for step in range(config.steps):
         optimizer.zero_grad()
-        proxy.loss_of(tokens[step], False, step)[0].backward()
+        proxy.step_loss(tokens[step], step).backward()
         proxy.clip(step)
         proxy.update(optimizer, step)
     result |= {f"end/{name}": p.detach() for name, p in proxy.model.named_parameters()}
@@ -123,8 +144,7 @@ def test_the_computation_is_deterministic() -> None:
 @pytest.mark.parametrize(("choice", "field"), [(choice, field) for choice, knobs in KNOBS.items() for field in knobs])
 def test_field(choice: str, field: str) -> None:
     axis = choice.partition("=")[0]
-    # Where a decay of one step has no shape: three of the four.
-    given = (choice, "schedule.decay_fraction=0.75") if (choice, field) == ("schedule=wsd", "decay") else (choice,)
+    given = (choice, *(need for key in (choice, field, f"{choice} {field}") for need in NEEDS.get(key, ())))
     assert largest_difference(outcome(*given), outcome(*given, f"{axis}.{field}={KNOBS[choice][field]}")) > FELT
 
 
@@ -159,7 +179,7 @@ def test_the_seed_decides_the_weights() -> None:
 def test_choices_of_an_axis_differ(axis: str) -> None:
     names = sorted(TRAINING[axis].choices)
     # Two blocks: what depends on depth does not show in one.
-    outcomes = [outcome("model.depth=2", f"{axis}={name}") for name in names]
+    outcomes = [outcome("model.depth=2", f"{axis}={name}", *NEEDS.get(f"{axis}={name}", ())) for name in names]
     for i, one in enumerate(outcomes):
         for j, other in enumerate(outcomes[:i]):
             assert largest_difference(one, other) > FELT, (names[i], names[j])

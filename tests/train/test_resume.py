@@ -4,10 +4,13 @@ import os
 import signal
 import time
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
 from tests.train.helpers import in_process, tiny, trained
+from train.keeper import Interrupted
+from train.optimizers import OPTIMIZER
 from train.run import train
 from train.runfolder import RunFolder
 
@@ -101,3 +104,37 @@ def test_finished_run_is_not_trained_again(tmp_path):
     summary = folder.summary()
     assert train(tiny(), parent=tmp_path) == summary
     assert (folder.path / "weights.pt").stat().st_mtime_ns == before
+
+
+class StopAt(pl.Callback):
+    """Sends the run the signal that it would get from a scheduler, after `step` steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+# SOAP's eigenbases and the buffer of critical momenta change within the run.
+OPTIMIZERS = {name: [] for name in OPTIMIZER.choices} | {
+    "adamw": ["optimizer.update_clip=1"],
+    "schedule_free": ["schedule=constant"],
+    "soap": ["optimizer.precondition_frequency=4"],
+    "adam_cm": ["optimizer.topc=3"],
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_goes_on_as_if_it_had_not_stopped(tmp_path, name):
+    """Weights and rows to the bit, with validations and QK-clip on the way; cut three times."""
+    overrides = [f"optimizer={name}", *OPTIMIZERS[name], "qk_norm=none", "optimizer.qk_clip=0.3", "accumulate=2"]
+    overrides += ["steps=24", "watch_every=5", "eval_every=7"]
+    uncut, config = trained(tmp_path / "uncut", *overrides), tiny(*overrides)
+    for stop in (1, 9, 13):
+        with pytest.raises(Interrupted):
+            train(config, parent=tmp_path / "cut", callbacks=[StopAt(stop)])
+    train(config, parent=tmp_path / "cut")
+    assert any(row.get("qk_clip/heads", 0) > 0 for row in uncut.metrics())
+    assert_same_end(RunFolder.of(config, tmp_path / "cut"), uncut)

@@ -1,4 +1,4 @@
-"""One update after another against the equations, in float64."""
+"""AdamW against its equations, in float64; its update clipped, masked and made orthogonal."""
 
 from typing import Any
 
@@ -7,30 +7,19 @@ import torch
 from torch import nn
 
 from conf.axis import ConfigError
-from models.parametrization import Group
+from models.parametrization import Group, Rule
 from tests.conftest import choice, randn, tiny
-from train.optimizers import OPTIMIZER, AdamW
+from tests.train.optimizers.steps import optimizer, scalars, trace, updated
+from train.optimizers.adamw import AdamW
 from train.schedules import SCHEDULE
 
 GRADIENTS = [0.5, -0.2]
 
 
 def adamw(**changes: Any) -> AdamW:
-    made = choice(OPTIMIZER, "adamw", **changes)
+    made = optimizer("adamw", **changes)
     assert isinstance(made, AdamW)
     return made
-
-
-def updated(config: AdamW, start: torch.Tensor, gradients: list[torch.Tensor], factors: list[float]) -> torch.Tensor:
-    """Parameters after one step for each gradient, the LR set as the training loop sets it: peak times factor."""
-    parameter = nn.Parameter(start.clone())
-    optimizer = config.build([Group([parameter])])
-    for gradient, factor in zip(gradients, factors, strict=True):
-        parameter.grad = gradient.clone()
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * factor
-        optimizer.step()
-    return parameter.detach()
 
 
 def equations(config: AdamW, start: torch.Tensor, gradients: list[torch.Tensor], factors: list[float]) -> torch.Tensor:
@@ -44,10 +33,6 @@ def equations(config: AdamW, start: torch.Tensor, gradients: list[torch.Tensor],
         decay = {"independent": rate, "coupled": config.lr * rate, "none": 0.0}[config.decay]
         theta = theta - s * (config.lr * delta + decay * theta)
     return theta
-
-
-def scalars(values: list[float]) -> list[torch.Tensor]:
-    return [torch.tensor([v], dtype=torch.float64) for v in values]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +145,7 @@ class TestEpsilon:
         assert float(found) == pytest.approx(-0.1 / 1.1, rel=1e-3)
 
     def test_is_known_to_the_probes(self) -> None:
-        assert adamw(eps=1e-6).epsilon() == 1e-6
+        assert adamw(eps=1e-6).epsilon(Group([], rule=Rule(eps=0.5))) == 5e-7
 
 
 @pytest.mark.parametrize(
@@ -190,3 +175,92 @@ def test_defaults_are_the_paper_s() -> None:
     config = adamw()
     assert (config.beta1, config.beta2, config.eps, config.clip) == (0.9, 0.95, 1e-8, 1.0)
     assert config.decay == "independent"
+
+
+class TestUpdateClip:
+    """Shazeer & Stern 2018, section 6, on AdamW."""
+
+    GRADIENTS = [randn(4, 3, seed=i, dtype=torch.float64) for i in range(1, 9)]  # noqa: RUF012
+    FACTORS = [0.3, 0.6, 1.0, 1.0, 0.8, 0.5, 0.2, 0.0]  # noqa: RUF012
+
+    @pytest.mark.parametrize("decay", ["independent", "coupled", "none"])
+    def test_a_bound_that_is_never_reached_is_adamw(self, decay: str) -> None:
+        start = randn(4, 3, dtype=torch.float64)
+        kernel = updated(adamw(decay=decay), start, self.GRADIENTS, self.FACTORS)
+        ours = updated(adamw(decay=decay, update_clip=1e6), start, self.GRADIENTS, self.FACTORS)
+        torch.testing.assert_close(ours, kernel, atol=1e-13, rtol=1e-12)
+
+    def test_a_spike(self) -> None:
+        """After small gradients a large one: u of RMS (1 - beta1) / sqrt(1 - beta2) is cut to d, its direction kept."""
+        gradients = [0.01 * g for g in self.GRADIENTS] + [self.GRADIENTS[0]]
+        start = torch.zeros(4, 3, dtype=torch.float64)
+        free, cut = (trace(adamw(decay="none", update_clip=d), start, gradients) for d in (None, 0.2))
+        assert float((free[-1] - free[-2]).square().mean().sqrt()) > 0.4e-2
+        assert float((cut[-1] - cut[-2]).square().mean().sqrt()) == pytest.approx(0.2e-2, rel=1e-12)
+        torch.testing.assert_close(
+            torch.nn.functional.normalize((free[-1] - free[-2]).flatten(), dim=0),
+            torch.nn.functional.normalize((cut[-1] - cut[-2]).flatten(), dim=0),
+        )
+
+    def test_each_tensor_has_its_own_rms(self) -> None:
+        a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+        made = adamw(decay="none", update_clip=0.5, eps=1.0).build([Group([a, b])])
+        a.grad, b.grad = torch.tensor([99.0, 99.0]), torch.tensor([0.25, 0.25])
+        made.step()
+        # u = g / (|g| + 1): 0.99 is cut to 0.5, 0.2 is left alone.
+        torch.testing.assert_close(a.detach(), torch.full((2,), -0.5e-2))
+        torch.testing.assert_close(b.detach(), torch.full((2,), -0.2e-2))
+
+
+class TestCautious:
+    """Liang et al. 2024: u phi / mean(phi), phi where u and g agree."""
+
+    def test_by_the_equation(self) -> None:
+        start = torch.zeros(4, dtype=torch.float64)
+        gradients = [
+            torch.tensor([1.0, 1.0, -1.0, 2.0], dtype=torch.float64),
+            torch.tensor([-0.1, 0.3, 0.1, -0.2], dtype=torch.float64),  # against the momentum in all but the second
+        ]
+        plain = trace(adamw(decay="none"), start, gradients)
+        found = trace(optimizer("cautious_adamw", decay="none"), start, gradients)
+        torch.testing.assert_close(found[0], plain[0], atol=1e-12, rtol=1e-12)  # all agree at the first step
+        step = (plain[1] - plain[0]) * torch.tensor([0.0, 4.0, 0.0, 0.0], dtype=torch.float64)
+        torch.testing.assert_close(found[1] - found[0], step, atol=1e-12, rtol=1e-9)
+
+    def test_where_nothing_agrees_nothing_moves(self) -> None:
+        gradients = scalars([1.0, -0.1])
+        found = trace(optimizer("cautious_adamw", decay="none"), gradients[0] * 0, gradients)
+        assert torch.equal(found[0], found[1])
+
+
+class TestOrthoGrad:
+    """Prieto et al. 2025: the gradient without its part along the weights, at its own norm."""
+
+    def test_gradient(self) -> None:
+        weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+        made = optimizer("orthograd", lr=1e-30).build([Group([weight])])
+        weight.grad = torch.tensor([3.0, 1.0])
+        made.step()
+        torch.testing.assert_close(weight.grad, torch.tensor([2.828427, -1.414214]))
+        assert float(weight.grad @ weight.detach()) == pytest.approx(0, abs=1e-6)
+        assert float(weight.grad.norm()) == pytest.approx(10**0.5)
+
+    def test_update_is_adamw_s_on_it(self) -> None:
+        start = randn(3, 4, dtype=torch.float64)
+        gradients = [randn(3, 4, seed=i, dtype=torch.float64) for i in (1, 2, 3)]
+        weights, orthogonal = [start, *trace(optimizer("orthograd"), start, gradients)], []
+        for w, g in zip(weights, gradients, strict=False):
+            left = g - (w * g).sum() / (w * w).sum() * w
+            orthogonal.append(left * g.norm() / left.norm())
+        torch.testing.assert_close(weights[-1], updated(adamw(), start, orthogonal), atol=1e-12, rtol=1e-12)
+
+    def test_a_gradient_along_the_weights_is_none(self) -> None:
+        start = randn(3, 4)
+        assert torch.equal(updated(optimizer("orthograd", decay="none"), start, [3 * start]), start)
+
+    def test_zero_weights_keep_their_gradient(self) -> None:
+        start, gradient = torch.zeros(3), randn(3)
+        torch.testing.assert_close(
+            updated(optimizer("orthograd", decay="none"), start, [gradient]),
+            updated(adamw(decay="none"), start, [gradient]),
+        )

@@ -1,0 +1,114 @@
+"""What every optimizer owes the training loop: decay modes, groups, epsilon, the metrics of its updates."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.parametrization import Group, Kind, Rule
+from tests.conftest import randn
+from tests.train.helpers import trained
+from tests.train.optimizers.steps import NAMES, optimizer, updated
+
+KINDS: list[Kind] = ["hidden", "head", "vector"]
+WITH_EPSILON = [n for n in NAMES if optimizer(n).epsilon(Group([], "vector")) is not None]
+
+
+def taken(config: Any, kind: Kind, rule: Rule, factor: float = 1.0) -> float:
+    """The share of its weights that a tensor without gradients loses in a step."""
+    start, zero = torch.ones(3, 3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64)
+    # SOAP's first step is none.
+    steps = 2 if config.name == "soap" else 1
+    return 1 - float(updated(config, start, [zero] * steps, [factor] * steps, kind=kind, rule=rule)[0, 0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestDecay:
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("mode", ["independent", "coupled", "none"])
+    def test_share(self, name: str, kind: Kind, mode: str) -> None:
+        """s_t lambda or s_t eta lambda, eta the LR of the tensor's own group."""
+        rule, given = Rule(lr=0.25, decay=2.0), {} if mode == "none" else {"weight_decay": 0.03}
+        config = optimizer(name, lr=0.5, decay=mode, **given)
+        expected = {"independent": 0.06, "coupled": 0.06 * 0.5 * 0.25, "none": 0.0}[mode]
+        assert config.decay_at_peak(Group([], kind, rule)) == pytest.approx(expected, rel=1e-12)
+        for factor in (1.0, 0.3):
+            assert taken(config, kind, rule, factor) == pytest.approx(factor * expected, rel=1e-9, abs=1e-15)
+
+    def test_defaults_are_the_paper_s(self, name: str) -> None:
+        assert (optimizer(name).decay, optimizer(name).decay_rate()) == ("independent", 1e-4)
+        assert optimizer(name, decay="coupled").decay_rate() == 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_lr_of_a_group(name: str, kind: Kind) -> None:
+    """A quarter by the rule is a quarter by the config."""
+    start, gradients = randn(4, 6), [randn(4, 6, seed=i) for i in (1, 2, 3)]
+    lr = optimizer(name).lr
+    by_rule = updated(optimizer(name, decay="none"), start, gradients, kind=kind, rule=Rule(lr=0.25))
+    assert torch.equal(by_rule, updated(optimizer(name, lr=0.25 * lr, decay="none"), start, gradients, kind=kind))
+    assert not torch.equal(by_rule, updated(optimizer(name, decay="none"), start, gradients, kind=kind))
+
+
+@pytest.mark.parametrize("name", WITH_EPSILON)
+def test_the_epsilon_of_a_group(name: str) -> None:
+    start, gradients = randn(4, 6), [1e-3 * randn(4, 6, seed=i) for i in (1, 2, 3)]
+    by_rule = updated(optimizer(name, eps=1e-3), start, gradients, kind="vector", rule=Rule(eps=4.0))
+    assert torch.equal(by_rule, updated(optimizer(name, eps=4e-3), start, gradients, kind="vector"))
+    assert not torch.equal(by_rule, updated(optimizer(name, eps=1e-3), start, gradients, kind="vector"))
+
+
+def test_which_have_an_epsilon() -> None:
+    """The probe of gradients against it says nothing for a sign or an orthogonalized momentum."""
+    assert set(NAMES) - set(WITH_EPSILON) == {"lion"}
+    matrix = [torch.nn.Parameter(randn(2, 2))]
+    assert optimizer("muon").epsilon(Group(matrix, "hidden")) is None
+    assert optimizer("muon").epsilon(Group(matrix, "head", Rule(eps=0.5))) == 5e-9
+    assert optimizer("adafactor").epsilon(Group(matrix)) == torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_is_in_one_group_with_its_multiplier(name: str) -> None:
+    parameters = [torch.nn.Parameter(randn(*shape)) for shape in ((4, 6), (6, 4), (9, 6), (6,), ())]
+    groups = [
+        Group(parameters[:2], "hidden", Rule(lr=0.5)), Group(parameters[2:3], "embedding"), Group(parameters[3:]),
+    ]  # fmt: skip
+    made = optimizer(name).build(groups)
+    assert sorted(id(p) for g in made.param_groups for p in g["params"]) == sorted(map(id, parameters))
+    assert all(g["lr"] == optimizer(name).lr * g["lr_scale"] for g in made.param_groups)
+    for _ in range(3):
+        for p in parameters:
+            p.grad = torch.ones_like(p)
+        made.step()
+    assert all(p.isfinite().all() for p in parameters)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tensor_without_a_gradient_is_left_alone(name: str) -> None:
+    used, unused = (torch.nn.Parameter(randn(3, 3)) for _ in range(2))
+    made = optimizer(name).build([Group([used, unused], "hidden")])
+    for _ in range(3):
+        used.grad = randn(3, 3, seed=1)
+        made.step()
+    assert torch.equal(unused.detach(), randn(3, 3))
+    assert not torch.equal(used.detach(), randn(3, 3))
+
+
+def test_metrics_of_muon(tmp_path: Path) -> None:
+    """Updates are divided by each tensor's own LR; gradients over epsilon are of AdamW's tensors alone."""
+    row = trained(tmp_path, "optimizer=muon", "optimizer.adam_lr=0.1", "steps=2").metrics()[1]
+    # A LayerNorm gain has a gradient in every channel.
+    assert row["update/final_norm/rms"] == pytest.approx(1, abs=0.1)
+    # 0.2 times about the mean singular value; decay is 1e-4 / lr.
+    assert row["update/block0/mlp.up/rms"] == pytest.approx(0.2, rel=0.3)
+    over = [name for name in row if name.endswith("/gradient_over_eps")]
+    assert "adam/head/gradient_over_eps" in over
+    assert not any("mlp" in name or "attention" in name for name in over if "norm" not in name)
+
+
+def test_metrics_of_lion(tmp_path: Path) -> None:
+    row = trained(tmp_path, "optimizer=lion", "optimizer.decay=none", "steps=2").metrics()[1]
+    assert row["update/block0/mlp.up/rms"] == pytest.approx(1, abs=1e-3)
+    assert not any("over_eps" in name for name in row)

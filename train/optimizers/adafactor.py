@@ -1,0 +1,44 @@
+"""Adafactor: torch's."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.parametrization import Group
+from train.optimizers.base import OPTIMIZER, OptimizerConfig
+
+
+@OPTIMIZER.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Adafactor(OptimizerConfig):
+    """u = g / sqrt(v) with v of matrices factored into rows and columns, u cut to RMS d and scaled by max(eps2, RMS of
+    the weights); no first moment. Shazeer & Stern 2018 (arXiv 1804.04235), algorithms 4 and 5.
+
+    As in torch the LR is a bound: min(lr_t, 1/sqrt(t)) is what multiplies u, t = 1, 2, ...; decay goes with lr_t.
+    """
+
+    name: Literal["adafactor"] = "adafactor"
+    lr: Annotated[float, Field(gt=0)] = 1e-2
+    """Peak learning rate of the schedule, relative to the RMS of each tensor's weights."""
+    beta2_decay: Annotated[float, Field(lt=0)] = -0.8
+    """Decay rate of the second moment at step t is 1 - t^beta2_decay. Shazeer & Stern 2018, section 7.2."""
+    eps: Annotated[float, Field(gt=0)] = 2.0**-23
+    """Least root of the second moment. torch's default, the machine epsilon of fp32."""
+    eps2: Annotated[float, Field(gt=0)] = 1e-3
+    """Least RMS of weights that the update is scaled by. Shazeer & Stern 2018, section 8."""
+    update_clip: Annotated[float, Field(ge=1)] = 1.0
+    """Largest RMS d of a tensor's u. Shazeer & Stern 2018, section 6."""
+
+    def epsilon(self, group: Group) -> float:
+        return self.eps * group.rule.eps
+
+    def param_group(self, group: Group) -> dict[str, Any]:
+        return super().param_group(group) | {"eps": (self.epsilon(group), self.eps2)}
+
+    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+        chosen = [self.param_group(g) for g in groups]
+        return torch.optim.Adafactor(chosen, beta2_decay=self.beta2_decay, d=self.update_clip)

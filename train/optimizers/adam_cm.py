@@ -1,0 +1,91 @@
+"""Adam with critical momenta. By hand: the authors' optimizer keeps its buffers in objects that no checkpoint holds."""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.parametrization import Group
+from train.optimizers.adamw import AdamFields
+from train.optimizers.base import OPTIMIZER, ByHand
+
+
+@OPTIMIZER.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class AdamCM(AdamFields):
+    """Adam on a = m + the mean of `topc` past momenta, those of the steps with the largest gradients, and v the running
+    mean of a^2. Malviya et al. 2024 (Promoting Exploration in Memory-Augmented Adam using Critical Momenta, arXiv
+    2307.09638), algorithm 1, and chandar-lab/CMOptimizer.
+
+    As in the authors' code the first step only puts the raw gradient into the buffer and moves nothing.
+    """
+
+    name: Literal["adam_cm"] = "adam_cm"
+    lr: Annotated[float, Field(gt=0)] = 1e-2
+    """Peak learning rate of the schedule."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay rate of the second moment. Default of the authors."""
+    topc: Annotated[int, Field(ge=1)] = 5
+    """Momenta in the buffer, each as large as the model. Default of the authors."""
+    priority_decay: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """What multiplies the priorities of the buffer, norms of the gradient, after each step. Default of the authors."""
+    synced: bool = True
+    """Priority: the sum of the gradient norms of all tensors, or each tensor's own. Default of the authors."""
+
+    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+        chosen = [self.param_group(g) for g in groups]
+        return CriticalMomenta(chosen, self.betas, self.topc, self.priority_decay, self.synced)
+
+
+class CriticalMomenta(ByHand):
+    """No transfer to the host: what leaves the buffer is decided on the device."""
+
+    def __init__(
+        self, groups: list[dict[str, Any]], betas: tuple[float, float], topc: int, priority_decay: float, synced: bool
+    ) -> None:
+        super().__init__(groups, {"betas": betas})
+        self.topc, self.priority_decay, self.synced = topc, priority_decay, synced
+
+    def update(self) -> None:
+        moved = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms = list(torch._foreach_norm([p.grad for _, p in moved]))
+        if self.synced:
+            norms = [torch.stack(norms).sum()] * len(norms)
+        for (group, p), norm in zip(moved, norms, strict=True):
+            self._update_one(group, p, norm)
+
+    def _update_one(self, group: dict[str, Any], p: torch.Tensor, norm: torch.Tensor) -> None:
+        state = self.state[p]
+        if not state:
+            state |= {
+                "step": 0,
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+                "buffer": p.new_zeros(self.topc, *p.shape),
+                "priority": p.new_zeros(self.topc),
+            }
+        beta1, beta2 = group["betas"]
+        m, v, buffer, priority = (state[k] for k in ("exp_avg", "exp_avg_sq", "buffer", "priority"))
+        p.mul_(1 - group["lr"] * group["weight_decay"])
+        kept = min(state["step"], self.topc)
+        state["step"] += 1
+        if kept == 0:
+            buffer[0], priority[0] = p.grad, norm
+        else:
+            m.lerp_(p.grad, 1 - beta1)
+            a = m + buffer.sum(0) / kept
+            if kept < self.topc:
+                buffer[kept], priority[kept] = m, norm
+            else:
+                least = priority.argmin(keepdim=True)
+                better = norm > priority[least]
+                buffer[least] = torch.where(better, m, buffer[least])
+                priority[least] = torch.where(better, norm, priority[least])
+            v.mul_(beta2).addcmul_(a, a, value=1 - beta2)
+            root = v.sqrt().div_(math.sqrt(1 - beta2 ** state["step"])).add_(group["eps"])
+            p.addcdiv_(a, root, value=-group["lr"] / (1 - beta1 ** state["step"]))
+        priority.mul_(self.priority_decay)

@@ -1,0 +1,89 @@
+"""Muon on hidden matrices, AdamW elsewhere: torch's two optimizers as one."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.parametrization import Group
+from train.optimizers.adamw import AdamFields
+from train.optimizers.base import OPTIMIZER, ByHand
+
+
+@OPTIMIZER.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Muon(AdamFields):
+    """The momentum of each hidden matrix with its singular values near 1, by Newton-Schulz iterations in bf16; AdamW
+    for embedding, head and vectors. Jordan et al. 2024 (KellerJordan/Muon); torch.optim.Muon.
+
+    Decay goes with the LR before its adjustment to the shape.
+    """
+
+    name: Literal["muon"] = "muon"
+    lr: Annotated[float, Field(gt=0)] = 1e-2
+    """Peak learning rate of the schedule, that of the hidden matrices."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay rate of the gradient's running mean. Jordan et al. 2024."""
+    nesterov: bool = True
+    """Orthogonalize momentum m + (1 - momentum) g in place of m. Jordan et al. 2024."""
+    ns_steps: Annotated[int, Field(ge=1, lt=100)] = 5
+    """Newton-Schulz iterations, coefficients (3.4445, -4.7750, 2.0315). Jordan et al. 2024."""
+    adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    """What multiplies the LR of a matrix: 0.2 sqrt(max(rows, columns)), after which u has AdamW's RMS of about 0.2 (Liu
+    et al. 2025, Muon is Scalable for LLM Training, arXiv 2502.16982, eq. 4), or sqrt(max(1, rows / columns)) (Jordan
+    et al. 2024)."""
+    adam_lr: Annotated[float, Field(gt=0)] = 1.0
+    """LR of AdamW's tensors, divided by that of the hidden matrices. Liu et al. 2025, section 2.2: the same."""
+
+    @staticmethod
+    def orthogonalizes(group: Group) -> bool:
+        return group.kind == "hidden" and all(p.ndim == 2 for p in group.parameters)
+
+    def lr_scale(self, group: Group) -> float:
+        return group.rule.lr * (1.0 if self.orthogonalizes(group) else self.adam_lr)
+
+    def epsilon(self, group: Group) -> float | None:
+        return None if self.orthogonalizes(group) else super().epsilon(group)
+
+    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+        # A map of a layer may bring vectors among the hidden tensors.
+        split = [
+            Group(list(parameters), group.kind, group.rule)
+            for group in groups
+            for _, parameters in groupby(sorted(group.parameters, key=lambda p: p.ndim), key=lambda p: p.ndim)
+        ]
+        mine = [self.param_group(g) for g in split if self.orthogonalizes(g)]
+        others = [self.param_group(g) for g in split if not self.orthogonalizes(g)]
+        parts: list[torch.optim.Optimizer] = []
+        if mine:
+            parts.append(
+                torch.optim.Muon(
+                    mine,
+                    momentum=self.momentum,
+                    nesterov=self.nesterov,
+                    ns_steps=self.ns_steps,
+                    adjust_lr_fn=self.adjust_lr_fn,
+                )
+            )
+        if others:
+            parts.append(torch.optim.AdamW(others, betas=self.betas, fused=True))
+        return Combined(parts)
+
+
+class Combined(ByHand):
+    """Several optimizers as one: it owns their groups and their state, and lends them out for each step."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        groups: list[dict[str, Any]] = [g | {"part": i} for i, part in enumerate(parts) for g in part.param_groups]
+        super().__init__(groups, {})
+        self.parts = list(parts)
+
+    def update(self) -> None:
+        for i, part in enumerate(self.parts):
+            part.param_groups = [g for g in self.param_groups if g["part"] == i]
+            part.state = self.state
+            part.step()

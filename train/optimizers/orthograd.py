@@ -1,0 +1,30 @@
+"""AdamW on the part of the gradient that is orthogonal to the weights: pytorch-optimizer's wrapper."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.parametrization import Group
+from train.optimizers.adamw import AdamW
+from train.optimizers.base import OPTIMIZER
+
+
+@OPTIMIZER.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class OrthoGrad(AdamW):
+    """AdamW on g' = g - (w.g / w.w) w, scaled back to the norm of g, tensor by tensor: the gradient without what only
+    changes the size of the weights. Prieto et al. 2025 (Grokking at the Edge of Numerical Stability, arXiv 2501.04697),
+    section 5. A tensor of one element has no such part and is not trained but decayed."""
+
+    name: Literal["orthograd"] = "orthograd"  # type: ignore[assignment]
+    lr: Annotated[float, Field(gt=0)] = 1e-2
+    """Peak learning rate of the schedule."""
+
+    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+        from pytorch_optimizer import OrthoGrad as Wrapper
+
+        return Wrapper(super().build(groups))

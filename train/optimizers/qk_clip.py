@@ -1,0 +1,56 @@
+"""QK-clip, which any optimizer can have: heads whose attention logits are too large get smaller queries and keys.
+
+Kimi Team 2025 (Kimi K2, arXiv 2507.20534), section 2.1. S_h is the largest scaled logit q_i k_j of head h, causally
+visible, over the whole batch of the step; what positions add to the logits is left out, so that the new maximum is tau
+exactly.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from models.gpt import GPT
+from models.probes import Stats
+
+
+def fits(tau: float, config: Any) -> None:
+    """Raises ValueError where scaling rows of the projections doesn't scale the logits."""
+    if config.qk_norm.name != "none":
+        raise ValueError(
+            f"optimizer.qk_clip={tau:g} has no effect with qk_norm={config.qk_norm.name}, which sets the size of "
+            f"queries and keys: use qk_norm=none or qk_clip=null"
+        )
+    if not config.attention.dot_product:
+        raise ValueError(
+            f"optimizer.qk_clip={tau:g} scales logits q k^T, which attention={config.attention.name} doesn't have: "
+            f"use attention=softmax or qk_clip=null"
+        )
+    if config.reparametrization.name != "none":
+        raise ValueError(
+            f"optimizer.qk_clip={tau:g} scales trained weights, which reparametrization="
+            f"{config.reparametrization.name} maps or sets: use reparametrization=none or qk_clip=null"
+        )
+
+
+def keep_maxima(model: GPT) -> None:
+    """From now on each training forward pass says the largest logit of each head."""
+    blocks: Any = model.blocks
+    for block in blocks:
+        block.attention.keep_maximum = True
+
+
+def shrink(model: GPT, stats: Stats, tau: float) -> torch.Tensor:
+    """Scales query and key of each head by sqrt(min(1, tau / S)); how many heads were above tau. Uses up the S."""
+    blocks: Any = model.blocks
+    attentions = [block.attention for block in blocks]
+    s_LH = torch.stack([stats.pop(f"attention/block{i}/step_max") for i in range(len(attentions))])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(s_LH, op=dist.ReduceOp.MAX)
+    above_LH = s_LH > tau
+    # Not min(1, tau / S): a maximum can be negative.
+    root_LH = torch.where(above_LH, tau / s_LH, 1.0).sqrt()
+    for attention, root_H in zip(attentions, root_LH, strict=True):
+        for projection in (attention.query, attention.key):
+            projection.weight.unflatten(0, (attention.heads, -1)).mul_(root_H[:, None, None])
+    return above_LH.sum().float()

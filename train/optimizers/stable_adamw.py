@@ -1,0 +1,35 @@
+"""StableAdamW: optimi's. (pytorch-optimizer's agrees with it from 4.1 on.)"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.parametrization import Group
+from train.optimizers.adamw import AdamFields
+from train.optimizers.base import OPTIMIZER
+
+
+@OPTIMIZER.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class StableAdamW(AdamFields):
+    """AdamW whose LR is divided by max(1, RMS_t), RMS_t^2 = mean(g^2 / max(v, eps^2)) over each tensor, v the updated
+    second moment. Wortsman et al. 2023 (Stable and low-precision training for large-scale vision-language models,
+    arXiv 2304.13013), algorithm 2. Bias correction is in the betas; decay is divided with the LR."""
+
+    name: Literal["stable_adamw"] = "stable_adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-2
+    """Peak learning rate of the schedule."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay rate of the second moment. Default of optimi and of the paper."""
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    """Added to the root of the bias-corrected second moment. Default of optimi and of the paper."""
+
+    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+        from optimi import StableAdamW as Optimi
+
+        # The loop: the Triton kernel sums in any order, the foreach path is deprecated.
+        return Optimi([self.param_group(g) for g in groups], self.lr, self.betas, triton=False, foreach=False)
