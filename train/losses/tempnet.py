@@ -4,7 +4,7 @@ Shape suffixes: N tokens, V vocabulary, H hidden width of the network.
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ from torch import nn
 
 from conf.axis import CHECKED
 from models.probes import Stats
-from train.losses.base import LOSS, LossConfig, Objective, Output
-from train.losses.fused import cross_entropy_z
+from train.losses.base import LOSS, LossConfig, Objective, Output, at_target
+from train.losses.fused import probabilities
 
 
 class TempNet(nn.Module):
@@ -50,10 +50,28 @@ class TempNet(nn.Module):
         return config.tau_min + (config.tau_max - config.tau_min) * torch.sigmoid(pooled_N)
 
 
+class _Tempered(torch.autograd.Function):
+    """tau CE(z / tau), [N], and its gradients: p - onehot(target) for z, CE + (z_y - p.z) / tau for tau."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor, tau_N: torch.Tensor):
+        scaled_NV = logits_NV / tau_N[:, None]
+        p_NV, cross_entropy_N, *_ = probabilities(scaled_NV, targets_N)
+        target_N, mean_N = at_target(scaled_NV, targets_N), scaled_NV.mul_(p_NV).sum(-1)
+        ctx.save_for_backward(p_NV, targets_N, cross_entropy_N + target_N - mean_N)
+        return tau_N * cross_entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: torch.Tensor):
+        p_NV, targets_N, slope_N = ctx.saved_tensors
+        # In place: p has served. A second backward pass through it is an error that autograd reports.
+        grad_NV = p_NV.mul_(grad_N[:, None]).scatter_add_(1, targets_N[:, None], -grad_N[:, None])
+        return grad_NV, None, grad_N * slope_N
+
+
 def tempered(logits_NV: torch.Tensor, targets_N: torch.Tensor, tau_N: torch.Tensor, rho: float) -> torch.Tensor:
     """tau CE(z / tau) + (rho - log V) tau of each token, [N]."""
-    loss_N = cross_entropy_z(logits_NV / tau_N[:, None], targets_N, 0.0)[0]
-    return tau_N * (loss_N + rho - math.log(logits_NV.shape[-1]))
+    return _Tempered.apply(logits_NV, targets_N, tau_N) + tau_N * (rho - math.log(logits_NV.shape[-1]))
 
 
 class TempNetObjective(Objective):

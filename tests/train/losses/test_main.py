@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from entmax import entmax15, entmax_bisect, sparsemax
+from entmax import entmax15, entmax15_loss, entmax_bisect, sparsemax, sparsemax_loss
 
 from tests.conftest import randn
 from tests.train.losses.batch import N, V, gradient, objective, of_logits, output, targets, value
 from train.losses import cross_entropy_z
 from train.losses.eslm import kept
 from train.losses.noisy_softmax import margin
-from train.losses.spherical import standardized
-from train.losses.stablemax import s
+from train.losses.sparse import entmax_loss
+from train.losses.spherical import zeta
+from train.losses.stablemax import s, stablemax
 from train.losses.tempnet import tempered
 
 Z = [2.0, 1.0, -1.0]
@@ -69,8 +70,8 @@ class TestSpherical:
     @pytest.mark.parametrize(("a", "b", "expected"), [(1.0, 0.0, 0.295156), (0.1, 10.0, 12.362500)])
     def test_vectors(self, a: float, b: float, expected: float) -> None:
         assert value("spherical", Z, 0, a=a, b=b) == pytest.approx(expected, abs=1e-6)
-        zeta = standardized(torch.tensor(Z, dtype=torch.float64))
-        assert zeta.tolist() == pytest.approx([1.069045, 0.267261, -1.336306], abs=1e-6)
+        found_N = zeta(torch.tensor([Z] * 3, dtype=torch.float64), torch.arange(3))
+        assert found_N.tolist() == pytest.approx([1.069045, 0.267261, -1.336306], abs=1e-6)
 
     @pytest.mark.parametrize(("scale", "shift"), [(1.0, 50.0), (20.0, 0.0), (1e-3, -7.0)])
     def test_invariant_to_shift_and_scale(self, scale: float, shift: float) -> None:
@@ -151,12 +152,53 @@ class TestSparse:
         assert gaps == sorted(gaps, reverse=True)
         assert 0 < gaps[-1] < 0.06
 
-    def test_a_vocabulary_larger_than_what_is_sorted_first(self) -> None:
-        z_NV, y = 0.01 * randn(3, 2000, dtype=torch.float64), targets(3, 2000)
-        sorted_, bisected = (
-            objective("entmax", 2000, alpha=a)(of_logits(z_NV), y, False)[0] for a in (1.5, 1.5 + 1e-9)
-        )
-        torch.testing.assert_close(sorted_, bisected, rtol=1e-6, atol=0)
+    @pytest.mark.parametrize(("alpha", "library"), [(2.0, sparsemax_loss), (1.5, entmax15_loss)])
+    @pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 30.0])
+    def test_whatever_the_support_it_is_the_library_s(self, scale: float, alpha: float, library: Any) -> None:
+        """From all of 2,000 logits to one."""
+        y = targets(5, 2000)
+        for dtype, error in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
+            z_NV = (scale * randn(5, 2000, dtype=dtype)).requires_grad_()
+            found_N, expected_N = entmax_loss(alpha)(z_NV, y), library(z_NV, y)
+            torch.testing.assert_close(found_N, expected_N, rtol=error, atol=error)
+            g_NV, expected_NV = (torch.autograd.grad(x.sum(), z_NV)[0] for x in (found_N, expected_N))
+            torch.testing.assert_close(g_NV, expected_NV, rtol=0, atol=error)
+
+
+def standardized_target(z_NV: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    mu_N, sigma_N = z_NV.mean(-1), z_NV.std(-1, correction=0)
+    return (z_NV[range(N), y] - mu_N) / sigma_N
+
+
+def tempered_by_torch(z_NV: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """With a temperature that depends on the logits, so that its gradient is in theirs."""
+    tau_N = z_NV.sigmoid().mean(-1)
+    return tau_N * (F.cross_entropy(z_NV / tau_N[:, None], y, reduction="none") + 2 - math.log(V))
+
+
+ANALYTIC = [
+    (zeta, standardized_target),
+    (stablemax, lambda z, y: s(z).sum(-1).log() - s(z)[range(N), y].log()),
+    (entmax_loss(2.0), sparsemax_loss),
+    (entmax_loss(1.5), entmax15_loss),
+    (lambda z, y: tempered(z, y, z.sigmoid().mean(-1), 2.0), tempered_by_torch),
+]
+
+
+@pytest.mark.parametrize(("ours", "plain"), ANALYTIC, ids=["spherical", "stablemax", "sparsemax", "entmax", "tempnet"])
+class TestAnalyticGradient:
+    def test_is_autograd_s_token_by_token(self, ours: Any, plain: Any) -> None:
+        z_NV, y, weights_N = logits().requires_grad_(), targets(), randn(N, seed=5, dtype=torch.float64)
+        torch.testing.assert_close(ours(z_NV, y), plain(z_NV, y))
+        found, expected = (torch.autograd.grad((weights_N * f(z_NV, y)).sum(), z_NV)[0] for f in (ours, plain))
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
+
+    def test_a_second_backward_pass_is_an_error(self, ours: Any, plain: Any) -> None:
+        """The first one uses up what was saved."""
+        loss = ours(logits().requires_grad_(), targets()).sum()
+        loss.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
 
 
 class TestNoisySoftmax:
