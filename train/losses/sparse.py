@@ -24,18 +24,22 @@ def threshold(x_NV: torch.Tensor, q: int) -> torch.Tensor:
     size of the support makes no difference, where the library's partial sort grows to a full one.
     """
     tau_N1 = torch.full_like(x_NV[:, :1], -1)
+    left_M = torch.arange(len(x_NV), device=x_NV.device)
     above_NV = torch.empty_like(x_NV)
-    while True:
-        torch.sub(x_NV, tau_N1, out=above_NV).relu_()
+    while len(left_M):
+        tau_M1, above_MV = tau_N1[left_M], above_NV[: len(left_M)]
+        torch.sub(x_NV, tau_M1, out=above_MV).relu_()
         if q == 1:
-            total_N1 = above_NV.sum(-1, keepdim=True)
-            next_N1 = tau_N1 + (total_N1 - 1) / above_NV.sign_().sum(-1, keepdim=True)
+            total_M1 = above_MV.sum(-1, keepdim=True)
+            next_M1 = tau_M1 + (total_M1 - 1) / above_MV.sign_().sum(-1, keepdim=True)
         else:
-            norm_N1 = torch.linalg.vector_norm(above_NV, dim=-1, keepdim=True)
-            next_N1 = tau_N1 + (norm_N1 - 1) * norm_N1 / above_NV.sum(-1, keepdim=True)
-        if not (next_N1 > tau_N1).any():
-            return tau_N1
-        tau_N1 = torch.maximum(tau_N1, next_N1)
+            norm_M1 = torch.linalg.vector_norm(above_MV, dim=-1, keepdim=True)
+            next_M1 = tau_M1 + (norm_M1 - 1) * norm_M1 / above_MV.sum(-1, keepdim=True)
+        rising_M = (next_M1 > tau_M1)[:, 0]
+        tau_N1[left_M] = torch.where(rising_M[:, None], next_M1, tau_M1)
+        if 2 * rising_M.sum() <= len(left_M):
+            left_M, x_NV = left_M[rising_M], x_NV[rising_M]
+    return tau_N1
 
 
 class _Sparse(torch.autograd.Function):
@@ -48,11 +52,12 @@ class _Sparse(torch.autograd.Function):
     def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor, q: int):
         # (p* - e_y).z ignores a common shift of z, but its rounding error doesn't.
         shifted_NV = (logits_NV - logits_NV.amax(-1, keepdim=True)).div_(q)
-        above_NV = (shifted_NV - threshold(shifted_NV, q)).relu_()
-        p_NV = above_NV**q
-        powered_N = above_NV.mul_(p_NV).sum(-1)
+        tau_N1 = threshold(shifted_NV, q)
+        p_NV = (shifted_NV - tau_N1).relu_().pow_(q)
         target_N = at_target(shifted_NV, targets_N)
         mean_N = shifted_NV.mul_(p_NV).sum(-1)
+        # sum_v p*_v^alpha, as p*^(alpha - 1) = z / q - tau where p* > 0
+        powered_N = mean_N - tau_N1[:, 0] * p_NV.sum(-1)
         ctx.save_for_backward(p_NV, targets_N)
         return q * (mean_N - target_N) + (1 - powered_N) * q**2 / (q + 1)
 
