@@ -310,10 +310,10 @@ class TestTempNet:
     @pytest.mark.parametrize(("sign", "bound"), [(-1, 0.7), (1, 1.3)])
     def test_temperatures_lie_between_the_bounds(self, sign: int, bound: float) -> None:
         made, out = objective("tempnet", tau_min=0.7, tau_max=1.3), output()
-        assert 0.7 < made.temperature(out.logits_NV, out.generator()).min() < 1.3
+        assert 0.7 < made.temperature(out).min() < 1.3
         with torch.no_grad():
             made.temperature.last.bias.fill_(sign * 1e3)
-        assert made.temperature(out.logits_NV, out.generator()).tolist() == pytest.approx([bound] * N)
+        assert made.temperature(out).tolist() == pytest.approx([bound] * N)
 
     def test_network(self) -> None:
         """Without dropout, as its code writes it."""
@@ -321,14 +321,25 @@ class TestTempNet:
         net, z_NV = made.temperature, out.logits_NV.detach()
         x_NH = net.across(torch.sigmoid(net.up(z_NV / z_NV.norm(dim=1, keepdim=True))))
         pooled_N = ((x_NH.softmax(1) - 1 / 256) * x_NH).sum(1)
-        torch.testing.assert_close(net(out.logits_NV, out.generator()), 0.5 + 4.5 * torch.sigmoid(pooled_N))
+        torch.testing.assert_close(net(out), 0.5 + 4.5 * torch.sigmoid(pooled_N))
         assert sum(p.numel() for p in made.parameters()) == (V + 1) * 256 + 257 * 256 + 257 + 1
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_the_first_layer_goes_through_the_model_s_width(self, dtype: torch.dtype) -> None:
+        """And through the vocabulary where a soft-cap makes the logits no product: the same to rounding."""
+        out = output(dtype=dtype)
+        direct, short = (objective("tempnet", soft_cap=c).to(dtype).temperature for c in (30.0, None))
+        expected_NH = F.linear(out.logits_NV.detach(), direct.up.weight)
+        torch.testing.assert_close(short.raised(out), expected_NH)
+        assert torch.equal(direct.raised(out), expected_NH)
+        slopes = [torch.autograd.grad(net.raised(out).square().sum(), net.up.weight)[0] for net in (direct, short)]
+        torch.testing.assert_close(slopes[1], slopes[0])
 
     def test_dropout_is_unbiased_and_of_half_the_units(self) -> None:
         made, out = objective("tempnet"), output()
         seen: list[torch.Tensor] = []
         made.temperature.across.register_forward_pre_hook(lambda _, x: seen.append(x[0].detach()))
-        made.temperature(out.logits_NV, out.generator())
+        made.temperature(out)
         assert (seen[0] == 0).double().mean().item() == pytest.approx(0.5, abs=0.05)
         whole = torch.sigmoid(made.temperature.up(F.normalize(out.logits_NV.detach(), dim=-1)))
         torch.testing.assert_close(seen[0][seen[0] > 0], (2 * whole)[seen[0] > 0])
@@ -336,7 +347,7 @@ class TestTempNet:
     def test_the_network_gets_a_gradient_and_gives_the_logits_none(self) -> None:
         """dL/dz is that at a fixed temperature: softmax(z / tau) - e_y."""
         out, y, made = of_logits(logits().float()), targets(), objective("tempnet")
-        tau_N = made.temperature(out.logits_NV, out.generator()).detach()
+        tau_N = made.temperature(out).detach()
         made(out, y, False)[0].backward()
         assert all(p.grad is not None and p.grad.norm() > 0 for p in made.parameters())
         expected = (out.logits_NV.detach() / tau_N[:, None]).softmax(-1) - F.one_hot(y, V)
