@@ -106,7 +106,8 @@ def scale_weights(blocks: Sequence[Any], gain: float) -> None:
     These are the tensors, and this is the way, of DeepNorm and Magneto in torchscale (`architecture/decoder.py`).
     """
     for block in blocks:
-        mlp = [m for m in block.mlp.modules() if isinstance(m, Linear)]
+        # A norm inside may have matrices of its own: they are none of the MLP's.
+        mlp = [m for name, m in block.mlp.named_modules() if isinstance(m, Linear) and "norm" not in name.split(".")]
         for linear in (block.attention.value, block.attention.out, *mlp):
             linear.weight.mul_(gain)
 
