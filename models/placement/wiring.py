@@ -59,6 +59,13 @@ class PlacementConfig(Choice):
     def insert(self, attention: Any, mlp: nn.Module, norm: NormConfig) -> None:
         """Puts the norms in place that stand inside a block's sublayers."""
 
+    def complete(self, model: Any) -> None:
+        """Puts in place what the placement has outside of the blocks."""
+
+    def attention_scale(self, head_dim: int, scale: float) -> float:
+        """What multiplies q k^T, for which the parametrization has `scale`."""
+        return scale
+
     def rescale(self, blocks: Sequence[Any]) -> None:
         """Changes the initial weights where the placement is published with an initialization of its own."""
 
