@@ -44,7 +44,7 @@ class Architecture:
     placement: Annotated[PlacementConfig, PLACEMENT]
     layer_scale: Annotated[float, Field(ge=0)] | None
     """Initial value of LayerScale, a learned factor a channel on what each sublayer adds; null is without.
-    Touvron et al. 2021 (CaiT), eq. 4: 0.1 to 18 blocks, 1e-5 to 24, 1e-6 beyond."""
+    Touvron et al. 2021 (CaiT): 0.1 to 18 blocks, 1e-5 to 24, 1e-6 beyond."""
     embedding_norm: bool
     """A norm of the norm axis on the embedding, positions included: the first stream of Peri-LN (Kim et al. 2025),
     the embedding LayerNorm of BLOOM and of Takase et al. 2023."""

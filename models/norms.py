@@ -29,7 +29,7 @@ NORM: Axis[NormConfig] = Axis("norm")
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(var + eps) * weight, without bias (Wortsman et al. 2023, Fig. E.8). Ba et al. 2016."""
+    """(x - mean) / sqrt(var + eps) * weight."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight. Zhang & Sennrich 2019."""
+    """x / sqrt(mean(x^2) + eps) * weight."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -80,10 +80,7 @@ class GatedNorm(RMSNorm):
 
 
 class DynamicTanh(nn.Module):
-    """weight * tanh(alpha x) + bias, alpha one learned number a layer. Zhu et al. 2025 (DyT), eq. 1 and algorithm 1.
-
-    With the bias that the paper has, although the norms here have none.
-    """
+    """weight * tanh(alpha x) + bias."""
 
     def __init__(self, dim: int, alpha: float) -> None:
         super().__init__()
@@ -103,6 +100,8 @@ class NoNorm(nn.Module):
 @NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LayerNormConfig(NormConfig):
+    """(x - mean) / sqrt(var + eps) * weight. Ba et al. 2016; without bias as in Wortsman et al. 2023, Fig. E.8."""
+
     name: Literal["layernorm"] = "layernorm"
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the variance. Flax's default, so the paper's."""
@@ -114,6 +113,8 @@ class LayerNormConfig(NormConfig):
 @NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class RMSNormConfig(NormConfig):
+    """x / sqrt(mean(x^2) + eps) * weight. Zhang & Sennrich 2019."""
+
     name: Literal["rmsnorm"] = "rmsnorm"
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the mean square."""
@@ -164,11 +165,17 @@ class GatedNormConfig(RMSNormConfig):
 @NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class DynamicTanhConfig(NormConfig):
+    """weight * tanh(alpha x) + bias, alpha one learned number a layer. Zhu et al. 2025 (DyT), algorithm 1.
+
+    With the bias that the paper has, although the norms here have none; without the learned factor on the embedding
+    that its LLaMA runs have (section 5).
+    """
+
     name: Literal["dyt"] = "dyt"
     scale_invariant = False
     alpha: Annotated[float, Field(gt=0)] = 0.5
-    """Initial alpha. Zhu et al. 2025, section 4; their LLaMA runs take 0.8 before attention and 0.2 elsewhere at
-    7B, less in wider models."""
+    """Initial alpha. Zhu et al. 2025, section 4; their LLaMA runs (section 7) take 0.8 before attention and 0.2
+    elsewhere at 7B, less in wider models."""
 
     def build(self, dim: int) -> nn.Module:
         return DynamicTanh(dim, self.alpha)
@@ -177,6 +184,8 @@ class DynamicTanhConfig(NormConfig):
 @NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoNormConfig(NormConfig):
+    """x as it is."""
+
     name: Literal["none"] = "none"
     scale_invariant = False
 

@@ -268,7 +268,7 @@ def built(*overrides: str) -> GPT:
 
 
 def test_magneto_s_gain() -> None:
-    """Wang et al. 2022 (Magneto), table 2, decoder-only: sqrt(log 2M)."""
+    """Wang et al. 2022 (Magneto), figure 2, decoder-only: sqrt(log 2M)."""
     assert gamma(12) == pytest.approx(math.sqrt(math.log(24)))
 
 
@@ -331,7 +331,7 @@ class TestMVSplit:
 
 
 class TestLayerScale:
-    """Touvron et al. 2021, eq. 4: x + diag(lambda) F(N(x)); in every placement on what is added to the stream."""
+    """Touvron et al. 2021: x + diag(lambda) F(N(x)); in every placement on what is added to the stream."""
 
     @pytest.mark.parametrize("name", [name for name in NORMED if name != "mv_split"])
     def test_scales_what_the_sublayer_adds(self, name: str) -> None:
