@@ -1,6 +1,6 @@
 """The proxy: a decoder-only Transformer put together from the parts that the config's axes choose.
 
-Shape suffixes: B batch, T tokens, D model width, V vocabulary.
+Shape suffixes: B batch, T tokens, D model width, V vocabulary, H heads, K head dimension.
 """
 
 from typing import Annotated, Literal
@@ -14,6 +14,7 @@ from torch import nn
 from conf.axis import CHECKED, Choice, axes, import_all
 from models.attention.attention import Attention
 from models.attention.mixing import ATTENTION, MixingConfig
+from models.attention.value_residual import ValueResidualName, value_residual
 from models.init import INIT, InitConfig
 from models.layers import Embedding, Linear
 from models.mlp import MLP, MLPConfig
@@ -43,10 +44,14 @@ class Architecture:
     placement: Annotated[PlacementConfig, PLACEMENT]
     layer_scale: Annotated[float, Field(ge=0)] | None
     """Initial value of LayerScale, a learned factor a channel on what each sublayer adds; null is without.
-    Touvron et al. 2021 (CaiT), eq. 4: 0.1 to 18 blocks, 1e-5 to 24, 1e-6 beyond."""
+    Touvron et al. 2021 (CaiT): 0.1 to 18 blocks, 1e-5 to 24, 1e-6 beyond."""
     embedding_norm: bool
     """A norm of the norm axis on the embedding, positions included: the first stream of Peri-LN (Kim et al. 2025),
     the embedding LayerNorm of BLOOM and of Takase et al. 2023."""
+    value_residual: ValueResidualName | None
+    """Values of each block but the first: l_1 times the first block's plus l_2 times its own, as they come out of the
+    value projection (placement=hybridnorm: after its norm). identity: both 1/2; learnable: two numbers a block that
+    start at 1/2; null: its own. Zhou et al. 2024 (ResFormer)."""
     position: Annotated[PositionConfig, POSITION]
     mlp: Annotated[MLPConfig, MLP]
     init: Annotated[InitConfig, INIT]
@@ -79,25 +84,34 @@ class Block(nn.Module):
             arch.attention.build(
                 heads=heads,
                 head_dim=arch.model.head_dim,
-                scale=arch.parametrization.attention_scale(arch.model.head_dim),
+                scale=arch.placement.attention_scale(
+                    arch.model.head_dim, arch.parametrization.attention_scale(arch.model.head_dim)
+                ),
                 context=context,
                 block=index,
             ),
         )
+        if arch.value_residual is not None and index > 0:
+            self.attention.value_residual = value_residual(arch.value_residual)
         self.mlp_norms = _norms(arch, "mlp", index)
         self.mlp = arch.mlp.build(width)
         arch.placement.insert(self.attention, self.mlp, arch.norm)
 
-    def forward(self, x_BTD: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
+    def forward(
+        self, x_BTD: torch.Tensor, watch: bool = False, first_BHTK: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Stats, torch.Tensor]:
+        """The residual stream, the probes, and the values of this block; `first` are those of the first."""
         stats: Stats = {}
+        values: list[torch.Tensor] = []
 
         def attend(h_BTD: torch.Tensor) -> torch.Tensor:
-            mixed_BTD, found = self.attention(h_BTD, watch)
+            mixed_BTD, found, v_BHTK = self.attention(h_BTD, watch, first_BHTK)
             stats.update(found)
+            values.append(v_BHTK)
             return mixed_BTD
 
         x_BTD = self.attention_norms(x_BTD, attend)
-        return self.mlp_norms(x_BTD, self.mlp), stats
+        return self.mlp_norms(x_BTD, self.mlp), stats, values[0]
 
 
 def _norms(arch: Architecture, sublayer: Literal["attention", "mlp"], index: int) -> Placement:
@@ -120,6 +134,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(arch, self.positions, context, i) for i in range(arch.model.depth))
         self.final_norm = arch.norm.build(width) if arch.placement.final_norm else nn.Identity()
         self.head = Linear(width, vocab_size)
+        arch.placement.complete(self)
         set_multipliers(arch.parametrization, self, arch.model)
         self.reparametrization = arch.reparametrization.build(self)
 
@@ -132,8 +147,10 @@ class GPT(nn.Module):
         """What enters the head, times its multiplier, [B, T, D], and the probes."""
         x_BTD = self.embedding_norm(self.positions.embed(self.embedding(tokens_BT)))
         stats: Stats = {}
+        first_BHTK = None
         for index, block in enumerate(self.blocks):
-            x_BTD, found = block(x_BTD, watch)
+            x_BTD, found, values_BHTK = block(x_BTD, watch, first_BHTK)
+            first_BHTK = values_BHTK if index == 0 else first_BHTK
             if watch:
                 stats |= {f"attention/block{index}/{name}": value for name, value in found.items()}
                 stats[f"residual/block{index}/rms"] = rms(x_BTD)

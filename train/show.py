@@ -22,10 +22,11 @@ def show(what: str, config: Config) -> None:
     for row in rows(config):
         table.add_row(*row)
     name, size = config.parametrization.name, config.model
+    scale = config.placement.attention_scale(size.head_dim, config.parametrization.attention_scale(size.head_dim))
     console = Console(highlight=False, width=160)
     console.print(
         f"{name} at width {size.width}, depth {size.depth}; "
-        f"attention scale {config.parametrization.attention_scale(size.head_dim):.4g}, "
+        f"attention scale {scale:.4g}, "
         f"branches x {config.parametrization.branch_scale(size):.4g}"
     )
     console.print(table)

@@ -1,4 +1,4 @@
-"""LayerScale: a learned factor a channel on what a sublayer adds to the stream. Touvron et al. 2021 (CaiT), eq. 4."""
+"""LayerScale: a learned factor a channel on what a sublayer adds to the stream. Touvron et al. 2021 (CaiT)."""
 
 import torch
 from torch import nn

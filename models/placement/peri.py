@@ -11,10 +11,7 @@ from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site,
 
 
 class Peri(Placement):
-    """x + N_out(F(N_in(x))). Kim et al. 2025 (Peri-LN); Gemma 2.
-
-    The paper's optional norm of the embedding is `embedding_norm=true`.
-    """
+    """x + N_out(F(N_in(x)))."""
 
     def __init__(self, norm: NormConfig, width: int) -> None:
         super().__init__()
@@ -36,7 +33,7 @@ def relaxed(x_BTD: torch.Tensor) -> torch.Tensor:
 
 
 class Sandwich(Peri):
-    """x + N_out(F(N_in(x))) with each norm's input relaxed. Ding et al. 2021 (CogView), section 2.4.
+    """x + N_out(F(N_in(x))) with each norm's input relaxed.
 
     The division is part of CogView's LayerNorm; it changes a norm that does not depend on the scale of its input by
     its eps alone, so that in fp32 this is Peri-LN but for tokens that are nearly zero.
@@ -49,6 +46,11 @@ class Sandwich(Peri):
 @PLACEMENT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class PeriConfig(PlacementConfig):
+    """x + N_out(F(N_in(x))), norms on both sides of a sublayer. Kim et al. 2025 (Peri-LN); Gemma 2.
+
+    The paper's optional norm of the embedding is `embedding_norm=true`.
+    """
+
     name: Literal["peri"] = "peri"
 
     def build(self, norm: NormConfig, site: Site) -> Placement:
@@ -58,6 +60,11 @@ class PeriConfig(PlacementConfig):
 @PLACEMENT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class SandwichConfig(PlacementConfig):
+    """x + N_out(F(N_in(x))) where each N first divides by max|x| / 8, against overflow in fp16.
+
+    Ding et al. 2021 (CogView), section 2.4.
+    """
+
     name: Literal["sandwich"] = "sandwich"
 
     def build(self, norm: NormConfig, site: Site) -> Placement:

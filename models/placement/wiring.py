@@ -59,6 +59,13 @@ class PlacementConfig(Choice):
     def insert(self, attention: Any, mlp: nn.Module, norm: NormConfig) -> None:
         """Puts the norms in place that stand inside a block's sublayers."""
 
+    def complete(self, model: Any) -> None:
+        """Puts in place what the placement has outside of the blocks."""
+
+    def attention_scale(self, head_dim: int, scale: float) -> float:
+        """What multiplies q k^T, for which the parametrization has `scale`."""
+        return scale
+
     def rescale(self, blocks: Sequence[Any]) -> None:
         """Changes the initial weights where the placement is published with an initialization of its own."""
 
@@ -106,7 +113,8 @@ def scale_weights(blocks: Sequence[Any], gain: float) -> None:
     These are the tensors, and this is the way, of DeepNorm and Magneto in torchscale (`architecture/decoder.py`).
     """
     for block in blocks:
-        mlp = [m for m in block.mlp.modules() if isinstance(m, Linear)]
+        # A norm inside may have matrices of its own: they are none of the MLP's.
+        mlp = [m for name, m in block.mlp.named_modules() if isinstance(m, Linear) and "norm" not in name.split(".")]
         for linear in (block.attention.value, block.attention.out, *mlp):
             linear.weight.mul_(gain)
 

@@ -164,7 +164,7 @@ class TestForward:
         assert set(stats) == names
         x = model.embedding(tokens())
         for index, block in enumerate(model.blocks):
-            x, _ = block(x)
+            x, _, _ = block(x)
             expected = x.double().square().mean().sqrt().item()
             assert stats[f"residual/block{index}/rms"].item() == pytest.approx(expected, rel=1e-6)
 

@@ -6,18 +6,19 @@ from pathlib import Path
 import pytest
 
 from conf.axis import axes
+from tests.conftest import complete
 from tests.train.helpers import trained
 from train.config import Config
 
 CHOICES = [
     f"{axis}={name}" for axis in ("placement", "norm", "init", "schedule") for name in axes(Config)[axis].choices
 ]
-OPTIONS = ["layer_scale=0.1", "embedding_norm=true"]
+OPTIONS = ["layer_scale=0.1", "embedding_norm=true", "value_residual=identity", "value_residual=learnable"]
 
 
 @pytest.mark.parametrize("override", [*CHOICES, *OPTIONS])
 def test_two_steps(override: str, tmp_path: Path) -> None:
-    run = trained(tmp_path, override, "steps=2", "watch_every=1")
+    run = trained(tmp_path, *complete(override), "steps=2", "watch_every=1")
     assert run.status()["state"] == "finished"
     rows = run.metrics()
     assert [r["step"] for r in rows] == [-1, 0, 1]

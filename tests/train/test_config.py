@@ -9,7 +9,7 @@ import pytest
 
 from conf.axis import Axis, ConfigError, axes, checked
 from models.size import SizeConfig
-from tests.conftest import choice, tiny, yaml_values
+from tests.conftest import choice, complete, tiny, yaml_values
 from train.config import CONF, Config, Place, all_keys, choices, compose, from_file, to_yaml
 
 AXES = axes(Config)
@@ -204,6 +204,7 @@ NUMBERS = {
     "norm.eps": "1e-3",
     "layer_scale": "0.1",
     "embedding_norm": "true",
+    "value_residual": "identity",
     "position.base": "500",
     "mlp.expand": "2",
     "loss.z_loss": "0",
@@ -262,7 +263,7 @@ class TestDigest:
 
     @pytest.mark.parametrize("override", [*(f"{k}={v}" for k, v in NUMBERS.items()), *OTHER_CHOICES])
     def test_everything_else_changes_the_hash(self, override: str) -> None:
-        config = tiny(override)
+        config = tiny(*complete(override))
         assert config != tiny()
         assert config.digest() != tiny().digest()
 

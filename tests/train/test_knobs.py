@@ -12,7 +12,7 @@ import torch
 
 from conf.axis import axes
 from models.size import SizeConfig
-from tests.conftest import TINY, largest_difference, tiny
+from tests.conftest import TINY, complete, largest_difference, tiny
 from train.config import Config
 from train.module import Proxy
 
@@ -28,6 +28,8 @@ KNOBS: dict[str, dict[str, str]] = {
     "qk_norm=l2": {},
     "norm=layernorm": {"eps": "1e-2"},
     "norm=rmsnorm": {"eps": "1e-2"},
+    "norm=preaffine": {"eps": "1e-2"},
+    "norm=gated": {"eps": "1e-2", "rank": "4"},
     "norm=dyt": {"alpha": "1"},
     "norm=none": {},
     "placement=pre": {},
@@ -38,6 +40,8 @@ KNOBS: dict[str, dict[str, str]] = {
     "placement=deepnorm": {},
     "placement=sub_ln": {},
     "placement=hybridnorm": {"first_block": "pre"},
+    "placement=mv_split": {"alpha": "0.5", "beta": "0.5"},
+    "placement=ngpt": {"alpha": "0.5", "s_qk": "3", "s_uv": "3", "s_z": "3"},
     "position=rope": {"base": "100"},
     "position=learned": {},
     "position=none": {},
@@ -98,7 +102,7 @@ TRAINING = {name: axis for name, axis in axes(Config).items() if name not in ("d
 @cache
 def outcome(*overrides: str) -> dict[str, torch.Tensor]:
     """The weights before and after the updates of a run of four steps, and the logits after them."""
-    config = tiny(*overrides)
+    config = tiny(*complete(*overrides))
     proxy = Proxy(config)
     result = {f"start/{name}": p.detach().clone() for name, p in proxy.model.named_parameters()}
     optimizer: Any = proxy.configure_optimizers()
@@ -138,6 +142,15 @@ def test_options_of_the_architecture(override: str) -> None:
     assert largest_difference(outcome(), outcome(override)) == float("inf")  # other parameters
     before, after = outcome()["logits"], outcome(override)["logits"]
     assert (before - after).abs().max() > FELT
+
+
+@pytest.mark.parametrize("name", ["identity", "learnable"])
+def test_value_residual(name: str) -> None:
+    """Of the second block on; the two start alike and part as the learnable one is trained."""
+    off, on = outcome("model.depth=2"), outcome("model.depth=2", f"value_residual={name}")
+    assert (off["logits"] - on["logits"]).abs().max() > FELT
+    other = outcome("model.depth=2", "value_residual=identity")["logits"]
+    assert ((on["logits"] - other).abs().max() > FELT) == (name == "learnable")
 
 
 def test_start_of_layer_scale() -> None:
