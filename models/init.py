@@ -3,14 +3,14 @@
 import dataclasses
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from conf.axis import CHECKED, Axis
+from conf.axis import CHECKED, Axis, Choice
 
 # Standard deviation of a unit normal cut off at +-2. Flax's variance_scaling divides by it: the std is then as named.
 TRUNCATED_STD = 0.87962566103423978
@@ -35,7 +35,7 @@ def where(name: str, depth: int) -> Where:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class InitConfig:
+class InitConfig(Choice):
     name: str
     scales_with_depth = False  # whether a weight's std depends on the block or the number of blocks
 
@@ -49,6 +49,9 @@ class InitConfig:
                 self.embedding(module.weight, generator)
             elif isinstance(module, nn.Linear):
                 self.matrix(module.weight, where(name, len(blocks)), generator)
+
+    def calibrate(self, model: Any, tokens_BT: torch.Tensor) -> None:
+        """Changes the weights of a GPT that is otherwise ready to train by what it does on its first batch."""
 
     def embedding(self, weight_ND: torch.Tensor, generator: torch.Generator) -> None:
         """Of tokens and of learned positions: normal with std 1/sqrt(width), where a choice says nothing else."""
