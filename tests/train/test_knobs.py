@@ -51,6 +51,7 @@ KNOBS: dict[str, dict[str, str]] = {
     "init=normal": {"std": "0.1"},
     "init=gpt2": {"std": "0.1"},
     "init=lir": {"std": "0.1"},
+    "init=lsuv": {"tol": "1e-4", "head": "true"},
     "parametrization=standard": {},
     "parametrization=mup_simple": {"base_width": "64"},
     "parametrization=mup_intermediate": {"base_width": "64"},
