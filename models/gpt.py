@@ -157,8 +157,9 @@ class GPT(nn.Module):
         x_BTD = self.final_norm(x_BTD)
         return (x_BTD if self.head.multiplier == 1.0 else self.head.multiplier * x_BTD), stats
 
-    def logits(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        return fp32_head(x_BTD, self.head.matrix())
+    def logits(self, x_BTD: torch.Tensor, head_VD: torch.Tensor | None = None) -> torch.Tensor:
+        """Of what `hidden` gives; `head_VD` is the head's matrix where the caller has it already."""
+        return fp32_head(x_BTD, self.head.matrix() if head_VD is None else head_VD)
 
     def parameter_count(self) -> int:
         """N: everything but the embeddings and the head (Wortsman et al. 2023, section 2.1)."""

@@ -96,6 +96,17 @@ def tensors(model: nn.Module) -> Iterator[Tensor]:
             yield Tensor(f"{prefix}.{name}".lstrip("."), parameter, kind_of(module, prefix), module)
 
 
+def rules_of_matrices(config: ParametrizationConfig, size: SizeConfig) -> dict[str, Rule]:
+    """The rules of the matrices that every model has, without a model: for axes that clash with some rule."""
+    with torch.device("meta"):
+        module = Linear(size.width, size.width)
+    weight = nn.Parameter(module.weight)
+    attention = [f"blocks.0.attention.{name}" for name in ("query", "key", "value", "out")]
+    kinds: dict[str, Kind] = dict.fromkeys((*attention, "blocks.0.mlp.up", "blocks.0.mlp.down"), "hidden")
+    kinds["head"] = "head"
+    return {name: config.rule(Tensor(f"{name}.weight", weight, kind, module), size) for name, kind in kinds.items()}
+
+
 def set_multipliers(config: ParametrizationConfig, model: nn.Module, size: SizeConfig) -> None:
     for tensor in tensors(model):
         if isinstance(tensor.module, Linear | Embedding):
@@ -111,11 +122,17 @@ def scale_init(config: ParametrizationConfig, model: nn.Module, size: SizeConfig
             tensor.parameter.mul_(rule.init)
 
 
+def rule_of(config: ParametrizationConfig, tensor: Tensor, size: SizeConfig) -> Rule:
+    """The row of the table as the optimizer gets it: without decay where a reparametrization takes its place."""
+    rule = config.rule(tensor, size)
+    return rule if getattr(tensor.module, "decays", True) else dataclasses.replace(rule, decay=0.0)
+
+
 def groups(config: ParametrizationConfig, model: nn.Module, size: SizeConfig) -> list[Group]:
     """The parameters by kind and rule, each exactly once."""
     found: dict[tuple[Kind, Rule], list[nn.Parameter]] = {}
     for tensor in tensors(model):
-        found.setdefault((tensor.kind, config.rule(tensor, size)), []).append(tensor.parameter)
+        found.setdefault((tensor.kind, rule_of(config, tensor, size)), []).append(tensor.parameter)
     return [Group(parameters, kind, rule) for (kind, rule), parameters in found.items()]
 
 

@@ -71,6 +71,7 @@ def changes(config: Config, batches: Sequence[torch.Tensor]) -> dict[str, list[f
     """RMS of the change of each block's output and of the logits on the first batch, after each step."""
     torch.manual_seed(config.seed)
     proxy = Proxy(config)
+    proxy.calibrate(batches[0])
     optimizer: Any = proxy.configure_optimizers()
     probe_BT = batches[0][:, :-1]
     first = activations(proxy, probe_BT)

@@ -54,6 +54,11 @@ class Proxy(pl.LightningModule):
     def watching(self, step: int) -> bool:
         return step % self.config.watch_every == 0 or step == self.config.steps - 1
 
+    def calibrate(self, tokens_BT1: torch.Tensor) -> None:
+        """Once, before all else, on the first batch of a run: inits that measure the model on tokens do it here."""
+        self.config.init.calibrate(self.model, tokens_BT1[:, :-1].to(self.device))
+        self.config.reparametrization.start(self.model)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         chosen = groups(self.config.parametrization, self.model, self.config.model)
         if of_loss := list(self.objective.parameters()):
@@ -73,10 +78,11 @@ class Proxy(pl.LightningModule):
     ) -> tuple[torch.Tensor, Stats]:
         """What is minimised, for a micro-batch, and its statistics."""
         hidden_BTD, stats = self.hidden(tokens_BT1[:, :-1], watch)
+        head_VD = self.model.head.matrix()
         output = Output(
-            logits_NV=self.model.logits(hidden_BTD).flatten(0, 1),
+            logits_NV=self.model.logits(hidden_BTD, head_VD).flatten(0, 1),
             hidden_ND=hidden_BTD.flatten(0, 1),
-            head_VD=self.model.head.matrix(),
+            head_VD=head_VD,
             progress=step / max(1, self.config.steps - 1),
             key=(self.config.seed, step, micro_batch, self.global_rank),
         )
@@ -98,7 +104,7 @@ class Proxy(pl.LightningModule):
         if clip is not None:
             torch._foreach_mul_(gradients, scale)
         with torch.no_grad():
-            self.model.reparametrization.before_step(self.model, step)
+            self.model.reparametrization.before_step(self.model, step, self.config.steps)
 
     def _watch_tensors(self, gradients: list[torch.Tensor], clip_scale: torch.Tensor) -> None:
         self._record_each("parameter", "rms", tensor_rms(list(self.tensors)))
@@ -135,6 +141,7 @@ class Proxy(pl.LightningModule):
         """
         config, peak = self.config, self.config.optimizer.lr
         lr = peak * config.schedule.factor(step, steps=config.steps, peak=peak)
+        lr *= self.model.reparametrization.lr_factor(step, config.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         optimizer.step(closure=closure)

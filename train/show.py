@@ -6,7 +6,7 @@ import torch
 
 from conf.axis import ConfigError, near
 from models.gpt import GPT
-from models.parametrization import tensors
+from models.parametrization import rule_of, tensors
 from train.config import Config
 
 
@@ -39,7 +39,7 @@ def rows(config: Config) -> list[list[str]]:
         model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
     found = []
     for tensor in tensors(model):
-        rule = config.parametrization.rule(tensor, config.model)
+        rule = rule_of(config.parametrization, tensor, config.model)
         decay = config.optimizer.decay_at_peak(rule)
         shape = "x".join(map(str, tensor.parameter.shape)) or "scalar"
         values = (rule.init, rule.multiplier, config.optimizer.lr * rule.lr, decay, rule.eps)

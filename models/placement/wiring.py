@@ -72,6 +72,10 @@ class PlacementConfig(Choice):
     def constrain(self, model: Any) -> None:
         """Brings the weights of the model back to where the placement keeps them: at the start, and after each step."""
 
+    def has(self, method: str) -> bool:
+        """Whether the placement does something of its own in `rescale`, `constrain` or another method."""
+        return getattr(type(self), method) is not getattr(PlacementConfig, method)
+
     def fits(self, config: Any) -> None:
         if config.norm.name == "none":
             raise ValueError(

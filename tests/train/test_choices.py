@@ -1,4 +1,4 @@
-"""Every choice of the axes of placement, norm, init and schedule trains, through the command's own path."""
+"""Every choice of the axes that have no training test of their own trains, through the command's own path."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,9 @@ from tests.train.helpers import trained
 from train.config import Config
 
 CHOICES = [
-    f"{axis}={name}" for axis in ("placement", "norm", "init", "schedule") for name in axes(Config)[axis].choices
+    f"{axis}={name}"
+    for axis in ("placement", "norm", "init", "reparametrization", "schedule")
+    for name in axes(Config)[axis].choices
 ]
 OPTIONS = ["layer_scale=0.1", "embedding_norm=true", "value_residual=identity", "value_residual=learnable"]
 

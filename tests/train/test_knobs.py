@@ -55,11 +55,24 @@ KNOBS: dict[str, dict[str, str]] = {
     "init=normal": {"std": "0.1"},
     "init=gpt2": {"std": "0.1"},
     "init=lir": {"std": "0.1"},
+    "init=lsuv": {"tol": "1e-4", "head": "true"},
     "parametrization=standard": {},
     "parametrization=mup_simple": {"base_width": "64"},
     "parametrization=mup_intermediate": {"base_width": "64"},
     "parametrization=mup_full": {"base_width": "64"},
     "reparametrization=none": {},
+    "reparametrization=sigma": {"gamma_init": "sigma"},
+    "reparametrization=weight_conditioning": {},
+    "reparametrization=tvr": {"every": "2", "threshold": "100", "target_std": "0.02", "scale_with_depth": "true"},
+    "reparametrization=norm_loss": {"factor": "1"},
+    "reparametrization=lawn": {
+        "free_fraction": "0.5",
+        "free_steps": "2",
+        "warmup_fraction": "0.75",
+        "warmup_steps": "3",
+        "attention": "true",
+    },
+    "reparametrization=mu_centering": {},
     "loss=cross_entropy": TERMS,
     "loss=label_smoothing": TERMS | {"eps": "0.5"},
     "loss=maxsup": TERMS | {"lambda_start": "0.9", "lambda_end": "0.9"},
@@ -92,6 +105,11 @@ KNOBS: dict[str, dict[str, str]] = {
         "decay": "linear",
     },
 }
+# What a run of four steps needs for a choice, or a field of it, to have an effect.
+GIVEN = {
+    "reparametrization=tvr": ("reparametrization.every=1", "model.depth=2"),
+    "reparametrization=lawn": ("reparametrization.free_steps=null", "reparametrization.free_fraction=0.25"),
+}
 SIZE = {"width": "32", "depth": "2", "heads": "4"}
 # Far above rounding (1e-7), far below what any of the changes does.
 FELT = 1e-5
@@ -104,13 +122,14 @@ def outcome(*overrides: str) -> dict[str, torch.Tensor]:
     """The weights before and after the updates of a run of four steps, and the logits after them."""
     config = tiny(*complete(*overrides))
     proxy = Proxy(config)
-    result = {f"start/{name}": p.detach().clone() for name, p in proxy.model.named_parameters()}
-    optimizer: Any = proxy.configure_optimizers()
     tokens = torch.randint(
         config.data.vocab_size,
         (config.steps, config.batch_size, config.context + 1),
         generator=torch.Generator().manual_seed(0),
     )
+    proxy.calibrate(tokens[0])
+    result = {f"start/{name}": p.detach().clone() for name, p in proxy.model.named_parameters()}
+    optimizer: Any = proxy.configure_optimizers()
     for step in range(config.steps):
         optimizer.zero_grad()
         proxy.loss_of(tokens[step], False, step)[0].backward()
@@ -128,7 +147,9 @@ def test_the_computation_is_deterministic() -> None:
 def test_field(choice: str, field: str) -> None:
     axis = choice.partition("=")[0]
     # Where a decay of one step has no shape: three of the four.
-    given = (choice, "schedule.decay_fraction=0.75") if (choice, field) == ("schedule=wsd", "decay") else (choice,)
+    given = (choice, *GIVEN.get(choice, ()))
+    if (choice, field) == ("schedule=wsd", "decay"):
+        given = (*given, "schedule.decay_fraction=0.75")
     assert largest_difference(outcome(*given), outcome(*given, f"{axis}.{field}={KNOBS[choice][field]}")) > FELT
 
 
@@ -172,7 +193,7 @@ def test_the_seed_decides_the_weights() -> None:
 def test_choices_of_an_axis_differ(axis: str) -> None:
     names = sorted(TRAINING[axis].choices)
     # Two blocks: what depends on depth does not show in one.
-    outcomes = [outcome("model.depth=2", f"{axis}={name}") for name in names]
+    outcomes = [outcome("model.depth=2", f"{axis}={name}", *GIVEN.get(f"{axis}={name}", ())) for name in names]
     for i, one in enumerate(outcomes):
         for j, other in enumerate(outcomes[:i]):
             assert largest_difference(one, other) > FELT, (names[i], names[j])
