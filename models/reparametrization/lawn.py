@@ -87,7 +87,10 @@ class LAWNConfig(ReparametrizationConfig):
         return round(self.warmup_fraction * steps) if self.warmup_steps is None else self.warmup_steps
 
     def constrained(self, model: Any) -> list[Linear]:
-        return [linear for name, linear in linears(model) if self.attention or ".attention." not in name]
+        def chosen(name: str) -> bool:
+            return name == "head" or ".mlp." in name or (self.attention and ".attention." in name)
+
+        return [linear for name, linear in linears(model) if chosen(name)]
 
     def build(self, model: Any) -> Reparametrization:
         chosen = self.constrained(model)

@@ -27,7 +27,7 @@ class RowEquilibration(nn.Module):
 class WeightConditioningConfig(ReparametrizationConfig):
     """Every matrix of the blocks has its rows divided by their L2 norms in the forward pass. Saratchandran et al. 2024.
 
-    Our reading: all matrices of attention and MLPs; neither embedding nor head, whose rows are the scores of tokens.
+    Our reading: all matrices of attention, MLPs and gates; neither embedding nor head, whose rows stand for tokens.
     Without a gain, rows keep the norm that init=paper gives them on average, one: what a layer puts out has about the
     RMS of its input, and only the gains of norms can raise it.
     """

@@ -335,16 +335,16 @@ class TestLAWN:
     def test_vector(self) -> None:
         """Plain gradient descent at LR 0.1: w = [3, 4], g = [1, 1]."""
         model = nn.Module()
-        model.mlp = Linear(2, 1)
-        model.mlp.weight.data.copy_(torch.tensor([[3.0, 4]]))
-        model.mlp.weight.grad = torch.ones(1, 2)
+        model.head = Linear(2, 1)
+        model.head.weight.data.copy_(torch.tensor([[3.0, 4]]))
+        model.head.weight.grad = torch.ones(1, 2)
         lawn = LAWNConfig(free_steps=0).build(model)
         with torch.no_grad():
             lawn.before_step(model, 0, 10)
-            torch.testing.assert_close(model.mlp.weight.grad, torch.tensor([[0.16, -0.12]]))
-            model.mlp.weight.sub_(0.1 * model.mlp.weight.grad)
+            torch.testing.assert_close(model.head.weight.grad, torch.tensor([[0.16, -0.12]]))
+            model.head.weight.sub_(0.1 * model.head.weight.grad)
             lawn.after_step(model, 0, 0.1)
-        torch.testing.assert_close(model.mlp.weight.detach(), torch.tensor([[2.983976, 4.011968]]))
+        torch.testing.assert_close(model.head.weight.detach(), torch.tensor([[2.983976, 4.011968]]))
 
     def test_a_tangent_is_orthogonal_and_a_projection(self) -> None:
         x, weight = randn(4, 5), randn(4, 5, seed=1)
@@ -393,6 +393,11 @@ class TestLAWN:
     def test_constrained_matrices_are_not_decayed(self) -> None:
         model = built("reparametrization=lawn")
         check_decay(model, tiny("reparametrization=lawn"), {"blocks.0.mlp.up", "blocks.0.mlp.down", "head"})
+
+    def test_matrices_of_norms_are_free(self) -> None:
+        config = tiny("reparametrization=lawn", "reparametrization.attention=true", "norm=gated")
+        model = built("reparametrization=lawn", "reparametrization.attention=true", "norm=gated")
+        check_decay(model, config, {*(f"blocks.0.{name}" for name in BLOCK), "head"})
 
     def test_state_goes_on_from_a_copy(self) -> None:
         """What a checkpoint keeps is enough in the middle of the constrained phase."""
