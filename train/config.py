@@ -97,8 +97,8 @@ class Config(Architecture, Place):
             )
         if self.position.name == "rope" and (self.model.width // self.model.heads) % 2:
             raise ValueError(
-                f"position=rope needs an even head dimension, model.width/model.heads is "
-                f"{self.model.width // self.model.heads}: change model.heads or use position=alibi"
+                f"position=rope needs an even head dimension, not {self.model.width // self.model.heads} as of "
+                f"model.width={self.model.width} and model.heads={self.model.heads}: change them or use position=alibi"
             )
         return self
 
