@@ -75,6 +75,8 @@ class NoNorm(nn.Module):
 @NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LayerNormConfig(NormConfig):
+    __doc__ = LayerNorm.__doc__
+
     name: Literal["layernorm"] = "layernorm"
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the variance. Flax's default, so the paper's."""
@@ -86,6 +88,8 @@ class LayerNormConfig(NormConfig):
 @NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class RMSNormConfig(NormConfig):
+    __doc__ = RMSNorm.__doc__
+
     name: Literal["rmsnorm"] = "rmsnorm"
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the mean square."""
@@ -97,6 +101,8 @@ class RMSNormConfig(NormConfig):
 @NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class DynamicTanhConfig(NormConfig):
+    __doc__ = DynamicTanh.__doc__
+
     name: Literal["dyt"] = "dyt"
     scale_invariant = False
     alpha: Annotated[float, Field(gt=0)] = 0.5
@@ -110,6 +116,8 @@ class DynamicTanhConfig(NormConfig):
 @NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoNormConfig(NormConfig):
+    """x in fp32, without normalization. He & Hofmann 2024 train blocks without."""
+
     name: Literal["none"] = "none"
     scale_invariant = False
 

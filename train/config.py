@@ -117,7 +117,7 @@ class Config(Architecture, Place):
 
     def readable(self) -> str:
         chosen = [self.model.name, f"qk_{self.qk_norm.name}"]
-        defaults = _default_choices()
+        defaults = default_choices()
         for axis in axes(Config):
             name = getattr(self, axis).name
             if axis not in ("qk_norm", *Place.__dataclass_fields__) and name != defaults.get(axis, name):
@@ -128,7 +128,8 @@ class Config(Architecture, Place):
 inherit_documentation(Config)
 
 
-def _default_choices() -> dict[str, str]:
+def default_choices() -> dict[str, str]:
+    """The choice of each group that conf/config.yaml names."""
     entries = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
     return {k: v for entry in entries if isinstance(entry, dict) for k, v in entry.items()}
 

@@ -46,10 +46,8 @@ class DeepNorm(Placement):
 @PLACEMENT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class DeepNormConfig(PlacementConfig):
-    """A form of post-norm: no further norm before the head (torchscale has one for pre-norm decoders only)."""
-
     name: Literal["deepnorm"] = "deepnorm"
-    final_norm = False
+    final_norm = False  # a form of post-norm; torchscale has one for pre-norm decoders only
 
     def build(self, norm: NormConfig, site: Site) -> Placement:
         return DeepNorm(norm, site.width, site.depth)

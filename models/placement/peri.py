@@ -52,6 +52,8 @@ class Sandwich(Peri):
 @PLACEMENT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class PeriConfig(PlacementConfig):
+    __doc__ = Peri.__doc__
+
     name: Literal["peri"] = "peri"
 
     def build(self, norm: NormConfig, site: Site) -> Placement:
@@ -61,6 +63,8 @@ class PeriConfig(PlacementConfig):
 @PLACEMENT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class SandwichConfig(PlacementConfig):
+    __doc__ = Sandwich.__doc__
+
     name: Literal["sandwich"] = "sandwich"
 
     def build(self, norm: NormConfig, site: Site) -> Placement:

@@ -11,8 +11,6 @@ from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site,
 
 
 class Post(Placement):
-    """N(x + F(x)). Vaswani et al. 2017, section 3.1; GPT-1."""
-
     def __init__(self, norm: NormConfig, width: int) -> None:
         super().__init__()
         self.stream = norm.build(width)
@@ -22,8 +20,6 @@ class Post(Placement):
 
 
 class ResPost(Placement):
-    """x + N(F(x)). Swin v2 (Liu et al. 2022, section 3.2, "res-post-norm"); OLMo 2 (2024, section 3.2, "reordered")."""
-
     def __init__(self, norm: NormConfig, width: int) -> None:
         super().__init__()
         self.output = norm.build(width)
@@ -35,7 +31,10 @@ class ResPost(Placement):
 @PLACEMENT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class PostConfig(PlacementConfig):
-    """The last block's own norm is the one before the head: the published form has no other."""
+    """N(x + F(x)). Vaswani et al. 2017, section 3.1; GPT-1.
+
+    The last block's own norm is the one before the head: the published form has no other.
+    """
 
     name: Literal["post"] = "post"
     final_norm = False
@@ -47,7 +46,10 @@ class PostConfig(PlacementConfig):
 @PLACEMENT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ResPostConfig(PlacementConfig):
-    """Without Swin v2's further norm of the stream at every sixth block, which it has in its largest model only."""
+    """x + N(F(x)). Swin v2 (Liu et al. 2022, section 3.2, "res-post-norm"); OLMo 2 (2024, section 3.2, "reordered").
+
+    Without Swin v2's further norm of the stream at every sixth block, which it has in its largest model only.
+    """
 
     name: Literal["res_post"] = "res_post"
 
