@@ -342,7 +342,7 @@ def test_clashes(overrides: list[str], text: str) -> None:
 
 
 def test_tokens_of_zeros_have_finite_gradients_in_sandwich() -> None:
-    """As in Peri-LN: rows of the embedding that decay to zero were divided by zero once."""
+    """As in Peri-LN; a sublayer whose last matrix is zero has such outputs."""
     x = torch.zeros(2, 4, requires_grad=True)
     found = {}
     for name in ("sandwich", "peri"):
