@@ -135,7 +135,7 @@ class FixedStdConfig(InitConfig):
 @INIT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NormalInit(FixedStdConfig):
-    """Everything normal with one std. GPT-1."""
+    """Everything normal with one std. Radford et al. 2018 (GPT-1), section 4.1."""
 
     name: Literal["normal"] = "normal"
 

@@ -184,7 +184,7 @@ class DynamicTanhConfig(NormConfig):
 @NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoNormConfig(NormConfig):
-    """x as it is."""
+    """x in fp32, without normalization. He & Hofmann 2024 train blocks without."""
 
     name: Literal["none"] = "none"
     scale_invariant = False

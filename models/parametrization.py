@@ -139,7 +139,7 @@ def groups(config: ParametrizationConfig, model: nn.Module, size: SizeConfig) ->
 @PARAMETRIZATION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Standard(ParametrizationConfig):
-    """One learning rate for all tensors, attention scale 1/sqrt(head_dim)."""
+    """One learning rate for all tensors, attention scale 1/sqrt(head_dim). Wortsman et al. 2023, section 2.1."""
 
     name: Literal["standard"] = "standard"
 
@@ -176,9 +176,10 @@ class MuPIntermediate(MuPSimple):
 @PARAMETRIZATION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class MuPFull(MuPIntermediate):
-    """(i), (ii), (iii) attention scale 1/head_dim and (iv) query projections that start at zero. Fig. E.5.
+    """(i), (ii), (iii) attention scale 1/head_dim and (iv) query projections that start at zero.
 
-    The scale is the paper's, 1/head_dim without a factor that restores 1/sqrt(head_dim) at a base.
+    Wortsman et al. 2023, Fig. E.5. The scale is the paper's, 1/head_dim without a factor that restores
+    1/sqrt(head_dim) at a base.
     """
 
     name: Literal["mup_full"] = "mup_full"  # type: ignore[assignment]

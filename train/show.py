@@ -1,4 +1,4 @@
-"""`python -m train show=parametrization [overrides]`: what a config means for each tensor, without training."""
+"""`python -m train show=axes`: every choice; `show=parametrization [overrides]`: what a config does to each tensor."""
 
 from __future__ import annotations
 
@@ -7,20 +7,28 @@ import torch
 from conf.axis import ConfigError, near
 from models.gpt import GPT
 from models.parametrization import rule_of, tensors
+from train.axes_table import table
 from train.config import Config
 
 
 def show(what: str, config: Config) -> None:
-    if what != "parametrization":
-        raise ConfigError(f"show={what} is not a choice: {near(what, ['parametrization'])}")
+    if what == "axes":
+        print(table(), end="")
+    elif what == "parametrization":
+        show_parametrization(config)
+    else:
+        raise ConfigError(f"show={what} is not a choice: {near(what, ['axes', 'parametrization'])}")
+
+
+def show_parametrization(config: Config) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    shown = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("tensor", "kind", "shape", "init x", "output x", "peak LR", "decay a step at the peak", "eps x"):
-        table.add_column(column, no_wrap=True)
+        shown.add_column(column, no_wrap=True)
     for row in rows(config):
-        table.add_row(*row)
+        shown.add_row(*row)
     name, size = config.parametrization.name, config.model
     scale = config.placement.attention_scale(size.head_dim, config.parametrization.attention_scale(size.head_dim))
     console = Console(highlight=False, width=160)
@@ -29,7 +37,7 @@ def show(what: str, config: Config) -> None:
         f"attention scale {scale:.4g}, "
         f"branches x {config.parametrization.branch_scale(size):.4g}"
     )
-    console.print(table)
+    console.print(shown)
 
 
 def rows(config: Config) -> list[list[str]]:

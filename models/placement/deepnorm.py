@@ -50,7 +50,7 @@ class DeepNormConfig(PlacementConfig):
     """
 
     name: Literal["deepnorm"] = "deepnorm"
-    final_norm = False
+    final_norm = False  # a form of post-norm; torchscale has one for pre-norm decoders only
 
     def build(self, norm: NormConfig, site: Site) -> Placement:
         return DeepNorm(norm, site.width, site.depth)

@@ -26,10 +26,11 @@ def relaxed(x_BTD: torch.Tensor) -> torch.Tensor:
     """x / (max|x| / 8), no gradient through the maximum, so that squares stay inside the range of fp16.
 
     CogView's code takes the maximum over the whole tensor, which lets later tokens act on earlier ones; here it is
-    taken token by token.
+    taken token by token. A token of zeros is left as it is: 0/0 otherwise, or a gradient without bounds.
     """
     x_BTD = x_BTD.float()
-    return x_BTD / (x_BTD.detach().abs().amax(-1, keepdim=True).clamp_min(1e-30) / 8)
+    peak_BT1 = x_BTD.detach().abs().amax(-1, keepdim=True)
+    return x_BTD / torch.where(peak_BT1 > 0, peak_BT1 / 8, 1.0)
 
 
 class Sandwich(Peri):

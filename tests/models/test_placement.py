@@ -412,3 +412,14 @@ def test_clashes(overrides: list[str], text: str) -> None:
     with pytest.raises(ConfigError) as error:
         tiny(*overrides)
     assert str(error.value) == text
+
+
+def test_tokens_of_zeros_have_finite_gradients_in_sandwich() -> None:
+    """As in Peri-LN; a sublayer whose last matrix is zero has such outputs."""
+    x = torch.zeros(2, 4, requires_grad=True)
+    found = {}
+    for name in ("sandwich", "peri"):
+        around = surround(name)
+        (found[name],) = torch.autograd.grad(around(x, lambda h: h).sum(), x)
+        assert found[name].isfinite().all()
+    torch.testing.assert_close(found["sandwich"], found["peri"])

@@ -36,7 +36,7 @@ class CrossEntropyObjective(Objective):
 @LOSS.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class CrossEntropy(LossConfig):
-    """-log p_y with p = softmax(z)."""
+    """-log p_y with p = softmax(z). Wortsman et al. 2023, section 2.1."""
 
     name: Literal["cross_entropy"] = "cross_entropy"
 
