@@ -48,6 +48,7 @@ class DeepNormConfig(PlacementConfig):
 
     name: Literal["deepnorm"] = "deepnorm"
     final_norm = False
+    scales_with_depth = True
 
     def build(self, norm: NormConfig, site: Site) -> Placement:
         return DeepNorm(norm, site.width, site.depth)

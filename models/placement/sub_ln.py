@@ -35,6 +35,7 @@ def gamma(depth: int) -> float:
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class SubLNConfig(PlacementConfig):
     name: Literal["sub_ln"] = "sub_ln"
+    scales_with_depth = True
 
     def build(self, norm: NormConfig, site: Site) -> Placement:
         return Pre(norm, site.width)
