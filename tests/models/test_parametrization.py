@@ -170,7 +170,7 @@ class TestTables:
 
     @pytest.mark.parametrize("init", ["paper", "xavier", "orthogonal", "normal", "gpt2"])
     def test_std_is_that_of_the_base_width_times_the_table_s(self, init):
-        """Drawn at the base width, and at four times it: hidden matrices have half the std there, the others the same."""
+        """Drawn at the base width and at four times it: hidden matrices have half the std, the others the same."""
         size = ["data.vocab_size=512", "model.depth=2", f"init={init}", "parametrization.base_width=64"]
         base = model_of(tiny("parametrization=mup", "model.width=64", *size))
         wide = model_of(tiny("parametrization=mup", "model.width=256", *size))

@@ -1,4 +1,4 @@
-"""Every choice of the axes of placement, norm, init and schedule trains, through the command's own path."""
+"""Every choice of the axes of placement, norm, init, parametrization and schedule trains, through the command's own path."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,9 @@ from tests.train.helpers import trained
 from train.config import Config
 
 CHOICES = [
-    f"{axis}={name}" for axis in ("placement", "norm", "init", "schedule") for name in axes(Config)[axis].choices
+    f"{axis}={name}"
+    for axis in ("placement", "norm", "init", "parametrization", "schedule")
+    for name in axes(Config)[axis].choices
 ]
 OPTIONS = ["layer_scale=0.1", "embedding_norm=true"]
 
