@@ -1,4 +1,4 @@
-"""Every choice of the axes of placement, norm, init, parametrization and schedule trains, through the command's own path."""
+"""Every choice of placement, norm, init, parametrization and schedule trains, through the command's own path."""
 
 import math
 from pathlib import Path

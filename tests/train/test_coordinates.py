@@ -23,11 +23,7 @@ def test_slope_is_the_exponent():
 
 @pytest.mark.parametrize(
     ("name", "passes"),
-    [
-        ("standard", False),
-        ("parameter_rms", False),
-        *((name, True) for name in ("mup_simple", "mup_full", "completep")),
-    ],
+    {"standard": False, "parameter_rms": False, "mup_simple": True, "mup_full": True, "completep": True}.items(),
 )
 def test_over_width_mup_passes_and_standard_fails(name, passes):
     slopes = check([*TINY, f"parametrization={name}"])
