@@ -20,7 +20,7 @@ from models.layers import Embedding, Linear
 from models.mlp import MLP, MLPConfig
 from models.norms import NORM, NormConfig
 from models.parametrization import PARAMETRIZATION, ParametrizationConfig, scale_init, set_multipliers
-from models.placement.layer_scale import LayerScale
+from models.placement.layer_scale import BranchScale, LayerScale
 from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site
 from models.positions import POSITION, PositionConfig, Positions
 from models.probes import Stats, rms
@@ -29,6 +29,7 @@ from models.reparametrization.base import REPARAMETRIZATION, ReparametrizationCo
 from models.size import SizeConfig
 
 import_all("models.attention")
+import_all("models.parametrization")
 import_all("models.placement")
 import_all("models.reparametrization")
 
@@ -116,8 +117,11 @@ class Block(nn.Module):
 
 def _norms(arch: Architecture, sublayer: Literal["attention", "mlp"], index: int) -> Placement:
     norms = arch.placement.build(arch.norm, Site(sublayer, index, arch.model.depth, arch.model.width))
+    factor = arch.parametrization.branch_scale(arch.model, sublayer)
     if arch.layer_scale is not None:
-        norms.scale = LayerScale(arch.model.width, arch.layer_scale)
+        norms.scale = LayerScale(arch.model.width, arch.layer_scale, factor)
+    elif factor != 1.0:
+        norms.scale = BranchScale(factor)
     return norms
 
 
@@ -171,7 +175,7 @@ def initialize(model: GPT, arch: Architecture, seed: int) -> None:
     """Fills every parameter, a pure function of the seed: by init, then as placement and parametrization ask."""
     arch.init.apply(model, torch.Generator().manual_seed(seed))
     arch.placement.rescale(list(model.blocks))
-    scale_init(arch.parametrization, model, arch.model)
+    scale_init(arch.parametrization, model, arch.model, arch.init)
     arch.placement.constrain(model)
     arch.reparametrization.start(model)
 

@@ -58,9 +58,16 @@ class InitConfig(Choice):
     def calibrate(self, model: Any, tokens_BT: torch.Tensor) -> None:
         """Changes the weights of a GPT that is otherwise ready to train by what it does on its first batch."""
 
+    def embedding_std(self, width: float) -> float:
+        return 1 / math.sqrt(width)
+
+    def matrix_std(self, fan_out: float, fan_in: float, where: Where) -> float | None:
+        """Of the weights that `matrix` gives, for parametrizations; None where it takes more than the shape to know."""
+        return None
+
     def embedding(self, weight_ND: torch.Tensor, generator: torch.Generator) -> None:
         """Of tokens and of learned positions: normal with std 1/sqrt(width), where a choice says nothing else."""
-        weight_ND.normal_(0, 1 / math.sqrt(weight_ND.shape[1]), generator=generator)
+        weight_ND.normal_(0, self.embedding_std(weight_ND.shape[1]), generator=generator)
 
     def matrix(self, weight_OI: torch.Tensor, where: Where, generator: torch.Generator) -> None:
         """A projection, [fan-out, fan-in], the head included."""
@@ -80,6 +87,9 @@ class PaperInit(InitConfig):
 
     name: Literal["paper"] = "paper"
 
+    def matrix_std(self, fan_out: float, fan_in: float, where: Where) -> float:
+        return 1 / math.sqrt(fan_in)
+
     def matrix(self, weight_OI: torch.Tensor, where: Where, generator: torch.Generator) -> None:
         std = 1 / math.sqrt(weight_OI.shape[1]) / TRUNCATED_STD
         nn.init.trunc_normal_(weight_OI, 0, std, -2 * std, 2 * std, generator=generator)
@@ -94,6 +104,9 @@ class XavierInit(InitConfig):
     """
 
     name: Literal["xavier"] = "xavier"
+
+    def matrix_std(self, fan_out: float, fan_in: float, where: Where) -> float:
+        return math.sqrt(2 / (fan_in + fan_out))
 
     def matrix(self, weight_OI: torch.Tensor, where: Where, generator: torch.Generator) -> None:
         nn.init.xavier_uniform_(weight_OI, generator=generator)
@@ -110,6 +123,9 @@ class OrthogonalInit(InitConfig):
 
     name: Literal["orthogonal"] = "orthogonal"
 
+    def matrix_std(self, fan_out: float, fan_in: float, where: Where) -> float:
+        return 1 / math.sqrt(max(fan_in, fan_out))
+
     def matrix(self, weight_OI: torch.Tensor, where: Where, generator: torch.Generator) -> None:
         nn.init.orthogonal_(weight_OI, generator=generator)
 
@@ -121,8 +137,11 @@ class FixedStdConfig(InitConfig):
     std: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation. Radford et al. 2018 (GPT-1), section 4.1; GPT-2's code."""
 
-    def embedding(self, weight_ND: torch.Tensor, generator: torch.Generator) -> None:
-        weight_ND.normal_(0, self.std, generator=generator)
+    def embedding_std(self, width: float) -> float:
+        return self.std
+
+    def matrix_std(self, fan_out: float, fan_in: float, where: Where) -> float:
+        return self.std * self.share(where)
 
     def matrix(self, weight_OI: torch.Tensor, where: Where, generator: torch.Generator) -> None:
         weight_OI.normal_(0, self.std * self.share(where), generator=generator)

@@ -19,6 +19,7 @@ from models.probes import Stats, merge, tensor_rms
 from train.config import Config
 from train.losses import Output
 from train.recorder import Recorder
+from train.relative import RelativeLR
 
 Hidden = Callable[[torch.Tensor, bool], tuple[torch.Tensor, Stats]]
 
@@ -65,6 +66,7 @@ class Proxy(pl.LightningModule):
             chosen.append(Group(of_loss))
         rule = {id(p): group.rule for group in chosen for p in group.parameters}
         self._rules = [rule[id(p)] for p in self.tensors]
+        self._relative = RelativeLR(self.tensors, self._rules, self.config.optimizer)
         return self.config.optimizer.build(chosen)
 
     def training_step(self, tokens_BT1: torch.Tensor, batch_idx: int) -> torch.Tensor:
@@ -129,7 +131,7 @@ class Proxy(pl.LightningModule):
                 rms = tensor_rms(self._before)
                 # A schedule may end at 0, where nothing moves: that is 0, not 0/0.
                 own_lr = max(lr, 1e-30) * torch.tensor([rule.lr for rule in self._rules], device=rms.device)
-                self._record_each("update", "rms", rms / own_lr)
+                self._record_each("update", "rms", rms / (own_lr * self._relative.factors()))
             self._before = []
         self.recorder.add({"step": step, "lr": lr}, self._stats)
         self._stats = {}
@@ -144,7 +146,9 @@ class Proxy(pl.LightningModule):
         lr *= self.model.reparametrization.lr_factor(step, config.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
+        self._relative.start()
         optimizer.step(closure=closure)
+        self._relative.finish(lr / peak)
         with torch.no_grad():
             config.optimizer.after_step(self.model, self._stats)
             self.model.reparametrization.after_step(self.model, step, lr)

@@ -83,7 +83,7 @@ class AdamW(OptimizerConfig):
         return PAPER_DECAY[self.decay] if self.weight_decay is None else self.weight_decay
 
     def decay_at_peak(self, rule: Rule) -> float:
-        rate = rule.decay * self.decay_rate()
+        rate = rule.decay_in(self.decay) * self.decay_rate()
         return self.lr * rule.lr * rate if self.decay == "coupled" else rate
 
     def epsilon(self) -> float:
@@ -94,7 +94,7 @@ class AdamW(OptimizerConfig):
         for group in groups:
             lr = self.lr * group.rule.lr
             # torch multiplies by lr_t lambda; dividing by the group's peak leaves s_t lambda, whatever the scale.
-            rate = group.rule.decay * self.decay_rate() / (lr if self.decay == "independent" else 1.0)
+            rate = group.rule.decay_in(self.decay) * self.decay_rate() / (lr if self.decay == "independent" else 1.0)
             chosen.append(
                 {
                     "params": list(group.parameters),

@@ -51,6 +51,8 @@ class DeepNormConfig(PlacementConfig):
 
     name: Literal["deepnorm"] = "deepnorm"
     final_norm = False  # a form of post-norm; torchscale has one for pre-norm decoders only
+    final_norm = False
+    scales_with_depth = True
 
     def build(self, norm: NormConfig, site: Site) -> Placement:
         return DeepNorm(norm, site.width, site.depth)

@@ -40,6 +40,7 @@ class SubLNConfig(PlacementConfig):
     """
 
     name: Literal["sub_ln"] = "sub_ln"
+    scales_with_depth = True
 
     def build(self, norm: NormConfig, site: Site) -> Placement:
         return Pre(norm, site.width)

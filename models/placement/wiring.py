@@ -2,7 +2,8 @@
 
 A placement is one small class whose `forward` is its equation, and a frozen dataclass that names it. Every file in this
 folder is imported, so that a placement is registered by being there. In equations x is the residual stream, F a
-sublayer (attention or MLP), N a norm of the `norm` axis; each N has parameters of its own. `self.scale` is LayerScale.
+sublayer (attention or MLP), N a norm of the `norm` axis; each N has parameters of its own. `self.scale` is the factor
+of the parametrization and LayerScale.
 
 Shape suffixes: B batch, T tokens, D model width.
 """
@@ -34,9 +35,9 @@ class Site:
 
 
 class Placement(nn.Module):
-    """The norms around one sublayer, and LayerScale where there is one.
+    """The norms around one sublayer, and the factors of its branch where there are any.
 
-    LayerScale stands last in the branch, behind an output norm: in front of it the norm would take it out again.
+    They stand last in the branch, behind an output norm: in front of it the norm would take them out again.
     """
 
     def __init__(self) -> None:
@@ -52,6 +53,7 @@ class Placement(nn.Module):
 class PlacementConfig(Choice):
     name: str
     final_norm = True  # whether the published form has a norm before the head
+    scales_with_depth = False  # whether it has factors of the number of blocks
 
     def build(self, norm: NormConfig, site: Site) -> Placement:
         raise NotImplementedError

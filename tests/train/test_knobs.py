@@ -18,6 +18,7 @@ from train.module import Proxy
 
 # Terms that go with every loss.
 TERMS = {"z_loss": "1e-2", "mu_loss": "1", "max_z": "1e-2", "logit_penalty": "0.1", "soft_cap": "0.5"}
+MUP = {"base_width": "64", "base_head_dim": "64", "alpha_in": "2", "alpha_out": "2"}
 REFUSED = {("loss=noisy_softmax", "soft_cap")}
 # An alternative for each field of each choice. A new field or choice fails here until it is given one.
 KNOBS: dict[str, dict[str, str]] = {
@@ -60,6 +61,11 @@ KNOBS: dict[str, dict[str, str]] = {
     "parametrization=mup_simple": {"base_width": "64"},
     "parametrization=mup_intermediate": {"base_width": "64"},
     "parametrization=mup_full": {"base_width": "64"},
+    "parametrization=mup": MUP,
+    "parametrization=depth_mup": MUP | {"base_depth": "4"},
+    "parametrization=completep": MUP | {"base_depth": "4"},
+    "parametrization=u_mup": {"alpha_res": "2", "alpha_res_attn_ratio": "2", "alpha_attention": "2", "alpha_loss": "2"},
+    "parametrization=parameter_rms": {"least_rms": "0.5"},
     "reparametrization=none": {},
     "reparametrization=sigma": {"gamma_init": "sigma"},
     "reparametrization=weight_conditioning": {},
@@ -192,8 +198,8 @@ def test_the_seed_decides_the_weights() -> None:
 @pytest.mark.parametrize("axis", TRAINING)
 def test_choices_of_an_axis_differ(axis: str) -> None:
     names = sorted(TRAINING[axis].choices)
-    # Two blocks: what depends on depth does not show in one.
-    outcomes = [outcome("model.depth=2", f"{axis}={name}", *GIVEN.get(f"{axis}={name}", ())) for name in names]
+    # Three blocks: what depends on depth shows neither in one nor in as many as the base depth.
+    outcomes = [outcome("model.depth=3", f"{axis}={name}", *GIVEN.get(f"{axis}={name}", ())) for name in names]
     for i, one in enumerate(outcomes):
         for j, other in enumerate(outcomes[:i]):
             assert largest_difference(one, other) > FELT, (names[i], names[j])
