@@ -12,7 +12,6 @@ from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
 from models.layers import Linear
-from models.parametrization import rules_of_matrices
 
 # Standard deviation of a unit normal cut off at +-2. Flax's variance_scaling divides by it: the std is then as named.
 TRUNCATED_STD = 0.87962566103423978
@@ -242,7 +241,7 @@ class LayerSequentialUnitVariance(OrthogonalInit):
                 f"{sets}, and placement={config.placement.name} has a scale of its own for the weights: "
                 f"use init=orthogonal or placement=pre"
             )
-        rules = rules_of_matrices(config.parametrization, config.model)
+        rules = config.parametrization.rules_of_matrices(config.model)
         if any(rules[name].init != 1 or rules[name].multiplier != 1 for name in rules if self.head or name != "head"):
             raise ValueError(
                 f"{sets}, and parametrization={config.parametrization.name} has a scale of its own for the weights: "

@@ -7,7 +7,7 @@ the init axis, the schedule and the optimizer give.
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -86,6 +86,18 @@ class ParametrizationConfig(Choice):
         """The std that `Rule.init` multiplies; None where the init axis doesn't know it before it has drawn."""
         return initial_std(tensor, size, init)
 
+    def rules_of_matrices(self, size: SizeConfig) -> dict[str, Rule]:
+        """The rows of the matrices that every model has, without a model: for axes that clash with some rule."""
+        with torch.device("meta"):
+            module = Linear(size.width, size.width)
+        attention = [f"blocks.0.attention.{name}" for name in ("query", "key", "value", "out")]
+        kinds: dict[str, Kind] = dict.fromkeys((*attention, "blocks.0.mlp.up", "blocks.0.mlp.down"), "hidden")
+        kinds["head"] = "head"
+        return {
+            name: self.rule(Tensor(f"{name}.weight", cast(nn.Parameter, module.weight), kind, module), size)
+            for name, kind in kinds.items()
+        }
+
     def attention_scale(self, head_dim: int) -> float:
         """What multiplies q k^T."""
         return 1 / math.sqrt(head_dim)
@@ -157,17 +169,6 @@ def init_scale(config: ParametrizationConfig, tensor: Tensor, size: SizeConfig, 
     reference, drawn = config.reference_std(tensor, size, init), initial_std(tensor, size, init)
     factor = config.rule(tensor, size).init
     return factor if reference is None or drawn is None else factor * (reference / drawn)
-
-
-def rules_of_matrices(config: ParametrizationConfig, size: SizeConfig) -> dict[str, Rule]:
-    """The rules of the matrices that every model has, without a model: for axes that clash with some rule."""
-    with torch.device("meta"):
-        module = Linear(size.width, size.width)
-    weight = nn.Parameter(module.weight)
-    attention = [f"blocks.0.attention.{name}" for name in ("query", "key", "value", "out")]
-    kinds: dict[str, Kind] = dict.fromkeys((*attention, "blocks.0.mlp.up", "blocks.0.mlp.down"), "hidden")
-    kinds["head"] = "head"
-    return {name: config.rule(Tensor(f"{name}.weight", weight, kind, module), size) for name, kind in kinds.items()}
 
 
 def set_multipliers(config: ParametrizationConfig, model: nn.Module, size: SizeConfig) -> None:

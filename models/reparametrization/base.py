@@ -13,7 +13,6 @@ from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
 from models.layers import Linear
-from models.parametrization import rules_of_matrices
 
 
 class Reparametrization(nn.Module):
@@ -52,7 +51,7 @@ class ReparametrizationConfig(Choice):
                 f"reparametrization={self.name} changes matrices that placement={config.placement.name} keeps in "
                 f"bounds itself: use reparametrization=none or placement=pre"
             )
-        rules = rules_of_matrices(config.parametrization, config.model)
+        rules = config.parametrization.rules_of_matrices(config.model)
         if self.divides and any(rule.init == 0 for rule in rules.values()):
             raise ValueError(
                 f"reparametrization={self.name} divides by the norm of matrices of which "
