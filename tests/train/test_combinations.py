@@ -120,7 +120,7 @@ def dealt(seed: int) -> Iterator[Drawn]:
 
 
 def with_every_choice(rounds: int) -> Callable[[Test], Test]:
-    """Hypothesis draws unevenly: explicit examples have every choice of every axis so many times."""
+    """Hypothesis draws unevenly: explicit examples deal every choice so many times, before what clashes is dropped."""
 
     def decorate(test: Test) -> Test:
         count = rounds * max(len(axis.choices) for axis in AXES.values())
