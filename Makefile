@@ -26,4 +26,4 @@ bench: setup
 	$(BIN)/python -m train.bench
 
 clean:
-	rm -rf runs build bench.json
+	rm -rf runs build bench*.json

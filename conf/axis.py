@@ -15,6 +15,9 @@ from pydantic_core import CoreSchema, core_schema
 # Unknown keys, wrong types, NaN and Inf are refused; a string under a field is its documentation.
 CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
+# Characters of a list of known words.
+LISTED = 200
+
 T = TypeVar("T")
 Class = TypeVar("Class", bound=type)
 
@@ -71,9 +74,15 @@ def inherit_documentation(config: type) -> None:
 
 
 def near(word: str, words: list[str]) -> str:
-    """`did you mean ...?` for the closest of `words`, else the list of them."""
+    """`did you mean ...?` for the closest of `words`, else the list of them, as far as it fits into a line."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(words))}"
+    if close:
+        return f"did you mean {close[0]}?"
+    listed = sorted(words)
+    while len(", ".join(listed)) > LISTED:
+        listed.pop()
+    more = len(words) - len(listed)
+    return f"known: {', '.join(listed)}" + (f" and {more} more, see python -m train --help" if more else "")
 
 
 def checked(config: type[T], values: Mapping[str, Any]) -> T:

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from data.batches import Prepared, TokenBatches, validation_batches
+from data.batches import Prepared, TokenBatches, train_batch, validation_batches
 
 
 class MicroBatches(IterableDataset):
@@ -61,6 +61,11 @@ class TokenDataModule(pl.LightningDataModule):
         )
         # Fetching is an index into mapped memory: worker processes make it slower.
         return DataLoader(MicroBatches(batches, self.accumulate), batch_size=None, num_workers=0)
+
+    def first_batch(self) -> torch.Tensor:
+        """x_BT1 of step 0, whole on every rank."""
+        shape = {"batch_size": self.batch_size, "context": self.context}
+        return train_batch(self.prepared.train, seed=self.seed, step=0, **shape)
 
     def validation(self) -> list[torch.Tensor]:
         """The fixed validation batches, x_BT1 each."""

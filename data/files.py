@@ -20,8 +20,11 @@ SUFFIXES = (".txt", ".jsonl", ".parquet")
 @DATA.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class TextFiles(TextConfig):
-    """A .txt is cut at blank lines into documents of at most about 8 192 characters; the other formats have one
-    document per row, in the column `text`."""
+    """Text of your own: a file or folder of .txt, .jsonl or .parquet, `data.path=`.
+
+    A .txt is cut at blank lines into documents of at most about 8 192 characters; the other formats have one
+    document per row, in the column `text`.
+    """
 
     name: Literal["text"] = "text"
     path: str

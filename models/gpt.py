@@ -1,6 +1,6 @@
 """The proxy: a decoder-only Transformer put together from the parts that the config's axes choose.
 
-Shape suffixes: B batch, T tokens, D model width, V vocabulary.
+Shape suffixes: B batch, T tokens, D model width, V vocabulary, H heads, K head dimension.
 """
 
 from typing import Annotated, Literal
@@ -14,12 +14,13 @@ from torch import nn
 from conf.axis import CHECKED, Choice, axes, import_all
 from models.attention.attention import Attention
 from models.attention.mixing import ATTENTION, MixingConfig
+from models.attention.value_residual import ValueResidualName, value_residual
 from models.init import INIT, InitConfig
 from models.layers import Embedding, Linear
 from models.mlp import MLP, MLPConfig
 from models.norms import NORM, NormConfig
 from models.parametrization import PARAMETRIZATION, ParametrizationConfig, scale_init, set_multipliers
-from models.placement.layer_scale import LayerScale
+from models.placement.layer_scale import BranchScale, LayerScale
 from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site
 from models.positions import POSITION, PositionConfig, Positions
 from models.probes import Stats, rms
@@ -28,6 +29,7 @@ from models.reparametrization.base import REPARAMETRIZATION, ReparametrizationCo
 from models.size import SizeConfig
 
 import_all("models.attention")
+import_all("models.parametrization")
 import_all("models.placement")
 import_all("models.reparametrization")
 
@@ -43,10 +45,14 @@ class Architecture:
     placement: Annotated[PlacementConfig, PLACEMENT]
     layer_scale: Annotated[float, Field(ge=0)] | None
     """Initial value of LayerScale, a learned factor a channel on what each sublayer adds; null is without.
-    Touvron et al. 2021 (CaiT), eq. 4: 0.1 to 18 blocks, 1e-5 to 24, 1e-6 beyond."""
+    Touvron et al. 2021 (CaiT): 0.1 to 18 blocks, 1e-5 to 24, 1e-6 beyond."""
     embedding_norm: bool
     """A norm of the norm axis on the embedding, positions included: the first stream of Peri-LN (Kim et al. 2025),
     the embedding LayerNorm of BLOOM and of Takase et al. 2023."""
+    value_residual: ValueResidualName | None
+    """Values of each block but the first: l_1 times the first block's plus l_2 times its own, as they come out of the
+    value projection (placement=hybridnorm: after its norm). identity: both 1/2; learnable: two numbers a block that
+    start at 1/2; null: its own. Zhou et al. 2024 (ResFormer)."""
     position: Annotated[PositionConfig, POSITION]
     mlp: Annotated[MLPConfig, MLP]
     init: Annotated[InitConfig, INIT]
@@ -79,31 +85,43 @@ class Block(nn.Module):
             arch.attention.build(
                 heads=heads,
                 head_dim=arch.model.head_dim,
-                scale=arch.parametrization.attention_scale(arch.model.head_dim),
+                scale=arch.placement.attention_scale(
+                    arch.model.head_dim, arch.parametrization.attention_scale(arch.model.head_dim)
+                ),
                 context=context,
                 block=index,
             ),
         )
+        if arch.value_residual is not None and index > 0:
+            self.attention.value_residual = value_residual(arch.value_residual)
         self.mlp_norms = _norms(arch, "mlp", index)
         self.mlp = arch.mlp.build(width)
         arch.placement.insert(self.attention, self.mlp, arch.norm)
 
-    def forward(self, x_BTD: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
+    def forward(
+        self, x_BTD: torch.Tensor, watch: bool = False, first_BHTK: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Stats, torch.Tensor]:
+        """The residual stream, the probes, and the values of this block; `first` are those of the first."""
         stats: Stats = {}
+        values: list[torch.Tensor] = []
 
         def attend(h_BTD: torch.Tensor) -> torch.Tensor:
-            mixed_BTD, found = self.attention(h_BTD, watch)
+            mixed_BTD, found, v_BHTK = self.attention(h_BTD, watch, first_BHTK)
             stats.update(found)
+            values.append(v_BHTK)
             return mixed_BTD
 
         x_BTD = self.attention_norms(x_BTD, attend)
-        return self.mlp_norms(x_BTD, self.mlp), stats
+        return self.mlp_norms(x_BTD, self.mlp), stats, values[0]
 
 
 def _norms(arch: Architecture, sublayer: Literal["attention", "mlp"], index: int) -> Placement:
     norms = arch.placement.build(arch.norm, Site(sublayer, index, arch.model.depth, arch.model.width))
+    factor = arch.parametrization.branch_scale(arch.model, sublayer)
     if arch.layer_scale is not None:
-        norms.scale = LayerScale(arch.model.width, arch.layer_scale)
+        norms.scale = LayerScale(arch.model.width, arch.layer_scale, factor)
+    elif factor != 1.0:
+        norms.scale = BranchScale(factor)
     return norms
 
 
@@ -120,6 +138,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(arch, self.positions, context, i) for i in range(arch.model.depth))
         self.final_norm = arch.norm.build(width) if arch.placement.final_norm else nn.Identity()
         self.head = Linear(width, vocab_size)
+        arch.placement.complete(self)
         set_multipliers(arch.parametrization, self, arch.model)
         self.reparametrization = arch.reparametrization.build(self)
 
@@ -132,16 +151,19 @@ class GPT(nn.Module):
         """What enters the head, times its multiplier, [B, T, D], and the probes."""
         x_BTD = self.embedding_norm(self.positions.embed(self.embedding(tokens_BT)))
         stats: Stats = {}
+        first_BHTK = None
         for index, block in enumerate(self.blocks):
-            x_BTD, found = block(x_BTD, watch)
+            x_BTD, found, values_BHTK = block(x_BTD, watch, first_BHTK)
+            first_BHTK = values_BHTK if index == 0 else first_BHTK
             stats |= {f"attention/block{index}/{name}": value for name, value in found.items()}
             if watch:
                 stats[f"residual/block{index}/rms"] = rms(x_BTD)
         x_BTD = self.final_norm(x_BTD)
         return (x_BTD if self.head.multiplier == 1.0 else self.head.multiplier * x_BTD), stats
 
-    def logits(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        return fp32_head(x_BTD, self.head.matrix())
+    def logits(self, x_BTD: torch.Tensor, head_VD: torch.Tensor | None = None) -> torch.Tensor:
+        """Of what `hidden` gives; `head_VD` is the head's matrix where the caller has it already."""
+        return fp32_head(x_BTD, self.head.matrix() if head_VD is None else head_VD)
 
     def parameter_count(self) -> int:
         """N: everything but the embeddings and the head (Wortsman et al. 2023, section 2.1)."""
@@ -153,7 +175,7 @@ def initialize(model: GPT, arch: Architecture, seed: int) -> None:
     """Fills every parameter, a pure function of the seed: by init, then as placement and parametrization ask."""
     arch.init.apply(model, torch.Generator().manual_seed(seed))
     arch.placement.rescale(list(model.blocks))
-    scale_init(arch.parametrization, model, arch.model)
+    scale_init(arch.parametrization, model, arch.model, arch.init)
     arch.placement.constrain(model)
     arch.reparametrization.start(model)
 

@@ -3,17 +3,21 @@
 import dataclasses
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from conf.axis import CHECKED, Axis
+from conf.axis import CHECKED, Axis, Choice
+from models.layers import Linear
 
 # Standard deviation of a unit normal cut off at +-2. Flax's variance_scaling divides by it: the std is then as named.
 TRUNCATED_STD = 0.87962566103423978
+
+# Of LSUV to reach its std, as in its authors' code. One does where a layer's output is linear in its matrix.
+ATTEMPTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +39,7 @@ def where(name: str, depth: int) -> Where:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class InitConfig:
+class InitConfig(Choice):
     name: str
     scales_with_depth = False  # whether a weight's std depends on the block or the number of blocks
 
@@ -50,9 +54,19 @@ class InitConfig:
             elif isinstance(module, nn.Linear):
                 self.matrix(module.weight, where(name, len(blocks)), generator)
 
+    def calibrate(self, model: Any, tokens_BT: torch.Tensor) -> None:
+        """Changes the weights of a GPT that is otherwise ready to train by what it does on its first batch."""
+
+    def embedding_std(self, width: float) -> float:
+        return 1 / math.sqrt(width)
+
+    def matrix_std(self, fan_out: float, fan_in: float, where: Where) -> float | None:
+        """Of the weights that `matrix` gives, for parametrizations; None where it takes more than the shape to know."""
+        return None
+
     def embedding(self, weight_ND: torch.Tensor, generator: torch.Generator) -> None:
         """Of tokens and of learned positions: normal with std 1/sqrt(width), where a choice says nothing else."""
-        weight_ND.normal_(0, 1 / math.sqrt(weight_ND.shape[1]), generator=generator)
+        weight_ND.normal_(0, self.embedding_std(weight_ND.shape[1]), generator=generator)
 
     def matrix(self, weight_OI: torch.Tensor, where: Where, generator: torch.Generator) -> None:
         """A projection, [fan-out, fan-in], the head included."""
@@ -72,6 +86,9 @@ class PaperInit(InitConfig):
 
     name: Literal["paper"] = "paper"
 
+    def matrix_std(self, fan_out: float, fan_in: float, where: Where) -> float:
+        return 1 / math.sqrt(fan_in)
+
     def matrix(self, weight_OI: torch.Tensor, where: Where, generator: torch.Generator) -> None:
         std = 1 / math.sqrt(weight_OI.shape[1]) / TRUNCATED_STD
         nn.init.trunc_normal_(weight_OI, 0, std, -2 * std, 2 * std, generator=generator)
@@ -86,6 +103,9 @@ class XavierInit(InitConfig):
     """
 
     name: Literal["xavier"] = "xavier"
+
+    def matrix_std(self, fan_out: float, fan_in: float, where: Where) -> float:
+        return math.sqrt(2 / (fan_in + fan_out))
 
     def matrix(self, weight_OI: torch.Tensor, where: Where, generator: torch.Generator) -> None:
         nn.init.xavier_uniform_(weight_OI, generator=generator)
@@ -102,6 +122,9 @@ class OrthogonalInit(InitConfig):
 
     name: Literal["orthogonal"] = "orthogonal"
 
+    def matrix_std(self, fan_out: float, fan_in: float, where: Where) -> float:
+        return 1 / math.sqrt(max(fan_in, fan_out))
+
     def matrix(self, weight_OI: torch.Tensor, where: Where, generator: torch.Generator) -> None:
         nn.init.orthogonal_(weight_OI, generator=generator)
 
@@ -113,8 +136,11 @@ class FixedStdConfig(InitConfig):
     std: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation. Radford et al. 2018 (GPT-1), section 4.1; GPT-2's code."""
 
-    def embedding(self, weight_ND: torch.Tensor, generator: torch.Generator) -> None:
-        weight_ND.normal_(0, self.std, generator=generator)
+    def embedding_std(self, width: float) -> float:
+        return self.std
+
+    def matrix_std(self, fan_out: float, fan_in: float, where: Where) -> float:
+        return self.std * self.share(where)
 
     def matrix(self, weight_OI: torch.Tensor, where: Where, generator: torch.Generator) -> None:
         weight_OI.normal_(0, self.std * self.share(where), generator=generator)
@@ -127,7 +153,7 @@ class FixedStdConfig(InitConfig):
 @INIT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NormalInit(FixedStdConfig):
-    """Everything normal with one std. GPT-1."""
+    """Everything normal with one std. Radford et al. 2018 (GPT-1), section 4.1."""
 
     name: Literal["normal"] = "normal"
 
@@ -162,3 +188,62 @@ class LayerIndexRescaling(FixedStdConfig):
 
     def share(self, where: Where) -> float:
         return 1.0 if where.block is None else (where.block + 1) ** -0.5
+
+
+@INIT.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class LayerSequentialUnitVariance(OrthogonalInit):
+    """Orthogonal, then each matrix scaled in turn to a unit std of what its layer puts out. LSUV, Mishkin & Matas 2016.
+
+    Measured on the first training batch in evaluation mode, in order of execution, w <- w / std until |std - 1| <= tol;
+    queries, keys and values each on their own. As ducha-aiki/LSUV-pytorch, without its shift of biases: there are none
+    here. That code scales every Linear layer; the head is left out here, as unit variance of logits is no small loss.
+    """
+
+    name: Literal["lsuv"] = "lsuv"  # type: ignore[assignment]
+    tol: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Largest distance of the std from 1 that is left as it is. Mishkin & Matas 2016, section 3: 0.1."""
+    head: bool = False
+    """Scale the head too: the output logits then have a std of 1."""
+
+    @torch.no_grad()
+    def calibrate(self, model: Any, tokens_BT: torch.Tensor) -> None:
+        def scaled(linear: Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+            """What the layer puts out once it is scaled; all that runs after it sees that."""
+            for _ in range(ATTEMPTS):
+                std = output.float().std(correction=0)
+                if (std - 1).abs() <= self.tol:
+                    break
+                linear.weight.div_(std + 1e-8)
+                output = linear.forward(*inputs)
+            return output
+
+        hooks = [m.register_forward_hook(scaled) for m in model.blocks.modules() if isinstance(m, Linear)]
+        model.eval()
+        x_BTD, _ = model.hidden(tokens_BT)
+        if self.head:
+            std = model.logits(x_BTD).std(correction=0)
+            if (std - 1).abs() > self.tol:
+                model.head.weight.div_(std + 1e-8)
+        model.train()
+        for hook in hooks:
+            hook.remove()
+
+    def fits(self, config: Any) -> None:
+        sets = "init=lsuv gives every layer's output a std of 1"
+        if config.reparametrization.divides:
+            raise ValueError(
+                f"{sets}, and reparametrization={config.reparametrization.name} divides the weights by their norms: "
+                f"use init=orthogonal or reparametrization=none"
+            )
+        if config.placement.has("constrain") or config.placement.has("rescale"):
+            raise ValueError(
+                f"{sets}, and placement={config.placement.name} has a scale of its own for the weights: "
+                f"use init=orthogonal or placement=pre"
+            )
+        rules = config.parametrization.rules_of_matrices(config.model)
+        if any(rules[name].init != 1 or rules[name].multiplier != 1 for name in rules if self.head or name != "head"):
+            raise ValueError(
+                f"{sets}, and parametrization={config.parametrization.name} has a scale of its own for the weights: "
+                f"use init=orthogonal or parametrization=standard"
+            )

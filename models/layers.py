@@ -17,6 +17,8 @@ class Linear(nn.Linear):
         """A constant of the parametrization."""
         self.map: nn.Module = nn.Identity()
         """A reparametrization: W as a function of the trained weight."""
+        self.decays = True
+        """Whether weight decay acts on the weight; False where a reparametrization takes its place."""
 
     def matrix(self) -> torch.Tensor:
         """W, [O, I]; the multiplier stays outside."""

@@ -29,7 +29,7 @@ def hidden_width(width: int, expand: float) -> int:
 
 
 class GELU(nn.Module):
-    """W_down gelu(W_up x). The tanh form of GELU is Flax's default, so the paper's."""
+    """W_down gelu(W_up x). Hendrycks & Gimpel 2016; the tanh form is Flax's default, so the paper's."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -63,6 +63,8 @@ class SwiGLU(nn.Module):
 @MLP.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class GELUConfig(MLPConfig):
+    __doc__ = GELU.__doc__
+
     name: Literal["gelu"] = "gelu"
     expand: Annotated[float, Field(gt=0)] = 4.0
     """Hidden width / model width."""
@@ -74,6 +76,8 @@ class GELUConfig(MLPConfig):
 @MLP.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class SquaredReLUConfig(MLPConfig):
+    __doc__ = SquaredReLU.__doc__
+
     name: Literal["relu2"] = "relu2"
     expand: Annotated[float, Field(gt=0)] = 4.0
     """Hidden width / model width."""
@@ -85,6 +89,8 @@ class SquaredReLUConfig(MLPConfig):
 @MLP.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class SwiGLUConfig(MLPConfig):
+    __doc__ = SwiGLU.__doc__
+
     name: Literal["swiglu"] = "swiglu"
     expand: Annotated[float, Field(gt=0)] = 8 / 3
     """Hidden width / model width; 8/3 gives the parameters of an ungated layer of width 4 (Shazeer 2020, section 3)."""

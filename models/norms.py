@@ -3,7 +3,7 @@
 Shape suffixes: ... any leading dimensions, D features.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from conf.axis import CHECKED, Axis
+from conf.axis import CHECKED, Axis, Choice
+from models.layers import Linear
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class NormConfig:
+class NormConfig(Choice):
     name: str
     scale_invariant = True  # whether N(c x) = N(x) for c > 0, eps aside
 
@@ -28,7 +29,7 @@ NORM: Axis[NormConfig] = Axis("norm")
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(var + eps) * weight, without bias (Wortsman et al. 2023, Fig. E.8). Ba et al. 2016."""
+    """(x - mean) / sqrt(var + eps) * weight."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight. Zhang & Sennrich 2019."""
+    """x / sqrt(mean(x^2) + eps) * weight."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -51,11 +52,35 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x_D.float(), self.weight.shape, self.weight, self.eps)
 
 
-class DynamicTanh(nn.Module):
-    """weight * tanh(alpha x) + bias, alpha one learned number a layer. Zhu et al. 2025 (DyT), eq. 1 and algorithm 1.
+class PreAffine(nn.Module):
+    """RMSNorm(scale * x): a vector in front of the statistics, which lets a few channels set the scale of all."""
 
-    With the bias that the paper has, although the norms here have none.
-    """
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dim))
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x_D: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(self.scale * x_D.float(), self.weight.shape, self.weight, self.eps)
+
+
+class GatedNorm(RMSNorm):
+    """y * sigmoid(W_expand silu(W_squeeze y)), y = RMSNorm(x). Its matrices are layers like any other."""
+
+    def __init__(self, dim: int, eps: float, rank: int) -> None:
+        super().__init__(dim, eps)
+        # Not called down and up: these are no matrices of an MLP.
+        self.squeeze = Linear(dim, rank)
+        self.expand = Linear(rank, dim)
+
+    def forward(self, x_D: torch.Tensor) -> torch.Tensor:
+        y_D = super().forward(x_D)
+        return y_D * torch.sigmoid(self.expand(F.silu(self.squeeze(y_D))).float())
+
+
+class DynamicTanh(nn.Module):
+    """weight * tanh(alpha x) + bias."""
 
     def __init__(self, dim: int, alpha: float) -> None:
         super().__init__()
@@ -75,6 +100,8 @@ class NoNorm(nn.Module):
 @NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LayerNormConfig(NormConfig):
+    """(x - mean) / sqrt(var + eps) * weight. Ba et al. 2016; without bias as in Wortsman et al. 2023, Fig. E.8."""
+
     name: Literal["layernorm"] = "layernorm"
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the variance. Flax's default, so the paper's."""
@@ -86,6 +113,8 @@ class LayerNormConfig(NormConfig):
 @NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class RMSNormConfig(NormConfig):
+    """x / sqrt(mean(x^2) + eps) * weight. Zhang & Sennrich 2019."""
+
     name: Literal["rmsnorm"] = "rmsnorm"
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the mean square."""
@@ -96,12 +125,57 @@ class RMSNormConfig(NormConfig):
 
 @NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
+class PreAffineConfig(RMSNormConfig):
+    """RMSNorm(lambda * x) * weight with a learned lambda a channel that starts at one.
+
+    Qiu et al. 2026 ("A unified view of attention and residual sinks", arXiv 2601.22966), section 3.3.
+    """
+
+    name: Literal["preaffine"] = "preaffine"  # type: ignore[assignment]
+
+    def build(self, dim: int) -> nn.Module:
+        return PreAffine(dim, self.eps)
+
+
+@NORM.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class GatedNormConfig(RMSNormConfig):
+    """y * sigmoid(W_up silu(W_down y)) with y = RMSNorm(x): each token scales its own channels.
+
+    Qiu et al. 2026 (arXiv 2601.22966), section 3.4. They state no initialization: the init axis fills both matrices as
+    it does all others, so that the gate starts near 1/2.
+    """
+
+    name: Literal["gated"] = "gated"  # type: ignore[assignment]
+    rank: Annotated[int, Field(ge=1)] = 16
+    """Rank of the gate, rows of W_down. Qiu et al. 2026, section 3.4."""
+
+    def build(self, dim: int) -> nn.Module:
+        return GatedNorm(dim, self.eps, self.rank)
+
+    def fits(self, config: Any) -> None:
+        if config.parametrization.name != "standard":
+            raise ValueError(
+                f"norm=gated has matrices whose fan-in is its rank at every width, parametrization="
+                f"{config.parametrization.name} scales all of them by the width: use parametrization=standard or "
+                f"norm=rmsnorm"
+            )
+
+
+@NORM.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class DynamicTanhConfig(NormConfig):
+    """weight * tanh(alpha x) + bias, alpha one learned number a layer. Zhu et al. 2025 (DyT), algorithm 1.
+
+    With the bias that the paper has, although the norms here have none; without the learned factor on the embedding
+    that its LLaMA runs have (section 5).
+    """
+
     name: Literal["dyt"] = "dyt"
     scale_invariant = False
     alpha: Annotated[float, Field(gt=0)] = 0.5
-    """Initial alpha. Zhu et al. 2025, section 4; their LLaMA runs take 0.8 before attention and 0.2 elsewhere at
-    7B, less in wider models."""
+    """Initial alpha. Zhu et al. 2025, section 4; their LLaMA runs (section 7) take 0.8 before attention and 0.2
+    elsewhere at 7B, less in wider models."""
 
     def build(self, dim: int) -> nn.Module:
         return DynamicTanh(dim, self.alpha)
@@ -110,6 +184,8 @@ class DynamicTanhConfig(NormConfig):
 @NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoNormConfig(NormConfig):
+    """x in fp32, without normalization. He & Hofmann 2024 train blocks without."""
+
     name: Literal["none"] = "none"
     scale_invariant = False
 

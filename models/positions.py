@@ -97,6 +97,8 @@ class ALiBi(Positions):
 @POSITION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class RotaryConfig(PositionConfig):
+    __doc__ = Rotary.__doc__
+
     name: Literal["rope"] = "rope"
     base: Annotated[float, Field(gt=1)] = 10_000.0
     """Longest wavelength / 2 pi, in tokens. Su et al. 2021; the paper doesn't state its own."""
@@ -113,6 +115,8 @@ class RotaryConfig(PositionConfig):
 @POSITION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LearnedConfig(PositionConfig):
+    __doc__ = Learned.__doc__
+
     name: Literal["learned"] = "learned"
 
     def build(self, width: int, heads: int, context: int) -> Positions:
@@ -122,6 +126,8 @@ class LearnedConfig(PositionConfig):
 @POSITION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoPositionConfig(PositionConfig):
+    """Nothing but the causal mask tells of positions. Haviv et al. 2022; Kazemnejad et al. 2023 (NoPE)."""
+
     name: Literal["none"] = "none"
 
     def build(self, width: int, heads: int, context: int) -> Positions:
@@ -131,6 +137,8 @@ class NoPositionConfig(PositionConfig):
 @POSITION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ALiBiConfig(PositionConfig):
+    __doc__ = ALiBi.__doc__
+
     name: Literal["alibi"] = "alibi"
 
     def build(self, width: int, heads: int, context: int) -> Positions:

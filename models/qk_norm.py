@@ -65,6 +65,8 @@ class L2QKNorm(nn.Module):
 @QK_NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoQKNormConfig(QKNormConfig):
+    """Queries and keys as they are projected. Vaswani et al. 2017."""
+
     name: Literal["none"] = "none"
 
     def build(self, head_dim: int, context: int) -> nn.Module:
@@ -74,6 +76,8 @@ class NoQKNormConfig(QKNormConfig):
 @QK_NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LayerNormQK(QKNormConfig):
+    """LayerNorm of queries and keys, head by head. Dehghani et al. 2023 (ViT-22B); Wortsman et al. 2023, Fig. E.8."""
+
     name: Literal["layernorm"] = "layernorm"
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the variance over the head dimension."""
@@ -85,6 +89,8 @@ class LayerNormQK(QKNormConfig):
 @QK_NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class RMSNormQK(QKNormConfig):
+    """RMSNorm of queries and keys, head by head. Yang et al. 2025 (Qwen3)."""
+
     name: Literal["rmsnorm"] = "rmsnorm"
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the mean square over the head dimension."""
@@ -96,6 +102,8 @@ class RMSNormQK(QKNormConfig):
 @QK_NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class L2QK(QKNormConfig):
+    __doc__ = L2QKNorm.__doc__
+
     name: Literal["l2"] = "l2"
 
     def build(self, head_dim: int, context: int) -> nn.Module:

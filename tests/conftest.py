@@ -20,6 +20,19 @@ TINY = [
 ]  # fmt: skip
 
 
+# What a choice is refused without, where that is not the default.
+NEEDS = {
+    "placement=ngpt": ("norm=none", "qk_norm=none"),
+    "optimizer=schedule_free": ("schedule=constant",),
+    "optimizer.qk_clip=100": ("qk_norm=none",),
+}
+
+
+def complete(*overrides: str) -> tuple[str, ...]:
+    """The overrides and what they need besides."""
+    return (*overrides, *(need for o in overrides for need in NEEDS.get(o, ()) if need not in overrides))
+
+
 @cache
 def tiny(*overrides: str) -> Config:
     """The checked config of a run of four steps of a model of width 16."""

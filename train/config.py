@@ -98,8 +98,8 @@ class Config(Architecture, Place):
             )
         if self.position.name == "rope" and (self.model.width // self.model.heads) % 2:
             raise ValueError(
-                f"position=rope needs an even head dimension, model.width/model.heads is "
-                f"{self.model.width // self.model.heads}: change model.heads or use position=alibi"
+                f"position=rope needs an even head dimension, not {self.model.width // self.model.heads} as of "
+                f"model.width={self.model.width} and model.heads={self.model.heads}: change them or use position=alibi"
             )
         return self
 
@@ -118,7 +118,7 @@ class Config(Architecture, Place):
 
     def readable(self) -> str:
         chosen = [self.model.name, f"qk_{self.qk_norm.name}"]
-        defaults = _default_choices()
+        defaults = default_choices()
         for axis in axes(Config):
             name = getattr(self, axis).name
             if axis not in ("qk_norm", *Place.__dataclass_fields__) and name != defaults.get(axis, name):
@@ -129,7 +129,8 @@ class Config(Architecture, Place):
 inherit_documentation(Config)
 
 
-def _default_choices() -> dict[str, str]:
+def default_choices() -> dict[str, str]:
+    """The choice of each group that conf/config.yaml names."""
     entries = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
     return {k: v for entry in entries if isinstance(entry, dict) for k, v in entry.items()}
 

@@ -14,12 +14,13 @@ from train.config import Config, choices, compose_node, from_node, hydra_fault
 def expand(overrides: Sequence[str]) -> list[list[str]]:
     """The override lists of every point, first key slowest.
 
-    `k=a,b`, `k=choice(...)`, `k=range(...)`, `k=glob(...)` and lists `k=[a,b]` make a grid, as does the chosen
-    experiment's hydra.sweeper.params; an override given here takes the place of the experiment's for the same key.
+    `k=a,b`, `k=choice(...)`, `k=range(...)`, `k=glob(...)` and lists `k=[a,b]` make a grid, as do hydra.sweeper.params
+    of the chosen experiment and of the chosen ladder, which takes the place of the experiment's sizes; an override
+    given here takes the place of theirs for the same key.
     """
     fixed: list[str] = []
     axes: dict[str, list[str]] = {}
-    for text in [*_of_experiment(overrides), *overrides]:
+    for text in [*_of_groups(overrides), *overrides]:
         key, values = _values(text)
         fixed = [f for f in fixed if f.partition("=")[0] != key]
         if values is None:
@@ -75,10 +76,11 @@ def _values(text: str) -> tuple[str, list[str] | None]:
     return key, None
 
 
-def _of_experiment(overrides: Sequence[str]) -> list[str]:
+def _of_groups(overrides: Sequence[str]) -> list[str]:
+    """The grid that the experiment and the ladder bring along."""
     from omegaconf import OmegaConf
 
-    plain = [o for o in overrides if o.lstrip("+").startswith("experiment=")]
+    plain = [o for o in overrides if o.lstrip("+").partition("=")[0] in ("experiment", "ladder")]
     if not plain:
         return []
     params = OmegaConf.to_container(compose_node(plain, with_hydra=True).hydra.sweeper.get("params") or {})

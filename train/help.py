@@ -19,9 +19,11 @@ def show_help() -> None:
         "python -m train [bold]axis=choice ... field=value ...[/]      one run (-m: one for each combination)"
     )
     console.print("python -m train show=parametrization ...      init, LR and decay of each tensor, nothing is trained")
+    console.print("python -m train show=axes      every choice with its definition and source, as a Markdown table")
     console.print(
-        "python -m train.sweep experiment=NAME ...      a sweep; python -m train.report FOLDER judges and draws it\n"
+        "python -m train.sweep experiment=NAME ...      a sweep; python -m train.report FOLDER judges and draws it"
     )
+    console.print("python -m train.sweep ladder=NAME ...      a sweep over the sizes of a ladder\n")
     defaults, values = compose_node([], with_hydra=True).hydra.runtime.choices, compose([]).values()
     groups = choices()
     console.print("[bold]Axes[/] (the default is marked *)")

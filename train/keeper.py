@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from data.datamodule import TokenDataModule
 from train.loggers import Mirror
 from train.module import Proxy
 from train.recorder import Row, first_nonfinite
@@ -53,6 +54,8 @@ class Keeper(pl.Callback):
         if trainer.is_global_zero:
             self.folder.rewind(trainer.global_step or -1)
         if math.isnan(module.loss_init):
+            assert isinstance(trainer.datamodule, TokenDataModule)  # type: ignore[attr-defined]
+            module.calibrate(trainer.datamodule.first_batch())  # type: ignore[attr-defined]
             module.loss_init = module.validate(self.validation)
             if trainer.is_global_zero:
                 self._write_rows([{"step": -1, "validation/loss": module.loss_init}])

@@ -37,6 +37,8 @@ LOGGER: Axis[LoggerConfig] = Axis("logger")
 @LOGGER.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoLogger(LoggerConfig):
+    """Local files alone."""
+
     name: Literal["none"] = "none"
 
     def build(self, folder: Path, *, run_id: str, run_name: str, group: str | None) -> Logger | None:

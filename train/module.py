@@ -19,6 +19,7 @@ from models.probes import Stats, merge, tensor_rms
 from train.config import Config
 from train.losses import Output
 from train.recorder import Recorder
+from train.relative import RelativeLR
 
 Hidden = Callable[[torch.Tensor, bool], tuple[torch.Tensor, Stats]]
 
@@ -56,12 +57,18 @@ class Proxy(pl.LightningModule):
     def watching(self, step: int) -> bool:
         return step % self.config.watch_every == 0 or step == self.config.steps - 1
 
+    def calibrate(self, tokens_BT1: torch.Tensor) -> None:
+        """Once, before all else, on the first batch of a run: inits that measure the model on tokens do it here."""
+        self.config.init.calibrate(self.model, tokens_BT1[:, :-1].to(self.device))
+        self.config.reparametrization.start(self.model)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         chosen = groups(self.config.parametrization, self.model, self.config.model)
         if of_loss := list(self.objective.parameters()):
             chosen.append(Group(of_loss))
         alone = {id(p): Group([p], group.kind, group.rule) for group in chosen for p in group.parameters}
-        self._epsilons = [self.config.optimizer.epsilon(alone[id(p)]) for p in self.tensors]
+        self.epsilons = [self.config.optimizer.epsilon(alone[id(p)]) for p in self.tensors]
+        self._relative = RelativeLR(self.tensors, [alone[id(p)] for p in self.tensors], self.config.optimizer)
         self._optimizer = self.config.optimizer.build(chosen)
         return self._optimizer
 
@@ -80,10 +87,11 @@ class Proxy(pl.LightningModule):
     ) -> tuple[torch.Tensor, Stats]:
         """What is minimised, for a micro-batch, and its statistics."""
         hidden_BTD, stats = self.hidden(tokens_BT1[:, :-1], watch)
+        head_VD = self.model.head.matrix()
         output = Output(
-            logits_NV=self.model.logits(hidden_BTD).flatten(0, 1),
+            logits_NV=self.model.logits(hidden_BTD, head_VD).flatten(0, 1),
             hidden_ND=hidden_BTD.flatten(0, 1),
-            head_VD=self.model.head.matrix(),
+            head_VD=head_VD,
             progress=step / max(1, self.config.steps - 1),
             key=(self.config.seed, step, micro_batch, self.global_rank),
         )
@@ -105,13 +113,13 @@ class Proxy(pl.LightningModule):
         if clip is not None:
             torch._foreach_mul_(gradients, scale)
         with torch.no_grad():
-            self.model.reparametrization.before_step(self.model, step)
+            self.model.reparametrization.before_step(self.model, step, self.config.steps)
 
     def _watch_tensors(self, gradients: list[torch.Tensor], clip_scale: torch.Tensor) -> None:
         self._record_each("parameter", "rms", tensor_rms(list(self.tensors)))
         gradient_rms = tensor_rms(gradients)
         self._record_each("gradient", "rms", gradient_rms)
-        for name, value, eps in zip(self.tensor_names, gradient_rms.unbind(), self._epsilons, strict=True):
+        for name, value, eps in zip(self.tensor_names, gradient_rms.unbind(), self.epsilons, strict=True):
             if eps is not None:
                 self._stats[f"adam/{name}/gradient_over_eps"] = value * clip_scale / eps
         self._before = [p.detach().clone() for p in self.tensors]
@@ -130,7 +138,7 @@ class Proxy(pl.LightningModule):
                 # A schedule may end at 0, where nothing moves: that is 0, not 0/0.
                 own_lr = {id(p): max(group["lr"], 1e-30) for group in optimizer.param_groups for p in group["params"]}
                 own_lr_N = torch.tensor([own_lr[id(p)] for p in self.tensors], device=rms.device)
-                self._record_each("update", "rms", rms / own_lr_N)
+                self._record_each("update", "rms", rms / (own_lr_N * self._relative.factors()))
             self._before = []
         self.recorder.add({"step": step, "lr": lr}, self._stats)
         self._stats = {}
@@ -142,11 +150,14 @@ class Proxy(pl.LightningModule):
         """
         config, peak = self.config, self.config.optimizer.lr
         lr = peak * config.schedule.factor(step, steps=config.steps, peak=peak)
+        lr *= self.model.reparametrization.lr_factor(step, config.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
+        self._relative.start()
         optimizer.step(closure=closure)
+        self._relative.finish(lr / peak)
         with torch.no_grad():
-            config.optimizer.after_step(self.model, self._stats)
+            config.optimizer.after_step(self.model, self._stats, self._optimizer)
             self.model.reparametrization.after_step(self.model, step, lr)
             config.placement.constrain(self.model)
         return lr

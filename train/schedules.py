@@ -48,7 +48,7 @@ SCHEDULE: Axis[ScheduleConfig] = Axis("schedule")
 @SCHEDULE.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Constant(ScheduleConfig):
-    """The peak to the end."""
+    """The peak to the end. Hägele et al. 2024, section 3, before the cooldown."""
 
     name: Literal["constant"] = "constant"
 

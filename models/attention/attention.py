@@ -25,19 +25,29 @@ class Attention(nn.Module):
         self.mix = mix
         self.keep_maximum = False
         """Give the largest logit of each head at every training step."""
+        self.value_residual: nn.Module | None = None
+        """Makes the values that are attended to of the first block's and the layer's own."""
+        self.behind_positions: nn.Module | None = None
+        """What a placement does to q and k once the positions have turned them."""
         # Shared by all blocks and owned by the model, so not registered as a submodule here.
         self._positions = [positions]
 
-    def forward(self, x_BTD: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
+    def forward(
+        self, x_BTD: torch.Tensor, watch: bool = False, first_BHTK: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Stats, torch.Tensor]:
+        """The output, the probes and the layer's own values; with a value residual `first` are the first block's."""
         q_BHTK, k_BHTK, v_BHTK = (
             proj(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.query, self.key, self.value)
         )
         q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)
         (positions,) = self._positions
         q_BHTK, k_BHTK = positions.rotate(q_BHTK, k_BHTK)
+        if self.behind_positions is not None:
+            q_BHTK, k_BHTK = self.behind_positions(q_BHTK, k_BHTK)
         bias_HTT = positions.bias(x_BTD.shape[1])
         stats = self.mix.watch(q_BHTK, k_BHTK, bias_HTT) if watch else {}
         if self.keep_maximum and self.training:
             stats["step_max"] = largest_logit(q_BHTK, k_BHTK, self.mix.scale)
-        mixed_BTD = self.mix(q_BHTK, k_BHTK, v_BHTK, bias_HTT).transpose(1, 2).flatten(2)
-        return self.out(mixed_BTD), stats
+        seen_BHTK = v_BHTK if self.value_residual is None else self.value_residual(first_BHTK, v_BHTK)
+        mixed_BTD = self.mix(q_BHTK, k_BHTK, seen_BHTK, bias_HTT).transpose(1, 2).flatten(2)
+        return self.out(mixed_BTD), stats, v_BHTK

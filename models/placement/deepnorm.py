@@ -1,4 +1,4 @@
-"""DeepNorm, N(alpha x + F(x)), with initial weights scaled by beta. Wang et al. 2022 (DeepNet), section 4 and figure 2.
+"""DeepNorm, N(alpha x + F(x)), with initial weights scaled by beta. Wang et al. 2022 (DeepNet), figure 2.
 
 For a decoder of M blocks alpha = (2M)^(1/4) and beta = (8M)^(-1/4). The paper's weights before beta are Xavier's:
 `init=xavier` is its setting; other inits are scaled by beta all the same.
@@ -44,10 +44,15 @@ class DeepNorm(Placement):
 @PLACEMENT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class DeepNormConfig(PlacementConfig):
-    """A form of post-norm: no further norm before the head (torchscale has one for pre-norm decoders only)."""
+    """N(alpha x + F(x)) with initial weights scaled by beta, both by depth. Wang et al. 2022 (DeepNet), figure 2.
+
+    A form of post-norm: no further norm before the head (torchscale has one for pre-norm decoders only).
+    """
 
     name: Literal["deepnorm"] = "deepnorm"
+    final_norm = False  # a form of post-norm; torchscale has one for pre-norm decoders only
     final_norm = False
+    scales_with_depth = True
 
     def build(self, norm: NormConfig, site: Site) -> Placement:
         return DeepNorm(norm, site.width, site.depth)

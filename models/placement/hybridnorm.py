@@ -42,6 +42,8 @@ class NormedStream(Placement):
 @PLACEMENT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class HybridNormConfig(PlacementConfig):
+    """x + attention(x) with N(q), N(k), N(v) for each head, then N(y) + mlp(N(y)). Zhuo et al. 2025 (HybridNorm)."""
+
     name: Literal["hybridnorm"] = "hybridnorm"
     first_block: Literal["hybrid", "pre"] = "hybrid"
     """Form of block 0; pre is HybridNorm*, whose block 0 is pre-norm around attention and MLP."""

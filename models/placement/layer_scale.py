@@ -1,13 +1,26 @@
-"""LayerScale: a learned factor a channel on what a sublayer adds to the stream. Touvron et al. 2021 (CaiT), eq. 4."""
+"""Factors of what a sublayer adds to the stream: the parametrization's, then LayerScale's, where there are any."""
 
 import torch
 from torch import nn
 
 
-class LayerScale(nn.Module):
-    def __init__(self, width: int, init: float) -> None:
+class BranchScale(nn.Module):
+    """A constant of the parametrization."""
+
+    def __init__(self, factor: float) -> None:
         super().__init__()
+        self.factor = factor
+
+    def forward(self, y_BTD: torch.Tensor) -> torch.Tensor:
+        return y_BTD if self.factor == 1.0 else self.factor * y_BTD
+
+
+class LayerScale(BranchScale):
+    """A learned factor a channel, after the constant. Touvron et al. 2021 (CaiT), eq. 4."""
+
+    def __init__(self, width: int, init: float, factor: float = 1.0) -> None:
+        super().__init__(factor)
         self.weight = nn.Parameter(torch.full((width,), init))
 
     def forward(self, y_BTD: torch.Tensor) -> torch.Tensor:
-        return self.weight * y_BTD
+        return self.weight * super().forward(y_BTD)

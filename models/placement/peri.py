@@ -11,10 +11,7 @@ from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site,
 
 
 class Peri(Placement):
-    """x + N_out(F(N_in(x))). Kim et al. 2025 (Peri-LN); Gemma 2.
-
-    The paper's optional norm of the embedding is `embedding_norm=true`.
-    """
+    """x + N_out(F(N_in(x)))."""
 
     def __init__(self, norm: NormConfig, width: int) -> None:
         super().__init__()
@@ -29,14 +26,15 @@ def relaxed(x_BTD: torch.Tensor) -> torch.Tensor:
     """x / (max|x| / 8), no gradient through the maximum, so that squares stay inside the range of fp16.
 
     CogView's code takes the maximum over the whole tensor, which lets later tokens act on earlier ones; here it is
-    taken token by token.
+    taken token by token. A token of zeros is left as it is: 0/0 otherwise, or a gradient without bounds.
     """
     x_BTD = x_BTD.float()
-    return x_BTD / (x_BTD.detach().abs().amax(-1, keepdim=True).clamp_min(1e-30) / 8)
+    peak_BT1 = x_BTD.detach().abs().amax(-1, keepdim=True)
+    return x_BTD / torch.where(peak_BT1 > 0, peak_BT1 / 8, 1.0)
 
 
 class Sandwich(Peri):
-    """x + N_out(F(N_in(x))) with each norm's input relaxed. Ding et al. 2021 (CogView), section 2.4.
+    """x + N_out(F(N_in(x))) with each norm's input relaxed.
 
     The division is part of CogView's LayerNorm; it changes a norm that does not depend on the scale of its input by
     its eps alone, so that in fp32 this is Peri-LN but for tokens that are nearly zero.
@@ -49,6 +47,11 @@ class Sandwich(Peri):
 @PLACEMENT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class PeriConfig(PlacementConfig):
+    """x + N_out(F(N_in(x))), norms on both sides of a sublayer. Kim et al. 2025 (Peri-LN); Gemma 2.
+
+    The paper's optional norm of the embedding is `embedding_norm=true`.
+    """
+
     name: Literal["peri"] = "peri"
 
     def build(self, norm: NormConfig, site: Site) -> Placement:
@@ -58,6 +61,11 @@ class PeriConfig(PlacementConfig):
 @PLACEMENT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class SandwichConfig(PlacementConfig):
+    """x + N_out(F(N_in(x))) where each N first divides by max|x| / 8, against overflow in fp16.
+
+    Ding et al. 2021 (CogView), section 2.4.
+    """
+
     name: Literal["sandwich"] = "sandwich"
 
     def build(self, norm: NormConfig, site: Site) -> Placement:

@@ -11,7 +11,7 @@ from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site,
 
 
 class Post(Placement):
-    """N(x + F(x)). Vaswani et al. 2017, section 3.1; GPT-1."""
+    """N(x + F(x))."""
 
     def __init__(self, norm: NormConfig, width: int) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Post(Placement):
 
 
 class ResPost(Placement):
-    """x + N(F(x)). Swin v2 (Liu et al. 2022, section 3.2, "res-post-norm"); OLMo 2 (2024, section 3.2, "reordered")."""
+    """x + N(F(x))."""
 
     def __init__(self, norm: NormConfig, width: int) -> None:
         super().__init__()
@@ -35,7 +35,10 @@ class ResPost(Placement):
 @PLACEMENT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class PostConfig(PlacementConfig):
-    """The last block's own norm is the one before the head: the published form has no other."""
+    """N(x + F(x)), the norm in the stream. Vaswani et al. 2017, section 3.1; GPT-1.
+
+    The last block's own norm is the one before the head: the published form has no other.
+    """
 
     name: Literal["post"] = "post"
     final_norm = False
@@ -47,7 +50,11 @@ class PostConfig(PlacementConfig):
 @PLACEMENT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ResPostConfig(PlacementConfig):
-    """Without Swin v2's further norm of the stream at every sixth block, which it has in its largest model only."""
+    """x + N(F(x)), the norm on what a sublayer adds.
+
+    Swin v2 (Liu et al. 2022, section 3.2, "residual post normalization"), without the further norm of the stream at
+    every sixth block that its two largest models have (section 3.6); OLMo 2 (2024, section 2.1, "reordered norm").
+    """
 
     name: Literal["res_post"] = "res_post"
 

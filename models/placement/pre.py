@@ -1,4 +1,4 @@
-"""Pre-norm, x + F(N(x)), and a norm before the head. Xiong et al. 2020, table 1; GPT-2; Wortsman et al. 2023."""
+"""Pre-norm: norms of what a sublayer reads."""
 
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ class Pre(Placement):
 @PLACEMENT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class PreConfig(PlacementConfig):
+    """x + F(N(x)), and a norm before the head. Xiong et al. 2020, table 1; GPT-2; Wortsman et al. 2023."""
+
     name: Literal["pre"] = "pre"
 
     def build(self, norm: NormConfig, site: Site) -> Placement:

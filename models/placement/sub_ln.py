@@ -1,7 +1,7 @@
 """Sub-LN: pre-norm with a second norm before each output projection. Wang et al. 2022 (Magneto), section 3.
 
 Attention is W_out N(mix(N(x))), an MLP W_down N(phi(W_up N(x))). For a decoder of M blocks the initial weights of
-values, output projections and MLPs are scaled by gamma = sqrt(log 2M) (table 2). The paper's weights before gamma
+values, output projections and MLPs are scaled by gamma = sqrt(log 2M) (figure 2). The paper's weights before gamma
 are Xavier's: `init=xavier` is its setting; other inits are scaled by gamma all the same.
 """
 
@@ -34,7 +34,13 @@ def gamma(depth: int) -> float:
 @PLACEMENT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class SubLNConfig(PlacementConfig):
+    """W_out N(mix(N(x))) and W_down N(phi(W_up N(x))): a second norm before each output projection.
+
+    With initial weights scaled by sqrt(log 2M). Wang et al. 2022 (Magneto), figure 2.
+    """
+
     name: Literal["sub_ln"] = "sub_ln"
+    scales_with_depth = True
 
     def build(self, norm: NormConfig, site: Site) -> Placement:
         return Pre(norm, site.width)

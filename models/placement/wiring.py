@@ -2,7 +2,8 @@
 
 A placement is one small class whose `forward` is its equation, and a frozen dataclass that names it. Every file in this
 folder is imported, so that a placement is registered by being there. In equations x is the residual stream, F a
-sublayer (attention or MLP), N a norm of the `norm` axis; each N has parameters of its own. `self.scale` is LayerScale.
+sublayer (attention or MLP), N a norm of the `norm` axis; each N has parameters of its own. `self.scale` is the factor
+of the parametrization and LayerScale.
 
 Shape suffixes: B batch, T tokens, D model width.
 """
@@ -34,9 +35,9 @@ class Site:
 
 
 class Placement(nn.Module):
-    """The norms around one sublayer, and LayerScale where there is one.
+    """The norms around one sublayer, and the factors of its branch where there are any.
 
-    LayerScale stands last in the branch, behind an output norm: in front of it the norm would take it out again.
+    They stand last in the branch, behind an output norm: in front of it the norm would take them out again.
     """
 
     def __init__(self) -> None:
@@ -52,6 +53,7 @@ class Placement(nn.Module):
 class PlacementConfig(Choice):
     name: str
     final_norm = True  # whether the published form has a norm before the head
+    scales_with_depth = False  # whether it has factors of the number of blocks
 
     def build(self, norm: NormConfig, site: Site) -> Placement:
         raise NotImplementedError
@@ -59,11 +61,22 @@ class PlacementConfig(Choice):
     def insert(self, attention: Any, mlp: nn.Module, norm: NormConfig) -> None:
         """Puts the norms in place that stand inside a block's sublayers."""
 
+    def complete(self, model: Any) -> None:
+        """Puts in place what the placement has outside of the blocks."""
+
+    def attention_scale(self, head_dim: int, scale: float) -> float:
+        """What multiplies q k^T, for which the parametrization has `scale`."""
+        return scale
+
     def rescale(self, blocks: Sequence[Any]) -> None:
         """Changes the initial weights where the placement is published with an initialization of its own."""
 
     def constrain(self, model: Any) -> None:
         """Brings the weights of the model back to where the placement keeps them: at the start, and after each step."""
+
+    def has(self, method: str) -> bool:
+        """Whether the placement does something of its own in `rescale`, `constrain` or another method."""
+        return getattr(type(self), method) is not getattr(PlacementConfig, method)
 
     def fits(self, config: Any) -> None:
         if config.norm.name == "none":
@@ -106,7 +119,8 @@ def scale_weights(blocks: Sequence[Any], gain: float) -> None:
     These are the tensors, and this is the way, of DeepNorm and Magneto in torchscale (`architecture/decoder.py`).
     """
     for block in blocks:
-        mlp = [m for m in block.mlp.modules() if isinstance(m, Linear)]
+        # A norm inside may have matrices of its own: they are none of the MLP's.
+        mlp = [m for name, m in block.mlp.named_modules() if isinstance(m, Linear) and "norm" not in name.split(".")]
         for linear in (block.attention.value, block.attention.out, *mlp):
             linear.weight.mul_(gain)
 

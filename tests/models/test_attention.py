@@ -248,8 +248,8 @@ class TestLayer:
 
     def test_probes_only_when_watched(self) -> None:
         attention, x_BTD = layer("softmax"), randn(B, T, D)
-        unwatched, nothing = attention(x_BTD)
-        watched, probes = attention(x_BTD, True)
+        unwatched, nothing, _ = attention(x_BTD)
+        watched, probes, _ = attention(x_BTD, True)
         assert nothing == {}
         assert probes
         assert torch.equal(watched, unwatched)

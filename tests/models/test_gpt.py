@@ -82,7 +82,7 @@ class TestSize:
     def test_no_biases(self, mlp: str, norm: str, qk_norm: str) -> None:
         """ "We never use biases": Wortsman et al. 2023, Fig. E.8. DyT's is part of its equation."""
         model = gpt(f"mlp={mlp}", f"norm={norm}", f"qk_norm={qk_norm}")
-        assert all(name.endswith((".weight", ".gain")) for name, _ in model.named_parameters())
+        assert all(name.endswith((".weight", ".gain", ".scale")) for name, _ in model.named_parameters())
 
     def test_heads_must_divide_the_width(self) -> None:
         with pytest.raises(ConfigError, match=r"heads=5 does not divide width=16: heads=4 would"):
@@ -164,7 +164,7 @@ class TestForward:
         assert set(stats) == names
         x = model.embedding(tokens())
         for index, block in enumerate(model.blocks):
-            x, _ = block(x)
+            x, _, _ = block(x)
             expected = x.double().square().mean().sqrt().item()
             assert stats[f"residual/block{index}/rms"].item() == pytest.approx(expected, rel=1e-6)
 

@@ -7,7 +7,10 @@ from torch import nn
 from conf.axis import ConfigError
 from models.gpt import GPT, initialize
 from models.init import INIT, TRUNCATED_STD, Where, where
+from models.layers import Linear
 from tests.conftest import choice, tiny
+from train.config import Config
+from train.module import Proxy
 
 WIDTH = 512
 
@@ -168,3 +171,117 @@ def test_two_scalings_with_depth_clash(name: str, placement: str) -> None:
         f"placement={placement} scales the initial weights with depth, and so does init={name}: "
         "use init=xavier or placement=pre"
     )
+
+
+def tokens_of(config: Config, seed: int = 0) -> torch.Tensor:
+    shape = (config.batch_size, config.context + 1)
+    return torch.randint(config.data.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def calibrated(*overrides: str) -> Proxy:
+    proxy = Proxy(tiny("init=lsuv", *LSUV, *overrides))
+    proxy.calibrate(tokens_of(proxy.config))
+    return proxy
+
+
+def output_stds(model: GPT, tokens_BT: torch.Tensor) -> dict[str, float]:
+    """Std of what each Linear layer of the blocks puts out, and of the logits."""
+    found: dict[str, float] = {}
+    hooks = [
+        module.register_forward_hook(lambda m, i, out, n=name: found.update({n: out.std(correction=0).item()}))
+        for name, module in model.named_modules()
+        if isinstance(module, Linear)
+    ]
+    with torch.no_grad():
+        found["head"] = model(tokens_BT)[0].std(correction=0).item()
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+LSUV = ["model.depth=2", "context=32", "batch_size=8"]
+
+
+class TestLSUV:
+    """Mishkin & Matas 2016."""
+
+    @pytest.mark.parametrize(
+        "overrides",
+        [[], ["mlp=swiglu"], ["norm=none", "qk_norm=none", "position=learned"], ["placement=post"], ["init.tol=1e-3"]],
+    )
+    def test_unit_std_of_every_layer_on_the_same_batch(self, overrides: list[str]) -> None:
+        proxy = calibrated(*overrides)
+        tol = proxy.config.init.tol  # type: ignore[attr-defined]
+        stds = output_stds(proxy.model, tokens_of(proxy.config)[:, :-1])
+        assert abs(stds.pop("head") - 1) > 0.1
+        assert len(stds) == 2 * (7 if "mlp=swiglu" in overrides else 6)
+        assert all(abs(std - 1) <= tol + 1e-5 for std in stds.values()), stds
+        before = Proxy(proxy.config)
+        stds = output_stds(before.model, tokens_of(proxy.config)[:, :-1])
+        assert any(abs(std - 1) > 0.1 for std in stds.values())
+
+    def test_matrices_stay_orthogonal_up_to_a_factor(self) -> None:
+        model, start = calibrated().model, filled("init=orthogonal", *LSUV, vocab_size=32)
+        for (name, weight), before in zip(model.named_parameters(), start.parameters(), strict=True):
+            if name.startswith("blocks") and weight.dim() == 2:
+                factor = weight.norm() / before.norm()
+                torch.testing.assert_close(weight, factor * before)
+            else:
+                assert torch.equal(weight, before), name
+
+    def test_one_pass_is_what_layer_after_layer_gives(self) -> None:
+        """As published: a forward pass for each measurement, layers in order of execution."""
+        proxy = Proxy(tiny("init=lsuv", *LSUV))
+        model, tokens = proxy.model, tokens_of(proxy.config)[:, :-1]
+        for name in [n for n in output_stds(model, tokens) if n != "head"]:
+            for _ in range(10):
+                std = output_stds(model, tokens)[name]
+                if abs(std - 1) <= 0.1:
+                    break
+                with torch.no_grad():
+                    model.get_submodule(name).weight.div_(std + 1e-8)  # type: ignore[operator,union-attr]
+        for ours, published in zip(calibrated().model.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(ours, published, rtol=1e-5, atol=1e-6)
+
+    def test_again_it_changes_nothing(self) -> None:
+        proxy = calibrated()
+        before = [p.detach().clone() for p in proxy.model.parameters()]
+        proxy.calibrate(tokens_of(proxy.config))
+        assert all(torch.equal(a, b) for a, b in zip(before, proxy.model.parameters(), strict=True))
+        assert proxy.model.training
+        assert not any(m._forward_hooks for m in proxy.model.modules())
+
+    def test_the_head_too(self) -> None:
+        proxy = calibrated("init.head=true")
+        assert abs(output_stds(proxy.model, tokens_of(proxy.config)[:, :-1])["head"] - 1) <= 0.1
+
+    def test_other_inits_take_no_notice_of_tokens(self) -> None:
+        proxy = Proxy(tiny())
+        before = [p.detach().clone() for p in proxy.model.parameters()]
+        proxy.calibrate(tokens_of(proxy.config))
+        assert all(torch.equal(a, b) for a, b in zip(before, proxy.model.parameters(), strict=True))
+
+    @pytest.mark.parametrize(
+        ("other", "text"),
+        [
+            ("reparametrization=sigma", "divides the weights by their norms"),
+            ("reparametrization=weight_conditioning", "divides the weights by their norms"),
+            ("placement=deepnorm", "has a scale of its own for the weights"),
+            ("placement=sub_ln", "has a scale of its own for the weights"),
+            ("parametrization=mup_full", "has a scale of its own for the weights"),
+        ],
+    )
+    def test_clashes(self, other: str, text: str) -> None:
+        axis = other.partition("=")[0]
+        default = {"reparametrization": "none", "placement": "pre", "parametrization": "standard"}[axis]
+        with pytest.raises(ConfigError) as error:
+            tiny("init=lsuv", other)
+        assert str(error.value) == (
+            f"init=lsuv gives every layer's output a std of 1, and {other} {text}: "
+            f"use init=orthogonal or {axis}={default}"
+        )
+
+    def test_a_scale_of_the_head_clashes_where_the_head_is_measured(self) -> None:
+        tiny("init=lsuv", "parametrization=mup_intermediate", "parametrization.base_width=8")
+        with pytest.raises(ConfigError, match="parametrization=mup_intermediate has a scale of its own"):
+            tiny("init=lsuv", "init.head=true", "parametrization=mup_intermediate", "parametrization.base_width=8")

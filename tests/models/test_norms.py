@@ -1,10 +1,25 @@
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
+from conf.axis import ConfigError
+from models.gpt import GPT, initialize
+from models.init import INIT
 from models.norms import NORM
-from tests.conftest import choice, randn
+from tests.conftest import choice, randn, tiny
 
-# Those that divide by a statistic of their input.
+
+def drawn(name: str, dim: int, **changes: Any) -> nn.Module:
+    """A norm whose parameters are all moved off their start."""
+    norm = choice(NORM, name, **changes).build(dim)
+    for index, parameter in enumerate(norm.parameters()):
+        parameter.data = (parameter.dim() == 1) + 0.3 * randn(*parameter.shape, seed=index)
+    return norm
+
+
+# Those that divide by a statistic of their input and have no other parameter than a weight.
 NAMES = ["layernorm", "rmsnorm"]
 
 
@@ -63,16 +78,16 @@ def test_statistics_are_fp32_for_bf16_inputs(name: str, autocast: bool) -> None:
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "preaffine", "gated"])
 @pytest.mark.parametrize("scale", [1e-1, 1e4])
 def test_scale_of_the_input_does_not_matter(name: str, scale: float) -> None:
-    norm, x = choice(NORM, name).build(32), randn(5, 32)
+    norm, x = drawn(name, 32), randn(5, 32)
     torch.testing.assert_close(norm(scale * x), norm(x), atol=5e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "preaffine", "gated"])
 def test_zeros_and_huge_inputs_pass_forward_and_backward(name: str) -> None:
-    norm = choice(NORM, name).build(8)
+    norm = drawn(name, 8)
     for x in (torch.zeros(2, 8), 1e15 * randn(2, 8)):
         x = x.requires_grad_()
         y = norm(x)
@@ -105,8 +120,113 @@ class TestDynamicTanh:
         assert norm(1e6 * x).abs().max() <= 1
 
 
+class TestPreAffine:
+    """Qiu et al. 2026, section 3.3."""
+
+    def test_vector(self) -> None:
+        norm: Any = choice(NORM, "preaffine").build(4)
+        norm.scale.data = torch.tensor([1.0, 0.5, 2, 0])
+        expected = torch.tensor([1.664100, -1.109400, 0, 0])
+        torch.testing.assert_close(norm(torch.tensor([3.0, -4, 0, 5])), expected, atol=1e-6, rtol=0)
+
+    def test_equation(self) -> None:
+        norm: Any = drawn("preaffine", 16, eps=0.5)
+        x = randn(5, 16, seed=9)
+        scaled = norm.scale * x
+        expected = scaled / (scaled.square().mean(-1, keepdim=True) + 0.5).sqrt() * norm.weight
+        torch.testing.assert_close(norm(x), expected, atol=1e-6, rtol=1e-5)
+
+    @pytest.mark.parametrize("common", [1.0, 7.0])
+    def test_one_factor_for_all_channels_is_rmsnorm(self, common: float) -> None:
+        norm: Any = choice(NORM, "preaffine").build(16)
+        assert torch.equal(norm.scale.detach(), torch.ones(16))
+        norm.scale.data *= common
+        x = randn(5, 16)
+        torch.testing.assert_close(norm(x), choice(NORM, "rmsnorm").build(16)(x), atol=1e-5, rtol=1e-5)
+
+    def test_a_large_channel_scales_the_others_down(self) -> None:
+        norm: Any = choice(NORM, "preaffine").build(16)
+        x = randn(5, 16)
+        before = norm(x)
+        norm.scale.data[3] = 100
+        assert bool((norm(x).abs() < before.abs())[:, [0, 1, 2, *range(4, 16)]].all())
+
+
+class TestGatedNorm:
+    """Qiu et al. 2026, section 3.4."""
+
+    def test_vector(self) -> None:
+        norm: Any = choice(NORM, "gated", rank=1).build(4)
+        norm.squeeze.weight.data = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+        norm.expand.weight.data = torch.tensor([[1.0], [-1], [0], [2]])
+        expected = torch.tensor([0.478373, -0.493540, 0, 0.884583])
+        torch.testing.assert_close(norm(torch.tensor([3.0, -4, 0, 5])), expected, atol=1e-6, rtol=0)
+
+    def test_equation(self) -> None:
+        norm: Any = drawn("gated", 8, eps=0.5, rank=3)
+        x = randn(5, 8, seed=9)
+        y = x / (x.square().mean(-1, keepdim=True) + 0.5).sqrt() * norm.weight
+        h = y @ norm.squeeze.weight.T
+        gate = 1 / (1 + (-(h / (1 + (-h).exp())) @ norm.expand.weight.T).exp())
+        torch.testing.assert_close(norm(x), y * gate, atol=1e-6, rtol=1e-5)
+
+    def test_a_closed_gate_halves_rmsnorm(self) -> None:
+        norm: Any = choice(NORM, "gated").build(16)
+        norm.expand.weight.data.zero_()
+        x = randn(5, 16)
+        torch.testing.assert_close(norm(x), choice(NORM, "rmsnorm").build(16)(x) / 2)
+
+    def test_parameters(self) -> None:
+        parameters = dict(choice(NORM, "gated", rank=3).build(7).named_parameters())
+        assert {n: tuple(p.shape) for n, p in parameters.items()} == {
+            "weight": (7,), "squeeze.weight": (3, 7), "expand.weight": (7, 3),
+        }  # fmt: skip
+
+    def test_is_fp32_and_close_under_autocast(self) -> None:
+        norm, x = drawn("gated", 64), randn(5, 64)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = norm(x.bfloat16())
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, norm(x.bfloat16()), atol=0.05, rtol=0.05)
+
+    @pytest.mark.parametrize("init", sorted(INIT.choices))
+    def test_the_seed_decides_its_matrices(self, init: str) -> None:
+        weights = []
+        for seed, state in ((3, 0), (3, 1), (4, 0)):
+            torch.manual_seed(state)
+            config = tiny("norm=gated", f"init={init}")
+            model = GPT(config, vocab_size=32, context=8)
+            initialize(model, config, seed)
+            weights.append(
+                torch.cat([p.flatten() for n, p in model.named_parameters() if "squeeze" in n or "expand" in n])
+            )
+        assert torch.equal(weights[0], weights[1])
+        assert not torch.equal(weights[0], weights[2])
+
+    @pytest.mark.parametrize("placement", ["deepnorm", "sub_ln"])
+    def test_scaled_inits_leave_the_gate_alone(self, placement: str) -> None:
+        models = []
+        for name in (placement, "pre"):
+            config = tiny("norm=gated", f"placement={name}", "model.depth=2", "init=normal")
+            model = GPT(config, vocab_size=32, context=8)
+            initialize(model, config, 0)
+            models.append(dict(model.named_parameters()))
+        gates = [n for n in models[0] if n.endswith(("squeeze.weight", "expand.weight"))]
+        assert gates
+        assert all(models[0][n].std().item() == pytest.approx(0.02, rel=0.3) for n in gates)
+
+    @pytest.mark.parametrize("name", ["mup_simple", "mup_full"])
+    def test_widths_of_a_parametrization_are_not_its_own(self, name: str) -> None:
+        with pytest.raises(ConfigError) as error:
+            tiny("norm=gated", f"parametrization={name}")
+        assert str(error.value) == (
+            f"norm=gated has matrices whose fan-in is its rank at every width, parametrization={name} scales all of "
+            f"them by the width: use parametrization=standard or norm=rmsnorm"
+        )
+
+
 def test_which_norms_do_not_feel_the_scale_of_their_input() -> None:
-    assert {name for name, config in NORM.choices.items() if config.scale_invariant} == set(NAMES)
+    assert {name for name, config in NORM.choices.items() if config.scale_invariant} == {*NAMES, "preaffine", "gated"}
 
 
 @pytest.mark.parametrize("name", ["dyt", "none"])

@@ -15,19 +15,22 @@ from models.placement.layer_scale import LayerScale
 from models.placement.peri import relaxed
 from models.placement.sub_ln import gamma
 from models.placement.wiring import PLACEMENT, Placement, Site
-from tests.conftest import choice, largest_difference, randn, tiny
+from tests.conftest import choice, complete, largest_difference, randn, tiny
 
 V, T = 32, 8
 NAMES = sorted(PLACEMENT.choices)
 # What a block's two sublayers have in norms, in vectors of the model's width; hybridnorm has N(v) of a head besides.
 NORMS = {
     "pre": 2, "post": 2, "res_post": 2, "peri": 4, "sandwich": 4, "deepnorm": 2, "sub_ln": 2 + 1 + 4, "hybridnorm": 1,
+    "mv_split": 2 * 3, "ngpt": 2 + 1 + 4,
 }  # fmt: skip
-NO_FINAL_NORM = {"post", "deepnorm"}
+NO_FINAL_NORM = {"post", "deepnorm", "mv_split", "ngpt"}
+# Those that surround a sublayer with norms of the norm axis.
+NORMED = [name for name in NAMES if name != "ngpt"]
 
 
 def gpt(*overrides: str) -> GPT:
-    config = tiny("model.depth=2", *overrides)
+    config = tiny("model.depth=2", *complete(*overrides))
     model = GPT(config, vocab_size=V, context=config.context)
     initialize(model, config, 0)
     for index, parameter in enumerate(model.parameters()):
@@ -92,6 +95,17 @@ def hybrid_attention(block: Any, x: torch.Tensor) -> torch.Tensor:
     return (a.mix.weights(q, k) @ a.value.norm(v)).transpose(1, 2).flatten(2) @ a.out.weight.T
 
 
+def causal_mv_split(x: torch.Tensor, u: torch.Tensor, alpha: Any, beta: Any) -> torch.Tensor:
+    """Token by token, the form over all tokens at the end of each prefix."""
+    return torch.cat([mv_split(x[:, :t], u[:, :t], alpha, beta)[:, -1:] for t in range(1, x.shape[1] + 1)], 1)
+
+
+def mv_split(x: torch.Tensor, u: torch.Tensor, alpha: Any, beta: Any) -> torch.Tensor:
+    """The published form, means over all tokens: erwold/mv-split, `dit.py`."""
+    of_x, of_u = x.mean(1, keepdim=True), u.mean(1, keepdim=True)
+    return x + beta * (u - of_u) + alpha * (of_u - of_x)
+
+
 def run_block(name: str, block: Any, x: torch.Tensor, depth: int) -> torch.Tensor:
     """One block written out from the equations of the papers."""
     att, mlp = block.attention_norms, block.mlp_norms
@@ -118,11 +132,15 @@ def run_block(name: str, block: Any, x: torch.Tensor, depth: int) -> torch.Tenso
         case "hybridnorm":
             x = mlp.stream(x + hybrid_attention(block, x))
             return x + feed(x)
+        case "mv_split":
+            for around, branch in ((att, attend), (mlp, feed)):
+                x = around.stream(causal_mv_split(x, branch(x), around.alpha, around.beta))
+            return x
     raise ValueError(name)
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NORMED)
 def test_block_equations(name: str, norm: str) -> None:
     model = gpt(f"placement={name}", f"norm={norm}")
     x = model.embedding.weight[tokens()]
@@ -151,16 +169,18 @@ def test_first_block_of_hybridnorm_star_is_pre_norm() -> None:
 def test_parameter_count(name: str, depth: int) -> None:
     width, head_dim = 16, 8
     model = gpt(f"placement={name}", f"model.depth={depth}")
-    block = 12 * width**2 + 2 * head_dim + NORMS[name] * width + head_dim * (name == "hybridnorm")
+    # hybridnorm has N(v), ngpt has no norm of q and k
+    heads = 0 if name == "ngpt" else 3 * head_dim if name == "hybridnorm" else 2 * head_dim
+    block = 12 * width**2 + heads + NORMS[name] * width
     assert model.parameter_count() == depth * block + width * (name not in NO_FINAL_NORM)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NORMED)
 def test_a_sublayer_that_is_zero(name: str) -> None:
     """The stream passes unchanged where no norm stands in it; else the norm alone acts, alpha and all."""
     x, around = randn(3, 4), surround(name)
     found = around(x, torch.zeros_like)
-    normed = name in ("post", "deepnorm", "hybridnorm")
+    normed = name in ("post", "deepnorm", "hybridnorm", "mv_split")
     torch.testing.assert_close(found, around.stream(x) if normed else x, atol=1e-6, rtol=1e-6)
 
 
@@ -241,14 +261,14 @@ def test_initial_weights_are_scaled(name: str, gain: float, mlp: str) -> None:
 
 
 def built(*overrides: str) -> GPT:
-    config = tiny("model.depth=2", *overrides)
+    config = tiny("model.depth=2", *complete(*overrides))
     model = GPT(config, vocab_size=V, context=config.context)
     initialize(model, config, 0)
     return model
 
 
 def test_magneto_s_gain() -> None:
-    """Wang et al. 2022 (Magneto), table 2, decoder-only: sqrt(log 2M)."""
+    """Wang et al. 2022 (Magneto), figure 2, decoder-only: sqrt(log 2M)."""
     assert gamma(12) == pytest.approx(math.sqrt(math.log(24)))
 
 
@@ -264,10 +284,56 @@ class TestSandwich:
         torch.testing.assert_close(x.grad, torch.tensor([2.0, 2.0]))
 
 
-class TestLayerScale:
-    """Touvron et al. 2021, eq. 4: x + diag(lambda) F(N(x)); in every placement on what is added to the stream."""
+class TestMVSplit:
+    """Lu 2026; x and u over three tokens, alpha 0.2, beta 0.5."""
 
-    @pytest.mark.parametrize("name", NAMES)
+    X = torch.tensor([[[1.0, 2], [3, -1], [0, 1]]])
+    U = torch.tensor([[[0.5, 0.5], [-0.5, 1], [1, 0]]])
+
+    def test_vector_of_the_published_form(self) -> None:
+        expected = torch.tensor([[[0.883333, 1.966667], [2.383333, -0.783333], [0.133333, 0.716667]]])
+        torch.testing.assert_close(mv_split(self.X, self.U, 0.2, 0.5), expected, atol=2e-6, rtol=0)
+
+    def test_vector_with_running_means(self) -> None:
+        z = torch.tensor([[0.9, 1.7], [2.35, -0.825], [0.133333, 0.716667]])
+        around: Any = choice(PLACEMENT, "mv_split", alpha=0.2, beta=0.5).build(
+            choice(NORM, "rmsnorm", eps=1e-12), Site("mlp", 0, 1, 2)
+        )
+        expected = (z / z.square().mean(-1, keepdim=True).sqrt())[None]
+        torch.testing.assert_close(around(self.X, lambda x: self.U), expected, atol=2e-6, rtol=0)
+
+    def test_the_last_token_is_that_of_the_published_form(self) -> None:
+        x, u, around = randn(2, 5, 4), randn(2, 5, 4, seed=1), surround("mv_split")
+        expected = around.stream(mv_split(x, u, 0.0, 0.03))
+        torch.testing.assert_close(around(x, lambda h: u)[:, -1], expected[:, -1], atol=1e-6, rtol=1e-6)
+
+    def test_a_branch_that_says_the_same_of_all_tokens_acts_by_alpha_alone(self) -> None:
+        x, around = randn(2, 5, 4), surround("mv_split")
+        torch.testing.assert_close(around(x, lambda h: 7 * torch.ones_like(h)), around.stream(x), atol=1e-6, rtol=1e-6)
+        around.alpha.data.fill_(1.0)
+        moved = around(x, lambda h: 7 * torch.ones_like(h))
+        means = torch.stack([x[:, : t + 1].mean(1) for t in range(5)], 1)
+        torch.testing.assert_close(moved, around.stream(x + 7 - means), atol=1e-5, rtol=1e-5)
+
+    def test_only_alpha_acts_on_the_first_token(self) -> None:
+        x, around = randn(2, 5, 4), surround("mv_split")
+        found = around(x, lambda h: 100 * h.sin())
+        torch.testing.assert_close(found[:, 0], around.stream(x)[:, 0], atol=1e-6, rtol=1e-6)
+
+    def test_no_gradient_comes_from_the_future(self) -> None:
+        around: Any = surround("mv_split")
+        around.alpha.data.fill_(0.3)
+        x = randn(1, 5, 4).requires_grad_()
+        around(x, torch.sin)[:, :3].sum().backward()
+        assert x.grad is not None
+        assert x.grad[:, 3:].abs().max() == 0
+        assert x.grad[:, :3].abs().min() > 0
+
+
+class TestLayerScale:
+    """Touvron et al. 2021: x + diag(lambda) F(N(x)); in every placement on what is added to the stream."""
+
+    @pytest.mark.parametrize("name", [name for name in NORMED if name != "mv_split"])
     def test_scales_what_the_sublayer_adds(self, name: str) -> None:
         x, around, weight = randn(3, 4), surround(name), randn(4, seed=1)
         around.scale = LayerScale(4, 0.5)
@@ -280,7 +346,14 @@ class TestLayerScale:
         expected = around.stream(expected) if name in NO_FINAL_NORM else expected
         torch.testing.assert_close(around(x, lambda h: 2 * h + 1), expected, atol=1e-6, rtol=1e-6)
 
-    @pytest.mark.parametrize("name", NAMES)
+    def test_scales_the_branch_of_mv_split(self) -> None:
+        x, u, around, weight = randn(1, 3, 4), randn(1, 3, 4, seed=2), surround("mv_split"), randn(4, seed=1)
+        around.scale = LayerScale(4, 0.5)
+        around.scale.weight.data = weight
+        expected = around.stream(causal_mv_split(x, weight * u, 0.0, 0.03))
+        torch.testing.assert_close(around(x, lambda h: u), expected, atol=1e-6, rtol=1e-6)
+
+    @pytest.mark.parametrize("name", NORMED)
     def test_one_leaves_the_function_and_zero_leaves_the_stream(self, name: str) -> None:
         torch.testing.assert_close(
             built(f"placement={name}", "layer_scale=1")(tokens())[0],
@@ -299,7 +372,7 @@ class TestLayerScale:
 
 
 class TestEmbeddingNorm:
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", NORMED)
     def test_stands_between_the_embedding_and_the_first_block(self, name: str) -> None:
         model = gpt(f"placement={name}", "embedding_norm=true", "position=learned")
         seen: list[torch.Tensor] = []
@@ -339,3 +412,14 @@ def test_clashes(overrides: list[str], text: str) -> None:
     with pytest.raises(ConfigError) as error:
         tiny(*overrides)
     assert str(error.value) == text
+
+
+def test_tokens_of_zeros_have_finite_gradients_in_sandwich() -> None:
+    """As in Peri-LN; a sublayer whose last matrix is zero has such outputs."""
+    x = torch.zeros(2, 4, requires_grad=True)
+    found = {}
+    for name in ("sandwich", "peri"):
+        around = surround(name)
+        (found[name],) = torch.autograd.grad(around(x, lambda h: h).sum(), x)
+        assert found[name].isfinite().all()
+    torch.testing.assert_close(found["sandwich"], found["peri"])

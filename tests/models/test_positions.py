@@ -111,7 +111,7 @@ class TestALiBi:
         attention.value.weight.data.copy_(torch.eye(D))
         attention.out.weight.data.copy_(torch.eye(D))
         x_BTD = randn(B, T, D)
-        found, stats = attention(x_BTD, True)
+        found, stats, _ = attention(x_BTD, True)
         for h in range(H):
             slope, heads = 2 ** (-8 * (h + 1) / H), slice(h * K, (h + 1) * K)
             for t in (0, 3, T - 1):

@@ -4,6 +4,8 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from train.config import Config, compose
 from train.run import train
 from train.runfolder import RunFolder
@@ -26,6 +28,17 @@ def trained(parent: Path, *overrides: str, **more: Any) -> RunFolder:
     config = tiny(*overrides)
     train(config, parent=parent, **more)
     return RunFolder.of(config, parent)
+
+
+def assert_same_end(cut: RunFolder, uncut: RunFolder) -> None:
+    """Weights, metrics and summary to the bit, wall time aside; the summary has the state."""
+    weights, expected = (torch.load(f.path / "weights.pt", weights_only=True) for f in (cut, uncut))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert cut.metrics_path.read_bytes() == uncut.metrics_path.read_bytes()
+    ours, theirs = cut.summary(), uncut.summary()
+    del ours["seconds"], theirs["seconds"]
+    assert ours == theirs
 
 
 def in_process(config: Config, parent: Path) -> Any:

@@ -3,14 +3,14 @@ import json
 import pytest
 
 from conf.axis import ConfigError
-from tests.train.helpers import TINY
+from tests.train.helpers import TINY, tiny
 from train import coordinates
-from train.coordinates import check, run, slope
+from train.coordinates import Slopes, based, check, ends, run, slope
 
 
 @pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    monkeypatch.setattr(coordinates, "WIDTHS", (16, 64, 256))
+def small(monkeypatch):
+    monkeypatch.setattr(coordinates, "LADDERS", {"width": (16, 64, 256), "depth": (2, 4, 8)})
     monkeypatch.setattr(coordinates, "SEEDS", (0, 1))
 
 
@@ -22,25 +22,72 @@ def test_slope_is_the_exponent():
 
 
 @pytest.mark.parametrize(
-    ("name", "passes"), [("standard", False), ("mup_simple", True), ("mup_intermediate", True), ("mup_full", True)]
+    ("name", "passes"),
+    {"standard": False, "parameter_rms": False, "mup_simple": True, "mup_full": True, "completep": True}.items(),
 )
-def test_mup_passes_and_standard_fails(name, passes):
-    base = [] if name == "standard" else ["parametrization.base_width=16"]
-    slopes = check([*TINY, f"parametrization={name}", *base])
-    assert slopes.passed is passes, slopes.worst()
-    assert set(slopes.changes) == {"block0", "block1", "logits"}
+def test_over_width_mup_passes_and_standard_fails(name, passes):
+    slopes = check([*TINY, f"parametrization={name}"])
+    assert slopes.passed is passes, slopes.exponents()
+    assert set(slopes.changes) == {"middle block", "last block", "attention logits", "logits"}
     if name == "standard":
         assert slopes.worst()[1] > 0.5
 
 
+@pytest.mark.parametrize(
+    ("name", "passes"), [("standard", False), ("mup", False), ("depth_mup", True), ("completep", True)]
+)
+def test_over_depth_only_what_scales_branches_passes(name, passes):
+    """The sum of L branches that each move alike grows like L."""
+    slopes = check([*TINY, f"parametrization={name}", "model.width=32"], "depth")
+    assert slopes.passed is passes, slopes.exponents()
+    assert slopes.sizes == (2, 4, 8)
+    assert (slopes.worst()[1] > 0.7) is not passes
+
+
+def test_the_base_is_the_smallest_of_the_ladder_unless_given():
+    config = tiny("parametrization=completep")
+    assert based(config, "width", []) == ["parametrization.base_width=16", "parametrization.base_depth=2"]
+    wide = tiny("parametrization=completep", "model.width=64", "model.depth=3")
+    assert based(wide, "depth", []) == ["parametrization.base_width=64", "parametrization.base_depth=2"]
+    assert based(wide, "width", ["parametrization.base_width=8"]) == ["parametrization.base_depth=3"]
+    assert based(tiny(), "width", []) == []
+
+
 def test_files_and_words(tmp_path, capsys):
-    run([*TINY, "parametrization=mup_full", "parametrization.base_width=16", f"out={tmp_path}"])
+    run([*TINY, "parametrization=mup_full", f"out={tmp_path}"])
     folder = tmp_path / "coordinates-mup_full"
     assert {p.name for p in folder.iterdir()} == {"coordinates.png", "coordinates.pdf", "coordinates.json"}
-    assert json.loads((folder / "coordinates.json").read_text())["passed"] is True
-    assert "mup_full passes the coordinate check" in capsys.readouterr().out
+    assert json.loads((folder / "coordinates.json").read_text())["checks"][0]["passed"] is True
+    assert "mup_full passes the coordinate check over width" in capsys.readouterr().out
 
 
-def test_head_dimension_must_divide_the_widths():
-    with pytest.raises(ConfigError, match="head dimension 24"):
-        check([*TINY, "model.width=48"])
+def test_several_make_one_figure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(coordinates, "SEEDS", (0,))
+    monkeypatch.setattr(coordinates, "LADDERS", {"width": (16, 32), "depth": (1, 2)})
+    run([*TINY, "parametrization=standard,completep", "over=width,depth", f"out={tmp_path}"])
+    (folder,) = tmp_path.iterdir()
+    checks = json.loads((folder / "coordinates.json").read_text())["checks"]
+    assert [(c["over"], c["parametrization"]) for c in checks] == [
+        ("width", "standard"), ("width", "completep"), ("depth", "standard"), ("depth", "completep"),
+    ]  # fmt: skip
+    assert (folder / "coordinates.png").stat().st_size > 10_000
+    assert capsys.readouterr().out.count("the coordinate check over") == 4
+
+
+def test_exponents_stand_apart():
+    slopes = Slopes("standard", "width", (1, 10), {"a": [[1, 10]], "b": [[1, 10]], "c": [[1, 1]]})
+    assert ends(slopes, (1, 100), gap=0.1) == pytest.approx({"c": 0, "a": 0.5, "b": 0.6})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["model.width=48"], "head dimension 24"),
+        (["over=heads"], "over=heads is not a choice: known: depth, width"),
+        (["model.depth=0"], r"model\.depth=0 has no blocks"),
+        (["parametrization=mu"], "parametrization=mu is not a choice"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused(arguments, text):
+    with pytest.raises(ConfigError, match=text):
+        run([*TINY, *arguments])

@@ -12,12 +12,13 @@ import torch
 
 from conf.axis import axes
 from models.size import SizeConfig
-from tests.conftest import TINY, largest_difference, tiny
+from tests.conftest import TINY, complete, largest_difference, tiny
 from train.config import Config
 from train.module import Proxy
 
 # Terms that go with every loss.
 TERMS = {"z_loss": "1e-2", "mu_loss": "1", "max_z": "1e-2", "logit_penalty": "0.1", "soft_cap": "0.5"}
+MUP = {"base_width": "64", "base_head_dim": "64", "alpha_in": "2", "alpha_out": "2"}
 REFUSED = {("loss=noisy_softmax", "soft_cap")}
 # What every optimizer has, and what those with Adam's moments have.
 STEP = {"lr": "2e-2", "clip": "0.01", "qk_clip": "1e-3", "decay": "coupled", "weight_decay": "0.1"}
@@ -31,6 +32,8 @@ KNOBS: dict[str, dict[str, str]] = {
     "qk_norm=l2": {},
     "norm=layernorm": {"eps": "1e-2"},
     "norm=rmsnorm": {"eps": "1e-2"},
+    "norm=preaffine": {"eps": "1e-2"},
+    "norm=gated": {"eps": "1e-2", "rank": "4"},
     "norm=dyt": {"alpha": "1"},
     "norm=none": {},
     "placement=pre": {},
@@ -41,6 +44,8 @@ KNOBS: dict[str, dict[str, str]] = {
     "placement=deepnorm": {},
     "placement=sub_ln": {},
     "placement=hybridnorm": {"first_block": "pre"},
+    "placement=mv_split": {"alpha": "0.5", "beta": "0.5"},
+    "placement=ngpt": {"alpha": "0.5", "s_qk": "3", "s_uv": "3", "s_z": "3"},
     "position=rope": {"base": "100"},
     "position=learned": {},
     "position=none": {},
@@ -54,11 +59,29 @@ KNOBS: dict[str, dict[str, str]] = {
     "init=normal": {"std": "0.1"},
     "init=gpt2": {"std": "0.1"},
     "init=lir": {"std": "0.1"},
+    "init=lsuv": {"tol": "1e-4", "head": "true"},
     "parametrization=standard": {},
     "parametrization=mup_simple": {"base_width": "64"},
     "parametrization=mup_intermediate": {"base_width": "64"},
     "parametrization=mup_full": {"base_width": "64"},
+    "parametrization=mup": MUP,
+    "parametrization=depth_mup": MUP | {"base_depth": "4"},
+    "parametrization=completep": MUP | {"base_depth": "4"},
+    "parametrization=u_mup": {"alpha_res": "2", "alpha_res_attn_ratio": "2", "alpha_attention": "2", "alpha_loss": "2"},
+    "parametrization=parameter_rms": {"least_rms": "0.5"},
     "reparametrization=none": {},
+    "reparametrization=sigma": {"gamma_init": "sigma"},
+    "reparametrization=weight_conditioning": {},
+    "reparametrization=tvr": {"every": "2", "threshold": "100", "target_std": "0.02", "scale_with_depth": "true"},
+    "reparametrization=norm_loss": {"factor": "1"},
+    "reparametrization=lawn": {
+        "free_fraction": "0.5",
+        "free_steps": "2",
+        "warmup_fraction": "0.75",
+        "warmup_steps": "3",
+        "attention": "true",
+    },
+    "reparametrization=mu_centering": {},
     "loss=cross_entropy": TERMS,
     "loss=label_smoothing": TERMS | {"eps": "0.5"},
     "loss=maxsup": TERMS | {"lambda_start": "0.9", "lambda_end": "0.9"},
@@ -78,7 +101,7 @@ KNOBS: dict[str, dict[str, str]] = {
     "optimizer=adafactor": STEP | {"beta2_decay": "-0.3", "eps": "1e-2", "eps2": "10", "update_clip": "5"},
     "optimizer=muon": ADAM
     | {"momentum": "0.5", "nesterov": "false", "ns_steps": "2", "adjust_lr_fn": "original", "adam_lr": "0.1"},
-    "optimizer=adam_cm": ADAM | {"topc": "1", "priority_decay": "0.1", "synced": "false"},
+    "optimizer=adam_cm": ADAM | {"topc": "1", "priority_decay": "1", "synced": "false"},
     "optimizer=schedule_free": ADAM | {"weight_lr_power": "0", "r": "2"},
     "optimizer=soap": ADAM | {"precondition_frequency": "1", "max_precondition_dim": "20"},
     "schedule=cosine": {"warmup_fraction": "0.5", "warmup_steps": "3", "min_lr": "1e-3"},
@@ -94,16 +117,15 @@ KNOBS: dict[str, dict[str, str]] = {
     },
 }
 SIZE = {"width": "32", "depth": "2", "heads": "4"}
-# Without which a choice or a field of it is refused or has nothing to act on.
+# What a choice, a field or a field of a choice needs to have an effect in a run of four steps.
 NEEDS = {
-    "optimizer=schedule_free": ("schedule=constant",),
+    "reparametrization=tvr": ("reparametrization.every=1", "model.depth=2"),
+    "reparametrization=lawn": ("reparametrization.free_steps=null", "reparametrization.free_fraction=0.25"),
     "qk_clip": ("qk_norm=none",),
     # A decay of one step has no shape: three of the four.
     "schedule=wsd decay": ("schedule.decay_fraction=0.75",),
     # Signs don't see a clip that makes all norms equal.
     "optimizer=lion clip": ("optimizer.clip=null", "optimizer.beta2=0.5", "optimizer.lr=0.1"),
-    # 0.1 lr is not 1e-4.
-    "optimizer=lion decay": ("optimizer.lr=2e-2",),
     # The largest LR so far changes during warm-up only.
     "optimizer=schedule_free weight_lr_power": ("schedule.warmup_steps=3",),
     # A full buffer, and gradients whose norm no clip makes equal.
@@ -119,15 +141,16 @@ TRAINING = {name: axis for name, axis in axes(Config).items() if name not in ("d
 @cache
 def outcome(*overrides: str) -> dict[str, torch.Tensor]:
     """The weights before and after the updates of a run of four steps, and the logits after them."""
-    config = tiny(*overrides)
+    config = tiny(*complete(*overrides))
     proxy = Proxy(config)
-    result = {f"start/{name}": p.detach().clone() for name, p in proxy.model.named_parameters()}
-    optimizer: Any = proxy.configure_optimizers()
     tokens = torch.randint(
         config.data.vocab_size,
         (config.steps, config.batch_size, config.context + 1),
         generator=torch.Generator().manual_seed(0),
     )
+    proxy.calibrate(tokens[0])
+    result = {f"start/{name}": p.detach().clone() for name, p in proxy.model.named_parameters()}
+    optimizer: Any = proxy.configure_optimizers()
     for step in range(config.steps):
         optimizer.zero_grad()
         proxy.step_loss(tokens[step], step).backward()
@@ -160,6 +183,15 @@ def test_options_of_the_architecture(override: str) -> None:
     assert (before - after).abs().max() > FELT
 
 
+@pytest.mark.parametrize("name", ["identity", "learnable"])
+def test_value_residual(name: str) -> None:
+    """Of the second block on; the two start alike and part as the learnable one is trained."""
+    off, on = outcome("model.depth=2"), outcome("model.depth=2", f"value_residual={name}")
+    assert (off["logits"] - on["logits"]).abs().max() > FELT
+    other = outcome("model.depth=2", "value_residual=identity")["logits"]
+    assert ((on["logits"] - other).abs().max() > FELT) == (name == "learnable")
+
+
 def test_start_of_layer_scale() -> None:
     assert largest_difference(outcome("layer_scale=1"), outcome("layer_scale=0.1")) > FELT
 
@@ -178,8 +210,8 @@ def test_the_seed_decides_the_weights() -> None:
 @pytest.mark.parametrize("axis", TRAINING)
 def test_choices_of_an_axis_differ(axis: str) -> None:
     names = sorted(TRAINING[axis].choices)
-    # Two blocks: what depends on depth does not show in one.
-    outcomes = [outcome("model.depth=2", f"{axis}={name}", *NEEDS.get(f"{axis}={name}", ())) for name in names]
+    # Three blocks: what depends on depth shows neither in one nor in as many as the base depth.
+    outcomes = [outcome("model.depth=3", f"{axis}={name}", *NEEDS.get(f"{axis}={name}", ())) for name in names]
     for i, one in enumerate(outcomes):
         for j, other in enumerate(outcomes[:i]):
             assert largest_difference(one, other) > FELT, (names[i], names[j])

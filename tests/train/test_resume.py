@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from tests.train.helpers import in_process, tiny, trained
+from tests.train.helpers import assert_same_end, in_process, tiny, trained
 from train.keeper import Interrupted
 from train.optimizers import OPTIMIZER
 from train.run import train
@@ -20,17 +20,6 @@ LONG = ["steps=300", "watch_every=5", "checkpoint_seconds=0", "accumulate=2", "e
 @pytest.fixture(scope="module")
 def uncut(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("uncut"), *LONG)
-
-
-def assert_same_end(cut: RunFolder, uncut: RunFolder) -> None:
-    assert cut.state() == "finished"
-    weights, expected = (torch.load(f.path / "weights.pt", weights_only=True) for f in (cut, uncut))
-    assert weights.keys() == expected.keys()
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    assert cut.metrics_path.read_bytes() == uncut.metrics_path.read_bytes()
-    ours, theirs = cut.summary(), uncut.summary()
-    del ours["seconds"], theirs["seconds"]
-    assert ours == theirs
 
 
 def wait_for_step(folder: RunFolder, step: int) -> None:

@@ -76,9 +76,12 @@ class Objective(nn.Module):
         """The main loss with z-loss; cross-entropy, log Z and the largest logit of each token; statistics."""
         with full_precision(output.logits_NV):
             loss, found = self.main(output, targets_N)
+        logits_NV = output.logits_NV if self.config.z_loss else output.logits_NV.detach()
+        z_loss_N, *statistics = cross_entropy_z(logits_NV, targets_N, self.config.z_loss, weight=0.0)
+        cross_entropy_N, log_z_N, max_N = statistics
         if self.config.z_loss:
-            loss = loss + self.config.z_loss * output.logits_NV.logsumexp(-1).square().mean()
-        return loss, *cross_entropy_z(output.logits_NV.detach(), targets_N, 0.0)[1:], found
+            loss = loss + z_loss_N.mean()
+        return loss, cross_entropy_N, log_z_N, max_N, found
 
     def auxiliary(self, output: Output) -> list[torch.Tensor]:
         """The terms besides z-loss that are on; their equations are with the fields of LossConfig."""

@@ -11,30 +11,32 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from models.probes import Stats
-from train.losses.base import LOSS, LossConfig, Objective, Output, at_target
+from train.losses.base import LOSS, LossConfig, Objective, Output
 from train.losses.fused import cross_entropy_z
 
 
 class CrossEntropyObjective(Objective):
-    """Cross-entropy and z-loss through one softmax."""
+    """Cross-entropy, z-loss and a penalty b (z_k - mean_v z_v) through one softmax."""
 
-    def penalty(self, output: Output, targets_N: torch.Tensor) -> torch.Tensor | None:
-        """What is added to the cross-entropy of each token, [N]."""
-        return None
+    def penalty(self, output: Output, targets_N: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """b, and the k of each token, [N]."""
+        return 0.0, targets_N
 
     def with_z_loss(
         self, output: Output, targets_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Stats]:
-        loss_N, *statistics = cross_entropy_z(output.logits_NV, targets_N, self.config.z_loss)
-        penalty_N = self.penalty(output, targets_N)
+        penalty, lowered_N = self.penalty(output, targets_N)
+        loss_N, *statistics = cross_entropy_z(
+            output.logits_NV, targets_N, self.config.z_loss, penalty=penalty, lowered_N=lowered_N
+        )
         cross_entropy_N, log_z_N, max_N = statistics
-        return (loss_N if penalty_N is None else loss_N + penalty_N).mean(), cross_entropy_N, log_z_N, max_N, {}
+        return loss_N.mean(), cross_entropy_N, log_z_N, max_N, {}
 
 
 @LOSS.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class CrossEntropy(LossConfig):
-    """-log p_y with p = softmax(z)."""
+    """-log p_y with p = softmax(z). Wortsman et al. 2023, section 2.1."""
 
     name: Literal["cross_entropy"] = "cross_entropy"
 
@@ -42,16 +44,11 @@ class CrossEntropy(LossConfig):
         return CrossEntropyObjective(self)
 
 
-def above_mean(values_N: torch.Tensor, logits_NV: torch.Tensor) -> torch.Tensor:
-    """value - mean_v z_v, [N]: as a mean of differences, in which a common shift cancels before it rounds."""
-    return (values_N[:, None] - logits_NV).mean(-1)
-
-
 class LabelSmoothingObjective(CrossEntropyObjective):
     config: "LabelSmoothing"
 
-    def penalty(self, output: Output, targets_N: torch.Tensor) -> torch.Tensor:
-        return self.config.eps * above_mean(at_target(output.logits_NV, targets_N), output.logits_NV)
+    def penalty(self, output: Output, targets_N: torch.Tensor) -> tuple[float, torch.Tensor]:
+        return self.config.eps, targets_N
 
 
 @LOSS.register
@@ -73,10 +70,10 @@ class LabelSmoothing(LossConfig):
 class MaxSupObjective(CrossEntropyObjective):
     config: "MaxSup"
 
-    def penalty(self, output: Output, targets_N: torch.Tensor) -> torch.Tensor:
+    def penalty(self, output: Output, targets_N: torch.Tensor) -> tuple[float, torch.Tensor]:
         config = self.config
         weight = config.lambda_start + (config.lambda_end - config.lambda_start) * output.progress
-        return weight * above_mean(output.logits_NV.amax(-1), output.logits_NV)
+        return weight, output.logits_NV.argmax(-1)
 
 
 @LOSS.register

@@ -1,6 +1,6 @@
 """The Z-loss of de Brebisson & Vincent, no kin of PaLM's z-loss. Shape suffixes: N tokens, V vocabulary."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +15,38 @@ from train.losses.base import LOSS, LossConfig, Objective, Output, at_target
 EPS = 1e-12
 
 
-def standardized(logits_NV: torch.Tensor) -> torch.Tensor:
-    """(z - mu) / sigma over the vocabulary, sigma the population standard deviation."""
-    centred_NV = logits_NV - logits_NV.mean(-1, keepdim=True)
-    return centred_NV / (centred_NV.square().mean(-1, keepdim=True) + EPS**2).sqrt()
+class _Zeta(torch.autograd.Function):
+    """zeta_y, [N], and its gradient (onehot(target) - 1 / V - zeta_y zeta / V) / sigma."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor):
+        centred_NV = logits_NV - logits_NV.mean(-1, keepdim=True)
+        square_N = torch.linalg.vector_norm(centred_NV, dim=-1).square() / logits_NV.shape[1]
+        sigma_N = (square_N + EPS**2).sqrt()
+        zeta_N = at_target(centred_NV, targets_N) / sigma_N
+        ctx.save_for_backward(centred_NV, targets_N, sigma_N, zeta_N)
+        return zeta_N
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: torch.Tensor):
+        centred_NV, targets_N, sigma_N, zeta_N = ctx.saved_tensors
+        grad_N = grad_N / sigma_N
+        each_N = grad_N / centred_NV.shape[1]
+        # In place: the logits have served. A second backward pass through them is an error that autograd reports.
+        grad_NV = centred_NV.mul_((-each_N * zeta_N / sigma_N)[:, None]).sub_(each_N[:, None])
+        return grad_NV.scatter_add_(1, targets_N[:, None], grad_N[:, None]), None
+
+
+def zeta(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """(z_y - mu) / sigma over the vocabulary, [N], sigma the population standard deviation."""
+    return _Zeta.apply(logits_NV, targets_N)
 
 
 class SphericalObjective(Objective):
     config: "Spherical"
 
     def main(self, output: Output, targets_N: torch.Tensor) -> tuple[torch.Tensor, Stats]:
-        zeta_N = at_target(standardized(output.logits_NV), targets_N)
+        zeta_N = zeta(output.logits_NV, targets_N)
         return F.softplus(self.config.b - zeta_N, beta=self.config.a).mean(), {"output/zeta": zeta_N.detach().mean()}
 
 

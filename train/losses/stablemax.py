@@ -1,8 +1,9 @@
 """Cross-entropy of StableMax probabilities. Shape suffixes: N tokens, V vocabulary."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
@@ -12,14 +13,40 @@ from train.losses.base import LOSS, LossConfig, Objective, Output, at_target
 
 def s(x: torch.Tensor) -> torch.Tensor:
     """x + 1 for x >= 0, 1 / (1 - x) below: grows linearly both ways, with slope 1 on either side of 0."""
-    # clamp: the branch that is not taken must have a finite gradient.
-    return torch.where(x >= 0, x + 1, 1 / (1 - x.clamp_max(0)))
+    # As a sum, of which one part is constant on either side: torch.where alone takes longer.
+    return F.threshold(x, 0, 0).add_(x.clamp_max(0).neg_().add_(1).reciprocal_())
+
+
+class _StableMax(torch.autograd.Function):
+    """-log(s(z_y) / sum_v s(z_v)), [N], and its gradient s'(z) (1 / sum_v s(z_v) - onehot(target) / s(z_y)).
+
+    s' is 1 where s >= 1 and s^2 below, so that s is all that is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor):
+        s_NV = s(logits_NV)
+        total_N, target_N = s_NV.sum(-1), at_target(s_NV, targets_N)
+        ctx.save_for_backward(s_NV, targets_N, total_N, target_N)
+        return total_N.log() - target_N.log()
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: torch.Tensor):
+        s_NV, targets_N, total_N, target_N = ctx.saved_tensors
+        # s' / s, without a square that underflows.
+        at_target_N = grad_N * torch.minimum(target_N, 1 / target_N)
+        # In place: s has served. A second backward pass through it is an error that autograd reports.
+        grad_NV = s_NV.clamp_max_(1).square_().mul_((grad_N / total_N)[:, None])
+        return grad_NV.scatter_add_(1, targets_N[:, None], -at_target_N[:, None]), None
+
+
+def stablemax(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    return _StableMax.apply(logits_NV, targets_N)
 
 
 class StableMaxObjective(Objective):
     def main(self, output: Output, targets_N: torch.Tensor) -> tuple[torch.Tensor, Stats]:
-        s_NV = s(output.logits_NV)
-        return (s_NV.sum(-1).log() - at_target(s_NV, targets_N).log()).mean(), {}
+        return stablemax(output.logits_NV, targets_N).mean(), {}
 
 
 @LOSS.register

@@ -1,10 +1,10 @@
 """TempNet: a small network gives each token the temperature of its softmax.
 
-Shape suffixes: N tokens, V vocabulary, H hidden width of the network.
+Shape suffixes: N tokens, V vocabulary, D model width, H hidden width of the network.
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,11 @@ from torch import nn
 
 from conf.axis import CHECKED
 from models.probes import Stats
-from train.losses.base import LOSS, LossConfig, Objective, Output
-from train.losses.fused import cross_entropy_z
+from train.losses.base import LOSS, LossConfig, Objective, Output, at_target
+from train.losses.fused import probabilities
+
+# Of F.normalize.
+EPS = 1e-12
 
 
 class TempNet(nn.Module):
@@ -37,23 +40,51 @@ class TempNet(nn.Module):
             self.last.weight.fill_(1)
             self.last.bias.zero_()
 
-    def forward(self, logits_NV: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """tau of each token, [N]; `generator` draws the dropout."""
-        config = self.config
-        x_NH = torch.sigmoid(self.up(F.normalize(logits_NV.detach(), dim=-1)))
+    def forward(self, output: Output) -> torch.Tensor:
+        """tau of each token, [N]."""
+        config, logits_NV = self.config, output.logits_NV.detach()
+        length_N1 = logits_NV.norm(dim=-1, keepdim=True).clamp_min(EPS)
+        x_NH = torch.sigmoid(self.raised(output) / length_N1 + self.up.bias)
         if config.dropout:
-            drawn_NH = torch.rand(x_NH.shape, generator=generator, device=x_NH.device)
+            drawn_NH = torch.rand(x_NH.shape, generator=output.generator(), device=x_NH.device)
             x_NH = x_NH * (drawn_NH >= config.dropout) / (1 - config.dropout)
         x_NH = self.across(x_NH)
         weights_NH = torch.softmax(x_NH / self.pool_log_temperature.exp(), -1)
         pooled_N = self.last((weights_NH - 1 / config.width) * x_NH)[:, 0]
         return config.tau_min + (config.tau_max - config.tau_min) * torch.sigmoid(pooled_N)
 
+    def raised(self, output: Output) -> torch.Tensor:
+        """The first layer's product with the logits, without gradient for them, [N, H]."""
+        logits_NV = output.logits_NV.detach()
+        if self.config.soft_cap is not None:
+            return F.linear(logits_NV, self.up.weight)
+        # Logits are a product over the model's width, which is cheaper to go through than the vocabulary.
+        hidden_ND, head_VD = (x.detach().to(logits_NV.dtype) for x in (output.hidden_ND, output.head_VD))
+        return hidden_ND @ (self.up.weight @ head_VD).T
+
+
+class _Tempered(torch.autograd.Function):
+    """tau CE(z / tau), [N], and its gradients: p - onehot(target) for z, CE + (z_y - p.z) / tau for tau."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor, tau_N: torch.Tensor):
+        scaled_NV = logits_NV / tau_N[:, None]
+        p_NV, cross_entropy_N, *_ = probabilities(scaled_NV, targets_N)
+        target_N, mean_N = at_target(scaled_NV, targets_N), scaled_NV.mul_(p_NV).sum(-1)
+        ctx.save_for_backward(p_NV, targets_N, cross_entropy_N + target_N - mean_N)
+        return tau_N * cross_entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: torch.Tensor):
+        p_NV, targets_N, slope_N = ctx.saved_tensors
+        # In place: p has served. A second backward pass through it is an error that autograd reports.
+        grad_NV = p_NV.mul_(grad_N[:, None]).scatter_add_(1, targets_N[:, None], -grad_N[:, None])
+        return grad_NV, None, grad_N * slope_N
+
 
 def tempered(logits_NV: torch.Tensor, targets_N: torch.Tensor, tau_N: torch.Tensor, rho: float) -> torch.Tensor:
     """tau CE(z / tau) + (rho - log V) tau of each token, [N]."""
-    loss_N = cross_entropy_z(logits_NV / tau_N[:, None], targets_N, 0.0)[0]
-    return tau_N * (loss_N + rho - math.log(logits_NV.shape[-1]))
+    return _Tempered.apply(logits_NV, targets_N, tau_N) + tau_N * (rho - math.log(logits_NV.shape[-1]))
 
 
 class TempNetObjective(Objective):
@@ -64,7 +95,7 @@ class TempNetObjective(Objective):
         self.temperature = TempNet(config, vocab_size, torch.Generator().manual_seed(seed))
 
     def main(self, output: Output, targets_N: torch.Tensor) -> tuple[torch.Tensor, Stats]:
-        tau_N = self.temperature(output.logits_NV, output.generator())
+        tau_N = self.temperature(output)
         loss_N = tempered(output.logits_NV, targets_N, tau_N, self.config.rho)
         return loss_N.mean(), {"output/temperature": tau_N.detach().mean()}
 

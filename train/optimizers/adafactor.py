@@ -9,20 +9,20 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from models.parametrization import Group
-from train.optimizers.base import OPTIMIZER, OptimizerConfig
+from train.optimizers.base import OPTIMIZER, OptimizerConfig, follows_weights
 
 
 @OPTIMIZER.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Adafactor(OptimizerConfig):
     """u = g / sqrt(v) with v of matrices factored into rows and columns, u cut to RMS d and scaled by max(eps2, RMS of
-    the weights); no first moment. Shazeer & Stern 2018 (arXiv 1804.04235), algorithms 4 and 5.
+    the weights); no first moment. Shazeer & Stern 2018 (arXiv 1804.04235), algorithm 4 and algorithm 5.
 
     As in torch the LR is a bound: min(lr_t, 1/sqrt(t)) is what multiplies u, t = 1, 2, ...; decay goes with lr_t.
     """
 
     name: Literal["adafactor"] = "adafactor"
-    lr: Annotated[float, Field(gt=0)] = 1e-2
+    lr: Annotated[float, Field(gt=0)] = 0.1
     """Peak learning rate of the schedule, relative to the RMS of each tensor's weights."""
     beta2_decay: Annotated[float, Field(lt=0)] = -0.8
     """Decay rate of the second moment at step t is 1 - t^beta2_decay. Shazeer & Stern 2018, section 7.2."""
@@ -32,6 +32,14 @@ class Adafactor(OptimizerConfig):
     """Least RMS of weights that the update is scaled by. Shazeer & Stern 2018, section 8."""
     update_clip: Annotated[float, Field(ge=1)] = 1.0
     """Largest RMS d of a tensor's u. Shazeer & Stern 2018, section 6."""
+
+    def fits(self, config: Any) -> None:
+        super().fits(config)
+        if follows_weights(config):
+            raise ValueError(
+                f"optimizer=adafactor scales updates with the weights, as parametrization="
+                f"{config.parametrization.name} does: use parametrization=standard or optimizer=adamw"
+            )
 
     def epsilon(self, group: Group) -> float:
         return self.eps * group.rule.eps

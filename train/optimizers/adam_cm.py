@@ -25,7 +25,7 @@ class AdamCM(AdamFields):
     """
 
     name: Literal["adam_cm"] = "adam_cm"
-    lr: Annotated[float, Field(gt=0)] = 1e-2
+    lr: Annotated[float, Field(gt=0)] = 3e-3
     """Peak learning rate of the schedule."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay rate of the second moment. Default of the authors."""

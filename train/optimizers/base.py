@@ -67,10 +67,16 @@ class OptimizerConfig(Choice):
         if self.qk_clip is not None:
             qk_clip.keep_maxima(model)
 
-    def after_step(self, model: GPT, stats: Stats) -> None:
+    def after_step(self, model: GPT, stats: Stats, optimizer: Any) -> None:
         """Changes weights after an update; `stats` are those of the step's forward passes."""
         if self.qk_clip is not None:
-            stats["qk_clip/heads"] = qk_clip.shrink(model, stats, self.qk_clip)
+            stats["qk_clip/heads"] = qk_clip.shrink(
+                model, stats, self.qk_clip, lambda weight: self.kept_with(optimizer, weight)
+            )
+
+    def kept_with(self, optimizer: Any, weight: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors of the state that are weights too: what scales a weight has to scale them."""
+        return []
 
     @contextmanager
     def evaluating(self, optimizer: Any) -> Iterator[None]:
@@ -91,21 +97,31 @@ class OptimizerConfig(Choice):
 
     def decay_at_peak(self, group: Group) -> float:
         """The share of a weight that decay takes in a step at the peak."""
-        rate = group.rule.decay * self.decay_rate()
+        rate = group.rule.decay_in(self.decay) * self.decay_rate()
         return self.lr * self.lr_scale(group) * rate if self.decay == "coupled" else rate
+
+    def fixed_decay(self, group: Group) -> float:
+        """What of it doesn't follow the LR."""
+        return 0.0 if self.decay == "coupled" else self.decay_at_peak(group)
 
     def param_group(self, group: Group) -> dict[str, Any]:
         """The group as torch's optimizers take it. They multiply weight_decay by lr_t."""
         scale = self.lr_scale(group)
         lr = self.lr * scale
         # Divided by the group's peak, lr_t lambda becomes s_t lambda, whatever the scale.
-        rate = group.rule.decay * self.decay_rate() / (lr if self.decay == "independent" else 1.0)
+        rate = group.rule.decay_in(self.decay) * self.decay_rate() / (lr if self.decay == "independent" else 1.0)
         made = {"params": list(group.parameters), "lr": lr, "lr_scale": scale, "weight_decay": rate}
         epsilon = self.epsilon(group)
         return made if epsilon is None else made | {"eps": epsilon}
 
 
 OPTIMIZER: Axis[OptimizerConfig] = Axis("optimizer")
+
+
+def follows_weights(config: Any) -> bool:
+    """Whether the parametrization multiplies LRs by the RMS of the weights."""
+    rules = config.parametrization.rules_of_matrices(config.model)
+    return any(rule.least_rms is not None for rule in rules.values())
 
 
 class ByHand(torch.optim.Optimizer):

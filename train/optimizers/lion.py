@@ -19,12 +19,12 @@ class Lion(OptimizerConfig):
     2023 (Symbolic Discovery of Optimization Algorithms, arXiv 2302.06675), algorithm 2."""
 
     name: Literal["lion"] = "lion"
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0)] = 3e-3
     """Peak learning rate of the schedule."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Weight of the momentum in the update. Chen et al. 2023, section 4.1."""
+    """Weight of the momentum in the update. Chen et al. 2023; default of optimi."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay rate of the momentum. Chen et al. 2023, section 4.1."""
+    """Decay rate of the momentum. Chen et al. 2023; default of optimi."""
 
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
         from optimi import Lion as Optimi

@@ -24,7 +24,7 @@ class Muon(AdamFields):
     """
 
     name: Literal["muon"] = "muon"
-    lr: Annotated[float, Field(gt=0)] = 1e-2
+    lr: Annotated[float, Field(gt=0)] = 3e-2
     """Peak learning rate of the schedule, that of the hidden matrices."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Decay rate of the gradient's running mean. Jordan et al. 2024."""

@@ -17,8 +17,8 @@ from train.optimizers.base import OPTIMIZER
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class OrthoGrad(AdamW):
     """AdamW on g' = g - (w.g / w.w) w, scaled back to the norm of g, tensor by tensor: the gradient without what only
-    changes the size of the weights. Prieto et al. 2025 (Grokking at the Edge of Numerical Stability, arXiv 2501.04697),
-    section 5. A tensor of one element has no such part and is not trained but decayed."""
+    changes the size of the weights. Prieto et al. 2025 (Grokking at the Edge of Numerical Stability, arXiv 2501.04697).
+    A tensor of one element has no such part and is not trained but decayed."""
 
     name: Literal["orthograd"] = "orthograd"  # type: ignore[assignment]
     lr: Annotated[float, Field(gt=0)] = 1e-2

@@ -5,6 +5,7 @@ visible, over the whole batch of the step; what positions add to the logits is l
 exactly.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +27,11 @@ def fits(tau: float, config: Any) -> None:
             f"optimizer.qk_clip={tau:g} scales logits q k^T, which attention={config.attention.name} doesn't have: "
             f"use attention=softmax or qk_clip=null"
         )
+    if config.placement.has("constrain"):
+        raise ValueError(
+            f"optimizer.qk_clip={tau:g} scales weights that placement={config.placement.name} sets after each step: "
+            f"use placement=pre or qk_clip=null"
+        )
     if config.reparametrization.name != "none":
         raise ValueError(
             f"optimizer.qk_clip={tau:g} scales trained weights, which reparametrization="
@@ -40,8 +46,16 @@ def keep_maxima(model: GPT) -> None:
         block.attention.keep_maximum = True
 
 
-def shrink(model: GPT, stats: Stats, tau: float) -> torch.Tensor:
-    """Scales query and key of each head by sqrt(min(1, tau / S)); how many heads were above tau. Uses up the S."""
+def shrink(
+    model: GPT,
+    stats: Stats,
+    tau: float,
+    kept_with: Callable[[torch.Tensor], list[torch.Tensor]] = lambda weight: [],
+) -> torch.Tensor:
+    """Scales query and key of each head by sqrt(min(1, tau / S)); how many heads were above tau. Uses up the S.
+
+    What is `kept_with` a weight is scaled with it.
+    """
     blocks: Any = model.blocks
     attentions = [block.attention for block in blocks]
     s_LH = torch.stack([stats.pop(f"attention/block{i}/step_max") for i in range(len(attentions))])
@@ -52,5 +66,6 @@ def shrink(model: GPT, stats: Stats, tau: float) -> torch.Tensor:
     root_LH = torch.where(above_LH, tau / s_LH, 1.0).sqrt()
     for attention, root_H in zip(attentions, root_LH, strict=True):
         for projection in (attention.query, attention.key):
-            projection.weight.unflatten(0, (attention.heads, -1)).mul_(root_H[:, None, None])
+            for weight in (projection.weight, *kept_with(projection.weight)):
+                weight.unflatten(0, (attention.heads, -1)).mul_(root_H[:, None, None])
     return above_LH.sum().float()

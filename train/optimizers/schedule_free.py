@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from conf.axis import CHECKED
 from models.parametrization import Group
 from train.optimizers.adamw import AdamFields
-from train.optimizers.base import OPTIMIZER
+from train.optimizers.base import OPTIMIZER, follows_weights
 
 
 @OPTIMIZER.register
@@ -25,10 +25,10 @@ class ScheduleFree(AdamFields):
     """
 
     name: Literal["schedule_free"] = "schedule_free"
-    lr: Annotated[float, Field(gt=0)] = 1e-2
+    lr: Annotated[float, Field(gt=0)] = 3e-2
     """Peak learning rate of the schedule."""
     beta1: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    """Share of x in y. Defazio et al. 2024, section 4."""
+    """Share of x in y. Default of the library."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay rate of the second moment. Default of the library."""
     weight_lr_power: Annotated[float, Field(ge=0)] = 2.0
@@ -43,6 +43,22 @@ class ScheduleFree(AdamFields):
                 f"optimizer=schedule_free averages in place of a schedule, which clashes with "
                 f"schedule={config.schedule.name}: use schedule=constant"
             )
+        # They would set y and leave z, of which x is the mean.
+        if config.placement.has("constrain"):
+            raise ValueError(
+                f"optimizer=schedule_free averages weights that placement={config.placement.name} sets after each "
+                f"step: use placement=pre or optimizer=adamw"
+            )
+        if config.reparametrization.name != "none":
+            raise ValueError(
+                f"optimizer=schedule_free trains at other weights than it averages, which reparametrization="
+                f"{config.reparametrization.name} measures or sets: use reparametrization=none or optimizer=adamw"
+            )
+        if follows_weights(config):
+            raise ValueError(
+                f"optimizer=schedule_free has no step that parametrization={config.parametrization.name} could scale "
+                f"with the weights: use parametrization=standard or optimizer=adamw"
+            )
 
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
         from schedulefree import AdamWScheduleFree
@@ -52,6 +68,9 @@ class ScheduleFree(AdamFields):
         )
         made.train()
         return made
+
+    def kept_with(self, optimizer: Any, weight: torch.Tensor) -> list[torch.Tensor]:
+        return [optimizer.state[weight]["z"]]
 
     @contextmanager
     def evaluating(self, optimizer: Any) -> Iterator[None]:

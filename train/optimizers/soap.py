@@ -24,14 +24,14 @@ class SOAP(AdamFields):
     """
 
     name: Literal["soap"] = "soap"
-    lr: Annotated[float, Field(gt=0)] = 1e-2
+    lr: Annotated[float, Field(gt=0)] = 3e-2
     """Peak learning rate of the schedule."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Decay rate of the first moment. Default of the authors."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Decay rate of the second moment and of the preconditioners. Default of the authors."""
     precondition_frequency: Annotated[int, Field(ge=1)] = 10
-    """Steps between updates of the eigenbases. Vyas et al. 2024, section 6."""
+    """Steps between updates of the eigenbases. Default of the authors."""
     max_precondition_dim: Annotated[int, Field(ge=1)] = 10_000
     """Longest side of a matrix that gets a preconditioner. Default of the authors."""
 

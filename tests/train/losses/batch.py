@@ -23,11 +23,11 @@ def output(scale: float = 3.0, dtype: torch.dtype = torch.float32, count: int = 
 
 
 def of_logits(logits: list[list[float]] | torch.Tensor, **more: Any) -> Output:
-    """An output with these logits, as leaves: the head's rows and the hidden states have no part in them."""
+    """An output with these logits, as leaves: the hidden states are their values, the head the identity."""
     z_NV = torch.as_tensor(logits, dtype=torch.float64) if isinstance(logits, list) else logits
     z_NV = z_NV.detach().clone().requires_grad_()
-    count, vocabulary = z_NV.shape
-    made = Output(z_NV, z_NV.new_zeros(count, 1), z_NV.new_ones(vocabulary, 1), progress=0.0, key=(0, 0, 0, 0))
+    head_VV = torch.eye(z_NV.shape[1], dtype=z_NV.dtype)
+    made = Output(z_NV, z_NV.detach(), head_VV, progress=0.0, key=(0, 0, 0, 0))
     return dataclasses.replace(made, **more)
 
 

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from entmax import entmax15, entmax_bisect, sparsemax
+from entmax import entmax15, entmax15_loss, entmax_bisect, sparsemax, sparsemax_loss
 
 from tests.conftest import randn
 from tests.train.losses.batch import N, V, gradient, objective, of_logits, output, targets, value
 from train.losses import cross_entropy_z
 from train.losses.eslm import kept
 from train.losses.noisy_softmax import margin
-from train.losses.spherical import standardized
-from train.losses.stablemax import s
+from train.losses.sparse import entmax_loss
+from train.losses.spherical import zeta
+from train.losses.stablemax import s, stablemax
 from train.losses.tempnet import tempered
 
 Z = [2.0, 1.0, -1.0]
@@ -69,8 +70,8 @@ class TestSpherical:
     @pytest.mark.parametrize(("a", "b", "expected"), [(1.0, 0.0, 0.295156), (0.1, 10.0, 12.362500)])
     def test_vectors(self, a: float, b: float, expected: float) -> None:
         assert value("spherical", Z, 0, a=a, b=b) == pytest.approx(expected, abs=1e-6)
-        zeta = standardized(torch.tensor(Z, dtype=torch.float64))
-        assert zeta.tolist() == pytest.approx([1.069045, 0.267261, -1.336306], abs=1e-6)
+        found_N = zeta(torch.tensor([Z] * 3, dtype=torch.float64), torch.arange(3))
+        assert found_N.tolist() == pytest.approx([1.069045, 0.267261, -1.336306], abs=1e-6)
 
     @pytest.mark.parametrize(("scale", "shift"), [(1.0, 50.0), (20.0, 0.0), (1e-3, -7.0)])
     def test_invariant_to_shift_and_scale(self, scale: float, shift: float) -> None:
@@ -151,12 +152,53 @@ class TestSparse:
         assert gaps == sorted(gaps, reverse=True)
         assert 0 < gaps[-1] < 0.06
 
-    def test_a_vocabulary_larger_than_what_is_sorted_first(self) -> None:
-        z_NV, y = 0.01 * randn(3, 2000, dtype=torch.float64), targets(3, 2000)
-        sorted_, bisected = (
-            objective("entmax", 2000, alpha=a)(of_logits(z_NV), y, False)[0] for a in (1.5, 1.5 + 1e-9)
-        )
-        torch.testing.assert_close(sorted_, bisected, rtol=1e-6, atol=0)
+    @pytest.mark.parametrize(("alpha", "library"), [(2.0, sparsemax_loss), (1.5, entmax15_loss)])
+    @pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 30.0])
+    def test_whatever_the_support_it_is_the_library_s(self, scale: float, alpha: float, library: Any) -> None:
+        """From all of 2,000 logits to one."""
+        y = targets(5, 2000)
+        for dtype, error in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
+            z_NV = (scale * randn(5, 2000, dtype=dtype)).requires_grad_()
+            found_N, expected_N = entmax_loss(alpha)(z_NV, y), library(z_NV, y)
+            torch.testing.assert_close(found_N, expected_N, rtol=error, atol=error)
+            g_NV, expected_NV = (torch.autograd.grad(x.sum(), z_NV)[0] for x in (found_N, expected_N))
+            torch.testing.assert_close(g_NV, expected_NV, rtol=0, atol=error)
+
+
+def standardized_target(z_NV: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    mu_N, sigma_N = z_NV.mean(-1), z_NV.std(-1, correction=0)
+    return (z_NV[range(N), y] - mu_N) / sigma_N
+
+
+def tempered_by_torch(z_NV: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """With a temperature that depends on the logits, so that its gradient is in theirs."""
+    tau_N = z_NV.sigmoid().mean(-1)
+    return tau_N * (F.cross_entropy(z_NV / tau_N[:, None], y, reduction="none") + 2 - math.log(V))
+
+
+ANALYTIC = [
+    (zeta, standardized_target),
+    (stablemax, lambda z, y: s(z).sum(-1).log() - s(z)[range(N), y].log()),
+    (entmax_loss(2.0), sparsemax_loss),
+    (entmax_loss(1.5), entmax15_loss),
+    (lambda z, y: tempered(z, y, z.sigmoid().mean(-1), 2.0), tempered_by_torch),
+]
+
+
+@pytest.mark.parametrize(("ours", "plain"), ANALYTIC, ids=["spherical", "stablemax", "sparsemax", "entmax", "tempnet"])
+class TestAnalyticGradient:
+    def test_is_autograd_s_token_by_token(self, ours: Any, plain: Any) -> None:
+        z_NV, y, weights_N = logits().requires_grad_(), targets(), randn(N, seed=5, dtype=torch.float64)
+        torch.testing.assert_close(ours(z_NV, y), plain(z_NV, y))
+        found, expected = (torch.autograd.grad((weights_N * f(z_NV, y)).sum(), z_NV)[0] for f in (ours, plain))
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
+
+    def test_a_second_backward_pass_is_an_error(self, ours: Any, plain: Any) -> None:
+        """The first one uses up what was saved."""
+        loss = ours(logits().requires_grad_(), targets()).sum()
+        loss.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
 
 
 class TestNoisySoftmax:
@@ -268,10 +310,10 @@ class TestTempNet:
     @pytest.mark.parametrize(("sign", "bound"), [(-1, 0.7), (1, 1.3)])
     def test_temperatures_lie_between_the_bounds(self, sign: int, bound: float) -> None:
         made, out = objective("tempnet", tau_min=0.7, tau_max=1.3), output()
-        assert 0.7 < made.temperature(out.logits_NV, out.generator()).min() < 1.3
+        assert 0.7 < made.temperature(out).min() < 1.3
         with torch.no_grad():
             made.temperature.last.bias.fill_(sign * 1e3)
-        assert made.temperature(out.logits_NV, out.generator()).tolist() == pytest.approx([bound] * N)
+        assert made.temperature(out).tolist() == pytest.approx([bound] * N)
 
     def test_network(self) -> None:
         """Without dropout, as its code writes it."""
@@ -279,14 +321,25 @@ class TestTempNet:
         net, z_NV = made.temperature, out.logits_NV.detach()
         x_NH = net.across(torch.sigmoid(net.up(z_NV / z_NV.norm(dim=1, keepdim=True))))
         pooled_N = ((x_NH.softmax(1) - 1 / 256) * x_NH).sum(1)
-        torch.testing.assert_close(net(out.logits_NV, out.generator()), 0.5 + 4.5 * torch.sigmoid(pooled_N))
+        torch.testing.assert_close(net(out), 0.5 + 4.5 * torch.sigmoid(pooled_N))
         assert sum(p.numel() for p in made.parameters()) == (V + 1) * 256 + 257 * 256 + 257 + 1
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_the_first_layer_goes_through_the_model_s_width(self, dtype: torch.dtype) -> None:
+        """And through the vocabulary where a soft-cap makes the logits no product: the same to rounding."""
+        out = output(dtype=dtype)
+        direct, short = (objective("tempnet", soft_cap=c).to(dtype).temperature for c in (30.0, None))
+        expected_NH = F.linear(out.logits_NV.detach(), direct.up.weight)
+        torch.testing.assert_close(short.raised(out), expected_NH)
+        assert torch.equal(direct.raised(out), expected_NH)
+        slopes = [torch.autograd.grad(net.raised(out).square().sum(), net.up.weight)[0] for net in (direct, short)]
+        torch.testing.assert_close(slopes[1], slopes[0])
 
     def test_dropout_is_unbiased_and_of_half_the_units(self) -> None:
         made, out = objective("tempnet"), output()
         seen: list[torch.Tensor] = []
         made.temperature.across.register_forward_pre_hook(lambda _, x: seen.append(x[0].detach()))
-        made.temperature(out.logits_NV, out.generator())
+        made.temperature(out)
         assert (seen[0] == 0).double().mean().item() == pytest.approx(0.5, abs=0.05)
         whole = torch.sigmoid(made.temperature.up(F.normalize(out.logits_NV.detach(), dim=-1)))
         torch.testing.assert_close(seen[0][seen[0] > 0], (2 * whole)[seen[0] > 0])
@@ -294,7 +347,7 @@ class TestTempNet:
     def test_the_network_gets_a_gradient_and_gives_the_logits_none(self) -> None:
         """dL/dz is that at a fixed temperature: softmax(z / tau) - e_y."""
         out, y, made = of_logits(logits().float()), targets(), objective("tempnet")
-        tau_N = made.temperature(out.logits_NV, out.generator()).detach()
+        tau_N = made.temperature(out).detach()
         made(out, y, False)[0].backward()
         assert all(p.grad is not None and p.grad.norm() > 0 for p in made.parameters())
         expected = (out.logits_NV.detach() / tau_N[:, None]).softmax(-1) - F.one_hot(y, V)

@@ -28,13 +28,17 @@ class TestDecay:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("mode", ["independent", "coupled", "none"])
     def test_share(self, name: str, kind: Kind, mode: str) -> None:
-        """s_t lambda or s_t eta lambda, eta the LR of the tensor's own group."""
+        """s_t lambda, or s_t eta lambda with the factor and the LR of the tensor's own group."""
         rule, given = Rule(lr=0.25, decay=2.0), {} if mode == "none" else {"weight_decay": 0.03}
         config = optimizer(name, lr=0.5, decay=mode, **given)
-        expected = {"independent": 0.06, "coupled": 0.06 * 0.5 * 0.25, "none": 0.0}[mode]
+        expected = {"independent": 0.03, "coupled": 0.06 * 0.5 * 0.25, "none": 0.0}[mode]
         assert config.decay_at_peak(Group([], kind, rule)) == pytest.approx(expected, rel=1e-12)
         for factor in (1.0, 0.3):
             assert taken(config, kind, rule, factor) == pytest.approx(factor * expected, rel=1e-9, abs=1e-15)
+
+    @pytest.mark.parametrize("mode", ["independent", "coupled"])
+    def test_off_where_a_reparametrization_takes_its_place(self, name: str, mode: str) -> None:
+        assert taken(optimizer(name, decay=mode, weight_decay=0.5), "hidden", Rule(decays=False)) == 0
 
     def test_defaults_are_the_paper_s(self, name: str) -> None:
         assert (optimizer(name).decay, optimizer(name).decay_rate()) == ("independent", 1e-4)

@@ -90,6 +90,14 @@ class TestAdafactor:
         assert moved[0] == pytest.approx(moved[1], rel=0.2)
         assert moved[2] < 0.5 * moved[0]
 
+    def test_a_second_factor_of_the_weights_is_refused(self) -> None:
+        with pytest.raises(ConfigError) as error:
+            tiny("optimizer=adafactor", "parametrization=parameter_rms")
+        assert str(error.value) == (
+            "optimizer=adafactor scales updates with the weights, as parametrization=parameter_rms does: "
+            "use parametrization=standard or optimizer=adamw"
+        )
+
 
 class TestMuon:
     def orthogonalized(self, gradient: torch.Tensor, **changes: Any) -> torch.Tensor:
@@ -175,6 +183,31 @@ class TestScheduleFree:
             f"optimizer=schedule_free averages in place of a schedule, which clashes with schedule={schedule}: "
             "use schedule=constant"
         )
+
+    @pytest.mark.parametrize(
+        ("overrides", "text"),
+        [
+            (
+                ["placement=ngpt", "norm=none", "qk_norm=none"],
+                "optimizer=schedule_free averages weights that placement=ngpt sets after each step: "
+                "use placement=pre or optimizer=adamw",
+            ),
+            (
+                ["reparametrization=tvr"],
+                "optimizer=schedule_free trains at other weights than it averages, which reparametrization=tvr "
+                "measures or sets: use reparametrization=none or optimizer=adamw",
+            ),
+            (
+                ["parametrization=parameter_rms"],
+                "optimizer=schedule_free has no step that parametrization=parameter_rms could scale with the weights: "
+                "use parametrization=standard or optimizer=adamw",
+            ),
+        ],
+    )
+    def test_what_moves_weights_besides_is_refused(self, overrides: list[str], text: str) -> None:
+        with pytest.raises(ConfigError) as error:
+            tiny("optimizer=schedule_free", "schedule=constant", *overrides)
+        assert str(error.value) == text
 
 
 class TestSOAP:

@@ -179,6 +179,28 @@ def test_compiled(tmp_path: Path) -> None:
     assert ours[-1]["loss"] == pytest.approx(theirs[-1]["loss"], rel=1e-3)
 
 
+def test_schedule_free_s_mean_is_scaled_too() -> None:
+    """x is linear in y and z: rows of both times a factor are rows of x times it."""
+    proxy = proxy_of("optimizer=schedule_free", "schedule=constant", "optimizer.qk_clip=0.01")
+    made: Any = proxy.configure_optimizers()
+    weight: Any = proxy.model.get_parameter("blocks.0.attention.key.weight")
+    seen = []
+    shrink = proxy.config.optimizer.after_step
+    for step in range(3):
+        proxy.step_loss(tokens(step), step).backward()
+        made.step()
+        with proxy.evaluating():
+            before = weight.detach().clone()
+        with torch.no_grad():
+            shrink(proxy.model, proxy._stats, made)
+        with proxy.evaluating():
+            ratio_H = (weight.detach() / before).unflatten(0, (2, -1)).flatten(1)
+            torch.testing.assert_close(ratio_H, ratio_H[:, :1].expand_as(ratio_H), rtol=1e-3, atol=1e-5)
+            seen.append(float(ratio_H.max()))
+        made.zero_grad()
+    assert min(seen) < 0.9
+
+
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
@@ -191,6 +213,16 @@ def test_compiled(tmp_path: Path) -> None:
             ["optimizer=lion", "optimizer.qk_clip=30.5", "qk_norm=l2"],
             "optimizer.qk_clip=30.5 has no effect with qk_norm=l2, which sets the size of queries and keys: "
             "use qk_norm=none or qk_clip=null",
+        ),
+        (
+            ["optimizer.qk_clip=9", "qk_norm=none", "norm=none", "placement=ngpt"],
+            "optimizer.qk_clip=9 scales weights that placement=ngpt sets after each step: "
+            "use placement=pre or qk_clip=null",
+        ),
+        (
+            ["optimizer.qk_clip=9", "qk_norm=none", "reparametrization=sigma"],
+            "optimizer.qk_clip=9 scales trained weights, which reparametrization=sigma maps or sets: "
+            "use reparametrization=none or qk_clip=null",
         ),
         (["optimizer.qk_clip=0"], "optimizer.qk_clip=0: input should be greater than 0"),
     ],

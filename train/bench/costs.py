@@ -1,4 +1,4 @@
-"""`python -m train.bench`: what the bench costs, as ratios measured side by side in one run; table and bench.json.
+"""What the loop, the probes and bf16 cost.
 
 Every figure is the median over rounds of the ratio of two medians of step times taken in turn, so that a machine whose
 speed drifts gives the same ratios.
@@ -6,8 +6,6 @@ speed drifts gives the same ratios.
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 import subprocess
 import sys
@@ -179,56 +177,3 @@ TARGETS = {
     "start to first step, s": 6.0,
 }
 """Upper bounds that we hold ourselves to, for mini-0.6M on one CPU core (bf16: one with AVX512-BF16)."""
-
-
-def bench(models: list[str], steps: int, count: int) -> dict[str, Any]:
-    from rich.console import Console
-
-    console = Console(highlight=False, stderr=True)
-    results: dict[str, Any] = {"torch": torch.__version__, "cores": os.cpu_count(), "steps": steps, "rounds": count}
-    for model in models:
-        console.print(f"measuring {model} ...")
-        results[model] = measure(model, steps, count)
-        results[model]["start to first step, s"] = statistics.median(first_step_seconds(model) for _ in range(count))
-    return results
-
-
-def show(results: dict[str, Any], models: list[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="one thread, fp32, eager unless said otherwise", title_justify="left")
-    table.add_column("")
-    for model in models:
-        table.add_column(model, justify="right")
-    table.add_column("target (mini-0.6M)", justify="right")
-    for name in results[models[0]]:
-        if name != "times":
-            cells = [f"{results[model][name]:.4g}" for model in models]
-            table.add_row(name, *cells, f"<= {TARGETS[name]:g}" if name in TARGETS else "")
-    Console(highlight=False).print(table)
-
-
-def main() -> None:
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="python -m train.bench", description=__doc__)
-    parser.add_argument("--models", nargs="+", default=["mini-0.1M", "mini-0.6M"], help="sizes, choices of model=")
-    parser.add_argument("--steps", type=int, default=40, help="steps of each measurement")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each figure")
-    parser.add_argument("--out", type=Path, default=Path("bench.json"), help="where the figures go")
-    arguments = parser.parse_args()
-
-    from train.terminal import exit_with
-
-    def action() -> None:
-        results = bench(arguments.models, arguments.steps, arguments.rounds)
-        arguments.out.write_text(json.dumps(results, indent=1))
-        show(results, arguments.models)
-        print(f"figures: {arguments.out}")
-
-    exit_with(action)
-
-
-if __name__ == "__main__":
-    main()

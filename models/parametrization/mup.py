@@ -1,0 +1,124 @@
+"""muP for Adam, depth-muP and CompleteP.
+
+m_d = width / base_width, m_L = depth / base_depth; std s, LR eta, coupled decay lambda and epsilon e at the base:
+
+| tensor | init std | LR | decay | epsilon | forward |
+|---|---|---|---|---|---|
+| embedding | s | eta | lambda | e | alpha_in x |
+| hidden matrix | s m_d^(-1/2) | eta m_d^-1 m_L^(alpha-1) | lambda m_d | e m_d^-1 m_L^-alpha | |
+| vector in a block | as it is | eta m_L^(alpha-1) | lambda | e m_d^-1 m_L^-alpha | |
+| vector outside | as it is | eta | lambda | e | |
+| head | s | eta | lambda | e | alpha_out x / m_d |
+
+Branches are multiplied by m_L^-alpha, attention's logits are q k / head_dim. m_L = 1 is muP, alpha = 1/2 depth-muP,
+alpha = 1 CompleteP. This is table 1 of Dey et al. 2025 (arXiv 2505.01618; EleutherAI/nanoGPT-mup, branch completep),
+whose muP is Yang et al. 2022 with two additions: hidden decay lambda m_d, as in the MuAdamW of microsoft/mup, and
+epsilon. The master branch of nanoGPT-mup has neither.
+
+s is what the init axis gives at the base width: an init whose std follows the fan-in has the m_d^(-1/2) of hidden
+matrices already, and embedding and head are brought back to their std at the base width; one with a fixed std gets the
+column as it stands. lambda m_d makes up for an LR that shrinks: eta lambda, what coupled decay takes in a step, is the
+same at all widths. Independent decay isn't multiplied by the LR, so it gets no m_d, and for every tensor it takes
+s_t lambda at any width and depth; for alpha = 1/2 coupled decay falls with depth as the LR does, independent doesn't.
+Published runs don't decay norms; here all that the optimizer decays is decayed.
+"""
+
+import dataclasses
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.init import InitConfig
+from models.parametrization.table import PARAMETRIZATION, ParametrizationConfig, Rule, Sublayer, Tensor, initial_std
+from models.size import SizeConfig
+
+
+@PARAMETRIZATION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class MuP(ParametrizationConfig):
+    """muP, the maximal update parametrization, in its form for Adam with a fixed embedding. Yang et al. 2022, table 8.
+
+    The table at the top of the file, with m_L = 1. At the base width it is the standard parametrization but for the
+    scale of attention, which the table has as 1/head_dim without reference to a base.
+    """
+
+    name: Literal["mup"] = "mup"
+    base_width: Annotated[int, Field(ge=1)] = 256
+    """Width at which only the attention scale differs from the standard parametrization."""
+    alpha_in: Annotated[float, Field(gt=0)] = 1.0
+    """Multiplies embeddings, learned positions too."""
+    alpha_out: Annotated[float, Field(gt=0)] = 1.0
+    """Multiplies logits."""
+    base_head_dim: Annotated[int, Field(ge=1)] = 1
+    """Attention's logits are sqrt(base_head_dim) / head_dim q k: the standard ones at this head dimension. 1 is the
+    table's 1/head_dim, 64 is the 8/head_dim of microsoft/mup."""
+    sets_std = True
+
+    def reference_std(self, tensor: Tensor, size: SizeConfig, init: InitConfig) -> float | None:
+        """What the init axis gives at the base width."""
+        return initial_std(tensor, size, init, width_ratio=size.width / self.base_width)
+
+    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
+        m_d = size.width / self.base_width
+        eps = 1 / m_d if tensor.in_block else 1.0
+        match tensor.kind:
+            case "embedding":
+                return Rule(multiplier=self.alpha_in, eps=eps)
+            case "hidden":
+                return Rule(init=m_d**-0.5, lr=1 / m_d, decay=m_d, eps=eps)
+            case "head":
+                return Rule(multiplier=self.alpha_out / m_d, eps=eps)
+            case "vector":
+                return Rule(eps=eps)
+
+    def attention_scale(self, head_dim: int) -> float:
+        return math.sqrt(self.base_head_dim) / head_dim
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class DepthConfig(MuP):
+    base_depth: Annotated[int, Field(ge=1)] = 2
+    """Number of blocks at which depth changes nothing."""
+    scales_with_depth = True
+    alpha = 1.0  # exponent of the branches, not a key of the config
+
+    def depth_ratio(self, size: SizeConfig) -> float:
+        """m_L."""
+        return max(1, size.depth) / self.base_depth
+
+    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
+        rule, m_L = super().rule(tensor, size), self.depth_ratio(size)
+        if not tensor.in_block:
+            return rule
+        lr = rule.lr * m_L ** (self.alpha - 1)
+        return dataclasses.replace(rule, lr=lr, eps=rule.eps * m_L**-self.alpha)
+
+    def branch_scale(self, size: SizeConfig, sublayer: Sublayer) -> float:
+        return self.depth_ratio(size) ** -self.alpha
+
+
+@PARAMETRIZATION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class DepthMuP(DepthConfig):
+    """depth-muP: muP with branches and the LR in blocks times m_L^(-1/2). Yang et al. 2023 (arXiv 2310.02244).
+
+    In the form of Dey et al. 2025, alpha = 1/2 of the table at the top of the file. Published for pre-norm.
+    """
+
+    name: Literal["depth_mup"] = "depth_mup"  # type: ignore[assignment]
+    alpha = 0.5
+
+
+@PARAMETRIZATION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class CompleteP(DepthConfig):
+    """CompleteP: muP with branches times 1/m_L and an LR that doesn't follow depth. Dey et al. 2025 (arXiv 2505.01618).
+
+    alpha = 1 of the table at the top of the file. Published for pre-norm.
+    """
+
+    name: Literal["completep"] = "completep"  # type: ignore[assignment]
+    alpha = 1.0

@@ -1,0 +1,81 @@
+"""u-muP: muP with weights of std 1. Blake et al. 2024 (arXiv 2407.17465); code in graphcore-research/unit-scaling.
+
+As an abc-parametrization, L the number of blocks, eta of order one:
+
+| tensor | init std | forward | LR |
+|---|---|---|---|
+| embedding | 1 | 1 | eta width^(-1/2) |
+| hidden matrix | 1 | fan_in^(-1/2) | eta fan_in^(-1/2) L^(-1/2) |
+| vector in a block | as it is | | eta L^(-1/2) |
+| vector outside | as it is | | eta |
+| head | 1 | alpha_loss / fan_in | eta |
+| attention | | alpha_attention / head_dim | |
+| branches | | a L^(-1/2), a^2 = 2 alpha_res^2 / (1 + r^2), times r for attention | |
+
+LRs and forward factors are those of `unit_scaling/optim.py` and `functional.py`. There a sublayer gives
+(x + tau_l f(x)) / sqrt(1 + tau_l^2) with `transformer_residual_scaling_rule`'s tau_l. Pre-norm does not see the common
+divisors; taken out of the stream, they leave each tau_l as the constant of the last row, exactly.
+
+Not here: the constants that bring the output of activations, attention and residual additions to unit scale (those of
+attention and MLP change what their branch weighs), the scales of the backward pass, alpha_ffn-act, norms without
+gains. Adam does not feel a scale of the gradient but through its epsilon, which meets smaller gradients here than
+there. One learning rate is not another's: a hidden matrix at eta / fan_in^(1/2) with its multiplier learns like one of
+std fan_in^(-1/2) at eta / fan_in. Decay takes no factor: it is a share of the weights whatever their scale, and
+u-muP's is independent.
+"""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.init import InitConfig
+from models.parametrization.table import PARAMETRIZATION, ParametrizationConfig, Rule, Sublayer, Tensor
+from models.size import SizeConfig
+
+
+@PARAMETRIZATION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class UnitMuP(ParametrizationConfig):
+    """u-muP, the unit-scaled maximal update parametrization: weights of std 1, no base. Blake et al. 2024.
+
+    The init axis gives the form of the distribution, its std is scaled to 1. The LR is of order one, not 1e-2.
+    """
+
+    name: Literal["u_mup"] = "u_mup"
+    alpha_res: Annotated[float, Field(gt=0)] = 1.0
+    """What all branches together weigh, relative to the embedding."""
+    alpha_res_attn_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """r, what attention's branches weigh relative to the MLPs'."""
+    alpha_attention: Annotated[float, Field(gt=0)] = 1.0
+    """Multiplies attention's logits."""
+    alpha_loss: Annotated[float, Field(gt=0)] = 1.0
+    """Multiplies the output logits."""
+    scales_with_depth = True
+    sets_std = True
+
+    def reference_std(self, tensor: Tensor, size: SizeConfig, init: InitConfig) -> float | None:
+        return 1.0
+
+    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
+        depth = size.depth**-0.5 if tensor.in_block else 1.0
+        match tensor.kind:
+            case "embedding":
+                return Rule(lr=tensor.parameter.shape[1] ** -0.5)
+            case "hidden":
+                fan_in = tensor.parameter.shape[1]
+                return Rule(multiplier=fan_in**-0.5, lr=fan_in**-0.5 * depth)
+            case "head":
+                return Rule(multiplier=self.alpha_loss / tensor.parameter.shape[1])
+            case "vector":
+                return Rule(lr=depth)
+
+    def attention_scale(self, head_dim: int) -> float:
+        return self.alpha_attention / head_dim
+
+    def branch_scale(self, size: SizeConfig, sublayer: Sublayer) -> float:
+        ratio = self.alpha_res_attn_ratio
+        mlp = self.alpha_res * math.sqrt(2 / (1 + ratio**2) / max(1, size.depth))
+        return ratio * mlp if sublayer == "attention" else mlp

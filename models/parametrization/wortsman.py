@@ -1,0 +1,79 @@
+"""The parametrizations of Wortsman et al. 2023: muParam in three grades, and the LR that follows the weights' RMS."""
+
+import dataclasses
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.parametrization.table import PARAMETRIZATION, ParametrizationConfig, Rule, Tensor
+from models.size import SizeConfig
+
+
+@PARAMETRIZATION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class MuPSimple(ParametrizationConfig):
+    """muParam (simple): (i) the LR of linear layers times base fan-in / fan-in. Wortsman et al. 2023, 3.2.4 and Fig. 8.
+
+    Linear layers are all matrices but the embedding, the head among them, as "kernels" are in NanoDO. Fan-ins are
+    proportional to the width, so that the factor is base_width / width for each.
+    """
+
+    name: Literal["mup_simple"] = "mup_simple"
+    base_width: Annotated[int, Field(ge=1)] = 256
+    """Width at which this is the standard parametrization; 256 is the paper's smallest model."""
+
+    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
+        return Rule(lr=self.base_width / size.width) if tensor.kind in ("hidden", "head") else Rule()
+
+
+@PARAMETRIZATION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class MuPIntermediate(MuPSimple):
+    """muParam (intermediate): (i) and (ii) a head of std sqrt(base fan-in) / fan-in. Wortsman et al. 2023, Fig. E.5.
+
+    Under another init than the paper's: that init's std times sqrt(base fan-in / fan-in).
+    """
+
+    name: Literal["mup_intermediate"] = "mup_intermediate"  # type: ignore[assignment]
+
+    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
+        init = math.sqrt(self.base_width / size.width) if tensor.kind == "head" else 1.0
+        return dataclasses.replace(super().rule(tensor, size), init=init)
+
+
+@PARAMETRIZATION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class MuPFull(MuPIntermediate):
+    """muParam (full): (i), (ii), (iii) attention scale 1/head_dim, (iv) zero queries. Wortsman et al. 2023, Fig. E.5.
+
+    The scale is the paper's, 1/head_dim without a factor that restores 1/sqrt(head_dim) at a base.
+    """
+
+    name: Literal["mup_full"] = "mup_full"  # type: ignore[assignment]
+
+    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
+        rule = super().rule(tensor, size)
+        return dataclasses.replace(rule, init=0.0) if tensor.name.endswith("attention.query.weight") else rule
+
+    def attention_scale(self, head_dim: int) -> float:
+        return 1 / head_dim
+
+
+@PARAMETRIZATION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class ParameterRMS(ParametrizationConfig):
+    """The LR of each tensor times max(RMS(weights), 1e-3) at each step. Wortsman et al. 2023, Fig. E.14.
+
+    The relative step of Adafactor (Shazeer & Stern 2018, section 8), for any optimizer: what a step does to a tensor,
+    weight decay aside, is multiplied. Coupled decay follows the LR and is multiplied too; independent decay isn't.
+    """
+
+    name: Literal["parameter_rms"] = "parameter_rms"
+    least_rms: Annotated[float, Field(gt=0)] = 1e-3
+    """Taken where the weights are smaller, so that those that start at zero move."""
+
+    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
+        return Rule(least_rms=self.least_rms)

@@ -1,0 +1,176 @@
+"""nGPT: the residual stream, the embeddings and the vectors that make up all matrices live on the unit sphere.
+
+    h <- norm(h + |a| (norm(F(h)) - h)),  norm(x) = x / |x|
+
+Loshchilov et al. 2024 (nGPT, arXiv 2410.01131), eqs. 10 and 11; NVIDIA/ngpt, `model.py` and `train.py`. Besides this
+update of the stream, which takes the place of all norms and of the sum, it has
+
+    q, k     s_qk norm(q), s_qk norm(k) behind the positions; logits sqrt(head_dim) q k^T
+    MLP      silu(s_v sqrt(D) v) * (s_u u); without a gate phi(s_v sqrt(D) v), v being all there is
+    logits   s_z z, as the rows of the head: losses see the scaled head
+    weights  the vectors along the embedding dimension of every matrix have norm 1, at the start and after each step
+
+The paper has SwiGLU. The code scales u by sqrt(D) too, which norm(F(h)) takes out again.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from conf.axis import CHECKED
+from models.init import where
+from models.layers import Embedding, Linear
+from models.norms import NormConfig
+from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
+
+
+class Scale(nn.Module):
+    """s = weight * init / scaling, with a weight that starts at `scaling` (section 2.5).
+
+    s starts at `init`; as an optimizer like Adam moves every weight by about the LR, s moves by LR * init / scaling.
+    """
+
+    def __init__(self, size: int, init: float, scaling: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((size,), scaling))
+        self.factor = init / scaling
+
+    def forward(self) -> torch.Tensor:
+        return self.weight * self.factor
+
+
+class NGPT(Placement):
+    def __init__(self, width: int, alpha: float) -> None:
+        super().__init__()
+        self.alpha = Scale(width, alpha, width**-0.5)
+
+    def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
+        branch_BTD = F.normalize(sublayer(x_BTD).float(), dim=-1)
+        x_BTD = F.normalize(x_BTD.float(), dim=-1)
+        return F.normalize(x_BTD + self.alpha().abs() * (branch_BTD - x_BTD), dim=-1)
+
+
+class UnitQK(nn.Module):
+    """q and k of unit norm, times one s_qk for both, [H, K]."""
+
+    def __init__(self, heads: int, width: int, init: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = Scale(width, init, width**-0.5)
+
+    def forward(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scale_H1K = self.scale().unflatten(0, (self.heads, 1, -1))
+        q_BHTK, k_BHTK = F.normalize(q_BHTK.float(), dim=-1), F.normalize(k_BHTK.float(), dim=-1)
+        return scale_H1K * q_BHTK, scale_H1K * k_BHTK
+
+
+class ScaledOutput(Linear):
+    """factor * s * W x: the projection with a scale behind it, under the projection's own name."""
+
+    def __init__(self, projection: Linear, init: float, factor: float) -> None:
+        super().__init__(projection.in_features, projection.out_features)
+        self.scale = Scale(projection.out_features, init, 1.0)
+        self.factor = factor
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        y_BTF = super().forward(x_BTD)
+        return (self.factor * self.scale() * y_BTF).to(y_BTF.dtype)
+
+
+class ScaledRows(nn.Module):
+    """s_n W_n for each row n."""
+
+    def __init__(self, rows: int, init: float, scaling: float) -> None:
+        super().__init__()
+        self.scale = Scale(rows, init, scaling)
+
+    def forward(self, weight_ND: torch.Tensor) -> torch.Tensor:
+        return self.scale()[:, None] * weight_ND
+
+
+Start = Annotated[float, Field(gt=0)]
+
+
+@PLACEMENT.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class NGPTConfig(PlacementConfig):
+    """h <- norm(h + |a| (norm(F(h)) - h)), with unit vectors in all matrices and learned scales in place of norms.
+
+    Loshchilov et al. 2024 (nGPT, arXiv 2410.01131; NVIDIA/ngpt). Of the init axis only directions remain. Weight decay
+    is as the optimizer has it: what it takes from a matrix the next renormalization gives back, so that it only raises
+    the angle of a step by 1 / (1 - decay), but it pulls a, s_qk, s_uv and s_z to zero. The authors train with
+    `optimizer.decay=none schedule.warmup_fraction=0`.
+    """
+
+    name: Literal["ngpt"] = "ngpt"
+    final_norm = False
+    alpha: Start = 0.05
+    """Initial a, the step from the stream to what a sublayer says; about 1 / blocks. Section 2.6."""
+    s_qk: Start = 1.0
+    """Initial scale of unit queries and keys. Section 2.6."""
+    s_uv: Start = 1.0
+    """Initial scale of what enters the non-linearity of the MLP. Section 2.6."""
+    s_z: Start = 1.0
+    """Initial scale of the output logits; NVIDIA/ngpt."""
+
+    def build(self, norm: NormConfig, site: Site) -> Placement:
+        return NGPT(site.width, self.alpha)
+
+    def attention_scale(self, head_dim: int, scale: float) -> float:
+        return math.sqrt(head_dim)
+
+    def insert(self, attention: Any, mlp: nn.Module, norm: NormConfig) -> None:
+        width = attention.query.in_features
+        attention.behind_positions = UnitQK(attention.heads, width, self.s_qk)
+        for part in list(mlp.modules()):
+            if isinstance(getattr(part, "up", None), Linear):
+                gated = hasattr(part, "gate")
+                for name in ("up", "gate") if gated else ("up",):
+                    factor = 1.0 if gated and name == "up" else math.sqrt(width)
+                    setattr(part, name, ScaledOutput(getattr(part, name), self.s_uv, factor))
+
+    def complete(self, model: Any) -> None:
+        head: Linear = model.head
+        head.map = ScaledRows(head.out_features, self.s_z, head.in_features**-0.5)
+
+    @torch.no_grad()
+    def constrain(self, model: Any) -> None:
+        for name, module in model.named_modules():
+            if isinstance(module, Linear | Embedding):
+                # The embedding dimension is what a matrix reads, for the last of a sublayer what it writes.
+                along = 0 if where(name, len(model.blocks)).residual else 1
+                module.weight.copy_(F.normalize(module.weight, dim=along))
+
+    def fits(self, config: Any) -> None:
+        def refuse(why: str, use: str) -> None:
+            raise ValueError(f"placement=ngpt {why}: use {use} or placement=pre")
+
+        if config.norm.name != "none":
+            refuse(f"has no norm layers, norm={config.norm.name} would have no place in it", "norm=none")
+        if config.qk_norm.name != "none":
+            refuse(f"normalizes q and k itself, qk_norm={config.qk_norm.name} would do it twice", "qk_norm=none")
+        if config.parametrization.name != "standard":
+            refuse(
+                f"has scales of its own for matrices, logits and learning rates, as has "
+                f"parametrization={config.parametrization.name}",
+                "parametrization=standard",
+            )
+        if config.reparametrization.name != "none":
+            refuse(
+                f"keeps the vectors of all matrices at unit norm, which reparametrization="
+                f"{config.reparametrization.name} would undo",
+                "reparametrization=none",
+            )
+        if config.position.name == "learned":
+            refuse("starts from unit embeddings, position=learned would add to them", "position=rope")
+        if config.layer_scale is not None:
+            refuse(
+                f"has learned steps for what a sublayer adds, layer_scale={config.layer_scale:g} would be taken out "
+                f"again by its norm",
+                "layer_scale=null",
+            )

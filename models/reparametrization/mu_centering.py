@@ -1,0 +1,37 @@
+"""mu-centering, the hard form of output embedding centering. Stollenwerk et al. 2026 (arXiv 2601.02031)."""
+
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.reparametrization.base import REPARAMETRIZATION, Reparametrization, ReparametrizationConfig
+
+
+class MuCentering(Reparametrization):
+    def after_step(self, model: Any, step: int, lr: float) -> None:
+        weight_VD = model.head.weight
+        weight_VD.sub_(weight_VD.mean(0))
+
+
+@REPARAMETRIZATION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class MuCenteringConfig(ReparametrizationConfig):
+    """After each step the head's rows lose their mean over the vocabulary. Stollenwerk et al. 2026, mu-centering.
+
+    As in flxst/output-embedding-centering. All logits of a token shift alike, which a softmax doesn't see: the
+    cross-entropy stays, but the logits' mean is zero. The loss term mu_loss is its soft form.
+    """
+
+    name: Literal["mu_centering"] = "mu_centering"
+
+    def build(self, model: Any) -> Reparametrization:
+        return MuCentering()
+
+    def fits(self, config: Any) -> None:
+        super().fits(config)
+        if config.loss.mu_loss:
+            raise ValueError(
+                f"reparametrization=mu_centering removes the mean that loss.mu_loss={config.loss.mu_loss:g} penalizes: "
+                f"use loss.mu_loss=0 or reparametrization=none"
+            )

@@ -1,0 +1,292 @@
+"""Random combinations of all axes: what goes together trains, resumes exactly and reports every probe.
+
+What does not go together is refused with one line that names the settings that clash. Axes, choices and most options
+come from the registries: a new choice is in here by being registered.
+"""
+
+import copy
+import math
+import re
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, example, given, note, settings, strategies
+from pydantic.fields import FieldInfo
+
+from conf.axis import ConfigError, axes, checked
+from tests.train.helpers import assert_same_end, tiny
+from train.config import Config, Place
+from train.keeper import Interrupted
+from train.module import Proxy
+from train.recorder import Row
+from train.run import train
+from train.runfolder import RunFolder
+
+README = Path(__file__).parents[2] / "README.md"
+AXES = {name: axis for name, axis in axes(Config).items() if name != "data" and name not in Place.__dataclass_fields__}
+# A run can be cut at a watch step and between two.
+STEPS, WATCH_EVERY, WATCHED = 3, 2, (0, 2)
+
+Test = TypeVar("Test", bound=Callable[..., None])
+
+# What is drawn of a config, by the key of its override; what isn't there is at its default.
+Drawn = dict[str, Any]
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    return tiny("context=8", "batch_size=4", "eval_batches=1", f"steps={STEPS}", f"watch_every={WATCH_EVERY}").values()
+
+
+def alternatives(field: FieldInfo, default: Any) -> list[Any]:
+    """Values that a field can be tried with, its default first: every word, on and off, null and a number."""
+    kinds = {bare(kind) for kind in get_args(field.annotation)} or {field.annotation}
+    if get_origin(field.annotation) is Literal:
+        found = list(get_args(field.annotation))
+    elif kinds == {bool}:
+        found = [False, True]
+    elif type(None) in kinds and kinds & {int, float}:
+        found = [None, 1 if int in kinds else 0.1]
+    elif kinds == {float} and default == 0:
+        found = [0.0, 0.01]
+    else:
+        found = []
+    return [default, *(value for value in found if value != default)]
+
+
+def bare(kind: Any) -> Any:
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def options(owner: Any, values: dict[str, Any], prefix: str = "") -> dict[str, list[Any]]:
+    """The fields of a dataclass that have alternatives."""
+    fields: dict[str, FieldInfo] = owner.__pydantic_fields__
+    found = {prefix + name: alternatives(field, values[name]) for name, field in fields.items() if name != "name"}
+    return {key: given for key, given in found.items() if len(given) > 1}
+
+
+@cache
+def of_run() -> dict[str, list[Any]]:
+    found = {key: given for key, given in options(Config, defaults()).items() if key not in Place.__dataclass_fields__}
+    # What is compiled is tested with the loop; it takes minutes.
+    del found["compile"]
+    return found | {"accumulate": [1, 2], "model.heads": [2, 4, 16]}
+
+
+# Picks one of the values that a key can have.
+Pick = Callable[[str, list[Any]], Any]
+
+
+def combination(pick: Pick) -> Drawn:
+    """A choice for every axis and a value for every option of the choices and of the run."""
+    drawn: Drawn = {}
+    given = dict(of_run())
+    for name, axis in AXES.items():
+        default = defaults()[name]["name"]
+        drawn[name] = pick(name, [default, *sorted(axis.choices.keys() - {default})])
+        choice = axis.choices[drawn[name]]
+        given |= options(choice, asdict(choice()), f"{name}.")
+    return drawn | {key: pick(key, values) for key, values in given.items()}
+
+
+@strategies.composite
+def combinations(draw: Callable[[Any], Any]) -> Drawn:
+    return combination(lambda key, values: draw(strategies.sampled_from(values)))
+
+
+def dealt(seed: int) -> Iterator[Drawn]:
+    """Combinations without end in which the values of each key come in turn, shuffled: none is left out for long."""
+    random, decks = Random(seed), dict[str, list[Any]]()
+
+    def pick(key: str, values: list[Any]) -> Any:
+        deck = decks.setdefault(f"{key} of {values}", [])
+        if not deck:
+            deck.extend(random.sample(values, len(values)))
+        return deck.pop()
+
+    while True:
+        yield combination(pick)
+
+
+def with_every_choice(rounds: int) -> Callable[[Test], Test]:
+    """Hypothesis draws unevenly: explicit examples deal every choice so many times, before what clashes is dropped."""
+
+    def decorate(test: Test) -> Test:
+        count = rounds * max(len(axis.choices) for axis in AXES.values())
+        for number, drawn in enumerate(islice(dealt(rounds), count)):
+            test = example(drawn, number % (STEPS - 1), number)(test)
+        return test
+
+    return decorate
+
+
+def composed(drawn: Drawn) -> Config:
+    values = copy.deepcopy(defaults())
+    for key, value in drawn.items():
+        owner, _, field = key.partition(".")
+        if field:
+            values[owner][field] = value
+        else:
+            values[key] = asdict(AXES[key].choices[value]()) if key in AXES else value
+    return checked(Config, values)
+
+
+def refusal(drawn: Drawn) -> str | None:
+    try:
+        composed(drawn)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def named(message: str, drawn: Drawn) -> list[str]:
+    """The settings that a message names by their key or, after the name of the axis, by their field."""
+    written = [(key, yaml.safe_load(value)) for key, value in re.findall(r"([\w.]+)=([\w.+-]*\w)", message)]
+    return [key for key, value in drawn.items() if {(key, value), (key.rpartition(".")[2], value)} & set(written)]
+
+
+def without(drawn: Drawn, key: str) -> Drawn:
+    """The setting at its default, and with it the fields of a choice that is no longer there."""
+    return {k: v for k, v in drawn.items() if k != key and not k.startswith(f"{key}.")}
+
+
+def fitting(drawn: Drawn, turn: int) -> Drawn:
+    """Drops what is refused, one setting after the other, as the messages say: of those named, one by `turn`."""
+    while message := refusal(drawn):
+        note(f"{drawn} is refused: {message}")
+        assert "\n" not in message
+        clash = named(message, drawn)
+        assert len(clash) >= 2, f"{message!r} names {clash} of {drawn}"
+        helps = [key for key in clash if refusal(without(drawn, key)) != message]
+        assert helps, f"{message!r} stays without any of {clash}"
+        drawn = without(drawn, helps[turn % len(helps)])
+    return drawn
+
+
+class Cut(pl.Callback):
+    """Asks this process to stop, as a sweep does, within an optimizer step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            signal.raise_signal(signal.SIGTERM)
+
+
+ATTENTION = ["logit_max", "entropy", "q_norm", "k_norm", "cosine_mean", "cosine_of_max_pair"]
+# Reported where it has a meaning, and nowhere else.
+ONLY: dict[str, Callable[[Config], bool]] = {
+    "output/uncapped_logit_max": lambda c: c.loss.soft_cap is not None,
+    "output/zeta": lambda c: c.loss.name == "spherical",
+    "output/noise": lambda c: c.loss.name == "noisy_softmax",
+    "output/kept": lambda c: c.loss.name == "eslm",
+    "output/temperature": lambda c: c.loss.name == "tempnet",
+    "qk_clip/heads": lambda c: c.optimizer.qk_clip is not None,
+}
+EVERY_STEP = {"step", "lr", "loss", "objective", "gradient/norm"}
+
+
+def probes(config: Config, tensors: dict[str, float | None]) -> set[str]:
+    """What a watch step reports whatever is chosen, and what these choices add; epsilons of the tensors by name."""
+    names = {"output/logit_mean", "output/logit_max", "output/log_z", "output/log_z_squared"}
+    names |= {f"attention/{name}" for name in ("logit_max", "entropy", "entropy_min")}
+    for block in range(config.model.depth):
+        names |= {f"attention/block{block}/{name}{of}" for name in ATTENTION for of in ("", "_by_head")}
+        names.add(f"residual/block{block}/rms")
+    names |= {f"{group}/{tensor}/rms" for group in ("parameter", "gradient", "update") for tensor in tensors}
+    names |= {name for name, has in ONLY.items() if has(config)}
+    return names | adam({tensor for tensor, eps in tensors.items() if eps is not None})
+
+
+def adam(tensors: Iterable[str]) -> set[str]:
+    found = {f"adam/{tensor}/gradient_over_eps" for tensor in tensors}
+    return found | {"adam/gradient_over_eps_min"} if found else found
+
+
+@cache
+def documented() -> re.Pattern[str]:
+    """The names in README's table of metrics; a short name takes the prefix of the first in its cell."""
+    found = set()
+    for cell in re.findall(r"^\| (`[^|]+`) \|", README.read_text().partition("## Metrics")[2], re.MULTILINE):
+        first, *rest = re.findall("`([^`]+)`", cell)
+        prefix = first.rpartition("/")[0]
+        found |= {first, *(name if "/" in name else f"{prefix}/{name}" for name in rest)}
+    texts = [re.escape(name).replace("BLOCK", r"block\d+").replace("TENSOR", ".+") for name in sorted(found)]
+    return re.compile(f"(step|{'|'.join(texts)})(_by_head)?")
+
+
+def assert_reported(row: Row, config: Config, tensors: dict[str, float | None]) -> None:
+    expected, off = EVERY_STEP, set(ONLY) | adam(tensors)
+    if config.optimizer.qk_clip is not None:
+        expected = expected | {"qk_clip/heads"}
+    if row["step"] in WATCHED:
+        expected = expected | probes(config, tensors)
+    if config.eval_every is not None and row["step"] < STEPS - 1:
+        expected = expected | {"validation/loss"}
+    assert not expected - row.keys()
+    more = row.keys() - expected
+    assert not more & off, "reported without a meaning"
+    assert [name for name in more if not documented().fullmatch(name)] == []
+    for name, value in row.items():
+        many = isinstance(value, list)
+        assert not many or len(value) == config.model.heads
+        assert all(v is None or math.isfinite(v) for v in (value if many else [value])), (name, value)
+
+
+def check(drawn: Drawn, cut_at: int, turn: int) -> None:
+    drawn = fitting(drawn, turn)
+    note(f"trained: {drawn}")
+    config = composed(drawn)
+    with TemporaryDirectory() as folder:
+        uncut, cut = Path(folder, "uncut"), Path(folder, "cut")
+        train(config, parent=uncut)
+        with pytest.raises(Interrupted):
+            train(config, parent=cut, callbacks=[Cut(cut_at)])
+        stopped = RunFolder.of(config, cut)
+        assert torch.load(stopped.checkpoint, weights_only=True)["global_step"] == cut_at + 1
+        train(config, parent=cut)
+        assert_same_end(stopped, RunFolder.of(config, uncut))
+        start, *rows = RunFolder.of(config, uncut).metrics()
+    assert start.keys() == {"step", "validation/loss"}
+    assert [row["step"] for row in rows] == list(range(STEPS))
+    proxy = Proxy(config)
+    proxy.configure_optimizers()
+    tensors = dict(zip(proxy.tensor_names, proxy.epsilons, strict=True))
+    for row in rows:
+        assert_reported(row, config, tensors)
+
+
+EXAMPLES: dict[str, Any] = {
+    "derandomize": True,
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": list(HealthCheck),
+}
+CUT_AT, TURN = strategies.integers(0, STEPS - 2), strategies.integers(0, 5)
+
+
+@with_every_choice(1)
+@settings(max_examples=30, **EXAMPLES)
+@given(combinations(), CUT_AT, TURN)
+def test_combination(drawn: Drawn, cut_at: int, turn: int) -> None:
+    check(drawn, cut_at, turn)
+
+
+@pytest.mark.slow
+@with_every_choice(5)
+@settings(max_examples=200, **EXAMPLES)
+@given(combinations(), CUT_AT, TURN)
+def test_many_combinations(drawn: Drawn, cut_at: int, turn: int) -> None:
+    check(drawn, cut_at, turn)

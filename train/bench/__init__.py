@@ -1,0 +1,1 @@
+"""What the bench costs, as ratios measured side by side in one run."""

@@ -1,0 +1,115 @@
+"""`python -m train.bench`: what the bench costs, as ratios measured side by side in one run; table and bench.json.
+
+With --axes: the step of every choice of the axes, over the default's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train.bench.axes import LIMIT, Cost, measure_axes
+from train.bench.costs import TARGETS, first_step_seconds, measure, overrides
+
+
+def bench(models: list[str], steps: int, count: int) -> dict[str, Any]:
+    results = _heading(steps, count)
+    for model in models:
+        _console().print(f"measuring {model} ...")
+        results[model] = measure(model, steps, count)
+        results[model]["start to first step, s"] = statistics.median(first_step_seconds(model) for _ in range(count))
+    return results
+
+
+def bench_axes(models: list[str], steps: int, count: int, only: list[str]) -> dict[str, Any]:
+    results, console = _heading(steps, count), _console()
+    for model in models:
+
+        def report(cost: Cost, model: str = model) -> None:
+            found = cost.refused if cost.ratio is None else f"{cost.ratio:.2f}"
+            console.print(f"{model} {cost.axis}={cost.value}: {found}")
+
+        seconds, costs = measure_axes(overrides(model), steps, count, only, report)
+        results[model] = {"step_seconds": seconds, "axes": [asdict(c) for c in costs]}
+    return results
+
+
+def _heading(steps: int, count: int) -> dict[str, Any]:
+    return {"torch": torch.__version__, "cores": os.cpu_count(), "steps": steps, "rounds": count}
+
+
+def _console(stderr: bool = True) -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, stderr=stderr)
+
+
+def show(results: dict[str, Any], models: list[str]) -> None:
+    from rich.table import Table
+
+    table = Table(title="one thread, fp32, eager unless said otherwise", title_justify="left")
+    table.add_column("")
+    for model in models:
+        table.add_column(model, justify="right")
+    table.add_column("target (mini-0.6M)", justify="right")
+    for name in results[models[0]]:
+        if name != "times":
+            cells = [f"{results[model][name]:.4g}" for model in models]
+            table.add_row(name, *cells, f"<= {TARGETS[name]:g}" if name in TARGETS else "")
+    _console(stderr=False).print(table)
+
+
+def show_axes(results: dict[str, Any], models: list[str]) -> None:
+    from rich.table import Table
+
+    table = Table(title="step / step of the default config: one thread, fp32, eager", title_justify="left")
+    table.add_column("axis")
+    table.add_column("value")
+    for model in models:
+        table.add_column(f"{model} ({1e3 * results[model]['step_seconds']:.0f} ms)", justify="right")
+    table.add_column("")
+    for costs in zip(*(results[model]["axes"] for model in models), strict=True):
+        cost, ratios = costs[0], [c["ratio"] for c in costs]
+        notes = [f"> {LIMIT:g}"] if any(r is not None and r > LIMIT for r in ratios) else []
+        notes += [f"with {' '.join(cost['companions'])}"] if cost["companions"] else []
+        notes += [f"refused: {cost['refused']}"] if cost["refused"] else []
+        cells = ["-" if r is None else f"{r:.2f}" for r in ratios]
+        table.add_row(cost["axis"], cost["value"], *cells, "; ".join(notes))
+    _console(stderr=False).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m train.bench", description=__doc__)
+    parser.add_argument("--axes", nargs="*", metavar="AXIS", help="the step of every choice of these axes, or of all")
+    parser.add_argument("--models", nargs="+", help="choices of model=: mini-0.1M and mini-0.6M, with --axes mini-0.1M")
+    parser.add_argument("--steps", type=int, help="steps of each measurement: 40, with --axes 10")
+    parser.add_argument("--rounds", type=int, help="measurements of each figure: 5, with --axes 3")
+    parser.add_argument("--out", type=Path, help="where the figures go: bench.json, with --axes bench_axes.json")
+    arguments = parser.parse_args()
+
+    from train.terminal import exit_with
+
+    def action() -> None:
+        if arguments.axes is None:
+            models, out = arguments.models or ["mini-0.1M", "mini-0.6M"], arguments.out or Path("bench.json")
+            results, shown = bench(models, arguments.steps or 40, arguments.rounds or 5), show
+        else:
+            models, out = arguments.models or ["mini-0.1M"], arguments.out or Path("bench_axes.json")
+            results = bench_axes(models, arguments.steps or 10, arguments.rounds or 3, arguments.axes)
+            shown = show_axes
+        out.write_text(json.dumps(results, indent=1))
+        shown(results, models)
+        print(f"figures: {out}")
+
+    exit_with(action)
+
+
+if __name__ == "__main__":
+    main()
