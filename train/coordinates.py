@@ -155,6 +155,8 @@ def check(overrides: Sequence[str], over: str = "width") -> Slopes:
     if not config.model.depth:
         raise ConfigError("model.depth=0 has no blocks to look at: use model.depth=2")
     sizes = LADDERS[over]
+    if config.threads:
+        torch.set_num_threads(config.threads)
     tokens = prepare(config.data, Path(config.cache).expanduser(), progress=config.progress).train
     base = based(config, over, overrides)
     total: dict[str, list[list[float]]] = {}
@@ -216,7 +218,7 @@ def draw_together(found: Sequence[Slopes]) -> Figure:
         ax.set_title(f"{slopes.parametrization}: {'passes' if slopes.passed else 'fails'}")
         for name, y in ends(slopes, ax.get_ylim()).items():
             ax.annotate(
-                f"{slopes.exponents()[name][-1]:+.2f}", (1, y), xycoords="axes fraction", xytext=(2, 0),
+                signed(slopes.exponents()[name][-1]), (1, y), xycoords="axes fraction", xytext=(2, 0),
                 textcoords="offset points", color=marks[name][0], fontsize=6.5, va="center",
             )  # fmt: skip
     handles = [Line2D([], [], color=c, marker=m, label=name) for name, (c, m) in marks.items()]
@@ -239,6 +241,11 @@ def ends(slopes: Slopes, scale: tuple[float, float], gap: float = 0.085) -> dict
     return heights
 
 
+def signed(exponent: float) -> str:
+    """Two digits, no minus before a zero."""
+    return f"{round(exponent, 2) + 0.0:+.2f}"
+
+
 def size_axis(ax: Any, slopes: Slopes) -> None:
     ax.set_xticks(slopes.sizes, [str(s) for s in slopes.sizes])
     ax.minorticks_off()
@@ -252,7 +259,7 @@ def say(slopes: Slopes) -> None:
     for column in ("activation", *(f"step {t + 1}" for t in range(STEPS))):
         table.add_column(column, no_wrap=True)
     for name, row in slopes.exponents().items():
-        table.add_row(name, *(f"{value:+.2f}" for value in row))
+        table.add_row(name, *map(signed, row))
     console = Console(highlight=False, width=160)
     console.print(table)
     name, worst = slopes.worst()

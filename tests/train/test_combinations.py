@@ -150,10 +150,15 @@ def refusal(drawn: Drawn) -> str | None:
     return None
 
 
+def settings_in(text: str) -> list[tuple[str, Any]]:
+    return [(key, yaml.safe_load(value)) for key, value in re.findall(r"([\w.]+)=([\w.+-]*\w)", text)]
+
+
 def named(message: str, drawn: Drawn) -> list[str]:
     """The settings that a message names by their key or, after the name of the axis, by their field."""
-    written = [(key, yaml.safe_load(value)) for key, value in re.findall(r"([\w.]+)=([\w.+-]*\w)", message)]
-    return [key for key, value in drawn.items() if {(key, value), (key.rpartition(".")[2], value)} & set(written)]
+    defaults_too = {axis: defaults()[axis]["name"] for axis in AXES} | drawn
+    written = set(settings_in(message))
+    return [key for key, value in defaults_too.items() if {(key, value), (key.rpartition(".")[2], value)} & written]
 
 
 def without(drawn: Drawn, key: str) -> Drawn:
@@ -161,17 +166,29 @@ def without(drawn: Drawn, key: str) -> Drawn:
     return {k: v for k, v in drawn.items() if k != key and not k.startswith(f"{key}.")}
 
 
+def advised(message: str, drawn: Drawn) -> list[Drawn]:
+    """What the message says would work, one change each: ...: use norm=none or placement=pre."""
+    advice = settings_in(message.rpartition(": ")[2])
+    return [without(drawn, key) | {key: value} for key, value in advice if key in AXES and value in AXES[key].choices]
+
+
 def fitting(drawn: Drawn, turn: int) -> Drawn:
-    """Drops what is refused, one setting after the other, as the messages say: of those named, one by `turn`."""
-    while message := refusal(drawn):
+    """Changes what is refused, one setting after the other: `turn` decides between the advice and dropping a side."""
+    for attempt in range(len(drawn)):
+        message = refusal(drawn)
+        if message is None:
+            return drawn
         note(f"{drawn} is refused: {message}")
         assert "\n" not in message
         clash = named(message, drawn)
         assert len(clash) >= 2, f"{message!r} names {clash} of {drawn}"
-        helps = [key for key in clash if refusal(without(drawn, key)) != message]
-        assert helps, f"{message!r} stays without any of {clash}"
-        drawn = without(drawn, helps[turn % len(helps)])
-    return drawn
+        # Advice first, then dropping alone: two rules' advice could go in circles.
+        ways = advised(message, drawn) if attempt < 4 else []
+        ways += [without(drawn, key) for key in clash if key in drawn]
+        helps = [way for way in ways if refusal(way) != message]
+        assert helps, f"{message!r} stays whatever is done about {clash}"
+        drawn = helps[turn % len(helps)]
+    raise AssertionError(f"{drawn} is refused still: {refusal(drawn)}")
 
 
 class Cut(pl.Callback):
