@@ -6,10 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from models.parametrization import Group, Kind, Rule
+from data.prepare import prepare
+from models.parametrization import Group, Rule
+from models.parametrization.table import Kind
 from tests.conftest import randn
-from tests.train.helpers import trained
+from tests.train.helpers import tiny, trained
 from tests.train.optimizers.steps import NAMES, optimizer, updated
+from train.module import Proxy
+from train.run import Job
 
 KINDS: list[Kind] = ["hidden", "head", "vector"]
 WITH_EPSILON = [n for n in NAMES if optimizer(n).epsilon(Group([], "vector")) is not None]
@@ -116,3 +120,21 @@ def test_metrics_of_lion(tmp_path: Path) -> None:
     row = trained(tmp_path, "optimizer=lion", "optimizer.decay=none", "steps=2").metrics()[1]
     assert row["update/block0/mlp.up/rms"] == pytest.approx(1, abs=1e-3)
     assert not any("over_eps" in name for name in row)
+
+
+def test_schedule_free_keeps_its_mean(tmp_path: Path) -> None:
+    """The final loss is that of weights.pt, and a validation more changes neither weights nor rows."""
+    given = ["optimizer=schedule_free", "schedule=constant", "steps=20"]
+    run, often = trained(tmp_path / "a", *given), trained(tmp_path / "b", *given, "eval_every=3")
+    weights = [torch.load(r.path / "weights.pt", weights_only=True) for r in (run, often)]
+    assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
+    assert [r["loss"] for r in run.metrics()[1:]] == [r["loss"] for r in often.metrics()[1:]]
+    config = tiny(*given)
+    proxy = Proxy(config)
+    proxy.model.load_state_dict(weights[0])
+    batches = Job(config, run, prepare(config.data, Path(config.cache).expanduser()), lambda row: None, ()).validation
+    losses = [
+        float(proxy.objective.cross_entropy(proxy.model(b[:, :-1])[0].flatten(0, 1), b[:, 1:].flatten()))
+        for b in batches
+    ]
+    assert sum(losses) / len(losses) == pytest.approx(run.summary()["loss_final"], rel=1e-5)
