@@ -76,7 +76,7 @@ REPARAMETRIZATION: Axis[ReparametrizationConfig] = Axis("reparametrization")
 @REPARAMETRIZATION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoReparametrization(ReparametrizationConfig):
-    """The weights are what is trained."""
+    """The weights are what is trained. Wortsman et al. 2023, section 2.1."""
 
     name: Literal["none"] = "none"
 

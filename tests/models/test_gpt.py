@@ -52,6 +52,9 @@ class TestSize:
         if name == "gpt2-124M":  # counts its embeddings: 50257 tokens and 1024 positions, the norms' biases aside
             assert model.parameter_count() + (50257 + 1024) * width == pytest.approx(124e6, abs=0.5e6)
             return
+        if shape := re.fullmatch(r"(?:mini-)?w(\d+)-d(\d+)", name):
+            assert (width, depth) == (int(shape[1]), int(shape[2]))
+            return
         match = re.fullmatch(r"(?:mini-)?(\d+(?:\.(\d+))?)([MB])", name)
         assert match, name
         unit = {"M": 1e6, "B": 1e9}[match[3]]
@@ -201,7 +204,7 @@ class TestHead:
         assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
-@pytest.mark.parametrize("position", ["rope", "alibi"])
+@pytest.mark.parametrize("position", ["rope", pytest.param("alibi", marks=pytest.mark.slow)])
 def test_compiled_model_is_the_same(position: str) -> None:
     model, tokens_BT = gpt(f"position={position}"), tokens()
     compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)

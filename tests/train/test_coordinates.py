@@ -23,10 +23,16 @@ def test_slope_is_the_exponent():
 
 @pytest.mark.parametrize(
     ("name", "passes"),
-    {"standard": False, "parameter_rms": False, "mup_simple": True, "mup_full": True, "completep": True}.items(),
+    {
+        "standard": False,
+        "mup_simple": True,
+        "mup_full": True,
+        "completep": True,
+        "u_mup optimizer.lr=0.3": True,
+    }.items(),
 )
 def test_over_width_mup_passes_and_standard_fails(name, passes):
-    slopes = check([*TINY, f"parametrization={name}"])
+    slopes = check([*TINY, *f"parametrization={name}".split()])
     assert slopes.passed is passes, slopes.exponents()
     assert set(slopes.changes) == {"middle block", "last block", "attention logits", "logits"}
     if name == "standard":
