@@ -6,8 +6,6 @@ dataclass that names it. Every file here is imported, so that a rule is register
 Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K head dimension.
 """
 
-from typing import ClassVar
-
 import torch
 from pydantic.dataclasses import dataclass
 from torch import nn
@@ -50,8 +48,9 @@ class MixingRule(nn.Module):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class MixingConfig:
     name: str
-    dot_product: ClassVar[bool] = False
-    """Are its logits scale q_i k_j, plus what positions add? Then scaling queries and keys scales them."""
+    dot_product = (
+        False  # whether its logits are scale q_i k_j, plus what positions add: then qk_clip has a hold on them
+    )
 
     def build(self, *, heads: int, head_dim: int, scale: float, context: int, block: int) -> MixingRule:
         """The rule of block number `block`, counted from 0; `scale` multiplies q k^T."""

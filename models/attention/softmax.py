@@ -1,7 +1,7 @@
 """Softmax attention, softmax_j<=i(scale q_i k_j + bias), scale 1/sqrt(head_dim) by default. Vaswani et al. 2017."""
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ class Softmax(MixingRule):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class SoftmaxConfig(MixingConfig):
     name: Literal["softmax"] = "softmax"
-    dot_product: ClassVar[bool] = True
+    dot_product = True
 
     def build(self, *, heads: int, head_dim: int, scale: float, context: int, block: int) -> MixingRule:
         return Softmax(scale)

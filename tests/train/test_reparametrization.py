@@ -76,6 +76,6 @@ def test_compiled_run_agrees(override: str, tmp_path: Path) -> None:
 
 
 def test_the_table_shows_what_is_not_decayed() -> None:
-    found = {row[0]: row[6] for row in rows(tiny("reparametrization=norm_loss"))}
+    found = {row[0]: row[7] for row in rows(tiny("reparametrization=norm_loss"))}
     assert found["head.weight"] == found["blocks.0.mlp.up.weight"] == "0"
     assert found["embedding.weight"] == found["final_norm.weight"] == "0.0001"
