@@ -28,10 +28,10 @@ LIMIT = 1.5
 OUTSIDE = ("data", "logger")
 """Axes that are no part of a step."""
 
-OPTIONS = {"layer_scale": ["1e-4"], "embedding_norm": ["true"]}
+OPTIONS = {"layer_scale": ["1e-4"], "embedding_norm": ["true"], "value_residual": ["identity", "learnable"]}
 """Fields that are measured like axes."""
 
-COMPANIONS = {"placement=ngpt": ["norm=none"], "optimizer=schedule_free": ["schedule=constant"]}
+COMPANIONS = {"placement=ngpt": ["norm=none", "qk_norm=none"], "optimizer=schedule_free": ["schedule=constant"]}
 """What a choice is measured with where it doesn't go with the default config: what its error asks for."""
 
 SETTLE = 2
