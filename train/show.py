@@ -45,12 +45,18 @@ def show_parametrization(config: Config) -> None:
 
 
 def together(rows: list[list[str]]) -> list[list[str]]:
-    """One row for a tensor that is alike in several blocks: blocks.0,1.mlp.up.weight."""
+    """One row for a tensor that is alike in several blocks: blocks.0,1.mlp.up.weight, blocks.0-11.mlp.up.weight."""
     blocks: dict[tuple[str, ...], list[str]] = {}
     for name, *values in rows:
         before, index, after = re.fullmatch(r"(blocks\.)?(?(1)(\d+))(.*)", name).groups()  # type: ignore[union-attr]
         blocks.setdefault((before or "", after, *values), []).append(index or "")
-    return [[before + ",".join(found) + after, *values] for (before, after, *values), found in blocks.items()]
+    return [[before + span(found) + after, *values] for (before, after, *values), found in blocks.items()]
+
+
+def span(found: list[str]) -> str:
+    """Numbers in ascending order; more than two that follow each other by the first and the last."""
+    whole = len(found) > 2 and int(found[-1]) - int(found[0]) == len(found) - 1
+    return f"{found[0]}-{found[-1]}" if whole else ",".join(found)
 
 
 def rows(config: Config) -> list[list[str]]:

@@ -11,7 +11,7 @@ from models.probes import rms
 from tests.conftest import TINY, complete, tiny
 from train.config import Config, compose
 from train.optimizers import OPTIMIZER
-from train.show import rows, show
+from train.show import rows, show, span
 
 NAMES = ["standard", "mup_simple", "mup_intermediate", "mup_full"]
 MUP = NAMES[1:]
@@ -138,6 +138,7 @@ def test_show_prints_the_table(capsys):
     printed = capsys.readouterr().out
     assert f"attention scale {1 / 16:.4g}" in printed
     assert "blocks.0,1.mlp.down.weight" in printed
+    assert [span(list(n)) for n in ("", "3", "01", "0123", "013")] == ["", "3", "0,1", "0-3", "0,1,3"]
 
 
 class TestTables:
