@@ -2,7 +2,7 @@
 
 Stats is a dict from a metric's name to a tensor; statistics taken head by head are of shape [H]. Micro-batches and
 ranks are combined by what the name ends in: `max` by the maximum, `rms` by the root of the mean square, all others by
-the mean.
+the mean; but what belongs to the largest logit comes from the micro-batch that has it.
 Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K head dimension, V vocabulary.
 """
 
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 
 Stats = dict[str, torch.Tensor]
+
+OF_MAX_PAIR = "cosine_of_max_pair"
 
 # Largest block of logits that is held at once, in elements (64 MiB of fp32).
 SCORES_AT_ONCE = 2**24
@@ -28,9 +30,13 @@ def is_rms(name: str) -> bool:
 
 def merge(into: Stats, new: Stats, weight: float) -> None:
     """Adds one of several equal micro-batches, of which each has the share `weight`."""
+    before = dict(into)
     for name, value in new.items():
-        old = into.get(name)
-        if is_max(name):
+        old = before.get(name)
+        if name.endswith(OF_MAX_PAIR):
+            top = name.replace(OF_MAX_PAIR, "logit_max")
+            into[name] = value if old is None else torch.where(new[top] > before[top], value, old)
+        elif is_max(name):
             into[name] = value if old is None else torch.maximum(old, value)
         elif is_rms(name):
             into[name] = value * math.sqrt(weight) if old is None else (old.square() + value.square() * weight).sqrt()
@@ -96,8 +102,7 @@ def attention_scores(
 
     logit_max: max over batch and pairs. q_norm, k_norm: mean L2 norm of q and k over batch and tokens, after norm and
     positions. cosine_mean: mean of cos(q_i, k_j) over batch and visible pairs. cosine_of_max_pair: the cosine of the
-    pair that has the maximal logit of the micro-batch (Wortsman et al. 2023, Fig. E.1 takes the logits apart into norms
-    and cosine).
+    pair that has the maximal logit (Wortsman et al. 2023, Fig. E.1 takes the logits apart into norms and cosine).
     """
     batch, heads, length, dim = q_BHTK.shape
     q_norm_BHT, k_norm_BHT = q_BHTK.norm(dim=-1), k_BHTK.norm(dim=-1)
@@ -116,8 +121,7 @@ def attention_scores(
         "q_norm": q_norm_BHT.mean((0, 2)),
         "k_norm": k_norm_BHT.mean((0, 2)),
         "cosine_mean": (unit_q_BHTK * seen_BHTK).sum((0, 2, 3)) / (batch * length * (length + 1) / 2),
-        # not named *_max: it is combined by the mean
-        "cosine_of_max_pair": F.cosine_similarity(q_at_HK, k_at_HK, dim=-1),
+        OF_MAX_PAIR: F.cosine_similarity(q_at_HK, k_at_HK, dim=-1),
     }
 
 

@@ -180,11 +180,11 @@ class TestMerge:
             merge(into, {"logit_max": torch.tensor(value)}, 0.5)
         assert into["logit_max"].item() == -2.0
 
-    def test_a_cosine_at_the_maximum_is_a_mean(self) -> None:
+    def test_a_cosine_at_the_maximum_is_that_of_the_larger_maximum(self) -> None:
         into: Stats = {}
-        for value in (0.2, 0.4):
-            merge(into, {"cosine_of_max_pair": torch.tensor(value)}, 0.5)
-        assert into["cosine_of_max_pair"].item() == pytest.approx(0.3)
+        for top, cosine in (([1.0, 5.0], [0.1, 0.2]), ([2.0, 4.0], [0.3, 0.4])):
+            merge(into, {"a/logit_max": torch.tensor(top), "a/cosine_of_max_pair": torch.tensor(cosine)}, 0.5)
+        assert torch.equal(into["a/cosine_of_max_pair"], torch.tensor([0.3, 0.2]))
 
     def test_nan_is_not_lost(self) -> None:
         for order in ((math.nan, 1.0), (1.0, math.nan)):
@@ -228,3 +228,12 @@ class TestRMS:
         """Gradients reach AdamW's eps of 1e-8 and below: their squares must not underflow."""
         tensor = torch.full((100, 10), size)
         assert tensor_rms([tensor]).item() == pytest.approx(size, rel=1e-5)
+
+
+def test_the_cosine_of_the_largest_pair_comes_from_the_micro_batch_that_has_it() -> None:
+    q, k = randn(4, 2, 6, 8, seed=1), randn(4, 2, 6, 8, seed=2)
+    whole, parts = attention_scores(q, k, 0.5), {}
+    for i in range(4):
+        merge(parts, attention_scores(q[i : i + 1], k[i : i + 1], 0.5), 1 / 4)
+    assert torch.equal(parts["cosine_of_max_pair"], whole["cosine_of_max_pair"])
+    assert torch.equal(parts["logit_max"], whole["logit_max"])
