@@ -60,7 +60,6 @@ class Proxy(pl.LightningModule):
     def calibrate(self, tokens_BT1: torch.Tensor) -> None:
         """Once, before all else, on the first batch of a run: inits that measure the model on tokens do it here."""
         self.config.init.calibrate(self.model, tokens_BT1[:, :-1].to(self.device))
-        self.config.reparametrization.start(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         chosen = groups(self.config.parametrization, self.model, self.config.model)
@@ -167,8 +166,10 @@ class Proxy(pl.LightningModule):
         """The model as it is judged and kept: in evaluation mode, with the weights that the optimizer means."""
         self.model.eval()
         with nullcontext() if self._optimizer is None else self.config.optimizer.evaluating(self._optimizer):
-            yield
-        self.model.train()
+            try:
+                yield
+            finally:
+                self.model.train()
 
     @torch.no_grad()
     def validate(self, batches: list[torch.Tensor]) -> float:

@@ -48,9 +48,7 @@ class MixingRule(nn.Module):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class MixingConfig:
     name: str
-    dot_product = (
-        False  # whether its logits are scale q_i k_j, plus what positions add: then qk_clip has a hold on them
-    )
+    dot_product = False  # whether logits are scale q_i k_j, plus what positions add: what qk_clip relies on
 
     def build(self, *, heads: int, head_dim: int, scale: float, context: int, block: int) -> MixingRule:
         """The rule of block number `block`, counted from 0; `scale` multiplies q k^T."""

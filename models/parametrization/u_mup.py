@@ -60,7 +60,7 @@ class UnitMuP(ParametrizationConfig):
         return 1.0
 
     def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
-        depth = size.depth**-0.5 if tensor.in_block else 1.0
+        depth = max(1, size.depth) ** -0.5 if tensor.in_block else 1.0
         match tensor.kind:
             case "embedding":
                 return Rule(lr=tensor.parameter.shape[1] ** -0.5)

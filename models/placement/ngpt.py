@@ -160,12 +160,6 @@ class NGPTConfig(PlacementConfig):
                 f"parametrization={config.parametrization.name}",
                 "parametrization=standard",
             )
-        if config.reparametrization.name != "none":
-            refuse(
-                f"keeps the vectors of all matrices at unit norm, which reparametrization="
-                f"{config.reparametrization.name} would undo",
-                "reparametrization=none",
-            )
         if config.position.name == "learned":
             refuse("starts from unit embeddings, position=learned would add to them", "position=rope")
         if config.layer_scale is not None:

@@ -39,7 +39,7 @@ class ReparametrizationConfig(Choice):
         return Reparametrization()
 
     def start(self, model: Any) -> None:
-        """Whenever the initial weights have been set: derives from them what the reparametrization needs."""
+        """Once the initial weights are there: derives from them what the reparametrization needs."""
 
     def keeps_start(self) -> bool:
         """Whether W starts as the initial weight."""

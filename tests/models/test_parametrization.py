@@ -316,3 +316,9 @@ def test_activations_move_alike_at_all_widths_under_mup_only():
     exponent = {n: math.log(residual_change(n, 512) / residual_change(n, 32), 16) for n in NAMES}
     assert exponent["standard"] > 0.4
     assert all(abs(exponent[name]) < 0.1 for name in MUP), exponent
+
+
+def test_a_model_without_blocks_has_rules_too() -> None:
+    """The bigram model: axes ask for the rules of a block's matrices all the same."""
+    config = tiny("parametrization=u_mup", "model.depth=0", "optimizer=schedule_free", "schedule=constant")
+    assert groups(config.parametrization, model_of(config), config.model)
