@@ -55,7 +55,9 @@ def multirun(arguments: list[str]) -> None:
     from train.grid import expand
 
     overrides = [a for a in arguments if not a.startswith("-")]
-    for point in expand(overrides):
+    for arm, point in expand(overrides):
+        if arm is not None:
+            raise ConfigError(f"Hydra's multirun knows no arms such as {arm!r}: use python -m train.sweep")
         compose(point)
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -180,7 +180,7 @@ def from_node(node: Any) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(values, dict)
-    return checked(Config, {str(k): v for k, v in values.items() if k != "hydra"})
+    return checked(Config, {str(k): v for k, v in values.items() if k not in ("hydra", "arms")})
 
 
 def from_file(path: Path) -> Config:

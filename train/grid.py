@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -11,16 +12,28 @@ from conf.axis import ConfigError
 from train.config import Config, choices, compose_node, from_node, hydra_fault
 
 
-def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """The override lists of every point, first key slowest.
+def expand(overrides: Sequence[str]) -> list[tuple[str | None, list[str]]]:
+    """The arm and the overrides of every point, arm by arm, first key slowest.
 
     `k=a,b`, `k=choice(...)`, `k=range(...)`, `k=glob(...)` and lists `k=[a,b]` make a grid, as do hydra.sweeper.params
     of the chosen experiment and of the chosen ladder, which takes the place of the experiment's sizes; an override
-    given here takes the place of theirs for the same key.
+    given here takes the place of theirs for the same key. So does an arm of the experiment: `arms` maps the name of
+    each to its overrides, which may be grids too, or to a list of such mappings, whose grids are joined.
     """
+    groups, arms = _of_groups(overrides)
+    parts = [(name, _texts(part)) for name, found in arms.items() for part in found] or [(None, [])]
+    return [(name, point) for name, texts in parts for point in _product([*groups, *texts, *overrides])]
+
+
+def _texts(values: Mapping[str, Any]) -> list[str]:
+    plain = {None: "null", True: "true", False: "false"}
+    return [f"{k}={plain[v] if v is None or isinstance(v, bool) else v}" for k, v in values.items()]
+
+
+def _product(overrides: Sequence[str]) -> list[list[str]]:
     fixed: list[str] = []
     axes: dict[str, list[str]] = {}
-    for text in [*_of_groups(overrides), *overrides]:
+    for text in overrides:
         key, values = _values(text)
         fixed = [f for f in fixed if f.partition("=")[0] != key]
         if values is None:
@@ -76,13 +89,17 @@ def _values(text: str) -> tuple[str, list[str] | None]:
     return key, None
 
 
-def _of_groups(overrides: Sequence[str]) -> list[str]:
-    """The grid that the experiment and the ladder bring along."""
+def _of_groups(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[dict[str, Any]]]]:
+    """The grid that the experiment and the ladder bring along, and the experiment's arms."""
     from omegaconf import OmegaConf
 
     plain = [o for o in overrides if o.lstrip("+").partition("=")[0] in ("experiment", "ladder")]
     if not plain:
-        return []
-    params = OmegaConf.to_container(compose_node(plain, with_hydra=True).hydra.sweeper.get("params") or {})
+        return [], {}
+    node = compose_node(plain, with_hydra=True)
+    params = OmegaConf.to_container(node.hydra.sweeper.get("params") or {})
+    arms = OmegaConf.to_container(node.arms) if "arms" in node else {}
     assert isinstance(params, dict)
-    return [f"{key!s}={value}" for key, value in params.items()]
+    assert isinstance(arms, dict)
+    listed = {str(name): [part] if isinstance(part, dict) else part for name, part in arms.items()}
+    return _texts({str(k): v for k, v in params.items()}), listed

@@ -4,32 +4,53 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from train.config import Config, Place
 from train.grid import compose_all, expand
-from train.runfolder import RunFolder, unwritable, write_atomically
+from train.runfolder import ENDED, RunFolder, unwritable, write_atomically
 
 
 @dataclass
 class Sweep:
-    """A set of runs that share a folder; `configs` are the points of the grid in its order."""
+    """A set of runs with a folder; `configs` are the points of the grid in its order, `arms` what each belongs to.
+
+    A run that another sweep beside this one has ended already is that sweep's: it is not trained again.
+    """
 
     folder: Path
     overrides: list[str]
     points: list[list[str]]
     configs: list[Config]
+    arms: list[str | None]
+
+    @cached_property
+    def _elsewhere(self) -> dict[str, RunFolder]:
+        """Ended runs of the sweeps beside this one, by name."""
+        parent = self.folder.parent
+        beside = [p for p in sorted(parent.iterdir()) if p != self.folder] if parent.is_dir() else []
+        names = {config.run_name() for config in self.configs}
+        found = [RunFolder(path) for sweep in beside if (sweep / "sweep.json").exists()
+                 for path in sweep.iterdir() if path.name in names]  # fmt: skip
+        return {run.path.name: run for run in found if run.state() in ENDED and run.summary()}
 
     def runs(self) -> list[RunFolder]:
-        return [RunFolder.of(config, self.folder) for config in self.configs]
+        return [self.run(config.run_name()) for config in self.configs]
+
+    def run(self, name: str) -> RunFolder:
+        own = RunFolder(self.folder / name)
+        return own if own.path.exists() else self._elsewhere.get(name, own)
 
     def write_plan(self) -> None:
         """sweep.json: what the sweep is made of, for the report and for a later resumption."""
         runs = [
-            {"folder": config.run_name(), "overrides": point}
-            for config, point in zip(self.configs, self.points, strict=True)
+            {"folder": os.path.relpath(run.path, self.folder), "overrides": point}
+            | ({} if arm is None else {"arm": arm})
+            for run, point, arm in zip(self.runs(), self.points, self.arms, strict=True)
         ]
         plan = {
             "name": self.folder.name,
@@ -46,14 +67,16 @@ class Sweep:
 
 def plan(overrides: Sequence[str]) -> Sweep:
     """The sweep that the overrides describe, all of its configs checked; raises ConfigError for the first bad one."""
-    points, configs, seen = [], [], set()
+    points, configs, arms, seen = [], [], [], set()
     expanded = expand(overrides)
-    for point, config in zip(expanded, compose_all(expanded), strict=True):
-        if config.run_name() not in seen:
-            seen.add(config.run_name())
+    for (arm, point), config in zip(expanded, compose_all([point for _, point in expanded]), strict=True):
+        if (arm, config.run_name()) not in seen:
+            seen.add((arm, config.run_name()))
             points.append(point)
             configs.append(config)
-    return Sweep(Path(configs[0].out) / _folder_name(overrides, configs[0]), list(overrides), points, configs)
+            arms.append(arm)
+    folder = Path(configs[0].out) / _folder_name(overrides, configs[0])
+    return Sweep(folder, list(overrides), points, configs, arms)
 
 
 def _folder_name(overrides: Sequence[str], config: Config) -> str:
@@ -62,6 +85,7 @@ def _folder_name(overrides: Sequence[str], config: Config) -> str:
         o for o in overrides if o.partition("=")[0].split(".")[0] not in ("experiment", *Place.__dataclass_fields__)
     )
     chosen = next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "sweep")
+    chosen = chosen.replace("/", "-")
     if not changed:
         return chosen
     readable = "-".join([chosen, *changed])

@@ -58,7 +58,8 @@ class Sweep:
     finding: str | None
     runs: pd.DataFrame
     """A row for each run that the sweep lists: `run`, `state`, `ended`, the config (`optimizer.lr`, ...), the summary
-    (`N`, `loss`, ..., `final.<metric>`), and `size`: N without the few parameters in which arms of one shape differ."""
+    (`N`, `loss`, ..., `final.<metric>`), `size`: N without the few parameters in which arms of one shape differ, and
+    `arm` where the experiment names its arms."""
     metrics: Metrics
 
     @property
@@ -82,9 +83,10 @@ def load_sweep(path: Path) -> Sweep:
         raise ConfigError(
             f"{path} is neither a sweep folder (sweep.json) nor a run folder (config.yaml, metrics.jsonl)"
         )
-    folders = {entry["folder"]: RunFolder(path / entry["folder"]) for entry in entries}
-    planned = _composed([e for e in entries if not (path / e["folder"] / "config.yaml").exists()])
-    runs = pd.DataFrame([_row(name, folder, planned.get(name)) for name, folder in folders.items()])
+    folders = [RunFolder(path / entry["folder"]) for entry in entries]
+    planned = _composed([e for e, f in zip(entries, folders, strict=True) if not (f.path / "config.yaml").exists()])
+    rows = [_row(f, planned.get(f.path.name)) | _arm(e) for e, f in zip(entries, folders, strict=True)]
+    runs = pd.DataFrame(rows)
     for column in (
         "optimizer.lr",
         "seed",
@@ -102,7 +104,7 @@ def load_sweep(path: Path) -> Sweep:
             f"{path}: no run has started, and the overrides in sweep.json don't fit conf/: start it again"
         )
     runs["size"] = runs.groupby(SHAPE)["N"].transform("min").fillna(12 * runs["model.depth"] * runs["model.width"] ** 2)
-    return Sweep(path, listed.get("name", path.name), listed.get("finding"), runs, Metrics(folders))
+    return Sweep(path, listed.get("name", path.name), listed.get("finding"), runs, Metrics({f.path.name: f for f in folders}))
 
 
 def _composed(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -111,10 +113,14 @@ def _composed(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
         configs = compose_all([entry["overrides"] for entry in entries])
     except ConfigError:
         return {}
-    return {entry["folder"]: config.values() for entry, config in zip(entries, configs, strict=True)}
+    return {Path(e["folder"]).name: config.values() for e, config in zip(entries, configs, strict=True)}
 
 
-def _row(name: str, folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
+def _arm(entry: Mapping[str, Any]) -> dict[str, str]:
+    return {"arm": entry["arm"]} if "arm" in entry else {}
+
+
+def _row(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
     state, summary = folder.state(), folder.summary()
     if not folder.path.is_dir():
         state = "missing"
@@ -124,7 +130,7 @@ def _row(name: str, folder: RunFolder, planned: dict[str, Any] | None) -> dict[s
     if (folder.path / "config.yaml").exists():
         config = yaml.safe_load((folder.path / "config.yaml").read_text())
     return {
-        "run": name,
+        "run": folder.path.name,
         **_flat(config),
         **_flat({k: v for k, v in summary.items() if k not in ("name", "state")}),
         "state": state,
@@ -156,7 +162,9 @@ def varying(runs: pd.DataFrame) -> list[str]:
 
 
 def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
-    """The same with a column `arm`: what tells the run from others of its size, as text."""
+    """The same with a column `arm`: what tells the run from others of its size, as text. An experiment's stay."""
+    if "arm" in runs:
+        return runs
     columns = varying(runs)
     texts = [
         ", ".join(f"{c.removesuffix('.name')}={v:g}" if isinstance(v, float) else f"{c.removesuffix('.name')}={v}"

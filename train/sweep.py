@@ -102,6 +102,10 @@ class Pool:
                 process.kill()
 
 
+def _has_ended(run: RunFolder) -> bool:
+    return run.state() in ENDED and bool(run.summary())
+
+
 def run(sweep: Sweep) -> int:
     """Runs what is not finished, with a live table; the exit code: 1 when a run failed."""
     sweep.write_plan()
@@ -110,7 +114,8 @@ def run(sweep: Sweep) -> int:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(f"{sweep.folder}: another sweep works in this folder; wait or choose another out=") from None
-    todo = [c for c, r in zip(sweep.configs, sweep.runs(), strict=True) if not (r.state() in ENDED and r.summary())]
+    open_ = {c.run_name(): c for c, r in zip(sweep.configs, sweep.runs(), strict=True) if not _has_ended(r)}
+    todo = list(open_.values())
     for config in {json.dumps(c.values()["data"]): c for c in todo}.values():
         from data.prepare import prepare
 

@@ -64,6 +64,17 @@ class MuPFull(MuPIntermediate):
 
 @PARAMETRIZATION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
+class InverseScale(ParametrizationConfig):
+    """The standard parametrization with attention scale 1/head_dim, muP's, alone. Wortsman et al. 2023, Fig. E.6."""
+
+    name: Literal["inverse_scale"] = "inverse_scale"
+
+    def attention_scale(self, head_dim: int) -> float:
+        return 1 / head_dim
+
+
+@PARAMETRIZATION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ParameterRMS(ParametrizationConfig):
     """The LR of each tensor times max(RMS(weights), 1e-3) at each step. Wortsman et al. 2023, Fig. E.14.
 

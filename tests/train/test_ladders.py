@@ -31,7 +31,7 @@ ENDS = {
 
 
 def rungs(ladder: str) -> list[SizeConfig]:
-    return [SIZES[point[-1].removeprefix("model=")] for point in expand([f"ladder={ladder}"])]
+    return [SIZES[point[-1].removeprefix("model=")] for _, point in expand([f"ladder={ladder}"])]
 
 
 def large(size: SizeConfig) -> int:
@@ -69,10 +69,10 @@ def test_names_are_unique_and_say_the_shape() -> None:
 
 
 def test_with_other_values() -> None:
-    points = expand(["ladder=mini_width", "optimizer.lr=1e-3,1e-2"])
+    points = [p for _, p in expand(["ladder=mini_width", "optimizer.lr=1e-3,1e-2"])]
     assert len(points) == 4 * 2
     assert points[1] == ["ladder=mini_width", "model=mini-w32-d4", "optimizer.lr=0.01"]
-    assert expand(["ladder=mini_width", "model=19M"]) == [["ladder=mini_width", "model=19M"]]
+    assert expand(["ladder=mini_width", "model=19M"]) == [(None, ["ladder=mini_width", "model=19M"])]
 
 
 def test_takes_the_place_of_the_sizes_of_an_experiment_and_a_scale() -> None:
