@@ -29,7 +29,8 @@ class ConfigError(ValueError):
 def import_all(package: str) -> None:
     """Imports every module of a folder: what registers itself there is registered by being there."""
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        importlib.import_module(f"{package}.{module.name}")
+        if module.name != "__main__":
+            importlib.import_module(f"{package}.{module.name}")
 
 
 class Choice:

@@ -21,8 +21,8 @@ def expand(overrides: Sequence[str]) -> list[tuple[str | None, list[str]]]:
     each to its overrides, which may be grids too, or to a list of such mappings, whose grids are joined.
     """
     groups, arms = _of_groups(overrides)
-    parts = [(name, _texts(part)) for name, found in arms.items() for part in found] or [(None, [])]
-    return [(name, point) for name, texts in parts for point in _product([*groups, *texts, *overrides])]
+    parts: list[tuple[str | None, list[str]]] = [(name, _texts(p)) for name, found in arms.items() for p in found]
+    return [(name, point) for name, texts in parts or [(None, [])] for point in _product([*groups, *texts, *overrides])]
 
 
 def _texts(values: Mapping[str, Any]) -> list[str]:

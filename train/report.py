@@ -104,7 +104,9 @@ def load_sweep(path: Path) -> Sweep:
             f"{path}: no run has started, and the overrides in sweep.json don't fit conf/: start it again"
         )
     runs["size"] = runs.groupby(SHAPE)["N"].transform("min").fillna(12 * runs["model.depth"] * runs["model.width"] ** 2)
-    return Sweep(path, listed.get("name", path.name), listed.get("finding"), runs, Metrics({f.path.name: f for f in folders}))
+    return Sweep(
+        path, listed.get("name", path.name), listed.get("finding"), runs, Metrics({f.path.name: f for f in folders})
+    )
 
 
 def _composed(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -278,7 +280,7 @@ def write_report(sweep: Sweep) -> Verdict | None:
     if sweep.finding:
         finding = find(sweep.finding)
         try:
-            verdict = finding.judge(sweep.runs)
+            verdict = finding.judge(sweep.runs, sweep.metrics)
             if len(sweep.ended):
                 figures = finding.draw(sweep.runs, sweep.metrics)
         except ConfigError as fault:

@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from conf.axis import ConfigError
-from train.findings import FINDINGS, Check, Verdict, find
-from train.findings.qk_norm import judge
+from train.findings import FINDINGS, Check, Verdict, find, qk_norm
 
 LRS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SIZES = (24_576, 98_304, 589_824)
@@ -22,6 +21,10 @@ NORM = {
     98_304: [(5.564, 6), (5.138, 8.6), (5.216, 13), (5.367, 19.5), (5.460, 32)],
     589_824: [(5.2, 7), (5.09, 9), (5.15, 15), (5.3, 22), (5.4, 41)],
 }
+
+
+def judge(runs):
+    return qk_norm.judge(runs, {})
 
 
 def frame(none=NONE, norm=NORM, seeds=(0,), noise=0.0, norm_name="layernorm"):
@@ -75,11 +78,12 @@ def test_reproduced_with_hand_computed_numbers():
 
 def test_notes_name_the_grid_and_how_it_differs_from_the_papers():
     notes = "\n".join(judge(frame()).notes)
-    assert "LR grid: 0.003, 0.01, 0.03, 0.1, 0.3; the paper's is 7 from 0.0003 to 0.3" in notes
+    assert "LR grid: 0.003, 0.01, 0.03, 0.1, 0.3" in notes
+    assert "The paper's LR grid is 7 from 0.0003 to 0.3" in notes
     assert "Seeds a curve: 1; no spread is known" in notes
     assert "best LR" not in notes
     edge = {n: sorted(points) for n, points in NORM.items()}
-    assert "N=25k qk_norm=layernorm: the best LR, 0.003, is at the grid's edge" in judge(frame(norm=edge)).notes
+    assert "N=25k layernorm: the best LR, 0.003, is at the grid's edge" in judge(frame(norm=edge)).notes
 
 
 @pytest.mark.parametrize("arm", [NONE, NORM])
@@ -163,10 +167,18 @@ def test_missing_runs_leave_open_what_needs_them():
     verdict = judge(runs)
     assert passed(verdict) == [None, True, True, None]
     assert verdict.state == "inconclusive"
-    assert "Missing: N=98k qk_norm=layernorm lr=0.01 seed=0 (failed)" in verdict.notes
+    assert "Missing: N=98k layernorm lr=0.01 seed=0 (failed)" in verdict.notes
     assert verdict.checks[0].text.startswith("1 run missing; so far: lower at 2 of 2 sizes")
     assert passed(judge(without(frame(), size=24_576))) == [None] * 4
-    assert judge(frame().iloc[:-1]).notes[-1].endswith("seed=0 (not in the sweep)")
+
+
+def test_arms_are_compared_over_the_lrs_that_they_share():
+    verdict = judge(frame().iloc[:-1])
+    assert "LR grid: 0.003, 0.01, 0.03, 0.1 (layernorm)" in verdict.notes
+    largest = verdict.checks[0].numbers["sizes"][-1]
+    # 22.112 / 4 - 5.156 and 20.74 / 4 - 5.09
+    assert largest["without"] == pytest.approx(0.372)
+    assert largest["with"] == pytest.approx(0.095)
 
 
 def test_no_run_ended():

@@ -75,9 +75,13 @@ class Finding:
     name: str
     claim: str
     source: str
-    judge: Callable[[pd.DataFrame], Verdict]
+    judge: Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], Verdict]
     draw: Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], dict[str, Figure]]
     """Figures by file name."""
+    minutes: float
+    """What the runs of its experiment take on 2 cores when none is there yet, measured."""
+    slow: bool = False
+    """Left out of `python -m train.findings all`."""
 
 
 FINDINGS: dict[str, Finding] = {}
@@ -97,3 +101,5 @@ def find(name: str) -> Finding:
 
 
 import_all(__name__)
+FINDINGS = dict(sorted(FINDINGS.items(), key=lambda item: (item[0] != "qk_norm", item[0])))
+"""qk_norm first: others share its runs."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,8 @@ import numpy as np
 from conf.axis import ConfigError
 from train.figures import arms_against_lr, arms_in_time, sensitivity_against_size, size_label
 from train.findings import Check, Finding, Verdict, register
-from train.sensitivity import DEGRADED, OverSeeds, of_runs
+from train.findings.arms import Arms, arms, pm
+from train.sensitivity import DEGRADED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,8 +30,6 @@ SOURCE = "Wortsman et al. 2023 (arXiv 2309.14322), section 3.1.1, Figures 1 and 
 PAPER_LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 
 NONE = "none"
-LEAST_DIFFERENCE = 0.02
-"""Nats by which two LR sensitivities must differ at the least; as much as two seeds of one curve may."""
 FALL = 1.25
 """Factor by which the critical LR must fall from the smallest to the largest size: well beyond what noise does, as
 0.02 nats between seeds move the crossing by about 6% where the loss rises by 0.4 nats for a threefold LR."""
@@ -50,85 +48,35 @@ AGREE = DEGRADED
 """Nats by which the arms may differ below the critical LR: less than what counts as degraded."""
 
 
-@dataclass(frozen=True)
-class Ladder:
-    """The sweep, sorted into curves over the LR grid."""
-
-    runs: pd.DataFrame
-    """Ended runs of complete curves, with `arm`."""
-    sizes: list[int]
-    arms: tuple[str, str]
-    """qk_norm of the runs without and with it."""
-    lrs: list[float]
-    curves: Mapping[tuple[int, str], OverSeeds]
-    """Complete curves only."""
-    missing: Mapping[str, list[str]]
-    """By arm, the runs that the grid needs and that have not ended."""
-
-    def gaps(self, *arms: str) -> str:
-        names = [name for arm in arms for name in self.missing[arm]]
-        return f"{len(names)} run{'s' if len(names) > 1 else ''} missing; so far: " if names else ""
-
-    def pairs(self) -> list[tuple[int, OverSeeds, OverSeeds]]:
-        """Sizes for which both arms are complete: N, without, with."""
-        both = [n for n in self.sizes if all((n, arm) in self.curves for arm in self.arms)]
-        return [(n, self.curves[n, self.arms[0]], self.curves[n, self.arms[1]]) for n in both]
-
-
-def ladder(runs: pd.DataFrame) -> Ladder:
-    """ConfigError when the sweep is not one over size, qk_norm, LR and seed."""
-    known = runs.dropna(subset=["qk_norm.name", "optimizer.lr", "seed", "size"])
-    names = sorted(known["qk_norm.name"].unique())
+def pair(runs: pd.DataFrame) -> Arms:
+    """The arms without and with qk-norm. ConfigError when the sweep is not one over size, qk_norm, LR and seed."""
+    names = sorted(runs["qk_norm.name"].dropna().unique()) if "qk_norm.name" in runs else []
     others = [name for name in names if name != NONE]
     if NONE not in names or not others:
         raise ConfigError(f"finding qk_norm compares qk_norm=none with another, this sweep has {', '.join(names)}")
-    arms = (NONE, "layernorm" if "layernorm" in others else others[0])
-    known = known[known["qk_norm.name"].isin(arms)].assign(arm=lambda f: f["qk_norm.name"])
-    if known.duplicated(["size", "arm", "optimizer.lr", "seed"]).any():
-        raise ConfigError(
-            "finding qk_norm needs runs that differ in size, qk_norm, LR and seed only: this sweep varies more"
-        )
-    lrs = sorted(known["optimizer.lr"].unique().tolist())
-    sizes = sorted(known["size"].astype(int).unique().tolist())
-    seeds = sorted(known["seed"].astype(int).unique().tolist())
-    states = {
-        (int(r["size"]), r["arm"], r["optimizer.lr"], int(r["seed"])): "" if r["ended"] else r["state"]
-        for r in known.to_dict("records")
-    }
-    missing: dict[str, list[str]] = {arm: [] for arm in arms}
-    curves = {}
-    for n, arm in itertools.product(sizes, arms):
-        cells = {(n, arm, lr, seed) for lr, seed in itertools.product(lrs, seeds)}
-        open_ = {cell: states.get(cell, "not in the sweep") for cell in sorted(cells)}
-        absent = [f"N={size_label(n)} qk_norm={arm} lr={c[2]:g} seed={c[3]} ({s})" for c, s in open_.items() if s]
-        missing[arm] += absent
-        if not absent:
-            curves[n, arm] = of_runs(known[(known["size"] == n) & (known["arm"] == arm)])
-    complete = known[[key in curves for key in zip(known["size"].astype(int), known["arm"], strict=True)]]
-    return Ladder(complete, sizes, arms, lrs, curves, missing)
+    with_ = "layernorm" if "layernorm" in others else others[0]
+    return arms("qk_norm", runs.assign(arm=runs["qk_norm.name"]), (NONE, with_))
 
 
-def judge(runs: pd.DataFrame) -> Verdict:
-    sweep = ladder(runs)
+def judge(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Verdict:
+    sweep = pair(runs)
     checks = [lower_sensitivity(sweep), falling_critical_lr(sweep), large_logits(sweep), same_below(sweep)]
-    return Verdict("qk_norm", checks, notes(sweep, runs))
+    return Verdict("qk_norm", checks, notes(sweep))
 
 
-def lower_sensitivity(sweep: Ladder) -> Check:
-    """Passes when, at every size, LR sensitivity with qk-norm is lower by LEAST_DIFFERENCE and, with several seeds,
-    by two standard errors of the difference of the means."""
+def lower_sensitivity(sweep: Arms) -> Check:
+    """Passes when, at every size, LR sensitivity with qk-norm is lower by what `Arms.needed` asks for."""
     sizes: list[dict[str, Any]] = []
-    for n, without, with_ in sweep.pairs():
-        error = math.sqrt(sum((s.std or 0) ** 2 / len(s.by_seed) for s in (without, with_)))
-        difference, needed = without.mean - with_.mean, max(LEAST_DIFFERENCE, 2 * error)
+    for n, (without, with_) in sweep.together(*sweep.names):
+        difference, needed = without.mean - with_.mean, sweep.needed(without, with_)
         sizes.append(
             {"N": n, "without": without.mean, "with": with_.mean, "std_without": without.std, "std_with": with_.std,
              "seeds": len(without.by_seed), "ratio": without.mean / with_.mean if with_.mean else None,
              "difference": difference, "needed_difference": needed, "lower": difference > needed}
         )  # fmt: skip
-    gaps = sweep.gaps(*sweep.arms)
+    gaps = sweep.gaps(*sweep.names)
     parts = [
-        f"N={size_label(s['N'])} {_pm(s['without'], s['std_without'])} -> {_pm(s['with'], s['std_with'])} nats"
+        f"N={size_label(s['N'])} {pm(s['without'], s['std_without'])} -> {pm(s['with'], s['std_with'])} nats"
         for s in sizes
     ]
     return Check(
@@ -139,19 +87,19 @@ def lower_sensitivity(sweep: Ladder) -> Check:
     )
 
 
-def falling_critical_lr(sweep: Ladder) -> Check:
+def falling_critical_lr(sweep: Arms) -> Check:
     """Passes when the critical LR without qk-norm (median over seeds) never rises by more than a factor RISE from one
     size to the next and falls by at least FALL over the ladder.
 
     It is where the loss crosses best + DEGRADED between two grid points, so that a fall finer than the grid is seen;
     a size that never degrades counts as one whose critical LR lies beyond the grid. None at all: not decided.
     """
-    without, top = sweep.arms[0], sweep.lrs[-1]
+    without, top = sweep.names[0], float(sweep.runs["optimizer.lr"].max())
     sizes: list[dict[str, Any]] = []
-    for n in sweep.sizes:
+    for n in sweep.sizes():
         if (n, without) not in sweep.curves:
             continue
-        curve, other = sweep.curves[n, without], sweep.curves.get((n, sweep.arms[1]))
+        curve, other = sweep.curves[n, without], sweep.curves.get((n, sweep.names[1]))
         logs = [math.log(s.critical_lr) for s in curve.by_seed.values() if s.critical_lr is not None]
         sizes.append(
             {"N": n, "critical_lr": curve.median("critical_lr"), "std_log_critical_lr": _std(logs),
@@ -176,15 +124,15 @@ def falling_critical_lr(sweep: Ladder) -> Check:
     )  # fmt: skip
 
 
-def large_logits(sweep: Ladder) -> Check:
+def large_logits(sweep: Arms) -> Check:
     """Passes when, without qk-norm, some run's largest attention logit passes LARGE_LOGIT, every such run is degraded,
     and at least SHARE of the degraded runs are such runs.
 
     Logits that large are then enough for the break and its usual companion, as in Figures 2, 9 and 10. Not all degraded
     runs need them: too large an LR also hurts in other ways, as the runs with qk-norm show. None when nothing broke.
     """
-    without, with_ = (_table(sweep, arm) for arm in sweep.arms)
-    gaps = sweep.gaps(sweep.arms[0])
+    without, with_ = (_table(sweep, arm) for arm in sweep.names)
+    gaps = sweep.gaps(sweep.names[0])
     above, degraded = without["above"], without["degraded"]
     if gaps or without["unknown"] or not (above or degraded):
         passed = None
@@ -201,7 +149,7 @@ def large_logits(sweep: Ladder) -> Check:
     )
 
 
-def _table(sweep: Ladder, arm: str) -> dict[str, Any]:
+def _table(sweep: Arms, arm: str) -> dict[str, Any]:
     """Counts of runs by largest attention logit of the whole run, and by degraded or not."""
     logits, degraded = [], []
     for (n, of), curve in sweep.curves.items():
@@ -232,11 +180,11 @@ def _table(sweep: Ladder, arm: str) -> dict[str, Any]:
     }
 
 
-def same_below(sweep: Ladder) -> Check:
+def same_below(sweep: Arms) -> Check:
     """Passes when the arms' final losses differ by less than AGREE at every LR that is at least CLEARLY_BELOW below the
     critical LR without qk-norm, seed by seed (Appendix B: the curves coincide there). None without such an LR."""
     rows: list[dict[str, Any]] = []
-    for n, without, with_ in sweep.pairs():
+    for n, (without, with_) in sweep.together(*sweep.names):
         for seed, a in without.by_seed.items():
             for lr, loss, other in zip(a.lrs, a.losses, with_.by_seed[seed].losses, strict=True):
                 if a.critical_lr is None or lr < a.critical_lr:
@@ -244,7 +192,7 @@ def same_below(sweep: Ladder) -> Check:
                     rows.append({"N": n, "lr": lr, "seed": seed, "difference": abs(loss - other), "clear": far})
     clear = [row for row in rows if row["clear"]]
     worst = max(clear, key=lambda row: row["difference"], default=None)
-    gaps = sweep.gaps(*sweep.arms)
+    gaps = sweep.gaps(*sweep.names)
     text = "no LR is clear of the critical one"
     if worst:
         text = (
@@ -261,43 +209,30 @@ def same_below(sweep: Ladder) -> Check:
     )  # fmt: skip
 
 
-def notes(sweep: Ladder, runs: pd.DataFrame) -> list[str]:
+def notes(sweep: Arms) -> list[str]:
     """The LR grid and how it differs from the paper's, length, seeds, and what was not judged."""
-    grid = ", ".join(f"{lr:g}" for lr in sweep.lrs)
+    lrs = sorted(sweep.runs["optimizer.lr"].unique().tolist())
+    same = len(lrs) == len(PAPER_LRS) and np.allclose(lrs, PAPER_LRS)
     paper = f"{len(PAPER_LRS)} from {PAPER_LRS[0]:g} to {PAPER_LRS[-1]:g}"
-    same = len(sweep.lrs) == len(PAPER_LRS) and np.allclose(sweep.lrs, PAPER_LRS)
-    found = [f"LR grid: {grid}" + (", the paper's" if same else f"; the paper's is {paper}")]
-    if "steps" in runs:
-        lengths = ", ".join(f"{s:,.0f}" for s in sorted(runs["steps"].dropna().unique()))
-        found.append(f"{lengths} steps a run; the paper's have 100,000")
-    seeds = {len(curve.by_seed) for curve in sweep.curves.values()}
-    if seeds:
-        spread = "no spread is known" if seeds == {1} else "+- is the sample standard deviation"
-        found.append(f"Seeds a curve: {max(seeds)}; {spread}")
-    for (n, arm), curve in sweep.curves.items():
-        if curve.first.best_lr in (sweep.lrs[0], sweep.lrs[-1]):
-            found.append(
-                f"N={size_label(n)} qk_norm={arm}: the best LR, {curve.first.best_lr:g}, is at the grid's edge"
-            )
-    if sweep.arms[1] != "layernorm":
-        found.append(f"The arm with qk-norm is qk_norm={sweep.arms[1]}; the paper's is layernorm")
-    for arm in sweep.arms:
-        values = ", ".join(f"{sweep.curves[n, arm].mean:.3f}" for n in sweep.sizes if (n, arm) in sweep.curves)
+    found = ["The LR grid is the paper's" if same else f"The paper's LR grid is {paper}"]
+    if sweep.names[1] != "layernorm":
+        found.append(f"The arm with qk-norm is qk_norm={sweep.names[1]}; the paper's is layernorm")
+    for arm in sweep.names:
+        values = ", ".join(f"{sweep.curves[n, arm].mean:.3f}" for n in sweep.sizes() if (n, arm) in sweep.curves)
         if values:
             found.append(f"Not judged, LR sensitivity from small to large N with qk_norm={arm}: {values}")
-    missing = [name for arm in sweep.arms for name in sweep.missing[arm]]
-    return found + ([f"Missing: {'; '.join(missing)}"] if missing else [])
+    return [*found, *sweep.notes()]
 
 
 def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     """Figure 1's two halves with the probes behind them, and Figure 2's curves at the smallest and largest size."""
-    sweep = ladder(runs)
-    ended = runs[runs["ended"] & runs["qk_norm.name"].isin(sweep.arms)].assign(arm=lambda f: f["qk_norm.name"])
-    lines = {sweep.arms[1]: "with qk-norm", sweep.arms[0]: "without"}
+    sweep = pair(runs)
+    ended = runs[runs["ended"] & runs["qk_norm.name"].isin(sweep.names)].assign(arm=lambda f: f["qk_norm.name"])
+    lines = {sweep.names[1]: "with qk-norm", sweep.names[0]: "without"}
     figures = {"loss_and_logits_against_lr": arms_against_lr(ended, lines)}
     if sweep.curves:
         figures["lr_sensitivity"] = sensitivity_against_size(sweep.curves, lines)
-    shown = {n: run for n in (sweep.sizes[0], sweep.sizes[-1]) if (run := _broken(sweep, n)) is not None}
+    shown = {n: run for n in (sweep.sizes()[0], sweep.sizes()[-1]) if (run := _broken(sweep, n)) is not None}
     rows = {(n, arm): metrics[run] for n, (_, named) in shown.items() for arm, run in named.items()}
     rows = {key: frame for key, frame in rows.items() if not frame.empty}
     if rows:
@@ -305,11 +240,11 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return figures
 
 
-def _broken(sweep: Ladder, n: int) -> tuple[float, dict[str, str]] | None:
+def _broken(sweep: Arms, n: int) -> tuple[float, dict[str, str]] | None:
     """The smallest LR at which the logits without qk-norm are large (else the largest LR), and the run of each arm."""
     rows = sweep.runs[sweep.runs["size"] == n]
     rows = rows[rows["seed"] == rows["seed"].min()].sort_values("optimizer.lr")
-    without = rows[rows["arm"] == sweep.arms[0]]
+    without = rows[rows["arm"] == sweep.names[0]]
     if without.empty:
         return None
     large = without[without["logit_max"] > LARGE_LOGIT]
@@ -322,12 +257,8 @@ def _std(values: list[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def _pm(mean: float, std: float | None) -> str:
-    return f"{mean:.3f}" if std is None else f"{mean:.3f} +- {std:.3f}"
-
-
 def _lr(lr: float | None, top: float) -> str:
     return f"{lr:.2g}" if lr is not None else f"> {top:g}"
 
 
-register(Finding("qk_norm", CLAIM, SOURCE, judge, draw))
+register(Finding("qk_norm", CLAIM, SOURCE, judge, draw, minutes=10))

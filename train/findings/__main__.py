@@ -1,0 +1,124 @@
+"""`python -m train.findings`: the published claims and what their sweeps say of them; with names, runs what is missing.
+
+`python -m train.findings NAME ... [overrides]` trains the runs of experiment=NAME that no sweep in `out` has ended yet,
+judges them, and draws; `all` is every finding that takes minutes, `slow` every one that doesn't.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from conf.axis import ConfigError, near
+from train.findings import FINDINGS, Finding, find
+from train.runfolder import read_json
+from train.terminal import duration, exit_with
+
+GROUPS = {"all": False, "slow": True}
+
+
+def chosen(names: list[str]) -> list[Finding]:
+    """Findings by name or group, each once. ConfigError for a name that is neither."""
+    found: dict[str, Finding] = {}
+    for name in names:
+        if name in GROUPS:
+            found |= {f.name: f for f in FINDINGS.values() if f.slow == GROUPS[name]}
+        elif name in FINDINGS:
+            found[name] = find(name)
+        else:
+            raise ConfigError(f"finding={name} is not known: {near(name, [*FINDINGS, *GROUPS])}")
+    return list(found.values())
+
+
+def judge(findings: list[Finding], overrides: list[str]) -> int:
+    """Runs and reports one after the other; the exit code: 1 when a run failed."""
+    from train.plan import plan
+    from train.report import load_sweep, write_report
+    from train.sweep import run
+
+    sweeps = [
+        (f, plan([f"experiment={f.name}", *overrides])) for f in findings
+    ]  # a bad override stops all of them here
+    failed, folders = 0, []
+    for finding, _ in sweeps:
+        # Planned again: the sweeps before this one may have ended runs that it shares.
+        sweep = plan([f"experiment={finding.name}", *overrides])
+        failed |= run(sweep)
+        write_report(load_sweep(sweep.folder))
+        folders.append((finding, sweep.folder))
+    show([(finding, state(folder)) for finding, folder in folders])
+    return failed
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """The verdict in a sweep folder, with the runs that have ended and when they were judged; {} without one."""
+    verdict, planned = read_json(folder / "report" / "verdict.json"), read_json(folder / "sweep.json")
+    if not planned:
+        return {}
+    judged = (folder / "report" / "verdict.json").stat().st_mtime if verdict else None
+    return {
+        "runs": len(planned.get("runs", [])),
+        "ended": sum((folder / run["folder"] / "summary.json").exists() for run in planned.get("runs", [])),
+        "state": verdict.get("state", "not judged"),
+        "checks": [check["passed"] for check in verdict.get("checks", [])],
+        "judged": judged and datetime.fromtimestamp(judged).date().isoformat(),
+        "folder": str(folder),
+    }
+
+
+COLOUR = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
+
+
+def show(states: list[tuple[Finding, dict[str, Any]]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("finding", "state", "checks", "runs", "judged", "on 2 cores", "claim", "source"):
+        table.add_column(name, no_wrap=name not in ("claim", "source"))
+    for finding, found in states:
+        word = found.get("state", "not run")
+        checks = found.get("checks", [])
+        table.add_row(
+            finding.name,
+            f"[{COLOUR.get(word, 'dim')}]{word}[/]",
+            f"{sum(c is True for c in checks)} of {len(checks)}" if checks else "-",
+            f"{found['ended']} of {found['runs']}" if found else "-",
+            found.get("judged") or "-",
+            duration(60 * finding.minutes) + (", slow" if finding.slow else ""),
+            escape(finding.claim),
+            escape(finding.source),
+        )
+    console.print(table)
+    words = [found.get("state", "not run") for _, found in states]
+    kinds = [*COLOUR, "not judged", "not run"]
+    console.print(", ".join(f"{words.count(kind)} {kind}" for kind in kinds if kind in words))
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
+    names = [a for a in arguments if "=" not in a]
+    overrides = [a for a in arguments if "=" in a]
+    exit_with(lambda: sys.exit(work(names, overrides)))
+
+
+def work(names: list[str], overrides: list[str]) -> int:
+    if names:
+        return judge(chosen(names), overrides)
+    out = Path(next((o.partition("=")[2] for o in overrides if o.startswith("out=")), "runs"))
+    show([(finding, state(out / finding.name)) for finding in FINDINGS.values()])
+    print(f"of the sweeps in {out}; run and judge: python -m train.findings NAME, all or slow")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

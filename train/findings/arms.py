@@ -1,0 +1,169 @@
+"""The runs of a sweep sorted into curves of loss against LR, one for each size and arm; what findings compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conf.axis import ConfigError
+from train.figures import size_label
+from train.sensitivity import LRSensitivity, OverSeeds, lr_sensitivity, of_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEAST_DIFFERENCE = 0.02
+"""Nats by which two LR sensitivities must differ at the least; as much as two seeds of one curve may."""
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Curves over the LR grid. A curve is complete when all runs that the sweep lists for it have ended."""
+
+    finding: str
+    runs: pd.DataFrame
+    """All runs of the arms, with `arm`, sorted by size, arm, LR and seed."""
+    names: tuple[str, ...]
+    curves: Mapping[tuple[int, str], OverSeeds]
+    """Complete curves only, by size and arm."""
+    missing: Mapping[str, list[str]]
+    """By arm, the runs that have not ended, with their states."""
+
+    def sizes(self, *arms: str) -> list[int]:
+        """Sizes at which each of these arms (default: any arm) is in the sweep, ascending."""
+        of = {name: set(self.runs[self.runs["arm"] == name]["size"].astype(int)) for name in self.names}
+        found = set.intersection(*(of[arm] for arm in arms)) if arms else set.union(*of.values())
+        return sorted(found)
+
+    def gaps(self, *arms: str) -> str:
+        """Text on what these arms (default: all) lack, "" for nothing."""
+        names = [name for arm in arms or self.names for name in self.missing[arm]]
+        return f"{len(names)} run{'s' if len(names) > 1 else ''} missing; so far: " if names else ""
+
+    def together(self, *arms: str) -> list[tuple[int, list[OverSeeds]]]:
+        """Sizes at which the curves of all these arms are complete: N and the curve of each, over the LRs that they
+        share, since a sensitivity over another grid is another number."""
+        both = [n for n in self.sizes(*arms) if all((n, arm) in self.curves for arm in arms)]
+        return [(n, on_one_grid([self.curves[n, arm] for arm in arms])) for n in both]
+
+    def ended(self, arm: str, n: int | None = None) -> pd.DataFrame:
+        """The ended runs of an arm, of one size where it is given."""
+        found = self.runs[self.runs["ended"] & (self.runs["arm"] == arm)]
+        return found if n is None else found[found["size"] == n]
+
+    @property
+    def noise(self) -> float | None:
+        """Standard deviation between seeds of an LR sensitivity, pooled over all curves of several seeds."""
+        parts = [(len(c.by_seed) - 1, c.std**2) for c in self.curves.values() if c.std is not None]
+        degrees = sum(k for k, _ in parts)
+        return math.sqrt(sum(k * variance for k, variance in parts) / degrees) if degrees else None
+
+    def needed(self, a: OverSeeds, b: OverSeeds) -> float:
+        """Nats by which the mean sensitivities of two curves must differ to count: two standard errors of their
+        difference by the pooled noise, and at least LEAST_DIFFERENCE."""
+        error = (self.noise or 0.0) * math.sqrt(1 / len(a.by_seed) + 1 / len(b.by_seed))
+        return max(LEAST_DIFFERENCE, 2 * error)
+
+    def notes(self) -> list[str]:
+        """What a reader of any verdict has to know: LR grids, lengths, seeds, best LRs at an edge, missing runs."""
+        found = [f"LR grid: {grid}" for grid in self._grids()]
+        if "steps" in self.runs:
+            lengths = ", ".join(f"{s:,.0f}" for s in sorted(self.runs["steps"].dropna().unique()))
+            found.append(f"{lengths} steps a run; the paper's have 100,000")
+        seeds = sorted({len(curve.by_seed) for curve in self.curves.values()})
+        if seeds:
+            noise = self.noise
+            spread = "no spread is known" if noise is None else f"pooled standard deviation {noise:.3f} nats"
+            found.append(f"Seeds a curve: {' or '.join(map(str, seeds))}; {spread}")
+        for (n, arm), curve in self.curves.items():
+            lrs = curve.first.lrs
+            if len(lrs) > 2 and curve.first.best_lr in (lrs[0], lrs[-1]):
+                found.append(f"N={size_label(n)} {arm}: the best LR, {curve.first.best_lr:g}, is at the grid's edge")
+        missing = [name for arm in self.names for name in self.missing[arm]]
+        return found + ([f"Missing: {'; '.join(missing)}"] if missing else [])
+
+    def _grids(self) -> Iterator[str]:
+        grids: dict[str, list[str]] = {}
+        for arm in self.names:
+            for _, rows in self.runs[self.runs["arm"] == arm].groupby("size"):
+                text = ", ".join(f"{lr:g}" for lr in sorted(rows["optimizer.lr"].unique()))
+                if arm not in grids.setdefault(text, []):
+                    grids[text].append(arm)
+        return iter(grids) if len(grids) == 1 else (f"{lrs} ({', '.join(arms)})" for lrs, arms in grids.items())
+
+
+def arms(finding: str, runs: pd.DataFrame, needed: Sequence[str]) -> Arms:
+    """`runs` is the frame of `train.report.load_sweep` with a column `arm`; `needed` are the arms in their order.
+
+    ConfigError when an arm is not there, or when runs differ in more than size, arm, LR and seed.
+    """
+    there = set(runs["arm"].dropna()) if "arm" in runs else set()
+    absent = [name for name in needed if name not in there]
+    if absent:
+        raise ConfigError(
+            f"finding {finding} needs the arms {', '.join(needed)}, this sweep has "
+            f"{', '.join(sorted(there)) or 'none'}: run it with experiment={finding}"
+        )
+    known = runs[runs["arm"].isin(list(needed))].dropna(subset=["optimizer.lr", "seed", "size"])
+    known = known.sort_values(["size", "arm", "optimizer.lr", "seed"])
+    if known.duplicated(["size", "arm", "optimizer.lr", "seed"]).any():
+        raise ConfigError(
+            f"finding {finding} needs runs that differ in size, arm, LR and seed only: this sweep varies more"
+        )
+    missing: dict[str, list[str]] = {arm: [] for arm in needed}
+    curves = {}
+    for (n, arm), group in known.groupby(["size", "arm"]):
+        open_ = group[~group["ended"]]
+        missing[arm] += [_named(int(n), arm, row) for row in open_.to_dict("records")]
+        if open_.empty:
+            curves[int(n), arm] = _curve(finding, int(n), arm, group)
+    order = {arm: i for i, arm in enumerate(needed)}
+    curves = dict(sorted(curves.items(), key=lambda item: (item[0][0], order[item[0][1]])))
+    return Arms(finding, known, tuple(needed), curves, missing)
+
+
+def _named(n: int, arm: str, row: Mapping[str, Any]) -> str:
+    return f"N={size_label(n)} {arm} lr={row['optimizer.lr']:g} seed={row['seed']:g} ({row['state']})"
+
+
+def _curve(finding: str, n: int, arm: str, group: pd.DataFrame) -> OverSeeds:
+    try:
+        return of_runs(group)
+    except ValueError as fault:
+        raise ConfigError(f"finding {finding}: the runs of {arm} at N={size_label(n)} are no curve: {fault}") from None
+
+
+def on_one_grid(curves: Sequence[OverSeeds]) -> list[OverSeeds]:
+    """The curves over the LRs that all of them have; ValueError when there is none."""
+    shared = set.intersection(*(set(curve.first.lrs) for curve in curves))
+    if all(len(shared) == len(curve.first.lrs) for curve in curves):
+        return list(curves)
+    return [OverSeeds({seed: _at(one, shared) for seed, one in curve.by_seed.items()}) for curve in curves]
+
+
+def _at(curve: LRSensitivity, lrs: set[float]) -> LRSensitivity:
+    kept = [(lr, loss) for lr, loss in zip(curve.lrs, curve.losses, strict=True) if lr in lrs]
+    return lr_sensitivity([lr for lr, _ in kept], [loss for _, loss in kept], curve.loss_init, curve.margin)
+
+
+def optimal_lr(curve: OverSeeds) -> float:
+    """The LR of least loss: the lowest point of the parabola through the best point of the grid and its neighbours,
+    loss against log LR, averaged in log LR over seeds; the grid's own point at an edge."""
+    logs = []
+    for one in curve.by_seed.values():
+        at = int(np.argmin(one.losses))
+        x, y = np.log(one.lrs), np.asarray(one.losses)
+        if 0 < at < len(x) - 1:
+            a, b, _ = np.polyfit(x[at - 1 : at + 2] - x[at], y[at - 1 : at + 2], 2)
+            logs.append(x[at] - b / (2 * a))
+        else:
+            logs.append(x[at])
+    return float(np.exp(np.mean(logs)))
+
+
+def pm(mean: float, std: float | None) -> str:
+    return f"{mean:.3f}" if std is None else f"{mean:.3f} +- {std:.3f}"
