@@ -18,7 +18,8 @@ def expand(overrides: Sequence[str]) -> list[tuple[str | None, list[str]]]:
     `k=a,b`, `k=choice(...)`, `k=range(...)`, `k=glob(...)` and lists `k=[a,b]` make a grid, as do hydra.sweeper.params
     of the chosen experiment and of the chosen ladder, which takes the place of the experiment's sizes; an override
     given here takes the place of theirs for the same key. So does an arm of the experiment: `arms` maps the name of
-    each to its overrides, which may be grids too, or to a list of such mappings, whose grids are joined.
+    each to its overrides, which may be grids too, to a list of such mappings, whose grids are joined, or to null for
+    an arm that another file defines and this one leaves out.
     """
     groups, arms = _of_groups(overrides)
     parts: list[tuple[str | None, list[str]]] = [(name, _texts(p)) for name, found in arms.items() for p in found]
@@ -101,5 +102,5 @@ def _of_groups(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[dict
     arms = OmegaConf.to_container(node.arms) if "arms" in node else {}
     assert isinstance(params, dict)
     assert isinstance(arms, dict)
-    listed = {str(name): [part] if isinstance(part, dict) else part for name, part in arms.items()}
+    listed = {str(name): [p] if isinstance(p, dict) else p for name, p in arms.items() if p is not None}
     return _texts({str(k): v for k, v in params.items()}), listed

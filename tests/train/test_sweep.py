@@ -12,8 +12,10 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.helpers import TINY, trained
+from train.config import CONF
 from train.grid import expand
 from train.plan import plan
+from train.report import load_sweep
 from train.runfolder import RunFolder
 
 
@@ -159,3 +161,81 @@ def test_a_killed_run_is_a_failure_of_its_own(tmp_path):
     assert "SIGKILL" in output
     (other,) = [RunFolder(p.parent) for p in tmp_path.glob("*/*seed0*/status.json")]
     assert other.state() == "finished"
+
+
+def write_experiment(monkeypatch, tmp_path, text):
+    """A config folder of its own, the real one with an experiment more."""
+    import shutil
+
+    import train.config
+
+    shutil.copytree(train.config.CONF, tmp_path / "conf", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "conf" / "experiment" / "trial.yaml").write_text("# @package _global_\n" + text)
+    monkeypatch.setattr(train.config, "CONF", tmp_path / "conf")
+
+
+ARMS = """
+arms:
+  plain: {}
+  clipped: {optimizer.clip: 0.5, seed: 3}
+  decayed:
+    - {optimizer.decay: coupled}
+    - {optimizer.decay: coupled, optimizer.lr: "0.1,0.2", seed: null}
+  left out: null
+
+hydra:
+  sweeper:
+    params:
+      optimizer.lr: 1e-2,2e-2
+      seed: 0,1
+"""
+
+
+def test_arms_are_grids_of_their_own(monkeypatch, tmp_path):
+    write_experiment(monkeypatch, tmp_path, ARMS.replace("seed: null", "seed: 5"))
+    points = expand(["experiment=trial", "steps=7"])
+    assert [arm for arm, _ in points] == ["plain"] * 4 + ["clipped"] * 2 + ["decayed"] * 6
+    assert points[4][1] == ["optimizer.clip=0.5", "seed=3", "experiment=trial", "steps=7", "optimizer.lr=1e-2"]
+    assert [p[-2:] for _, p in points[-2:]] == [["steps=7", "optimizer.lr=0.1"], ["steps=7", "optimizer.lr=0.2"]]
+    narrowed = expand(["experiment=trial", "optimizer.lr=1e-2", "seed=0"])
+    assert [arm for arm, _ in narrowed] == ["plain", "clipped", "decayed", "decayed"]
+
+
+def test_a_sweep_names_the_arm_of_each_run(monkeypatch, tmp_path):
+    write_experiment(monkeypatch, tmp_path, ARMS.replace("seed: null", "seed: 5"))
+    planned = plan(["experiment=trial", *TINY, "seed=0", f"out={tmp_path / 'out'}"])
+    planned.write_plan()
+    listed = json.loads((planned.folder / "sweep.json").read_text())["runs"]
+    assert [run["arm"] for run in listed] == planned.arms
+    decayed = {c.optimizer.decay for c, arm in zip(planned.configs, planned.arms, strict=True) if arm == "decayed"}
+    assert decayed == {"coupled"}
+
+
+def test_a_run_that_a_sweep_beside_it_has_ended_is_not_trained_again(tmp_path):
+    first = sweep("seed=0,1", f"out={tmp_path}")
+    assert first.returncode == 0, first.stderr
+    folder = folder_of(tmp_path)
+    second = sweep("seed=0,1,2", f"out={tmp_path}")
+    assert "3 runs" in second.stdout
+    assert "2 done already" in second.stdout
+    (other,) = [p for p in tmp_path.iterdir() if (p / "sweep.json").exists() and p != folder]
+    listed = [run["folder"] for run in json.loads((other / "sweep.json").read_text())["runs"]]
+    assert [Path(name).parent.name for name in listed] == [folder.name, folder.name, ""]
+    assert len([p for p in other.iterdir() if (p / "weights.pt").exists()]) == 1
+    frame = load_sweep(other).runs
+    assert frame["ended"].all()
+    assert frame["run"].nunique() == 3
+    assert sweep("seed=0,1,2", f"out={tmp_path}").stdout.count("3 done already") == 1
+
+
+EXPERIMENTS = sorted(p.relative_to(CONF / "experiment").with_suffix("") for p in CONF.glob("experiment/**/*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS, ids=str)
+def test_every_experiment_is_a_sweep_for_its_finding(name):
+    planned = plan([f"experiment={name}", "out=x"])
+    assert planned.configs[0].finding == name.name
+    assert planned.folder == Path("x", str(name).replace("/", "-"))
+    paper = str(name).startswith("paper/")
+    assert all((c.data.name == "c4") == paper for c in planned.configs)
+    assert all(c.model.name.startswith("mini") != paper for c in planned.configs)
