@@ -26,6 +26,8 @@ ADAM = STEP | {"beta1": "0.5", "beta2": "0.5", "eps": "1e-3"}
 # An alternative for each field of each choice. A new field or choice fails here until it is given one.
 KNOBS: dict[str, dict[str, str]] = {
     "attention=softmax": {},
+    "attention=softcap": {"cap": "0.5"},
+    "attention=relu_squared": {},
     "qk_norm=none": {},
     "qk_norm=layernorm": {"eps": "1e-2"},
     "qk_norm=rmsnorm": {"eps": "1e-2"},
