@@ -80,7 +80,7 @@ class Block(nn.Module):
         self.attention = Attention(
             width,
             heads,
-            arch.qk_norm.build(arch.model.head_dim, context),
+            arch.qk_norm.build(heads=heads, head_dim=arch.model.head_dim, context=context),
             positions,
             arch.attention.build(
                 heads=heads,

@@ -1,6 +1,6 @@
 """Normalization of queries and keys, the `qk_norm` axis: over the head dimension, parameters shared across heads.
 
-Applied to the projections before the positions. Values are not normalized.
+Applied to the projections before the positions. `layernorm_model` is over all heads, `qkv` normalizes values too.
 Shape suffixes: B batch, H heads, T tokens, K head dimension.
 """
 
@@ -17,24 +17,32 @@ from conf.axis import CHECKED, Axis
 from models.norms import LayerNorm, RMSNorm
 
 
+class QKTransform(nn.Module):
+    def forward(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys of the same shapes, before the positions."""
+        raise NotImplementedError
+
+    def values(self, v_BHTK: torch.Tensor) -> torch.Tensor:
+        return v_BHTK
+
+
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class QKNormConfig:
     name: str
 
-    def build(self, head_dim: int, context: int) -> nn.Module:
-        """A module that maps (q_BHTK, k_BHTK) to the pair of the same shapes."""
+    def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
         raise NotImplementedError
 
 
 QK_NORM: Axis[QKNormConfig] = Axis("qk_norm")
 
 
-class NoQKNorm(nn.Module):
+class NoQKNorm(QKTransform):
     def forward(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return q_BHTK, k_BHTK
 
 
-class QKNorm(nn.Module):
+class QKNorm(QKTransform):
     """q <- norm_q(q), k <- norm_k(k). ViT-22B (Dehghani et al. 2023); per head as in Wortsman et al. 2023, Fig. E.8."""
 
     def __init__(self, norm_q: nn.Module, norm_k: nn.Module) -> None:
@@ -45,7 +53,7 @@ class QKNorm(nn.Module):
         return self.query(q_BHTK), self.key(k_BHTK)
 
 
-class L2QKNorm(nn.Module):
+class L2QKNorm(QKTransform):
     """Logits g cos(q, k) with one learned g a layer and no 1/sqrt(head_dim). Henry et al. 2020, eq. 2 and section 3.
 
     g starts at log2(L^2 - L), L the training length. The scale 1/sqrt(head_dim) that attention applies is undone here.
@@ -62,6 +70,16 @@ class L2QKNorm(nn.Module):
         return q_BHTK * (self.gain * self.unscale), k_BHTK
 
 
+class FixedQKNorm(QKTransform):
+    def __init__(self, head_dim: int, kappa: float) -> None:
+        super().__init__()
+        self.length = math.sqrt(kappa * head_dim)
+
+    def forward(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # F.normalize has no eps but a floor of 1e-12 for |z|: the formula to the last bit, and zeros stay zeros.
+        return self.length * F.normalize(q_BHTK.float(), dim=-1), self.length * F.normalize(k_BHTK.float(), dim=-1)
+
+
 @QK_NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoQKNormConfig(QKNormConfig):
@@ -69,7 +87,7 @@ class NoQKNormConfig(QKNormConfig):
 
     name: Literal["none"] = "none"
 
-    def build(self, head_dim: int, context: int) -> nn.Module:
+    def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
         return NoQKNorm()
 
 
@@ -82,7 +100,7 @@ class LayerNormQK(QKNormConfig):
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the variance over the head dimension."""
 
-    def build(self, head_dim: int, context: int) -> nn.Module:
+    def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
         return QKNorm(LayerNorm(head_dim, self.eps), LayerNorm(head_dim, self.eps))
 
 
@@ -95,7 +113,7 @@ class RMSNormQK(QKNormConfig):
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the mean square over the head dimension."""
 
-    def build(self, head_dim: int, context: int) -> nn.Module:
+    def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
         return QKNorm(RMSNorm(head_dim, self.eps), RMSNorm(head_dim, self.eps))
 
 
@@ -106,5 +124,23 @@ class L2QK(QKNormConfig):
 
     name: Literal["l2"] = "l2"
 
-    def build(self, head_dim: int, context: int) -> nn.Module:
+    def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
         return L2QKNorm(head_dim, context)
+
+
+@QK_NORM.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class FixedQK(QKNormConfig):
+    """sqrt(kappa) z / sqrt(mean_i z_i^2), z = q and z = k of a head, no parameters. Wortsman et al. 2023, Fig. 10.
+
+    There to set the maximal attention logit to about kappa. |q| = |k| = sqrt(kappa head_dim), so that logits are
+    kappa head_dim scale cos(q, k): with scale 1/sqrt(head_dim) those of random directions have a standard deviation of
+    kappa, and the bound is kappa sqrt(head_dim); with 1/head_dim (parametrization=mup_full) the bound is kappa.
+    """
+
+    name: Literal["fixed"] = "fixed"
+    kappa: Annotated[float, Field(gt=0)] = 1.0
+    """Mean square of queries and of keys. In Fig. 10 loss deteriorates around 1e3."""
+
+    def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
+        return FixedQKNorm(head_dim, self.kappa)

@@ -41,7 +41,7 @@ def mixing(rule: str, context: int = T) -> MixingRule:
 def layer(rule: str, position: str = "rope", qk_norm: str = "none") -> Attention:
     torch.manual_seed(0)
     positions = choice(POSITION, position).build(D, H, T)
-    return Attention(D, H, choice(QK_NORM, qk_norm).build(K, T), positions, mixing(rule))
+    return Attention(D, H, choice(QK_NORM, qk_norm).build(heads=H, head_dim=K, context=T), positions, mixing(rule))
 
 
 def qkv(length: int = T, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:

@@ -19,11 +19,11 @@ from tests.conftest import choice, randn
 import_all("models.attention")
 
 B, H, T, K = 2, 2, 8, 16
-NORMS = ["layernorm", "rmsnorm", "l2"]
+NORMS = ["layernorm", "rmsnorm", "l2", "fixed"]
 
 
 def norm(name: str, head_dim: int = K, context: int = T, **changes: float) -> nn.Module:
-    return choice(QK_NORM, name, **changes).build(head_dim, context)
+    return choice(QK_NORM, name, **changes).build(heads=H, head_dim=head_dim, context=context)
 
 
 def logits(normalize: nn.Module, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -72,10 +72,48 @@ def test_logits_are_bounded(scale: float) -> None:
     """With unit weights |logit| <= sqrt(head_dim) by Cauchy-Schwarz, and <= g for l2. The first key is its query."""
     q, k = scale * randn(B, H, T, K, seed=1), scale * randn(B, H, T, K, seed=2)
     k[:, :, 0] = q[:, :, 0]
-    for name, bound in (("layernorm", math.sqrt(K)), ("rmsnorm", math.sqrt(K)), ("l2", math.log2(T * T - T))):
+    for name, bound in (
+        ("layernorm", math.sqrt(K)),
+        ("rmsnorm", math.sqrt(K)),
+        ("l2", math.log2(T * T - T)),
+        ("fixed", math.sqrt(K)),
+    ):
         largest = logits(norm(name), q, k).abs().max().item()
         assert largest <= bound * (1 + 1e-5), name
         assert largest >= bound * 0.95, name
+
+
+@pytest.mark.parametrize("kappa", [1e-2, 1.0, 1e4])
+class TestFixed:
+    """sqrt(kappa) z / sqrt(mean z^2): Wortsman et al. 2023, Fig. 10."""
+
+    def test_mean_square_is_kappa(self, kappa: float) -> None:
+        normalize, z = norm("fixed", kappa=kappa), randn(B, H, T, K, seed=1)
+        for found in normalize(z, 7 * z):
+            torch.testing.assert_close(found.square().mean(-1), torch.full((B, H, T), kappa))
+            torch.testing.assert_close(found, math.sqrt(kappa) * z / z.square().mean(-1, keepdim=True).sqrt())
+
+    @pytest.mark.parametrize("scale", [1e-9, 1e-3, 1e15])
+    def test_whatever_the_size(self, kappa: float, scale: float) -> None:
+        """Of powers of ten far from one, where an eps or the range of fp32 would show."""
+        normalize, z = norm("fixed", kappa=kappa), randn(B, H, T, K, seed=1)
+        torch.testing.assert_close(normalize(scale * z, z)[0], normalize(z, z)[0], atol=0, rtol=1e-5)
+
+    def test_size_of_logits(self, kappa: float) -> None:
+        """With scale 1/sqrt(head_dim): of random directions std kappa, of equal ones kappa sqrt(head_dim)."""
+        q, k = randn(64, H, T, K, seed=1), randn(64, H, T, K, seed=2)
+        random = logits(norm("fixed", kappa=kappa), q, k)
+        assert random.std().item() == pytest.approx(kappa, rel=0.03)
+        equal = logits(norm("fixed", kappa=kappa), q, q).diagonal(dim1=-2, dim2=-1)
+        torch.testing.assert_close(equal, torch.full_like(equal, kappa * math.sqrt(K)))
+
+    def test_no_gradient_along_the_input(self, kappa: float) -> None:
+        z = randn(B, H, T, K, seed=1).requires_grad_()
+        q, _ = norm("fixed", kappa=kappa)(z, z)
+        (gradient,) = torch.autograd.grad((q * randn(B, H, T, K, seed=3)).sum(), z)
+        along = (gradient * z).sum(-1) / (gradient.norm(dim=-1) * z.norm(dim=-1))
+        torch.testing.assert_close(along, torch.zeros(B, H, T), atol=1e-5, rtol=0)
+        assert gradient.abs().max() > 1e-3
 
 
 def test_without_a_norm_logits_are_not_bounded() -> None:
@@ -114,7 +152,8 @@ def test_layernorm_removes_the_mean_and_rms_does_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shapes"), [("none", []), ("layernorm", [(K,), (K,)]), ("rmsnorm", [(K,), (K,)]), ("l2", [()])]
+    ("name", "shapes"),
+    [("none", []), ("layernorm", [(K,), (K,)]), ("rmsnorm", [(K,), (K,)]), ("l2", [()]), ("fixed", [])],
 )
 def test_parameters_are_shared_by_the_heads(name: str, shapes: list[tuple[int, ...]]) -> None:
     """Scales of the head dimension, no bias: Wortsman et al. 2023, Fig. E.8. l2: one g a layer."""

@@ -32,6 +32,7 @@ KNOBS: dict[str, dict[str, str]] = {
     "qk_norm=layernorm": {"eps": "1e-2"},
     "qk_norm=rmsnorm": {"eps": "1e-2"},
     "qk_norm=l2": {},
+    "qk_norm=fixed": {"kappa": "10"},
     "norm=layernorm": {"eps": "1e-2"},
     "norm=rmsnorm": {"eps": "1e-2"},
     "norm=preaffine": {"eps": "1e-2"},
