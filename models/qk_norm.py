@@ -53,6 +53,25 @@ class QKNorm(QKTransform):
         return self.query(q_BHTK), self.key(k_BHTK)
 
 
+class OverHeads(LayerNorm):
+    """LayerNorm over all H K features of a token."""
+
+    def forward(self, x_BHTK: torch.Tensor) -> torch.Tensor:
+        heads = x_BHTK.shape[1]
+        return super().forward(x_BHTK.transpose(1, 2).flatten(2)).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class QKVNorm(QKNorm):
+    """Values too, v <- norm_v(v), in the dtype that they come in."""
+
+    def __init__(self, norm_q: nn.Module, norm_k: nn.Module, norm_v: nn.Module) -> None:
+        super().__init__(norm_q, norm_k)
+        self.value = norm_v
+
+    def values(self, v_BHTK: torch.Tensor) -> torch.Tensor:
+        return self.value(v_BHTK).to(v_BHTK.dtype)
+
+
 class L2QKNorm(QKTransform):
     """Logits g cos(q, k) with one learned g a layer and no 1/sqrt(head_dim). Henry et al. 2020, eq. 2 and section 3.
 
@@ -102,6 +121,38 @@ class LayerNormQK(QKNormConfig):
 
     def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
         return QKNorm(LayerNorm(head_dim, self.eps), LayerNorm(head_dim, self.eps))
+
+
+@QK_NORM.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class LayerNormModelQK(QKNormConfig):
+    """LayerNorm of queries and keys over the model dimension, all heads together. Wortsman et al. 2023, Fig. E.8.
+
+    With as many scales as the model is wide, where `layernorm` has those of one head for all; the figure compares them.
+    """
+
+    name: Literal["layernorm_model"] = "layernorm_model"
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    """Added to the variance over the model dimension."""
+
+    def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
+        return QKNorm(OverHeads(heads * head_dim, self.eps), OverHeads(heads * head_dim, self.eps))
+
+
+@QK_NORM.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class LayerNormQKV(QKNormConfig):
+    """LayerNorm of queries, keys and values, head by head. After QKV_norm of Rybakov et al. 2024 (arXiv 2410.16682).
+
+    Head by head is our reading. Theirs also has no norm before the projections, which is the placement's business.
+    """
+
+    name: Literal["qkv"] = "qkv"
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    """Added to the variance over the head dimension."""
+
+    def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
+        return QKVNorm(*(LayerNorm(head_dim, self.eps) for _ in range(3)))
 
 
 @QK_NORM.register

@@ -36,7 +36,10 @@ class Attention(nn.Module):
     def forward(
         self, x_BTD: torch.Tensor, watch: bool = False, first_BHTK: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Stats, torch.Tensor]:
-        """The output, the probes and the layer's own values; with a value residual `first` are the first block's."""
+        """The output, the probes and the layer's own values; with a value residual `first` are the first block's.
+
+        The values are those behind a norm of theirs.
+        """
         q_BHTK, k_BHTK, v_BHTK = (
             proj(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.query, self.key, self.value)
         )

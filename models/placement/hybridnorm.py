@@ -64,3 +64,8 @@ class HybridNormConfig(PlacementConfig):
                 "placement=hybridnorm normalizes q, k and v, but qk_norm=none leaves q and k as they are: "
                 "use qk_norm=rmsnorm or placement=res_post"
             )
+        if config.qk_norm.name == "qkv":
+            raise ValueError(
+                "placement=hybridnorm normalizes values itself, qk_norm=qkv would do it twice: "
+                "use qk_norm=layernorm or placement=pre"
+            )

@@ -390,6 +390,11 @@ class TestEmbeddingNorm:
     ("overrides", "text"),
     [
         (
+            ["placement=hybridnorm", "qk_norm=qkv"],
+            "placement=hybridnorm normalizes values itself, qk_norm=qkv would do it twice: "
+            "use qk_norm=layernorm or placement=pre",
+        ),
+        (
             ["placement=hybridnorm", "qk_norm=none"],
             "placement=hybridnorm normalizes q, k and v, but qk_norm=none leaves q and k as they are: "
             "use qk_norm=rmsnorm or placement=res_post",
