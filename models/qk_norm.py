@@ -144,7 +144,7 @@ class LayerNormModelQK(QKNormConfig):
 class LayerNormQKV(QKNormConfig):
     """LayerNorm of queries, keys and values, head by head. After QKV_norm of Rybakov et al. 2024 (arXiv 2410.16682).
 
-    Head by head is our reading. Theirs also has no norm before the projections, which is the placement's business.
+    Head by head is our reading. Theirs has no norm before the projections besides: placement=pre_mlp.
     """
 
     name: Literal["qkv"] = "qkv"

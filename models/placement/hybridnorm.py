@@ -16,15 +16,8 @@ from torch import nn
 from conf.axis import CHECKED
 from models.layers import Linear
 from models.norms import NormConfig
-from models.placement.pre import Pre
+from models.placement.pre import Plain, Pre
 from models.placement.wiring import PLACEMENT, NormedHeads, Placement, PlacementConfig, Site, Sublayer
-
-
-class Plain(Placement):
-    """x + F(x)."""
-
-    def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
-        return x_BTD + self.scale(sublayer(x_BTD))
 
 
 class NormedStream(Placement):

@@ -42,6 +42,7 @@ KNOBS: dict[str, dict[str, str]] = {
     "norm=dyt": {"alpha": "1"},
     "norm=none": {},
     "placement=pre": {},
+    "placement=pre_mlp": {},
     "placement=post": {},
     "placement=res_post": {},
     "placement=peri": {},
