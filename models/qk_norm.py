@@ -186,7 +186,7 @@ class FixedQK(QKNormConfig):
 
     There to set the maximal attention logit to about kappa. |q| = |k| = sqrt(kappa head_dim), so that logits are
     kappa head_dim scale cos(q, k): with scale 1/sqrt(head_dim) those of random directions have a standard deviation of
-    kappa, and the bound is kappa sqrt(head_dim); with 1/head_dim (parametrization=mup_full) the bound is kappa.
+    kappa, and the bound is kappa sqrt(head_dim); with 1/head_dim (parametrization=inverse_scale) the bound is kappa.
     """
 
     name: Literal["fixed"] = "fixed"
