@@ -51,8 +51,8 @@ class Architecture:
     the embedding LayerNorm of BLOOM and of Takase et al. 2023."""
     value_residual: ValueResidualName | None
     """Values of each block but the first: l_1 times the first block's plus l_2 times its own, as they come out of the
-    value projection (placement=hybridnorm: after its norm). identity: both 1/2; learnable: two numbers a block that
-    start at 1/2; null: its own. Zhou et al. 2024 (ResFormer)."""
+    value projection (placement=hybridnorm, qk_norm=qkv: after their norm). identity: both 1/2; learnable: two numbers
+    a block that start at 1/2; null: its own. Zhou et al. 2024 (ResFormer)."""
     position: Annotated[PositionConfig, POSITION]
     mlp: Annotated[MLPConfig, MLP]
     init: Annotated[InitConfig, INIT]
@@ -80,7 +80,7 @@ class Block(nn.Module):
         self.attention = Attention(
             width,
             heads,
-            arch.qk_norm.build(arch.model.head_dim, context),
+            arch.qk_norm.build(heads=heads, head_dim=arch.model.head_dim, context=context),
             positions,
             arch.attention.build(
                 heads=heads,

@@ -53,8 +53,17 @@ def causal_logits(
     q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float, bias_HTT: torch.Tensor | None = None
 ) -> torch.Tensor:
     """scale q k^T + bias in fp32, also under autocast, [B, H, T, T], -inf above the diagonal."""
+    return causal(scaled_products(q_BHTK, k_BHTK, scale), bias_HTT)
+
+
+def scaled_products(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float) -> torch.Tensor:
+    """scale q k^T in fp32, also under autocast, [B, H, T, T], of the future too."""
     with full_precision(q_BHTK):
-        z_BHTT = (q_BHTK.float() @ k_BHTK.float().mT) * scale
+        return (q_BHTK.float() @ k_BHTK.float().mT) * scale
+
+
+def causal(z_BHTT: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.Tensor:
+    """z + bias, -inf above the diagonal."""
     if bias_HTT is not None:
         z_BHTT = z_BHTT + bias_HTT
     length = z_BHTT.shape[-1]

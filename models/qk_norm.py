@@ -1,6 +1,6 @@
 """Normalization of queries and keys, the `qk_norm` axis: over the head dimension, parameters shared across heads.
 
-Applied to the projections before the positions. Values are not normalized.
+Applied to the projections before the positions. `layernorm_model` is over all heads, `qkv` normalizes values too.
 Shape suffixes: B batch, H heads, T tokens, K head dimension.
 """
 
@@ -17,24 +17,32 @@ from conf.axis import CHECKED, Axis
 from models.norms import LayerNorm, RMSNorm
 
 
+class QKTransform(nn.Module):
+    def forward(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys of the same shapes, before the positions."""
+        raise NotImplementedError
+
+    def values(self, v_BHTK: torch.Tensor) -> torch.Tensor:
+        return v_BHTK
+
+
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class QKNormConfig:
     name: str
 
-    def build(self, head_dim: int, context: int) -> nn.Module:
-        """A module that maps (q_BHTK, k_BHTK) to the pair of the same shapes."""
+    def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
         raise NotImplementedError
 
 
 QK_NORM: Axis[QKNormConfig] = Axis("qk_norm")
 
 
-class NoQKNorm(nn.Module):
+class NoQKNorm(QKTransform):
     def forward(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return q_BHTK, k_BHTK
 
 
-class QKNorm(nn.Module):
+class QKNorm(QKTransform):
     """q <- norm_q(q), k <- norm_k(k). ViT-22B (Dehghani et al. 2023); per head as in Wortsman et al. 2023, Fig. E.8."""
 
     def __init__(self, norm_q: nn.Module, norm_k: nn.Module) -> None:
@@ -45,7 +53,26 @@ class QKNorm(nn.Module):
         return self.query(q_BHTK), self.key(k_BHTK)
 
 
-class L2QKNorm(nn.Module):
+class OverHeads(LayerNorm):
+    """LayerNorm over all H K features of a token."""
+
+    def forward(self, x_BHTK: torch.Tensor) -> torch.Tensor:
+        heads = x_BHTK.shape[1]
+        return super().forward(x_BHTK.transpose(1, 2).flatten(2)).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class QKVNorm(QKNorm):
+    """Values too, v <- norm_v(v), in the dtype that they come in."""
+
+    def __init__(self, norm_q: nn.Module, norm_k: nn.Module, norm_v: nn.Module) -> None:
+        super().__init__(norm_q, norm_k)
+        self.value = norm_v
+
+    def values(self, v_BHTK: torch.Tensor) -> torch.Tensor:
+        return self.value(v_BHTK).to(v_BHTK.dtype)
+
+
+class L2QKNorm(QKTransform):
     """Logits g cos(q, k) with one learned g a layer and no 1/sqrt(head_dim). Henry et al. 2020, eq. 2 and section 3.
 
     g starts at log2(L^2 - L), L the training length. The scale 1/sqrt(head_dim) that attention applies is undone here.
@@ -62,6 +89,16 @@ class L2QKNorm(nn.Module):
         return q_BHTK * (self.gain * self.unscale), k_BHTK
 
 
+class FixedQKNorm(QKTransform):
+    def __init__(self, head_dim: int, kappa: float) -> None:
+        super().__init__()
+        self.length = math.sqrt(kappa * head_dim)
+
+    def forward(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # F.normalize has no eps but a floor of 1e-12 for |z|: the formula to the last bit, and zeros stay zeros.
+        return self.length * F.normalize(q_BHTK.float(), dim=-1), self.length * F.normalize(k_BHTK.float(), dim=-1)
+
+
 @QK_NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoQKNormConfig(QKNormConfig):
@@ -69,7 +106,7 @@ class NoQKNormConfig(QKNormConfig):
 
     name: Literal["none"] = "none"
 
-    def build(self, head_dim: int, context: int) -> nn.Module:
+    def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
         return NoQKNorm()
 
 
@@ -82,8 +119,40 @@ class LayerNormQK(QKNormConfig):
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the variance over the head dimension."""
 
-    def build(self, head_dim: int, context: int) -> nn.Module:
+    def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
         return QKNorm(LayerNorm(head_dim, self.eps), LayerNorm(head_dim, self.eps))
+
+
+@QK_NORM.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class LayerNormModelQK(QKNormConfig):
+    """LayerNorm of queries and keys over the model dimension, all heads together. Wortsman et al. 2023, Fig. E.8.
+
+    With as many scales as the model is wide, where `layernorm` has those of one head for all; the figure compares them.
+    """
+
+    name: Literal["layernorm_model"] = "layernorm_model"
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    """Added to the variance over the model dimension."""
+
+    def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
+        return QKNorm(OverHeads(heads * head_dim, self.eps), OverHeads(heads * head_dim, self.eps))
+
+
+@QK_NORM.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class LayerNormQKV(QKNormConfig):
+    """LayerNorm of queries, keys and values, head by head. After QKV_norm of Rybakov et al. 2024 (arXiv 2410.16682).
+
+    Head by head is our reading. Theirs has no norm before the projections besides: placement=pre_mlp.
+    """
+
+    name: Literal["qkv"] = "qkv"
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    """Added to the variance over the head dimension."""
+
+    def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
+        return QKVNorm(*(LayerNorm(head_dim, self.eps) for _ in range(3)))
 
 
 @QK_NORM.register
@@ -95,7 +164,7 @@ class RMSNormQK(QKNormConfig):
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the mean square over the head dimension."""
 
-    def build(self, head_dim: int, context: int) -> nn.Module:
+    def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
         return QKNorm(RMSNorm(head_dim, self.eps), RMSNorm(head_dim, self.eps))
 
 
@@ -106,5 +175,23 @@ class L2QK(QKNormConfig):
 
     name: Literal["l2"] = "l2"
 
-    def build(self, head_dim: int, context: int) -> nn.Module:
+    def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
         return L2QKNorm(head_dim, context)
+
+
+@QK_NORM.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class FixedQK(QKNormConfig):
+    """sqrt(kappa) z / sqrt(mean_i z_i^2), z = q and z = k of a head, no parameters. Wortsman et al. 2023, Fig. 10.
+
+    There to set the maximal attention logit to about kappa. |q| = |k| = sqrt(kappa head_dim), so that logits are
+    kappa head_dim scale cos(q, k): with scale 1/sqrt(head_dim) those of random directions have a standard deviation of
+    kappa, and the bound is kappa sqrt(head_dim); with 1/head_dim (parametrization=inverse_scale) the bound is kappa.
+    """
+
+    name: Literal["fixed"] = "fixed"
+    kappa: Annotated[float, Field(gt=0)] = 1.0
+    """Mean square of queries and of keys. In Fig. 10 loss deteriorates around 1e3."""
+
+    def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
+        return FixedQKNorm(head_dim, self.kappa)

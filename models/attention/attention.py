@@ -10,10 +10,11 @@ from models.attention.mixing import MixingRule
 from models.layers import Linear
 from models.positions import Positions
 from models.probes import Stats, largest_logit
+from models.qk_norm import QKTransform
 
 
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int, qk_norm: nn.Module, positions: Positions, mix: MixingRule) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: QKTransform, positions: Positions, mix: MixingRule) -> None:
         super().__init__()
         self.heads = heads
         # Separate, not one fused matrix: the findings look at the key's and query's gradients and norms on their own.
@@ -35,11 +36,15 @@ class Attention(nn.Module):
     def forward(
         self, x_BTD: torch.Tensor, watch: bool = False, first_BHTK: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Stats, torch.Tensor]:
-        """The output, the probes and the layer's own values; with a value residual `first` are the first block's."""
+        """The output, the probes and the layer's own values; with a value residual `first` are the first block's.
+
+        The values are those behind a norm of theirs.
+        """
         q_BHTK, k_BHTK, v_BHTK = (
             proj(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.query, self.key, self.value)
         )
         q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)
+        v_BHTK = self.qk_norm.values(v_BHTK)
         (positions,) = self._positions
         q_BHTK, k_BHTK = positions.rotate(q_BHTK, k_BHTK)
         if self.behind_positions is not None:

@@ -9,9 +9,16 @@ Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K
 import torch
 from pydantic.dataclasses import dataclass
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from conf.axis import CHECKED, Axis
-from models.probes import Stats, attention_scores, full_precision, weight_entropy
+from models.probes import SCORES_AT_ONCE, Stats, attention_scores, full_precision, weight_entropy
+
+
+def at_once(q_BHTK: torch.Tensor) -> int:
+    """Sequences whose T x T weights are held at once."""
+    _, heads, length, _ = q_BHTK.shape
+    return max(1, SCORES_AT_ONCE // (heads * length * length))
 
 
 class MixingRule(nn.Module):
@@ -24,7 +31,23 @@ class MixingRule(nn.Module):
     def forward(
         self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The fast path, [B, H, T, K]; a rule without one mixes through its explicit weights."""
+        """The fast path, [B, H, T, K]; a rule without one mixes through its explicit weights.
+
+        Where these are many, they are made for a few sequences at once, and again in the backward pass: no T x T matrix
+        is kept for it.
+        """
+        rows = at_once(q_BHTK)
+        if rows >= len(q_BHTK):
+            return self._mixed(q_BHTK, k_BHTK, v_BHTK, bias_HTT)
+        parts = zip(q_BHTK.split(rows), k_BHTK.split(rows), v_BHTK.split(rows), strict=True)
+        mixed = [
+            checkpoint(self._mixed, *part, bias_HTT, use_reentrant=False, preserve_rng_state=False) for part in parts
+        ]
+        return torch.cat(mixed)
+
+    def _mixed(
+        self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None
+    ) -> torch.Tensor:
         return self.weights(q_BHTK, k_BHTK, bias_HTT).to(v_BHTK.dtype) @ v_BHTK
 
     def weights(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.Tensor:
@@ -33,7 +56,9 @@ class MixingRule(nn.Module):
 
     def entropy(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.Tensor:
         """Entropy of each row of the weights in nats, [B, H, T]; of |w| / sum |w| where rows don't sum to one."""
-        return weight_entropy(self.weights(q_BHTK, k_BHTK, bias_HTT))
+        rows = at_once(q_BHTK)
+        parts = zip(q_BHTK.split(rows), k_BHTK.split(rows), strict=True)
+        return torch.cat([weight_entropy(self.weights(*part, bias_HTT)) for part in parts])
 
     @torch.no_grad()
     def watch(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> Stats:
@@ -48,7 +73,7 @@ class MixingRule(nn.Module):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class MixingConfig:
     name: str
-    dot_product = False  # whether logits are scale q_i k_j, plus what positions add: what qk_clip relies on
+    dot_product = False  # whether it is a function of scale q_i k_j, plus what positions add: what qk_clip relies on
 
     def build(self, *, heads: int, head_dim: int, scale: float, context: int, block: int) -> MixingRule:
         """The rule of block number `block`, counted from 0; `scale` multiplies q k^T."""

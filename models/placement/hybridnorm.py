@@ -16,15 +16,8 @@ from torch import nn
 from conf.axis import CHECKED
 from models.layers import Linear
 from models.norms import NormConfig
-from models.placement.pre import Pre
+from models.placement.pre import Plain, Pre
 from models.placement.wiring import PLACEMENT, NormedHeads, Placement, PlacementConfig, Site, Sublayer
-
-
-class Plain(Placement):
-    """x + F(x)."""
-
-    def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
-        return x_BTD + self.scale(sublayer(x_BTD))
 
 
 class NormedStream(Placement):
@@ -63,4 +56,9 @@ class HybridNormConfig(PlacementConfig):
             raise ValueError(
                 "placement=hybridnorm normalizes q, k and v, but qk_norm=none leaves q and k as they are: "
                 "use qk_norm=rmsnorm or placement=res_post"
+            )
+        if config.qk_norm.name == "qkv":
+            raise ValueError(
+                "placement=hybridnorm normalizes values itself, qk_norm=qkv would do it twice: "
+                "use qk_norm=layernorm or placement=pre"
             )

@@ -1,4 +1,4 @@
-"""Pre-norm: norms of what a sublayer reads."""
+"""Pre-norm: norms of what a sublayer reads, of all sublayers or of the MLPs alone."""
 
 from typing import Any, Literal
 
@@ -8,6 +8,13 @@ from pydantic.dataclasses import dataclass
 from conf.axis import CHECKED
 from models.norms import NormConfig
 from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
+
+
+class Plain(Placement):
+    """x + F(x)."""
+
+    def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
+        return x_BTD + self.scale(sublayer(x_BTD))
 
 
 class Pre(Placement):
@@ -31,3 +38,17 @@ class PreConfig(PlacementConfig):
 
     def fits(self, config: Any) -> None:
         """Also without norms: x + F(x)."""
+
+
+@PLACEMENT.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class PreMLPConfig(PlacementConfig):
+    """x + attention(x), x + mlp(N(x)), and a norm before the head. Rybakov et al. 2024 (arXiv 2410.16682).
+
+    With `qk_norm=qkv` this is their QKV_norm, whose norms of queries, keys and values replace the one before attention.
+    """
+
+    name: Literal["pre_mlp"] = "pre_mlp"
+
+    def build(self, norm: NormConfig, site: Site) -> Placement:
+        return Plain() if site.sublayer == "attention" else Pre(norm, site.width)

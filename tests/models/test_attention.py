@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from conf.axis import import_all
+from models.attention import mixing as mixing_rules
 from models.attention.attention import Attention
 from models.attention.mixing import ATTENTION, MixingRule
 from models.positions import POSITION
@@ -24,7 +25,7 @@ B, H, T, K = 3, 2, 12, 8
 D = H * K
 
 # Parameters of a rule beyond those of the four projections, for H heads of dimension K and context T.
-EXTRA_PARAMETERS = {"softmax": 0}
+EXTRA_PARAMETERS = {"softmax": 0, "softcap": 0, "relu_squared": 0}
 
 
 def mixing(rule: str, context: int = T) -> MixingRule:
@@ -40,7 +41,7 @@ def mixing(rule: str, context: int = T) -> MixingRule:
 def layer(rule: str, position: str = "rope", qk_norm: str = "none") -> Attention:
     torch.manual_seed(0)
     positions = choice(POSITION, position).build(D, H, T)
-    return Attention(D, H, choice(QK_NORM, qk_norm).build(K, T), positions, mixing(rule))
+    return Attention(D, H, choice(QK_NORM, qk_norm).build(heads=H, head_dim=K, context=T), positions, mixing(rule))
 
 
 def qkv(length: int = T, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -177,6 +178,27 @@ class TestPaths:
             assert value.isfinite().all(), name
 
 
+@pytest.mark.parametrize("rule", [name for name in RULES if type(mixing(name)).forward is MixingRule.forward])
+@pytest.mark.parametrize("biased", [False, True])
+def test_many_weights_are_made_for_one_sequence_at_once(
+    rule: str, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The outputs, gradients and entropies of all at once, and no T x T matrix kept for the backward pass."""
+    made, inputs, bias = mixing(rule), [x.requires_grad_() for x in qkv()], alibi() if biased else None
+    q, k, v = inputs
+    expected, entropies = made(q, k, v, bias), made.entropy(q, k, bias)
+    gradients = torch.autograd.grad(expected.sin().sum(), inputs)
+    kept = []
+    monkeypatch.setattr(mixing_rules, "SCORES_AT_ONCE", 2 * H * T * T - 1)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+        found = made(q, k, v, bias)
+    assert [shape for shape in kept if len(shape) == 4 and shape[-2:] == (T, T)] == []
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(made.entropy(q, k, bias), entropies)
+    for one, other in zip(torch.autograd.grad(found.sin().sum(), inputs), gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 # Softmax of a fixed lower-triangular matrix of logits, its outputs and row entropies: in float64, by hand.
 LOGITS = [[0.5, 0, 0, 0], [1, -0.5, 0, 0], [0.2, 2, -1, 0], [-0.3, 0.7, 1.5, 0]]
 VALUES = [[1.0, 0], [0, 1], [1, 1], [-1, 2]]
@@ -229,6 +251,90 @@ class TestSoftmax:
         rule, bias = mixing("softmax", context=4), alibi(4) if biased else None
         inputs = [x[:1].requires_grad_() for x in qkv(4, torch.float64)]
         torch.autograd.gradcheck(lambda q, k, v: rule(q, k, v, bias), inputs)
+
+
+def one_dimensional(name: str, keys: list[float], context: int = 4, **changes: float) -> torch.Tensor:
+    """The last row of the weights where all queries are 1 and the scale is 1: products are the keys."""
+    k = torch.tensor(keys)[None, None, :, None]
+    rule = choice(ATTENTION, name, **changes).build(heads=1, head_dim=1, scale=1.0, context=context, block=0)
+    return rule.weights(torch.ones_like(k), k)[0, 0, -1]
+
+
+class TestSoftcap:
+    def test_vectors(self) -> None:
+        """cap tanh(s / cap), then softmax; by hand, in float64."""
+        row = one_dimensional("softcap", [-0.3, 0.7, 1.5, 0.0], cap=1.0)
+        torch.testing.assert_close(row, torch.tensor([0.123524, 0.302511, 0.408666, 0.165298]), atol=1e-6, rtol=0)
+        capped = torch.tensor([9.868766, 38.079708, 48.201379, -49.966465])
+        row = one_dimensional("softcap", [10.0, 50, 100, -200])
+        torch.testing.assert_close(row, capped.softmax(-1), atol=1e-6, rtol=1e-4)
+
+    @pytest.mark.parametrize("biased", [False, True])
+    def test_a_large_cap_is_softmax(self, biased: bool) -> None:
+        (q, k, v), bias = qkv(), alibi() if biased else None
+        rule = choice(ATTENTION, "softcap", cap=1e4).build(heads=H, head_dim=K, scale=K**-0.5, context=T, block=0)
+        torch.testing.assert_close(rule.weights(q, k, bias), mixing("softmax").weights(q, k, bias), atol=1e-5, rtol=0)
+        torch.testing.assert_close(rule(q, k, v, bias), mixing("softmax")(q, k, v, bias), atol=1e-5, rtol=1e-5)
+
+    def test_logits_are_bounded_by_the_cap(self) -> None:
+        """Of two keys with products of +-1e6 the odds are exp(2 cap), not infinite."""
+        low, high = one_dimensional("softcap", [-1e6, 1e6], cap=3.0)
+        assert math.log(high / low) == pytest.approx(6.0, rel=1e-5)
+
+    def test_bias_comes_after_the_cap(self) -> None:
+        rule = choice(ATTENTION, "softcap", cap=0.01).build(heads=1, head_dim=2, scale=1.0, context=4, block=0)
+        weights = rule.weights(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2), torch.tensor([LOGITS]))
+        torch.testing.assert_close(weights[0, 0], torch.tensor(WEIGHTS), atol=1e-6, rtol=0)
+
+    @pytest.mark.parametrize("s", [0.1, 4.0, 20.0])
+    def test_gradient_fades_above_the_cap(self, s: float) -> None:
+        """dw/ds = w (1 - w) (1 - tanh(s / cap)^2) for two keys, the other's product at 0."""
+        k = torch.tensor([0.0, s])[None, None, :, None].requires_grad_()
+        rule = choice(ATTENTION, "softcap", cap=5.0).build(heads=1, head_dim=1, scale=1.0, context=2, block=0)
+        w = rule.weights(torch.ones_like(k), k)[0, 0, 1, 1]
+        (gradient,) = torch.autograd.grad(w, k)
+        weight = 1 / (1 + math.exp(-5 * math.tanh(s / 5)))
+        expected = weight * (1 - weight) * (1 - math.tanh(s / 5) ** 2)
+        assert gradient[0, 0, 1, 0].item() == pytest.approx(expected, rel=1e-3)
+
+    @pytest.mark.parametrize("biased", [False, True])
+    def test_the_probes_of_logits_are_before_the_cap(self, biased: bool) -> None:
+        (q, k, _), bias = qkv(), alibi() if biased else None
+        capped, plain = (mixing(name).watch(1e3 * q, k, bias) for name in ("softcap", "softmax"))
+        assert plain["logit_max"].min() > 1e2
+        for name in set(plain) - {"entropy"}:
+            assert torch.equal(capped[name], plain[name]), name
+        assert (capped["entropy"] > plain["entropy"] + 1e-3).all()
+
+
+class TestSquaredReLU:
+    def test_three_tokens_of_dimension_two(self) -> None:
+        """Products 1; 0.5, 2; -1, 1, 0. Squared where positive, over sqrt(4)."""
+        q = torch.tensor([[[[1.0, -1], [0.5, 2], [-1, 1]]]])
+        k = torch.tensor([[[[1.0, 0], [0, 1], [1, 1]]]])
+        v = torch.tensor([[[[1.0, 0], [0, 1], [2, -1]]]])
+        rule = choice(ATTENTION, "relu_squared").build(heads=1, head_dim=2, scale=1.0, context=4, block=0)
+        expected = torch.tensor([[0.5, 0, 0], [0.125, 2, 0], [0, 0.5, 0]])
+        assert torch.equal(rule.weights(q, k)[0, 0], expected)
+        assert torch.equal(rule(q, k, v)[0, 0], torch.tensor([[0.5, 0], [0.125, 2], [0, 0.5]]))
+        # Of 1/17 and 16/17; the other rows have one weight.
+        entropies = torch.tensor([0, math.log(17) - 16 / 17 * math.log(16), 0])
+        torch.testing.assert_close(rule.entropy(q, k)[0, 0], entropies, atol=1e-6, rtol=0)
+
+    def test_the_length_is_that_of_training(self) -> None:
+        """For one key and for many, the weight of a product of 3 is 9 / sqrt(context)."""
+        for keys in ([3.0], [0.0, -1, 5, 3]):
+            assert one_dimensional("relu_squared", keys, context=16)[-1].item() == pytest.approx(9 / 4)
+
+    def test_weights_are_homogeneous_in_queries(self) -> None:
+        """Of degree 2: nothing holds the size of what attention puts out."""
+        rule, (q, k, v) = mixing("relu_squared"), qkv()
+        torch.testing.assert_close(rule(3 * q, k, v), 9 * rule(q, k, v), atol=1e-5, rtol=1e-5)
+
+    def test_a_bias_is_part_of_the_logit(self) -> None:
+        rule = choice(ATTENTION, "relu_squared").build(heads=1, head_dim=2, scale=1.0, context=4, block=0)
+        weights = rule.weights(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2), torch.tensor([LOGITS]))
+        torch.testing.assert_close(weights[0, 0, 3], torch.tensor([0, 0.245, 1.125, 0]))
 
 
 class TestLayer:

@@ -21,8 +21,8 @@ V, T = 32, 8
 NAMES = sorted(PLACEMENT.choices)
 # What a block's two sublayers have in norms, in vectors of the model's width; hybridnorm has N(v) of a head besides.
 NORMS = {
-    "pre": 2, "post": 2, "res_post": 2, "peri": 4, "sandwich": 4, "deepnorm": 2, "sub_ln": 2 + 1 + 4, "hybridnorm": 1,
-    "mv_split": 2 * 3, "ngpt": 2 + 1 + 4,
+    "pre": 2, "pre_mlp": 1, "post": 2, "res_post": 2, "peri": 4, "sandwich": 4, "deepnorm": 2, "sub_ln": 2 + 1 + 4,
+    "hybridnorm": 1, "mv_split": 2 * 3, "ngpt": 2 + 1 + 4,
 }  # fmt: skip
 NO_FINAL_NORM = {"post", "deepnorm", "mv_split", "ngpt"}
 # Those that surround a sublayer with norms of the norm axis.
@@ -53,6 +53,7 @@ def surround(name: str, sublayer: str = "mlp", norm: str = "rmsnorm", depth: int
     ("name", "expected"),
     [
         ("pre", [3.069045, -3.138090, 7.207135, 1]),
+        ("pre_mlp", [3.069045, -3.138090, 7.207135, 1]),
         ("post", [0.671345, -0.839181, 1.678363, 0.167836]),
         ("res_post", [1.727607, -2.727607, 4.697749, 0.242536]),
         ("peri", [1.839866, -2.461973, 4.707758, 0.405919]),
@@ -68,8 +69,9 @@ def test_vector(name: str, expected: list[float]) -> None:
     torch.testing.assert_close(found, torch.tensor(expected), atol=2e-6, rtol=0)
 
 
-def test_hybridnorm_has_no_norm_around_attention() -> None:
-    around = surround("hybridnorm", "attention")
+@pytest.mark.parametrize("name", ["hybridnorm", "pre_mlp"])
+def test_no_norm_around_attention(name: str) -> None:
+    around = surround(name, "attention")
     assert list(around.parameters()) == []
     torch.testing.assert_close(around(torch.ones(4), lambda y: 2 * y), torch.full((4,), 3.0))
 
@@ -89,10 +91,14 @@ def sub_ln_mlp(block: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def hybrid_attention(block: Any, x: torch.Tensor) -> torch.Tensor:
+    return qkv_attention(block, x, block.attention.value.norm)
+
+
+def qkv_attention(block: Any, x: torch.Tensor, norm_v: nn.Module) -> torch.Tensor:
     a = block.attention
     q, k, v = ((x @ p.weight.T).unflatten(-1, (a.heads, -1)).transpose(1, 2) for p in (a.query, a.key, a.value))
     q, k = a._positions[0].rotate(*a.qk_norm(q, k))
-    return (a.mix.weights(q, k) @ a.value.norm(v)).transpose(1, 2).flatten(2) @ a.out.weight.T
+    return (a.mix.weights(q, k) @ norm_v(v)).transpose(1, 2).flatten(2) @ a.out.weight.T
 
 
 def causal_mv_split(x: torch.Tensor, u: torch.Tensor, alpha: Any, beta: Any) -> torch.Tensor:
@@ -113,6 +119,9 @@ def run_block(name: str, block: Any, x: torch.Tensor, depth: int) -> torch.Tenso
     match name:
         case "pre":
             x = x + attend(att.input(x))
+            return x + feed(mlp.input(x))
+        case "pre_mlp":
+            x = x + attend(x)
             return x + feed(mlp.input(x))
         case "post":
             x = att.stream(x + attend(x))
@@ -162,6 +171,16 @@ def test_first_block_of_hybridnorm_star_is_pre_norm() -> None:
     x = run_block("hybridnorm", second, x, 2)
     expected = model.final_norm(x) @ model.head.weight.T
     torch.testing.assert_close(model(tokens())[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_rybakov_s_qkv_norm() -> None:
+    """No norm before attention, N(q), N(k), N(v) in it: what it adds doesn't depend on the size of the stream."""
+    block: Any = gpt("placement=pre_mlp", "qk_norm=qkv").blocks[0]
+    x = 100 * randn(2, T, 16)
+    added = block.attention_norms(x, lambda h: block.attention(h)[0]) - x
+    larger = block.attention_norms(64 * x, lambda h: block.attention(h)[0]) - 64 * x
+    torch.testing.assert_close(larger, added, atol=2e-3, rtol=0)
+    torch.testing.assert_close(added, qkv_attention(block, x, block.attention.qk_norm.value), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -389,6 +408,11 @@ class TestEmbeddingNorm:
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
+        (
+            ["placement=hybridnorm", "qk_norm=qkv"],
+            "placement=hybridnorm normalizes values itself, qk_norm=qkv would do it twice: "
+            "use qk_norm=layernorm or placement=pre",
+        ),
         (
             ["placement=hybridnorm", "qk_norm=none"],
             "placement=hybridnorm normalizes q, k and v, but qk_norm=none leaves q and k as they are: "

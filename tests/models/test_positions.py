@@ -106,7 +106,9 @@ class TestALiBi:
     def test_logits_get_the_bias(self) -> None:
         """With zero queries the weights are softmax(-slope distance), and the largest logit is 0, on the diagonal."""
         rule = choice(ATTENTION, "softmax").build(heads=H, head_dim=K, scale=K**-0.5, context=T, block=0)
-        attention = Attention(D, H, choice(QK_NORM, "none").build(K, T), positions("alibi"), rule)
+        attention = Attention(
+            D, H, choice(QK_NORM, "none").build(heads=H, head_dim=K, context=T), positions("alibi"), rule
+        )
         attention.query.weight.data.zero_()
         attention.value.weight.data.copy_(torch.eye(D))
         attention.out.weight.data.copy_(torch.eye(D))
@@ -150,7 +152,7 @@ def test_order_is_seen_through_positions_alone(name: str) -> None:
     torch.manual_seed(0)
     made = positions(name)
     rule = choice(ATTENTION, "softmax").build(heads=H, head_dim=K, scale=K**-0.5, context=T, block=0)
-    attention = Attention(D, H, choice(QK_NORM, "none").build(K, T), made, rule)
+    attention = Attention(D, H, choice(QK_NORM, "none").build(heads=H, head_dim=K, context=T), made, rule)
     x_BTD = randn(B, T, D)
     swapped_BTD = x_BTD[:, [1, 0, *range(2, T)]]
     last, last_swapped = (attention(made.embed(x))[0][:, -1] for x in (x_BTD, swapped_BTD))

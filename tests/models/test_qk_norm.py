@@ -19,11 +19,11 @@ from tests.conftest import choice, randn
 import_all("models.attention")
 
 B, H, T, K = 2, 2, 8, 16
-NORMS = ["layernorm", "rmsnorm", "l2"]
+NORMS = ["layernorm", "layernorm_model", "qkv", "rmsnorm", "l2", "fixed"]
 
 
 def norm(name: str, head_dim: int = K, context: int = T, **changes: float) -> nn.Module:
-    return choice(QK_NORM, name, **changes).build(head_dim, context)
+    return choice(QK_NORM, name, **changes).build(heads=H, head_dim=head_dim, context=context)
 
 
 def logits(normalize: nn.Module, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -72,10 +72,115 @@ def test_logits_are_bounded(scale: float) -> None:
     """With unit weights |logit| <= sqrt(head_dim) by Cauchy-Schwarz, and <= g for l2. The first key is its query."""
     q, k = scale * randn(B, H, T, K, seed=1), scale * randn(B, H, T, K, seed=2)
     k[:, :, 0] = q[:, :, 0]
-    for name, bound in (("layernorm", math.sqrt(K)), ("rmsnorm", math.sqrt(K)), ("l2", math.log2(T * T - T))):
+    for name, bound in (
+        ("layernorm", math.sqrt(K)),
+        ("rmsnorm", math.sqrt(K)),
+        ("qkv", math.sqrt(K)),
+        ("l2", math.log2(T * T - T)),
+        ("fixed", math.sqrt(K)),
+    ):
         largest = logits(norm(name), q, k).abs().max().item()
         assert largest <= bound * (1 + 1e-5), name
         assert largest >= bound * 0.95, name
+
+
+class TestOverTheModelDimension:
+    """Wortsman et al. 2023, Fig. E.8."""
+
+    def test_it_is_layer_norm_of_what_is_projected(self) -> None:
+        normalize, x = norm("layernorm_model"), randn(B, T, H * K) + 2
+        normalize.query.weight.data = torch.linspace(0.5, 2, H * K)
+        heads = x.unflatten(-1, (H, K)).transpose(1, 2)
+        q, k = (found.transpose(1, 2).flatten(2) for found in normalize(heads, heads))
+        expected = nn.functional.layer_norm(x, (H * K,), None, None, 1e-6)
+        torch.testing.assert_close(k, expected)
+        torch.testing.assert_close(q, expected * normalize.query.weight)
+
+    def test_heads_keep_their_relative_size(self) -> None:
+        """Unlike head by head, where each has the same."""
+        q = randn(B, H, T, K) * torch.tensor([1.0, 5.0])[:, None, None]
+        for name, low, high in (("layernorm_model", 3, 8), ("layernorm", 0.999, 1.001)):
+            first, second = norm(name)(q, q)[0].square().mean((0, 2, 3)).sqrt()
+            assert low < second / first < high
+
+    def test_as_many_scales_as_the_model_is_wide(self) -> None:
+        assert [tuple(p.shape) for p in norm("layernorm_model").parameters()] == [(H * K,), (H * K,)]
+
+    def test_eps_is_added_to_the_variance(self) -> None:
+        x = torch.tensor([1.0, -1.0]).repeat(K // 2).expand(B, H, T, K)
+        torch.testing.assert_close(norm("layernorm_model", eps=3.0)(x, x)[0], x / 2)
+
+
+class TestQKV:
+    """Rybakov et al. 2024, QKV_norm."""
+
+    def test_output_does_not_depend_on_the_size_of_the_values(self) -> None:
+        x = randn(B, T, H * K)
+        for name, same in (("qkv", True), ("layernorm", False)):
+            attention = attention_layer(name)
+            before = attention(x)[0]
+            attention.value.weight.data *= 10
+            torch.testing.assert_close(attention(x)[0], before if same else 10 * before, atol=1e-5, rtol=1e-4)
+
+    def test_values_are_layer_normed_head_by_head(self) -> None:
+        attention, x = attention_layer("qkv"), randn(B, T, H * K)
+        attention.qk_norm.value.weight.data = torch.linspace(0.5, 2, K)
+        projected = attention.value(x).unflatten(-1, (H, K)).transpose(1, 2)
+        expected = nn.functional.layer_norm(projected, (K,), None, None, 1e-6) * attention.qk_norm.value.weight
+        out, _, values = attention(x)
+        torch.testing.assert_close(values, expected)
+        # The first token attends to itself alone.
+        torch.testing.assert_close(out[:, 0], attention.out(expected[:, :, 0].flatten(1)))
+
+    def test_queries_and_keys_are_those_of_layernorm(self) -> None:
+        q, k = randn(B, H, T, K, seed=1), randn(B, H, T, K, seed=2)
+        for found, expected in zip(norm("qkv")(q, k), norm("layernorm")(q, k), strict=True):
+            assert torch.equal(found, expected)
+
+    def test_values_keep_their_dtype(self) -> None:
+        """It decides the one that attention runs in."""
+        v = randn(B, H, T, K, dtype=torch.bfloat16)
+        found, exact = norm("qkv").values(v), norm("qkv").values(v.float())
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, exact.bfloat16())
+
+    @pytest.mark.parametrize("name", sorted(QK_NORM.choices.keys() - {"qkv"}))
+    def test_all_others_leave_values_alone(self, name: str) -> None:
+        v = randn(B, H, T, K)
+        assert norm(name).values(v) is v
+
+
+@pytest.mark.parametrize("kappa", [1e-2, 1.0, 1e4])
+class TestFixed:
+    """sqrt(kappa) z / sqrt(mean z^2): Wortsman et al. 2023, Fig. 10."""
+
+    def test_mean_square_is_kappa(self, kappa: float) -> None:
+        normalize, z = norm("fixed", kappa=kappa), randn(B, H, T, K, seed=1)
+        for found in normalize(z, 7 * z):
+            torch.testing.assert_close(found.square().mean(-1), torch.full((B, H, T), kappa))
+            torch.testing.assert_close(found, math.sqrt(kappa) * z / z.square().mean(-1, keepdim=True).sqrt())
+
+    @pytest.mark.parametrize("scale", [1e-9, 1e-3, 1e15])
+    def test_whatever_the_size(self, kappa: float, scale: float) -> None:
+        """Of powers of ten far from one, where an eps or the range of fp32 would show."""
+        normalize, z = norm("fixed", kappa=kappa), randn(B, H, T, K, seed=1)
+        torch.testing.assert_close(normalize(scale * z, z)[0], normalize(z, z)[0], atol=0, rtol=1e-5)
+
+    def test_size_of_logits(self, kappa: float) -> None:
+        """With scale 1/sqrt(head_dim): of random directions std kappa, of equal ones kappa sqrt(head_dim)."""
+        q, k = randn(64, H, T, K, seed=1), randn(64, H, T, K, seed=2)
+        random = logits(norm("fixed", kappa=kappa), q, k)
+        assert random.std().item() == pytest.approx(kappa, rel=0.03)
+        equal = logits(norm("fixed", kappa=kappa), q, q).diagonal(dim1=-2, dim2=-1)
+        torch.testing.assert_close(equal, torch.full_like(equal, kappa * math.sqrt(K)))
+
+    def test_no_gradient_along_the_input(self, kappa: float) -> None:
+        z = randn(B, H, T, K, seed=1).requires_grad_()
+        q, _ = norm("fixed", kappa=kappa)(z, z)
+        (gradient,) = torch.autograd.grad((q * randn(B, H, T, K, seed=3)).sum(), z)
+        along = (gradient * z).sum(-1) / (gradient.norm(dim=-1) * z.norm(dim=-1))
+        torch.testing.assert_close(along, torch.zeros(B, H, T), atol=1e-5, rtol=0)
+        assert gradient.abs().max() > 1e-3
 
 
 def test_without_a_norm_logits_are_not_bounded() -> None:
@@ -114,14 +219,22 @@ def test_layernorm_removes_the_mean_and_rms_does_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shapes"), [("none", []), ("layernorm", [(K,), (K,)]), ("rmsnorm", [(K,), (K,)]), ("l2", [()])]
+    ("name", "shapes"),
+    [
+        ("none", []),
+        ("layernorm", [(K,), (K,)]),
+        ("rmsnorm", [(K,), (K,)]),
+        ("l2", [()]),
+        ("fixed", []),
+        ("qkv", [(K,)] * 3),
+    ],
 )
 def test_parameters_are_shared_by_the_heads(name: str, shapes: list[tuple[int, ...]]) -> None:
     """Scales of the head dimension, no bias: Wortsman et al. 2023, Fig. E.8. l2: one g a layer."""
     assert [tuple(p.shape) for p in norm(name).parameters()] == shapes
 
 
-@pytest.mark.parametrize("name", ["layernorm", "rmsnorm"])
+@pytest.mark.parametrize("name", ["layernorm", "layernorm_model", "rmsnorm", "qkv"])
 def test_query_and_key_have_weights_of_their_own(name: str) -> None:
     normalize, q, k = norm(name), randn(B, H, T, K, seed=1), randn(B, H, T, K, seed=2)
     q_before, k_before = normalize(q, k)

@@ -12,7 +12,17 @@ from train.config import Config
 
 CHOICES = [
     f"{axis}={name}"
-    for axis in ("placement", "norm", "init", "parametrization", "reparametrization", "optimizer", "schedule")
+    for axis in (
+        "attention",
+        "qk_norm",
+        "placement",
+        "norm",
+        "init",
+        "parametrization",
+        "reparametrization",
+        "optimizer",
+        "schedule",
+    )
     for name in axes(Config)[axis].choices
 ]
 OPTIONS = ["layer_scale=0.1", "embedding_norm=true", "value_residual=identity", "value_residual=learnable"]

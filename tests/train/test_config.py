@@ -103,11 +103,17 @@ class TestErrors:
             (["+model.bias=true"], "unknown key model.bias: known: depth, heads, name, width"),
             # choices
             (["attention=softmx"], "attention=softmx is not a choice: did you mean softmax?"),
-            (["qk_norm=zzzzz"], "qk_norm=zzzzz is not a choice: known: l2, layernorm, none, rmsnorm"),
+            (
+                ["qk_norm=zzzzz"],
+                "qk_norm=zzzzz is not a choice: known: fixed, l2, layernorm, layernorm_model, none, qkv, rmsnorm",
+            ),
             (["model=1B"], "model=1B is not a choice: did you mean 1.2B?"),
             (["optimizer.name=adam"], "optimizer=adam is not a choice: did you mean adamw?"),
             (["loss=[1]"], f"loss=[1] is not a choice: known: {', '.join(sorted(AXES['loss'].choices))}"),
-            (["mlp=gelu", "qk_norm=null"], "qk_norm=null is not a choice: known: l2, layernorm, none, rmsnorm"),
+            (
+                ["mlp=gelu", "qk_norm=null"],
+                "qk_norm=null is not a choice: known: fixed, l2, layernorm, layernorm_model, none, qkv, rmsnorm",
+            ),
             (["optimizer.decay=indep"], "optimizer.decay=indep: input should be 'independent', 'coupled' or 'none'"),
             (["precision=fp16"], "precision=fp16: input should be 'fp32' or 'bf16'"),
             (["logger=wanb"], "logger=wanb is not a choice: did you mean wandb?"),
