@@ -75,6 +75,7 @@ KNOBS: dict[str, dict[str, str]] = {
     "parametrization=completep": MUP | {"base_depth": "4"},
     "parametrization=u_mup": {"alpha_res": "2", "alpha_res_attn_ratio": "2", "alpha_attention": "2", "alpha_loss": "2"},
     "parametrization=parameter_rms": {"least_rms": "0.5"},
+    "parametrization=inverse_scale": {},
     "reparametrization=none": {},
     "reparametrization=sigma": {"gamma_init": "sigma"},
     "reparametrization=weight_conditioning": {},
