@@ -195,7 +195,7 @@ def test_arms_are_grids_of_their_own(monkeypatch, tmp_path):
     write_experiment(monkeypatch, tmp_path, ARMS.replace("seed: null", "seed: 5"))
     points = expand(["experiment=trial", "steps=7"])
     assert [arm for arm, _ in points] == ["plain"] * 4 + ["clipped"] * 2 + ["decayed"] * 6
-    assert points[4][1] == ["optimizer.clip=0.5", "seed=3", "experiment=trial", "steps=7", "optimizer.lr=1e-2"]
+    assert points[4][1] == ["optimizer.clip=0.5", "seed=3", "experiment=trial", "steps=7", "optimizer.lr=0.01"]
     assert [p[-2:] for _, p in points[-2:]] == [["steps=7", "optimizer.lr=0.1"], ["steps=7", "optimizer.lr=0.2"]]
     narrowed = expand(["experiment=trial", "optimizer.lr=1e-2", "seed=0"])
     assert [arm for arm, _ in narrowed] == ["plain", "clipped", "decayed", "decayed"]
