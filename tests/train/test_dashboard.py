@@ -18,7 +18,7 @@ from tests.train.wandb_files import offline_run, selected
 from train.dashboard.__main__ import main, save
 from train.dashboard.curves import sweep_run
 from train.dashboard.panels import Sections, logged, spread
-from train.dashboard.views import report, serialized, workspace
+from train.dashboard.views import as_text, report, serialized, workspace
 from train.figures import size_label
 from train.loggers import STEP
 from train.plan import plan
@@ -236,6 +236,14 @@ def test_runs_are_grouped_by_arm_and_coloured_by_size(made):
     assert groups[ws.GroupPath("none", "16")] == groups[ws.GroupPath("layernorm", "16", "0.03")] == by_size[16].pop()
     (grid,) = [b for b in serialized(made.views["report"])["spec"]["blocks"] if b["type"] == "panel-grid"][:1]
     assert grid["metadata"]["customRunColors"] == {r.id: colours[r.id] for r in made.runs}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.003, "0.003"), (1e-5, "0.00001"), (1e-8, "1e-8"), (16.0, "16"), (True, "true"), (None, "null"), ("a", "a")],
+)
+def test_groups_are_named_as_javascript_writes_values(value, text):
+    assert as_text(value) == text
 
 
 def test_the_report_says_claim_source_verdict_and_sensitivity(made, written):

@@ -111,16 +111,16 @@ def _group_colours(held: SweepRun) -> dict[object, object]:
     colour, found = shades(_sizes(held)), dict[object, object]()
     columns = [*_arm_columns(held), *_size_columns(held)]
     for *values, lr, size in held.runs[[*columns, LR, "size"]].itertuples(index=False):
-        path = [_text(value) for value in values]
-        for deeper in ([], [_text(lr)]):
+        path = [as_text(value) for value in values]
+        for deeper in ([], [as_text(lr)]):
             found[ws.GroupPath(*path, *deeper)] = colour[int(size)]
     return found
 
 
-def _text(value: Any) -> str:
-    """As W&B's pages write it: 0.0001 and not 1e-4, 16 and not 16.0, true and not True."""
+def as_text(value: Any) -> str:
+    """As JavaScript writes it: 0.00001, 1e-8, 16 for 16.0, true."""
     if isinstance(value, float) and value == value:
-        return np.format_float_positional(value, trim="-")
+        return np.format_float_positional(value, trim="-") if abs(value) >= 1e-6 else repr(value).replace("e-0", "e-")
     return value if isinstance(value, str) else json.dumps(plain(value))
 
 
