@@ -53,7 +53,7 @@ class Place:
     progress: bool
     """Show a progress line."""
     finding: str | None
-    """Name of the published claim that an experiment file tests: sweep folder and W&B group."""
+    """Name of the published claim that an experiment file tests; the W&B group of a run outside a sweep."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 import queue
+import re
 import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlparse
 
 from pydantic.dataclasses import dataclass
 
@@ -30,6 +32,14 @@ class LoggerConfig:
 
 CONNECT_SECONDS = 20.0
 FINISH_SECONDS = 60.0
+
+STEP = "trainer/global_step"
+"""What Lightning calls the optimizer step in W&B: the x axis of every metric."""
+JOB_TYPE = "train"
+MOST_NAMES = 9_000
+"""Of one row. W&B's workspaces slow down from 10,000 names on (docs.wandb.ai, Experiments > Limits)."""
+TENSOR_FAMILIES = ("parameter", "gradient", "adam", "update")
+"""Metrics of single tensors, in the order in which they lose their block where there are too many names."""
 
 LOGGER: Axis[LoggerConfig] = Axis("logger")
 
@@ -63,7 +73,7 @@ class Wandb(LoggerConfig):
             return self.mode == "offline"
         if os.environ.get("WANDB_MODE"):
             return os.environ["WANDB_MODE"] != "online"
-        return not (os.environ.get("WANDB_API_KEY") or _key_in_netrc())
+        return not has_key()
 
     def build(self, folder: Path, *, run_id: str, run_name: str, group: str | None) -> Logger:
         import wandb
@@ -77,6 +87,7 @@ class Wandb(LoggerConfig):
             project=self.project,
             entity=self.entity,
             group=group,
+            job_type=JOB_TYPE,
             offline=self.offline(),
             resume=None if self.offline() else "allow",
             settings=wandb.Settings(init_timeout=CONNECT_SECONDS, x_disable_stats=True, console="off"),
@@ -86,11 +97,34 @@ class Wandb(LoggerConfig):
         return logger
 
 
-def _key_in_netrc() -> bool:
-    for path in (Path(os.environ.get("NETRC", "~/.netrc")).expanduser(), Path("~/_netrc").expanduser()):
-        if path.is_file() and "api.wandb.ai" in path.read_text(errors="ignore"):
-            return True
-    return False
+def server() -> str:
+    """The address of the W&B server."""
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+
+
+def has_key() -> bool:
+    """Whether WANDB_API_KEY or `wandb login` (netrc) has a key for that server."""
+    host = urlparse(server()).hostname or ""
+    paths = (Path(os.environ.get("NETRC", "~/.netrc")).expanduser(), Path("~/_netrc").expanduser())
+    found = any(path.is_file() and host in path.read_text(errors="ignore") for path in paths)
+    return bool(os.environ.get("WANDB_API_KEY")) or found
+
+
+def mirrored(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """What W&B gets of a metrics row: values, and lists that go as histograms.
+
+    A value a head is a list already. Where a row has more than MOST_NAMES names, the values of a tensor in all blocks
+    become one: parameter/block0/mlp.up/rms, parameter/block1/mlp.up/rms, ... -> parameter/blocks/mlp.up/rms.
+    """
+    values = {k: v for k, v in row.items() if not isinstance(v, list) and k != "step"}
+    lists = {k: list(v) for k, v in row.items() if isinstance(v, list)}
+    for family in TENSOR_FAMILIES:
+        if len(values) + len(lists) <= MOST_NAMES:
+            break
+        for name in [k for k in values if re.match(rf"{family}/block\d+/", k)]:
+            over_blocks = re.sub(r"/block\d+/", "/blocks/", name)
+            lists.setdefault(over_blocks, []).append(values.pop(name))
+    return values, {k: v for k, v in lists.items() if all(map(math.isfinite, v))}
 
 
 class Mirror:
@@ -144,10 +178,9 @@ class Mirror:
             warnings.warn(f"the logger stopped ({type(fault).__name__}: {text}); local files go on", stacklevel=2)
 
     def _flat(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        flat = {k: v for k, v in row.items() if not isinstance(v, list) and k != "step"}
-        lists = {k: v for k, v in row.items() if isinstance(v, list) and all(map(math.isfinite, v))}
+        values, lists = mirrored(row)
         if lists and type(self.logger).__name__ == "WandbLogger":
             import wandb
 
-            flat |= {k: wandb.Histogram(v) for k, v in lists.items()}
-        return flat
+            values |= {k: wandb.Histogram(v) for k, v in lists.items()}
+        return values

@@ -48,7 +48,7 @@ def train(
         job.fit(Mirror(lambda: None, {}))
         return {}
     folder.claim(config)
-    group = config.finding or (parent.name if parent else None)
+    group = parent.name if parent else config.finding
     try:
         folder.start()
         mirror = Mirror(

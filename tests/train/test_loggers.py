@@ -1,7 +1,7 @@
 import json
 import os
+import re
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -9,36 +9,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from wandb.proto import wandb_internal_pb2 as protobuf
 
+from tests.conftest import yaml_values
 from tests.train.helpers import TINY, in_process, tiny, trained
-from train.loggers import Mirror, Wandb
+from tests.train.wandb_files import key, records
+from train.loggers import MOST_NAMES, Mirror, Wandb, mirrored
 from train.runfolder import RunFolder
-
-
-def records(path: Path):
-    """The protobuf records of a .wandb file, which is framed as a LevelDB log: 32 KiB blocks, headers of 7 bytes."""
-    data, at, parts = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        left = 32768 - at % 32768
-        length, kind = struct.unpack("<HB", data[at + 4 : at + 7]) if left >= 7 else (0, 0)
-        if kind == 0:
-            at += left
-            continue
-        parts += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last of several
-            yield protobuf.Record.FromString(parts)
-            parts = b""
 
 
 def offline_file(folder: Path) -> Path:
     (found,) = folder.glob("wandb/offline-run-*/*.wandb")
     return found
-
-
-def key(item) -> str:
-    return ".".join(item.nested_key) if item.nested_key else item.key
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +48,7 @@ def test_offline_file_holds_identity_config_and_metrics(run):
                 history.append({key(i): json.loads(i.value_json) for i in record.history.item})
     assert started is not None
     assert (started.run_id, started.run_group) == (config.digest(), "my_sweep")
+    assert started.job_type == "train"
     assert started.display_name == config.run_name()
     expected = config.values()
     assert logged["optimizer"] == expected["optimizer"]
@@ -76,6 +58,44 @@ def test_offline_file_holds_identity_config_and_metrics(run):
     for step in (0, 3, 4, 8, 11):
         assert mirrored[step]["loss"] == pytest.approx(rows[step]["loss"], rel=1e-6)
     assert mirrored[8]["attention/block1/logit_max"] == pytest.approx(rows[8]["attention/block1/logit_max"])
+
+
+def names(row) -> set[str]:
+    values, lists = mirrored(row)
+    return values.keys() | lists.keys()
+
+
+def watch_row(parent, *overrides):
+    return max(trained(parent, "steps=1", "eval_batches=1", *overrides).metrics(), key=len)
+
+
+@pytest.mark.parametrize("size", ["4.8B", "w512-d96"])
+def test_the_largest_models_stay_below_10_000_names(tmp_path, size):
+    """A step of a narrow model with the depth and heads of the size: names don't depend on width."""
+    shape = yaml_values("model", size)
+    depth, heads = shape["depth"], shape["heads"]
+    row = watch_row(tmp_path, f"model.depth={depth}", f"model.heads={heads}", f"model.width={2 * heads}")
+    sent = names(row)
+    assert len(sent) < MOST_NAMES < 10_000
+    assert sent == row.keys() - {"step"}
+    assert f"attention/block{depth - 1}/logit_max_by_head" in mirrored(row)[1]
+    fewer = watch_row(tmp_path, f"model.depth={depth}", "model.heads=2", "model.width=16")
+    assert sent == names(fewer), "names a head"
+
+
+def test_values_of_tensors_become_histograms_over_blocks_where_names_are_too_many(tmp_path):
+    """96 blocks with the most tensors that the axes give."""
+    most = ["norm=gated", "placement=peri", "mlp=swiglu", "layer_scale=1e-4", "value_residual=learnable"]
+    row = watch_row(tmp_path, *most, "reparametrization=sigma", "model.depth=2")
+    deep = {re.sub("block1", f"block{b}", k): v for b in range(1, 96) for k, v in row.items()} | row
+    kept = dict(deep)
+    values, lists = mirrored(deep)
+    assert deep == kept
+    assert len(deep) > 10_000 > MOST_NAMES >= len(values) + len(lists)
+    over_blocks = sorted(deep[f"parameter/block{b}/mlp.up/rms"] for b in range(96))
+    assert sorted(lists["parameter/blocks/mlp.up/rms"]) == over_blocks
+    assert values["update/block95/mlp.up/rms"] == deep["update/block95/mlp.up/rms"]
+    assert values["parameter/head/rms"] == row["parameter/head/rms"]
 
 
 def test_config_is_written_at_the_start(run):

@@ -1,0 +1,1 @@
+"""W&B workspace and report of a sweep, as code."""

@@ -1,0 +1,164 @@
+"""`python -m train.dashboard SWEEP`: the sweep's W&B workspace and report; with --json their text, without network.
+
+LR sensitivity, the verdict and the table go to W&B as one more run of the sweep's group. The same command after more
+runs brings all of it up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from conf.axis import ConfigError
+from train.loggers import has_key, server
+from train.report import Sweep, load_sweep
+from train.runfolder import read_json, unwritable, write_atomically
+from train.terminal import exit_with
+
+PROJECT = "stabilab"
+REACH_SECONDS = 5.0
+
+
+def require_server() -> None:
+    """ConfigError where there is no key, or no answer at the server's address, before wandb waits for it."""
+    local = "or add --json FILE for files alone"
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        raise ConfigError(f"WANDB_MODE={os.environ['WANDB_MODE']}: unset it to send a dashboard, {local}")
+    if not has_key():
+        raise ConfigError(f"no W&B key for {server()}: run `wandb login` or set WANDB_API_KEY, {local}")
+    address = urlparse(server())
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return  # a proxy has its own way there
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        fault = f"{server()} does not answer ({error})"
+        raise ConfigError(f"{fault}: check the network or WANDB_BASE_URL, {local}") from None
+
+
+def configured(sweep: Sweep, field: str) -> str | None:
+    """The W&B project or entity of the sweep's runs; ConfigError where they have several."""
+    column = f"logger.{field}"
+    found = sorted({v for v in sweep.runs[column] if isinstance(v, str)}) if column in sweep.runs else []
+    if len(found) > 1:
+        raise ConfigError(f"runs of {sweep.path} have several W&B {field}s, {', '.join(found)}: choose with --{field}")
+    return found[0] if found else None
+
+
+def unsent(sweep: Sweep) -> list[Path]:
+    """W&B files of the sweep's runs that no `wandb sync` has sent."""
+    files = [f for run in sweep.runs["run"] for f in (sweep.path / run).glob("wandb/offline-run-*/*.wandb")]
+    return [f for f in files if not f.with_suffix(".wandb.synced").exists()]
+
+
+def save(views: dict[str, Any], sweep: Sweep, where: str) -> None:
+    """Creates workspace and report in W&B, or brings those up to date that SWEEP/dashboard.json knows."""
+    path = sweep.path / "dashboard.json"
+    known = read_json(path)
+    ours = known.get(where, {})
+    workspace, report = views["workspace"], views["report"]
+    workspace._internal_name, workspace._internal_id = ours.get("workspace", ["", ""])
+    report.id = ours.get("report", "")
+    workspace.save()
+    write_atomically(path, json.dumps(known | {where: ours | _ids(workspace, report)}, indent=1))
+    report.save()
+    write_atomically(path, json.dumps(known | {where: _ids(workspace, report)}, indent=1))
+    print(f"workspace  {workspace.url}\nreport     {report.url}")
+
+
+def _ids(workspace: Any, report: Any) -> dict[str, Any]:
+    ids = {"workspace": [workspace._internal_name, workspace._internal_id], "report": report.id}
+    return {name: value for name, value in ids.items() if value}
+
+
+def dashboard(folder: Path, project: str | None, entity: str | None, file: Path | None) -> None:
+    if file is None:
+        require_server()
+    sweep = load_sweep(folder)
+    project = project or configured(sweep, "project") or PROJECT
+    entity = entity or configured(sweep, "entity")
+    os.environ.setdefault("WANDB_SILENT", "true")
+
+    from train.dashboard.curves import log, sweep_run
+    from train.dashboard.panels import Sections, logged
+    from train.dashboard.views import report, serialized, workspace
+
+    names = logged(sweep)
+    if not names:
+        raise ConfigError(f"no run of {folder} has metrics yet: wait for the first watch step")
+    held = sweep_run(sweep)
+    builder = Sections(held, names, {c for c in sweep.runs if sweep.runs[c].notna().any()})
+    sections = builder.build()
+    if file is None:
+        views = _send(held, sections, sweep, project, entity)
+        save(views, sweep, f"{views['workspace'].entity}/{project}")
+    else:
+        made = [make(held, sections, entity=entity or "", project=project) for make in (workspace, report)]
+        texts = dict(zip(("workspace", "report"), map(serialized, made), strict=True))
+        try:
+            write_atomically(file, json.dumps(texts, indent=1))
+        except OSError as error:
+            raise unwritable(file.parent, error) from None
+        log(held, sweep.path, project=project, entity=entity, offline=True)
+        print(f"workspace and report  {file}")
+        print(f"run of the sweep      {sweep.path / 'wandb'}, to be sent with `wandb sync`")
+    _say(sweep, held, sections, builder.left_out)
+
+
+def _send(held: Any, sections: Any, sweep: Sweep, project: str, entity: str | None) -> dict[str, Any]:
+    import wandb
+
+    from train.dashboard.curves import log
+    from train.dashboard.views import report, workspace
+
+    entity = entity or wandb.Api().default_entity
+    if not entity:
+        raise ConfigError("the W&B key has no default entity: choose one with --entity")
+    log(held, sweep.path, project=project, entity=entity, offline=False)
+    views = {"workspace": workspace, "report": report}
+    return {name: make(held, sections, entity=entity, project=project) for name, make in views.items()}
+
+
+def _say(sweep: Sweep, held: Any, sections: Any, left_out: list[str]) -> None:
+    panels = sum(map(len, sections.values()))
+    verdict = f"; {held.verdict.finding}: {held.verdict.state}" if held.verdict else ""
+    print(f"{panels} panels in {len(sections)} sections over {len(held.runs)} runs of group {held.name}{verdict}")
+    if held.trouble:
+        print(f"no verdict: {held.trouble}")
+    if left_out:
+        print(f"left out, as no run logs them: {'; '.join(left_out)}")
+    if (sweep.runs.get("logger.name") == "none").all():
+        print("these runs were made with logger=none: W&B has none of them")
+    elif waiting := unsent(sweep):
+        print(f"{len(waiting)} W&B files are not sent yet: wandb sync {sweep.path}/*/wandb/offline-run-*")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m train.dashboard", description=__doc__)
+    parser.add_argument("folder", type=Path, help="sweep folder")
+    parser.add_argument("--project", help="W&B project; that of the runs by default")
+    parser.add_argument("--entity", help="W&B team or user; that of the runs or the key's owner by default")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write workspace and report to FILE, send nothing")
+    chosen = parser.parse_args()
+    exit_with(lambda: _run(chosen))
+
+
+def _run(chosen: argparse.Namespace) -> None:
+    try:
+        dashboard(chosen.folder, chosen.project, chosen.entity, chosen.json)
+    except ConfigError:
+        raise
+    except Exception as fault:
+        if not type(fault).__module__.startswith(("wandb", "requests")):
+            raise
+        raise ConfigError(f"{server()} refused the dashboard: {' '.join(str(fault).split())[:300]}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The panels of a sweep's dashboard, by section. A panel whose metrics no run logs is left out and said so."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import wandb_workspaces.reports.v2 as wr
+
+from train.dashboard.curves import EPS_LINE, OVER_LR, OVER_N, Curve, SweepRun
+from train.figures import LINES, colours
+from train.loggers import STEP, mirrored
+from train.report import Sweep
+
+MARKS = dict(zip(LINES, ("solid", "dashed", "dotted", "dotdash"), strict=True))
+MOST_BLOCKS = 6
+"""Blocks that have panels of their own: the first, the last, and some between."""
+SHOWN = ("embedding", "head", "attention.query", "attention.out", "mlp.up", "mlp.down")
+"""Tensors that have panels of their own, those in blocks for the first and the last block."""
+
+Panels = list[Any]
+
+
+def logged(sweep: Sweep) -> set[str]:
+    """The names that W&B's history of these runs has, from each run's first two rows: all probes fall on step 0."""
+    names: set[str] = set()
+    for run in sweep.runs["run"]:
+        path = sweep.path / run / "metrics.jsonl"
+        if path.exists():
+            with path.open() as file:
+                for line in itertools.islice(file, 2):
+                    values, lists = mirrored(json.loads(line)) if line.endswith("\n") else ({}, {})
+                    names |= values.keys() | lists.keys()
+    return names
+
+
+def spread(places: Sequence[int], most: int = MOST_BLOCKS) -> list[int]:
+    """At most so many of the sorted places: the first, the last, the others evenly between."""
+    ordered = sorted(set(places))
+    if len(ordered) <= most:
+        return ordered
+    return [ordered[i] for i in np.linspace(0, len(ordered) - 1, most).round().astype(int)]
+
+
+def shades(sizes: Sequence[int]) -> dict[int, str]:
+    """The figures' colour of each size, as hex."""
+    from matplotlib.colors import to_hex
+
+    return {n: to_hex(colour) for n, colour in colours(sizes).items()}
+
+
+@dataclass
+class Sections:
+    """Builds the panels; `names` are the history's names of the sweep's runs, `summary` those of their summaries."""
+
+    held: SweepRun
+    names: set[str]
+    summary: set[str]
+    left_out: list[str] = field(default_factory=list)
+
+    def build(self) -> dict[str, Panels]:
+        blocks = spread([int(m[1]) for n in self.names if (m := re.fullmatch(r"attention/block(\d+)/logit_max", n))])
+        sections = {
+            "LR sensitivity": self._sweep(),
+            "Attention": [
+                *self.line("Max attention logit, all blocks", "attention/logit_max", log_y=True),
+                *self.line("Attention entropy, mean over blocks (nats)", "attention/entropy"),
+                *self.line("Attention entropy, lowest head (nats)", "attention/entropy_min"),
+                *self.over_lr("Max attention logit of the run against LR", "logit_max", log_y=True),
+                *self.over_lr("Attention entropy at the end against LR", "entropy_final"),
+                *[
+                    panel
+                    for b in blocks
+                    for panel in (
+                        *self.line(f"Max attention logit, block {b}", f"attention/block{b}/logit_max", log_y=True),
+                        *self.line(f"Attention entropy, block {b} (nats)", f"attention/block{b}/entropy"),
+                    )
+                ],
+            ],
+            "Output logits": [
+                *self.line("Output log Z", "output/log_z"),
+                *self.line("Mean of (log Z)^2, the z-loss target", "output/log_z_squared", log_y=True),
+                *self.line("Mean output logit", "output/logit_mean"),
+                *self.line("Max output logit", "output/logit_max"),
+            ],
+            "Gradient RMS over epsilon": [
+                *self.line("Gradient RMS / eps, least tensor", "adam/gradient_over_eps_min", EPS_LINE, log_y=True),
+                *self._tensors("adam", "gradient_over_eps", "Gradient RMS / eps", EPS_LINE),
+                *self.line("Gradient norm before clipping", "gradient/norm", log_y=True),
+            ],
+            "Update RMS over LR": self._tensors("update", "rms", "Update RMS / LR"),
+            "Loss": [
+                *self.line("Training loss (nats)", "loss"),
+                *self.line("Validation loss (nats)", "validation/loss"),
+                *self.line("Learning rate", "lr"),
+            ],
+        }
+        return {name: panels for name, panels in sections.items() if panels}
+
+    def _sweep(self) -> Panels:
+        held = self.held
+        return [
+            *self.curves("LR sensitivity against N", held.sensitivity, OVER_N, title_y="LR sensitivity (nats)"),
+            *self.curves("Final loss against LR", held.losses, OVER_LR, title_y="final loss (nats)"),
+            *self.over_lr("Final loss against LR, each run", "loss"),
+            wr.MarkdownPanel(markdown=held.text, layout=wr.Layout(w=12, h=10)),
+            wr.WeavePanelSummaryTable(table_name="lr_sensitivity_table", layout=wr.Layout(w=12, h=8)),
+            wr.WeavePanelSummaryTable(table_name="runs_table", layout=wr.Layout(w=24, h=10)),
+        ]
+
+    def line(self, title: str, *metrics: str, **options: Any) -> Panels:
+        """A line plot over the optimizer step; none where no run logs the first metric."""
+        if metrics[0] not in self.names:
+            self.left_out.append(title)
+            return []
+        return [wr.LinePlot(title=title, x=STEP, y=[*metrics], title_x="step", **self._shown(), **options)]
+
+    def over_lr(self, title: str, metric: str, **options: Any) -> Panels:
+        """A point for each run, from its summary."""
+        if metric not in self.summary:
+            self.left_out.append(title)
+            return []
+        lr, value = wr.Config("optimizer.lr"), wr.SummaryMetric(metric)
+        return [wr.ScatterPlot(title=title, x=lr, y=value, log_x=True, **options)]
+
+    def curves(self, title: str, curves: Sequence[Curve], x: str, **options: Any) -> Panels:
+        """Lines of the sweep's run: an arm's line style, a size's colour."""
+        if not any(len(curve.points) > 1 for curve in curves):
+            self.left_out.append(title)
+            return []
+        colour, arms, run = shades(self.sizes()), self.held.arms, self.held.id
+        marks = {f"{run}:{c.name}": MARKS[LINES[arms.index(c.arm) % len(LINES)]] for c in curves}
+        of_size = {f"{run}:{c.name}": colour[c.size] for c in curves if c.size is not None}
+        titles = {f"{run}:{c.name}": c.name.removeprefix("sweep/").partition("/")[2] for c in curves}
+        chosen: dict[str, Any] = {"line_marks": marks, "line_colors": of_size, "line_titles": titles} | options
+        y: list[Any] = [curve.name for curve in curves]
+        return [wr.LinePlot(title=title, x=x, y=y, log_x=True, title_x=x.removeprefix("sweep/"), **chosen)]
+
+    def sizes(self) -> list[int]:
+        return sorted({int(n) for n in self.held.runs["size"]})
+
+    def tensors(self, family: str) -> list[str]:
+        """Those of SHOWN that a family of metrics has, `block0/mlp.up` and so on; of blocks first and last."""
+        split = [m for n in self.names if (m := re.fullmatch(rf"{family}/(?:block(\d+)/)?([^/]+)/\w+", n))]
+        blocks = sorted({int(m[1]) for m in split if m[1]})
+        ends = {None, *(str(b) for b in (*blocks[:1], *blocks[-1:]))}
+        found = [m for m in split if m[2] in SHOWN and m[1] in ends]
+        found.sort(key=lambda m: (SHOWN.index(m[2]), int(m[1] or 0)))
+        return [m[2] if m[1] is None else f"block{m[1]}/{m[2]}" for m in found]
+
+    def _tensors(self, family: str, what: str, title: str, *more: str) -> Panels:
+        """A panel for each of these tensors."""
+        found = self.tensors(family)
+        return [p for t in found for p in self.line(f"{title}, {t}", f"{family}/{t}/{what}", *more, log_y=True)]
+
+    def _shown(self) -> dict[str, Any]:
+        """As many lines as there are runs, up to what a plot bears."""
+        return {"max_runs_to_show": min(100, len(self.held.runs) + 1)}
