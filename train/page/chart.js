@@ -1,4 +1,3 @@
-
 const MARGIN = { left: 46, right: 24, top: 8, bottom: 34 };
 const DASHES = [null, "6 3", "1.5 3", "7 3 1.5 3"];
 
@@ -30,7 +29,10 @@ function scale(values, axis, from, to) {
   if (!shown.length) shown = [1];
   let low = axis.zero ? 0 : shown.reduce((a, b) => Math.min(a, b));
   let high = shown.reduce((a, b) => Math.max(a, b));
-  if (low === high) [low, high] = axis.log ? [low / 1.5, high * 1.5] : [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
+  if (low === high)
+    [low, high] = axis.log
+      ? [low / 1.5, high * 1.5]
+      : [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
   const room = axis.room ?? 0.04;
   const at = axis.log ? Math.log : (v) => v;
   const span = at(high) - at(low);
@@ -56,7 +58,7 @@ function through(xs, ys) {
 
 /**
  * A line chart as a figure.
- * spec: title, unit, about (text alternative), x and y {log, zero, label, ticks, values: further values to make room for},
+ * spec: title, unit, about (text alternative), x and y {log, zero, label, ticks, values: more to make room for},
  * series [{label, x, y, colour: [light, dark], dash, faint, points, hollow, band: [low, high], crosses: [[x, y]]}],
  * guides [[y, text]], marks [[x, text]], heading(x), choose(series, x): what a click does.
  */
@@ -72,23 +74,34 @@ function drawChart(plot, spec, width) {
   const height = spec.height || Math.round(Math.min(230, Math.max(170, width * 0.55)));
   const all = (key) => spec.series.flatMap((s) => Array.from(s[key]));
   const bands = spec.series.flatMap((s) => (s.band ? s.band.flat() : []));
-  const x = scale([...all("x"), ...(spec.x.values || [])], { room: 0.02, ...spec.x }, MARGIN.left, width - MARGIN.right);
+  const x = scale(
+    [...all("x"), ...(spec.x.values || [])],
+    { room: 0.02, ...spec.x },
+    MARGIN.left,
+    width - MARGIN.right,
+  );
   const y = scale([...all("y"), ...bands, ...(spec.y.values || [])], spec.y, height - MARGIN.bottom, MARGIN.top);
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, "aria-hidden": "true" });
   axes(root, spec, x, y, width, height);
   for (const [level, text] of spec.guides || []) {
     if (level >= y.low && level <= y.high) {
       const at = y.map(level);
-      root.append(svg("line", { class: "guide", x1: MARGIN.left, x2: width - MARGIN.right, y1: at, y2: at }),
+      root.append(
+        svg("line", { class: "guide", x1: MARGIN.left, x2: width - MARGIN.right, y1: at, y2: at }),
         // A short text stands beside its line, clear of the data.
-        text.length > 3 ? svg("text", { x: MARGIN.left + 3, y: at - 3 }, text) : svg("text", { x: width - MARGIN.right + 2, y: at + 3.5 }, text));
+        text.length > 3
+          ? svg("text", { x: MARGIN.left + 3, y: at - 3 }, text)
+          : svg("text", { x: width - MARGIN.right + 2, y: at + 3.5 }, text),
+      );
     }
   }
   for (const [step, text] of spec.marks || []) {
     const at = x.map(step);
     const late = at > width * 0.6;
-    root.append(svg("line", { class: "guide", x1: at, x2: at, y1: MARGIN.top, y2: height - MARGIN.bottom }),
-      svg("text", { x: at + (late ? -4 : 4), y: MARGIN.top + 9, "text-anchor": late ? "end" : "start" }, text));
+    root.append(
+      svg("line", { class: "guide", x1: at, x2: at, y1: MARGIN.top, y2: height - MARGIN.bottom }),
+      svg("text", { x: at + (late ? -4 : 4), y: MARGIN.top + 9, "text-anchor": late ? "end" : "start" }, text),
+    );
   }
   for (const series of spec.series) root.append(drawSeries(series, x.map, y.map));
   const cursor = svg("line", { class: "cursor", y1: MARGIN.top, y2: height - MARGIN.bottom, visibility: "hidden" });
@@ -101,17 +114,24 @@ function axes(root, spec, x, y, width, height) {
   const base = height - MARGIN.bottom;
   for (const value of (spec.y.log ? logTicks : linearTicks)(y.low, y.high, Math.max(3, Math.round(height / 45)))) {
     const at = y.map(value);
-    root.append(svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: at, y2: at }),
-      svg("text", { x: MARGIN.left - 6, y: at + 3.5, "text-anchor": "end" }, tick(value)));
+    root.append(
+      svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: at, y2: at }),
+      svg("text", { x: MARGIN.left - 6, y: at + 3.5, "text-anchor": "end" }, tick(value)),
+    );
   }
-  const ticks = spec.x.ticks || (spec.x.log ? logTicks : linearTicks)(x.low, x.high, Math.max(3, Math.round(width / 75)));
+  const ticks =
+    spec.x.ticks || (spec.x.log ? logTicks : linearTicks)(x.low, x.high, Math.max(3, Math.round(width / 75)));
   for (const value of ticks) {
     const at = x.map(value);
-    root.append(svg("line", { class: "axis", x1: at, x2: at, y1: base, y2: base + 4 }),
-      svg("text", { x: at, y: base + 15, "text-anchor": "middle" }, (spec.x.text || tick)(value)));
+    root.append(
+      svg("line", { class: "axis", x1: at, x2: at, y1: base, y2: base + 4 }),
+      svg("text", { x: at, y: base + 15, "text-anchor": "middle" }, (spec.x.text || tick)(value)),
+    );
   }
-  root.append(svg("line", { class: "axis", x1: MARGIN.left, x2: width - MARGIN.right, y1: base, y2: base }),
-    svg("text", { x: (MARGIN.left + width - MARGIN.right) / 2, y: base + 30, "text-anchor": "middle" }, spec.x.label));
+  root.append(
+    svg("line", { class: "axis", x1: MARGIN.left, x2: width - MARGIN.right, y1: base, y2: base }),
+    svg("text", { x: (MARGIN.left + width - MARGIN.right) / 2, y: base + 30, "text-anchor": "middle" }, spec.x.label),
+  );
 }
 
 function drawSeries(series, x, y) {
@@ -121,18 +141,25 @@ function drawSeries(series, x, y) {
   if (series.band) {
     const [low, high] = series.band;
     const back = xs.map((_, i) => xs.length - 1 - i);
-    const edge = `${through(xs, high.map(y))}${through(back.map((i) => xs[i]), back.map((i) => y(low[i]))).replace("M", "L")}Z`;
+    const edge = `${through(xs, high.map(y))}${through(
+      back.map((i) => xs[i]),
+      back.map((i) => y(low[i])),
+    ).replace("M", "L")}Z`;
     group.append(svg("path", { class: "band", d: edge }));
   }
   if (!series.alone) {
-    group.append(svg("path", { class: series.faint ? "line faint" : "line", d: through(xs, ys), "stroke-dasharray": series.dash }));
+    group.append(
+      svg("path", { class: series.faint ? "line faint" : "line", d: through(xs, ys), "stroke-dasharray": series.dash }),
+    );
   }
   if (series.points || xs.length === 1) {
     xs.forEach((cx, i) => {
-      if (Number.isFinite(ys[i])) group.append(svg("circle", { cx, cy: ys[i], r: 2.6, class: series.hollow ? "hollow" : null }));
+      if (Number.isFinite(ys[i]))
+        group.append(svg("circle", { cx, cy: ys[i], r: 2.6, class: series.hollow ? "hollow" : null }));
     });
   }
-  for (const [bar, low, high] of series.bars || []) group.append(svg("path", { d: `M${x(bar)},${y(low)}L${x(bar)},${y(high)}` }));
+  for (const [bar, low, high] of series.bars || [])
+    group.append(svg("path", { d: `M${x(bar)},${y(low)}L${x(bar)},${y(high)}` }));
   for (const [cx, cy] of series.crosses || []) {
     const [a, b] = [x(cx), y(cy)];
     group.append(svg("path", { class: "cross", d: `M${a - 4},${b - 4}l8,8m0,-8l-8,8` }));
@@ -178,7 +205,8 @@ function follow(plot, spec, x, y, cursor) {
     cursor.setAttribute("visibility", "hidden");
     hideTip();
   };
-  plot.onpointermove = (event) => show(nearest(places, event.clientX - plot.getBoundingClientRect().left), event.clientY);
+  plot.onpointermove = (event) =>
+    show(nearest(places, event.clientX - plot.getBoundingClientRect().left), event.clientY);
   plot.onpointerleave = leave;
   plot.onblur = leave;
   plot.onkeydown = (event) => {
@@ -195,7 +223,10 @@ function follow(plot, spec, x, y, cursor) {
     const near = spec.series
       .map((series) => [series, Array.from(series.x).indexOf(xs[i])])
       .filter(([, j]) => j >= 0)
-      .sort(([a, i1], [b, i2]) => Math.abs(y.map(a.y[i1]) - event.clientY + box.top) - Math.abs(y.map(b.y[i2]) - event.clientY + box.top));
+      .sort(
+        ([a, i1], [b, i2]) =>
+          Math.abs(y.map(a.y[i1]) - event.clientY + box.top) - Math.abs(y.map(b.y[i2]) - event.clientY + box.top),
+      );
     if (near.length) spec.choose(near[0][0], xs[i]);
   };
 }
@@ -209,6 +240,11 @@ function legend(entries) {
       if (kind !== "point") group.append(svg("path", { d: "M0,5L22,5", "stroke-dasharray": dash }));
       if (kind !== "line") group.append(svg("circle", { cx: 11, cy: 5, r: 2.6, class: hollow ? "hollow" : null }));
     }
-    return make("span", { class: "legend-item" }, svg("svg", { viewBox: "0 0 22 10", "aria-hidden": "true" }, group), label);
+    return make(
+      "span",
+      { class: "legend-item" },
+      svg("svg", { viewBox: "0 0 22 10", "aria-hidden": "true" }, group),
+      label,
+    );
   });
 }

@@ -63,7 +63,11 @@ const power = (text) => text.replace(/\.?0*e\+?/, "e");
 /** Text of a parameter count, as the figures have it: 98304 -> 98k. */
 function sizeText(n) {
   if (n == null) return "-";
-  for (const [unit, scale] of [["B", 1e9], ["M", 1e6], ["k", 1e3]]) {
+  for (const [unit, scale] of [
+    ["B", 1e9],
+    ["M", 1e6],
+    ["k", 1e3],
+  ]) {
     if (n >= 0.9995 * scale) return (n / scale).toFixed(n < 9.95 * scale ? 1 : 0) + unit;
   }
   return n.toFixed(0);
@@ -97,23 +101,29 @@ function lazily(host, draw) {
   const resized = new ResizeObserver(() => {
     if (host.clientWidth && host.clientWidth !== width) draw((width = host.clientWidth));
   });
-  const seen = new IntersectionObserver((entries) => {
-    if (entries.some((entry) => entry.isIntersecting)) {
-      seen.disconnect();
-      resized.observe(host);
-    }
-  }, { rootMargin: "400px" });
+  const seen = new IntersectionObserver(
+    (entries) => {
+      if (entries.some((entry) => entry.isIntersecting)) {
+        seen.disconnect();
+        resized.observe(host);
+      }
+    },
+    { rootMargin: "400px" },
+  );
   seen.observe(host);
 }
 
 /** A tooltip at a point of the screen: a heading and rows of [label, value, colour source]. */
 function showTip(x, y, heading, rows) {
   const tip = $("tip");
-  tip.replaceChildren(make("strong", {}, heading), ...rows.map(([label, value, from]) => {
-    const row = make("div", {}, make("span", {}, label), make("span", {}, value));
-    if (from) paint(row, from[0], from[1]);
-    return row;
-  }));
+  tip.replaceChildren(
+    make("strong", {}, heading),
+    ...rows.map(([label, value, from]) => {
+      const row = make("div", {}, make("span", {}, label), make("span", {}, value));
+      if (from) paint(row, from[0], from[1]);
+      return row;
+    }),
+  );
   tip.hidden = false;
   const box = tip.getBoundingClientRect();
   const left = x + 14 + box.width > innerWidth - 6 ? x - box.width - 14 : x + 14;
@@ -121,5 +131,7 @@ function showTip(x, y, heading, rows) {
   tip.style.top = `${Math.max(6, Math.min(y + 12, innerHeight - box.height - 6))}px`;
 }
 
-const hideTip = () => { $("tip").hidden = true; };
+const hideTip = () => {
+  $("tip").hidden = true;
+};
 addEventListener("scroll", hideTip, { passive: true, capture: true });

@@ -56,6 +56,7 @@ def curves(rows: Iterable[Mapping[str, Any]], share: float = math.inf) -> dict[s
 
     {"x": packed step lists, "curves": {chart: [[label, index of x, packed y], ...]}, "heads": {heatmap: [[block, index
     of x, heads, rows a column, packed values head by head], ...]}, "broken": the first step whose loss is not finite}.
+    A heatmap's steps are the first of each column, then the last of all.
     """
     series, heads, broken = _read(rows)
     points, columns = _resolution(series, heads, share)
@@ -64,14 +65,15 @@ def curves(rows: Iterable[Mapping[str, Any]], share: float = math.inf) -> dict[s
     for chart in CHARTS:
         for (of, label), (x, y) in series.items():
             if of == chart:
-                thin_x, thin_y = thin(np.array(x), np.array(y, dtype=float), points)
+                most = POINTS if chart == "loss" else points
+                thin_x, thin_y = thin(np.array(x), np.array(y, dtype=float), most)
                 place = steps.setdefault(pack_integers(thin_x), len(steps))
                 drawn.setdefault(chart, []).append([label, place, pack(thin_y)])
     maps: dict[str, list[Any]] = {}
     for (of, label), (x, lists) in heads.items():
         stretch = math.ceil(len(x) / columns)
         start, pooled = pool(np.array(x), np.array(lists, dtype=float), stretch, HEATMAPS[of]["pool"])
-        place = steps.setdefault(pack_integers(start), len(steps))
+        place = steps.setdefault(pack_integers(np.append(start, x[-1])), len(steps))
         maps.setdefault(of, []).append([label, place, pooled.shape[1], stretch, pack(pooled.T.ravel())])
     return {"x": list(steps), "curves": drawn, "heads": maps, "broken": broken}
 
@@ -135,10 +137,15 @@ def _name(metric: str) -> tuple[str, str] | None:
 def _resolution(
     series: Mapping[tuple[str, str], Points], heads: Mapping[tuple[str, str], Points], share: float
 ) -> tuple[int, int]:
-    """Points a curve and columns a heatmap: POINTS and COLUMNS where they fit into the share, else fewer."""
-    wanted = sum(8 * min(POINTS, len(x)) for x, _ in series.values())
+    """Points a curve and columns a heatmap: POINTS and COLUMNS where they fit into the share, else fewer.
+
+    The loss keeps its points whatever the share is.
+    """
+    cost = {name: 8 * min(POINTS, len(x)) for name, (x, _) in series.items()}
+    loss = sum(characters for (chart, _), characters in cost.items() if chart == "loss")
+    wanted = sum(cost.values()) - loss
     wanted += sum(4 * min(COLUMNS, len(x)) * len(lists[0]) for x, lists in heads.values())
-    scale = min(1.0, share / max(wanted, 1))
+    scale = min(1.0, max(share - loss, 0) / max(wanted, 1))
     return max(LEAST_POINTS, int(POINTS * scale)), max(LEAST_POINTS // 2, int(COLUMNS * scale))
 
 

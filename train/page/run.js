@@ -1,4 +1,3 @@
-
 const CALM = ["var(--faint)", "var(--faint)"];
 const STRONG = ["var(--text)", "var(--text)"];
 const ACCENT = ["var(--accent)", "var(--accent)"];
@@ -22,8 +21,14 @@ function showRun(i) {
     .join(" \u00b7 ");
   const charts = Object.keys(data.charts).filter((key) => run.curves[key]);
   const nothing = make("p", { class: "note" }, "No metrics were recorded.");
-  $("run-charts").replaceChildren(...(charts.length ? charts.map((key) => runChart(i, key, run, stepLists)) : [nothing]));
-  $("run-heads").replaceChildren(...Object.keys(data.heatmaps).map((kind) => run.heads[kind] && heatmaps(kind, run.heads[kind], stepLists)).filter(Boolean));
+  $("run-charts").replaceChildren(
+    ...(charts.length ? charts.map((key) => runChart(i, key, run, stepLists)) : [nothing]),
+  );
+  $("run-heads").replaceChildren(
+    ...Object.keys(data.heatmaps)
+      .map((kind) => run.heads[kind] && heatmaps(kind, run.heads[kind], stepLists))
+      .filter(Boolean),
+  );
   showBlocks(run);
   showConfig(i);
 }
@@ -48,20 +53,38 @@ function runChart(i, key, run, stepLists) {
   const chart = data.charts[key];
   const own = run.curves[key];
   const series = own.map(([label, at, packed], j) => ({
-    label, x: stepLists[at], y: numbers(packed),
-    ...(LOOKS[label] || (isBlock(label) ? { colour: blockColour(j, own.length) } : own.length > 1
-      ? { colour: [data.shades[3][0][j], data.shades[3][1][j]], dash: DASHES[j] } : { colour: STRONG })),
+    label,
+    x: stepLists[at],
+    y: numbers(packed),
+    ...(LOOKS[label] ||
+      (isBlock(label)
+        ? { colour: blockColour(j, own.length) }
+        : own.length > 1
+          ? { colour: [data.shades[3][0][j], data.shades[3][1][j]], dash: DASHES[j] }
+          : { colour: STRONG })),
   }));
   const ys = series.flatMap((s) => Array.from(s.y));
   const guides = key === "logit" ? logitGuides(ys) : key === "gradient" && Math.min(...ys) < 10 ? [[1, "\u03b5"]] : [];
   const broken = data.runs.diverged_step?.[i] ?? run.broken;
   const figure = lineChart({
-    title: chart.title, unit: chart.unit, about: series.map(story).join("; ") + ".",
-    x: { label: "step", room: 0.01, text: stepText }, y: { log: chart.log, zero: chart.zero, values: guides.map(([v]) => v) },
-    series, guides, heading: (step) => `step ${whole(step)}`, marks: broken == null ? [] : [[broken, "diverged"]],
+    title: chart.title,
+    unit: chart.unit,
+    about: series.map(story).join("; ") + ".",
+    x: { label: "step", room: 0.01, text: stepText },
+    y: { log: chart.log, zero: chart.zero, values: guides.map(([v]) => v) },
+    series,
+    guides,
+    heading: (step) => `step ${whole(step)}`,
+    marks: broken == null ? [] : [[broken, "diverged"]],
   });
   if (own.length > 1 && !isBlock(own[0][0])) {
-    figure.append(make("div", { class: "legend" }, ...legend(series.map((s) => [s.label, s.colour, s.dash, s.points ? "both" : "line"]))));
+    figure.append(
+      make(
+        "div",
+        { class: "legend" },
+        ...legend(series.map((s) => [s.label, s.colour, s.dash, s.points ? "both" : "line"])),
+      ),
+    );
   }
   figure.dataset.chart = key;
   return figure;
@@ -72,14 +95,21 @@ function story({ label, x, y }) {
   const values = Array.from(y);
   const most = values.reduce((best, v, i) => (v > values[best] ? i : best), 0);
   const least = values.reduce((best, v, i) => (v < values[best] ? i : best), 0);
-  return `${label}: ${short(y[0])} at step ${whole(x[0])}, ${short(y.at(-1))} at step ${whole(x.at(-1))}, largest ${short(y[most])} at ${whole(x[most])}, least ${short(y[least])} at ${whole(x[least])}`;
+  const at = (i) => `${short(values[i])} at step ${whole(x[i])}`;
+  return `${label}: ${at(0)}, ${at(x.length - 1)}, largest ${at(most)}, least ${at(least)}`;
 }
 
 /** Every config field of run i. */
 function showConfig(i) {
   const own = Object.entries(data.varying).map(([key, { values, of }]) => [key, values[of[i]]]);
-  const rows = [...own, ...Object.entries(data.same)].filter(([, value]) => value !== "not set").sort(([a], [b]) => (a < b ? -1 : 1));
-  $("run-config").querySelector("tbody").replaceChildren(...rows.map(([key, value]) => make("tr", {}, make("th", { scope: "row" }, key), make("td", {}, value))));
+  const rows = [...own, ...Object.entries(data.same)]
+    .filter(([, value]) => value !== "not set")
+    .sort(([a], [b]) => (a < b ? -1 : 1));
+  $("run-config")
+    .querySelector("tbody")
+    .replaceChildren(
+      ...rows.map(([key, value]) => make("tr", {}, make("th", { scope: "row" }, key), make("td", {}, value))),
+    );
 }
 
 /** The config fields in which runs a and b differ. */
@@ -87,7 +117,9 @@ function showDifference(a, b) {
   const table = $("difference-table");
   const rows = Object.entries(data.varying)
     .filter(([, { of }]) => of[a] !== of[b])
-    .map(([key, { values, of }]) => make("tr", {}, make("th", { scope: "row" }, key), make("td", {}, values[of[a]]), make("td", {}, values[of[b]])));
+    .map(([key, { values, of }]) =>
+      make("tr", {}, make("th", { scope: "row" }, key), make("td", {}, values[of[a]]), make("td", {}, values[of[b]])),
+    );
   const none = make("tr", {}, make("td", { colspan: 3 }, "The configs are the same."));
   const head = ["field", data.runs.run[a], data.runs.run[b]].map((text) => make("th", { scope: "col" }, text));
   table.tHead.replaceChildren(make("tr", {}, ...head));

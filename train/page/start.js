@@ -1,4 +1,3 @@
-
 /** A run's place in the address, so that a link can point at it. */
 function runInAddress() {
   const found = /^#run=(.*)$/.exec(location.hash);
@@ -22,7 +21,10 @@ function first() {
 let ready = false;
 const choose = runTable((i) => {
   showRun(i);
-  if (ready && i !== runInAddress()) location.replace(`#run=${encodeURIComponent(data.runs.run[i])}`);
+  if (!ready) return;
+  if (i !== runInAddress()) location.replace(`#run=${encodeURIComponent(data.runs.run[i])}`);
+  // On a phone the curves are out of sight below the table.
+  if (innerWidth < 600) $("run").scrollIntoView();
 });
 $("runs").hidden = count === 1;
 requestAnimationFrame(() => setTimeout(() => performance.mark("runs painted")));
@@ -36,4 +38,6 @@ addEventListener("DOMContentLoaded", () => {
   choose(first());
   ready = true;
 });
-addEventListener("hashchange", () => { if (runInAddress() >= 0 && runInAddress() !== chosen()) choose(runInAddress()); });
+addEventListener("hashchange", () => {
+  if (runInAddress() >= 0 && runInAddress() !== chosen()) choose(runInAddress());
+});

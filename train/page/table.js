@@ -1,10 +1,15 @@
-
 /** The table of runs: sorts by any column, filters, opens a run, picks two for comparison. */
 function runTable(open) {
   const [head, body] = [$("table").tHead, $("table").tBodies[0]];
   const columns = data.columns;
   const order = data.runs.run.map((_, i) => i);
-  const text = order.map((i) => columns.filter((c) => c.kind === "words" && c.key !== "state").map((c) => data.runs[c.key][i]).join(" ").toLowerCase());
+  const text = order.map((i) =>
+    columns
+      .filter((c) => c.kind === "words" && c.key !== "state")
+      .map((c) => data.runs[c.key][i])
+      .join(" ")
+      .toLowerCase(),
+  );
   const rows = order.map((i) => tableRow(i, columns));
   const picked = [];
   let sorted = null;
@@ -39,9 +44,12 @@ function runTable(open) {
   function filter() {
     const wanted = $("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
     const off = new Set([...$("states").querySelectorAll("input:not(:checked)")].map((input) => input.value));
-    rows.forEach((row, i) => { row.hidden = off.has(data.runs.state[i]) || !wanted.every((word) => text[i].includes(word)); });
+    rows.forEach((row, i) => {
+      row.hidden = off.has(data.runs.state[i]) || !wanted.every((word) => text[i].includes(word));
+    });
     const shown = visible();
-    $("count").textContent = shown.length === count ? `${count} run${count === 1 ? "" : "s"}` : `${shown.length} of ${count} runs`;
+    $("count").textContent =
+      shown.length === count ? `${count} run${count === 1 ? "" : "s"}` : `${shown.length} of ${count} runs`;
     if (!shown.some((row) => row.tabIndex === 0)) enter(shown[0]);
   }
 
@@ -49,25 +57,34 @@ function runTable(open) {
     if (picked.includes(i)) picked.splice(picked.indexOf(i), 1);
     else picked.push(i);
     if (picked.length > 2) picked.shift();
-    rows.forEach((row, j) => { row.querySelector("input").checked = picked.includes(j); });
+    rows.forEach((row, j) => {
+      row.querySelector("input").checked = picked.includes(j);
+    });
     $("difference").hidden = true;
     if (picked.length === 2) showDifference(...picked);
     hint();
   }
 
   function hint() {
-    const texts = ["Tick two runs to see in which config fields they differ.", "Tick a second run to see in which config fields the two differ.", "Tick another run to compare it with the last one ticked."];
+    const texts = [
+      "Tick two runs to see in which config fields they differ.",
+      "Tick a second run to see in which config fields the two differ.",
+      "Tick another run to compare it with the last one ticked.",
+    ];
     $("hint").textContent = count > 1 ? texts[picked.length] : "";
   }
 
   function choose(i) {
     for (const row of body.querySelectorAll("[aria-current]")) row.removeAttribute("aria-current");
     rows[i].setAttribute("aria-current", "true");
+    open(i);
+    // A chart can choose a run that the filter hides.
+    if (rows[i].hidden) return;
     enter(rows[i]);
     const box = $("runs-scroll");
     const top = rows[i].offsetTop - box.scrollTop;
-    if (top < head.offsetHeight || top > box.clientHeight - rows[i].offsetHeight) box.scrollTop += top - box.clientHeight / 2;
-    open(i);
+    if (top < head.offsetHeight || top > box.clientHeight - rows[i].offsetHeight)
+      box.scrollTop += top - box.clientHeight / 2;
   }
 
   const titles = columns.map((column) => {
@@ -91,7 +108,14 @@ function runTable(open) {
     const row = rowOf(event);
     const shown = visible();
     const at = shown.indexOf(row);
-    const to = { ArrowUp: at - 1, ArrowDown: at + 1, Home: 0, End: shown.length - 1, PageUp: at - 10, PageDown: at + 10 }[event.key];
+    const to = {
+      ArrowUp: at - 1,
+      ArrowDown: at + 1,
+      Home: 0,
+      End: shown.length - 1,
+      PageUp: at - 10,
+      PageDown: at + 10,
+    }[event.key];
     if (to !== undefined) {
       const next = shown[Math.max(0, Math.min(shown.length - 1, to))];
       enter(next);
@@ -113,7 +137,12 @@ function tableRow(i, columns) {
   const box = make("input", { type: "checkbox", tabindex: -1, "aria-label": `compare ${name}` });
   const cells = columns.map(({ key, kind }) => {
     const value = data.runs[key][i];
-    const look = key === "state" ? { diverged: "open", failed: "fail", finished: "quiet" }[value] : kind === "words" ? null : "number";
+    const look =
+      key === "state"
+        ? { diverged: "open", failed: "fail", finished: "quiet" }[value]
+        : kind === "words"
+          ? null
+          : "number";
     return make("td", { class: look, "data-key": key }, kind === "size" ? sizeText(value) : KINDS[kind](value));
   });
   return make("tr", { tabindex: -1, "data-run": i }, make("td", { class: "pick" }, box), ...cells);
