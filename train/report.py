@@ -340,7 +340,7 @@ def report_run(path: Path) -> None:
         raise ConfigError(f"{path} has no metrics yet: wait for its first watch step")
     folder = path / "report"
     folder.mkdir(exist_ok=True)
-    page = write_run_page(path, _row(path.name, RunFolder(path), None), RunFolder(path).metrics())
+    page = write_run_page(path, _row(RunFolder(path), None), RunFolder(path).metrics())
     print(", ".join(map(str, [*save(run_curves(rows), folder / "curves"), page])))
 
 

@@ -110,6 +110,7 @@ def _json(value: Any) -> str:
 
 def payload(runs: pd.DataFrame, found: pd.DataFrame) -> dict[str, Any]:
     """What the page's tables and the charts of the whole sweep show, by column."""
+    runs = runs.assign(arm=runs["arm"].fillna(""))
     arms = list(dict.fromkeys(runs["arm"]))
     columns = [c for c in COLUMNS if c[0] in runs and (c[0] != "arm" or any(arms))]
     depths = runs["model.depth"].dropna().astype(int).unique().tolist() if "model.depth" in runs else []

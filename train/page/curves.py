@@ -45,7 +45,7 @@ SINGLE = {
 }
 ORDER = ["batch", "running median", *(label for _, label in SINGLE.values() if label != "batch")]
 BLOCK = re.compile(
-    r"attention/block(?P<a>\d+)/(?P<what>logit_max|entropy)(?P<heads>_by_head)?|adam/block(?P<b>\d+)/.+/gradient_over_eps"
+    r"attention/block(?P<a>\d+)/(?P<what>logit_max|entropy)(_by_head)?|adam/block(?P<b>\d+)/.+/gradient_over_eps"
 )
 Points = tuple[list[int], list[Any]]
 """Steps, and at each a number or a number a head."""
