@@ -17,6 +17,7 @@ from train.config import Config, Place
 from train.figures import loss_against_lr, run_curves, save, size_label
 from train.findings import Verdict, find
 from train.grid import compose_all
+from train.page import write_page, write_run_page
 from train.runfolder import ENDED, RunFolder, read_json, write_atomically
 from train.sensitivity import OverSeeds, of_runs
 from train.terminal import exit_with, number
@@ -43,6 +44,10 @@ class Metrics(Mapping[str, "pd.DataFrame"]):
             scalars = [{k: v for k, v in row.items() if not isinstance(v, list)} for row in rows]
             self._frames[name] = pd.DataFrame(scalars)
         return self._frames[name]
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows as they were recorded, with the values a head; read anew each time."""
+        return self._folders[name].metrics()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._folders)
@@ -292,6 +297,7 @@ def write_report(sweep: Sweep) -> Verdict | None:
         write_atomically(folder / "verdict.json", json.dumps(verdict.to_json(), indent=1))
     for name, figure in figures.items():
         save(figure, folder / name)
+    write_page(sweep, found, verdict, trouble)
     say(sweep, found, verdict, trouble)
     print(f"{folder}: {', '.join(sorted(p.name for p in folder.iterdir() if not p.name.startswith('.')))}")
     return verdict
@@ -334,7 +340,8 @@ def report_run(path: Path) -> None:
         raise ConfigError(f"{path} has no metrics yet: wait for its first watch step")
     folder = path / "report"
     folder.mkdir(exist_ok=True)
-    print(", ".join(map(str, save(run_curves(rows), folder / "curves"))))
+    page = write_run_page(path, _row(RunFolder(path), None), RunFolder(path).metrics())
+    print(", ".join(map(str, [*save(run_curves(rows), folder / "curves"), page])))
 
 
 def report(path: Path) -> None:

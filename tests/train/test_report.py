@@ -185,7 +185,7 @@ def test_report_of_a_finding(folder, capsys):
     assert made == {
         "loss_and_logits_against_lr.png", "loss_and_logits_against_lr.pdf", "lr_sensitivity.png", "lr_sensitivity.pdf",
         "loss_and_logits_in_time.png", "loss_and_logits_in_time.pdf", "table.csv", "table.md", "runs.csv",
-        "verdict.json",
+        "verdict.json", "report.html",
     }  # fmt: skip
     verdict = json.loads((folder / "report/verdict.json").read_text())
     assert verdict["state"] == "reproduced"
@@ -225,7 +225,7 @@ def test_a_sweep_that_conf_does_not_know_any_more(folder):
 
 def test_report_without_a_finding(folder, capsys):
     report(make(folder, finding=None))
-    assert {p.stem for p in (folder / "report").iterdir()} == {"loss_against_lr", "table", "runs"}
+    assert {p.stem for p in (folder / "report").iterdir()} == {"loss_against_lr", "table", "runs", "report"}
     assert "reproduced" not in capsys.readouterr().out
 
 
@@ -233,7 +233,7 @@ def test_report_of_one_run(folder, capsys):
     folder.mkdir()
     fake_run(folder / "run", compose(["steps=50"]), 5.0, 30)
     report(folder / "run")
-    assert {p.name for p in (folder / "run/report").iterdir()} == {"curves.png", "curves.pdf"}
+    assert {p.name for p in (folder / "run/report").iterdir()} == {"curves.png", "curves.pdf", "report.html"}
     (folder / "run/metrics.jsonl").unlink()
     with pytest.raises(ConfigError, match="has no metrics yet"):
         report(folder / "run")

@@ -1,7 +1,7 @@
-"""The workspace and the report of a sweep in wandb-workspaces' terms: runs by arm, sizes by colour, the sweep's group.
+"""The workspace and the report of a sweep in wandb-workspaces' terms: runs by arm, sizes by colour.
 
-Runs are those of the sweep's group that train, and the sweep's own run as it is now. Filters are written with `in`, as
-W&B's own pages write them.
+Runs are those that the sweep lists, by W&B's id, since it may share them with another sweep and so with another group;
+and the sweep's own run as it is now. Filters are written with `in`, as W&B's own pages write them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from train.dashboard.curves import SweepRun, plain
 from train.dashboard.panels import Panels, shades
 from train.figures import size_label
 from train.findings import find
-from train.loggers import JOB_TYPE, STEP
+from train.loggers import STEP
 from train.report import SHAPE
 
 COLUMNS = (
@@ -41,8 +41,7 @@ def workspace(held: SweepRun, sections: Mapping[str, Panels], *, entity: str, pr
         settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=min(100, len(held.runs) + 1)),
         runset_settings=ws.RunsetSettings(
             filters=expr.And(
-                expr.Metric("Group").isin([held.name]),
-                expr.Or(expr.Metric("JobType").isin([JOB_TYPE]), expr.Metric("ID").isin([held.id])),
+                expr.Metric("ID").isin([*map(run_id, held.runs["run"]), held.id]),
             ),
             groupby=group,
             order=[ws.Ordering(_stored(LR), ascending=True)],
@@ -81,10 +80,9 @@ def runsets(held: SweepRun) -> list[wr.Runset]:
     """One for each arm and one with the sweep's run. Without entity and project they are those of the report."""
     colour = run_colours(held)
     found = []
-    for arm, settings in held.settings.items():
+    for arm in held.settings:
         ids = [run_id(run) for run in held.runs["run"][held.runs["arm"] == arm]]
-        filters = [expr.Metric("Group").isin([held.name]), expr.Metric("JobType").isin([JOB_TYPE])]
-        filters += [_stored(column).isin([value]) for column, value in settings.items()]
+        filters = [expr.Metric("ID").isin(ids)]
         painted = {run: wr.RunSettings(color=colour[run]) for run in ids}
         found.append(wr.Runset(name=arm, filters=filters, run_settings=painted, pinned_columns=list(COLUMNS)))
     return [*found, wr.Runset(name="sweep", filters=[expr.Metric("ID").isin([held.id])])]

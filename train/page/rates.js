@@ -1,0 +1,158 @@
+const AXES = {
+  loss: { title: "final validation loss", unit: "nats", log: false },
+  logit_max: { title: "max attention logit", unit: "", log: true },
+  entropy_final: { title: "attention entropy at the end", unit: "nats", log: false, zero: true },
+};
+
+/** Indices of ended runs by arm, then by size. */
+function byArm() {
+  const found = data.arms.map(() => new Map());
+  for (let i = 0; i < count; i++) {
+    if (!data.ended[i] || data.runs["optimizer.lr"]?.[i] == null) continue;
+    const sizes = found[data.armOf[i]];
+    if (!sizes.has(data.size[i])) sizes.set(data.size[i], []);
+    sizes.get(data.size[i]).push(i);
+  }
+  return found;
+}
+
+/** A line of the metric against LR: median over seeds, band from least to largest, crosses where runs diverged. */
+function rateSeries(runs, size, metric) {
+  const lr = data.runs["optimizer.lr"];
+  const values = data.runs[metric];
+  const known = runs.filter((i) => values[i] != null);
+  const xs = [...new Set(known.map((i) => lr[i]))].sort((a, b) => a - b);
+  const at = xs.map((x) => known.filter((i) => lr[i] === x));
+  const ys = at.map((group) => median(group.map((i) => values[i])));
+  const spread = at.some((group) => group.length > 1);
+  const place = data.sizes.findIndex(([n]) => n === size);
+  const [light, dark] = data.shades[data.sizes.length];
+  return {
+    label: `N = ${sizeText(size)}`,
+    x: xs,
+    y: ys,
+    points: true,
+    colour: [light[place], dark[place]],
+    at,
+    band: spread
+      ? [at.map((g) => Math.min(...g.map((i) => values[i]))), at.map((g) => Math.max(...g.map((i) => values[i])))]
+      : null,
+    crosses: known.filter((i) => data.runs.state[i] === "diverged").map((i) => [lr[i], values[i]]),
+    more: (j) =>
+      (at[j].some((i) => data.runs.state[i] === "diverged") ? " diverged" : "") +
+      (at[j].length > 1 ? ` (median of ${at[j].length})` : ""),
+  };
+}
+
+function drawRates(choose) {
+  const arms = byArm();
+  const grid = [...new Set(data.runs["optimizer.lr"]?.filter((v) => v != null))].sort((a, b) => a - b);
+  if (grid.length < 2 || !arms.some((sizes) => sizes.size)) return;
+  $("rates").hidden = false;
+  const draw = (metric) => {
+    const ascending = (sizes) => [...sizes.keys()].sort((a, b) => a - b);
+    const lines = arms.map((sizes) => ascending(sizes).map((n) => rateSeries(sizes.get(n), n, metric)));
+    const ys = lines.flat().flatMap((s) => [...s.y, ...(s.band ? s.band.flat() : [])]);
+    const guides = rateGuides(metric, ys, lines.flat());
+    const values = [...ys, ...guides.map(([level]) => level)];
+    const panels = lines.map(
+      (series, arm) => series.length && ratePanel(arm, series, metric, { grid, values, guides, choose }),
+    );
+    $("rate-charts").replaceChildren(...panels.filter(Boolean));
+  };
+  const [light, dark] = data.shades[data.sizes.length];
+  const entries = data.sizes.map(([, text], i) => [`N = ${text}`, [light[i], dark[i]], null, "both"]);
+  if (data.runs.state.includes("diverged")) entries.push(["diverged", ["var(--quiet)", "var(--quiet)"], null, "cross"]);
+  $("sizes").replaceChildren(...legend(entries));
+  for (const metric of Object.keys(AXES)) {
+    if (!data.runs[metric]?.some((v) => v != null)) continue;
+    const input = make("input", { type: "radio", name: "metric", value: metric });
+    input.checked = metric === "loss";
+    input.onchange = () => draw(metric);
+    $("metric").append(make("label", {}, input, AXES[metric].title));
+  }
+  draw("loss");
+}
+
+/** One arm's chart; `values` are those of all arms, so that the charts share their range. */
+function ratePanel(arm, series, metric, { grid, values, guides, choose }) {
+  const axis = AXES[metric];
+  const range = (s) =>
+    s.y.length ? `${s.label} from ${short(Math.min(...s.y))} to ${short(Math.max(...s.y))}` : s.label;
+  return lineChart({
+    title: data.arms[arm] || axis.title,
+    unit: data.arms[arm] ? [axis.title, axis.unit].filter(Boolean).join(", ") : axis.unit,
+    about: `${axis.title} against peak learning rate: ${series.map(range).join("; ")}. The table of runs has all.`,
+    x: { log: true, label: "peak learning rate", values: grid, ticks: sparse(grid), room: 0.04 },
+    y: { ...axis, values },
+    series,
+    guides,
+    heading: (lr) => `LR ${exact(lr)}`,
+    choose: (chosen, x) => choose(chosen.at[chosen.x.indexOf(x)][0]),
+  });
+}
+
+function rateGuides(metric, values, lines) {
+  if (metric === "logit_max") return logitGuides(values);
+  if (metric !== "loss" || !lines.some((s) => s.crosses.length)) return [];
+  return [[median(data.loss_init.filter((v, i) => v != null && data.ended[i])), "loss at init"]];
+}
+
+/** The published logits that the values come near to, as in the figures. */
+function logitGuides(values) {
+  const top = values.reduce((a, b) => Math.max(a, b), 0);
+  return data.guides.filter((level) => level < 3 * top).map((level) => [level, power(level.toExponential())]);
+}
+
+function drawSensitivity() {
+  if (!data.sensitivity.length) return;
+  $("rates").hidden = false;
+  const arms = data.arms.filter((arm) => data.sensitivity.some(([of]) => of === arm));
+  const series = arms.map((arm, i) => {
+    const rows = data.sensitivity.filter(([of]) => of === arm).sort((a, b) => a[1] - b[1]);
+    const colour = `var(--arm${i % 4})`;
+    return {
+      label: arm || "all runs",
+      x: rows.map((r) => r[1]),
+      y: rows.map((r) => r[2]),
+      points: true,
+      colour: [colour, colour],
+      dash: DASHES[(i + Math.floor(i / 4)) % 4],
+      hollow: i % 2 === 1,
+      bars: rows.filter((r) => r[3] != null).map((r) => [r[1], r[2] - r[3], r[2] + r[3]]),
+      more: (j) => (rows[j][3] == null ? "" : ` \u00b1 ${short(rows[j][3])}`),
+    };
+  });
+  const sizes = (s) =>
+    `${s.label}: ${s.x.map((n, j) => `${short(s.y[j])}${s.more(j)} at N = ${sizeText(n)}`).join(", ")}`;
+  const ends = series.flatMap((s) => s.bars.flatMap(([, low, high]) => [low, high]));
+  const log = [...ends, ...series.flatMap((s) => s.y)].every((v) => v > 0);
+  const figure = lineChart({
+    title: "LR sensitivity against size",
+    unit: "nats",
+    about: `${series.map(sizes).join("; ")}.`,
+    x: {
+      log: true,
+      room: 0.08,
+      label: "parameters N, without embedding and head",
+      ticks: sparse([...new Set(data.sensitivity.map((r) => r[1]))].sort((a, b) => a - b)),
+      text: sizeText,
+    },
+    y: { log, zero: !log && ends.every((v) => v >= 0), room: 0.12, values: ends },
+    series,
+    heading: (n) => `N = ${sizeText(n)}`,
+  });
+  figure.append(
+    make("div", { class: "legend" }, ...legend(series.map((s) => [s.label, s.colour, s.dash, "both", s.hollow]))),
+  );
+  $("sensitivity-charts").append(figure);
+}
+
+/** Of ascending values those far enough apart on a log axis that their labels don't meet. */
+function sparse(values) {
+  const kept = [];
+  for (const value of values) {
+    if (!kept.length || Math.log(value / kept.at(-1)) > 0.1 * Math.log(values.at(-1) / values[0])) kept.push(value);
+  }
+  return kept;
+}
