@@ -67,6 +67,17 @@ class Sweep:
     `arm` where the experiment names its arms."""
     metrics: Metrics
 
+    def history(self) -> pd.DataFrame:
+        """A row for each recorded step of each run: `run`, its `size`, `optimizer.lr` and `seed` (and `arm`), `step`,
+        and the metrics; NaN where a step has none. Step -1 is the validation before training."""
+        import pandas as pd
+
+        keys = [c for c in ("size", "arm", "optimizer.lr", "seed") if c in self.runs]
+        known = self.runs.drop_duplicates("run").set_index("run")[keys]
+        rows = pd.concat([self.metrics[run] for run in known.index], keys=known.index, names=["run", None])
+        of_run = known.loc[rows.index.get_level_values("run")].reset_index()
+        return pd.concat([of_run, rows.reset_index(drop=True)], axis=1)
+
     @property
     def ended(self) -> pd.DataFrame:
         return self.runs[self.runs["ended"]]
@@ -78,10 +89,11 @@ class Sweep:
         return f"Left out, {len(rest)} of {len(self.runs)} runs: {', '.join(names)}" if names else None
 
 
-def load_sweep(path: Path) -> Sweep:
-    """A sweep folder as a tidy frame. ConfigError when there is no sweep in it."""
+def load_sweep(path: Path | str) -> Sweep:
+    """A sweep folder as tidy frames. ConfigError when there is no sweep in it."""
     import pandas as pd
 
+    path = Path(path)
     listed = read_json(path / "sweep.json")
     entries = listed.get("runs")
     if not entries:

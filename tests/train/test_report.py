@@ -119,6 +119,19 @@ def test_load_sweep_gives_a_row_a_run(folder):
     assert math.isnan(broke["loss_final"])
 
 
+def test_history_gives_a_row_a_step(folder):
+    sweep = load_sweep(str(make(folder, states={1: "missing"})))
+    found = sweep.history()
+    assert len(found) == 29 * 101
+    assert found["run"].nunique() == 29
+    assert list(found.columns[:5]) == ["run", "size", "optimizer.lr", "seed", "step"]
+    name = "mini-0.1M-layernorm-lr0.03-seed0"
+    one = found[found["run"] == name].reset_index(drop=True)
+    assert one["loss"].equals(sweep.metrics[name]["loss"])
+    assert set(one["size"]) == {98_304}
+    assert set(one["optimizer.lr"]) == {0.03}
+
+
 def test_metrics_are_read_when_asked_for(folder):
     sweep = load_sweep(make(folder))
     name = "mini-0.02M-none-lr0.1-seed0"
