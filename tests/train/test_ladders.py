@@ -28,7 +28,7 @@ ENDS = {
     "mini_joint": (25e3, 1.8e6),
     "mini_width": (49e3, 3.1e6),
     "mini_depth": (49e3, 786e3),
-    "mini_fine": (12e3, 1.8e6),
+    "mini_fine": (12.3e3, 1.8e6),
 }
 
 
