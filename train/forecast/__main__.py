@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 AT = 0.1
-"""Share of the run at which logits are read. The paper's is 0.02, within warm-up; here whether runs break was forecast best
-at 0.05 and 0.1 (LOG.md)."""
+"""Share of the run at which logits are read. The paper's is 0.02, within warm-up; breaks were forecast best at
+0.05 and 0.1 (LOG.md)."""
 FACTOR = 16.0
 LEVELS = (1e3, 1e4)
 LEAST_SIZES = 3
