@@ -49,16 +49,17 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """Plain values; a number that is not finite becomes null."""
         values = {"finding": self.finding, "state": self.state, **asdict(self)}
-        plain = _plain(values)
-        assert isinstance(plain, dict)
-        return plain
+        found = plain(values)
+        assert isinstance(found, dict)
+        return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What JSON can hold: text for keys, Python's own numbers, null for those that are not finite."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

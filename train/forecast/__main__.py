@@ -1,0 +1,218 @@
+"""`python -m train.forecast SWEEP --target MODEL`: the LRs at which a larger model will break, from smaller sizes.
+
+Figure 9 of Wortsman et al. 2023 (section 3.3) for any sweep: block 0's largest attention logit against N at each LR,
+and the gradient over AdamW's epsilon (Figure 11), fitted, extrapolated with an interval, and held against levels.
+`--backtest` forecasts the sweep's own larger sizes from its smaller ones instead, and says how often that was right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conf.axis import ConfigError
+from train.figures import save, size_label
+from train.findings import plain
+from train.forecast import say
+from train.forecast.backtest import scores, trials
+from train.forecast.figures import backtest_figure, forecast_figure
+from train.forecast.predict import Prediction, predict
+from train.forecast.readings import (
+    Quantity,
+    breaking_level,
+    chosen_runs,
+    gradient,
+    logits,
+    points,
+    readable,
+    target_size,
+    with_readings,
+)
+from train.report import Sweep, load_sweep
+from train.runfolder import write_atomically
+from train.terminal import exit_with
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+AT = 0.1
+"""Share of the run at which logits are read. The paper's is 0.02, within warm-up; breaks were forecast best at
+0.05 and 0.1 (LOG.md)."""
+FACTOR = 16.0
+LEVELS = (1e3, 1e4)
+LEAST_SIZES = 3
+SAME = 1.01
+"""Sizes closer than this factor are the same model."""
+
+
+def load(arguments: argparse.Namespace) -> tuple[Sweep, pd.DataFrame, list[Quantity], list[str]]:
+    """The sweep, its runs with readings, the quantities that it has, and notes."""
+    sweep = load_sweep(arguments.folder)
+    runs, notes = chosen_runs(sweep, arguments.where)
+    wanted = [logits(arguments.at, arguments.threshold), gradient()]
+    runs = with_readings(sweep, runs, wanted, arguments.at)
+    found = []
+    for quantity in wanted:
+        have = len(readable(runs, quantity.name))
+        if not have:
+            notes.append(f"no run has {quantity.column}: no forecast of it")
+            continue
+        found.append(quantity)
+        if have < len(runs):
+            notes.append(f"{len(runs) - have} of {len(runs)} runs have no {quantity.name} {quantity.when}: left out")
+    if not found:
+        raise ConfigError(
+            f"{sweep.path}: no ended run has the metrics of a forecast, {' or '.join(q.column for q in wanted)}"
+        )
+    return sweep, runs, found, notes
+
+
+def forecast(arguments: argparse.Namespace) -> None:
+    sweep, runs, quantities, notes = load(arguments)
+    target = target_size(sweep, runs, arguments.target)
+    limit = target / arguments.factor * SAME
+    small = runs[runs["size"] <= limit]
+    sizes = sorted(small["size"].unique())
+    if len(sizes) < LEAST_SIZES:
+        every = sorted(runs["size"].unique())
+        raise ConfigError(
+            f"--target {arguments.target}: N = {size_label(target)} over --factor {arguments.factor:g} is "
+            f"{size_label(target / arguments.factor)}, and {len(sizes)} of this sweep's sizes "
+            f"({', '.join(map(size_label, every))}) are not larger; a forecast needs {LEAST_SIZES}: {_advice(every)}"
+        )
+    level = breaking_level(small, "logits") if "logits" in {q.name for q in quantities} else None
+    found = [_predict(quantity, runs, small, target, level) for quantity in quantities]
+    say.forecast(found, small, level, notes)
+    figure = forecast_figure(found, runs, level)
+    values = {
+        "target": arguments.target, "N": target, "factor": arguments.factor, "at": arguments.at, "sizes": sizes,
+        "breaking_level": level, "notes": notes, "forecasts": {p.quantity.name: _values(p) for p in found},
+    }  # fmt: skip
+    write(sweep.path, "forecast", figure, values)
+
+
+def _advice(sizes: Sequence[float]) -> str:
+    if len(sizes) < LEAST_SIZES:
+        return "train more sizes"
+    return f"choose a target of {size_label(FACTOR * sizes[LEAST_SIZES - 1])} at least, or a smaller --factor"
+
+
+def _predict(
+    quantity: Quantity, runs: pd.DataFrame, small: pd.DataFrame, target: float, level: float | None
+) -> Prediction:
+    if quantity.rises and level is not None:
+        quantity = quantity.with_level(level)
+    same = readable(runs, quantity.name)
+    same = same[(same["size"] / target).between(1 / SAME, SAME)]
+    later = list(zip(same["optimizer.lr"], same[quantity.name], same["broken"], strict=True))
+    try:
+        return predict(quantity, points(readable(small, quantity.name), quantity.name), target, later)
+    except ValueError as fault:
+        raise ConfigError(f"{quantity.name}: {fault}: train more sizes at the same LRs") from None
+
+
+def _values(prediction: Prediction) -> dict[str, Any]:
+    model = prediction.model
+    return {
+        "metric": prediction.quantity.column, "when": prediction.quantity.when, "family": model.family.name,
+        "held_out_errors": model.errors, "sigma": model.sigma, "df": model.df, "held_out": model.held_out,
+        "lr_at_level": {level: prediction.lr_crossing(level) for level in prediction.quantity.levels},
+        "learning_rates": [asdict(row) for row in prediction.rows],
+    }  # fmt: skip
+
+
+def backtest(arguments: argparse.Namespace) -> None:
+    sweep, runs, quantities, notes = load(arguments)
+    sizes = sorted(runs["size"].unique())
+    if len(sizes) < LEAST_SIZES + 1:
+        raise ConfigError(
+            f"{sweep.path}: a backtest forecasts a size from {LEAST_SIZES} smaller ones, this sweep has "
+            f"{len(sizes)} ({', '.join(map(size_label, sizes))}): train more sizes"
+        )
+    found = {quantity.name: (quantity, trials(quantity, runs)) for quantity in quantities}
+    found = {name: (quantity, done) for name, (quantity, done) in found.items() if done}
+    if not found:
+        raise ConfigError(
+            f"{sweep.path}: no learning rate has {LEAST_SIZES + 1} sizes: train more sizes at the same LRs"
+        )
+    results = {name: (quantity, scores(quantity, done)) for name, (quantity, done) in found.items()}
+    say.backtest(results, notes)
+    values = {
+        "at": arguments.at, "sizes": sizes, "notes": notes,
+        "scores": {name: [asdict(s) for s in done] for name, (_, done) in results.items()},
+        "trials": {name: [asdict(t) for t in done] for name, (_, done) in found.items()},
+    }  # fmt: skip
+    write(sweep.path, "forecast_backtest", backtest_figure(found), values)
+
+
+def write(folder: Path, name: str, figure: Any, values: dict[str, Any]) -> None:
+    report = folder / "report"
+    report.mkdir(exist_ok=True)
+    write_atomically(report / f"{name}.json", json.dumps(plain(values), indent=1))
+    files = [*save(figure, report / name), report / f"{name}.json"]
+    print(", ".join(map(str, files)))
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError
+    return value
+
+
+def levels(text: str) -> list[float]:
+    values = sorted(float(part) for part in text.split(","))
+    if not all(math.isfinite(v) and v > 0 for v in values):
+        raise ValueError
+    return values
+
+
+def above_one(text: str) -> float:
+    value = float(text)
+    if not 1 < value < math.inf:
+        raise ValueError
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    own = argparse.ArgumentParser(prog="python -m train.forecast", description=__doc__)
+    own.add_argument("folder", type=Path, help="sweep folder with three sizes or more")
+    what = own.add_mutually_exclusive_group(required=True)
+    what.add_argument("--target", help="a model of conf/model, or N such as 1.8M")
+    what.add_argument("--backtest", action="store_true", help="forecast the sweep's own sizes from smaller ones")
+    own.add_argument(
+        "--at", type=share, default=AT, metavar="SHARE",
+        help="where in the run logits are read: the watch step nearest to this share of it (default: %(default)s)",
+    )  # fmt: skip
+    own.add_argument(
+        "--threshold", type=levels, default=list(LEVELS), metavar="X,Y", help="levels of the logits (default: 1e3,1e4)"
+    )
+    own.add_argument(
+        "--factor",
+        type=above_one,
+        default=FACTOR,
+        metavar="K",
+        help="use sizes up to N / K of the target (default: 16)",
+    )
+    own.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="only runs with this config, e.g. qk_norm=none",
+    )
+    return own
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    exit_with(lambda: backtest(arguments) if arguments.backtest else forecast(arguments))
+
+
+if __name__ == "__main__":
+    main()

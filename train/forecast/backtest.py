@@ -1,0 +1,150 @@
+"""Forecasts of sizes that are known, from smaller ones only, against what happened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from train.forecast.fits import FAMILIES, fit, forecaster
+from train.forecast.predict import beyond
+from train.forecast.readings import Quantity, breaking_level, points, readable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COVERED = (0.5, 0.9)
+GROUPS = ((1.0, 4.0), (4.0, 15.0), (15.0, math.inf))
+"""Factors between the largest seen size and the forecast one, from ... to below; sizes of a ladder that are meant to be
+16 apart differ by their norms' parameters."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A forecast of one run from all sizes up to `cut`, with what happened there."""
+
+    cut: float
+    n: float
+    lr: float
+    seed: int
+    family: str
+    forecast: float
+    """log10, as the measured value is."""
+    measured: float
+    last: float
+    """The value at the same LR of the largest seen size, log10: the baseline of no change."""
+    by_family: Mapping[str, float]
+    spans: Mapping[float, tuple[float, float]]
+    """Central intervals by their probability, log10."""
+    chance: Mapping[float, float]
+    """By level: the probability given to trouble."""
+    breaks: float | None
+    """Probability of a value beyond the level that told runs that broke among the seen; None: there was none."""
+    broken: bool
+    last_broken: bool
+
+    @property
+    def factor(self) -> float:
+        return self.n / self.cut
+
+    def covered(self, probability: float) -> bool:
+        low, high = self.spans[probability]
+        return low <= self.measured <= high
+
+
+def trials(quantity: Quantity, runs: pd.DataFrame) -> list[Trial]:
+    """Every run with three smaller sizes or more, forecast from the three smallest, the four smallest, ..."""
+    known, found = readable(runs, quantity.name), []
+    for cut in sorted(known["size"].unique())[2:-1]:
+        largest = known[known["size"] == cut].groupby("optimizer.lr")
+        last, last_broken = largest[quantity.name].median(), largest["broken"].median() > 0.5
+        later = known[(known["size"] > cut) & known["optimizer.lr"].isin(last.index)]
+        seen, at = points(known[known["size"] <= cut], quantity.name), points(later, quantity.name)
+        model = forecaster(seen)
+        level = breaking_level(known[known["size"] <= cut], quantity.name)
+        guesses = {family.name: fit(family, seen)(at.n, at.lr) for family in FAMILIES}
+        for i, run in enumerate(later.to_dict("records")):
+            n, lr, rate = float(at.n[i]), float(at.lr[i]), run["optimizer.lr"]
+            forecast = model.at(n, lr)
+            if forecast is None:
+                continue
+            found.append(
+                Trial(
+                    cut=float(cut), n=float(run["size"]), lr=rate, seed=int(run["seed"]), family=model.family.name,
+                    forecast=forecast.mean,
+                    measured=float(at.value[i]), last=math.log10(last[rate]),
+                    by_family={name: float(values[i]) for name, values in guesses.items()},
+                    spans={p: forecast.interval(p) for p in COVERED},
+                    chance={level: beyond(quantity, model, n, lr, level) for level in quantity.levels},
+                    breaks=beyond(quantity, model, n, lr, level) if level else None,
+                    broken=bool(run["broken"]), last_broken=bool(last_broken[rate]),
+                )
+            )  # fmt: skip
+    return found
+
+
+@dataclass(frozen=True)
+class Score:
+    """Trials of one range of factors, taken together. Errors are mean absolute ones in log10."""
+
+    factors: tuple[float, float]
+    """Smallest and largest in it."""
+    trials: int
+    runs: int
+    """Different runs that were forecast: trials of one run, from more and more sizes, are not independent."""
+    error: float
+    error_last: float
+    error_by_family: Mapping[str, float]
+    """Of each family where it is always used, over the trials for which it has a curve."""
+    coverage: Mapping[float, float]
+    hits: Mapping[float, float]
+    """By level: share of runs whose side of it was forecast (probability above one half)."""
+    hits_last: Mapping[float, float]
+    """The same where the side of the largest seen size is the forecast."""
+    break_hits: float
+    """Share of runs of which it was forecast right whether they break."""
+    break_hits_last: float
+    brier: float
+    """Mean squared error of the probability that a run breaks; the baseline's is 1 - break_hits_last."""
+    broken: int
+
+
+def score(quantity: Quantity, chosen: Sequence[Trial]) -> Score:
+    def mean(values: Sequence[float]) -> float:
+        return float(np.mean(values))
+
+    def right(level: float, trial: Trial, beyond_level: bool) -> bool:
+        return beyond_level == ((trial.measured > math.log10(level)) == quantity.rises)
+
+    def error(family: str) -> float:
+        errors = [abs(t.by_family[family] - t.measured) for t in chosen]
+        known = [e for e in errors if math.isfinite(e)]
+        return mean(known) if known else math.nan
+
+    levels = {level: math.log10(level) for level in quantity.levels}
+    return Score(
+        factors=(min(t.factor for t in chosen), max(t.factor for t in chosen)),
+        trials=len(chosen),
+        runs=len({(t.n, t.lr, t.seed) for t in chosen}),
+        error=mean([abs(t.forecast - t.measured) for t in chosen]),
+        error_last=mean([abs(t.last - t.measured) for t in chosen]),
+        error_by_family={family.name: error(family.name) for family in FAMILIES},
+        coverage={p: mean([t.covered(p) for t in chosen]) for p in COVERED},
+        hits={x: mean([right(x, t, t.chance[x] > 0.5) for t in chosen]) for x in levels},
+        hits_last={
+            x: mean([right(x, t, (t.last > log) == quantity.rises) for t in chosen]) for x, log in levels.items()
+        },
+        break_hits=mean([((t.breaks or 0.0) > 0.5) == t.broken for t in chosen]),
+        break_hits_last=mean([t.last_broken == t.broken for t in chosen]),
+        brier=mean([((t.breaks or 0.0) - t.broken) ** 2 for t in chosen]),
+        broken=sum(t.broken for t in chosen),
+    )
+
+
+def scores(quantity: Quantity, found: Sequence[Trial]) -> list[Score]:
+    """One for each range of factors that has trials, then one over all of them."""
+    groups = [[t for t in found if low <= t.factor < high] for low, high in GROUPS]
+    return [score(quantity, group) for group in [*groups, list(found)] if group]

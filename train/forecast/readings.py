@@ -1,0 +1,177 @@
+"""What a forecast starts from: the value of a metric in every run of a sweep, and the size of a target model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conf.axis import ConfigError, near
+from train.config import Config, choices, compose, from_file
+from train.forecast.fits import Points
+from train.report import Sweep, varying
+from train.sensitivity import lr_sensitivity
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ARM = "qk_norm.name"
+LAST = 0.1
+"""Share of the run, at its end, over which gradients are averaged. The paper takes the last 500 of 1e5 steps; of 400
+steps that would be two, and watch steps are ten apart."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A metric that is forecast, and the levels that matter."""
+
+    name: str
+    column: str
+    label: str
+    levels: tuple[float, ...]
+    rises: bool
+    """A run is in trouble above a level, not below it."""
+    when: str
+
+    def with_level(self, level: float) -> Quantity:
+        return replace(self, levels=tuple(sorted({*self.levels, level})))
+
+
+def logits(at: float, levels: Sequence[float]) -> Quantity:
+    return Quantity(
+        "logits", "attention/block0/logit_max", "max attention logit, block 0", tuple(levels), True,
+        f"at {at:.3g} of the run",
+    )  # fmt: skip
+
+
+def gradient(column: str = "adam/block0/mlp.up/gradient_over_eps") -> Quantity:
+    """RMS of the gradient that reaches the optimizer, of block 0's first MLP layer, over epsilon: Figure 11."""
+    return Quantity(
+        "gradient", column, "gradient RMS / ε, block 0's mlp.up", (1.0,), False,
+        f"mean over the last {LAST:.0%} of the run",
+    )  # fmt: skip
+
+
+def read(quantity: Quantity, rows: pd.DataFrame, steps: int, at: float) -> float:
+    """The value of a run: at the watch step nearest to that share of its steps, or the mean over the last steps.
+
+    nan where the run ended before, or never had the metric.
+    """
+    if quantity.column not in rows:
+        return math.nan
+    seen = rows[rows[quantity.column].notna() & (rows["step"] >= 0)]
+    if seen.empty:
+        return math.nan
+    if quantity.name == "gradient":
+        last = seen[seen["step"] >= (1 - LAST) * steps]
+        return float(last[quantity.column].mean()) if len(last) else math.nan
+    wanted = at * (steps - 1)
+    nearest = seen.iloc[int(np.argmin(np.abs(seen["step"].to_numpy() - wanted)))]
+    gaps = np.diff(seen["step"].to_numpy())
+    reached = abs(nearest["step"] - wanted) <= max(gaps, default=1)
+    return float(nearest[quantity.column]) if reached else math.nan
+
+
+def chosen_runs(sweep: Sweep, where: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Ended runs of one arm, which differ in size, LR and seed only, and notes on what was chosen.
+
+    Without a filter on qk_norm the arm without it is taken, whose logits grow. ConfigError when more differs.
+    """
+    runs, notes = sweep.runs, []
+    for text in where:
+        key, equals, value = text.partition("=")
+        column = next((c for c in (key, f"{key}.name") if c in runs and equals), None)
+        if column is None:
+            raise ConfigError(f"--where {text} is not a config key with a value: {near(key, sorted(varying(runs)))}")
+        known = runs[column].map(_text)
+        if value not in set(known):
+            raise ConfigError(f"--where {text} has no runs; {near(value, sorted(set(known.dropna())))}")
+        runs = runs[known == value]
+        notes.append(f"runs with {text}")
+    if ARM in runs and runs[ARM].nunique() > 1 and "none" in set(runs[ARM]):
+        runs = runs[runs[ARM] == "none"]
+        notes.append("runs with qk_norm=none, the arm whose logits grow (--where qk_norm=... takes another)")
+    if more := varying(runs):
+        values = sorted({_text(v) for v in runs[more[0]].dropna()})
+        raise ConfigError(f"runs differ in {', '.join(more)}: choose with --where {more[0]}={'|'.join(values)}")
+    if rest := int((~runs["ended"]).sum()):
+        notes.append(f"{rest} of {len(runs)} runs have not ended and are left out")
+    return runs[runs["ended"]], notes
+
+
+def _text(value: Any) -> Any:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def with_readings(sweep: Sweep, runs: pd.DataFrame, quantities: Sequence[Quantity], at: float) -> pd.DataFrame:
+    """The runs with a column for each quantity (by its name) and `broken`: diverged, or degraded on its LR grid."""
+    found = runs.copy()
+    for quantity in quantities:
+        named = zip(runs["run"], runs["steps"], strict=True)
+        found[quantity.name] = [read(quantity, sweep.metrics[run], int(steps), at) for run, steps in named]
+    found["broken"] = found["state"] == "diverged"
+    for _, group in found.groupby(["size", "seed"]):
+        lrs, losses, init = (group[column].tolist() for column in ("optimizer.lr", "loss_final", "loss_init"))
+        curve = lr_sensitivity(lrs, losses, init)
+        bad = dict(zip(curve.lrs, curve.degraded, strict=True))
+        found.loc[group.index, "broken"] |= np.array([bad[lr] for lr in lrs])
+    return found
+
+
+def count(config: Config, model: str) -> int:
+    """N of this config's architecture at another size; nothing is allocated."""
+    import torch
+
+    from models.gpt import GPT
+
+    size = compose([f"model={model}"]).model
+    with torch.device("meta"):
+        return GPT(replace(config, model=size), vocab_size=8, context=8).parameter_count()
+
+
+def breaking_level(runs: pd.DataFrame, name: str) -> float | None:
+    """The value that tells runs that broke from those that trained, among these: with the fewest on its wrong side.
+
+    It lies in the (geometric) middle between neighbouring values; of several as good, the middle one. None where no run
+    broke, or all did. The paper read its level of 1e4 off the runs of Figure 9 in this way.
+    """
+    known = readable(runs, name).sort_values(name)
+    value, broken = np.log10(known[name].to_numpy(dtype=float)), known["broken"].to_numpy(dtype=bool)
+    if broken.all() or not broken.any():
+        return None
+    # Split i leaves i runs below the level.
+    wrong = np.array([broken[:i].sum() + (~broken[i:]).sum() for i in range(1, len(value))])
+    best = np.flatnonzero(wrong == wrong.min())
+    i = int(best[len(best) // 2])
+    return float(10 ** ((value[i] + value[i + 1]) / 2))
+
+
+def readable(runs: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Those with a finite positive value in this column."""
+    value = runs[name].to_numpy(dtype=float)
+    return runs[np.isfinite(value) & (value > 0)]
+
+
+def points(runs: pd.DataFrame, name: str) -> Points:
+    """Of readable runs."""
+    return Points(*(np.log10(runs[column].to_numpy(dtype=float)) for column in ("size", "optimizer.lr", name)))
+
+
+def target_size(sweep: Sweep, runs: pd.DataFrame, target: str) -> float:
+    """N of a model of conf/model built as this sweep's are, or a number such as 1.8M, 2e9."""
+    if target in choices()["model"]:
+        config = from_file(sweep.path / str(runs["run"].iloc[0]) / "config.yaml")
+        return float(count(config, target))
+    try:
+        scale = {"k": 1e3, "M": 1e6, "B": 1e9}.get(target[-1:], 1.0)
+        n = float(target.rstrip("kMB")) * scale
+    except ValueError:
+        n = math.nan
+    if not (math.isfinite(n) and n > 0):
+        raise ConfigError(
+            f"--target {target} is neither a model nor a count such as 1.8M: {near(target, choices()['model'])}"
+        )
+    return n
