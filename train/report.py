@@ -306,7 +306,8 @@ def write_report(sweep: Sweep) -> Verdict | None:
     found.to_csv(folder / "table.csv", index=False)
     write_atomically(folder / "table.md", markdown(sweep, found, verdict))
     if verdict:
-        write_atomically(folder / "verdict.json", json.dumps(verdict.to_json(), indent=1))
+        shown = verdict.to_json() | {"figures": list(figures)}
+        write_atomically(folder / "verdict.json", json.dumps(shown, indent=1))
     for name, figure in figures.items():
         save(figure, folder / name)
     write_page(sweep, found, verdict, trouble)
