@@ -1,4 +1,4 @@
-"""`python -m train.findings_table OUT`: README's table of findings and train/findings/RESULTS.md, from the sweeps in OUT.
+"""`python -m train.findings_table OUT`: README's table of findings and train/findings/RESULTS.md, from OUT's sweeps.
 
 Nothing in either is written by hand: a verdict that changes with the code changes them.
 """
