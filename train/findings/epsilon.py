@@ -203,14 +203,16 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
             if column in trained:
                 seen = trained[column].notna()
                 panel.plot(trained["step"][seen], trained[column][seen] * factor, color=colour, linewidth=0.9)
+    for panel in (gradient, update):
+        panel.set_yscale("log")
     low, high = gradient.get_ylim()
     for arm, colour in shades.items():
         eps = float(sweep.runs.loc[sweep.runs["arm"] == arm, "optimizer.eps"].iloc[0])
         if low / 100 < eps < 100 * high:
             gradient.axhline(eps, color=colour, linestyle=":", linewidth=0.9)
     loss.set_ylabel("training loss (nats)")
-    gradient.set(yscale="log", ylabel="gradient RMS (dotted: ε)")
-    update.set(yscale="log", ylabel="update RMS / learning rate")
+    gradient.set(ylabel="gradient RMS (dotted: ε)")
+    update.set(ylabel="update RMS / learning rate")
     for panel in (loss, gradient, update):
         panel.set_xlabel("step")
     arms_legend(figure, shades)
