@@ -215,6 +215,40 @@ def sensitivity_against_size(curves: Mapping[tuple[int, str], OverSeeds], lines:
     return figure
 
 
+ARM_COLOURS = ("#21506e", "#b5542b", "#3b8f6b", "#8a4f9e", "#c99a2e", "#5aa0c8", "0.35", "0.65")
+ARM_MARKERS = "os^Dv<P>"
+
+
+@styled
+def against_size(
+    quantities: Mapping[str, Mapping[str, Mapping[int, tuple[float, float | None]]]], linear: Sequence[str] = ()
+) -> Figure:
+    """A panel for each quantity (by its axis label) against N, a colour and marker for each arm: values by arm and N,
+    with the half length of an error bar or None. Axes are logarithmic but those of `linear`."""
+    figure, axes = panels(len(quantities), width=3.2 if len(quantities) == 1 else 2.6)
+    names = list(dict.fromkeys(arm for arms in quantities.values() for arm in arms))
+    handles: dict[str, Any] = {}
+    for panel, (label, arms) in zip(axes, quantities.items(), strict=True):
+        for arm, values in arms.items():
+            ns, i = sorted(values), names.index(arm)
+            handle = panel.errorbar(
+                ns, [values[n][0] for n in ns], yerr=[values[n][1] or 0.0 for n in ns], label=arm, capsize=2,
+                elinewidth=0.8, color=ARM_COLOURS[i % len(ARM_COLOURS)], marker=ARM_MARKERS[i % len(ARM_MARKERS)],
+                linestyle=LINES[i // len(ARM_COLOURS) % len(LINES)],
+            )  # fmt: skip
+            handles.setdefault(arm, handle)
+        panel.set(xscale="log", xlabel="parameters N", ylabel=label, yscale="linear" if label in linear else "log")
+        if label not in linear:
+            plain_ticks(panel)
+        sizes = sorted({n for values in arms.values() for n in values})
+        panel.set_xticks(sizes, [size_label(n) for n in sizes])
+        panel.set_xticks([], minor=True)
+        panel.margins(x=0.12, y=0.12)
+    columns = max(1, int(figure.get_figwidth() / 1.35))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns, columnspacing=1.2)
+    return figure
+
+
 def plain_ticks(axes: Axes) -> None:
     """0.2, 0.5, 1 in place of powers of ten, for a log axis that spans less than two decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -281,12 +315,12 @@ def loss_against_lr(runs: pd.DataFrame) -> Figure:
     shades = colours(runs["size"].unique().tolist())
     broke = runs[runs["state"] == "diverged"]
     for i, (panel, arm) in enumerate(zip(axes, arms, strict=False)):
+        if i:
+            panel.sharey(axes[0])  # before anything is drawn, else the first panel's limits cut off the others'
         for n, group in runs[runs["arm"] == arm].groupby("size"):
             line_over_seeds(panel, group, "loss", shades[n], "-")
         panel.set(xscale="log", title=arm, xlabel="peak learning rate")
         panel.set_ylabel("final validation loss (nats)" if i % columns == 0 else "")
-        if i:
-            panel.sharey(axes[0])
         if len(broke):
             cap_line(panel, float(broke["loss_init"].median()))
     for panel in axes[len(arms) :]:

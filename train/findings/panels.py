@@ -1,0 +1,84 @@
+"""Figures of arms, a colour each: loss against LR at every size, and LR sensitivity against N."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from train.figures import (
+    ARM_COLOURS,
+    ARM_MARKERS,
+    cap_line,
+    cross_handle,
+    line_over_seeds,
+    panels,
+    plain_ticks,
+    size_label,
+    styled,
+)
+from train.findings.arms import Arms
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def arm_colours(sweep: Arms) -> dict[str, Any]:
+    return {arm: ARM_COLOURS[i % len(ARM_COLOURS)] for i, arm in enumerate(sweep.names)}
+
+
+def arms_legend(figure: Figure, colours: dict[str, Any], extra: Sequence[Any] = ()) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour, label=arm) for arm, colour in colours.items()]
+    figure.legend(
+        handles=[*handles, *extra], loc="outside upper center", ncols=max(2, int(figure.get_figwidth() / 1.3))
+    )
+
+
+def loss_panel(axes: Axes, sweep: Arms, n: int) -> None:
+    """Final loss against LR at one size: median over seeds, with a band from the smallest to the largest."""
+    for arm, colour in arm_colours(sweep).items():
+        if len(runs := sweep.ended(arm, n)):
+            line_over_seeds(axes, runs, "loss", colour, "-")
+    axes.set(xscale="log", xlabel="peak learning rate", title=f"N = {size_label(n)}")
+    broke = sweep.runs[sweep.runs["ended"] & (sweep.runs["state"] == "diverged")]
+    if len(broke):
+        cap_line(axes, float(broke["loss_init"].median()))
+
+
+def sensitivity_panel(axes: Axes, sweep: Arms) -> None:
+    """LR sensitivity against N: mean over seeds, with their standard deviation."""
+    for (arm, colour), marker in zip(arm_colours(sweep).items(), ARM_MARKERS, strict=False):
+        found = [(n, curve) for (n, of), curve in sweep.curves.items() if of == arm]
+        if found:
+            axes.errorbar(
+                [n for n, _ in found], [c.mean for _, c in found], yerr=[c.std or 0 for _, c in found], color=colour,
+                marker=marker, capsize=2, elinewidth=0.8,
+            )  # fmt: skip
+    axes.set(xscale="log", xlabel="parameters N", ylabel="LR sensitivity (nats)")
+    if any(curve.mean > 0 for curve in sweep.curves.values()):
+        axes.set_yscale("log")
+        plain_ticks(axes)
+    axes.set_xticks(sizes := sweep.sizes(), [size_label(n) for n in sizes])
+    axes.set_xticks([], minor=True)
+    axes.margins(x=0.15, y=0.2)
+
+
+@styled
+def arms_by_size(sweep: Arms) -> Figure:
+    """A panel for each size, and one of the LR sensitivities."""
+    sizes = sweep.sizes()
+    columns = min(3, len(sizes) + 1)
+    figure, axes = panels(columns, rows=-(-(len(sizes) + 1) // columns))
+    for i, (panel, n) in enumerate(zip(axes, sizes, strict=False)):
+        loss_panel(panel, sweep, n)
+        panel.set_ylabel("final validation loss (nats)" if i % columns == 0 else "")
+        if i:
+            panel.sharey(axes[0])
+    sensitivity_panel(axes[len(sizes)], sweep)
+    for panel in axes[len(sizes) + 1 :]:
+        panel.remove()
+    broke = (sweep.runs["ended"] & (sweep.runs["state"] == "diverged")).any()
+    arms_legend(figure, arm_colours(sweep), [cross_handle()] if broke else [])
+    return figure
