@@ -378,7 +378,7 @@ def over_sizes_and_lrs(grid: pd.DataFrame, label: str, blocks: Mapping[tuple[int
     by_size.set_xticks(sizes, [size_label(n) for n in sizes])
     by_size.set_xticks([], minor=True)
     by_lr.set(xscale="log", xlabel="peak learning rate")
-    by_block.set(xlabel="block")
+    by_block.set(xlabel="block (faint: lower LRs)")
     by_block.xaxis.get_major_locator().set_params(integer=True)
     for panel in (by_size, by_lr, by_block):
         panel.set_yscale("log")
