@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import over_sizes_and_lrs, size_label
+from train.figures import size_label
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import Arms
+from train.findings.charts import over_sizes_and_lrs
 from train.findings.gradient_rms import of_blocks
 from train.findings.qk_norm import pair
 from train.findings.watched import at_end, changes, end_grid, exponents
@@ -97,7 +98,9 @@ def grows_with_block(sweep: Arms, metrics: Mapping[str, pd.DataFrame]) -> Check:
     """Passes when in every run each block's output is larger than that of the block before."""
     steps: list[float] = []
     for run in sweep.ended(sweep.names[1]).to_dict("records"):
-        values = np.array([at_end(metrics[run["run"]], f"residual/block{b}/rms") for b in range(int(run["model.depth"]))])
+        values = np.array(
+            [at_end(metrics[run["run"]], f"residual/block{b}/rms") for b in range(int(run["model.depth"]))]
+        )
         steps += [float(s) for s in values[1:] / values[:-1] if np.isfinite(s)]
     gaps = sweep.gaps(sweep.names[1])
     text = f"from one block to the next {min(steps):.2f}x to {max(steps):.2f}x" if steps else "no run of two blocks"

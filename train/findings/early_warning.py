@@ -99,9 +99,15 @@ def judge(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Verdict:
     sweep = pair(runs, NAME)
     known = labelled(sweep, sweep.names[0])
     scores = table(known, metrics)
-    checks = [tells(sweep, known, scores, LOGIT), tells(sweep, known, scores, UPDATE), before_loss(sweep, known, metrics)]
+    checks = [
+        tells(sweep, known, scores, LOGIT),
+        tells(sweep, known, scores, UPDATE),
+        before_loss(sweep, known, metrics),
+    ]
     notes = [_ranking(scores, at) for at in EARLY if scores[LOGIT][at] is not None]
-    notes.append("An AUC over all sizes and LRs asks for one threshold that fits all; within a size the LR alone separates")
+    notes.append(
+        "An AUC over all sizes and LRs asks for one threshold that fits all; within a size the LR alone separates"
+    )
     return Verdict(NAME, checks, notes + sweep.notes())
 
 
@@ -123,7 +129,8 @@ def tells(
         text = "no runs of both kinds"
     else:
         lr = scores["learning rate"][at]
-        text = f"AUC {found:.2f}, training loss {loss:.2f}, learning rate alone {lr:.2f} ({bad} of {len(known)} runs degrade)"
+        counts = f"{bad} of {len(known)} runs degrade"
+        text = f"AUC {found:.2f}, training loss {loss:.2f}, learning rate alone {lr:.2f} ({counts})"
     return Check(
         claim=f"At {at:.0%} of the run {probe} tells which runs will degrade, and better than the loss",
         passed=found >= GOOD and found > loss if enough and found is not None and loss is not None else None,

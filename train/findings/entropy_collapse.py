@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import colours, legend_above, lr_legend, lr_shades, panels, size_label, styled
+from train.figures import colours, legend_above, panels, size_label, styled
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import Arms
+from train.findings.charts import lr_legend, lr_shades
 from train.findings.qk_norm import pair
 from train.findings.watched import at_end, auc, departure, first_step, labelled, loss_difference, series
 from train.sensitivity import DEGRADED
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLAIM = "Where the learning rate is too large attention entropy collapses to near zero, before the loss breaks."
-SOURCE = "Zhai et al. 2023 (arXiv 2303.06296), sections 1 and 3, Figure 1"
+SOURCE = "Zhai et al. 2023 (arXiv 2303.06296), section 1, Figure 2"
 
 NAME = "entropy_collapse"
 ENTROPY = "attention/entropy"
@@ -79,8 +80,8 @@ def judge(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Verdict:
     entropies = known.assign(entropy=[at_end(metrics[run], ENTROPY) for run in known["run"]])
     checks = [entropy_first(sweep, orders(known, metrics)), goes_with(sweep, entropies), one_step_up(sweep, entropies)]
     notes = [
-        f"Collapsed: below {COLLAPSED:g} of the entropy at the first step; departed: {DEGRADED:g} nats above the run of "
-        "the best LR for a tenth of the run",
+        f"Collapsed: below {COLLAPSED:g} of the entropy at the first step; departed: {DEGRADED:g} nats above the run "
+        "of the best LR for a tenth of the run",
         "Not judged: the entropy bound of theorem 3.1, which needs the weights: python -m train.entropy_bound",
     ]
     return Verdict(NAME, checks, notes + sweep.notes())
@@ -91,7 +92,9 @@ def entropy_first(sweep: Arms, found: list[Order]) -> Check:
     the loss departs from the run of the best LR. None when no run degrades."""
     gaps, first = sweep.gaps(sweep.names[0]), sum(order.entropy_first for order in found)
     leads = [o.departure - o.collapse for o in found if o.departure is not None and o.collapse is not None]
-    late = [f"N={size_label(o.n)} LR {o.lr:g} ({_at(o.collapse)}, {_at(o.departure)})" for o in found if not o.entropy_first]
+    late = [
+        f"N={size_label(o.n)} LR {o.lr:g} ({_at(o.collapse)}, {_at(o.departure)})" for o in found if not o.entropy_first
+    ]
     lead = f"; it leads by {np.median(leads):.0f} steps (median)" if leads else ""
     return Check(
         claim="In runs that degrade, attention entropy collapses before the loss departs from a good run's",
@@ -146,7 +149,7 @@ def one_step_up(sweep: Arms, runs: pd.DataFrame) -> Check:
 
 
 def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
-    """Entropy and loss in time at every LR of the largest size, as in Zhai et al.'s Figure 1, and which comes first."""
+    """Entropy and loss in time at every LR of the largest size, as in Zhai et al.'s Figure 2, and which comes first."""
     sweep = pair(runs, NAME)
     known = labelled(sweep, sweep.names[0])
     if known.empty:
@@ -176,7 +179,9 @@ def _in_time(known: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Figure
         for panel, line, step, marker in marks if run["degraded"] else ():
             if step is not None:
                 panel.plot(step, line[step], marker, color=colour, markeredgecolor="white", markersize=5.5, zorder=5)
-    entropy.axhline(COLLAPSED * float(series(metrics[rows["run"].iloc[0]], ENTROPY).iloc[0]), color="0.45", ls=":", lw=0.9)
+    entropy.axhline(
+        COLLAPSED * float(series(metrics[rows["run"].iloc[0]], ENTROPY).iloc[0]), color="0.45", ls=":", lw=0.9
+    )
     entropy.set(xlabel="step", ylabel="attention entropy (nats)", yscale="log")
     loss.axhline(DEGRADED, color="0.45", linestyle=":", linewidth=0.9)
     loss.set(xlabel="step", ylabel="loss over the best LR's (nats)")

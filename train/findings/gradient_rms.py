@@ -1,4 +1,4 @@
-"""Gradients sink with size and learning rate: Figures 11, E.12 and E.13 of Wortsman et al. 2023, on the runs of qk_norm.
+"""Gradients sink with size and LR: Figures 11, E.12 and E.13 of Wortsman et al. 2023, on the runs of qk_norm.
 
 Gradient RMS is that before clipping, as it comes out of the backward pass; update RMS is divided by the LR. Judged on
 the runs with qk-norm, as in the paper: without it a broken attention has its own gradients.
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import colours, legend_above, over_sizes_and_lrs, panels, size_label, styled
+from train.figures import colours, legend_above, panels, styled
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import Arms
+from train.findings.charts import over_sizes_and_lrs
 from train.findings.qk_norm import pair
 from train.findings.watched import at_end, changes, end_grid, exponents
 
@@ -99,12 +100,14 @@ def _notes(sweep: Arms, metrics: Mapping[str, pd.DataFrame]) -> list[str]:
             found.append(
                 f"qk_norm={arm}: gradient RMS of {TITLES[MLP]} goes as N^{powers['size']:.2f} LR^{powers['lr']:.2f}"
             )
-    gradient, update = (end_grid(sweep, sweep.names[1], metrics, f"{what}/{MLP}/rms") for what in ("gradient", "update"))
+    gradient, update = (
+        end_grid(sweep, sweep.names[1], metrics, f"{what}/{MLP}/rms") for what in ("gradient", "update")
+    )
     least, epsilon = float(np.nanmin(gradient, initial=np.inf)), _epsilon(sweep)
     if np.isfinite(least):
         found.append(
-            f"The smallest gradient RMS is {least:.1e}, {least / epsilon:.0f} times epsilon; update RMS of that tensor is "
-            f"{np.nanmin(update):.2f} to {np.nanmax(update):.2f}"
+            f"The smallest gradient RMS is {least:.1e}, {least / epsilon:.0f} times epsilon; update RMS of that tensor "
+            f"is {np.nanmin(update):.2f} to {np.nanmax(update):.2f}"
         )
         if least > NEAR * epsilon:
             found.append("Not judged: that updates shrink where gradients are near epsilon (Figure E.13), none is")

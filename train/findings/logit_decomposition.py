@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import colours, legend_above, lr_legend, lr_shades, panels, size_label, styled
+from train.figures import colours, legend_above, panels, size_label, styled
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import Arms
+from train.findings.charts import lr_legend, lr_shades
 from train.findings.qk_norm import pair
 from train.findings.watched import series
 
@@ -40,7 +41,7 @@ PARTS = ("logit_max", "q_norm", "k_norm", "cosine_of_max_pair")
 
 
 def parts_of(rows: pd.DataFrame) -> pd.DataFrame | None:
-    """Logarithms of block 0's largest logit and of what it is made of, by step; None where a run has not all of them."""
+    """Logarithms of block 0's largest logit and of what it is made of, by step; None where a run lacks any of them."""
     import pandas as pd
 
     found = pd.DataFrame({name: series(rows, f"attention/block0/{name}") for name in PARTS}).dropna()
@@ -164,7 +165,11 @@ def _by_parts(grown: list[dict[str, Any]]) -> Figure:
         limit = 1.08 * max(np.log(run["factor"]) for run in grown)
         panel.plot([0, limit], [0, limit], color="0.45", linestyle=":", linewidth=0.9, zorder=1)
         panel.set(xlim=(0, limit), ylim=(-0.1 * limit, limit), xlabel="growth of log max logit, block 0")
-    titles = ("of the query norm × the key norm", "of the cosine of the largest pair", "neither: largest pair over mean norms")
+    titles = (
+        "of the query norm × the key norm",
+        "of the cosine of the largest pair",
+        "neither: outliers in norm",
+    )
     for panel, title in zip(axes, titles, strict=True):
         panel.set_title(title)
     axes[0].set_ylabel("growth of log")

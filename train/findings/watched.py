@@ -49,7 +49,7 @@ def end_grid(sweep: Arms, arm: str, metrics: Mapping[str, pd.DataFrame], column:
 
 
 def changes(values: Sequence[float]) -> dict[str, float]:
-    """Of values in their order: the factor from first to last, and the largest factors up and down between neighbours."""
+    """Of values in their order: the factor from first to last, and the largest up and down between neighbours."""
     known = np.asarray([v for v in values if np.isfinite(v)], dtype=float)
     steps = known[1:] / known[:-1]
     return {
