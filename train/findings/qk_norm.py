@@ -48,14 +48,17 @@ AGREE = DEGRADED
 """Nats by which the arms may differ below the critical LR: less than what counts as degraded."""
 
 
-def pair(runs: pd.DataFrame) -> Arms:
-    """The arms without and with qk-norm. ConfigError when the sweep is not one over size, qk_norm, LR and seed."""
+def pair(runs: pd.DataFrame, finding: str = "qk_norm") -> Arms:
+    """The arms without and with qk-norm. ConfigError when the sweep is not one over size, qk_norm, LR and seed.
+
+    Other findings judge the same sweep.
+    """
     names = sorted(runs["qk_norm.name"].dropna().unique()) if "qk_norm.name" in runs else []
     others = [name for name in names if name != NONE]
     if NONE not in names or not others:
-        raise ConfigError(f"finding qk_norm compares qk_norm=none with another, this sweep has {', '.join(names)}")
+        raise ConfigError(f"finding {finding} compares qk_norm=none with another, this sweep has {', '.join(names)}")
     with_ = "layernorm" if "layernorm" in others else others[0]
-    return arms("qk_norm", runs.assign(arm=runs["qk_norm.name"]), (NONE, with_))
+    return arms(finding, runs.assign(arm=runs["qk_norm.name"]), (NONE, with_))
 
 
 def judge(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Verdict:

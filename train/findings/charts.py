@@ -1,0 +1,95 @@
+"""Figures that several findings share: a colour for each learning rate or arm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from train.figures import cap_line, colours, cross_handle, line_over_seeds, panels, size_label, styled
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+def lr_shades(lrs: Sequence[float]) -> dict[float, Any]:
+    """A colour for each learning rate, light to dark."""
+    import matplotlib
+
+    ordered = sorted(set(lrs))
+    places = np.linspace(0.85, 0.08, len(ordered)) if len(ordered) > 1 else [0.4]
+    return {lr: matplotlib.colormaps["plasma"](place) for lr, place in zip(ordered, places, strict=True)}
+
+
+def lr_legend(figure: Figure, shades: Mapping[float, Any], title: str = "peak learning rate") -> None:
+    """Above the panels, one line of learning rates where they fit."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=shade, label=f"{lr:g}") for lr, shade in shades.items()]
+    columns = max(2, int(figure.get_figwidth() / 0.75))
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=columns, title=title, title_fontsize=7.5, columnspacing=1.2
+    )
+
+
+@styled
+def over_sizes_and_lrs(grid: pd.DataFrame, label: str, blocks: Mapping[tuple[int, float], Sequence[float]]) -> Figure:
+    """A probe at the end of runs against N, against LR and against the block, Figure 11 of Wortsman et al. 2023.
+
+    `grid` has a row a size and a column an LR; `blocks` the values of each block of some runs, by size and LR.
+    """
+    from matplotlib.lines import Line2D
+
+    figure, (by_size, by_lr, by_block) = panels(3)
+    sizes, lrs = [int(n) for n in grid.index], [float(lr) for lr in grid.columns]
+    shades, warm = colours(sizes), lr_shades(lrs)
+    for lr in lrs:
+        by_size.plot(sizes, grid[lr], color=warm[lr], marker="o")
+    for n in sizes:
+        by_lr.plot(lrs, grid.loc[n], color=shades[n], marker="o")
+    for (n, lr), values in blocks.items():
+        by_block.plot(range(len(values)), values, color=shades[n], marker="o", alpha=0.35 + 0.65 * (lr == max(lrs)))
+    by_size.set(xscale="log", xlabel="parameters N, without embedding and head", ylabel=label)
+    by_size.set_xticks(sizes, [size_label(n) for n in sizes])
+    by_size.set_xticks([], minor=True)
+    by_lr.set(xscale="log", xlabel="peak learning rate")
+    by_block.set(xlabel="block (faint: lower LRs)")
+    by_block.xaxis.get_major_locator().set_params(integer=True)
+    for panel in (by_size, by_lr, by_block):
+        panel.set_yscale("log")
+    handles = [Line2D([], [], color=colour, label=f"N = {size_label(n)}") for n, colour in shades.items()]
+    handles += [Line2D([], [], color=shade, label=f"LR {lr:g}") for lr, shade in warm.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=max(len(sizes), math.ceil(len(handles) / 2)))
+    return figure
+
+
+ARM_COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Okabe & Ito's, which readers without colour vision can tell apart."""
+
+
+@styled
+def arms_by_colour(runs: pd.DataFrame, arms: Sequence[str], column: str = "loss") -> Figure:
+    """Final loss against LR, a panel a size, a colour an arm: for more arms than there are line styles."""
+    from matplotlib.lines import Line2D
+
+    sizes = sorted(int(n) for n in runs["size"].unique())
+    figure, axes = panels(len(sizes), width=3.4 if len(sizes) == 1 else 2.9)
+    shades = {arm: ARM_COLOURS[i % len(ARM_COLOURS)] for i, arm in enumerate(arms)}
+    for panel, n in zip(axes, sizes, strict=True):
+        for arm in arms:
+            group = runs[(runs["size"] == n) & (runs["arm"] == arm)]
+            if group[column].notna().any():
+                line_over_seeds(panel, group, column, shades[arm], "-")
+        panel.set(xscale="log", xlabel="peak learning rate", title=f"N = {size_label(n)}")
+    axes[0].set_ylabel("final validation loss (nats)")
+    broke = runs[runs["state"] == "diverged"]
+    if len(broke):
+        for panel in axes:
+            cap_line(panel, float(runs["loss_init"].median()))
+    handles = [Line2D([], [], color=shade, marker="o", label=arm) for arm, shade in shades.items()]
+    handles += [cross_handle()] if len(broke) else []
+    figure.legend(handles=handles, loc="outside upper center", ncols=max(2, int(figure.get_figwidth() / 1.15)))
+    return figure

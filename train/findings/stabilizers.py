@@ -1,0 +1,178 @@
+"""Which stabilizer bears which learning rate: Table 4 of Rybakov et al. 2024, in small.
+
+Their runs diverge; ours degrade (`train.sensitivity.DEGRADED`), each arm held against its own best loss. QK-clip, which
+their table doesn't have, is drawn and not judged.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conf.axis import ConfigError
+from train.figures import panels, size_label, styled
+from train.findings import Check, Finding, Verdict, register
+from train.findings.arms import Arms, arms
+from train.findings.charts import ARM_COLOURS, arms_by_colour
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+CLAIM = (
+    "The learning rate at which training breaks rises from a baseline over LayerScale and sigmaReparam, then "
+    "soft-capped logits and QK-norm, to QKV-norm."
+)
+SOURCE = "Rybakov et al. 2024 (arXiv 2410.16682), Table 4"
+
+NAME = "stabilizers"
+PUBLISHED = {
+    "baseline": 8e-3, "sigmaReparam": 40e-3, "LayerScale": 40e-3, "soft-cap 50": 60e-3, "QK-norm": 60e-3,
+    "QKV-norm": 80e-3,
+}  # fmt: skip
+"""The first LR of their grid at which each diverges."""
+AGREE = 0.6
+"""Kendall's tau-b with the published order: of six arms four in five pairs in order; chance reaches it about once in
+fifteen."""
+BASELINE, LAST = "baseline", "QKV-norm"
+
+
+def tau_b(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Kendall's rank correlation with ties (Kendall 1945); None where one side is all ties."""
+    pairs = list(itertools.combinations(range(len(a)), 2))
+    x = np.array([np.sign(_minus(a[i], a[j])) for i, j in pairs])
+    y = np.array([np.sign(_minus(b[i], b[j])) for i, j in pairs])
+    scale = math.sqrt(float((x != 0).sum()) * float((y != 0).sum()))
+    return float((x * y).sum() / scale) if scale else None
+
+
+def _minus(a: float, b: float) -> float:
+    return 0.0 if a == b else a - b
+
+
+def judge(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Verdict:
+    sweep = arms(NAME, runs, tuple(PUBLISHED))
+    found = first_degraded(sweep)
+    checks = [order(sweep, found), baseline_first(sweep, found), qkv_last(sweep, found)]
+    notes = ["First LR at which an arm degrades, from its own best loss, in place of their first that diverges"]
+    others = [arm for arm in runs["arm"].dropna().unique() if arm not in PUBLISHED] if "arm" in runs else []
+    notes += [f"Not in their table and not judged: {', '.join(others)}"] if others else []
+    return Verdict(NAME, checks, notes + sweep.notes())
+
+
+def first_degraded(sweep: Arms) -> list[dict[str, Any]]:
+    """For each size at which all arms are complete: by arm the first LR that degrades (median over seeds), inf for
+    none, and where the loss crosses the limit between grid points."""
+    found = []
+    for n, curves in sweep.together(*sweep.names):
+        named = dict(zip(sweep.names, curves, strict=True))
+        found.append(
+            {"N": n, "first": {arm: c.median("first_degraded_lr") or math.inf for arm, c in named.items()},
+             "critical": {arm: c.median("critical_lr") or math.inf for arm, c in named.items()},
+             "best_loss": {arm: c.first.best_loss for arm, c in named.items()}}
+        )  # fmt: skip
+    return found
+
+
+def _texts(one: Mapping[str, Any]) -> str:
+    ranked = sorted(one["critical"].items(), key=lambda item: item[1])
+    lrs = ", ".join(f"{arm} {lr:.2g}" if math.isfinite(lr) else f"{arm} none" for arm, lr in ranked)
+    return f"N={size_label(one['N'])} breaks at LR {lrs}"
+
+
+def order(sweep: Arms, found: list[dict[str, Any]]) -> Check:
+    """Passes when at every size Kendall's tau-b between the published LRs and ours, of the crossing between grid points
+    so that a grid of few LRs ties no arms, is at least AGREE. None when no arm degrades, which is no order."""
+    taus = [tau_b([PUBLISHED[arm] for arm in one["critical"]], list(one["critical"].values())) for one in found]
+    known = [tau for tau in taus if tau is not None]
+    gaps = sweep.gaps()
+    return Check(
+        claim="Stabilizers rank by the learning rate that they bear as published",
+        passed=min(known) >= AGREE if len(known) == len(found) and known and not gaps else None,
+        numbers={"sizes": found, "tau_b": taus, "published": PUBLISHED, "needed": AGREE},
+        text=f"{gaps}tau-b {', '.join(f'{tau:.2f}' for tau in known) or '-'}; {'; '.join(map(_texts, found))}",
+    )
+
+
+def _holds(found: list[dict[str, Any]], ahead: Mapping[str, str], strict: bool) -> tuple[bool | None, list[str]]:
+    """Whether for each pair the first arm's first degraded LR is below (or not above) the second's; those it fails."""
+    if not found:
+        return None, []
+    if all(math.isinf(lr) for one in found for lr in one["first"].values()):
+        return None, []
+    wrong = []
+    for one in found:
+        for high, low in ahead.items():
+            a, b = one["first"][low], one["first"][high]
+            if a > b or (strict and a == b):
+                wrong.append(f"{low} {a:g}, {high} {b:g}")
+    return not wrong, wrong
+
+
+def baseline_first(sweep: Arms, found: list[dict[str, Any]]) -> Check:
+    """Passes when at every size each stabilizer first degrades at a higher LR of the grid than the baseline."""
+    passed, wrong = _holds(found, {arm: BASELINE for arm in sweep.names if arm != BASELINE}, strict=True)
+    gaps = sweep.gaps()
+    return Check(
+        claim="Every stabilizer bears a higher learning rate than the baseline",
+        passed=None if gaps else passed,
+        numbers={"wrong": wrong},
+        text=gaps + _count(wrong, len(found) * (len(sweep.names) - 1)),
+    )
+
+
+def qkv_last(sweep: Arms, found: list[dict[str, Any]]) -> Check:
+    """Passes when at every size no other published stabilizer first degrades at a higher LR of the grid than QKV-norm:
+    on a coarse grid it may tie."""
+    wrong: list[str] = []
+    passed: bool | None = None
+    for arm in (arm for arm in sweep.names if arm != LAST):
+        holds, failed = _holds(found, {LAST: arm}, strict=False)
+        passed = holds if passed is None else passed and bool(holds)
+        wrong += failed
+    gaps = sweep.gaps()
+    return Check(
+        claim="None bears a higher learning rate than QKV-norm",
+        passed=None if gaps else passed,
+        numbers={"wrong": wrong},
+        text=gaps + _count(wrong, len(found) * (len(sweep.names) - 1)),
+    )
+
+
+def _count(wrong: list[str], of: int) -> str:
+    return f"{of - len(wrong)} of {of} pairs" + (f"; not: {'; '.join(wrong)}" if wrong else "")
+
+
+def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
+    """Final loss against LR of all arms, and their breaking LRs against the published ones."""
+    if "arm" not in runs:
+        raise ConfigError(f"finding {NAME} needs arms: run it with experiment={NAME}")
+    sweep = arms(NAME, runs, tuple(PUBLISHED))
+    ended = runs[runs["ended"] & runs["arm"].notna()]
+    figures = (
+        {"loss_against_lr": arms_by_colour(ended, list(dict.fromkeys(runs["arm"].dropna())))} if len(ended) else {}
+    )
+    if found := first_degraded(sweep):
+        figures["against_published"] = _against(found, float(sweep.runs["optimizer.lr"].max()))
+    return figures
+
+
+@styled
+def _against(found: list[dict[str, Any]], top: float) -> Figure:
+    figure, axes = panels(len(found), width=3.4)
+    for panel, one in zip(axes, found, strict=True):
+        for i, (arm, lr) in enumerate(one["critical"].items()):
+            beyond = math.isinf(lr)
+            panel.plot(PUBLISHED[arm], 1.4 * top if beyond else lr, "^" if beyond else "o", color=ARM_COLOURS[i],
+                       markersize=5, label=f"{arm}{' (none)' if beyond else ''}")  # fmt: skip
+        panel.set(xscale="log", yscale="log", title=f"N = {size_label(one['N'])}")
+        panel.set(xlabel="first diverging LR, Rybakov et al., 830M", ylabel="LR at which loss degrades")
+        panel.legend(loc="best", fontsize=6.5)
+    return figure
+
+
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=8))
