@@ -150,7 +150,9 @@ def say(paths: Sequence[Path]) -> None:
     console.print(shown)
     below, of = sum(one.below for _, one in rows), sum(one.rows for _, one in rows)
     best = max(one.at_theorem for _, one in rows)
-    console.print(f"{below} of {of} rows are below the bound at their own norm; the theorem's is at most {best:.2g} nats")
+    console.print(
+        f"{below} of {of} rows are below the bound at their own norm; the theorem's is at most {best:.2g} nats"
+    )
 
 
 def main() -> None:

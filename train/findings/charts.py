@@ -1,4 +1,4 @@
-"""Figures that several findings share: a colour for each learning rate or arm."""
+"""Figures that several findings share: a colour for each learning rate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import cap_line, colours, cross_handle, line_over_seeds, panels, size_label, styled
+from train.figures import colours, panels, size_label, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,33 +63,4 @@ def over_sizes_and_lrs(grid: pd.DataFrame, label: str, blocks: Mapping[tuple[int
     handles = [Line2D([], [], color=colour, label=f"N = {size_label(n)}") for n, colour in shades.items()]
     handles += [Line2D([], [], color=shade, label=f"LR {lr:g}") for lr, shade in warm.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=max(len(sizes), math.ceil(len(handles) / 2)))
-    return figure
-
-
-ARM_COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe & Ito's, which readers without colour vision can tell apart."""
-
-
-@styled
-def arms_by_colour(runs: pd.DataFrame, arms: Sequence[str], column: str = "loss") -> Figure:
-    """Final loss against LR, a panel a size, a colour an arm: for more arms than there are line styles."""
-    from matplotlib.lines import Line2D
-
-    sizes = sorted(int(n) for n in runs["size"].unique())
-    figure, axes = panels(len(sizes), width=3.4 if len(sizes) == 1 else 2.9)
-    shades = {arm: ARM_COLOURS[i % len(ARM_COLOURS)] for i, arm in enumerate(arms)}
-    for panel, n in zip(axes, sizes, strict=True):
-        for arm in arms:
-            group = runs[(runs["size"] == n) & (runs["arm"] == arm)]
-            if group[column].notna().any():
-                line_over_seeds(panel, group, column, shades[arm], "-")
-        panel.set(xscale="log", xlabel="peak learning rate", title=f"N = {size_label(n)}")
-    axes[0].set_ylabel("final validation loss (nats)")
-    broke = runs[runs["state"] == "diverged"]
-    if len(broke):
-        for panel in axes:
-            cap_line(panel, float(runs["loss_init"].median()))
-    handles = [Line2D([], [], color=shade, marker="o", label=arm) for arm, shade in shades.items()]
-    handles += [cross_handle()] if len(broke) else []
-    figure.legend(handles=handles, loc="outside upper center", ncols=max(2, int(figure.get_figwidth() / 1.15)))
     return figure

@@ -14,7 +14,7 @@ import numpy as np
 from train.figures import size_label
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import LEAST_DIFFERENCE, Arms, arms
-from train.findings.charts import arms_by_colour
+from train.findings.panels import arms_by_size
 from train.sensitivity import DEGRADED, OverSeeds
 
 if TYPE_CHECKING:
@@ -113,9 +113,7 @@ def plain_breaks(sweep: Arms) -> Check:
 
 def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     """Final loss against LR of the three arms."""
-    sweep = arms(NAME, runs, (PLAIN, SIGMA, NORM))
-    ended = sweep.runs[sweep.runs["ended"]]
-    return {"loss_against_lr": arms_by_colour(ended, sweep.names)} if len(ended) else {}
+    return {"loss_against_lr": arms_by_size(arms(NAME, runs, (PLAIN, SIGMA, NORM)))}
 
 
 register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=3))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from train.figures import size_label
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import LEAST_DIFFERENCE, Arms, arms, pm
-from train.findings.charts import arms_by_colour
+from train.findings.panels import arms_by_size
 from train.sensitivity import OverSeeds
 
 if TYPE_CHECKING:
@@ -121,9 +121,7 @@ def share(sweep: Arms, names: tuple[str, ...]) -> Check:
 
 def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     """Final loss against LR, a panel a size."""
-    sweep = arms(NAME, runs, (BASELINE, CAP, POST, BOTH, QK))
-    ended = sweep.runs[sweep.runs["ended"]]
-    return {"loss_against_lr": arms_by_colour(ended, sweep.names)} if len(ended) else {}
+    return {"loss_against_lr": arms_by_size(arms(NAME, runs, (BASELINE, CAP, POST, BOTH, QK)))}
 
 
 register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=5))

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conf.axis import ConfigError
-from train.figures import panels, size_label, styled
+from train.figures import ARM_COLOURS, panels, size_label, styled
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import Arms, arms
-from train.findings.charts import ARM_COLOURS, arms_by_colour
+from train.findings.panels import arms_by_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,13 +148,8 @@ def _count(wrong: list[str], of: int) -> str:
 
 def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     """Final loss against LR of all arms, and their breaking LRs against the published ones."""
-    if "arm" not in runs:
-        raise ConfigError(f"finding {NAME} needs arms: run it with experiment={NAME}")
     sweep = arms(NAME, runs, tuple(PUBLISHED))
-    ended = runs[runs["ended"] & runs["arm"].notna()]
-    figures = (
-        {"loss_against_lr": arms_by_colour(ended, list(dict.fromkeys(runs["arm"].dropna())))} if len(ended) else {}
-    )
+    figures = {"loss_against_lr": arms_by_size(sweep)}
     if found := first_degraded(sweep):
         figures["against_published"] = _against(found, float(sweep.runs["optimizer.lr"].max()))
     return figures

@@ -12,7 +12,10 @@ Curves = Mapping[str, Mapping[int, Mapping[float, float]]]
 
 
 def frame(
-    curves: Curves, seeds: Sequence[int] = (0,), noise: float = 0.0, columns: Mapping[str, Mapping[str, Any]] | None = None
+    curves: Curves,
+    seeds: Sequence[int] = (0,),
+    noise: float = 0.0,
+    columns: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> pd.DataFrame:
     """Ended runs of losses by arm, N and LR; `noise` is the standard deviation of a loss, the same draws at each call;
     `columns` gives further values by arm and column."""
