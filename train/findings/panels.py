@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from train.figures import (
     ARM_COLOURS,
     ARM_MARKERS,
@@ -74,8 +76,9 @@ def arms_by_size(sweep: Arms) -> Figure:
     for i, (panel, n) in enumerate(zip(axes, sizes, strict=False)):
         loss_panel(panel, sweep, n)
         panel.set_ylabel("final validation loss (nats)" if i % columns == 0 else "")
-        if i:
-            panel.sharey(axes[0])
+    limits = np.array([panel.get_ylim() for panel in axes[: len(sizes)]])
+    for panel in axes[: len(sizes)]:
+        panel.set_ylim(limits[:, 0].min(), limits[:, 1].max())
     sensitivity_panel(axes[len(sizes)], sweep)
     for panel in axes[len(sizes) + 1 :]:
         panel.remove()

@@ -100,5 +100,10 @@ def test_figures():
     runs = frame(dict.fromkeys("abc", SIZES), (0, 1), 0.01, STEPS)
     figure = steps.draw(runs, {})["loss_against_lr"]
     assert [axes.get_title() for axes in figure.axes] == ["N = 25k", "N = 98k", ""]
+    # One scale for all sizes, with every loss in it.
+    low, high = figure.axes[0].get_ylim()
+    assert figure.axes[1].get_ylim() == (low, high)
+    assert low < 4.7
+    assert high > 5.2
     assert figure.axes[0].lines[0].get_xdata().tolist() == pytest.approx(LRS)
     assert set(batch_size.draw(frame(dict.fromkeys(BATCHES, SIZES), columns=BATCHES), {})) == {"loss_against_lr"}
