@@ -153,7 +153,8 @@ def growing_logits(sweep: Arms) -> Check:
     gaps = sweep.gaps(*WITHOUT)
     parts = [
         f"{arm} {', '.join(f'{size_label(n)} {v:.3g}' for n, v in found['logit_max'].items())}: "
-        f"{found['growth']:.2g}x, above {LARGE_LOGIT:g}: {', '.join(map(str, found['above'].values()))} of {found['runs']} runs"
+        f"{found['growth']:.2g}x, above {LARGE_LOGIT:g}: {', '.join(map(str, found['above'].values()))} of "
+        f"{found['runs']} runs"
         for arm, found in ladders.items()
     ]
     grown = [f["growth"] >= GROWTH and f["more_frequent"] for f in ladders.values()]

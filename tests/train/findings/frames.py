@@ -12,7 +12,10 @@ Curves = Mapping[str, Mapping[int, Mapping[float, float]]]
 
 
 def frame(
-    curves: Curves, seeds: Sequence[int] = (0,), noise: float = 0.0, columns: Mapping[str, Mapping[str, Any]] | None = None
+    curves: Curves,
+    seeds: Sequence[int] = (0,),
+    noise: float = 0.0,
+    columns: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> pd.DataFrame:
     """Ended runs of losses by arm, N and LR; `noise` is the standard deviation of a loss, the same draws at each call;
     `columns` gives further values by arm and column."""
@@ -23,8 +26,8 @@ def frame(
                 for seed in seeds:
                     final = loss + noise * random.standard_normal()
                     rows.append(
-                        {"run": f"{arm}-{n}-{lr:g}-{seed}", "arm": arm, "size": n, "N": n, "optimizer.lr": lr, "seed": seed,
-                         "loss_final": final, "loss": final, "loss_init": INIT, "logit_max": 10.0, "state": "finished",
+                        {"run": f"{arm}-{n}-{lr:g}-{seed}", "arm": arm, "size": n, "N": n, "optimizer.lr": lr,
+                         "seed": seed, "loss_final": final, "loss": final, "loss_init": INIT, "logit_max": 10.0, "state": "finished",
                          "ended": True, **(columns or {}).get(arm, {})}
                     )  # fmt: skip
     return pd.DataFrame(rows)

@@ -28,7 +28,7 @@ LOGITS = {n: (z, 10 * z) for n, z in zip(SIZES, (20, 60, 180), strict=True)}
 
 
 def sweep(ladders=LADDERS, logits=LOGITS, seeds=(0,), noise=0.0):
-    broken = frame(dict.fromkeys(WITHOUT, {n: curve(LRS[:2], (5.0, 5.5)) for n in SIZES}))
+    broken = frame({arm: {n: curve(LRS[:2], (5.0, 5.5)) for n in SIZES} for arm in WITHOUT})
     values = [logits[n][LRS.index(lr)] for n, lr in zip(broken["size"], broken["optimizer.lr"], strict=True)]
     return pd.concat([frame(ladders, seeds, noise), broken.assign(logit_max=values)], ignore_index=True)
 
