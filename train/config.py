@@ -205,7 +205,8 @@ def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
         known = choices()
         # Hydra trips over a number, a list or null for a choice, with a plain Python error.
         refused = f"'{group}/{value}'" in text or type(error) in (TypeError, ValueError)
-        if refused and group in known and value not in known[group]:
+        there = (CONF / group / f"{value}.yaml").exists()  # a choice in a folder of its own, experiment=paper/qk_norm
+        if refused and group in known and not there:
             return ConfigError(f"{group}={value} is not a choice: {near(value, known[group])}")
         if f"'{key}'" in text and ("not in struct" in text or "Could not override" in text):
             return ConfigError(f"unknown key {key}: {_near_key(key)}")
