@@ -25,7 +25,7 @@ from conf.axis import ConfigError
 from data.batches import validation_batches
 from data.prepare import prepare
 from models.attention.attention import Attention
-from models.gpt import GPT
+from models.gpt import GPT, Block
 from train.config import Config, from_file
 from train.terminal import exit_with
 
@@ -92,10 +92,11 @@ def measure(model: GPT, tokens_BT: torch.Tensor) -> list[Measured]:
     inputs: list[torch.Tensor] = []
     hooks = []
     for index, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
         attention = block.attention
 
         def see_logits(
-            _: torch.nn.Module, args: tuple[torch.Tensor, ...], attention: Attention = attention, index: int = index
+            mix: torch.nn.Module, args: tuple[torch.Tensor, ...], attention: Attention = attention, index: int = index
         ) -> None:
             q_BHTK, k_BHTK, _, bias_HTT = args
             z_BHTT = attention.mix.scale * (q_BHTK.double() @ k_BHTK.double().mT)

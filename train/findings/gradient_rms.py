@@ -128,10 +128,14 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
             column = f"gradient/block{{}}/{tensor.partition('/')[2]}/rms"
             label = f"gradient RMS, {TITLES[tensor].removeprefix('the ').removesuffix(' of block 0')}"
             figures[f"gradient_rms_{name}"] = over_sizes_and_lrs(grid, label, of_blocks(sweep, arm, metrics, column))
+    ended = [run for name in sweep.names for run in sweep.ended(name).to_dict("records")]
     points = [
-        (int(run["size"]), *(at_end(metrics[run["run"]], f"{what}/{MLP}/rms") for what in ("gradient", "update")))
-        for name in sweep.names
-        for run in sweep.ended(name).to_dict("records")
+        (
+            int(run["size"]),
+            at_end(metrics[run["run"]], f"gradient/{MLP}/rms"),
+            at_end(metrics[run["run"]], f"update/{MLP}/rms"),
+        )
+        for run in ended
     ]
     if points:
         figures["update_against_gradient_rms"] = _updates(points, _epsilon(sweep))

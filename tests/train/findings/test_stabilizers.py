@@ -69,4 +69,6 @@ def test_nothing_breaks_or_runs_missing():
 def test_arms_beyond_the_table_are_named_and_drawn():
     runs = of_losses(GOOD | {"QK-clip 100": (5.0,) * 6}, LRS)
     assert "Not in their table and not judged: QK-clip 100" in judge(runs, {}).notes
-    assert set(draw(runs, {})) == {"loss_against_lr", "against_published"}
+    figures = draw(runs, {})
+    assert set(figures) == {"loss_against_lr", "against_published"}
+    assert "QK-clip 100" in [text.get_text() for text in figures["loss_against_lr"].legends[0].get_texts()]
