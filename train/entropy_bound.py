@@ -3,11 +3,12 @@
 Zhai et al. 2023, theorem 3.1: softmax over T logits of Euclidean norm s has an entropy of at least
 log(1 + (T - 1) b) + s sqrt(T (T - 1)) b / (1 + (T - 1) b) with b = exp(-s sqrt(T / (T - 1))), and s is at most
 scale ||W_Q|| ||W_K|| ||X X^T||, spectral norms of a head's projections and of the layer's input. The theorem has
-||W_K W_Q^T|| in place of the product; rotary positions, which turn queries and keys between the two, ask for the product.
+||W_K W_Q^T|| in place of the product; rotary positions, which turn queries and keys between the two, ask for the
+product.
 
-Measured on a batch of validation data, for each block: the mean entropy over heads and rows (T is a row's visible keys),
-the mean of the bound at each row's own norm, with logits centred since softmax doesn't see their mean, and the mean of
-the bound at the theorem's norm.
+Measured on a batch of validation data, for each block: the mean entropy over heads and rows (T is a row's visible
+keys), the mean of the bound at each row's own norm, with logits centred since softmax doesn't see their mean, and the
+mean of the bound at the theorem's norm.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from conf.axis import ConfigError
 from data.batches import validation_batches
 from data.prepare import prepare
 from models.attention.attention import Attention
-from models.gpt import GPT
+from models.gpt import GPT, Block
 from train.config import Config, from_file
 from train.terminal import exit_with
 
@@ -91,10 +92,11 @@ def measure(model: GPT, tokens_BT: torch.Tensor) -> list[Measured]:
     inputs: list[torch.Tensor] = []
     hooks = []
     for index, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
         attention = block.attention
 
         def see_logits(
-            _: torch.nn.Module, args: tuple[torch.Tensor, ...], attention: Attention = attention, index: int = index
+            mix: torch.nn.Module, args: tuple[torch.Tensor, ...], attention: Attention = attention, index: int = index
         ) -> None:
             q_BHTK, k_BHTK, _, bias_HTT = args
             z_BHTT = attention.mix.scale * (q_BHTK.double() @ k_BHTK.double().mT)

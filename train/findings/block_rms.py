@@ -2,6 +2,8 @@
 
 The RMS of the residual stream behind a block, with qk-norm, at the end of runs, for the same block of all sizes: the
 paper's index 2, or the last that all have.
+
+Thresholds were set with the mini sweep of 2026-11-21 (one seed) in view, but before this code had judged it.
 """
 
 from __future__ import annotations

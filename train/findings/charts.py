@@ -42,6 +42,7 @@ def over_sizes_and_lrs(grid: pd.DataFrame, label: str, blocks: Mapping[tuple[int
     `grid` has a row a size and a column an LR; `blocks` the values of each block of some runs, by size and LR.
     """
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
 
     figure, (by_size, by_lr, by_block) = panels(3)
     sizes, lrs = [int(n) for n in grid.index], [float(lr) for lr in grid.columns]
@@ -57,7 +58,7 @@ def over_sizes_and_lrs(grid: pd.DataFrame, label: str, blocks: Mapping[tuple[int
     by_size.set_xticks([], minor=True)
     by_lr.set(xscale="log", xlabel="peak learning rate")
     by_block.set(xlabel="block (faint: lower LRs)")
-    by_block.xaxis.get_major_locator().set_params(integer=True)
+    by_block.xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel in (by_size, by_lr, by_block):
         panel.set_yscale("log")
     handles = [Line2D([], [], color=colour, label=f"N = {size_label(n)}") for n, colour in shades.items()]

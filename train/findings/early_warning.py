@@ -3,6 +3,8 @@
 That the RMS of updates does is held to follow from Wortsman et al. 2023b, who see it rise 1 to 8 steps before loss
 spikes; that attention logits do from Wortsman et al. 2023. Here a run breaks when it degrades
 (`train.sensitivity.DEGRADED`): slow divergence, no spikes, and probes are taken every few steps only.
+
+Thresholds were set with the mini sweep of 2026-11-21 (one seed) in view, but before this code had judged it.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ same batches, so the difference of their training losses is free of what batches
 
 The entropy bound of their theorem 3.1 needs the spectral norm of W_K W_Q^T and that of the layer's input, which no
 metric has: `python -m train.entropy_bound RUN` takes it from a run's weights.
+
+Thresholds were set with the mini sweep of 2026-11-21 (one seed) in view, but before this code had judged it.
 """
 
 from __future__ import annotations

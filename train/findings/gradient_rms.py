@@ -2,6 +2,8 @@
 
 Gradient RMS is that before clipping, as it comes out of the backward pass; update RMS is divided by the LR. Judged on
 the runs with qk-norm, as in the paper: without it a broken attention has its own gradients.
+
+Thresholds were set with the mini sweep of 2026-11-21 (one seed) in view, but before this code had judged it.
 """
 
 from __future__ import annotations
@@ -128,10 +130,14 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
             column = f"gradient/block{{}}/{tensor.partition('/')[2]}/rms"
             label = f"gradient RMS, {TITLES[tensor].removeprefix('the ').removesuffix(' of block 0')}"
             figures[f"gradient_rms_{name}"] = over_sizes_and_lrs(grid, label, of_blocks(sweep, arm, metrics, column))
+    ended = [run for name in sweep.names for run in sweep.ended(name).to_dict("records")]
     points = [
-        (int(run["size"]), *(at_end(metrics[run["run"]], f"{what}/{MLP}/rms") for what in ("gradient", "update")))
-        for name in sweep.names
-        for run in sweep.ended(name).to_dict("records")
+        (
+            int(run["size"]),
+            at_end(metrics[run["run"]], f"gradient/{MLP}/rms"),
+            at_end(metrics[run["run"]], f"update/{MLP}/rms"),
+        )
+        for run in ended
     ]
     if points:
         figures["update_against_gradient_rms"] = _updates(points, _epsilon(sweep))

@@ -71,7 +71,7 @@ def competitive(sweep: Arms) -> Check:
 def better_than_plain(sweep: Arms) -> Check:
     """Passes when at every size and every LR the mean loss over seeds with sigmaReparam is not above the plain model's,
     and at some LR below it by two standard errors between seeds, at least arms.LEAST_DIFFERENCE."""
-    found = []
+    found: list[dict[str, Any]] = []
     for n, (sigma, plain) in sweep.together(SIGMA, PLAIN):
         gains = at_each_lr(plain).mean(axis=0) - at_each_lr(sigma).mean(axis=0)
         error = spread([sigma, plain]) * np.sqrt(1 / len(sigma.by_seed) + 1 / len(plain.by_seed))

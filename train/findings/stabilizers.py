@@ -149,7 +149,9 @@ def _count(wrong: list[str], of: int) -> str:
 def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     """Final loss against LR of all arms, and their breaking LRs against the published ones."""
     sweep = arms(NAME, runs, tuple(PUBLISHED))
-    figures = {"loss_against_lr": arms_by_size(sweep)}
+    # The table's arms first: they keep their colours in both figures.
+    names = tuple(dict.fromkeys([*PUBLISHED, *runs["arm"].dropna()]))
+    figures = {"loss_against_lr": arms_by_size(arms(NAME, runs, names))}
     if found := first_degraded(sweep):
         figures["against_published"] = _against(found, float(sweep.runs["optimizer.lr"].max()))
     return figures
@@ -165,6 +167,9 @@ def _against(found: list[dict[str, Any]], top: float) -> Figure:
                        markersize=5, label=f"{arm}{' (none)' if beyond else ''}")  # fmt: skip
         panel.set(xscale="log", yscale="log", title=f"N = {size_label(one['N'])}")
         panel.set(xlabel="first diverging LR, Rybakov et al., 830M", ylabel="LR at which loss degrades")
+        lrs = sorted(set(PUBLISHED.values()))
+        panel.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+        panel.set_xticks([], minor=True)
         panel.legend(loc="best", fontsize=6.5)
     return figure
 
