@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -129,8 +130,9 @@ class Config(Architecture, Place):
 inherit_documentation(Config)
 
 
-def default_choices() -> dict[str, str]:
-    """The choice of each group that conf/config.yaml names."""
+@cache
+def default_choices() -> Mapping[str, str]:
+    """The choice of each group that conf/config.yaml names. Read once: every run's name asks for it."""
     entries = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
     return {k: v for entry in entries if isinstance(entry, dict) for k, v in entry.items()}
 
