@@ -37,7 +37,8 @@ class MixingRule(nn.Module):
         is kept for it.
         """
         rows = at_once(q_BHTK)
-        if rows >= len(q_BHTK):
+        # Compiled, the gradient of a plain product has strides that the backward pass of a layernorm of q can't view.
+        if rows >= len(q_BHTK) and not torch.compiler.is_compiling():
             return self._mixed(q_BHTK, k_BHTK, v_BHTK, bias_HTT)
         parts = zip(q_BHTK.split(rows), k_BHTK.split(rows), v_BHTK.split(rows), strict=True)
         mixed = [
