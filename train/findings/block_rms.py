@@ -124,4 +124,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"block_output_rms": over_sizes_and_lrs(grid, f"RMS of the output of block {block(sweep)}", blocks)}
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=10))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=11))

@@ -136,4 +136,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"loss_against_lr": figure}
 
 
-register(Finding("decay_value", CLAIM, SOURCE, judge, draw, minutes=3))
+register(Finding("decay_value", CLAIM, SOURCE, judge, draw, minutes=5))

@@ -213,4 +213,4 @@ def _first(found: list[Order]) -> Figure:
     return figure
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=10))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=11))

@@ -219,4 +219,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"loss_gradients_and_updates": figure}
 
 
-register(Finding("epsilon", CLAIM, SOURCE, judge, draw, minutes=6))
+register(Finding("epsilon", CLAIM, SOURCE, judge, draw, minutes=4))

@@ -171,4 +171,4 @@ def _updates(points: list[tuple[int, float, float]], epsilon: float) -> Figure:
     return figure
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=10))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=11))

@@ -132,4 +132,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     }
 
 
-register(Finding("independent_decay", CLAIM, SOURCE, judge, draw, minutes=7))
+register(Finding("independent_decay", CLAIM, SOURCE, judge, draw, minutes=4))

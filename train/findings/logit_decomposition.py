@@ -179,4 +179,4 @@ def _by_parts(grown: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=10))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=11))

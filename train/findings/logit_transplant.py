@@ -187,4 +187,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"loss_against_kappa": figure}
 
 
-register(Finding("logit_transplant", CLAIM, SOURCE, judge, draw, minutes=2))
+register(Finding("logit_transplant", CLAIM, SOURCE, judge, draw, minutes=3))

@@ -41,4 +41,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     }
 
 
-register(Finding("parameter_rms", CLAIM, SOURCE, judge, draw, minutes=8))
+register(Finding("parameter_rms", CLAIM, SOURCE, judge, draw, minutes=9))

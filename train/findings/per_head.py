@@ -126,4 +126,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"loss_against_lr": arms_by_size(pair(runs))}
 
 
-register(Finding("per_head", CLAIM, SOURCE, judge, draw, minutes=6))
+register(Finding("per_head", CLAIM, SOURCE, judge, draw, minutes=7))

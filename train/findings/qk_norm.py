@@ -264,4 +264,4 @@ def _lr(lr: float | None, top: float) -> str:
     return f"{lr:.2g}" if lr is not None else f"> {top:g}"
 
 
-register(Finding("qk_norm", CLAIM, SOURCE, judge, draw, minutes=10))
+register(Finding("qk_norm", CLAIM, SOURCE, judge, draw, minutes=11))

@@ -124,4 +124,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     }
 
 
-register(Finding("relu_attention", CLAIM, SOURCE, judge, draw, minutes=5))
+register(Finding("relu_attention", CLAIM, SOURCE, judge, draw, minutes=6))

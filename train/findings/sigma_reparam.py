@@ -116,4 +116,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"loss_against_lr": arms_by_size(arms(NAME, runs, (PLAIN, SIGMA, NORM)))}
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=3))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=6))

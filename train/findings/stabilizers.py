@@ -174,4 +174,4 @@ def _against(found: list[dict[str, Any]], top: float) -> Figure:
     return figure
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=8))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=8, slow=True))

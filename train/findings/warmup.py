@@ -135,4 +135,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"loss_and_sensitivity": arms_by_size(ladder(runs))}
 
 
-register(Finding("warmup", CLAIM, SOURCE, judge, draw, minutes=9))
+register(Finding("warmup", CLAIM, SOURCE, judge, draw, minutes=11))
