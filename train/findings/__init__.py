@@ -80,7 +80,7 @@ class Finding:
     draw: Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], dict[str, Figure]]
     """Figures by file name."""
     minutes: float
-    """What the runs of its experiment take on 2 cores when none is there yet, from the time that a run of each size took."""
+    """What its experiment takes on 2 cores when no run is there yet, from the time of a run of each size."""
     slow: bool = False
     """Left out of `python -m train.findings all`."""
 
