@@ -28,6 +28,8 @@ from train.schedules import SCHEDULE, ScheduleConfig
 CONF = Path(conf.__file__).parent
 
 Count = Annotated[int, Field(ge=1)]
+LONGEST_NAME = 200
+"""Characters of a run's readable name; file systems take 255 with the hash. What is cut off is in the hash."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -124,7 +126,8 @@ class Config(Architecture, Place):
             name = getattr(self, axis).name
             if axis not in ("qk_norm", *Place.__dataclass_fields__) and name != defaults.get(axis, name):
                 chosen.append(f"{axis}_{name}")
-        return "-".join([*chosen, f"lr{self.optimizer.lr:g}", f"seed{self.seed}"])
+        end = f"-lr{self.optimizer.lr:g}-seed{self.seed}"
+        return "-".join(chosen)[: LONGEST_NAME - len(end)] + end
 
 
 inherit_documentation(Config)

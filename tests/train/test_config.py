@@ -10,7 +10,7 @@ import pytest
 from conf.axis import Axis, ConfigError, axes, checked
 from models.size import SizeConfig
 from tests.conftest import choice, complete, tiny, yaml_values
-from train.config import CONF, Config, Place, all_keys, choices, compose, from_file, to_yaml
+from train.config import CONF, LONGEST_NAME, Config, Place, all_keys, choices, compose, from_file, to_yaml
 
 AXES = axes(Config)
 # Corpora have tests of their own.
@@ -290,6 +290,18 @@ class TestDigest:
 
 
 class TestRunName:
+    def test_a_long_name_fits_a_file_system(self) -> None:
+        """Every axis at another choice than the default's: 255 bytes is what a folder's name may have."""
+        many = [
+            "attention=relu_squared", "norm=dyt", "placement=peri", "position=alibi", "mlp=relu2", "init=gpt2",
+            "parametrization=inverse_scale", "reparametrization=mu_centering", "loss=label_smoothing",
+            "optimizer=stable_adamw", "schedule=constant",
+        ]  # fmt: skip
+        config, other = tiny(*many), tiny(*many, "layer_scale=0.1")
+        assert len(config.readable()) == LONGEST_NAME
+        assert config.readable().endswith("-lr0.01-seed0")
+        assert config.run_name() != other.run_name()
+
     def test_readable_part_and_hash(self) -> None:
         assert compose(["model=mini-0.1M", "data=textmix"]).readable() == "mini-0.1M-qk_layernorm-lr0.01-seed0"
         config = tiny("qk_norm=none", "norm=rmsnorm", "optimizer.lr=3e-4", "seed=7")

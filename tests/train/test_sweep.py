@@ -118,7 +118,7 @@ def test_a_failing_run_stops_no_other_and_is_named(tmp_path):
 @pytest.mark.parametrize("whole_group", [True, False], ids=["ctrl_c", "sigterm"])
 def test_interruption_leaves_checkpoints_and_the_same_command_goes_on(tmp_path, whole_group):
     """Ctrl-C reaches every process of the terminal's group, Slurm's or a person's SIGTERM the sweep alone."""
-    overrides = ["seed=0,1,2", "steps=500", "watch_every=25", f"out={tmp_path}"]
+    overrides = ["seed=0,1,2", "steps=1500", "watch_every=25", f"out={tmp_path}"]
     command = [sys.executable, "-m", "train.sweep", *TINY, *overrides]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -126,7 +126,7 @@ def test_interruption_leaves_checkpoints_and_the_same_command_goes_on(tmp_path, 
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list(tmp_path.glob("*/*/timing.jsonl")):
         time.sleep(0.05)
-    time.sleep(0.5)
+    time.sleep(0.2)
     if whole_group:
         os.killpg(process.pid, signal.SIGINT)
     else:
