@@ -79,13 +79,18 @@ def _markdown(text: str) -> str:
     return "".join(re.sub(r"\|" if i % 2 else r"[\\|*<]", r"\\\g<0>", part) for i, part in enumerate(parts))
 
 
+def replaced(text: str, begin: str, end: str, new: str) -> str:
+    """The text with `new` between the two lines that mark its place."""
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not closed:
+        raise ValueError(f"README has no lines {begin!r} and {end!r}")
+    return before + found + new + closed + after
+
+
 def renewed(readme: str) -> str:
     """README's text with the table of now."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"README has no lines {BEGIN!r} and {END!r}")
-    return before + begin + table() + end + after
+    return replaced(readme, BEGIN, END, table())
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from train.axes_table import README
+from train.axes_table import END, README, replaced
 from train.findings import FINDINGS, Finding
 from train.findings.__main__ import state
 from train.runfolder import read_json
 from train.terminal import duration, exit_with
 
-BEGIN, END = "<!-- written by python -m train.findings_table -->\n", "<!-- end of what it writes -->\n"
+BEGIN = "<!-- written by python -m train.findings_table -->\n"
 RESULTS = Path(__file__).parent / "findings" / "RESULTS.md"
 HEAD = ["finding", "claim", "source", "verdict", "at N", "effect", "2 cores"]
 
@@ -84,17 +84,8 @@ def _section(finding: Finding, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def renewed(readme: str, out: Path) -> str:
-    """README's text with the table of these sweeps."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"README has no lines {BEGIN!r} and {END!r}")
-    return before + begin + table(out) + end + after
-
-
 def write(out: Path) -> None:
-    README.write_text(renewed(README.read_text(), out))
+    README.write_text(replaced(README.read_text(), BEGIN, END, table(out)))
     RESULTS.write_text(results(out))
     pictures = RESULTS.parent / "results"
     pictures.mkdir(exist_ok=True)

@@ -38,17 +38,14 @@ def judge(findings: list[Finding], overrides: list[str]) -> int:
     from train.report import load_sweep, write_report
     from train.sweep import run
 
-    sweeps = [
-        (f, plan([f"experiment={f.name}", *overrides])) for f in findings
-    ]  # a bad override stops all of them here
-    failed, folders = 0, []
-    for finding, _ in sweeps:
-        # Planned again: the sweeps before this one may have ended runs that it shares.
-        sweep = plan([f"experiment={finding.name}", *overrides])
+    # All planned before any is run, so that a bad override stops them here. Which runs a sweep shares with those before
+    # it is looked up when its turn comes.
+    sweeps = {finding: plan([f"experiment={finding.name}", *overrides]) for finding in findings}
+    failed = 0
+    for sweep in sweeps.values():
         failed |= run(sweep)
         write_report(load_sweep(sweep.folder))
-        folders.append((finding, sweep.folder))
-    show([(finding, state(folder)) for finding, folder in folders])
+    show([(finding, state(sweep.folder)) for finding, sweep in sweeps.items()])
     return failed
 
 

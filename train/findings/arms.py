@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +58,7 @@ class Arms:
     @property
     def noise(self) -> float | None:
         """Standard deviation between seeds of an LR sensitivity, pooled over all curves of several seeds."""
-        parts = [(len(c.by_seed) - 1, c.std**2) for c in self.curves.values() if c.std is not None]
-        degrees = sum(k for k, _ in parts)
-        return math.sqrt(sum(k * variance for k, variance in parts) / degrees) if degrees else None
+        return pooled_std([one.sensitivity for one in c.by_seed.values()] for c in self.curves.values())
 
     def needed(self, a: OverSeeds, b: OverSeeds) -> float:
         """Nats by which the mean sensitivities of two curves must differ to count: two standard errors of their
@@ -148,6 +146,15 @@ def on_one_grid(curves: Sequence[OverSeeds]) -> list[OverSeeds]:
 def _at(curve: LRSensitivity, lrs: set[float]) -> LRSensitivity:
     kept = [(lr, loss) for lr, loss in zip(curve.lrs, curve.losses, strict=True) if lr in lrs]
     return lr_sensitivity([lr for lr, _ in kept], [loss for _, loss in kept], curve.loss_init, curve.margin)
+
+
+def pooled_std(groups: Iterable[Sequence[float]]) -> float | None:
+    """Standard deviation within groups (the seeds of one setting), pooled; None where no group has two finite
+    values."""
+    finite = [found[np.isfinite(found)] for found in (np.asarray(group, dtype=float) for group in groups)]
+    parts = [(len(found) - 1, float(np.var(found, ddof=1))) for found in finite if len(found) > 1]
+    degrees = sum(k for k, _ in parts)
+    return math.sqrt(sum(k * variance for k, variance in parts) / degrees) if degrees else None
 
 
 def optimal_lr(curve: OverSeeds) -> float:

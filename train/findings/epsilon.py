@@ -14,8 +14,8 @@ import numpy as np
 
 from train.figures import colours, panels, smooth, styled
 from train.findings import Check, Finding, Verdict, register
-from train.findings.arms import LEAST_DIFFERENCE, Arms, arms
-from train.findings.measures import by_value, pooled_std, tail
+from train.findings.arms import LEAST_DIFFERENCE, Arms, arms, pooled_std
+from train.findings.measures import by_value, tail
 from train.findings.panels import arms_legend
 from train.findings.trends import Value
 from train.sensitivity import DEGRADED

@@ -15,8 +15,8 @@ import numpy as np
 
 from train.figures import panels, size_label, styled
 from train.findings import Check, Finding, Verdict, register
-from train.findings.arms import Arms, arms, pm
-from train.findings.measures import pooled_std, short
+from train.findings.arms import Arms, arms, pm, pooled_std
+from train.findings.measures import short
 from train.findings.panels import arm_colours, arms_by_size, arms_legend
 from train.findings.trends import Value, all_of
 

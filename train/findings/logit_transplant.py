@@ -14,8 +14,8 @@ import numpy as np
 from conf.axis import ConfigError
 from train.figures import panels, styled
 from train.findings import Check, Finding, Verdict, register
-from train.findings.arms import LEAST_DIFFERENCE
-from train.findings.measures import pooled_std, short
+from train.findings.arms import LEAST_DIFFERENCE, pooled_std
+from train.findings.measures import short
 from train.findings.trends import Value
 from train.sensitivity import DEGRADED
 

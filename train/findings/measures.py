@@ -1,9 +1,8 @@
-"""Arms in the order of a config value, spread between seeds, null claims, and means over the end of a run."""
+"""Arms in the order of a config value, null claims, and means over the end of a run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,15 +34,6 @@ def by_value(finding: str, runs: pd.DataFrame, column: str) -> list[str]:
             f"{', '.join(values) or 'none'}: run it with experiment={finding}"
         )
     return sorted(values, key=lambda arm: values[arm][0])
-
-
-def pooled_std(groups: Iterable[Sequence[float]]) -> float | None:
-    """Standard deviation within groups (the seeds of one setting), pooled; None where no group has two finite
-    values."""
-    finite = [found[np.isfinite(found)] for found in (np.asarray(group, dtype=float) for group in groups)]
-    parts = [(len(found) - 1, float(np.var(found, ddof=1))) for found in finite if len(found) > 1]
-    degrees = sum(k for k, _ in parts)
-    return math.sqrt(sum(k * variance for k, variance in parts) / degrees) if degrees else None
 
 
 def tail(rows: pd.DataFrame, column: str, share: float) -> float:

@@ -10,8 +10,8 @@ import numpy as np
 
 from train.figures import size_label
 from train.findings import Check, Finding, Verdict, register
-from train.findings.arms import Arms, arms, pm
-from train.findings.measures import TOLERANCE, noise_note, pooled_std
+from train.findings.arms import Arms, arms, pm, pooled_std
+from train.findings.measures import TOLERANCE, noise_note
 from train.findings.panels import arms_by_size
 from train.findings.trends import Value, all_of
 from train.sensitivity import DEGRADED

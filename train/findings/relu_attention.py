@@ -13,8 +13,8 @@ import numpy as np
 
 from train.figures import arms_against_lr, size_label
 from train.findings import Check, Finding, Verdict, register
-from train.findings.arms import Arms, arms
-from train.findings.measures import pooled_std, short
+from train.findings.arms import Arms, arms, pooled_std
+from train.findings.measures import short
 from train.findings.trends import Value, all_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 
 from train.figures import size_label
 from train.findings import Check
-from train.findings.arms import LEAST_DIFFERENCE, Arms, optimal_lr
+from train.findings.arms import LEAST_DIFFERENCE, Arms, optimal_lr, pooled_std
 from train.sensitivity import LRSensitivity, OverSeeds, lr_sensitivity
 
 if TYPE_CHECKING:
@@ -78,10 +78,7 @@ def all_of(results: Iterable[bool | None]) -> bool | None:
 
 def spread(sweep: Arms, of: Callable[[LRSensitivity], float]) -> float | None:
     """Standard deviation between seeds of a number of a curve, pooled over all curves of several seeds."""
-    found = [[of(one) for one in curve.by_seed.values()] for curve in sweep.curves.values()]
-    parts = [(len(values) - 1, float(np.var(values, ddof=1))) for values in found if len(values) > 1]
-    degrees = sum(k for k, _ in parts)
-    return math.sqrt(sum(k * variance for k, variance in parts) / degrees) if degrees else None
+    return pooled_std([of(one) for one in curve.by_seed.values()] for curve in sweep.curves.values())
 
 
 def mean(sweep: Arms, curve: OverSeeds, of: Callable[[LRSensitivity], float]) -> Value:
