@@ -13,7 +13,7 @@ from torch import nn
 
 from conf.axis import CHECKED, Choice, axes, import_all
 from models.attention.attention import Attention
-from models.attention.mixing import ATTENTION, MixingConfig
+from models.attention.mixing import ATTENTION, LayerShape, MixingConfig
 from models.attention.value_residual import ValueResidualName, value_residual
 from models.init import INIT, InitConfig
 from models.layers import Embedding, Linear
@@ -76,21 +76,16 @@ class Block(nn.Module):
     def __init__(self, arch: Architecture, positions: Positions, context: int, index: int) -> None:
         super().__init__()
         width, heads = arch.model.width, arch.model.heads
+        head_dim = arch.model.head_dim
+        scale = arch.placement.attention_scale(head_dim, arch.parametrization.attention_scale(head_dim))
+        layer = LayerShape(width, heads, head_dim, scale, context, index, arch.model.depth)
         self.attention_norms = _norms(arch, "attention", index)
         self.attention = Attention(
             width,
             heads,
-            arch.qk_norm.build(heads=heads, head_dim=arch.model.head_dim, context=context),
+            arch.qk_norm.build(heads=heads, head_dim=head_dim, context=context),
             positions,
-            arch.attention.build(
-                heads=heads,
-                head_dim=arch.model.head_dim,
-                scale=arch.placement.attention_scale(
-                    arch.model.head_dim, arch.parametrization.attention_scale(arch.model.head_dim)
-                ),
-                context=context,
-                block=index,
-            ),
+            arch.attention.build(layer),
         )
         if arch.value_residual is not None and index > 0:
             self.attention.value_residual = value_residual(arch.value_residual)

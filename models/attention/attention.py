@@ -50,9 +50,9 @@ class Attention(nn.Module):
         if self.behind_positions is not None:
             q_BHTK, k_BHTK = self.behind_positions(q_BHTK, k_BHTK)
         bias_HTT = positions.bias(x_BTD.shape[1])
-        stats = self.mix.watch(q_BHTK, k_BHTK, bias_HTT) if watch else {}
+        stats = self.mix.watch(q_BHTK, k_BHTK, bias_HTT, x_BTD) if watch else {}
         if self.keep_maximum and self.training:
             stats["step_max"] = largest_logit(q_BHTK, k_BHTK, self.mix.scale)
         seen_BHTK = v_BHTK if self.value_residual is None else self.value_residual(first_BHTK, v_BHTK)
-        mixed_BTD = self.mix(q_BHTK, k_BHTK, seen_BHTK, bias_HTT).transpose(1, 2).flatten(2)
+        mixed_BTD = self.mix(q_BHTK, k_BHTK, seen_BHTK, bias_HTT, x_BTD).transpose(1, 2).flatten(2)
         return self.out(mixed_BTD), stats, v_BHTK

@@ -3,8 +3,12 @@
 A rule is one file in this folder: a module with a fast path (`forward`) and an explicit path (`weights`), and a frozen
 dataclass that names it. Every file here is imported, so that a rule is registered by being there.
 
-Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K head dimension.
+Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K head dimension, D model width.
 """
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -12,7 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from conf.axis import CHECKED, Axis
-from models.probes import SCORES_AT_ONCE, Stats, attention_scores, full_precision, weight_entropy
+from models.probes import SCORES_AT_ONCE, Stats, attention_scores, causal_logits, full_precision, weight_entropy
 
 
 def at_once(q_BHTK: torch.Tensor) -> int:
@@ -21,15 +25,41 @@ def at_once(q_BHTK: torch.Tensor) -> int:
     return max(1, SCORES_AT_ONCE // (heads * length * length))
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerShape:
+    """What an attention layer is built for."""
+
+    width: int
+    heads: int
+    head_dim: int
+    scale: float
+    """What multiplies q k^T."""
+    context: int
+    """Tokens of a training sequence."""
+    block: int
+    """Counted from 0."""
+    depth: int
+    """Blocks of the model."""
+
+
 class MixingRule(nn.Module):
-    """Base of the rules. `bias` is what positions add to the scaled logits, [H, T, T], or None."""
+    """Base of the rules.
+
+    `bias` is what positions add to the scaled logits, [H, T, T], or None. `x` is the input of the attention layer,
+    [B, T, D], for rules that make more of it than queries, keys and values.
+    """
 
     def __init__(self, scale: float) -> None:
         super().__init__()
         self.scale = scale
 
     def forward(
-        self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        v_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None = None,
+        x_BTD: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The fast path, [B, H, T, K]; a rule without one mixes through its explicit weights.
 
@@ -39,36 +69,72 @@ class MixingRule(nn.Module):
         rows = at_once(q_BHTK)
         # Compiled, the gradient of a plain product has strides that the backward pass of a layernorm of q can't view.
         if rows >= len(q_BHTK) and not torch.compiler.is_compiling():
-            return self._mixed(q_BHTK, k_BHTK, v_BHTK, bias_HTT)
-        parts = zip(q_BHTK.split(rows), k_BHTK.split(rows), v_BHTK.split(rows), strict=True)
+            return self._mixed(q_BHTK, k_BHTK, v_BHTK, bias_HTT, x_BTD)
+        parts = zip(q_BHTK.split(rows), k_BHTK.split(rows), v_BHTK.split(rows), _split(x_BTD, rows), strict=False)
         mixed = [
-            checkpoint(self._mixed, *part, bias_HTT, use_reentrant=False, preserve_rng_state=False) for part in parts
+            checkpoint(self._mixed, q, k, v, bias_HTT, x, use_reentrant=False, preserve_rng_state=False)
+            for q, k, v, x in parts
         ]
         return torch.cat(mixed)
 
     def _mixed(
-        self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        v_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None,
+        x_BTD: torch.Tensor | None,
     ) -> torch.Tensor:
-        return self.weights(q_BHTK, k_BHTK, bias_HTT).to(v_BHTK.dtype) @ v_BHTK
+        return self.finish(self.weights(q_BHTK, k_BHTK, bias_HTT, x_BTD).to(v_BHTK.dtype) @ v_BHTK)
 
-    def weights(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.Tensor:
+    def weights(
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None = None,
+        x_BTD: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """The explicit path: the weights of the values, fp32 [B, H, T, T], zero above the diagonal."""
+        return self.of_logits(causal_logits(q_BHTK, k_BHTK, self.scale, bias_HTT), x_BTD)
+
+    def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
+        """The weights of a rule that is a function of scaled logits: fp32, -inf above the diagonal."""
         raise NotImplementedError
 
-    def entropy(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.Tensor:
+    def finish(self, mixed_BHTK: torch.Tensor) -> torch.Tensor:
+        """What a rule does to the weighted values of its heads before the output projection."""
+        return mixed_BHTK
+
+    def entropy(
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None = None,
+        x_BTD: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Entropy of each row of the weights in nats, [B, H, T]; of |w| / sum |w| where rows don't sum to one."""
         rows = at_once(q_BHTK)
-        parts = zip(q_BHTK.split(rows), k_BHTK.split(rows), strict=True)
-        return torch.cat([weight_entropy(self.weights(*part, bias_HTT)) for part in parts])
+        parts = zip(q_BHTK.split(rows), k_BHTK.split(rows), _split(x_BTD, rows), strict=False)
+        return torch.cat([weight_entropy(self.weights(q, k, bias_HTT, x)) for q, k, x in parts])
 
     @torch.no_grad()
-    def watch(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> Stats:
+    def watch(
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None = None,
+        x_BTD: torch.Tensor | None = None,
+    ) -> Stats:
         """Probes of this layer, each [H]: of the logits, the norms of q and k, and the entropy."""
         q_BHTK, k_BHTK = q_BHTK.detach().float(), k_BHTK.detach().float()
         with full_precision(q_BHTK):
             stats = attention_scores(q_BHTK, k_BHTK, self.scale, bias_HTT)
-            stats["entropy"] = self.entropy(q_BHTK, k_BHTK, bias_HTT).mean((0, 2))
+            stats["entropy"] = self.entropy(q_BHTK, k_BHTK, bias_HTT, x_BTD).mean((0, 2))
         return stats
+
+
+def _split(x_BTD: torch.Tensor | None, rows: int) -> Iterable[torch.Tensor | None]:
+    return itertools.repeat(None) if x_BTD is None else x_BTD.split(rows)
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -76,8 +142,7 @@ class MixingConfig:
     name: str
     dot_product = False  # whether it is a function of scale q_i k_j, plus what positions add: what qk_clip relies on
 
-    def build(self, *, heads: int, head_dim: int, scale: float, context: int, block: int) -> MixingRule:
-        """The rule of block number `block`, counted from 0; `scale` multiplies q k^T."""
+    def build(self, layer: LayerShape) -> MixingRule:
         raise NotImplementedError
 
 

@@ -14,8 +14,7 @@ import torch
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.attention.mixing import ATTENTION, MixingConfig, MixingRule
-from models.probes import causal_logits
+from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
 
 
 class SquaredReLU(MixingRule):
@@ -23,9 +22,9 @@ class SquaredReLU(MixingRule):
         super().__init__(scale)
         self.root = math.sqrt(context)
 
-    def weights(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.Tensor:
+    def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         # relu(-inf) = 0: what the mask hides has no weight.
-        return torch.relu(causal_logits(q_BHTK, k_BHTK, self.scale, bias_HTT)).square() / self.root
+        return torch.relu(z_BHTT).square() / self.root
 
 
 @ATTENTION.register
@@ -36,5 +35,5 @@ class SquaredReLUConfig(MixingConfig):
     name: Literal["relu_squared"] = "relu_squared"
     dot_product = True
 
-    def build(self, *, heads: int, head_dim: int, scale: float, context: int, block: int) -> MixingRule:
-        return SquaredReLU(scale, context)
+    def build(self, layer: LayerShape) -> MixingRule:
+        return SquaredReLU(layer.scale, layer.context)

@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.attention.mixing import ATTENTION, MixingConfig, MixingRule
+from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
 from models.probes import causal, scaled_products
 
 
@@ -24,7 +24,13 @@ class Softcap(MixingRule):
         super().__init__(scale)
         self.cap = cap
 
-    def weights(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.Tensor:
+    def weights(
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None = None,
+        x_BTD: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         capped_BHTT = self.cap * torch.tanh(scaled_products(q_BHTK, k_BHTK, self.scale / self.cap))
         return torch.softmax(causal(capped_BHTT, bias_HTT), -1)
 
@@ -42,5 +48,5 @@ class SoftcapConfig(MixingConfig):
     cap: Annotated[float, Field(gt=0)] = 50.0
     """Bound of the logits. Gemma 2's."""
 
-    def build(self, *, heads: int, head_dim: int, scale: float, context: int, block: int) -> MixingRule:
-        return Softcap(scale, self.cap)
+    def build(self, layer: LayerShape) -> MixingRule:
+        return Softcap(layer.scale, self.cap)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.attention.mixing import ATTENTION, MixingConfig, MixingRule
-from models.probes import causal_logits, full_precision, fused_entropy
+from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
+from models.probes import full_precision, fused_entropy
 
 
 class Softmax(MixingRule):
@@ -19,7 +19,12 @@ class Softmax(MixingRule):
     """
 
     def forward(
-        self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        v_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None = None,
+        x_BTD: torch.Tensor | None = None,
     ) -> torch.Tensor:
         dtype = torch.float32 if v_BHTK.is_cpu and v_BHTK.dtype == torch.bfloat16 else v_BHTK.dtype
         mask_BHTT = None
@@ -38,12 +43,18 @@ class Softmax(MixingRule):
             )
         return out_BHTK.to(v_BHTK.dtype)
 
-    def weights(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.Tensor:
-        return torch.softmax(causal_logits(q_BHTK, k_BHTK, self.scale, bias_HTT), -1)
+    def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.softmax(z_BHTT, -1)
 
-    def entropy(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.Tensor:
+    def entropy(
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None = None,
+        x_BTD: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         if bias_HTT is not None or q_BHTK.device.type not in ("cpu", "cuda"):
-            return super().entropy(q_BHTK, k_BHTK, bias_HTT)
+            return super().entropy(q_BHTK, k_BHTK, bias_HTT, x_BTD)
         return fused_entropy(q_BHTK, k_BHTK, self.scale)
 
 
@@ -53,5 +64,5 @@ class SoftmaxConfig(MixingConfig):
     name: Literal["softmax"] = "softmax"
     dot_product = True
 
-    def build(self, *, heads: int, head_dim: int, scale: float, context: int, block: int) -> MixingRule:
-        return Softmax(scale)
+    def build(self, layer: LayerShape) -> MixingRule:
+        return Softmax(layer.scale)

@@ -7,7 +7,7 @@ import torch
 
 from conf.axis import ConfigError, import_all
 from models.attention.attention import Attention
-from models.attention.mixing import ATTENTION
+from models.attention.softmax import Softmax
 from models.positions import POSITION, Positions
 from models.qk_norm import QK_NORM
 from tests.conftest import choice, randn, tiny
@@ -105,7 +105,7 @@ class TestALiBi:
 
     def test_logits_get_the_bias(self) -> None:
         """With zero queries the weights are softmax(-slope distance), and the largest logit is 0, on the diagonal."""
-        rule = choice(ATTENTION, "softmax").build(heads=H, head_dim=K, scale=K**-0.5, context=T, block=0)
+        rule = Softmax(K**-0.5)
         attention = Attention(
             D, H, choice(QK_NORM, "none").build(heads=H, head_dim=K, context=T), positions("alibi"), rule
         )
@@ -151,7 +151,7 @@ def test_order_is_seen_through_positions_alone(name: str) -> None:
     """Swapping two earlier tokens changes the last output, unless there are no positions."""
     torch.manual_seed(0)
     made = positions(name)
-    rule = choice(ATTENTION, "softmax").build(heads=H, head_dim=K, scale=K**-0.5, context=T, block=0)
+    rule = Softmax(K**-0.5)
     attention = Attention(D, H, choice(QK_NORM, "none").build(heads=H, head_dim=K, context=T), made, rule)
     x_BTD = randn(B, T, D)
     swapped_BTD = x_BTD[:, [1, 0, *range(2, T)]]

@@ -11,7 +11,7 @@ from torch import nn
 
 from conf.axis import import_all
 from models.attention.attention import Attention
-from models.attention.mixing import ATTENTION
+from models.attention.softmax import Softmax
 from models.positions import POSITION
 from models.qk_norm import QK_NORM
 from tests.conftest import choice, randn
@@ -33,7 +33,7 @@ def logits(normalize: nn.Module, q: torch.Tensor, k: torch.Tensor) -> torch.Tens
 
 def attention_layer(name: str, position: str = "rope") -> Attention:
     torch.manual_seed(0)
-    rule = choice(ATTENTION, "softmax").build(heads=H, head_dim=K, scale=K**-0.5, context=T, block=0)
+    rule = Softmax(K**-0.5)
     return Attention(H * K, H, norm(name), choice(POSITION, position).build(H * K, H, T), rule)
 
 

@@ -13,6 +13,7 @@ import torch
 from conf.axis import axes
 from models.size import SizeConfig
 from tests.conftest import TINY, complete, largest_difference, tiny
+from tests.models.attention.helpers import RULES, own_tests
 from train.config import Config
 from train.module import Proxy
 
@@ -25,9 +26,6 @@ STEP = {"lr": "2e-2", "clip": "0.01", "qk_clip": "1e-3", "decay": "coupled", "we
 ADAM = STEP | {"beta1": "0.5", "beta2": "0.5", "eps": "1e-3"}
 # An alternative for each field of each choice. A new field or choice fails here until it is given one.
 KNOBS: dict[str, dict[str, str]] = {
-    "attention=softmax": {},
-    "attention=softcap": {"cap": "0.5"},
-    "attention=relu_squared": {},
     "qk_norm=none": {},
     "qk_norm=layernorm": {"eps": "1e-2"},
     "qk_norm=layernorm_model": {"eps": "1e-2"},
@@ -123,6 +121,8 @@ KNOBS: dict[str, dict[str, str]] = {
         "decay": "linear",
     },
 }
+# Those of a mixing rule are in the file of its tests.
+KNOBS |= {f"attention={rule}": own_tests(rule).KNOBS for rule in RULES}
 SIZE = {"width": "32", "depth": "2", "heads": "4"}
 # What a choice, a field or a field of a choice needs to have an effect in a run of four steps.
 NEEDS = {
