@@ -208,8 +208,7 @@ def sensitivity_against_size(curves: Mapping[tuple[int, str], OverSeeds], lines:
     )
     plain_ticks(axes)
     sizes = sorted({n for n, _ in curves})
-    axes.set_xticks(sizes, [size_label(n) for n in sizes])
-    axes.set_xticks([], minor=True)
+    size_ticks(axes, sizes)
     axes.margins(x=0.12, y=0.15)
     figure.legend(loc="outside upper center", ncols=4)
     return figure
@@ -241,12 +240,21 @@ def against_size(
         if label not in linear:
             plain_ticks(panel)
         sizes = sorted({n for values in arms.values() for n in values})
-        panel.set_xticks(sizes, [size_label(n) for n in sizes])
-        panel.set_xticks([], minor=True)
+        size_ticks(panel, sizes)
         panel.margins(x=0.12, y=0.12)
     columns = max(1, int(figure.get_figwidth() / 1.35))
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns, columnspacing=1.2)
     return figure
+
+
+def size_ticks(axes: Axes, sizes: Sequence[int]) -> None:
+    """A tick at each N of a log axis, but at those so close to the last that their labels would overlap."""
+    shown: list[int] = []
+    for n in sorted(sizes):
+        if not shown or n > 1.15 * shown[-1]:
+            shown.append(n)
+    axes.set_xticks(shown, [size_label(n) for n in shown])
+    axes.set_xticks([], minor=True)
 
 
 def plain_ticks(axes: Axes) -> None:

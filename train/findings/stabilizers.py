@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import le, lt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from train.figures import ARM_COLOURS, panels, size_label, styled
 from train.findings import Check, Finding, Verdict, register
-from train.findings.arms import Arms, arms
-from train.findings.panels import arms_by_size
+from train.findings.shared.arms import Arms, arms
+from train.findings.shared.panels import arms_by_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,53 +98,38 @@ def order(sweep: Arms, found: list[dict[str, Any]]) -> Check:
     )
 
 
-def _holds(found: list[dict[str, Any]], ahead: Mapping[str, str], strict: bool) -> tuple[bool | None, list[str]]:
-    """Whether for each pair the first arm's first degraded LR is below (or not above) the second's; those it fails."""
-    if not found:
-        return None, []
-    if all(math.isinf(lr) for one in found for lr in one["first"].values()):
-        return None, []
-    wrong = []
-    for one in found:
-        for high, low in ahead.items():
-            a, b = one["first"][low], one["first"][high]
-            if a > b or (strict and a == b):
-                wrong.append(f"{low} {a:g}, {high} {b:g}")
-    return not wrong, wrong
-
-
 def baseline_first(sweep: Arms, found: list[dict[str, Any]]) -> Check:
     """Passes when at every size each stabilizer first degrades at a higher LR of the grid than the baseline."""
-    passed, wrong = _holds(found, {arm: BASELINE for arm in sweep.names if arm != BASELINE}, strict=True)
-    gaps = sweep.gaps()
-    return Check(
-        claim="Every stabilizer bears a higher learning rate than the baseline",
-        passed=None if gaps else passed,
-        numbers={"wrong": wrong},
-        text=gaps + _count(wrong, len(found) * (len(sweep.names) - 1)),
-    )
+    pairs = [(BASELINE, arm) for arm in sweep.names if arm != BASELINE]
+    return _all_below("Every stabilizer bears a higher learning rate than the baseline", sweep, found, pairs, lt)
 
 
 def qkv_last(sweep: Arms, found: list[dict[str, Any]]) -> Check:
     """Passes when at every size no other published stabilizer first degrades at a higher LR of the grid than QKV-norm:
     on a coarse grid it may tie."""
-    wrong: list[str] = []
-    passed: bool | None = None
-    for arm in (arm for arm in sweep.names if arm != LAST):
-        holds, failed = _holds(found, {LAST: arm}, strict=False)
-        passed = holds if passed is None else passed and bool(holds)
-        wrong += failed
+    pairs = [(arm, LAST) for arm in sweep.names if arm != LAST]
+    return _all_below("None bears a higher learning rate than QKV-norm", sweep, found, pairs, le)
+
+
+def _all_below(
+    claim: str,
+    sweep: Arms,
+    found: list[dict[str, Any]],
+    pairs: Sequence[tuple[str, str]],
+    holds: Callable[[float, float], bool],
+) -> Check:
+    """Whether at every size `holds` between the first degraded LRs of each pair of arms; None when no arm degrades."""
+    compared = [(low, one["first"][low], high, one["first"][high]) for one in found for low, high in pairs]
+    wrong = [f"{low} {a:g}, {high} {b:g}" for low, a, high, b in compared if not holds(a, b)]
+    degrades = any(math.isfinite(lr) for one in found for lr in one["first"].values())
     gaps = sweep.gaps()
     return Check(
-        claim="None bears a higher learning rate than QKV-norm",
-        passed=None if gaps else passed,
+        claim=claim,
+        passed=not wrong if degrades and not gaps else None,
         numbers={"wrong": wrong},
-        text=gaps + _count(wrong, len(found) * (len(sweep.names) - 1)),
+        text=f"{gaps}{len(compared) - len(wrong)} of {len(compared)} pairs"
+        + (f"; not: {'; '.join(wrong)}" if wrong else ""),
     )
-
-
-def _count(wrong: list[str], of: int) -> str:
-    return f"{of - len(wrong)} of {of} pairs" + (f"; not: {'; '.join(wrong)}" if wrong else "")
 
 
 def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:

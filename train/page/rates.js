@@ -110,14 +110,14 @@ function drawSensitivity() {
   const arms = data.arms.filter((arm) => data.sensitivity.some(([of]) => of === arm));
   const series = arms.map((arm, i) => {
     const rows = data.sensitivity.filter(([of]) => of === arm).sort((a, b) => a[1] - b[1]);
-    const colour = `var(--arm${i % 4})`;
+    const colour = `var(--arm${i % 8})`;
     return {
       label: arm || "all runs",
       x: rows.map((r) => r[1]),
       y: rows.map((r) => r[2]),
       points: true,
       colour: [colour, colour],
-      dash: DASHES[(i + Math.floor(i / 4)) % 4],
+      dash: DASHES[(i + Math.floor(i / 8)) % 4],
       hollow: i % 2 === 1,
       bars: rows.filter((r) => r[3] != null).map((r) => [r[1], r[2] - r[3], r[2] + r[3]]),
       more: (j) => (rows[j][3] == null ? "" : ` \u00b1 ${short(rows[j][3])}`),

@@ -16,9 +16,10 @@ from train.figures import (
     panels,
     plain_ticks,
     size_label,
+    size_ticks,
     styled,
 )
-from train.findings.arms import Arms
+from train.findings.shared.arms import Arms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,8 +63,7 @@ def sensitivity_panel(axes: Axes, sweep: Arms) -> None:
     if any(curve.mean > 0 for curve in sweep.curves.values()):
         axes.set_yscale("log")
         plain_ticks(axes)
-    axes.set_xticks(sizes := sweep.sizes(), [size_label(n) for n in sizes])
-    axes.set_xticks([], minor=True)
+    size_ticks(axes, sweep.sizes())
     axes.margins(x=0.15, y=0.2)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import colours, panels, size_label, styled
+from train.figures import colours, panels, size_label, size_ticks, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,8 +54,7 @@ def over_sizes_and_lrs(grid: pd.DataFrame, label: str, blocks: Mapping[tuple[int
     for (n, lr), values in blocks.items():
         by_block.plot(range(len(values)), values, color=shades[n], marker="o", alpha=0.35 + 0.65 * (lr == max(lrs)))
     by_size.set(xscale="log", xlabel="parameters N, without embedding and head", ylabel=label)
-    by_size.set_xticks(sizes, [size_label(n) for n in sizes])
-    by_size.set_xticks([], minor=True)
+    size_ticks(by_size, sizes)
     by_lr.set(xscale="log", xlabel="peak learning rate")
     by_block.set(xlabel="block (faint: lower LRs)")
     by_block.xaxis.set_major_locator(MaxNLocator(integer=True))
