@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from conf.axis import ConfigError
+from conf.axis import ConfigError, near
 from train.config import Config, choices, compose_node, from_node, hydra_fault
 
 
@@ -72,7 +72,7 @@ def compose_all(points: Sequence[Sequence[str]]) -> list[Config]:
 def _values(text: str) -> tuple[str, list[str] | None]:
     """The key of an override and, where it has several values, an override for each."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Override
+    from hydra.core.override_parser.types import Glob, Override
     from hydra.errors import HydraException
 
     try:
@@ -83,6 +83,11 @@ def _values(text: str) -> tuple[str, list[str] | None]:
         ) from None
     key = text.partition("=")[0]
     value = override.value()
+    if isinstance(value, Glob):
+        names = value.filter(choices().get(key, []))
+        if not names:
+            raise ConfigError(f"{text} matches no choice: {near(key, list(choices()))}")
+        return key, [f"{key}={name}" for name in names]
     if override.is_sweep_override():
         return key, [f"{key}={v}" for v in override.sweep_string_iterator()]
     if isinstance(value, list):

@@ -1,0 +1,149 @@
+"""`python -m train.leaderboard [experiment=leaderboard_attention] [overrides]`: trains, ranks and draws.
+
+Runs that are finished are not trained again; interrupted, the same command goes on. Step times are measured at the end,
+in turn with the default's (`--no-times` leaves them out); `--only-report` ranks what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from train.axes_table import replaced
+from train.leaderboard.confirm import confirmation
+from train.leaderboard.figure import figure
+from train.leaderboard.rows import rows, spread
+from train.runfolder import read_json, write_atomically
+from train.terminal import exit_with, number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from train.plan import Sweep
+
+EXPERIMENT = "leaderboard_attention"
+BEGIN, END = "<!-- written by python -m train.leaderboard -->\n", "<!-- end of what it writes -->\n"
+STEPS, ROUNDS = 5, 3
+
+
+def leaderboard(overrides: list[str], times: bool, only_report: bool, readme: Path | None) -> int:
+    """The exit code: 1 when a run failed."""
+    from train.plan import plan
+    from train.report import load_sweep, varying
+    from train.sweep import run
+
+    if not any(o.startswith("experiment=") for o in overrides):
+        overrides = [f"experiment={EXPERIMENT}", *overrides]
+    window = plan(overrides)
+    failed = 0 if only_report else run(window)
+    first = load_sweep(window.folder)
+    seeds = confirmation(window, first.runs)
+    if seeds is not None and not only_report:
+        failed |= run(seeds)
+    has_seeds = seeds is not None and (seeds.folder / "sweep.json").exists()
+    table = rows(first.runs, load_sweep(seeds.folder).runs if seeds is not None and has_seeds else None)
+    folder = window.folder / "report"
+    folder.mkdir(exist_ok=True)
+    if times:
+        axes = [c.removesuffix(".name") for c in varying(first.runs) if c.endswith(".name")]
+        write_atomically(folder / "step_times.json", json.dumps(step_times(window, axes)))
+    table["step"] = table["arm"].map(read_json(folder / "step_times.json"))
+    _write(table, folder, readme)
+    return failed
+
+
+def step_times(window: Sweep, axes: list[str]) -> dict[str, float]:
+    """CPU time of a training step of each choice at the largest size, over that of the default config."""
+    from train.bench.axes import measure_axes
+
+    largest = max(window.configs, key=lambda c: c.model.depth * c.model.width**2)
+    around = [f"model={largest.model.name}", f"qk_norm={largest.qk_norm.name}", "logger=none"]
+    _, costs = measure_axes(around, STEPS, ROUNDS, axes)
+    return {cost.value: cost.ratio for cost in costs if cost.ratio is not None}
+
+
+COLUMNS = {
+    "arm": "choice", "loss": "loss at the best LR", "best_lr": "at LR", "sensitivity": "LR sensitivity",
+    "expected": "mean over the window", "degraded": "degrades at LR", "diverged": "diverges at LR",
+    "logit_max": "max logit there", "entropy": "entropy there", "sink_rate": "sink rate", "kurtosis": "kurtosis",
+    "N": "N", "step": "step",
+}  # fmt: skip
+
+
+def cells(table: pd.DataFrame) -> list[list[str]]:
+    return [[_cell(row, column) for column in COLUMNS] for row in table.to_dict("records")]
+
+
+def _cell(row: dict[str, Any], column: str) -> str:
+    value = row.get(column)
+    if column == "arm":
+        return str(value)
+    if row["ended"] < row["runs"]:
+        return f"{row['ended']} of {row['runs']} runs, {row['failed']} failed" if column == "loss" else ""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if column == "loss":
+        return f"{value:.3f}" if math.isnan(row["std"]) else f"{value:.3f} ± {row['std']:.3f}"
+    if column in ("best_lr", "degraded", "diverged"):
+        return f"{value:g}"
+    return f"{value:,.0f}" if column == "N" else f"{value:.2f}" if column in ("step", "sink_rate") else number(value)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table for each size, the largest first, the best choice first."""
+    from train.figures import size_label
+
+    parts = []
+    for n, of in table.groupby("size", sort=False):
+        lines = [f"N = {size_label(n)}:", "", f"| {' | '.join(COLUMNS.values())} |"]
+        lines += ["|" + "---|" * len(COLUMNS), *(f"| {' | '.join(row)} |" for row in cells(of))]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _write(table: pd.DataFrame, folder: Path, readme: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from train.figures import save, size_label
+
+    if table["expected"].notna().any():
+        save(figure(table), folder / "leaderboard")
+    table.drop(columns=["lrs", "window", "losses"], errors="ignore").to_csv(folder / "leaderboard.csv", index=False)
+    write_atomically(folder / "leaderboard.md", markdown(table))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    for n, of in table.groupby("size", sort=False):
+        shown = Table(box=None, title=f"N = {size_label(n)}", title_justify="left", padding=(0, 2, 0, 0))
+        for name in COLUMNS.values():
+            shown.add_column(name, justify="left" if name == "choice" else "right")
+        for row in cells(of):
+            shown.add_row(*row)
+        console.print(shown)
+    noise = spread(table)
+    if noise is not None:
+        print(f"standard deviation of a loss between seeds, pooled: {noise:.4f} nats")
+    if readme is not None:
+        text = markdown(table[table["size"] == table["size"].max()])
+        readme.write_text(replaced(readme.read_text(), BEGIN, END, text))
+    print(f"{folder}: leaderboard.md, leaderboard.csv, leaderboard.png, leaderboard.pdf")
+
+
+def main() -> None:
+    import sys
+
+    parser = argparse.ArgumentParser(prog="python -m train.leaderboard", description=__doc__)
+    parser.add_argument("overrides", nargs="*", help="experiment=NAME and overrides of its grid")
+    parser.add_argument("--no-times", action="store_true", help="measure no step times")
+    parser.add_argument("--only-report", action="store_true", help="train nothing")
+    parser.add_argument("--readme", type=Path, help="write the table of the largest size into this file")
+    given = parser.parse_args()
+    exit_with(lambda: sys.exit(leaderboard(given.overrides, not given.no_times, given.only_report, given.readme)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""The second half of a leaderboard: more seeds at the learning rate that the first half found best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from train.grid import compose_all
+from train.plan import Sweep
+from train.report import with_arms
+from train.sensitivity import of_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SEEDS = (1, 2, 3)
+"""Of the runs at the best LR. The window has seed 0."""
+
+
+def best_runs(runs: pd.DataFrame) -> list[str]:
+    """The run of the best LR of each choice and size whose window is complete; none where all of it diverged."""
+    found = []
+    for _, group in with_arms(runs).groupby(["size", "arm"], sort=False):
+        if group["ended"].all():
+            curve = of_runs(group).first
+            at_best = group[group["optimizer.lr"] == curve.best_lr].iloc[0]
+            if curve.best_loss < curve.loss_init:
+                found.append(str(at_best["run"]))
+    return found
+
+
+def confirmation(window: Sweep, runs: pd.DataFrame) -> Sweep | None:
+    """The sweep of SEEDS at each best LR, in a folder beside the window's; None when no choice has one yet."""
+    points_of = {config.run_name(): point for config, point in zip(window.configs, window.points, strict=True)}
+    points = [
+        [*(o for o in points_of[run] if o.partition("=")[0] != "seed"), f"seed={seed}"]
+        for run in best_runs(runs)
+        for seed in SEEDS
+    ]
+    folder = Path(window.folder.parent) / f"{window.folder.name}-seeds"
+    return Sweep(folder, window.overrides, points, compose_all(points), [None] * len(points)) if points else None

@@ -1,0 +1,69 @@
+"""The figure of a leaderboard."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from train.figures import size_label, styled
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+TOP = 1.0
+"""Nats above the best loss of a size from which all cells have the same colour."""
+
+
+@styled
+def figure(table: pd.DataFrame) -> Figure:
+    """A map of loss for each size, a row a choice, a column an LR, best choice first, and losses at the best LR."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    known = table.dropna(subset=["expected"])
+    sizes = sorted(known["size"].unique(), reverse=True)
+    order = list(known[known["size"] == sizes[0]]["arm"])
+    order += [arm for arm in dict.fromkeys(known["arm"]) if arm not in order]
+    shown = Figure(figsize=(1.6 + 2.0 * (len(sizes) + 1), 0.9 + 0.17 * len(order)))
+    axes = np.ravel(shown.subplots(1, len(sizes) + 1, sharey=True, squeeze=False))
+    image = None
+    for panel, n in zip(axes, sizes, strict=False):
+        of = known[known["size"] == n].set_index("arm")
+        lrs = sorted({lr for found in of["lrs"] for lr in found})
+        loss = np.full((len(order), len(lrs)), np.nan)
+        for arm, row in of.iterrows():
+            loss[order.index(arm), [lrs.index(lr) for lr in row["lrs"]]] = row["window"]
+        best = np.nanmin(loss)
+        image = panel.imshow(loss - best, aspect="auto", cmap="magma_r", vmin=0, vmax=TOP)
+        for i, arm in enumerate(order):
+            if arm in of.index:
+                _marks(panel, i, of.loc[arm], lrs)
+        panel.set_xticks(range(len(lrs)), [f"{lr:g}" for lr in lrs])
+        panel.set(xlabel="peak learning rate", title=f"N = {size_label(n)}, best {best:.3f} nats")
+        panel.grid(False)
+    axes[0].set_yticks(range(len(order)), order)
+    for i, n in enumerate(sizes):
+        of = known[(known["size"] == n)].dropna(subset=["loss"])
+        colour = matplotlib.colormaps["viridis"](0.05 if i == 0 else 0.65)
+        axes[-1].errorbar(
+            of["loss"], [order.index(arm) for arm in of["arm"]], xerr=of["std"].fillna(0), fmt="o", color=colour,
+            capsize=1.5, elinewidth=0.7, markersize=3, label=f"N = {size_label(n)}",
+        )  # fmt: skip
+    axes[-1].set(xlabel="loss at the best LR (nats)")
+    if axes[-1].has_data():
+        axes[-1].legend(loc="lower right", handlelength=1)
+    bar = shown.colorbar(image, ax=axes[: len(sizes)], location="top", shrink=0.6, aspect=40, pad=0.02, extend="max")
+    bar.set_label("validation loss above the best of the panel (nats); ring: the choice's best LR, cross: diverged")
+    return shown
+
+
+def _marks(panel: Any, i: int, row: Any, lrs: list[float]) -> None:
+    panel.plot(
+        lrs.index(row["best_lr"]), i, "o", markersize=5, markerfacecolor="none", color="0.1", markeredgewidth=0.8
+    )
+    if row["diverged"] is not None and row["diverged"] == row["diverged"]:
+        for lr in row["lrs"]:
+            if lr >= row["diverged"]:
+                panel.plot(lrs.index(lr), i, "x", markersize=4, color="white", markeredgewidth=0.8)

@@ -1,0 +1,106 @@
+"""The numbers of a leaderboard, a row for each choice and size."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from train.findings.shared.arms import pooled_std
+from train.report import with_arms
+from train.sensitivity import of_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from train.sensitivity import LRSensitivity
+
+
+def rows(window: pd.DataFrame, seeds: pd.DataFrame | None) -> pd.DataFrame:
+    """Of the runs of the window and those of the confirmation (frames of `train.report.load_sweep`), best first:
+
+    `expected` is the mean loss over the window, what an LR taken at random from it gives: `best` (seed 0) plus
+    `sensitivity`. `loss` is the mean over the confirming seeds at `best_lr`, `std` their standard deviation. `degraded`
+    and `diverged` are the first LRs above the best at which loss is so much worse and at which it is lost; `logit_max`
+    and `entropy` are of the run at `degraded`, or at the largest LR where there is none. `sink_rate` (mean over
+    blocks) and `kurtosis` (largest of the blocks) are of the end of the run at the best LR. A choice with runs missing
+    has no numbers but `ended` of `runs`, and stands last.
+    """
+    import pandas as pd
+
+    named, arms = with_arms(window), _plain(with_arms(window)["arm"])
+    known = seeds if seeds is None else seeds.assign(arm=_arm_of(named, arms, seeds))
+    found = []
+    for (size, arm), group in named.assign(arm=arms).groupby(["size", "arm"], sort=False):
+        row: dict[str, Any] = {"arm": arm, "size": int(size), "runs": len(group), "ended": int(group["ended"].sum())}
+        row["N"] = group["N"].max()
+        row["failed"] = int((group["state"] == "failed").sum())
+        if group["ended"].all():
+            row |= _of_curve(group, of_runs(group).first)
+            row |= _confirmed(known, size, arm)
+        found.append(row)
+    table = pd.DataFrame(found)
+    for column in ("expected", "loss", "std"):
+        table[column] = table.get(column, math.nan)
+    return table.sort_values(["size", "expected"], ascending=[False, True], kind="stable", ignore_index=True)
+
+
+def spread(table: pd.DataFrame) -> float | None:
+    """Standard deviation between seeds of a loss at the best LR, pooled over all choices and sizes."""
+    kept = table.dropna(subset=["std"])
+    return pooled_std(kept["losses"]) if len(kept) else None
+
+
+def _of_curve(group: pd.DataFrame, curve: LRSensitivity) -> dict[str, Any]:
+    at = group.set_index("optimizer.lr")
+    there = at.loc[curve.first_degraded_lr if curve.first_degraded_lr is not None else curve.lrs[-1]]
+    best = at.loc[curve.best_lr]
+    return {
+        "lrs": curve.lrs,
+        "window": curve.losses,
+        "best": curve.best_loss,
+        "best_lr": curve.best_lr,
+        "sensitivity": curve.sensitivity,
+        "expected": curve.best_loss + curve.sensitivity,
+        "degraded": curve.first_degraded_lr,
+        "diverged": curve.first_diverging_lr,
+        "logit_max": there["logit_max"],
+        "entropy": there["entropy_final"],
+        "sink_rate": _over_blocks(best, r"final\.attention/block\d+/sink_rate", np.mean),
+        "kurtosis": _over_blocks(best, r"final\.residual/block\d+/kurtosis", np.max),
+    }
+
+
+def _over_blocks(run: pd.Series, pattern: str, reduce: Any) -> float:
+    values = [float(v) for name, v in run.items() if re.fullmatch(pattern, str(name)) and v is not None and v == v]
+    return float(reduce(values)) if values else math.nan
+
+
+def _confirmed(seeds: pd.DataFrame | None, size: Any, arm: Any) -> dict[str, Any]:
+    if seeds is None:
+        return {}
+    runs = seeds[(seeds["size"] == size) & (seeds["arm"] == arm) & seeds["ended"]]
+    # A run that is lost counts as the loss at initialisation, as in an LR sensitivity.
+    losses = np.minimum(runs["loss_final"].fillna(math.inf), runs["loss_init"]).tolist()
+    if not losses:
+        return {}
+    std = float(np.std(losses, ddof=1)) if len(losses) > 1 else math.nan
+    return {"losses": losses, "loss": float(np.mean(losses)), "std": std}
+
+
+def _plain(arms: pd.Series) -> pd.Series:
+    """The names without the axis where all are of one: `attention=softmax` is `softmax`."""
+    axes = {arm.partition("=")[0] for arm in arms}
+    return arms.str.partition("=")[2] if len(axes) == 1 and not arms.str.contains(",").any() else arms
+
+
+def _arm_of(window: pd.DataFrame, arms: pd.Series, seeds: pd.DataFrame) -> list[str]:
+    """What the confirming runs are called: as the run of the window that has the same settings but for the seed."""
+    names = {_without_seed(run): arm for run, arm in zip(window["run"], arms, strict=True)}
+    return [names.get(_without_seed(run), "") for run in seeds["run"]]
+
+
+def _without_seed(run: str) -> str:
+    return re.sub(r"-seed\d+-[0-9a-f]{8}$", "", run)
