@@ -54,8 +54,8 @@ def figure(table: pd.DataFrame) -> Figure:
     axes[-1].set(xlabel="loss at the best LR (nats)")
     if axes[-1].has_data():
         axes[-1].legend(loc="lower right", handlelength=1)
-    bar = shown.colorbar(image, ax=axes[: len(sizes)], location="top", shrink=0.6, aspect=40, pad=0.02, extend="max")
-    bar.set_label("validation loss above the best of the panel (nats); ring: the choice's best LR, cross: diverged")
+    bar = shown.colorbar(image, ax=axes[: len(sizes)], location="bottom", shrink=0.6, aspect=40, extend="max")
+    bar.set_label("loss above the panel's best (nats); ring: best LR, cross: diverged")
     return shown
 
 
