@@ -2,7 +2,7 @@
 
     beta = max(1, -0.037 H^4 + 0.481 H^3 - 2.3 H^2 + 4.917 H - 1.791) where H > 0.5 nats, else 1
 
-Veličković et al. 2024 (arXiv 2410.01104), section 5: it sharpens what is flat, and never the other way round. They use
+Veličković et al. 2024 (arXiv 2410.01104): it sharpens what is flat, and never the other way round. They use
 it at inference only, with coefficients fitted to a task of finding a maximum: `in_training=false`. Trained through, as
 by default here, beta is a constant of the backward pass, which is our reading. The polynomial is above 1 for
 0.849 < H < 5.944: rows over many hundred keys that are uniform are left alone.

@@ -18,6 +18,8 @@ at the H quantiles of N(0, 1), which draws nothing. Weight decay acts on a_h as 
 Shape suffixes as in mixing.py, and H heads alone for alphas.
 """
 
+import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
@@ -37,6 +39,15 @@ SORTED = {1.5: entmax15, 2.0: sparsemax}
 BISECTIONS = 32
 # AdaSplash's number of steps.
 HALLEY_STEPS = 10
+
+
+def by_sort(rows: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor) -> torch.Tensor:
+    """A sorting function of the library over the last dimension; NaN for rows without a finite largest value.
+
+    These have an empty support, which the library would look up: a run that diverges must not end in an IndexError.
+    """
+    finite = z.detach().amax(-1, keepdim=True).isfinite()
+    return torch.where(finite, rows(torch.where(finite, z, 0.0)), math.nan)
 
 
 class _Halley(EntmaxBisectFunction):
@@ -89,7 +100,7 @@ class Entmax(MixingRule):
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         if self.solver == "sort":
             assert self.fixed is not None
-            return SORTED[self.fixed](z_BHTT)
+            return by_sort(SORTED[self.fixed], z_BHTT)
         # Large logits would leave no digits for what differs from them by less than 1.
         z_BHTT = z_BHTT - z_BHTT.detach().amax(-1, keepdim=True)
         alpha_H = self.alpha() if self.fixed is None else z_BHTT.new_full(z_BHTT.shape[1:2], self.fixed)

@@ -46,7 +46,7 @@ class SelfAdjustSoftmaxConfig(MixingConfig):
     name: Literal["sa_softmax"] = "sa_softmax"
     dot_product = True
     form: Literal["normalized", "product"] = "normalized"
-    """normalized: times (z - min) / (max - min), the authors' choice; product: times z, signed and unbounded."""
+    """normalized: times (z - min) / (max - min); product: times z, signed and unbounded."""
 
     def build(self, layer: LayerShape) -> MixingRule:
         return SelfAdjustSoftmax(layer.scale, self.form == "normalized")

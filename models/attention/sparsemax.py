@@ -11,12 +11,13 @@ from entmax import sparsemax
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
+from models.attention.entmax import by_sort
 from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
 
 
 class Sparsemax(MixingRule):
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
-        return sparsemax(z_BHTT)
+        return by_sort(sparsemax, z_BHTT)
 
 
 @ATTENTION.register

@@ -7,6 +7,7 @@ import torch
 
 from conf.axis import ConfigError, checked
 from models.attention.denominator import FORMS, DenominatorConfig, FormName
+from models.parametrization.table import tensors
 from tests.conftest import choice
 from tests.models.attention.helpers import ATTENTION, D, H, K, T, alibi, build, inputs, layer, mixing, output, qkv
 
@@ -126,6 +127,12 @@ class TestGates:
 
     def test_biases_start_at_zero(self) -> None:
         assert (build("denominator", form="gate").output_gate.bias == 0).all()
+
+    def test_tables_know_them(self) -> None:
+        kinds = {tensor.name: tensor.kind for tensor in tensors(build("denominator", form="gated_norm"))}
+        matrices = {"output_gate.project.weight", "value_gate.project.weight"}
+        vectors = {"output_gate.bias", "value_gate.bias", "norm.weight", "norm.bias"}
+        assert kinds == dict.fromkeys(matrices, "hidden") | dict.fromkeys(vectors, "vector")
 
     @pytest.mark.parametrize("form", sorted(FORMS))
     def test_logits_of_gated_rules_are_not_all_there_is(self, form: FormName) -> None:

@@ -61,6 +61,20 @@ class TestEntmax:
         assert outputs.isfinite().all()
         assert all(g.isfinite().all() for g in torch.autograd.grad(outputs.sum(), (q, k, v)))
 
+    @pytest.mark.parametrize(("alpha", "solver"), SOLVERS)
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_divergence_is_nan(self, alpha: float, solver: str | None, value: float) -> None:
+        """In the rows that see it, and no error."""
+        (q, k, v), rule = qkv(), build("entmax", alpha=alpha, solver=solver)
+        expected = rule(q, k, v)
+        bias = torch.zeros(H, T, T)
+        bias[:, 5, 2] = value
+        outputs = rule(q.requires_grad_(), k, v, bias)
+        outputs.sum().backward()
+        assert outputs[:, :, 5].isnan().all()
+        others = [i for i in range(T) if i != 5]
+        torch.testing.assert_close(outputs[:, :, others], expected[:, :, others], atol=1e-6, rtol=0)
+
     @pytest.mark.parametrize("solver", ["sort", "bisection", "halley"])
     def test_gradient_of_the_logits(self, solver: str) -> None:
         k = torch.tensor(ROW)[None, None, :, None].requires_grad_()

@@ -26,6 +26,10 @@ class TestSparsemax:
         shifted = one_dimensional("sparsemax", [k + shift for k in keys])
         torch.testing.assert_close(shifted, one_dimensional("sparsemax", keys), atol=1e-5, rtol=0)
 
+    def test_divergence_is_nan(self) -> None:
+        rows = one_dimensional("sparsemax", [0.3, float("nan"), 1.0])
+        assert rows.isnan().all()
+
     def test_gradient(self) -> None:
         """On the support the cotangent less its mean there, zero off it."""
         k = torch.tensor([-0.3, 0.7, 1.5, 0.0])[None, None, :, None].requires_grad_()
