@@ -21,6 +21,8 @@ from train.module import Proxy
 TERMS = {"z_loss": "1e-2", "mu_loss": "1", "max_z": "1e-2", "logit_penalty": "0.1", "soft_cap": "0.5"}
 MUP = {"base_width": "64", "base_head_dim": "64", "alpha_in": "2", "alpha_out": "2"}
 REFUSED = {("loss=noisy_softmax", "soft_cap")}
+# Those of the mixing rules that change nothing but how it is computed: the tests of the rule hold results together.
+REFUSED |= {(f"attention={rule}", field) for rule in RULES for field in getattr(own_tests(rule), "ALIKE", ())}
 # What every optimizer has, and what those with Adam's moments have.
 STEP = {"lr": "2e-2", "clip": "0.01", "qk_clip": "1e-3", "decay": "coupled", "weight_decay": "0.1"}
 ADAM = STEP | {"beta1": "0.5", "beta2": "0.5", "eps": "1e-3"}
