@@ -3,9 +3,9 @@
     softmax_j(scale q_i k_j + bias)    over j <= i in the first `global_heads` heads, over i - window < j <= i else
 
 Hajra 2025 (LS-attention, arXiv 2505.15548): heads made for short-range dependencies need no large logits for them. We
-know the paper by its abstract and by restatements: one global head beside eleven local ones with a span of 100, in GPT-2
-models with absolute positions. Our readings: the window counts the token itself, and by default it is the share 100/1024
-of the context, since a window of 100 would be none at short contexts.
+know the paper by its abstract and by restatements: one global head beside eleven local ones with a span of 100, in
+GPT-2 models with absolute positions. Our readings: the window counts the token itself, and by default it is the share
+100/1024 of the context, since a window of 100 would be none at short contexts.
 
 Probes of logits are of the pairs that a head sees, but cosine_mean and what optimizer.qk_clip reads: of all j <= i.
 """

@@ -17,7 +17,8 @@ KEYS = [[0.5, 1.0], [1, -0.5], [-1, 2], [0.3, 0.3]]
 
 
 def rows(rule: str, **changes: float) -> torch.Tensor:
-    made = build(rule, heads=1, head_dim=2, context=4, **changes)
+    """The weights of these, scale 1/sqrt(2)."""
+    made = build(rule, heads=1, head_dim=2, scale=2**-0.5, context=4, **changes)
     return made.weights(torch.tensor([[Q]]), torch.tensor([[KEYS]]))[0, 0]
 
 
