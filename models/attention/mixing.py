@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from conf.axis import CHECKED, Axis
+from conf.axis import CHECKED, Axis, Choice
 from models.probes import SCORES_AT_ONCE, Stats, attention_scores, causal_logits, full_precision, weight_entropy
 
 
@@ -138,7 +138,7 @@ def _split(x_BTD: torch.Tensor | None, rows: int) -> Iterable[torch.Tensor | Non
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class MixingConfig:
+class MixingConfig(Choice):
     name: str
     dot_product = False  # whether it is a function of scale q_i k_j, plus what positions add: what qk_clip relies on
 
