@@ -15,6 +15,7 @@ from conf.axis import CHECKED, Choice, axes, import_all
 from models.attention.attention import Attention
 from models.attention.mixing import ATTENTION, LayerShape, MixingConfig
 from models.attention.value_residual import ValueResidualName, value_residual
+from models.gate import GATE, GateConfig
 from models.init import INIT, InitConfig
 from models.layers import Embedding, Linear
 from models.mlp import MLP, MLPConfig
@@ -40,6 +41,7 @@ class Architecture:
 
     model: SizeConfig
     attention: Annotated[MixingConfig, ATTENTION]
+    gate: Annotated[GateConfig, GATE]
     qk_norm: Annotated[QKNormConfig, QK_NORM]
     norm: Annotated[NormConfig, NORM]
     placement: Annotated[PlacementConfig, PLACEMENT]
@@ -87,6 +89,7 @@ class Block(nn.Module):
             positions,
             arch.attention.build(layer),
         )
+        self.attention.gate = arch.gate.build(layer)
         if arch.value_residual is not None and index > 0:
             self.attention.value_residual = value_residual(arch.value_residual)
         self.mlp_norms = _norms(arch, "mlp", index)

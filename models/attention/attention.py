@@ -30,6 +30,8 @@ class Attention(nn.Module):
         """Makes the values that are attended to of the first block's and the layer's own."""
         self.behind_positions: nn.Module | None = None
         """What a placement does to q and k once the positions have turned them."""
+        self.gate: nn.Module | None = None
+        """Multiplies what the heads have mixed, by the layer's input."""
         # Shared by all blocks and owned by the model, so not registered as a submodule here.
         self._positions = [positions]
 
@@ -54,5 +56,7 @@ class Attention(nn.Module):
         if self.keep_maximum and self.training:
             stats["step_max"] = largest_logit(q_BHTK, k_BHTK, self.mix.scale)
         seen_BHTK = v_BHTK if self.value_residual is None else self.value_residual(first_BHTK, v_BHTK)
-        mixed_BTD = self.mix(q_BHTK, k_BHTK, seen_BHTK, bias_HTT, x_BTD).transpose(1, 2).flatten(2)
-        return self.out(mixed_BTD), stats, v_BHTK
+        mixed_BHTK = self.mix(q_BHTK, k_BHTK, seen_BHTK, bias_HTT, x_BTD)
+        if self.gate is not None:
+            mixed_BHTK = self.gate(mixed_BHTK, x_BTD)
+        return self.out(mixed_BHTK.transpose(1, 2).flatten(2)), stats, v_BHTK
