@@ -28,6 +28,7 @@ from models.probes import Stats, rms
 from models.qk_norm import QK_NORM, QKNormConfig
 from models.reparametrization.base import REPARAMETRIZATION, ReparametrizationConfig
 from models.size import SizeConfig
+from models.temperature import TEMPERATURE, TemperatureConfig
 
 import_all("models.attention")
 import_all("models.parametrization")
@@ -41,6 +42,7 @@ class Architecture:
 
     model: SizeConfig
     attention: Annotated[MixingConfig, ATTENTION]
+    temperature: Annotated[TemperatureConfig, TEMPERATURE]
     gate: Annotated[GateConfig, GATE]
     qk_norm: Annotated[QKNormConfig, QK_NORM]
     norm: Annotated[NormConfig, NORM]
@@ -89,6 +91,7 @@ class Block(nn.Module):
             positions,
             arch.attention.build(layer),
         )
+        self.attention.temperature = arch.temperature.build(layer)
         self.attention.gate = arch.gate.build(layer)
         if arch.value_residual is not None and index > 0:
             self.attention.value_residual = value_residual(arch.value_residual)

@@ -14,6 +14,7 @@ CHOICES = [
     f"{axis}={name}"
     for axis in (
         "attention",
+        "temperature",
         "gate",
         "qk_norm",
         "placement",
