@@ -119,7 +119,7 @@ def of_run(path: Path) -> list[Measured]:
     if not (path / "weights.pt").exists():
         raise ConfigError(f"{path} has no weights.pt: give folders of runs that have ended")
     config = from_file(path / "config.yaml")
-    needed = {"qk_norm": "none", "attention": "softmax", "temperature": "none"}
+    needed = {"qk_norm": "none", "attention": "softmax", "temperature": "none", "sink": "none"}
     has = {axis: getattr(config, axis).name for axis in needed}
     if has != needed:
         theirs, ours = (" ".join(f"{axis}={name}" for axis, name in names.items()) for names in (needed, has))

@@ -15,6 +15,7 @@ CHOICES = [
     for axis in (
         "attention",
         "temperature",
+        "sink",
         "gate",
         "qk_norm",
         "placement",
