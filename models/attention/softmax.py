@@ -33,8 +33,11 @@ class Softmax(MixingRule):
             future_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTK.device).triu(1)
             mask_BHTT = bias_HTT.masked_fill(future_TT, -math.inf).to(dtype)[None]
         with full_precision(q_BHTK):
+            q, k, v = _one_width(q_BHTK.to(dtype), k_BHTK.to(dtype), v_BHTK.to(dtype))
             out_BHTK = F.scaled_dot_product_attention(
-                *_one_width(q_BHTK.to(dtype), k_BHTK.to(dtype), v_BHTK.to(dtype)),
+                q,
+                k,
+                v,
                 attn_mask=mask_BHTT,
                 is_causal=mask_BHTT is None,
                 scale=self.scale,
