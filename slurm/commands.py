@@ -32,7 +32,7 @@ class State:
         return self.word in LIVE
 
 
-class Refused(ConfigError):
+class Refused(ConfigError):  # noqa: N818 - what Slurm did
     """Slurm refused a command."""
 
 
@@ -78,15 +78,18 @@ def _ended(jobs: list[str]) -> dict[str, State]:
     """From the accounting database, else, for some minutes after a job's end, from the controller."""
     try:
         lines = call("sacct", "-n", "-X", "-P", "-j", ",".join(jobs), "-o", "JobID,State,ExitCode").splitlines()
-        found = _table(line.split("|") for line in lines)
+        accounted = _table(line.split("|") for line in lines)
     except Refused:
-        found = {}
-    for job in [j for j in jobs if not any(task.startswith(f"{j}_") for task in found)]:
+        accounted = {}
+    # The database lags behind the controller: a task that isn't in the queue doesn't run.
+    ended = {task: state for task, state in accounted.items() if not state.live}
+    settled = {task.partition("_")[0] for task in ended} - {task.partition("_")[0] for task in accounted.keys() - ended}
+    for job in set(jobs) - settled:
         try:
-            found |= _shown(call("scontrol", "show", "job", "-o", job))
+            ended = _shown(call("scontrol", "show", "job", "-o", job)) | ended
         except Refused:
             continue
-    return found
+    return ended
 
 
 def _table(rows: Iterable[list[str]]) -> dict[str, State]:

@@ -1,8 +1,8 @@
-"""`python -m slurm.job PLAN TASK`: what a task of an array runs; it trains the task's runs and answers Slurm's signals.
+"""`python -m slurm.job PLAN TASK`: a task of an array at work. It trains the task's runs and answers Slurm's signals.
 
-SIGUSR1 comes before the time limit, SIGTERM when the job is preempted, requeued or cancelled. Either leaves checkpoints;
-then, where Slurm hasn't decided itself what becomes of the task, it goes back to the queue by $STABILAB_AGAIN. Nothing
-else requeues: Lightning's own is off (train/cluster.py).
+SIGUSR1 comes before the time limit, SIGTERM when the job is preempted, requeued or cancelled. Either leaves
+checkpoints; then, where Slurm hasn't decided itself what becomes of the task, it goes back to the queue by
+$STABILAB_AGAIN. Nothing else requeues: Lightning's own is off (train/cluster.py).
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from train.terminal import exit_with
 
 PATIENCE = 300.0
 """Seconds that a run waits for a process that still trains it, on a node that Slurm has given up."""
+FRUITLESS = 3
+"""Times in a row that a task may come to its time limit without a new checkpoint."""
 GRACE = 600.0
 """Longest wait for checkpoints after SIGTERM; Slurm's own patience is shorter and ends it."""
 
@@ -46,8 +48,8 @@ class Work(Protocol):
     def step(self) -> list[str]:
         """Starts what fits; the names of the runs that ended since the last call."""
 
-    def stop(self, seconds: float) -> None:
-        """Asks every process for a checkpoint and waits for it."""
+    def stop(self, seconds: float, signum: int) -> None:
+        """Asks every process for a checkpoint by that signal, and waits for it."""
 
 
 @dataclass
@@ -82,7 +84,7 @@ class Steps:
         program = [sys.executable, "-m", "slurm.rank", str(self.plan), config.run_name()]
         return ["srun", "--kill-on-bad-exit=1", "--wait=300", *tasks, *program]
 
-    def stop(self, seconds: float) -> None:
+    def stop(self, seconds: float, signum: int) -> None:
         for process in self.running.values():
             # srun hands SIGUSR1 on to every task; SIGTERM would end the step.
             process.send_signal(signal.SIGUSR1)
@@ -143,8 +145,10 @@ class Task:
         if self.stopped is not None:
             say(f"{signal.Signals(self.stopped).name}: writing checkpoints")
             launcher = self.runs[0].config.launcher
-            seconds = launcher.signal_seconds if isinstance(launcher, Slurm) and self.stopped == signal.SIGUSR1 else GRACE
-            work.stop(seconds)
+            seconds = (
+                launcher.signal_seconds if isinstance(launcher, Slurm) and self.stopped == signal.SIGUSR1 else GRACE
+            )
+            work.stop(seconds, self.stopped)
 
     def again(self, left: list[RunFolder]) -> int:
         """Back to the queue, unless Slurm does that itself or ends the task for good."""
@@ -156,11 +160,7 @@ class Task:
         if not _is_running():
             say("Slurm ends or requeues this task itself")
             return code
-        if self.stopped == signal.SIGUSR1 and self._stamps() == self.stamps:
-            reason = "its time limit leaves no time to train: choose a longer launcher.time"
-            for folder in left:
-                folder.set_status("failed", reason=reason, slurm=name())
-            say(reason)
+        if self.stopped == signal.SIGUSR1 and self.gives_up(left):
             return 1
         try:
             self._record(call(*shlex.split(command)))
@@ -169,6 +169,20 @@ class Task:
             return code
         say(f"back to the queue with {len(left)} runs left: {command}")
         return 0
+
+    def gives_up(self, left: list[RunFolder]) -> bool:
+        """A time limit that leaves no time to train would requeue the task for ever."""
+        idle = self._stamps() == self.stamps
+        times = 1 + max(int(folder.status().get("fruitless", 0)) for folder in left) if idle else 0
+        for folder in left:
+            folder.set_status(folder.state(), fruitless=times)
+        if times < FRUITLESS:
+            return False
+        reason = f"{times} times at the time limit without a new checkpoint: choose a longer launcher.time"
+        for folder in left:
+            folder.set_status("failed", reason=reason, slurm=name())
+        say(reason)
+        return True
 
     def _record(self, said: str) -> None:
         """sbatch says the number of the new job; scontrol says nothing and the job stays."""

@@ -61,7 +61,7 @@ class Records:
         write_atomically(self.path / f"job-{job}.json", json.dumps(values))
 
     def latest(self) -> dict[str, tuple[str, Planned]]:
-        """Of every run that was ever submitted: the task that has it, as Slurm writes it (17_0), and its plan's line."""
+        """Of every run that was ever submitted: the task that has it, as in 17_0, and its line of the plan."""
         found: dict[str, tuple[str, Planned]] = {}
         plans: dict[int, list[Planned]] = {}
         for job in sorted(map(read_json, self.path.glob("job-*.json")), key=lambda j: float(j.get("time", 0))):

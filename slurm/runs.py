@@ -86,7 +86,8 @@ def runs(sweep: Path, needs_slurm: bool = True) -> list[Run]:
     found: dict[str, Run] = {}
     for path in (sweep / run["folder"] for run in listed):
         # What another sweep has ended may have been submitted here once.
-        found[path.name] = _run(path) if path.parent.resolve() != sweep.resolve() else submitted.get(path.name, _run(path))
+        here = path.parent.resolve() == sweep.resolve()
+        found[path.name] = submitted[path.name] if here and path.name in submitted else _run(path)
     return list(found.values())
 
 

@@ -16,8 +16,8 @@ def started_by_srun(config: Config) -> bool:
 
 
 def cluster_environment(config: Config) -> list[ClusterEnvironment]:
-    """Lightning's plugins. It takes every process on a Slurm machine for a task of a parallel job, and would requeue it;
-    here a task is one of a parallel run only where srun started as many, and slurm/job.py alone requeues."""
+    """Lightning's plugins. It takes every process on a Slurm machine for a task of a parallel job, and would requeue
+    it; here a task is one of a parallel run only where srun started as many, and slurm/job.py alone requeues."""
     if started_by_srun(config):
         return [SLURMEnvironment(auto_requeue=False)]
     return [] if "TORCHELASTIC_RUN_ID" in os.environ else [LightningEnvironment()]

@@ -17,12 +17,12 @@ import torch
 from data.batches import Prepared
 from data.datamodule import TokenDataModule
 from data.prepare import prepare
+from train.cluster import cluster_environment, is_rank_zero
 from train.config import Config
 from train.keeper import Interrupted, Keeper, Report
 from train.loggers import Mirror
 from train.module import Proxy
 from train.recorder import Row
-from train.cluster import cluster_environment, is_rank_zero
 from train.runfolder import RunFolder, write_atomically
 
 Summary = dict[str, Any]
@@ -59,11 +59,15 @@ def train(
             lambda: config.logger.build(folder.path, run_id=config.digest(), run_name=config.run_name(), group=group),
             config.values(),
         )
-        summary: Summary = {}
+        summary, end = Summary(), "failed"
         try:
             summary = job.fit(mirror)
+            end = summary["state"]
+        except (Interrupted, KeyboardInterrupt):
+            end = "interrupted"
+            raise
         finally:
-            mirror.finish(summary.get("state", "failed"), summary)
+            mirror.finish(end, summary)
         return summary
     except (Interrupted, KeyboardInterrupt) as stop:
         folder.set_status("pending", reason=f"interrupted by {stop}", seconds=folder.seconds())

@@ -44,8 +44,16 @@ def visible_gpus(count: int) -> list[str]:
 
 def work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float = 0.0) -> None:
     """Trains one run in a process of its own; what it prints goes to log.txt in its folder."""
-    # The server that this is forked from ignores it; until a checkpoint can be written it ends the process.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # The server that this is forked from ignores them; until a checkpoint can be written they end the process.
+    for signum in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signum, signal.default_int_handler)
+    try:
+        sys.exit(_work(values, parent, gpu, patience))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float) -> int:
     from conf.axis import checked
     from train.keeper import Interrupted
     from train.run import train
@@ -60,8 +68,9 @@ def work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float 
     os.dup2(log, 2)
     try:
         train(config, parent=parent, patience=patience)
-    except (Interrupted, KeyboardInterrupt):
-        sys.exit(130)
+    except Interrupted:
+        return 130
+    return 0
 
 
 @dataclass
@@ -77,7 +86,7 @@ class Pool:
     def __post_init__(self) -> None:
         # Children are forked from a server that has imported everything already: 0.1 s a run instead of 4 s.
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["train.preload"])
+        self.context.set_forkserver_preload(["train.deaf", "train.preload"])
 
     def step(self) -> list[str]:
         """Starts what fits; the names of the runs that ended since the last call."""
@@ -101,10 +110,11 @@ class Pool:
         elif exitcode == 1 and folder.state() not in (*ENDED, "failed"):
             folder.set_status("failed", reason=f"exit code 1, see {folder.path / 'log.txt'}")
 
-    def stop(self, seconds: float = STOP_SECONDS) -> None:
+    def stop(self, seconds: float = STOP_SECONDS, signum: int = signal.SIGTERM) -> None:
         """Asks every process for a checkpoint and waits for it."""
         for process, _ in self.running.values():
-            process.terminate()
+            if process.is_alive():
+                os.kill(process.pid, signum)
         deadline = time.monotonic() + seconds
         for process, _ in self.running.values():
             process.join(max(0.0, deadline - time.monotonic()))
