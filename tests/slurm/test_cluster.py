@@ -255,7 +255,7 @@ def test_a_full_queue_and_a_wrong_partition_leave_nothing_behind(tmp_path):
         call("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
     with pytest.raises(ConfigError, match=r"sbatch: .*partition"):
         submitted(tmp_path / "new", "0,1,2", "launcher.partition=nope")
-    with pytest.raises(ConfigError, match="120 tasks are more than an array of this cluster may have, 101.*per_job=2"):
+    with pytest.raises(ConfigError, match=r"120 tasks are more than an array of this cluster may have, 101.*per_job=2"):
         submitted(tmp_path / "new", "range(120)")
     assert not (tmp_path / "new").exists()
 
