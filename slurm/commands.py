@@ -93,7 +93,7 @@ def _ended(jobs: list[str]) -> dict[str, State]:
 
 
 def _table(rows: Iterable[list[str]]) -> dict[str, State]:
-    found = {}
+    found: dict[str, State] = {}
     for job, word, reason in rows:
         number, _, tasks = job.partition("_")
         # `CANCELLED by 1000`
@@ -103,7 +103,7 @@ def _table(rows: Iterable[list[str]]) -> dict[str, State]:
 
 
 def _shown(text: str) -> dict[str, State]:
-    found = {}
+    found: dict[str, State] = {}
     for line in text.splitlines():
         values = dict(re.findall(r"(\w+)=(\S*)", line))
         state = State(values.get("JobState", ""), "" if values.get("Reason") == "None" else values.get("Reason", ""))

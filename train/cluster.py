@@ -15,12 +15,12 @@ def started_by_srun(config: Config) -> bool:
     return processes > 1 and "SLURM_PROCID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS") == str(processes)
 
 
-def cluster_environment(config: Config) -> list[ClusterEnvironment]:
-    """Lightning's plugins. It takes every process on a Slurm machine for a task of a parallel job, and would requeue
-    it; here a task is one of a parallel run only where srun started as many, and slurm/job.py alone requeues."""
+def cluster_environment(config: Config) -> ClusterEnvironment | None:
+    """For Lightning; None leaves it to guess, which on a Slurm machine takes every process for a task of a parallel job
+    and would requeue it. Here a task is one only where srun started as many, and slurm/job.py alone requeues."""
     if started_by_srun(config):
-        return [SLURMEnvironment(auto_requeue=False)]
-    return [] if "TORCHELASTIC_RUN_ID" in os.environ else [LightningEnvironment()]
+        return SLURMEnvironment(auto_requeue=False)
+    return None if "TORCHELASTIC_RUN_ID" in os.environ else LightningEnvironment()
 
 
 def is_rank_zero(config: Config) -> bool:

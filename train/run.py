@@ -198,5 +198,7 @@ def _quiet_lightning() -> None:
         ".*your dataloader is not resumable.*",
         ".*treespec.*is deprecated.*",
         ".*GPU available but not used.*",
+        # It needn't be: see train/cluster.py.
+        ".*`srun` command is available.*",
     ):
         warnings.filterwarnings("ignore", text)
