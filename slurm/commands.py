@@ -52,11 +52,12 @@ def call(*command: str, text: str | None = None) -> str:
 
 def states(tasks: Iterable[str]) -> dict[str, State]:
     """Slurm's state of each task, 17_0, that it still knows of. Refused where there is no Slurm."""
-    jobs = sorted({task.partition("_")[0] for task in tasks}, key=int)
+    wanted = set(tasks)
+    jobs = sorted({task.partition("_")[0] for task in wanted}, key=int)
     if not jobs:
         return {}
     queued = _queued(jobs)
-    gone = sorted({task.partition("_")[0] for task in set(tasks) - queued.keys()}, key=int)
+    gone = sorted({task.partition("_")[0] for task in wanted - queued.keys()}, key=int)
     return (_ended(gone) if gone else {}) | queued
 
 
