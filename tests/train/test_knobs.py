@@ -159,7 +159,7 @@ NEEDS = {
 # Far above rounding (1e-7), far below what any of the changes does.
 FELT = 1e-5
 
-TRAINING = {name: axis for name, axis in axes(Config).items() if name not in ("data", "logger")}
+TRAINING = {name: axis for name, axis in axes(Config).items() if name not in ("data", "launcher", "logger")}
 
 
 @cache
