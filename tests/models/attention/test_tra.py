@@ -71,7 +71,7 @@ class TestThresholdRelative:
         assert torch.equal(entropy, torch.zeros(B, H, length))
 
     def test_queries_that_start_at_zero_are_refused(self) -> None:
-        with pytest.raises(ConfigError, match="parametrization=mup_full starts queries at zero, .*: use"):
+        with pytest.raises(ConfigError, match=r"parametrization=mup_full starts queries at zero, .*: use"):
             tiny("attention=tra", "parametrization=mup_full")
 
     @pytest.mark.parametrize("position", ["rope", "alibi"])
