@@ -8,6 +8,7 @@ Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,17 @@ import torch.nn.functional as F
 Stats = dict[str, torch.Tensor]
 
 OF_MAX_PAIR = "cosine_of_max_pair"
+
+SINK_ROWS, SINK_THRESHOLD = 64, 0.3
+"""Of the sink rate: T and epsilon of Gu et al. 2024, section 3.2."""
+LOCAL = range(4)
+"""Keys counted back from the query's own whose weights `local_focus_N` are: those of Xue et al. 2025."""
+ZERO_ROWS_OF_LOCAL = [f"zero_rows_{back}" for back in LOCAL]
+OVER_ROWS = dict.fromkeys(("entropy", "top_weight", "support", "sink_mass"), "zero_rows")
+OVER_ROWS |= {f"local_focus_{back}": zero for back, zero in zip(LOCAL, ZERO_ROWS_OF_LOCAL, strict=True)}
+"""Means over rows with weight alone, and the share of rows without."""
+
+TINY = torch.finfo(torch.float32).tiny
 
 # Largest block of logits that is held at once, in elements (64 MiB of fp32).
 SCORES_AT_ONCE = 2**24
@@ -71,37 +83,72 @@ def causal(z_BHTT: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.
     return z_BHTT.masked_fill(future_TT, -math.inf)
 
 
-def weight_entropy(weights_BHTT: torch.Tensor) -> torch.Tensor:
-    """-sum_j p log p of p = |w| / sum |w|, [B, H, T] in nats; 0 for a row of zeros."""
+def shares(weights_BHTT: torch.Tensor) -> torch.Tensor:
+    """p = |w| / sum_j |w| of each row in fp32, [B, H, T, T]; zeros for a row of zeros."""
     p_BHTT = weights_BHTT.float().abs()
-    p_BHTT = p_BHTT / p_BHTT.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return torch.special.entr(p_BHTT).sum(-1)
+    return p_BHTT.div_(p_BHTT.sum(-1, keepdim=True).clamp_min(TINY))
 
 
-def fused_attention(
-    q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Causal softmax attention and the logsumexp of each row, without a T x T matrix: [B, H, T, K] and [B, H, T].
+def entropy(p_BHTT: torch.Tensor) -> torch.Tensor:
+    """-sum_j p log p of each row in nats, [B, H, T]; 0 for a row of zeros."""
+    return p_BHTT.clamp_min(TINY).log_().mul_(p_BHTT).sum(-1).neg_()
 
-    torch gives the logsumexp only through its kernels' own operators; these are the two that take fp32.
+
+def weight_stats(weights_BHTT: torch.Tensor) -> Stats:
+    """Of the attention weights w of a layer, causal and of any sign and size, each [H] in fp32 (diversity: one number).
+
+    With p = |w| / sum_j |w| (Gu et al. 2024, arXiv 2410.10781, take the same for weights that aren't normalized) and
+    means over the rows of the batch: `entropy` -sum_j p log p in nats; `top_weight` max_j p; `support` 1 / sum_j p^2,
+    the number of keys that as many equal weights would have; `sink_mass` p_i1; `local_focus_N` p_{i, i-N} over the rows
+    that have N keys before their own (Sink and LocFoc_N of Xue et al. 2025, arXiv 2510.11602, section 4.4).
+    Rows of zeros have no p and count as 0 in these; `over_rows` takes them out of the means, by `zero_rows` and
+    `zero_rows_N`, the shares of such rows, here and among those of local_focus_N.
+
+    `sink_rate` share of the sequences in which the mean of p_i1 over the first 64 rows, those of zeros left out, is
+    above 0.3 (Gu et al. 2024, section 3.2, with their T = 64; of shorter sequences all rows). `row_sum` sum_j w with
+    its sign, rows of zeros included. `diversity` standard deviation of p_ij over heads, divided by H, a row of zeros
+    being zeros, mean over batch and i >= j (HeadDiv of Xue et al. 2025).
     """
-    if q_BHTK.is_cuda:
-        out_BHTK, lse_BHT, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
-            q_BHTK, k_BHTK, v_BHTK, None, True, 0.0, True, scale=scale
-        )
-        return out_BHTK, lse_BHT[..., : q_BHTK.shape[-2]]
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q_BHTK, k_BHTK, v_BHTK, 0.0, True, scale=scale)
+    _, heads, length, _ = weights_BHTT.shape
+    p_BHTT = shares(weights_BHTT)
+    largest_BHT, first_BHT = p_BHTT.amax(-1), p_BHTT[..., 0]
+    # A NaN is no zero: it stays to be seen in what is divided by the number of rows.
+    zero_BHT = (largest_BHT == 0).float()
+    used_BH = (1 - zero_BHT[..., :SINK_ROWS]).sum(-1)
+    sink_BH = first_BHT[..., :SINK_ROWS].sum(-1) / used_BH.clamp_min(1) > SINK_THRESHOLD
+    spread_BTT = (p_BHTT - p_BHTT.mean(1, keepdim=True)).square_().mean(1).sqrt_()
+    stats = {
+        "entropy": entropy(p_BHTT).mean((0, 2)),
+        "top_weight": largest_BHT.mean((0, 2)),
+        "support": ((1 - zero_BHT) / (p_BHTT.norm(dim=-1).square() + zero_BHT)).mean((0, 2)),
+        "sink_rate": sink_BH.float().mean(0),
+        "sink_mass": first_BHT.mean((0, 2)),
+        "row_sum": weights_BHTT.float().sum(-1).mean((0, 2)),
+        "zero_rows": zero_BHT.mean((0, 2)),
+        "diversity": spread_BTT.mean() * (2 * length / (length + 1)),
+    }
+    none_H = p_BHTT.new_zeros(heads)
+    for back in LOCAL:
+        some = back < length
+        stats[f"local_focus_{back}"] = p_BHTT.diagonal(-back, -2, -1).mean((0, 2)) if some else none_H
+        stats[f"zero_rows_{back}"] = zero_BHT[..., back:].mean((0, 2)) if some else none_H
+    return stats
 
 
-def fused_entropy(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float) -> torch.Tensor:
-    """Entropy of each row of causal softmax attention in nats, [B, H, T], exact and without a T x T matrix.
+def over_rows(row: dict[str, Any]) -> dict[str, Any]:
+    """A metrics row in which `weight_stats` are means over the rows of a head that have weight; 0 where none has.
 
-    With lse the row's logsumexp and A the attention output for V := K, sum_j p_ij z_ij = scale <q_i, A_i>, hence
-    H_i = lse_i - scale <q_i, A_i>. Both terms are as large as the logits, so the rounding error is about
-    1e-7 max|z|: 1e-3 nats at logits of 1e4. Below zero there is only this error; it is cut off.
+    On the host, behind all merging: the parts of a batch may have different numbers of such rows.
     """
-    attended_BHTK, lse_BHT = fused_attention(q_BHTK, k_BHTK, k_BHTK, scale)
-    return (lse_BHT - scale * (q_BHTK * attended_BHTK).sum(-1)).clamp_min(0)
+    done = {}
+    for name, value in row.items():
+        layer, _, what = name.rpartition("/")
+        if what in OVER_ROWS and f"{layer}/{OVER_ROWS[what]}" in row:
+            zero = row[f"{layer}/{OVER_ROWS[what]}"]
+            value = [v / (1 - z) if z < 1 else 0.0 for v, z in zip(value, zero, strict=True)]
+        if what not in ZERO_ROWS_OF_LOCAL:
+            done[name] = value
+    return done
 
 
 def attention_scores(
@@ -169,6 +216,27 @@ def _logit_chunks(
 def rms(x: torch.Tensor) -> torch.Tensor:
     """Root mean square over all elements, a scalar in fp32."""
     return x.detach().float().square().mean().sqrt()
+
+
+def stream_stats(x_BTD: torch.Tensor) -> Stats:
+    """Of the residual stream behind a block, scalars in fp32.
+
+    `rms`. `kurtosis` mean_d (x - mean)^4 / (mean_d (x - mean)^2)^2 over the D features of a token, mean over tokens: 3
+    where no basis is privileged, D where one feature has all (Elhage et al. 2023, "Privileged bases in the Transformer
+    residual stream"; Bondarenko et al. 2023, arXiv 2306.12929, take it over all activations of a sequence).
+    `massive_max` the largest |x| over the median |x| of a sequence, maximum over sequences: Sun et al. 2024 (arXiv
+    2402.17762), section 2, call activations massive from about 1,000 on, if also above 100. The lower median.
+    """
+    x_BTD = x_BTD.detach().float()
+    centred_BTD = x_BTD - x_BTD.mean(-1, keepdim=True)
+    unit_BTD = centred_BTD * centred_BTD.square().mean(-1, keepdim=True).clamp_min(TINY).rsqrt()
+    size_BN = x_BTD.abs().flatten(1)
+    return {
+        "rms": rms(x_BTD),
+        "kurtosis": unit_BTD.square().square().mean(),
+        # 1e-30: a stream of which more than half is exactly zero has a large ratio, not an infinite one.
+        "massive_max": (size_BN.amax(1) / size_BN.median(1).values.clamp_min(1e-30)).amax(),
+    }
 
 
 def tensor_rms(tensors: list[torch.Tensor]) -> torch.Tensor:

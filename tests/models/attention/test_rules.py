@@ -155,9 +155,9 @@ class TestPaths:
     def test_probes_have_one_value_a_head(self, rule: str, biased: bool) -> None:
         made, (q, k, _), bias = mixing(rule), qkv(), alibi() if biased else None
         probes = made.watch(q.requires_grad_(), k, bias, inputs())
-        assert set(probes) >= {"logit_max", "q_norm", "k_norm", "cosine_mean", "cosine_of_max_pair", "entropy"}
+        assert set(probes) >= {"logit_max", "q_norm", "k_norm", "cosine_mean", "cosine_of_max_pair", "entropy", "support"}
         for name, value in probes.items():
-            assert value.shape == (H,), name
+            assert value.shape == (() if name == "diversity" else (H,)), name
             assert value.dtype == torch.float32, name
             assert not value.requires_grad, name
             assert value.isfinite().all(), name
@@ -168,10 +168,10 @@ class TestPaths:
 def test_many_weights_are_made_for_one_sequence_at_once(
     rule: str, biased: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The outputs, gradients and entropies of all at once, and no T x T matrix kept for the backward pass."""
+    """The outputs, gradients and probes of all at once, and no T x T matrix kept for the backward pass."""
     made, leaves = mixing(rule).eval(), [x.requires_grad_() for x in qkv()]
     (q, k, v), bias, x = leaves, alibi() if biased else None, inputs()
-    expected, entropies = made(q, k, v, bias, x), made.entropy(q, k, bias, x)
+    expected, probes = made(q, k, v, bias, x), made.watch(q, k, bias, x)
     gradients = torch.autograd.grad(expected.sin().sum(), leaves)
     kept = []
     monkeypatch.setattr(mixing_rules, "SCORES_AT_ONCE", 2 * H * T * T - 1)
@@ -179,7 +179,7 @@ def test_many_weights_are_made_for_one_sequence_at_once(
         found = made(q, k, v, bias, x)
     assert [shape for shape in kept if len(shape) == 4 and shape[-2:] == (T, T)] == []
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(made.entropy(q, k, bias, x), entropies)
+    torch.testing.assert_close(made.watch(q, k, bias, x), probes)
     for one, other in zip(torch.autograd.grad(found.sin().sum(), leaves), gradients, strict=True):
         torch.testing.assert_close(one, other)
 
