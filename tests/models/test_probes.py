@@ -202,9 +202,8 @@ class TestWeightStats:
 
     def test_micro_batches_with_different_numbers_of_zero_rows(self) -> None:
         weights = randn(4, H, 12, 12, seed=5).tril()
-        weights *= torch.rand(4, H, 12, 1, generator=torch.Generator().manual_seed(0)) < torch.tensor([1, 0.8, 0.5, 0])[
-            :, None, None, None
-        ]
+        kept_B111 = torch.tensor([1, 0.8, 0.5, 0])[:, None, None, None]
+        weights *= torch.rand(4, H, 12, 1, generator=torch.Generator().manual_seed(0)) < kept_B111
         parts = Stats()
         for part in weights:
             merge(parts, weight_stats(part[None]), 1 / 4)

@@ -155,7 +155,7 @@ class TestPaths:
     def test_probes_have_one_value_a_head(self, rule: str, biased: bool) -> None:
         made, (q, k, _), bias = mixing(rule), qkv(), alibi() if biased else None
         probes = made.watch(q.requires_grad_(), k, bias, inputs())
-        assert set(probes) >= {"logit_max", "q_norm", "k_norm", "cosine_mean", "cosine_of_max_pair", "entropy", "support"}
+        assert set(probes) >= {"logit_max", "q_norm", "k_norm", "cosine_mean", "cosine_of_max_pair", "entropy"}
         for name, value in probes.items():
             assert value.shape == (() if name == "diversity" else (H,)), name
             assert value.dtype == torch.float32, name

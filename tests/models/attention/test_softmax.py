@@ -39,7 +39,8 @@ class TestSoftmax:
 
     def test_entropies(self) -> None:
         rule, zero, _, logits = self.rule_and_inputs()
-        torch.testing.assert_close(row_entropies(rule.weights(zero, zero, logits))[0, 0], torch.tensor(ENTROPIES), atol=1e-6, rtol=0)
+        found = row_entropies(rule.weights(zero, zero, logits))[0, 0]
+        torch.testing.assert_close(found, torch.tensor(ENTROPIES), atol=1e-6, rtol=0)
         assert float(rule.watch(zero, zero, logits)["entropy"]) == pytest.approx(2.185828 / 4, abs=1e-6)
 
     def test_three_tokens_of_dimension_two(self) -> None:
