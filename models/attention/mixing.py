@@ -118,7 +118,8 @@ class MixingRule(nn.Module):
         Each is [H], but for `diversity`. Where weights are many, they are made for a few sequences at once.
         """
         q_BHTK, k_BHTK = q_BHTK.detach().float(), k_BHTK.detach().float()
-        rows, of_weights = at_once(q_BHTK), Stats()
+        rows = at_once(q_BHTK)
+        of_weights: Stats = {}
         with full_precision(q_BHTK):
             for q, k, x in zip(q_BHTK.split(rows), k_BHTK.split(rows), _split(x_BTD, rows), strict=False):
                 merge(of_weights, weight_stats(self.weights(q, k, bias_HTT, x)), len(q) / len(q_BHTK))
