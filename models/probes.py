@@ -160,16 +160,11 @@ def attention_scores(
     positions. cosine_mean: mean of cos(q_i, k_j) over batch and visible pairs. cosine_of_max_pair: the cosine of the
     pair that has the maximal logit (Wortsman et al. 2023, Fig. E.1 takes the logits apart into norms and cosine).
     """
-    batch, heads, length, dim = q_BHTK.shape
+    batch, _, length, _ = q_BHTK.shape
     q_norm_BHT, k_norm_BHT = q_BHTK.norm(dim=-1), k_BHTK.norm(dim=-1)
-    max_BHT, key_BHT = _row_max(q_BHTK, k_BHTK, scale, bias_HTT)
-    max_HR, key_HR = max_BHT.transpose(0, 1).flatten(1), key_BHT.transpose(0, 1).flatten(1)
-    row_H1 = max_HR.argmax(1, keepdim=True)
-    key_row_H1 = row_H1 // length * length + key_HR.gather(1, row_H1)
-    q_at_HK, k_at_HK = (
-        x.transpose(0, 1).reshape(heads, batch * length, dim).gather(1, r[..., None].expand(-1, -1, dim))[:, 0]
-        for x, r in ((q_BHTK, row_H1), (k_BHTK, key_row_H1))
-    )
+    max_BHT = torch.cat([z_BHCT.amax(-1) for z_BHCT in _logit_chunks(q_BHTK, k_BHTK, scale, bias_HTT)], -1)
+    max_HR = max_BHT.transpose(0, 1).flatten(1)
+    q_at_HK, k_at_HK = _pair(q_BHTK, k_BHTK, scale, bias_HTT, max_HR.argmax(1))
     unit_q_BHTK = q_BHTK / q_norm_BHT.clamp_min(1e-12)[..., None]
     seen_BHTK = (k_BHTK / k_norm_BHT.clamp_min(1e-12)[..., None]).cumsum(-2)
     return {
@@ -181,12 +176,18 @@ def attention_scores(
     }
 
 
-def _row_max(
-    q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float, bias_HTT: torch.Tensor | None
+def _pair(
+    q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float, bias_HTT: torch.Tensor | None, row_H: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest logit of each query and the key that has it, [B, H, T] each."""
-    found = [z_BHCT.max(-1) for z_BHCT in _logit_chunks(q_BHTK, k_BHTK, scale, bias_HTT)]
-    return torch.cat([value for value, _ in found], -1), torch.cat([key for _, key in found], -1)
+    """The query of one row a head, counted over the batch, and the visible key with the largest logit, [H, K] each."""
+    heads, length = q_BHTK.shape[1:3]
+    head_H, sequence_H, query_H = torch.arange(heads, device=row_H.device), row_H // length, row_H % length
+    q_HK, k_HTK = q_BHTK[sequence_H, head_H, query_H], k_BHTK[sequence_H, head_H]
+    z_HT = (k_HTK @ q_HK[..., None])[..., 0] * scale
+    if bias_HTT is not None:
+        z_HT = z_HT + bias_HTT[head_H, query_H]
+    future_HT = torch.arange(length, device=row_H.device) > query_H[:, None]
+    return q_HK, k_HTK[head_H, z_HT.masked_fill(future_HT, -math.inf).argmax(1)]
 
 
 @torch.no_grad()
