@@ -15,6 +15,7 @@ from conf.axis import CHECKED, Choice, axes, import_all
 from models.attention.attention import Attention
 from models.attention.mixing import ATTENTION, LayerShape, MixingConfig
 from models.attention.value_residual import ValueResidualName, value_residual
+from models.gate import GATE, GateConfig
 from models.init import INIT, InitConfig
 from models.layers import Embedding, Linear
 from models.mlp import MLP, MLPConfig
@@ -26,7 +27,9 @@ from models.positions import POSITION, PositionConfig, Positions
 from models.probes import Stats, stream_stats
 from models.qk_norm import QK_NORM, QKNormConfig
 from models.reparametrization.base import REPARAMETRIZATION, ReparametrizationConfig
+from models.sink import SINK, SinkConfig
 from models.size import SizeConfig
+from models.temperature import TEMPERATURE, TemperatureConfig
 
 import_all("models.attention")
 import_all("models.parametrization")
@@ -40,6 +43,9 @@ class Architecture:
 
     model: SizeConfig
     attention: Annotated[MixingConfig, ATTENTION]
+    temperature: Annotated[TemperatureConfig, TEMPERATURE]
+    sink: Annotated[SinkConfig, SINK]
+    gate: Annotated[GateConfig, GATE]
     qk_norm: Annotated[QKNormConfig, QK_NORM]
     norm: Annotated[NormConfig, NORM]
     placement: Annotated[PlacementConfig, PLACEMENT]
@@ -87,6 +93,9 @@ class Block(nn.Module):
             positions,
             arch.attention.build(layer),
         )
+        self.attention.temperature = arch.temperature.build(layer)
+        self.attention.sink = arch.sink.build(layer)
+        self.attention.gate = arch.gate.build(layer)
         if arch.value_residual is not None and index > 0:
             self.attention.value_residual = value_residual(arch.value_residual)
         self.mlp_norms = _norms(arch, "mlp", index)
@@ -128,6 +137,9 @@ class GPT(nn.Module):
         width = arch.model.width
         self.context = context
         self.embedding = Embedding(vocab_size, width)
+        self.sink_token = Embedding(arch.sink.tokens, width) if arch.sink.tokens else None
+        # Of what attention sees.
+        context += arch.sink.tokens
         self.positions = arch.position.build(width, arch.model.heads, context)
         self.embedding_norm = arch.norm.build(width) if arch.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(arch, self.positions, context, i) for i in range(arch.model.depth))
@@ -144,7 +156,11 @@ class GPT(nn.Module):
 
     def hidden(self, tokens_BT: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
         """What enters the head, times its multiplier, [B, T, D], and the probes."""
-        x_BTD = self.embedding_norm(self.positions.embed(self.embedding(tokens_BT)))
+        x_BTD = self.embedding(tokens_BT)
+        if self.sink_token is not None:
+            sink_1D = self.sink_token.scaled(self.sink_token.weight)
+            x_BTD = torch.cat([sink_1D.expand(len(x_BTD), -1, -1), x_BTD], 1)
+        x_BTD = self.embedding_norm(self.positions.embed(x_BTD))
         stats: Stats = {}
         first_BHTK = None
         for index, block in enumerate(self.blocks):
@@ -153,6 +169,8 @@ class GPT(nn.Module):
             stats |= {f"attention/block{index}/{name}": value for name, value in found.items()}
             if watch:
                 stats |= {f"residual/block{index}/{name}": value for name, value in stream_stats(x_BTD).items()}
+        if self.sink_token is not None:
+            x_BTD = x_BTD[:, self.sink_token.num_embeddings :]
         x_BTD = self.final_norm(x_BTD)
         return (x_BTD if self.head.multiplier == 1.0 else self.head.multiplier * x_BTD), stats
 
@@ -162,7 +180,8 @@ class GPT(nn.Module):
 
     def parameter_count(self) -> int:
         """N: everything but the embeddings and the head (Wortsman et al. 2023, section 2.1)."""
-        outside = {id(p) for m in (self.embedding, self.head, self.positions) for p in m.parameters()}
+        apart = (self.embedding, self.sink_token, self.head, self.positions)
+        outside = {id(p) for m in apart if m is not None for p in m.parameters()}
         return sum(p.numel() for p in self.parameters() if id(p) not in outside)
 
 

@@ -119,9 +119,11 @@ def of_run(path: Path) -> list[Measured]:
     if not (path / "weights.pt").exists():
         raise ConfigError(f"{path} has no weights.pt: give folders of runs that have ended")
     config = from_file(path / "config.yaml")
-    if config.qk_norm.name != "none" or config.attention.name != "softmax":
-        raise ConfigError(f"{path}: the theorem is of qk_norm=none attention=softmax, this run has "
-                          f"qk_norm={config.qk_norm.name} attention={config.attention.name}")  # fmt: skip
+    needed = {"qk_norm": "none", "attention": "softmax", "temperature": "none", "sink": "none"}
+    has = {axis: getattr(config, axis).name for axis in needed}
+    if has != needed:
+        theirs, ours = (" ".join(f"{axis}={name}" for axis, name in names.items()) for names in (needed, has))
+        raise ConfigError(f"{path}: the theorem is of {theirs}, this run has {ours}")
     model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
     model.load_state_dict(torch.load(path / "weights.pt", weights_only=True))
     return measure(model.eval(), tokens(config))

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from conf.axis import CHECKED, Axis
+from conf.axis import CHECKED, Axis, Choice
 from models.probes import (
     SCORES_AT_ONCE,
     Stats,
@@ -140,8 +140,12 @@ class MixingRule(nn.Module):
         """Probes of this layer, [H] but for `diversity`: of the logits, the norms of q and k, and the weights."""
         q_BHTK, k_BHTK = q_BHTK.detach().float(), k_BHTK.detach().float()
         with full_precision(q_BHTK):
-            scores = attention_scores(q_BHTK, k_BHTK, self.scale, bias_HTT)
-            return scores | self.watch_weights(q_BHTK, k_BHTK, bias_HTT, x_BTD)
+            of_logits = self.watch_logits(q_BHTK, k_BHTK, bias_HTT)
+            return of_logits | self.watch_weights(q_BHTK, k_BHTK, bias_HTT, x_BTD)
+
+    def watch_logits(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None) -> Stats:
+        """Probes of the logits and of what makes them up, each [H]; q and k in fp32."""
+        return attention_scores(q_BHTK, k_BHTK, self.scale, bias_HTT)
 
     def watch_weights(
         self,
@@ -168,7 +172,7 @@ def _split(x_BTD: torch.Tensor | None, rows: int) -> Iterable[torch.Tensor | Non
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class MixingConfig:
+class MixingConfig(Choice):
     name: str
     dot_product = False  # whether it is a function of scale q_i k_j, plus what positions add: what qk_clip relies on
 

@@ -14,6 +14,9 @@ CHOICES = [
     f"{axis}={name}"
     for axis in (
         "attention",
+        "temperature",
+        "sink",
+        "gate",
         "qk_norm",
         "placement",
         "norm",

@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, example, given, note, settings, strategies
 from pydantic.fields import FieldInfo
 
 from conf.axis import ConfigError, axes, checked
+from models.sink import KeySinkConfig
 from tests.train.helpers import assert_same_end, tiny
 from train.config import Config, Place
 from train.keeper import Interrupted
@@ -207,6 +208,8 @@ ATTENTION = [
     "sink_rate", "sink_mass", "row_sum", "zero_rows", "local_focus_0", "local_focus_1", "local_focus_2",
     "local_focus_3",
 ]  # fmt: skip
+# Sinks with a key, which report what it gets.
+KEYED = [name for name, choice in AXES["sink"].choices.items() if issubclass(choice, KeySinkConfig)]
 # Reported where it has a meaning, and nowhere else.
 ONLY: dict[str, Callable[[Config], bool]] = {
     "output/uncapped_logit_max": lambda c: c.loss.soft_cap is not None,
@@ -214,6 +217,7 @@ ONLY: dict[str, Callable[[Config], bool]] = {
     "output/noise": lambda c: c.loss.name == "noisy_softmax",
     "output/kept": lambda c: c.loss.name == "eslm",
     "output/temperature": lambda c: c.loss.name == "tempnet",
+    "attention/block0/sink_share": lambda c: c.sink.name in KEYED,
     "qk_clip/heads": lambda c: c.optimizer.qk_clip is not None,
 }
 EVERY_STEP = {"step", "lr", "loss", "objective", "gradient/norm"}
@@ -224,7 +228,8 @@ def probes(config: Config, tensors: dict[str, float | None]) -> set[str]:
     names = {"output/logit_mean", "output/logit_max", "output/log_z", "output/log_z_squared"}
     names |= {f"attention/{name}" for name in ("logit_max", "entropy", "entropy_min", "sink_rate")}
     for block in range(config.model.depth):
-        names |= {f"attention/block{block}/{name}{of}" for name in ATTENTION for of in ("", "_by_head")}
+        of_block = [*ATTENTION, *(["sink_share"] if config.sink.name in KEYED else [])]
+        names |= {f"attention/block{block}/{name}{of}" for name in of_block for of in ("", "_by_head")}
         names.add(f"attention/block{block}/diversity")
         names |= {f"residual/block{block}/{name}" for name in ("rms", "kurtosis", "massive_max")}
     names |= {f"{group}/{tensor}/rms" for group in ("parameter", "gradient", "update") for tensor in tensors}
