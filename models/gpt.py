@@ -12,11 +12,12 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED, Choice, axes, import_all
-from models.attention.attention import Attention
 from models.attention.mixing import ATTENTION, LayerShape, MixingConfig
+from models.attention.pattern import check_depth
 from models.attention.value_residual import ValueResidualName, value_residual
 from models.init import INIT, InitConfig
 from models.layers import Embedding, Linear
+from models.layout import LAYOUT, LayoutConfig
 from models.mlp import MLP, MLPConfig
 from models.norms import NORM, NormConfig
 from models.parametrization import PARAMETRIZATION, ParametrizationConfig, scale_init, set_multipliers
@@ -40,6 +41,7 @@ class Architecture:
 
     model: SizeConfig
     attention: Annotated[MixingConfig, ATTENTION]
+    layout: Annotated[LayoutConfig, LAYOUT]
     qk_norm: Annotated[QKNormConfig, QK_NORM]
     norm: Annotated[NormConfig, NORM]
     placement: Annotated[PlacementConfig, PLACEMENT]
@@ -61,10 +63,14 @@ class Architecture:
 
     @model_validator(mode="after")
     def _axes_go_together(self) -> "Architecture":
+        check_depth(self.attention.name, self.attention.pattern, self.model.depth)
         for axis in axes(type(self)):
             chosen = getattr(self, axis)
             if isinstance(chosen, Choice):
                 chosen.fits(self)
+        for rule in self.attention.of_blocks(self.model.depth):
+            if rule is not self.attention:
+                rule.fits(self)
         if self.embedding_norm and self.norm.name == "none":
             raise ValueError("embedding_norm=true has no norm to use with norm=none: use norm=layernorm or false")
         return self
@@ -80,12 +86,12 @@ class Block(nn.Module):
         scale = arch.placement.attention_scale(head_dim, arch.parametrization.attention_scale(head_dim))
         layer = LayerShape(width, heads, head_dim, scale, context, index, arch.model.depth)
         self.attention_norms = _norms(arch, "attention", index)
-        self.attention = Attention(
+        self.attention = arch.layout.build(
             width,
             heads,
             arch.qk_norm.build(heads=heads, head_dim=head_dim, context=context),
             positions,
-            arch.attention.build(layer),
+            arch.attention.of_block(index, arch.model.depth).build(layer),
         )
         if arch.value_residual is not None and index > 0:
             self.attention.value_residual = value_residual(arch.value_residual)
@@ -128,7 +134,7 @@ class GPT(nn.Module):
         width = arch.model.width
         self.context = context
         self.embedding = Embedding(vocab_size, width)
-        self.positions = arch.position.build(width, arch.model.heads, context)
+        self.positions = arch.layout.positions(arch.position, width, arch.model.heads, context)
         self.embedding_norm = arch.norm.build(width) if arch.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(arch, self.positions, context, i) for i in range(arch.model.depth))
         self.final_norm = arch.norm.build(width) if arch.placement.final_norm else nn.Identity()

@@ -9,13 +9,16 @@ Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K
 import dataclasses
 import itertools
 from collections.abc import Iterable
+from typing import Annotated, Any
 
 import torch
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from conf.axis import CHECKED, Axis
+from conf.axis import CHECKED, Axis, Choice
+from models.attention import pattern as patterns
 from models.probes import SCORES_AT_ONCE, Stats, attention_scores, causal_logits, full_precision, weight_entropy
 
 
@@ -137,13 +140,32 @@ def _split(x_BTD: torch.Tensor | None, rows: int) -> Iterable[torch.Tensor | Non
     return itertools.repeat(None) if x_BTD is None else x_BTD.split(rows)
 
 
+def _pattern(given: Any) -> patterns.Pattern:
+    return patterns.check(given, ATTENTION.choices)
+
+
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class MixingConfig:
+class MixingConfig(Choice):
     name: str
     dot_product = False  # whether it is a function of scale q_i k_j, plus what positions add: what qk_clip relies on
+    pattern: Annotated[
+        patterns.Pattern, BeforeValidator(_pattern), Field(examples=["odd", "bilateral", ("self", "softmax")])
+    ] = "all"
+    """Blocks that have this rule. A word for which of them, the others have softmax: all, odd, even, top_half, middle,
+    bottom_half, every_4, first, last, bilateral; or a list of rules that is repeated over the blocks, this one as self:
+    [self,softmax]. Xue et al. 2025 (arXiv 2510.11602)."""
 
     def build(self, layer: LayerShape) -> MixingRule:
         raise NotImplementedError
+
+    def of_block(self, block: int, depth: int) -> "MixingConfig":
+        """The rule of a block, counted from 0."""
+        name = patterns.names(self.pattern, depth)[block]
+        return self if name in (patterns.SELF, self.name) else ATTENTION.choices[name]()
+
+    def of_blocks(self, depth: int) -> "list[MixingConfig]":
+        """All rules of a model of so many blocks, each once."""
+        return list({rule.name: rule for rule in (self.of_block(block, depth) for block in range(depth))}.values())
 
 
 ATTENTION: Axis[MixingConfig] = Axis("attention")

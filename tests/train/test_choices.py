@@ -14,6 +14,7 @@ CHOICES = [
     f"{axis}={name}"
     for axis in (
         "attention",
+        "layout",
         "qk_norm",
         "placement",
         "norm",

@@ -61,7 +61,7 @@ def alternatives(field: FieldInfo, default: Any) -> list[Any]:
     elif kinds == {float} and default == 0:
         found = [0.0, 0.01]
     else:
-        found = []
+        found = field.examples or []
     return [default, *(value for value in found if value != default)]
 
 

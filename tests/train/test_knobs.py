@@ -26,6 +26,9 @@ STEP = {"lr": "2e-2", "clip": "0.01", "qk_clip": "1e-3", "decay": "coupled", "we
 ADAM = STEP | {"beta1": "0.5", "beta2": "0.5", "eps": "1e-3"}
 # An alternative for each field of each choice. A new field or choice fails here until it is given one.
 KNOBS: dict[str, dict[str, str]] = {
+    "layout=mha": {},
+    "layout=gqa": {"kv_heads": "2"},
+    "layout=mla": {"rope": "0.6", "query_rank": "null", "latent_rank": "0.5"},
     "qk_norm=none": {},
     "qk_norm=layernorm": {"eps": "1e-2"},
     "qk_norm=layernorm_model": {"eps": "1e-2"},
@@ -121,14 +124,19 @@ KNOBS: dict[str, dict[str, str]] = {
         "decay": "linear",
     },
 }
-# Those of a mixing rule are in the file of its tests.
-KNOBS |= {f"attention={rule}": own_tests(rule).KNOBS for rule in RULES}
+# Those of a mixing rule are in the file of its tests, but for the field that all have.
+KNOBS |= {
+    f"attention={rule}": own_tests(rule).KNOBS
+    | {"pattern": "[self,relu_squared]" if rule == "softmax" else "[self,softmax]"}
+    for rule in RULES
+}
 SIZE = {"width": "32", "depth": "2", "heads": "4"}
 # What a choice, a field or a field of a choice needs to have an effect in a run of four steps.
 NEEDS = {
     "reparametrization=tvr": ("reparametrization.every=1", "model.depth=2"),
     "reparametrization=lawn": ("reparametrization.free_steps=null", "reparametrization.free_fraction=0.25"),
     "qk_clip": ("qk_norm=none",),
+    "pattern": ("model.depth=2",),
     # A decay of one step has no shape: three of the four.
     "schedule=wsd decay": ("schedule.decay_fraction=0.75",),
     # Signs don't see a clip that makes all norms equal.
