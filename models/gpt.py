@@ -3,7 +3,7 @@
 Shape suffixes: B batch, T tokens, D model width, V vocabulary, H heads, K head dimension.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED, Choice, axes, import_all
-from models.attention.mixing import ATTENTION, LayerShape, MixingConfig
+from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
 from models.attention.pattern import check_depth
 from models.attention.value_residual import ValueResidualName, value_residual
 from models.init import INIT, InitConfig
@@ -86,12 +86,12 @@ class Block(nn.Module):
         scale = arch.placement.attention_scale(head_dim, arch.parametrization.attention_scale(head_dim))
         layer = LayerShape(width, heads, head_dim, scale, context, index, arch.model.depth)
         self.attention_norms = _norms(arch, "attention", index)
-        self.attention = arch.layout.build(
-            width,
-            heads,
-            arch.qk_norm.build(heads=heads, head_dim=head_dim, context=context),
-            positions,
-            arch.attention.of_block(index, arch.model.depth).build(layer),
+        rule = arch.attention.of_block(index, arch.model.depth)
+        qk_norm = arch.qk_norm.build(heads=heads, head_dim=head_dim, context=context)
+        self.attention: Any = (
+            arch.layout.build(width, heads, qk_norm, positions, rule.build(layer))
+            if rule.mixes
+            else rule.sublayer(width)
         )
         if arch.value_residual is not None and index > 0:
             self.attention.value_residual = value_residual(arch.value_residual)
@@ -101,10 +101,10 @@ class Block(nn.Module):
 
     def forward(
         self, x_BTD: torch.Tensor, watch: bool = False, first_BHTK: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, Stats, torch.Tensor]:
+    ) -> tuple[torch.Tensor, Stats, torch.Tensor | None]:
         """The residual stream, the probes, and the values of this block; `first` are those of the first."""
         stats: Stats = {}
-        values: list[torch.Tensor] = []
+        values: list[torch.Tensor | None] = []
 
         def attend(h_BTD: torch.Tensor) -> torch.Tensor:
             mixed_BTD, found, v_BHTK = self.attention(h_BTD, watch, first_BHTK)
@@ -152,7 +152,7 @@ class GPT(nn.Module):
         """What enters the head, times its multiplier, [B, T, D], and the probes."""
         x_BTD = self.embedding_norm(self.positions.embed(self.embedding(tokens_BT)))
         stats: Stats = {}
-        first_BHTK = None
+        first_BHTK: torch.Tensor | None = None
         for index, block in enumerate(self.blocks):
             x_BTD, found, values_BHTK = block(x_BTD, watch, first_BHTK)
             first_BHTK = values_BHTK if index == 0 else first_BHTK
@@ -174,7 +174,11 @@ class GPT(nn.Module):
 
 def initialize(model: GPT, arch: Architecture, seed: int) -> None:
     """Fills every parameter, a pure function of the seed: by init, then as placement and parametrization ask."""
-    arch.init.apply(model, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    arch.init.apply(model, generator)
+    with torch.no_grad():
+        for rule in (module for module in model.modules() if isinstance(module, MixingRule)):
+            rule.draw(generator)
     arch.placement.rescale(list(model.blocks))
     scale_init(arch.parametrization, model, arch.model, arch.init)
     arch.placement.constrain(model)

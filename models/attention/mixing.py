@@ -104,6 +104,9 @@ class MixingRule(nn.Module):
         """The weights of a rule that is a function of scaled logits: fp32, -inf above the diagonal."""
         raise NotImplementedError
 
+    def draw(self, generator: torch.Generator) -> None:
+        """Fills the parameters that start at random but are none of the init axis's matrices."""
+
     def finish(self, mixed_BHTK: torch.Tensor) -> torch.Tensor:
         """What a rule does to the weighted values of its heads before the output projection."""
         return mixed_BHTK
@@ -148,6 +151,7 @@ def _pattern(given: Any) -> patterns.Pattern:
 class MixingConfig(Choice):
     name: str
     dot_product = False  # whether it is a function of scale q_i k_j, plus what positions add: what qk_clip relies on
+    mixes = True  # whether it mixes tokens; a config that doesn't has a `sublayer` in place of attention
     pattern: Annotated[
         patterns.Pattern, BeforeValidator(_pattern), Field(examples=["odd", "bilateral", ("self", "softmax")])
     ] = "all"
@@ -156,6 +160,10 @@ class MixingConfig(Choice):
     [self,softmax]. Xue et al. 2025 (arXiv 2510.11602)."""
 
     def build(self, layer: LayerShape) -> MixingRule:
+        raise NotImplementedError
+
+    def sublayer(self, width: int) -> nn.Module:
+        """What stands in the place of a block's attention where the config doesn't mix; called as that is."""
         raise NotImplementedError
 
     def of_block(self, block: int, depth: int) -> "MixingConfig":

@@ -218,9 +218,11 @@ EVERY_STEP = {"step", "lr", "loss", "objective", "gradient/norm"}
 def probes(config: Config, tensors: dict[str, float | None]) -> set[str]:
     """What a watch step reports whatever is chosen, and what these choices add; epsilons of the tensors by name."""
     names = {"output/logit_mean", "output/logit_max", "output/log_z", "output/log_z_squared"}
-    names |= {f"attention/{name}" for name in ("logit_max", "entropy", "entropy_min")}
+    if any(rule.mixes for rule in config.attention.of_blocks(config.model.depth)):
+        names |= {f"attention/{name}" for name in ("logit_max", "entropy", "entropy_min")}
     for block in range(config.model.depth):
-        names |= {f"attention/block{block}/{name}{of}" for name in ATTENTION for of in ("", "_by_head")}
+        if config.attention.of_block(block, config.model.depth).mixes:
+            names |= {f"attention/block{block}/{name}{of}" for name in ATTENTION for of in ("", "_by_head")}
         names.add(f"residual/block{block}/rms")
     names |= {f"{group}/{tensor}/rms" for group in ("parameter", "gradient", "update") for tensor in tensors}
     names |= {name for name, has in ONLY.items() if has(config)}

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from conf.axis import axes
+from models.attention.mixing import ATTENTION
 from models.size import SizeConfig
 from tests.conftest import TINY, complete, largest_difference, tiny
-from tests.models.attention.helpers import RULES, own_tests
+from tests.models.attention.helpers import own_tests
 from train.config import Config
 from train.module import Proxy
 
@@ -128,7 +129,7 @@ KNOBS: dict[str, dict[str, str]] = {
 KNOBS |= {
     f"attention={rule}": own_tests(rule).KNOBS
     | {"pattern": "[self,relu_squared]" if rule == "softmax" else "[self,softmax]"}
-    for rule in RULES
+    for rule in ATTENTION.choices
 }
 SIZE = {"width": "32", "depth": "2", "heads": "4"}
 # What a choice, a field or a field of a choice needs to have an effect in a run of four steps.
