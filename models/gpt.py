@@ -26,6 +26,7 @@ from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site
 from models.positions import POSITION, PositionConfig, Positions
 from models.probes import Stats, rms
 from models.qk_norm import QK_NORM, QKNormConfig
+from models.qk_source import QK_SOURCE, QKSourceConfig
 from models.reparametrization.base import REPARAMETRIZATION, ReparametrizationConfig
 from models.size import SizeConfig
 
@@ -42,6 +43,7 @@ class Architecture:
     model: SizeConfig
     attention: Annotated[MixingConfig, ATTENTION]
     layout: Annotated[LayoutConfig, LAYOUT]
+    qk_source: Annotated[QKSourceConfig, QK_SOURCE]
     qk_norm: Annotated[QKNormConfig, QK_NORM]
     norm: Annotated[NormConfig, NORM]
     placement: Annotated[PlacementConfig, PLACEMENT]
@@ -100,20 +102,37 @@ class Block(nn.Module):
         arch.placement.insert(self.attention, self.mlp, arch.norm)
 
     def forward(
-        self, x_BTD: torch.Tensor, watch: bool = False, first_BHTK: torch.Tensor | None = None
+        self,
+        x_BTD: torch.Tensor,
+        watch: bool = False,
+        first_BHTK: torch.Tensor | None = None,
+        source_BTD: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Stats, torch.Tensor | None]:
-        """The residual stream, the probes, and the values of this block; `first` are those of the first."""
+        """The residual stream, the probes, and the values of this block; `first` are those of the first.
+
+        `source` is what queries and keys are made of where that is not what attention reads.
+        """
+        return self.run(x_BTD, watch, first_BHTK, source_BTD)[:3]
+
+    def run(
+        self,
+        x_BTD: torch.Tensor,
+        watch: bool = False,
+        first_BHTK: torch.Tensor | None = None,
+        source_BTD: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, Stats, torch.Tensor | None, torch.Tensor]:
+        """As `forward`, and last what attention read."""
         stats: Stats = {}
-        values: list[torch.Tensor | None] = []
+        seen: list[tuple[torch.Tensor | None, torch.Tensor]] = []
 
         def attend(h_BTD: torch.Tensor) -> torch.Tensor:
-            mixed_BTD, found, v_BHTK = self.attention(h_BTD, watch, first_BHTK)
+            mixed_BTD, found, v_BHTK = self.attention(h_BTD, watch, first_BHTK, source_BTD)
             stats.update(found)
-            values.append(v_BHTK)
+            seen.append((v_BHTK, h_BTD))
             return mixed_BTD
 
         x_BTD = self.attention_norms(x_BTD, attend)
-        return self.mlp_norms(x_BTD, self.mlp), stats, values[0]
+        return self.mlp_norms(x_BTD, self.mlp), stats, *seen[0]
 
 
 def _norms(arch: Architecture, sublayer: Literal["attention", "mlp"], index: int) -> Placement:
@@ -139,6 +158,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(arch, self.positions, context, i) for i in range(arch.model.depth))
         self.final_norm = arch.norm.build(width) if arch.placement.final_norm else nn.Identity()
         self.head = Linear(width, vocab_size)
+        self.qk_source = arch.qk_source.build(context, width)
         arch.placement.complete(self)
         set_multipliers(arch.parametrization, self, arch.model)
         self.reparametrization = arch.reparametrization.build(self)
@@ -148,13 +168,22 @@ class GPT(nn.Module):
         x_BTD, stats = self.hidden(tokens_BT, watch)
         return self.logits(x_BTD), stats
 
+    def enter(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """The residual stream that begins with these embeddings."""
+        return self.embedding_norm(self.positions.embed(x_BTD))
+
     def hidden(self, tokens_BT: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
         """What enters the head, times its multiplier, [B, T, D], and the probes."""
-        x_BTD = self.embedding_norm(self.positions.embed(self.embedding(tokens_BT)))
+        x_BTD = self.enter(self.embedding(tokens_BT))
         stats: Stats = {}
         first_BHTK: torch.Tensor | None = None
+        side_first_BHTK: torch.Tensor | None = None
+        side_BTD, source_BTD = self.qk_source.start(self, x_BTD), None
         for index, block in enumerate(self.blocks):
-            x_BTD, found, values_BHTK = block(x_BTD, watch, first_BHTK)
+            if side_BTD is not None:
+                source_BTD, side_BTD, values_BHTK = self.qk_source.advance(block, side_BTD, side_first_BHTK)
+                side_first_BHTK = values_BHTK if index == 0 else side_first_BHTK
+            x_BTD, found, values_BHTK = block(x_BTD, watch, first_BHTK, source_BTD)
             first_BHTK = values_BHTK if index == 0 else first_BHTK
             stats |= {f"attention/block{index}/{name}": value for name, value in found.items()}
             if watch:
@@ -179,6 +208,7 @@ def initialize(model: GPT, arch: Architecture, seed: int) -> None:
     with torch.no_grad():
         for rule in (module for module in model.modules() if isinstance(module, MixingRule)):
             rule.draw(generator)
+        model.qk_source.draw(generator, arch.init.embedding_std(arch.model.width))
     arch.placement.rescale(list(model.blocks))
     scale_init(arch.parametrization, model, arch.model, arch.init)
     arch.placement.constrain(model)

@@ -45,8 +45,8 @@ class GroupedQuery(Attention):
         self.key = Linear(width, kv_heads * self.head_dim)
         self.value = Linear(width, kv_heads * self.head_dim)
 
-    def project(self, x_BTD: torch.Tensor) -> QKV:
-        q_BHTK, k_BGTK, v_BGTK = super().project(x_BTD)
+    def project(self, x_BTD: torch.Tensor, source_BTD: torch.Tensor) -> QKV:
+        q_BHTK, k_BGTK, v_BGTK = super().project(x_BTD, source_BTD)
         return q_BHTK, k_BGTK.repeat_interleave(self.group, 1), v_BGTK.repeat_interleave(self.group, 1)
 
     def logit_rows(self) -> list[tuple[Linear, slice, float]]:
@@ -83,7 +83,7 @@ class Latent(Attention):
         self.key = Linear(latent_rank, heads * (self.head_dim - rope_dim))
         self.value = Linear(latent_rank, width)
 
-    def project(self, x_BTD: torch.Tensor) -> QKV:
+    def project(self, x_BTD: torch.Tensor, source_BTD: torch.Tensor) -> QKV:
         query_in_BTR = self.query_norm(self.query_down(x_BTD)) if self.query_is_low_rank else x_BTD
         latent_BTR = self.latent_norm(self.latent(x_BTD))
         q_BHTK = self.split(self.query(query_in_BTR))

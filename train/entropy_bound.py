@@ -120,10 +120,16 @@ def of_run(path: Path) -> list[Measured]:
         raise ConfigError(f"{path} has no weights.pt: give folders of runs that have ended")
     config = from_file(path / "config.yaml")
     rules = [rule.name for rule in config.attention.of_blocks(config.model.depth)]
-    if config.qk_norm.name != "none" or set(rules) - {"softmax"} or config.layout.name != "mha":
-        raise ConfigError(f"{path}: the theorem is of qk_norm=none attention=softmax layout=mha, this run has "
-                          f"qk_norm={config.qk_norm.name} attention={' and '.join(rules)} layout={config.layout.name}"
-                          )  # fmt: skip
+    if (
+        config.qk_norm.name != "none"
+        or set(rules) - {"softmax"}
+        or config.layout.name != "mha"
+        or (config.qk_source.name != "stream")
+    ):
+        raise ConfigError(f"{path}: the theorem is of qk_norm=none attention=softmax layout=mha "
+                          f"qk_source=stream, this run has qk_norm={config.qk_norm.name} "
+                          f"attention={' and '.join(rules)} layout={config.layout.name} "
+                          f"qk_source={config.qk_source.name}")  # fmt: skip
     model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
     model.load_state_dict(torch.load(path / "weights.pt", weights_only=True))
     return measure(model.eval(), tokens(config))

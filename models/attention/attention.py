@@ -38,9 +38,9 @@ class Attention(nn.Module):
         """The heads of a projection, [B, H, T, features of a head], which are head_dim by default."""
         return y_BTD.unflatten(-1, (-1, features or self.head_dim)).transpose(1, 2)
 
-    def project(self, x_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values of all heads, [B, H, T, K] each."""
-        return self.split(self.query(x_BTD)), self.split(self.key(x_BTD)), self.split(self.value(x_BTD))
+    def project(self, x_BTD: torch.Tensor, source_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries and keys of the source and values of x, of all heads, [B, H, T, K] each."""
+        return self.split(self.query(source_BTD)), self.split(self.key(source_BTD)), self.split(self.value(x_BTD))
 
     def rotate(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (positions,) = self._positions
@@ -51,18 +51,24 @@ class Attention(nn.Module):
         return [(self.query, slice(None), 0.5), (self.key, slice(None), 0.5)]
 
     def forward(
-        self, x_BTD: torch.Tensor, watch: bool = False, first_BHTK: torch.Tensor | None = None
+        self,
+        x_BTD: torch.Tensor,
+        watch: bool = False,
+        first_BHTK: torch.Tensor | None = None,
+        source_BTD: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Stats, torch.Tensor]:
         """The output, the probes and the layer's own values; with a value residual `first` are the first block's.
 
-        The values are those behind a norm of theirs.
+        The values are those behind a norm of theirs. `source` is what queries and keys are made of, x by default; one
+        sequence serves the whole batch.
         """
-        q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD)
+        q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD, x_BTD if source_BTD is None else source_BTD)
         q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)
         v_BHTK = self.qk_norm.values(v_BHTK)
         q_BHTK, k_BHTK = self.rotate(q_BHTK, k_BHTK)
         if self.behind_positions is not None:
             q_BHTK, k_BHTK = self.behind_positions(q_BHTK, k_BHTK)
+        q_BHTK, k_BHTK = (z_BHTK.expand(len(x_BTD), -1, -1, -1) for z_BHTK in (q_BHTK, k_BHTK))
         bias_HTT = self._positions[0].bias(x_BTD.shape[1])
         stats = self.mix.watch(q_BHTK, k_BHTK, bias_HTT, x_BTD) if watch else {}
         if self.keep_maximum and self.training:

@@ -25,7 +25,11 @@ class NoAttention(nn.Module):
         self.mlp = SwiGLU(width, hidden_width(width, 4 / 3))
 
     def forward(
-        self, x_BTD: torch.Tensor, watch: bool = False, first_BHTK: torch.Tensor | None = None
+        self,
+        x_BTD: torch.Tensor,
+        watch: bool = False,
+        first_BHTK: torch.Tensor | None = None,
+        source_BTD: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Stats, None]:
         return self.mlp(x_BTD), {}, None
 

@@ -15,6 +15,7 @@ CHOICES = [
     for axis in (
         "attention",
         "layout",
+        "qk_source",
         "qk_norm",
         "placement",
         "norm",

@@ -61,7 +61,9 @@ class TestDifferential:
     def test_lambda(self) -> None:
         rule = made()
         with torch.no_grad():
-            for vector, value in zip((rule.query_1, rule.key_1, rule.query_2, rule.key_2), (2, 0.5, 1, -1), strict=True):
+            for vector, value in zip(
+                (rule.query_1, rule.key_1, rule.query_2, rule.key_2), (2, 0.5, 1, -1), strict=True
+            ):
                 vector.fill_(value)
         assert rule.factor().item() == pytest.approx(math.e - math.exp(-1) + 0.2, rel=1e-6)
 
