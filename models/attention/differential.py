@@ -4,10 +4,10 @@
     lambda = exp(l_q1 . l_k1) - exp(l_q2 . l_k2) + lambda_init,  lambda_init = 0.8 - 0.6 exp(-0.3 l)
 
 Ye et al. 2024 (Differential Transformer, arXiv 2410.05258), eqs. 1 to 3; microsoft/unilm,
-Diff-Transformer/multihead_diffattn.py. Heads 2h and 2h + 1 are a pair, counted from 0: their queries and keys are q1, k1
-and q2, k2, their values side by side are V, twice as wide as a head. `weights` gives A to both heads of a pair; the norm
-is over the 2 K features of a pair, its weights are shared by all pairs. l is the block from 0. The vectors l_q1 ... are
-normal with std 0.1 at the start, one set a layer; an optimizer decays them as it does all others here.
+Diff-Transformer/multihead_diffattn.py. Heads 2h and 2h + 1 are a pair, counted from 0: their queries and keys are q1,
+k1 and q2, k2, their values side by side are V, twice as wide as a head. `weights` gives A to both heads of a pair; the
+norm is over the 2 K features of a pair, its weights are shared by all pairs. l is the block from 0. The vectors l_q1,
+l_k1, l_q2 and l_k2 are normal with std 0.1 at the start, one set a layer; they are decayed as all vectors here are.
 
 Shape suffixes: B batch, H heads, P pairs of heads, T tokens, K head dimension.
 """
@@ -83,7 +83,7 @@ class DifferentialConfig(MixingConfig):
     name: Literal["differential"] = "differential"
     dot_product = True
     lambda_init: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Part of lambda that isn't learned, of all blocks; null is the paper's 0.8 - 0.6 exp(-0.3 l), l the block from 0."""
+    """Part of lambda that isn't learned, of all blocks; null is the paper's 0.8 - 0.6 exp(-0.3 l) of block l."""
 
     def build(self, layer: LayerShape) -> MixingRule:
         start = 0.8 - 0.6 * math.exp(-0.3 * layer.block) if self.lambda_init is None else self.lambda_init
