@@ -14,6 +14,8 @@ from torch import nn
 from conf.axis import CHECKED, Choice, axes, import_all
 from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
 from models.attention.pattern import check_depth
+from models.attention.shared import Borrowing, Lender
+from models.attention.shared import fits as share_fits
 from models.attention.value_residual import ValueResidualName, value_residual
 from models.init import INIT, InitConfig
 from models.layers import Embedding, Linear
@@ -57,6 +59,9 @@ class Architecture:
     """Values of each block but the first: l_1 times the first block's plus l_2 times its own, as they come out of the
     value projection (placement=hybridnorm, qk_norm=qkv: after their norm). identity: both 1/2; learnable: two numbers
     a block that start at 1/2; null: its own. Zhou et al. 2024 (ResFormer)."""
+    share_attention: Annotated[int, Field(ge=1)]
+    """Blocks of a group that share their attention weights: the first makes queries and keys, the others have values
+    and a learned W_c h of what they read, which starts at zero. 1 shares none. After UniAttn, Xiong et al. 2025."""
     position: Annotated[PositionConfig, POSITION]
     mlp: Annotated[MLPConfig, MLP]
     init: Annotated[InitConfig, INIT]
@@ -73,6 +78,7 @@ class Architecture:
         for rule in self.attention.of_blocks(self.model.depth):
             if rule is not self.attention:
                 rule.fits(self)
+        share_fits(self.share_attention, self)
         if self.embedding_norm and self.norm.name == "none":
             raise ValueError("embedding_norm=true has no norm to use with norm=none: use norm=layernorm or false")
         return self
@@ -90,11 +96,13 @@ class Block(nn.Module):
         self.attention_norms = _norms(arch, "attention", index)
         rule = arch.attention.of_block(index, arch.model.depth)
         qk_norm = arch.qk_norm.build(heads=heads, head_dim=head_dim, context=context)
-        self.attention: Any = (
-            arch.layout.build(width, heads, qk_norm, positions, rule.build(layer))
-            if rule.mixes
-            else rule.sublayer(width)
-        )
+        self.attention: Any
+        if index % arch.share_attention:
+            self.attention = Borrowing(width, heads)
+        elif rule.mixes:
+            self.attention = arch.layout.build(width, heads, qk_norm, positions, rule.build(layer))
+        else:
+            self.attention = rule.sublayer(width)
         if arch.value_residual is not None and index > 0:
             self.attention.value_residual = value_residual(arch.value_residual)
         self.mlp_norms = _norms(arch, "mlp", index)
@@ -107,12 +115,14 @@ class Block(nn.Module):
         watch: bool = False,
         first_BHTK: torch.Tensor | None = None,
         source_BTD: torch.Tensor | None = None,
+        lenders: list[Lender] | None = None,
     ) -> tuple[torch.Tensor, Stats, torch.Tensor | None]:
         """The residual stream, the probes, and the values of this block; `first` are those of the first.
 
-        `source` is what queries and keys are made of where that is not what attention reads.
+        `source` is what queries and keys are made of where that is not what attention reads. Blocks that share their
+        attention's weights hand them on in `lenders`.
         """
-        return self.run(x_BTD, watch, first_BHTK, source_BTD)[:3]
+        return self.run(x_BTD, watch, first_BHTK, source_BTD, lenders)[:3]
 
     def run(
         self,
@@ -120,13 +130,14 @@ class Block(nn.Module):
         watch: bool = False,
         first_BHTK: torch.Tensor | None = None,
         source_BTD: torch.Tensor | None = None,
+        lenders: list[Lender] | None = None,
     ) -> tuple[torch.Tensor, Stats, torch.Tensor | None, torch.Tensor]:
         """As `forward`, and last what attention read."""
         stats: Stats = {}
         seen: list[tuple[torch.Tensor | None, torch.Tensor]] = []
 
         def attend(h_BTD: torch.Tensor) -> torch.Tensor:
-            mixed_BTD, found, v_BHTK = self.attention(h_BTD, watch, first_BHTK, source_BTD)
+            mixed_BTD, found, v_BHTK = self.attention(h_BTD, watch, first_BHTK, source_BTD, lenders)
             stats.update(found)
             seen.append((v_BHTK, h_BTD))
             return mixed_BTD
@@ -152,6 +163,7 @@ class GPT(nn.Module):
         super().__init__()
         width = arch.model.width
         self.context = context
+        self.shares_attention = arch.share_attention > 1
         self.embedding = Embedding(vocab_size, width)
         self.positions = arch.layout.positions(arch.position, width, arch.model.heads, context)
         self.embedding_norm = arch.norm.build(width) if arch.embedding_norm else nn.Identity()
@@ -179,11 +191,12 @@ class GPT(nn.Module):
         first_BHTK: torch.Tensor | None = None
         side_first_BHTK: torch.Tensor | None = None
         side_BTD, source_BTD = self.qk_source.start(self, x_BTD), None
+        lenders: list[Lender] | None = [] if self.shares_attention else None
         for index, block in enumerate(self.blocks):
             if side_BTD is not None:
                 source_BTD, side_BTD, values_BHTK = self.qk_source.advance(block, side_BTD, side_first_BHTK)
                 side_first_BHTK = values_BHTK if index == 0 else side_first_BHTK
-            x_BTD, found, values_BHTK = block(x_BTD, watch, first_BHTK, source_BTD)
+            x_BTD, found, values_BHTK = block(x_BTD, watch, first_BHTK, source_BTD, lenders)
             first_BHTK = values_BHTK if index == 0 else first_BHTK
             stats |= {f"attention/block{index}/{name}": value for name, value in found.items()}
             if watch:
@@ -206,8 +219,9 @@ def initialize(model: GPT, arch: Architecture, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     arch.init.apply(model, generator)
     with torch.no_grad():
-        for rule in (module for module in model.modules() if isinstance(module, MixingRule)):
-            rule.draw(generator)
+        for module in model.modules():
+            if isinstance(module, MixingRule | Borrowing):
+                module.draw(generator)
         model.qk_source.draw(generator, arch.init.embedding_std(arch.model.width))
     arch.placement.rescale(list(model.blocks))
     scale_init(arch.parametrization, model, arch.model, arch.init)

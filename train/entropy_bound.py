@@ -124,12 +124,13 @@ def of_run(path: Path) -> list[Measured]:
         config.qk_norm.name != "none"
         or set(rules) - {"softmax"}
         or config.layout.name != "mha"
-        or (config.qk_source.name != "stream")
+        or config.qk_source.name != "stream"
+        or config.share_attention != 1
     ):
         raise ConfigError(f"{path}: the theorem is of qk_norm=none attention=softmax layout=mha "
-                          f"qk_source=stream, this run has qk_norm={config.qk_norm.name} "
+                          f"qk_source=stream share_attention=1, this run has qk_norm={config.qk_norm.name} "
                           f"attention={' and '.join(rules)} layout={config.layout.name} "
-                          f"qk_source={config.qk_source.name}")  # fmt: skip
+                          f"qk_source={config.qk_source.name} share_attention={config.share_attention}")  # fmt: skip
     model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
     model.load_state_dict(torch.load(path / "weights.pt", weights_only=True))
     return measure(model.eval(), tokens(config))

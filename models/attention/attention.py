@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from models.attention.mixing import MixingRule
+from models.attention.shared import Lender
 from models.layers import Linear
 from models.positions import Positions
 from models.probes import Stats, largest_logit
@@ -56,11 +57,13 @@ class Attention(nn.Module):
         watch: bool = False,
         first_BHTK: torch.Tensor | None = None,
         source_BTD: torch.Tensor | None = None,
+        lenders: list[Lender] | None = None,
     ) -> tuple[torch.Tensor, Stats, torch.Tensor]:
         """The output, the probes and the layer's own values; with a value residual `first` are the first block's.
 
         The values are those behind a norm of theirs. `source` is what queries and keys are made of, x by default; one
-        sequence serves the whole batch.
+        sequence serves the whole batch. With
+        `lenders` it is written there what other blocks need to use the same weights.
         """
         q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD, x_BTD if source_BTD is None else source_BTD)
         q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)
@@ -70,6 +73,8 @@ class Attention(nn.Module):
             q_BHTK, k_BHTK = self.behind_positions(q_BHTK, k_BHTK)
         q_BHTK, k_BHTK = (z_BHTK.expand(len(x_BTD), -1, -1, -1) for z_BHTK in (q_BHTK, k_BHTK))
         bias_HTT = self._positions[0].bias(x_BTD.shape[1])
+        if lenders is not None:
+            lenders.append(Lender(self.mix, q_BHTK, k_BHTK, bias_HTT, x_BTD))
         stats = self.mix.watch(q_BHTK, k_BHTK, bias_HTT, x_BTD) if watch else {}
         if self.keep_maximum and self.training:
             stats["step_max"] = largest_logit(q_BHTK, k_BHTK, self.mix.scale)

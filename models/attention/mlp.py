@@ -30,6 +30,7 @@ class NoAttention(nn.Module):
         watch: bool = False,
         first_BHTK: torch.Tensor | None = None,
         source_BTD: torch.Tensor | None = None,
+        lenders: Any = None,
     ) -> tuple[torch.Tensor, Stats, None]:
         return self.mlp(x_BTD), {}, None
 

@@ -27,7 +27,13 @@ CHOICES = [
     )
     for name in axes(Config)[axis].choices
 ]
-OPTIONS = ["layer_scale=0.1", "embedding_norm=true", "value_residual=identity", "value_residual=learnable"]
+OPTIONS = [
+    "layer_scale=0.1",
+    "embedding_norm=true",
+    "value_residual=identity",
+    "value_residual=learnable",
+    "share_attention=2",
+]
 
 
 @pytest.mark.parametrize("override", [*CHOICES, *OPTIONS])

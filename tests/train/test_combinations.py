@@ -221,7 +221,7 @@ def probes(config: Config, tensors: dict[str, float | None]) -> set[str]:
     if any(rule.mixes for rule in config.attention.of_blocks(config.model.depth)):
         names |= {f"attention/{name}" for name in ("logit_max", "entropy", "entropy_min")}
     for block in range(config.model.depth):
-        if config.attention.of_block(block, config.model.depth).mixes:
+        if config.attention.of_block(block, config.model.depth).mixes and block % config.share_attention == 0:
             names |= {f"attention/block{block}/{name}{of}" for name in ATTENTION for of in ("", "_by_head")}
         names.add(f"residual/block{block}/rms")
     names |= {f"{group}/{tensor}/rms" for group in ("parameter", "gradient", "update") for tensor in tensors}

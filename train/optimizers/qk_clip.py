@@ -60,8 +60,10 @@ def shrink(
     with it.
     """
     blocks: Any = model.blocks
-    attentions = [block.attention for block in blocks]
-    s_LH = torch.stack([stats.pop(f"attention/block{i}/step_max") for i in range(len(attentions))])
+    # Blocks that use the weights of another have no logits of their own.
+    names = {f"attention/block{index}/step_max": block.attention for index, block in enumerate(blocks)}
+    attentions = [attention for name, attention in names.items() if name in stats]
+    s_LH = torch.stack([stats.pop(name) for name in names if name in stats])
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(s_LH, op=dist.ReduceOp.MAX)
     above_LH = s_LH > tau
