@@ -59,7 +59,7 @@ class Architecture:
     """Values of each block but the first: l_1 times the first block's plus l_2 times its own, as they come out of the
     value projection (placement=hybridnorm, qk_norm=qkv: after their norm). identity: both 1/2; learnable: two numbers
     a block that start at 1/2; null: its own. Zhou et al. 2024 (ResFormer)."""
-    share_attention: Annotated[int, Field(ge=1)]
+    share_attention: Annotated[int, Field(ge=1, examples=[2])]
     """Blocks of a group that share their attention weights: the first makes queries and keys, the others have values
     and a learned W_c h of what they read, which starts at zero. 1 shares none. After UniAttn, Xiong et al. 2025."""
     position: Annotated[PositionConfig, POSITION]

@@ -212,6 +212,14 @@ def test_value_residual(name: str) -> None:
     assert ((on["logits"] - other).abs().max() > FELT) == (name == "learnable")
 
 
+def test_share_attention() -> None:
+    deep = "model.depth=3"
+    assert largest_difference(outcome(deep), outcome(deep, "share_attention=2")) == float("inf")  # other parameters
+    two, three = (outcome(deep, f"share_attention={group}")["logits"] for group in (2, 3))
+    assert (outcome(deep)["logits"] - two).abs().max() > FELT
+    assert (two - three).abs().max() > FELT
+
+
 def test_start_of_layer_scale() -> None:
     assert largest_difference(outcome("layer_scale=1"), outcome("layer_scale=0.1")) > FELT
 

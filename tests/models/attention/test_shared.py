@@ -1,5 +1,6 @@
 """Attention weights that blocks share."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def test_blocks_of_a_group_have_the_weights_of_its_first(rule: str, group: int, 
     for block, lender in enumerate(expected):
         assert torch.equal(found[block], found[lender])
     starts = sorted(set(expected))
-    for one, other in zip(starts, starts[1:], strict=False):
+    for one, other in pairwise(starts):
         assert not torch.equal(found[one], found[other])
 
 
