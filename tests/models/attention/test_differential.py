@@ -99,7 +99,7 @@ class TestDifferential:
         assert all(torch.equal(p, again.get_parameter(n)) for n, p in found.items())
         drawn = torch.stack(list(found.values()))
         assert 0.08 < drawn.std().item() < 0.12
-        assert len({round(float(p[0]), 6) for p in found.values()}) == 8
+        assert len({round(float(p.detach()[0]), 6) for p in found.values()}) == 8
         plain = gpt("model.depth=2", "model.width=64")
         assert all(torch.equal(p, model.get_parameter(n)) for n, p in plain.named_parameters())
 
