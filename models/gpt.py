@@ -17,6 +17,8 @@ from models.attention.pattern import check_depth
 from models.attention.shared import Borrowing, Lender
 from models.attention.shared import fits as share_fits
 from models.attention.value_residual import ValueResidualName, value_residual
+from models.dual_stream import DualStreamName, separate
+from models.dual_stream import fits as dual_fits
 from models.init import INIT, InitConfig
 from models.layers import Embedding, Linear
 from models.layout import LAYOUT, LayoutConfig
@@ -62,6 +64,10 @@ class Architecture:
     share_attention: Annotated[int, Field(ge=1, examples=[2])]
     """Blocks of a group that share their attention weights: the first makes queries and keys, the others have values
     and a learned W_c h of what they read, which starts at zero. 1 shares none. After UniAttn, Xiong et al. 2025."""
+    dual_stream: DualStreamName | None
+    """Two residual streams: attention makes its values of, and adds to, one of its own, queries, keys and MLPs see the
+    sum with what the MLPs add. What mixes heads in value and output projection: independent, kronecker or dense maps.
+    null is one stream. Kerce & Fox 2026 (arXiv 2603.07461)."""
     position: Annotated[PositionConfig, POSITION]
     mlp: Annotated[MLPConfig, MLP]
     init: Annotated[InitConfig, INIT]
@@ -79,6 +85,8 @@ class Architecture:
             if rule is not self.attention:
                 rule.fits(self)
         share_fits(self.share_attention, self)
+        if self.dual_stream is not None:
+            dual_fits(self.dual_stream, self)
         if self.embedding_norm and self.norm.name == "none":
             raise ValueError("embedding_norm=true has no norm to use with norm=none: use norm=layernorm or false")
         return self
@@ -105,6 +113,8 @@ class Block(nn.Module):
             self.attention = rule.sublayer(width)
         if arch.value_residual is not None and index > 0:
             self.attention.value_residual = value_residual(arch.value_residual)
+        if arch.dual_stream is not None:
+            separate(self.attention, arch.dual_stream, width)
         self.mlp_norms = _norms(arch, "mlp", index)
         self.mlp = arch.mlp.build(width)
         arch.placement.insert(self.attention, self.mlp, arch.norm)
@@ -116,13 +126,15 @@ class Block(nn.Module):
         first_BHTK: torch.Tensor | None = None,
         source_BTD: torch.Tensor | None = None,
         lenders: list[Lender] | None = None,
+        token_streams: list[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, Stats, torch.Tensor | None]:
         """The residual stream, the probes, and the values of this block; `first` are those of the first.
 
         `source` is what queries and keys are made of where that is not what attention reads. Blocks that share their
-        attention's weights hand them on in `lenders`.
+        attention's weights hand them on in `lenders`. A dual-stream model's values are made of the last of
+        `token_streams`, to which this block's is added.
         """
-        return self.run(x_BTD, watch, first_BHTK, source_BTD, lenders)[:3]
+        return self.run(x_BTD, watch, first_BHTK, source_BTD, lenders, token_streams)[:3]
 
     def run(
         self,
@@ -131,19 +143,23 @@ class Block(nn.Module):
         first_BHTK: torch.Tensor | None = None,
         source_BTD: torch.Tensor | None = None,
         lenders: list[Lender] | None = None,
+        token_streams: list[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, Stats, torch.Tensor | None, torch.Tensor]:
         """As `forward`, and last what attention read."""
         stats: Stats = {}
         seen: list[tuple[torch.Tensor | None, torch.Tensor]] = []
 
         def attend(h_BTD: torch.Tensor) -> torch.Tensor:
-            mixed_BTD, found, v_BHTK = self.attention(h_BTD, watch, first_BHTK, source_BTD, lenders)
+            value_BTD, qk_BTD = (h_BTD, source_BTD) if token_streams is None else (token_streams[-1], h_BTD)
+            mixed_BTD, found, v_BHTK = self.attention(value_BTD, watch, first_BHTK, qk_BTD, lenders)
             stats.update(found)
             seen.append((v_BHTK, h_BTD))
             return mixed_BTD
 
-        x_BTD = self.attention_norms(x_BTD, attend)
-        return self.mlp_norms(x_BTD, self.mlp), stats, *seen[0]
+        attended_BTD = self.attention_norms(x_BTD, attend)
+        if token_streams is not None:
+            token_streams.append(token_streams[-1] + (attended_BTD - x_BTD))
+        return self.mlp_norms(attended_BTD, self.mlp), stats, *seen[0]
 
 
 def _norms(arch: Architecture, sublayer: Literal["attention", "mlp"], index: int) -> Placement:
@@ -164,6 +180,7 @@ class GPT(nn.Module):
         width = arch.model.width
         self.context = context
         self.shares_attention = arch.share_attention > 1
+        self.has_two_streams = arch.dual_stream is not None
         self.embedding = Embedding(vocab_size, width)
         self.positions = arch.layout.positions(arch.position, width, arch.model.heads, context)
         self.embedding_norm = arch.norm.build(width) if arch.embedding_norm else nn.Identity()
@@ -192,11 +209,12 @@ class GPT(nn.Module):
         side_first_BHTK: torch.Tensor | None = None
         side_BTD, source_BTD = self.qk_source.start(self, x_BTD), None
         lenders: list[Lender] | None = [] if self.shares_attention else None
+        token_streams: list[torch.Tensor] | None = [x_BTD] if self.has_two_streams else None
         for index, block in enumerate(self.blocks):
             if side_BTD is not None:
                 source_BTD, side_BTD, values_BHTK = self.qk_source.advance(block, side_BTD, side_first_BHTK)
                 side_first_BHTK = values_BHTK if index == 0 else side_first_BHTK
-            x_BTD, found, values_BHTK = block(x_BTD, watch, first_BHTK, source_BTD, lenders)
+            x_BTD, found, values_BHTK = block(x_BTD, watch, first_BHTK, source_BTD, lenders, token_streams)
             first_BHTK = values_BHTK if index == 0 else first_BHTK
             stats |= {f"attention/block{index}/{name}": value for name, value in found.items()}
             if watch:

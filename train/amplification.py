@@ -39,7 +39,7 @@ def amplified(model: GPT, factor: float) -> Iterator[None]:
         q_BHTK, k_BHTK, v_BHTK, bias_HTT, *more = args
         return factor * q_BHTK, k_BHTK, v_BHTK, None if bias_HTT is None else factor * bias_HTT, *more
 
-    mixes = {block.attention.mix for block in model.blocks if hasattr(block.attention, "mix")}  # type: ignore[union-attr]
+    mixes = {block.attention.mix for block in model.blocks if hasattr(block.attention, "mix")}
     hooks = [mix.register_forward_pre_hook(multiply) for mix in mixes if isinstance(mix, MixingRule)]
     try:
         yield
@@ -76,7 +76,7 @@ def of_run(path: Path) -> list[float]:
     batches = validation_batches(
         prepared.validation, batch_size=config.batch_size, context=config.context, count=config.eval_batches
     )
-    return losses(model.eval(), batches)
+    return losses(model.eval(), list(batches))
 
 
 def say(paths: Sequence[Path]) -> None:

@@ -9,7 +9,7 @@ Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K
 import dataclasses
 import itertools
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -169,7 +169,7 @@ class MixingConfig(Choice):
     def of_block(self, block: int, depth: int) -> "MixingConfig":
         """The rule of a block, counted from 0."""
         name = patterns.names(self.pattern, depth)[block]
-        return self if name in (patterns.SELF, self.name) else ATTENTION.choices[name]()
+        return self if name in (patterns.SELF, self.name) else cast(Any, ATTENTION.choices[name])()
 
     def of_blocks(self, depth: int) -> "list[MixingConfig]":
         """All rules of a model of so many blocks, each once."""

@@ -33,6 +33,8 @@ OPTIONS = [
     "value_residual=identity",
     "value_residual=learnable",
     "share_attention=2",
+    "dual_stream=independent",
+    "dual_stream=kronecker",
 ]
 
 

@@ -220,6 +220,14 @@ def test_share_attention() -> None:
     assert (two - three).abs().max() > FELT
 
 
+@pytest.mark.parametrize("name", ["independent", "kronecker", "dense"])
+def test_dual_stream(name: str) -> None:
+    """Of the dense one the values alone are other ones, in the first block those of an embedding without norm."""
+    one, two = outcome("model.depth=2"), outcome("model.depth=2", f"dual_stream={name}")
+    assert (one["logits"] - two["logits"]).abs().max() > FELT
+    assert (one.keys() == two.keys() and all(one[k].shape == two[k].shape for k in one)) == (name == "dense")
+
+
 def test_start_of_layer_scale() -> None:
     assert largest_difference(outcome("layer_scale=1"), outcome("layer_scale=0.1")) > FELT
 
