@@ -18,8 +18,8 @@ def test_weights_are_those_of_the_multiplied_logits(rule: str, position: str) ->
     model = gpt("qk_norm=none", f"attention={rule}", f"position={position}", "attention.pattern=all")
     mix: Any = model.blocks[0].attention.mix  # type: ignore[union-attr]
     seen: list[tuple[Any, ...]] = []
-    mix.register_forward_pre_hook(lambda _, args: seen.append(args))
     with amplified(model, 4.0):
+        mix.register_forward_pre_hook(lambda _, args: seen.append(args))
         model(tokens())
     model(tokens())
     (loud, plain) = seen
