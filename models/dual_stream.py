@@ -13,16 +13,17 @@ maps, W_out and W_v here, each head being a channel of both streams:
 That values are made of x_t as it is, without a norm, is as in the first author's earlier code (ckerce/cleanGPT). That
 these two maps and no others keep channels apart, and that norms are over the whole width (the paper also has norms by
 channel and a token stream that is never updated), is our reading. All maps start as the init axis fills them. Rules
-that look at the layer's input see x_t.
+and gates that look at the layer's input see x_t.
 
 As x_t + x_e is what every norm reads, the model runs on this sum as on any residual stream; x_t is kept next to it.
-Shape suffixes: B batch, T tokens, D model width, H heads, K head dimension, I features that a head reads.
+Shape suffixes: B batch, T tokens, D model width, H heads, K head dimension.
 """
 
 from typing import Any, Literal
 
 import torch
 
+from models.gate import OfSlices
 from models.layers import Linear
 
 DualStreamName = Literal["independent", "kronecker", "dense"]
@@ -34,7 +35,7 @@ ADDING = ("pre", "pre_mlp", "peri", "sandwich", "res_post")
 class Kronecker(Linear):
     """(A (x) I) x with A [H, H]."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, heads: int) -> None:
         super().__init__(heads, heads)
         self.heads = heads
 
@@ -43,24 +44,13 @@ class Kronecker(Linear):
         return super().forward(x_BTKH).transpose(-1, -2).flatten(-2)
 
 
-class Independent(Linear):
-    """W_h x_h of each head, the matrices below each other in the weight, [D, K]."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__(width // heads, width)
-        self.heads = heads
-
-    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        w_HKI = self.matrix().unflatten(0, (self.heads, -1))
-        y_BTHK = torch.einsum("...hi,hki->...hk", x_BTD.unflatten(-1, (self.heads, -1)), w_HKI)
-        return self.multiplier * y_BTHK.flatten(-2)
-
-
-def separate(attention: Any, name: DualStreamName, width: int) -> None:
+def separate(attention: Any, name: DualStreamName) -> None:
     """Gives an attention layer the maps of values and outputs that `name` says."""
-    if name != "dense":
-        kind = Kronecker if name == "kronecker" else Independent
-        attention.value, attention.out = kind(width, attention.heads), kind(width, attention.heads)
+    heads, head_dim = attention.heads, attention.head_dim
+    if name == "kronecker":
+        attention.value, attention.out = Kronecker(heads), Kronecker(heads)
+    elif name == "independent":
+        attention.value, attention.out = (OfSlices(heads, head_dim, head_dim) for _ in range(2))
 
 
 def fits(name: DualStreamName, config: Any) -> None:

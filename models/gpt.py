@@ -19,6 +19,7 @@ from models.attention.shared import fits as share_fits
 from models.attention.value_residual import ValueResidualName, value_residual
 from models.dual_stream import DualStreamName, separate
 from models.dual_stream import fits as dual_fits
+from models.gate import GATE, GateConfig
 from models.init import INIT, InitConfig
 from models.layers import Embedding, Linear
 from models.layout import LAYOUT, LayoutConfig
@@ -32,7 +33,9 @@ from models.probes import Stats, rms
 from models.qk_norm import QK_NORM, QKNormConfig
 from models.qk_source import QK_SOURCE, QKSourceConfig
 from models.reparametrization.base import REPARAMETRIZATION, ReparametrizationConfig
+from models.sink import SINK, SinkConfig
 from models.size import SizeConfig
+from models.temperature import TEMPERATURE, TemperatureConfig
 
 import_all("models.attention")
 import_all("models.parametrization")
@@ -48,6 +51,9 @@ class Architecture:
     attention: Annotated[MixingConfig, ATTENTION]
     layout: Annotated[LayoutConfig, LAYOUT]
     qk_source: Annotated[QKSourceConfig, QK_SOURCE]
+    temperature: Annotated[TemperatureConfig, TEMPERATURE]
+    sink: Annotated[SinkConfig, SINK]
+    gate: Annotated[GateConfig, GATE]
     qk_norm: Annotated[QKNormConfig, QK_NORM]
     norm: Annotated[NormConfig, NORM]
     placement: Annotated[PlacementConfig, PLACEMENT]
@@ -103,18 +109,22 @@ class Block(nn.Module):
         layer = LayerShape(width, heads, head_dim, scale, context, index, arch.model.depth)
         self.attention_norms = _norms(arch, "attention", index)
         rule = arch.attention.of_block(index, arch.model.depth)
-        qk_norm = arch.qk_norm.build(heads=heads, head_dim=head_dim, context=context)
         self.attention: Any
         if index % arch.share_attention:
             self.attention = Borrowing(width, heads)
         elif rule.mixes:
+            qk_norm = arch.qk_norm.build(heads=heads, head_dim=head_dim, context=context)
             self.attention = arch.layout.build(width, heads, qk_norm, positions, rule.build(layer))
+            self.attention.temperature = arch.temperature.build(layer)
+            self.attention.sink = arch.sink.build(layer)
         else:
             self.attention = rule.sublayer(width)
+        if rule.mixes:
+            self.attention.gate = arch.gate.build(layer)
         if arch.value_residual is not None and index > 0:
             self.attention.value_residual = value_residual(arch.value_residual)
         if arch.dual_stream is not None:
-            separate(self.attention, arch.dual_stream, width)
+            separate(self.attention, arch.dual_stream)
         self.mlp_norms = _norms(arch, "mlp", index)
         self.mlp = arch.mlp.build(width)
         arch.placement.insert(self.attention, self.mlp, arch.norm)
@@ -182,12 +192,15 @@ class GPT(nn.Module):
         self.shares_attention = arch.share_attention > 1
         self.has_two_streams = arch.dual_stream is not None
         self.embedding = Embedding(vocab_size, width)
+        self.sink_token = Embedding(arch.sink.tokens, width) if arch.sink.tokens else None
+        # Of what attention sees.
+        context += arch.sink.tokens
         self.positions = arch.layout.positions(arch.position, width, arch.model.heads, context)
         self.embedding_norm = arch.norm.build(width) if arch.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(arch, self.positions, context, i) for i in range(arch.model.depth))
         self.final_norm = arch.norm.build(width) if arch.placement.final_norm else nn.Identity()
         self.head = Linear(width, vocab_size)
-        self.qk_source = arch.qk_source.build(context, width)
+        self.qk_source = arch.qk_source.build(self.context, width)
         arch.placement.complete(self)
         set_multipliers(arch.parametrization, self, arch.model)
         self.reparametrization = arch.reparametrization.build(self)
@@ -198,7 +211,10 @@ class GPT(nn.Module):
         return self.logits(x_BTD), stats
 
     def enter(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """The residual stream that begins with these embeddings."""
+        """The residual stream that begins with these embeddings, behind a sink's token if there is one."""
+        if self.sink_token is not None:
+            sink_1D = self.sink_token.scaled(self.sink_token.weight)
+            x_BTD = torch.cat([sink_1D.expand(len(x_BTD), -1, -1), x_BTD], 1)
         return self.embedding_norm(self.positions.embed(x_BTD))
 
     def hidden(self, tokens_BT: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
@@ -207,7 +223,7 @@ class GPT(nn.Module):
         stats: Stats = {}
         first_BHTK: torch.Tensor | None = None
         side_first_BHTK: torch.Tensor | None = None
-        side_BTD, source_BTD = self.qk_source.start(self, x_BTD), None
+        side_BTD, source_BTD = self.qk_source.start(self, x_BTD, tokens_BT.shape[1]), None
         lenders: list[Lender] | None = [] if self.shares_attention else None
         token_streams: list[torch.Tensor] | None = [x_BTD] if self.has_two_streams else None
         for index, block in enumerate(self.blocks):
@@ -219,6 +235,8 @@ class GPT(nn.Module):
             stats |= {f"attention/block{index}/{name}": value for name, value in found.items()}
             if watch:
                 stats[f"residual/block{index}/rms"] = rms(x_BTD)
+        if self.sink_token is not None:
+            x_BTD = x_BTD[:, self.sink_token.num_embeddings :]
         x_BTD = self.final_norm(x_BTD)
         return (x_BTD if self.head.multiplier == 1.0 else self.head.multiplier * x_BTD), stats
 
@@ -228,7 +246,8 @@ class GPT(nn.Module):
 
     def parameter_count(self) -> int:
         """N: everything but the embeddings and the head (Wortsman et al. 2023, section 2.1)."""
-        outside = {id(p) for m in (self.embedding, self.head, self.positions) for p in m.parameters()}
+        apart = (self.embedding, self.sink_token, self.head, self.positions)
+        outside = {id(p) for m in apart if m is not None for p in m.parameters()}
         return sum(p.numel() for p in self.parameters() if id(p) not in outside)
 
 

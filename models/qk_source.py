@@ -23,8 +23,8 @@ from conf.axis import CHECKED, Axis, Choice
 class QKSource(nn.Module):
     """The residual stream itself, as every attention has it; others are made by subclasses."""
 
-    def start(self, model: Any, x_BTD: torch.Tensor) -> torch.Tensor | None:
-        """The stream next to the one that starts as `x`, [B or 1, T, D], or None."""
+    def start(self, model: Any, x_BTD: torch.Tensor, length: int) -> torch.Tensor | None:
+        """The stream next to the one that starts as `x`, of `length` tokens of data, [B or 1, T, D], or None."""
         return None
 
     def advance(
@@ -41,7 +41,7 @@ class QKSource(nn.Module):
 
 
 class Embedding(QKSource):
-    def start(self, model: Any, x_BTD: torch.Tensor) -> torch.Tensor | None:
+    def start(self, model: Any, x_BTD: torch.Tensor, length: int) -> torch.Tensor | None:
         return x_BTD
 
     def advance(
@@ -75,8 +75,8 @@ class RandomEmbedding(Fixed):
         super().__init__("random_embedding", context)
         self.register_buffer("embedding_TD", torch.zeros(context, width))
 
-    def start(self, model: Any, x_BTD: torch.Tensor) -> torch.Tensor | None:
-        return model.enter(self.embedding_TD[None, self.up_to(x_BTD.shape[1])])
+    def start(self, model: Any, x_BTD: torch.Tensor, length: int) -> torch.Tensor | None:
+        return model.enter(self.embedding_TD[None, self.up_to(length)])
 
     def draw(self, generator: torch.Generator, std: float) -> None:
         self.embedding_TD.normal_(0, std, generator=generator)
@@ -89,8 +89,8 @@ class FixedSequence(Fixed):
         super().__init__("fixed_sequence", context)
         self.register_buffer("tokens_T", torch.zeros(context, dtype=torch.long))
 
-    def start(self, model: Any, x_BTD: torch.Tensor) -> torch.Tensor | None:
-        return model.enter(model.embedding(self.tokens_T[None, self.up_to(x_BTD.shape[1])]))
+    def start(self, model: Any, x_BTD: torch.Tensor, length: int) -> torch.Tensor | None:
+        return model.enter(model.embedding(self.tokens_T[None, self.up_to(length)]))
 
     def keep(self, tokens_T: torch.Tensor) -> None:
         self.tokens_T.copy_(tokens_T)

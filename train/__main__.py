@@ -39,6 +39,7 @@ def run_and_show(config: Any) -> None:
     from train.runfolder import RunFolder
     from train.terminal import Progress, say_summary
 
+    config.launcher.must_be_local()
     with Progress(config) as progress:
         summary = train(config, progress.report)
     if summary:

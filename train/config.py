@@ -20,6 +20,7 @@ from data.config import DATA, DataConfig
 from models.gpt import Architecture
 from models.size import SizeConfig
 from train.findings import find
+from train.launcher import LAUNCHER, LauncherConfig, Local
 from train.loggers import LOGGER, LoggerConfig
 from train.losses import LOSS, LossConfig
 from train.optimizers import OPTIMIZER, OptimizerConfig
@@ -55,6 +56,8 @@ class Place:
     """Least time between two checkpoints, which fall on watch steps; 0 writes one at each."""
     progress: bool
     """Show a progress line."""
+    launcher: Annotated[LauncherConfig, LAUNCHER] = Local()
+    """What trains a sweep's runs."""
     finding: str | None
     """Name of the published claim that an experiment file tests; the W&B group of a run outside a sweep."""
 
@@ -213,7 +216,8 @@ def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
         there = (CONF / group / f"{value}.yaml").exists()  # a choice in a folder of its own, experiment=paper/qk_norm
         if refused and group in known and not there:
             return ConfigError(f"{group}={value} is not a choice: {near(value, known[group])}")
-        if f"'{key}'" in text and ("not in struct" in text or "Could not override" in text):
+        named = f"'{key}'" in text or f"full_key: {key} " in f"{text} "
+        if named and ("not in struct" in text or "Could not override" in text):
             return ConfigError(f"unknown key {key}: {_near_key(key)}")
     return ConfigError(text.partition(" Available options")[0].partition(" full_key:")[0])
 

@@ -113,13 +113,13 @@ def activations(proxy: Proxy, tokens_BT: torch.Tensor) -> dict[str, torch.Tensor
         return lambda module, inputs, output: found.update({name: output[0]})
 
     def keep_logits(module: Any, inputs: Any, output: Any) -> None:
-        q_BHTK, k_BHTK, _, bias_HTT, *_ = inputs
+        q_BHTK, k_BHTK, _, bias_HTT, _ = inputs
         logits_BHTT = causal_logits(q_BHTK, k_BHTK, module.scale, bias_HTT)
         found["attention logits"] = logits_BHTT.masked_fill(logits_BHTT.isinf(), 0.0)
 
     hooks = [
         blocks[(len(blocks) - 1) // 2].register_forward_hook(keep("middle block")),
-        *(mix.register_forward_hook(keep_logits) for mix in [getattr(blocks[-1].attention, "mix", None)] if mix),
+        blocks[-1].attention.mix.register_forward_hook(keep_logits),
         blocks[-1].register_forward_hook(keep("last block")),
     ]
     logits_BTV = proxy.model(tokens_BT)[0]

@@ -120,6 +120,8 @@ OF_THEOREM = {
     "attention": "softmax",
     "layout": "mha",
     "qk_source": "stream",
+    "temperature": "none",
+    "sink": "none",
     "share_attention": "1",
     "dual_stream": "null",
 }
@@ -135,7 +137,7 @@ def of_run(path: Path) -> list[Measured]:
         raise ConfigError(f"{path} has no weights.pt: give folders of runs that have ended")
     config = from_file(path / "config.yaml")
     rules = [rule.name for rule in config.attention.of_blocks(config.model.depth)]
-    has = {"qk_norm": config.qk_norm.name, "layout": config.layout.name, "qk_source": config.qk_source.name}
+    has = {axis: getattr(config, axis).name for axis in ("qk_norm", "layout", "qk_source", "temperature", "sink")}
     has |= {"attention": " and ".join(rules) or "softmax", "share_attention": str(config.share_attention)}
     has |= {"dual_stream": str(config.dual_stream).replace("None", "null")}
     if clash := {key: value for key, value in has.items() if value != OF_THEOREM[key]}:

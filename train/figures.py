@@ -93,12 +93,17 @@ def size_label(n: float) -> str:
 
 
 def colours(sizes: Sequence[int]) -> dict[int, Any]:
-    """Viridis from green to dark violet: even in lightness, readable without colour vision, no pale yellow."""
+    """Viridis from green to dark violet: even in lightness, readable without colour vision, no pale yellow.
+
+    Sizes that are written alike have one colour.
+    """
     import matplotlib
 
     ordered = sorted(set(sizes))
-    places = np.linspace(0.72, 0.05, len(ordered)) if len(ordered) > 1 else [0.35]
-    return {n: matplotlib.colormaps["viridis"](place) for n, place in zip(ordered, places, strict=True)}
+    labels = list(dict.fromkeys(map(size_label, ordered)))
+    places = np.linspace(0.72, 0.05, len(labels)) if len(labels) > 1 else [0.35]
+    shades = {label: matplotlib.colormaps["viridis"](place) for label, place in zip(labels, places, strict=True)}
+    return {n: shades[size_label(n)] for n in ordered}
 
 
 def panels(columns: int, rows: int = 1, width: float = PANEL[0]) -> tuple[Figure, list[Axes]]:
@@ -112,7 +117,8 @@ def legend_above(figure: Figure, sizes: Mapping[int, Any], lines: Mapping[str, s
     """Above the panels, clear of the data: a colour for each size, then a line style for each arm."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=colour, label=f"N = {size_label(n)}") for n, colour in sizes.items()]
+    by_label = {size_label(n): colour for n, colour in sizes.items()}
+    handles = [Line2D([], [], color=colour, label=f"N = {label}") for label, colour in by_label.items()]
     if len(lines) > 1:
         handles += [Line2D([], [], color="0.3", ls=style, label=label) for label, style in lines.items()]
     columns = max(2, int(figure.get_figwidth() / 0.95))
@@ -151,7 +157,7 @@ def arms_against_lr(runs: pd.DataFrame, lines: Mapping[str, str]) -> Figure:
         for (n, arm), group in runs.groupby(["size", "arm"]):
             if group[column].notna().any():
                 line_over_seeds(axes, group, column, shades[n], styles[arm])
-        axes.set(xscale="log", xlabel="peak learning rate")
+        lr_axis(axes)
     loss.set_ylabel("final validation loss (nats)")
     logit.set(yscale="log", ylabel=LOGIT_LABEL)
     entropy.set_ylabel("attention entropy (nats)")
@@ -257,6 +263,18 @@ def size_ticks(axes: Axes, sizes: Sequence[int]) -> None:
     axes.set_xticks([], minor=True)
 
 
+def lr_axis(axes: Axes) -> None:
+    """A log axis of peak learning rates: powers of ten, and 2 and 5 times these where it spans less than a decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set(xscale="log", xlabel="peak learning rate")
+    low, high = axes.get_xlim()
+    if high / low < 30:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def plain_ticks(axes: Axes) -> None:
     """0.2, 0.5, 1 in place of powers of ten, for a log axis that spans less than two decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -327,7 +345,8 @@ def loss_against_lr(runs: pd.DataFrame) -> Figure:
             panel.sharey(axes[0])  # before anything is drawn, else the first panel's limits cut off the others'
         for n, group in runs[runs["arm"] == arm].groupby("size"):
             line_over_seeds(panel, group, "loss", shades[n], "-")
-        panel.set(xscale="log", title=arm, xlabel="peak learning rate")
+        lr_axis(panel)
+        panel.set_title(arm)
         panel.set_ylabel("final validation loss (nats)" if i % columns == 0 else "")
         if len(broke):
             cap_line(panel, float(broke["loss_init"].median()))

@@ -23,7 +23,10 @@ def show_help() -> None:
     console.print(
         "python -m train.sweep experiment=NAME ...      a sweep; python -m train.report FOLDER judges and draws it"
     )
-    console.print("python -m train.sweep ladder=NAME ...      a sweep over the sizes of a ladder\n")
+    console.print("python -m train.sweep ladder=NAME ...      a sweep over the sizes of a ladder")
+    console.print(
+        "python -m train.sweep ... launcher=slurm      submits it; python -m slurm.status FOLDER tells how it is\n"
+    )
     defaults, values = compose_node([], with_hydra=True).hydra.runtime.choices, compose([]).values()
     groups = choices()
     console.print("[bold]Axes[/] (the default is marked *)")

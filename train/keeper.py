@@ -20,6 +20,9 @@ from train.runfolder import RunFolder
 
 Report = Callable[[Row], None]
 
+AGREE_EVERY = 10
+"""Steps after which the processes of a run on several devices ask each other whether one was told to stop."""
+
 
 class Interrupted(Exception):  # noqa: N818 - not an error
     """A signal asked the run to stop; it has written a checkpoint and can go on from it."""
@@ -49,7 +52,7 @@ class Keeper(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Proxy)
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._handlers[signum] = signal.signal(signum, self._asked_to_stop)
         if trainer.is_global_zero:
             self.folder.rewind(trainer.global_step or -1)
@@ -77,7 +80,8 @@ class Keeper(pl.Callback):
         step, config = trainer.global_step - 1, module.config
         validating = config.eval_every is not None and (step + 1) % config.eval_every == 0 and step + 1 < config.steps
         watching = module.watching(step)
-        if not (watching or validating or self.interrupt is not None):
+        stopping = self._stopping(trainer, step)
+        if not (watching or validating or stopping):
             return
         rows = module.recorder.flush()
         if watching:
@@ -88,11 +92,20 @@ class Keeper(pl.Callback):
         if trainer.is_global_zero:
             self._write_rows(rows)
             self._tell(step, rows[-1])
-        due = watching and time.monotonic() - self._saved >= config.checkpoint_seconds
-        if self.interrupt is not None or (due and not trainer.should_stop):
+        due = watching and self._any(trainer, time.monotonic() - self._saved >= config.checkpoint_seconds)
+        if stopping or (due and not trainer.should_stop):
             self._save(trainer)
-        if self.interrupt is not None:
-            raise Interrupted(self.interrupt)
+        if stopping:
+            raise Interrupted(self.interrupt or signal.SIGTERM)
+
+    def _stopping(self, trainer: pl.Trainer, step: int) -> bool:
+        if trainer.world_size > 1 and step % AGREE_EVERY:
+            return False
+        return self._any(trainer, self.interrupt is not None)
+
+    def _any(self, trainer: pl.Trainer, wish: bool) -> bool:
+        """Whether any process wishes it: a checkpoint takes all of them, signals and clocks aren't simultaneous."""
+        return wish if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(wish, all=False)
 
     def _write_rows(self, rows: list[Row]) -> None:
         self.folder.append(self.folder.metrics_path, rows)

@@ -32,6 +32,8 @@ class LoggerConfig:
 
 CONNECT_SECONDS = 20.0
 FINISH_SECONDS = 60.0
+INTERRUPTED_SECONDS = 10.0
+"""The same when a scheduler wants its machine back: what is lost then is in the local files."""
 
 STEP = "trainer/global_step"
 """What Lightning calls the optimizer step in W&B: the x axis of every metric."""
@@ -158,6 +160,8 @@ class Mirror:
             experiment: Any = getattr(self.logger, "experiment", None)
             if hasattr(experiment, "summary"):
                 experiment.summary.update({k: v for k, v in summary.items() if isinstance(v, int | float | str)})
+            if status == "interrupted" and hasattr(experiment, "mark_preempting"):
+                experiment.mark_preempting()
             self.logger.finalize("success" if ended else "failed")
             if hasattr(experiment, "finish"):
                 experiment.finish(exit_code=0 if ended else 1)
@@ -165,7 +169,7 @@ class Mirror:
         self._actions.put(close)
         self._actions.put(None)
         if self._started:
-            self._thread.join(FINISH_SECONDS)
+            self._thread.join(INTERRUPTED_SECONDS if status == "interrupted" else FINISH_SECONDS)
 
     def _work(self, build: Callable[[], Logger | None]) -> None:
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from train.config import Config, Place
 from train.grid import compose_all, expand
-from train.runfolder import ENDED, RunFolder, unwritable, write_atomically
+from train.runfolder import RunFolder, unwritable, write_atomically
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Sweep:
         names = {config.run_name() for config in self.configs}
         found = [RunFolder(path) for sweep in beside if (sweep / "sweep.json").exists()
                  for path in sweep.iterdir() if path.name in names]  # fmt: skip
-        return {run.path.name: run for run in found if run.state() in ENDED and run.summary()}
+        return {run.path.name: run for run in found if run.has_ended()}
 
     def runs(self) -> list[RunFolder]:
         return [self.run(config.run_name()) for config in self.configs]
@@ -44,6 +44,11 @@ class Sweep:
     def run(self, name: str) -> RunFolder:
         own = RunFolder(self.folder / name)
         return own if own.path.exists() else self._elsewhere.get(name, own)
+
+    def to_do(self) -> list[Config]:
+        """Runs that have not ended, each once."""
+        pairs = zip(self.configs, self.runs(), strict=True)
+        return list({c.run_name(): c for c, run in pairs if not run.has_ended()}.values())
 
     def write_plan(self) -> None:
         """sweep.json: what the sweep is made of, for the report and for a later resumption."""

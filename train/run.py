@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -18,12 +17,13 @@ import torch
 from data.batches import Prepared
 from data.datamodule import TokenDataModule
 from data.prepare import prepare
+from train.cluster import cluster_environment, is_rank_zero
 from train.config import Config
 from train.keeper import Interrupted, Keeper, Report
 from train.loggers import Mirror
 from train.module import Proxy
 from train.recorder import Row
-from train.runfolder import ENDED, RunFolder, write_atomically
+from train.runfolder import RunFolder, write_atomically
 
 Summary = dict[str, Any]
 
@@ -33,33 +33,41 @@ def train(
     report: Report = lambda row: None,
     parent: Path | None = None,
     callbacks: Sequence[pl.Callback] = (),
+    patience: float = 0.0,
 ) -> Summary:
     """Trains the run, or goes on with it from its checkpoint, or finds it ended; its summary, {} on all ranks but 0.
 
-    The run folder lies in `parent`, else in config.out. Raises ConfigError before anything is written, Interrupted
+    The run folder lies in `parent`, else in config.out; another process that trains in it is given `patience` seconds
+    to end. Raises ConfigError before anything is written, Interrupted
     after a checkpoint was, and passes on what else goes wrong after status.json says so.
     """
     folder = RunFolder.of(config, parent)
-    if folder.state() in ENDED and folder.summary():
+    if folder.has_ended():
         return folder.summary()
     prepared = prepare(config.data, Path(config.cache).expanduser(), progress=config.progress)
     job = Job(config, folder, prepared, report, callbacks)
-    if not _is_rank_zero():
+    if not is_rank_zero(config):
         job.fit(Mirror(lambda: None, {}))
         return {}
-    folder.claim(config)
+    folder.claim(config, patience)
     group = parent.name if parent else config.finding
     try:
+        if folder.has_ended():  # by the process that we waited for
+            return folder.summary()
         folder.start()
         mirror = Mirror(
             lambda: config.logger.build(folder.path, run_id=config.digest(), run_name=config.run_name(), group=group),
             config.values(),
         )
-        summary: Summary = {}
+        summary, end = Summary(), "failed"
         try:
             summary = job.fit(mirror)
+            end = summary["state"]
+        except (Interrupted, KeyboardInterrupt):
+            end = "interrupted"
+            raise
         finally:
-            mirror.finish(summary.get("state", "failed"), summary)
+            mirror.finish(end, summary)
         return summary
     except (Interrupted, KeyboardInterrupt) as stop:
         folder.set_status("pending", reason=f"interrupted by {stop}", seconds=folder.seconds())
@@ -74,11 +82,6 @@ def train(
         raise
     finally:
         folder.release()
-
-
-def _is_rank_zero() -> bool:
-    """Lightning starts one process a device; only the first keeps the folder."""
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 class Job:
@@ -134,6 +137,7 @@ class Job:
             precision="bf16-mixed" if config.precision == "bf16" else "32-true",
             accumulate_grad_batches=config.accumulate,
             callbacks=callbacks,
+            plugins=cluster_environment(config),
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -194,5 +198,7 @@ def _quiet_lightning() -> None:
         ".*your dataloader is not resumable.*",
         ".*treespec.*is deprecated.*",
         ".*GPU available but not used.*",
+        # It needn't be: see train/cluster.py.
+        ".*`srun` command is available.*",
     ):
         warnings.filterwarnings("ignore", text)

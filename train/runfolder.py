@@ -69,6 +69,12 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None
 
 
+def slurm_task() -> str | None:
+    """The task of a Slurm array that this process belongs to, 17_0, or its job, or none."""
+    job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{job}_{task}" if job and task else os.environ.get("SLURM_JOB_ID")
+
+
 def unwritable(folder: Path, error: OSError) -> ConfigError:
     return ConfigError(f"out={folder}: {error.strerror}: choose a folder that can be written")
 
@@ -85,11 +91,15 @@ class RunFolder:
     def of(cls, config: Config, parent: Path | None = None) -> RunFolder:
         return cls((parent or Path(config.out)) / config.run_name())
 
-    def claim(self, config: Config) -> None:
-        """Makes the folder this process' own until `release`; ConfigError when another process trains in it."""
+    def claim(self, config: Config, patience: float = 0.0) -> None:
+        """Makes the folder this process' own until `release`.
+
+        ConfigError when another process trains in it and still does after `patience` seconds: one on a node that the
+        scheduler has given up may live on for a while.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=patience)
             write_atomically(self.path / "config.yaml", to_yaml(config))
         except Timeout:
             raise ConfigError(f"{self.path}: process {self.status().get('pid')} is training this run already") from None
@@ -105,12 +115,15 @@ class RunFolder:
     def state(self) -> str:
         return str(self.status().get("state", "pending"))
 
+    def has_ended(self) -> bool:
+        return self.state() in ENDED and bool(self.summary())
+
     def set_status(self, state: str, **details: Any) -> None:
         """Replaces status.json; details of an earlier attempt that aren't given again stay."""
         status = self.status() | {"state": state, "time": time.time(), **details}
         write_atomically(self.path / "status.json", json.dumps(status, indent=1))
 
-    def start(self, attempt_details: Mapping[str, Any] | None = None) -> None:
+    def start(self) -> None:
         attempt = int(self.status().get("attempt", 0)) + 1
         self.set_status(
             "running",
@@ -121,7 +134,7 @@ class RunFolder:
             versions={"python": platform.python_version()}
             | {name: version(name) for name in ("torch", "lightning", "hydra-core", "wandb")},
             reason=None,
-            **(attempt_details or {}),
+            slurm=slurm_task(),
         )
 
     def rewind(self, step: int) -> None:

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError
 from train.config import Config
+from train.launcher import Slurm
 from train.plan import Sweep, plan
 from train.runfolder import ENDED, RunFolder
 from train.sweep_table import Table
@@ -31,12 +32,28 @@ def slots(config: Config) -> list[str | None]:
     import torch
 
     if config.accelerator in ("auto", "cuda") and torch.cuda.is_available():
-        return [str(i) for i in range(torch.cuda.device_count())]
+        return [*visible_gpus(torch.cuda.device_count())]
     return [None] * max(1, len(os.sched_getaffinity(0)) // max(1, config.threads))
 
 
-def work(values: dict[str, Any], parent: Path, gpu: str | None) -> None:
+def visible_gpus(count: int) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES has to be for each of them alone: a scheduler may have given others than the first."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [name.strip() for name in given.split(",") if name.strip()][:count] or [str(i) for i in range(count)]
+
+
+def work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float = 0.0) -> None:
     """Trains one run in a process of its own; what it prints goes to log.txt in its folder."""
+    # The server that this is forked from ignores them; until a checkpoint can be written they end the process.
+    for signum in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signum, signal.default_int_handler)
+    try:
+        sys.exit(_work(values, parent, gpu, patience))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float) -> int:
     from conf.axis import checked
     from train.keeper import Interrupted
     from train.run import train
@@ -50,24 +67,26 @@ def work(values: dict[str, Any], parent: Path, gpu: str | None) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
-        train(config, parent=parent)
-    except (Interrupted, KeyboardInterrupt):
-        sys.exit(130)
+        train(config, parent=parent, patience=patience)
+    except Interrupted:
+        return 130
+    return 0
 
 
 @dataclass
 class Pool:
     """Runs the processes of a sweep, at most one a slot."""
 
-    sweep: Sweep
+    folder: Path
     free: list[str | None]
     waiting: list[Config]
+    patience: float = 0.0
     running: dict[str, tuple[Any, str | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Children are forked from a server that has imported everything already: 0.1 s a run instead of 4 s.
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["train.preload"])
+        self.context.set_forkserver_preload(["train.deaf", "train.preload"])
 
     def step(self) -> list[str]:
         """Starts what fits; the names of the runs that ended since the last call."""
@@ -79,50 +98,57 @@ class Pool:
             self._note_death(name, process.exitcode)
         while self.free and self.waiting:
             config, slot = self.waiting.pop(0), self.free.pop(0)
-            process = self.context.Process(target=work, args=(config.values(), self.sweep.folder, slot))
+            process = self.context.Process(target=work, args=(config.values(), self.folder, slot, self.patience))
             process.start()
             self.running[config.run_name()] = (process, slot)
         return ended
 
     def _note_death(self, name: str, exitcode: int) -> None:
-        folder = RunFolder(self.sweep.folder / name)
+        folder = RunFolder(self.folder / name)
         if exitcode < 0 and folder.state() in ("running", "pending"):
             folder.set_status("failed", reason=f"killed by {signal.Signals(-exitcode).name}")
         elif exitcode == 1 and folder.state() not in (*ENDED, "failed"):
             folder.set_status("failed", reason=f"exit code 1, see {folder.path / 'log.txt'}")
 
-    def stop(self) -> None:
+    def stop(self, seconds: float = STOP_SECONDS, signum: int = signal.SIGTERM) -> None:
         """Asks every process for a checkpoint and waits for it."""
         for process, _ in self.running.values():
-            process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
+            if process.is_alive():
+                os.kill(process.pid, signum)
+        deadline = time.monotonic() + seconds
         for process, _ in self.running.values():
             process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
 
 
-def _has_ended(run: RunFolder) -> bool:
-    return run.state() in ENDED and bool(run.summary())
+def launch(sweep: Sweep) -> int:
+    """Trains the sweep here or submits it, as its launcher says; the exit code."""
+    launcher = sweep.configs[0].launcher
+    if any(config.launcher != launcher for config in sweep.configs):
+        raise ConfigError("launcher: a sweep has one, its runs can't differ in it")
+    if not isinstance(launcher, Slurm):
+        return run(sweep)
+    from slurm.launch import launch
+
+    return launch(sweep, launcher)
 
 
 def run(sweep: Sweep) -> int:
     """Runs what is not finished, with a live table; the exit code: 1 when a run failed."""
+    sweep.configs[0].launcher.must_be_local()
+    _refuse_while_in_slurm(sweep)
     sweep.write_plan()
     lock = FileLock(sweep.folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(f"{sweep.folder}: another sweep works in this folder; wait or choose another out=") from None
-    open_ = {c.run_name(): c for c, r in zip(sweep.configs, sweep.runs(), strict=True) if not _has_ended(r)}
-    todo = list(open_.values())
-    for config in {json.dumps(c.values()["data"]): c for c in todo}.values():
-        from data.prepare import prepare
-
-        prepare(config.data, Path(config.cache).expanduser(), progress=config.progress)
+    todo = sweep.to_do()
+    prepare_data(todo)
     todo.sort(key=lambda c: -c.steps * c.batch_size * c.context * c.model.depth * c.model.width**2)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, sweep.configs[0].threads)))
-    pool = Pool(sweep, slots(sweep.configs[0]), todo)
+    pool = Pool(sweep.folder, slots(sweep.configs[0]), todo)
     # A signal ends the loop below; the children get theirs from `stop` (on Ctrl-C the terminal sends it too).
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Table(sweep, len(pool.free)) as table:
@@ -139,6 +165,26 @@ def run(sweep: Sweep) -> int:
     return table.say_end()
 
 
+def prepare_data(configs: list[Config]) -> None:
+    """Token files of all runs, before the first of them starts."""
+    for config in {json.dumps(c.values()["data"]): c for c in configs}.values():
+        from data.prepare import prepare
+
+        prepare(config.data, Path(config.cache).expanduser(), progress=config.progress)
+
+
+def _refuse_while_in_slurm(sweep: Sweep) -> None:
+    if not (sweep.folder / "slurm").is_dir():
+        return
+    from slurm.runs import in_queue
+
+    if waiting := in_queue(sweep.folder):
+        raise ConfigError(
+            f"{sweep.folder}: {len(waiting)} of its runs are in Slurm's queue, as python -m slurm.status says: "
+            "wait, cancel them, or choose another out="
+        )
+
+
 def main() -> None:
     from train.terminal import exit_with
 
@@ -148,7 +194,7 @@ def main() -> None:
 
         show_help()
         return
-    exit_with(lambda: sys.exit(run(plan(arguments))))
+    exit_with(lambda: sys.exit(launch(plan(arguments))))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from models.layers import Linear
 from models.positions import Positions
 from models.probes import Stats, largest_logit
 from models.qk_norm import QKTransform
+from models.sink import Sink
+from models.temperature import Temperature
 
 
 class Attention(nn.Module):
@@ -32,6 +34,12 @@ class Attention(nn.Module):
         """Makes the values that are attended to of the first block's and the layer's own."""
         self.behind_positions: nn.Module | None = None
         """What a placement does to q and k once the positions have turned them."""
+        self.temperature: Temperature | None = None
+        """Multiplies q behind all that, and values."""
+        self.sink: Sink | None = None
+        """Somewhere else to attend to than the tokens."""
+        self.gate: nn.Module | None = None
+        """Multiplies what the heads have mixed, by the layer's input."""
         # Shared by all blocks and owned by the model, so not registered as a submodule here.
         self._positions = [positions]
 
@@ -68,16 +76,30 @@ class Attention(nn.Module):
         q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD, x_BTD if source_BTD is None else source_BTD)
         q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)
         v_BHTK = self.qk_norm.values(v_BHTK)
+        factor = None if self.temperature is None else self.temperature(q_BHTK)
         q_BHTK, k_BHTK = self.rotate(q_BHTK, k_BHTK)
         if self.behind_positions is not None:
             q_BHTK, k_BHTK = self.behind_positions(q_BHTK, k_BHTK)
+        if factor is not None:
+            q_BHTK = q_BHTK * factor
         q_BHTK, k_BHTK = (z_BHTK.expand(len(x_BTD), -1, -1, -1) for z_BHTK in (q_BHTK, k_BHTK))
         bias_HTT = self._positions[0].bias(x_BTD.shape[1])
         if lenders is not None:
             lenders.append(Lender(self.mix, q_BHTK, k_BHTK, bias_HTT, x_BTD))
-        stats = self.mix.watch(q_BHTK, k_BHTK, bias_HTT, x_BTD) if watch else {}
+        stats: Stats = {}
+        if watch and self.sink is None:
+            stats = self.mix.watch(q_BHTK, k_BHTK, bias_HTT, x_BTD)
+        elif watch and self.sink is not None:
+            stats = self.sink.watch(self.mix, q_BHTK, k_BHTK, bias_HTT, x_BTD)
         if self.keep_maximum and self.training:
             stats["step_max"] = largest_logit(q_BHTK, k_BHTK, self.mix.scale)
         seen_BHTK = v_BHTK if self.value_residual is None else self.value_residual(first_BHTK, v_BHTK)
-        mixed_BTD = self.mix(q_BHTK, k_BHTK, seen_BHTK, bias_HTT, x_BTD).transpose(1, 2).flatten(2)
-        return self.out(mixed_BTD), stats, v_BHTK
+        if self.temperature is not None:
+            seen_BHTK = self.temperature.values(seen_BHTK)
+        if self.sink is None:
+            mixed_BHTK = self.mix(q_BHTK, k_BHTK, seen_BHTK, bias_HTT, x_BTD)
+        else:
+            mixed_BHTK = self.sink(self.mix, q_BHTK, k_BHTK, seen_BHTK, bias_HTT, x_BTD)
+        if self.gate is not None:
+            mixed_BHTK = self.gate(mixed_BHTK, x_BTD)
+        return self.out(mixed_BHTK.transpose(1, 2).flatten(2)), stats, v_BHTK

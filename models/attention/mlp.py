@@ -50,6 +50,15 @@ class NoAttentionConfig(MixingConfig):
         return NoAttention(width)
 
     def fits(self, config: Any) -> None:
+        if self.pattern == "all":
+            off = {"layout": "mha", "qk_source": "stream", "temperature": "none", "sink": "none", "gate": "none"}
+            for axis, name in off.items():
+                chosen = getattr(config, axis).name
+                if config.attention is self and chosen != name:
+                    raise ValueError(
+                        f"attention=mlp has no attention that {axis}={chosen} could act on: "
+                        f"use {axis}={name} or attention=softmax"
+                    )
         if config.value_residual is not None:
             raise ValueError(
                 f"attention=mlp has blocks without values, which value_residual={config.value_residual} would add: "

@@ -43,6 +43,7 @@ class Borrowing(nn.Module):
         self.out = Linear(width, width)
         self.compensation = Linear(width, width)
         self.value_residual: nn.Module | None = None
+        self.gate: nn.Module | None = None
 
     def draw(self, generator: torch.Generator) -> None:
         self.compensation.weight.zero_()
@@ -61,6 +62,8 @@ class Borrowing(nn.Module):
         v_BHTK = self.value(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         seen_BHTK = v_BHTK if self.value_residual is None else self.value_residual(first_BHTK, v_BHTK)
         mixed_BHTK = lender.mix(lender.q_BHTK, lender.k_BHTK, seen_BHTK, lender.bias_HTT, lender.x_BTD)
+        if self.gate is not None:
+            mixed_BHTK = self.gate(mixed_BHTK, x_BTD)
         return self.out(mixed_BHTK.transpose(1, 2).flatten(2)) + self.compensation(x_BTD), {}, v_BHTK
 
 
@@ -85,6 +88,10 @@ def fits(group: int, config: Any) -> None:
             f"have the same rule in all",
             "attention=softmax attention.pattern=all",
         )
+    if config.sink.name not in ("none", "token"):
+        refuse(f"hands queries and keys on, but not what sink={config.sink.name} adds to them", "sink=none")
+    if config.temperature.name == "ssa":
+        refuse("hands queries and keys on, temperature=ssa acts on values too", "temperature=ssmax")
     if config.qk_norm.name == "qkv":
         refuse("has blocks without queries and keys, qk_norm=qkv normalizes them with values", "qk_norm=layernorm")
     if config.placement.name == "ngpt":

@@ -33,15 +33,16 @@ class Softmax(MixingRule):
             future_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTK.device).triu(1)
             mask_BHTT = bias_HTT.masked_fill(future_TT, -math.inf).to(dtype)[None]
         with full_precision(q_BHTK):
+            q, k, v = _one_width(q_BHTK.to(dtype), k_BHTK.to(dtype), v_BHTK.to(dtype))
             out_BHTK = F.scaled_dot_product_attention(
-                q_BHTK.to(dtype),
-                k_BHTK.to(dtype),
-                v_BHTK.to(dtype),
+                q,
+                k,
+                v,
                 attn_mask=mask_BHTT,
                 is_causal=mask_BHTT is None,
                 scale=self.scale,
             )
-        return out_BHTK.to(v_BHTK.dtype)
+        return out_BHTK[..., : v_BHTK.shape[-1]].to(v_BHTK.dtype)
 
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         return torch.softmax(z_BHTT, -1)
@@ -56,6 +57,19 @@ class Softmax(MixingRule):
         if bias_HTT is not None or q_BHTK.device.type not in ("cpu", "cuda"):
             return super().entropy(q_BHTK, k_BHTK, bias_HTT, x_BTD)
         return fused_entropy(q_BHTK, k_BHTK, self.scale)
+
+
+def _one_width(*heads: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Zeros for features that some of q, k and v lack: the fused kernels want as many in each, on GPUs a multiple of 8.
+
+    Where all have as many, nothing is added.
+    """
+    widths = [x.shape[-1] for x in heads]
+    if len(set(widths)) == 1:
+        return heads
+    width = max(widths)
+    width += -width % 8 if heads[0].is_cuda else 0
+    return tuple(F.pad(x, (0, width - x.shape[-1])) for x in heads)
 
 
 @ATTENTION.register

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
-from models.dual_stream import Independent, Kronecker
+from models.dual_stream import Kronecker
 from tests.conftest import randn, tiny
 from tests.models.test_gpt import gpt, logits, tokens
 
@@ -16,18 +16,18 @@ NAMES = ["independent", "kronecker", "dense"]
 
 class TestMaps:
     def test_kronecker(self) -> None:
-        made = Kronecker(4, 2)
+        made = Kronecker(2)
         made.weight.data = torch.tensor([[1.0, 0.5], [0, 2]])
         assert torch.equal(made(torch.tensor([1.0, 2, 3, 4])), torch.tensor([2.5, 4, 6, 8]))
         torch.testing.assert_close(made(randn(3, 4)), randn(3, 4) @ torch.kron(made.weight, torch.eye(2)).T)
 
     def test_kronecker_of_the_identity_is_the_identity(self) -> None:
-        made = Kronecker(12, 3)
+        made = Kronecker(3)
         made.weight.data = torch.eye(3)
         assert torch.equal(made(randn(2, 12)), randn(2, 12))
 
     def test_independent_is_block_diagonal(self) -> None:
-        made = Independent(12, 3)
+        made: Any = gpt("dual_stream=independent", "model.width=12", "model.heads=3").blocks[0].attention.value
         whole = torch.block_diag(*made.weight.unflatten(0, (3, 4)))
         torch.testing.assert_close(made(randn(2, 5, 12)), randn(2, 5, 12) @ whole.T)
         made.multiplier = 0.5

@@ -46,6 +46,7 @@ def test_attention_to_a_fixed_sequence_is_the_same_for_every_input(name: str) ->
 
 
 @pytest.mark.parametrize("given", [(), ("value_residual=identity",), ("placement=post",), ("layout=gqa",),
+                                   ("sink=token",), ("gate=elementwise",), ("temperature=ssa",), ("sink=kv_bias",),
                                    ("embedding_norm=true", "position=learned")])  # fmt: skip
 def test_the_fixed_sequence_itself_has_standard_attention(given: tuple[str, ...]) -> None:
     model, plain = made("fixed_sequence", *given), gpt(*DEEP, *given)

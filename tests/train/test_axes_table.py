@@ -11,8 +11,8 @@ from train.axes_table import README, definition, documentation, names, renewed, 
 from train.config import Config, choices, default_choices
 
 CHOICES = [(axis, name) for axis, registry in axes(Config).items() for name in registry.choices]
-# Corpora and logs have none that define them.
-UNCITED = {"data", "logger"}
+# Corpora, logs and launchers have none that define them.
+UNCITED = {"data", "launcher", "logger"}
 
 
 @pytest.mark.parametrize(("axis", "name"), CHOICES, ids=lambda x: x)

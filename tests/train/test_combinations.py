@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, example, given, note, settings, strategies
 from pydantic.fields import FieldInfo
 
 from conf.axis import ConfigError, axes, checked
+from models.sink import KeySinkConfig
 from tests.train.helpers import assert_same_end, tiny
 from train.config import Config, Place
 from train.keeper import Interrupted
@@ -203,6 +204,8 @@ class Cut(pl.Callback):
 
 
 ATTENTION = ["logit_max", "entropy", "q_norm", "k_norm", "cosine_mean", "cosine_of_max_pair"]
+# Sinks with a key, which report what it gets.
+KEYED = [name for name, choice in AXES["sink"].choices.items() if issubclass(choice, KeySinkConfig)]
 # Reported where it has a meaning, and nowhere else.
 ONLY: dict[str, Callable[[Config], bool]] = {
     "output/uncapped_logit_max": lambda c: c.loss.soft_cap is not None,
@@ -210,6 +213,7 @@ ONLY: dict[str, Callable[[Config], bool]] = {
     "output/noise": lambda c: c.loss.name == "noisy_softmax",
     "output/kept": lambda c: c.loss.name == "eslm",
     "output/temperature": lambda c: c.loss.name == "tempnet",
+    "attention/block0/sink_share": lambda c: c.sink.name in KEYED,
     "qk_clip/heads": lambda c: c.optimizer.qk_clip is not None,
 }
 EVERY_STEP = {"step", "lr", "loss", "objective", "gradient/norm"}
@@ -222,7 +226,8 @@ def probes(config: Config, tensors: dict[str, float | None]) -> set[str]:
         names |= {f"attention/{name}" for name in ("logit_max", "entropy", "entropy_min")}
     for block in range(config.model.depth):
         if config.attention.of_block(block, config.model.depth).mixes and block % config.share_attention == 0:
-            names |= {f"attention/block{block}/{name}{of}" for name in ATTENTION for of in ("", "_by_head")}
+            of_block = [*ATTENTION, *(["sink_share"] if config.sink.name in KEYED else [])]
+            names |= {f"attention/block{block}/{name}{of}" for name in of_block for of in ("", "_by_head")}
         names.add(f"residual/block{block}/rms")
     names |= {f"{group}/{tensor}/rms" for group in ("parameter", "gradient", "update") for tensor in tensors}
     names |= {name for name, has in ONLY.items() if has(config)}

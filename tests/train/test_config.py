@@ -205,6 +205,7 @@ PLACE = {
     "threads": "3",
     "checkpoint_seconds": "99",
     "progress": "false",
+    "launcher": "slurm",
     "finding": "qk_norm",
 }
 NUMBERS = {

@@ -22,6 +22,10 @@ from train.module import Proxy
 TERMS = {"z_loss": "1e-2", "mu_loss": "1", "max_z": "1e-2", "logit_penalty": "0.1", "soft_cap": "0.5"}
 MUP = {"base_width": "64", "base_head_dim": "64", "alpha_in": "2", "alpha_out": "2"}
 REFUSED = {("loss=noisy_softmax", "soft_cap")}
+# Those of the mixing rules that change nothing but how it is computed: the tests of the rule hold results together.
+REFUSED |= {
+    (f"attention={rule}", field) for rule in ATTENTION.choices for field in getattr(own_tests(rule), "ALIKE", ())
+}
 # What every optimizer has, and what those with Adam's moments have.
 STEP = {"lr": "2e-2", "clip": "0.01", "qk_clip": "1e-3", "decay": "coupled", "weight_decay": "0.1"}
 ADAM = STEP | {"beta1": "0.5", "beta2": "0.5", "eps": "1e-3"}
@@ -41,6 +45,21 @@ KNOBS: dict[str, dict[str, str]] = {
     "qk_norm=rmsnorm": {"eps": "1e-2"},
     "qk_norm=l2": {},
     "qk_norm=fixed": {"kappa": "10"},
+    "temperature=none": {},
+    "temperature=ssmax": {"s": "1", "learned": "false", "bias": "true"},
+    "temperature=ssa": {"query": "false", "value": "false", "beta": "-1"},
+    "temperature=entropy_abf": {"share": "1", "start": "1"},
+    "sink=none": {},
+    "sink=logit": {},
+    "sink=off_by_one": {},
+    "sink=key_bias": {"per_head": "true"},
+    "sink=kv_bias": {"per_head": "true"},
+    "sink=value_bias": {"per_head": "true"},
+    "sink=token": {},
+    "gate=none": {},
+    "gate=headwise": {},
+    "gate=elementwise": {},
+    "gate=qualcomm": {"form": "mlp", "pi_init": "0.9"},
     "norm=layernorm": {"eps": "1e-2"},
     "norm=rmsnorm": {"eps": "1e-2"},
     "norm=preaffine": {"eps": "1e-2"},
@@ -155,7 +174,7 @@ NEEDS = {
 # Far above rounding (1e-7), far below what any of the changes does.
 FELT = 1e-5
 
-TRAINING = {name: axis for name, axis in axes(Config).items() if name not in ("data", "logger")}
+TRAINING = {name: axis for name, axis in axes(Config).items() if name not in ("data", "launcher", "logger")}
 
 
 @cache

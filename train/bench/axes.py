@@ -25,7 +25,7 @@ from train.module import Proxy
 LIMIT = 1.5
 """Ratio above which a choice is marked."""
 
-OUTSIDE = ("data", "logger")
+OUTSIDE = ("data", "launcher", "logger")
 """Axes that are no part of a step."""
 
 OPTIONS = {"layer_scale": ["1e-4"], "embedding_norm": ["true"], "value_residual": ["identity", "learnable"]}

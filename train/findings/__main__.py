@@ -41,6 +41,8 @@ def judge(findings: list[Finding], overrides: list[str]) -> int:
     # All planned before any is run, so that a bad override stops them here. Which runs a sweep shares with those before
     # it is looked up when its turn comes.
     sweeps = {finding: plan([f"experiment={finding.name}", *overrides]) for finding in findings}
+    for sweep in sweeps.values():
+        sweep.configs[0].launcher.must_be_local()
     failed = 0
     for sweep in sweeps.values():
         failed |= run(sweep)

@@ -250,7 +250,7 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
         if column != MEAN:
             panel.set_yscale("log")
     arms_legend(figure, shades)
-    return figures | {"output_logits_in_time": figure}
+    return {"output_logits_in_time": figure} | figures
 
 
 register(Finding("logit_divergence", CLAIM, SOURCE, judge, draw, minutes=17, slow=True))

@@ -29,6 +29,11 @@ def fits(tau: float, config: Any) -> None:
                 f"optimizer.qk_clip={tau:g} scales logits q k^T, which attention={rule.name}{within} doesn't have: "
                 f"use attention=softmax or qk_clip=null"
             )
+    if config.temperature.follows_queries:
+        raise ValueError(
+            f"optimizer.qk_clip={tau:g} scales queries, by which temperature={config.temperature.name} sets its "
+            f"factors: use temperature=none or qk_clip=null"
+        )
     if config.placement.has("constrain"):
         raise ValueError(
             f"optimizer.qk_clip={tau:g} scales weights that placement={config.placement.name} sets after each step: "

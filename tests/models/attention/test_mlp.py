@@ -68,8 +68,16 @@ def test_a_pattern_leaves_the_other_blocks_as_they_are() -> None:
          "doesn't have: use attention=softmax or qk_clip=null"),
     ],
 )  # fmt: skip
-def test_refusals(overrides: list[str], text: str) -> None:
+def test_refusals_of_blocks(overrides: list[str], text: str) -> None:
     for given in ((), ("attention.pattern=first", "model.depth=2")):
         with pytest.raises(ConfigError) as error:
             tiny("attention=mlp", *given, *overrides)
         assert str(error.value) == text
+
+
+@pytest.mark.parametrize("given", ["layout=gqa", "qk_source=embedding", "temperature=ssmax", "sink=logit",
+                                   "gate=headwise"])  # fmt: skip
+def test_what_acts_on_attention_needs_some(given: str) -> None:
+    with pytest.raises(ConfigError, match=f"attention=mlp has no attention that {given} could act on"):
+        tiny("attention=mlp", given)
+    tiny("attention=mlp", "attention.pattern=first", "model.depth=2", given)

@@ -93,7 +93,8 @@ def test_qk_clip_acts_on_the_lenders() -> None:
 
 
 @pytest.mark.parametrize("given", ["value_residual=identity", "placement=sub_ln", "placement=hybridnorm",
-                                   "placement=deepnorm", "position=alibi"])  # fmt: skip
+                                   "placement=deepnorm", "position=alibi", "gate=headwise", "temperature=ssmax",
+                                   "sink=token"])  # fmt: skip
 def test_causality(given: str) -> None:
     needs = ("qk_norm=layernorm",) if given == "placement=hybridnorm" else ()
     model = gpt(*DEEP, "share_attention=2", given, *needs)
@@ -115,6 +116,10 @@ def test_causality(given: str) -> None:
          "elsewhere: use qk_source=stream or share_attention=1"),
         (["attention=mlp"], "share_attention=2 takes the weights of a group's first block, attention=mlp with its "
          "pattern doesn't have the same rule in all: use attention=softmax attention.pattern=all or share_attention=1"),
+        (["sink=logit"], "share_attention=2 hands queries and keys on, but not what sink=logit adds to them: "
+         "use sink=none or share_attention=1"),
+        (["temperature=ssa"], "share_attention=2 hands queries and keys on, temperature=ssa acts on values too: "
+         "use temperature=ssmax or share_attention=1"),
         (["qk_norm=qkv"], "share_attention=2 has blocks without queries and keys, qk_norm=qkv normalizes them with "
          "values: use qk_norm=layernorm or share_attention=1"),
         (["placement=ngpt", "norm=none"], "share_attention=2 has a matrix that starts at zero, placement=ngpt keeps "

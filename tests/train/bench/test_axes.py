@@ -11,7 +11,7 @@ from train.bench import axes as module
 from train.bench.axes import LIMIT, OPTIONS, Cost, Steps, measure_axes, values
 from train.config import Config
 
-TRAINING = {axis: list(a.choices) for axis, a in axes(Config).items() if axis not in ("data", "logger")}
+TRAINING = {axis: list(a.choices) for axis, a in axes(Config).items() if axis not in ("data", "launcher", "logger")}
 
 
 def test_every_choice_of_every_axis_is_measured() -> None:

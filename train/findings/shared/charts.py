@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import colours, panels, size_label, size_ticks, styled
+from train.figures import colours, lr_axis, panels, size_label, size_ticks, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ def over_sizes_and_lrs(grid: pd.DataFrame, label: str, blocks: Mapping[tuple[int
         by_block.plot(range(len(values)), values, color=shades[n], marker="o", alpha=0.35 + 0.65 * (lr == max(lrs)))
     by_size.set(xscale="log", xlabel="parameters N, without embedding and head", ylabel=label)
     size_ticks(by_size, sizes)
-    by_lr.set(xscale="log", xlabel="peak learning rate")
+    lr_axis(by_lr)
     by_block.set(xlabel="block (faint: lower LRs)")
     by_block.xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel in (by_size, by_lr, by_block):

@@ -13,6 +13,7 @@ from train.figures import (
     cap_line,
     cross_handle,
     line_over_seeds,
+    lr_axis,
     panels,
     plain_ticks,
     size_label,
@@ -44,7 +45,8 @@ def loss_panel(axes: Axes, sweep: Arms, n: int) -> None:
     for arm, colour in arm_colours(sweep).items():
         if len(runs := sweep.ended(arm, n)):
             line_over_seeds(axes, runs, "loss", colour, "-")
-    axes.set(xscale="log", xlabel="peak learning rate", title=f"N = {size_label(n)}")
+    lr_axis(axes)
+    axes.set_title(f"N = {size_label(n)}")
     broke = sweep.runs[sweep.runs["ended"] & (sweep.runs["state"] == "diverged")]
     if len(broke):
         cap_line(axes, float(broke["loss_init"].median()))

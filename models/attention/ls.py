@@ -1,0 +1,105 @@
+"""Long-short attention: softmax in all heads, of which most see only the last tokens.
+
+    softmax_j(scale q_i k_j + bias)    over j <= i in the first `global_heads` heads, over i - window < j <= i else
+
+Hajra 2025 (LS-attention, arXiv 2505.15548): heads made for short-range dependencies need no large logits for them. We
+know the paper by its abstract and by restatements: one global head beside eleven local ones with a span of 100, in
+GPT-2 models with absolute positions. Our readings: the window counts the token itself, and by default it is the share
+100/1024 of the context, since a window of 100 would be none at short contexts.
+
+Probes of logits are of the pairs that a head sees, but cosine_mean and what optimizer.qk_clip reads: of all j <= i.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
+from models.attention.softmax import Softmax
+from models.probes import Stats
+
+
+class LongShort(Softmax):
+    """The window is part of the bias; both paths are softmax's."""
+
+    def __init__(self, scale: float, heads: int, global_heads: int, window: int) -> None:
+        super().__init__(scale)
+        self.heads, self.global_heads, self.window = heads, global_heads, window
+
+    def within(self, q_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None) -> torch.Tensor:
+        """The bias, -inf beyond the window of the local heads."""
+        length = q_BHTK.shape[-2]
+        far_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTK.device).tril(-self.window)
+        local_H = torch.arange(self.heads, device=q_BHTK.device) >= self.global_heads
+        if bias_HTT is None:
+            bias_HTT = torch.zeros(self.heads, length, length, device=q_BHTK.device)
+        return bias_HTT.masked_fill(far_TT & local_H[:, None, None], -math.inf)
+
+    def forward(
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        v_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None = None,
+        x_BTD: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return super().forward(q_BHTK, k_BHTK, v_BHTK, self.within(q_BHTK, bias_HTT))
+
+    def weights(
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None = None,
+        x_BTD: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return super().weights(q_BHTK, k_BHTK, self.within(q_BHTK, bias_HTT))
+
+    def entropy(
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None = None,
+        x_BTD: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return super().entropy(q_BHTK, k_BHTK, self.within(q_BHTK, bias_HTT))
+
+    def watch(
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None = None,
+        x_BTD: torch.Tensor | None = None,
+    ) -> Stats:
+        return super().watch(q_BHTK, k_BHTK, self.within(q_BHTK, bias_HTT))
+
+
+@ATTENTION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class LongShortConfig(MixingConfig):
+    """Softmax over all j <= i in the first `global_heads` heads, over the last `window` tokens in the others.
+
+    Hajra 2025 (LS-attention, arXiv 2505.15548).
+    """
+
+    name: Literal["ls"] = "ls"
+    dot_product = True
+    global_heads: Annotated[int, Field(ge=0)] = 1
+    """Heads that see all tokens."""
+    window: Annotated[int, Field(ge=1)] | None = None
+    """Tokens that local heads see, the token itself among them; null is 100/1024 of the context, at least 2."""
+
+    def build(self, layer: LayerShape) -> MixingRule:
+        window = max(2, round(layer.context * 100 / 1024)) if self.window is None else self.window
+        return LongShort(layer.scale, layer.heads, self.global_heads, window)
+
+    def fits(self, config: Any) -> None:
+        if self.global_heads >= config.model.heads:
+            raise ValueError(
+                f"attention=ls with attention.global_heads={self.global_heads} leaves none of model.heads="
+                f"{config.model.heads} local: use attention.global_heads={max(0, config.model.heads - 1)} or "
+                f"attention=softmax"
+            )

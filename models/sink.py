@@ -1,0 +1,323 @@
+"""Attention sinks, the `sink` axis: a place to attend to that is none of the data, so that no token has to be one.
+
+The sinks with a key put it in front of all others, visible to every query and without a position: RoPE doesn't turn it
+and ALiBi adds nothing to its logit. Its value is zero or learned. A query of zeros goes in front with it and is dropped
+from the output, so that the mask stays causal and every rule of the `attention` axis that weighs by q k^T alone runs
+as it is, on its fast path if it has one; what such a rule does to logits, soft-capping say, it does to the sink's too.
+
+Probes are of the real queries and keys: the entropy is that of the weights of the real keys divided by their sum, which
+for softmax is that of softmax without a sink. `sink_share` is the sink's |w| / sum |w|, mean over batch and queries.
+With sink=token the token is a position like others, for probes too.
+
+Learned keys, values and logits start at zero, where the published code of biases draws them with a std of 0.02: our
+choice. All decay as every other parameter does.
+
+Shape suffixes: B batch, H heads, T tokens, K head dimension; S is 1 or H.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from conf.axis import CHECKED, Axis, Choice
+from models.attention.mixing import LayerShape, MixingConfig, MixingRule, at_once
+from models.probes import Stats, full_precision, weight_entropy
+
+LONGEST_CHECK = 256
+"""Tokens of the sequence on which a rule is asked whether it can have a sink's key."""
+
+
+class Sink(nn.Module):
+    """Around the mixing rule of a layer."""
+
+    def forward(
+        self,
+        mix: MixingRule,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        v_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None,
+        x_BTD: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """What the rule mixes with the sink, [B, H, T, K]."""
+        raise NotImplementedError
+
+    def watch(
+        self,
+        mix: MixingRule,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None,
+        x_BTD: torch.Tensor | None,
+    ) -> Stats:
+        """The probes of the layer, each [H]."""
+        return mix.watch(q_BHTK, k_BHTK, bias_HTT, x_BTD)
+
+
+class ValueBias(Sink):
+    """Adds a learned vector to what is mixed."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(shape))
+
+    def forward(
+        self,
+        mix: MixingRule,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        v_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None,
+        x_BTD: torch.Tensor | None,
+    ) -> torch.Tensor:
+        mixed_BHTK = mix(q_BHTK, k_BHTK, v_BHTK, bias_HTT, x_BTD)
+        return mixed_BHTK + self.value.to(mixed_BHTK.dtype)
+
+
+class KeySink(Sink):
+    """One key of zeros with a value of zeros: the base of the sinks with a key, and off-by-one as it stands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value: nn.Parameter | None = None
+
+    def extended(
+        self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries and keys, which may have got features that give the sink its logit; the sink's key, [S, 1, K]."""
+        return q_BHTK, k_BHTK, torch.zeros_like(k_BHTK[0, :, :1])
+
+    def inputs(
+        self, mix: MixingRule, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Queries, keys and bias with a row and a column more in front."""
+        q_BHTK, k_BHTK, sink_S1K = self.extended(q_BHTK, k_BHTK, mix.scale)
+        bias_HTT = None if bias_HTT is None else F.pad(bias_HTT, (1, 0, 1, 0))
+        return F.pad(q_BHTK, (0, 0, 1, 0)), _in_front(sink_S1K, k_BHTK), bias_HTT
+
+    def forward(
+        self,
+        mix: MixingRule,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        v_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None,
+        x_BTD: torch.Tensor | None,
+    ) -> torch.Tensor:
+        q_BHTK, k_BHTK, bias_HTT = self.inputs(mix, q_BHTK, k_BHTK, bias_HTT)
+        v_BHTK = F.pad(v_BHTK, (0, 0, 1, 0)) if self.value is None else _in_front(self.value, v_BHTK)
+        # Rules of q k^T alone make nothing of x, which has no row for the sink.
+        return mix(q_BHTK, k_BHTK, v_BHTK, bias_HTT, None)[:, :, 1:]
+
+    @torch.no_grad()
+    def watch(
+        self,
+        mix: MixingRule,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None,
+        x_BTD: torch.Tensor | None,
+    ) -> Stats:
+        stats = mix.watch(q_BHTK, k_BHTK, bias_HTT, x_BTD)
+        entropies, shares = [], []
+        rows = at_once(q_BHTK)
+        with full_precision(q_BHTK):
+            for q, k in zip(q_BHTK.float().split(rows), k_BHTK.float().split(rows), strict=True):
+                weights_BHTT = mix.weights(*self.inputs(mix, q, k, bias_HTT))[:, :, 1:].abs()
+                entropies.append(weight_entropy(weights_BHTT[..., 1:]))
+                shares.append(weights_BHTT[..., 0] / weights_BHTT.sum(-1).clamp_min(torch.finfo(torch.float32).tiny))
+        return stats | {name: torch.cat(found).mean((0, 2)) for name, found in
+                        (("entropy", entropies), ("sink_share", shares))}  # fmt: skip
+
+
+def _in_front(first_S1K: torch.Tensor, x_BHTK: torch.Tensor) -> torch.Tensor:
+    """[B, H, T + 1, K] in the dtype of x."""
+    batch, heads, _, dim = x_BHTK.shape
+    return torch.cat([first_S1K.to(x_BHTK.dtype).expand(batch, heads, 1, dim), x_BHTK], -2)
+
+
+class LogitSink(KeySink):
+    """The logit s_h, from one more feature: 1 in every query, 0 in real keys, s_h / scale in the sink's."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.logit = nn.Parameter(torch.zeros(heads))
+
+    def extended(
+        self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        sink_H1K = F.pad((self.logit / scale)[:, None, None], (k_BHTK.shape[-1], 0))
+        return F.pad(q_BHTK, (0, 1), value=1.0), F.pad(k_BHTK, (0, 1)), sink_H1K
+
+
+class BiasSink(KeySink):
+    """A learned key and, where asked for, a learned value."""
+
+    def __init__(self, shape: tuple[int, int, int], value: bool) -> None:
+        super().__init__()
+        self.key = nn.Parameter(torch.zeros(shape))
+        if value:
+            self.value = nn.Parameter(torch.zeros(shape))
+
+    def extended(
+        self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return q_BHTK, k_BHTK, self.key
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class SinkConfig(Choice):
+    name: str
+    tokens = 0  # learned tokens in front of the input of the model
+
+    def build(self, layer: LayerShape) -> Sink | None:
+        """What an attention layer has of it."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class KeySinkConfig(SinkConfig):
+    has_value = False  # whether the sink's value can be other than zero
+
+    def fits(self, config: Any) -> None:
+        for rule in config.attention.of_blocks(config.model.depth):
+            why = unfit(rule, config, self.has_value) if rule.mixes else ""
+            if why:
+                raise ValueError(
+                    f"sink={self.name} puts a key in front of the others, and attention={rule.name} {why}: "
+                    f"use attention=softmax or sink=none"
+                )
+
+
+def unfit(rule: MixingConfig, config: Any, has_value: bool) -> str:
+    """Why a rule can't have a sink's key in this config, or nothing. It is asked, with random keys."""
+    size = config.model
+    if not rule.dot_product:
+        return "doesn't weigh keys by q k^T alone"
+    length = min(config.context, LONGEST_CHECK)
+    layer = LayerShape(size.width, size.heads, size.head_dim, size.head_dim**-0.5, length, 0, size.depth)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        made = rule.build(layer).eval()
+        q, k = torch.randn(2, 1, size.heads, length, size.head_dim, generator=torch.Generator().manual_seed(0))
+        sink = KeySink()
+        plain = made.weights(q, k, torch.zeros(size.heads, length, length))
+        q, k, bias = sink.inputs(made, q, k, torch.zeros(size.heads, length, length))
+        assert bias is not None
+        hidden, seen = bias.clone(), bias.clone()
+        hidden[:, 1:, 0], seen[:, 1:, 0] = -torch.inf, 4.0
+        without, with_it = (made.weights(q, k, b)[:, :, 1:] for b in (hidden, seen))
+    reached = (with_it[..., 0] != 0).all()
+    if not (torch.allclose(without[..., 1:], plain, atol=1e-5) and reached):
+        return "weighs keys by their place too"
+    if not has_value and torch.allclose(with_it[..., 1:], plain, atol=1e-5):
+        return "weighs each on its own, so that a key without a value changes nothing"
+    return ""
+
+
+SINK: Axis[SinkConfig] = Axis("sink")
+
+
+@SINK.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class NoSink(SinkConfig):
+    """Queries attend to tokens of the data alone. Vaswani et al. 2017, section 3.2.3."""
+
+    name: Literal["none"] = "none"
+
+
+@SINK.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class LogitSinkConfig(KeySinkConfig):
+    """One more logit s_h in every row of head h, learned, whose weight is dropped: e^z_j / (e^s_h + sum_k e^z_k).
+
+    OpenAI 2025 (gpt-oss, arXiv 2508.10925; openai/gpt-oss). s from 0, as `off_by_one`, is our choice.
+    """
+
+    name: Literal["logit"] = "logit"
+
+    def build(self, layer: LayerShape) -> Sink:
+        return LogitSink(layer.heads)
+
+
+@SINK.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class OffByOne(KeySinkConfig):
+    """One more logit of 0 in every row, whose weight is dropped: softmax with e^z_j / (1 + sum_k e^z_k).
+
+    Miller 2023 ("Attention Is Off By One").
+    """
+
+    name: Literal["off_by_one"] = "off_by_one"
+
+    def build(self, layer: LayerShape) -> Sink:
+        return KeySink()
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class BiasConfig(SinkConfig):
+    per_head: bool = False
+    """Vectors of its own for each head; false shares them among the heads of a layer."""
+
+    def shape(self, layer: LayerShape) -> tuple[int, int, int]:
+        return (layer.heads if self.per_head else 1, 1, layer.head_dim)
+
+
+@SINK.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class KeyBiasConfig(BiasConfig, KeySinkConfig):
+    """One more key k*, learned, with a value of zero: every row has one more logit scale q_i k*.
+
+    Gu et al. 2024 (When Attention Sink Emerges in Language Models, arXiv 2410.10781; sail-sg/Attention-Sink), K biases.
+    """
+
+    name: Literal["key_bias"] = "key_bias"
+
+    def build(self, layer: LayerShape) -> Sink:
+        return BiasSink(self.shape(layer), value=False)
+
+
+@SINK.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class KeyValueBiasConfig(BiasConfig, KeySinkConfig):
+    """One more key k* and its value v*, both learned.
+
+    Gu et al. 2024 (When Attention Sink Emerges in Language Models, arXiv 2410.10781; sail-sg/Attention-Sink), KV
+    biases.
+    """
+
+    name: Literal["kv_bias"] = "kv_bias"
+    has_value = True
+
+    def build(self, layer: LayerShape) -> Sink:
+        return BiasSink(self.shape(layer), value=True)
+
+
+@SINK.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class ValueBiasConfig(BiasConfig):
+    """A learned v* added to what each head has mixed, whatever the weights.
+
+    Gu et al. 2024 (When Attention Sink Emerges in Language Models, arXiv 2410.10781; sail-sg/Attention-Sink), V biases.
+    """
+
+    name: Literal["value_bias"] = "value_bias"
+
+    def build(self, layer: LayerShape) -> Sink:
+        return ValueBias(self.shape(layer))
+
+
+@SINK.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class SinkToken(SinkConfig):
+    """A learned token in front of the input, the first position of every sequence; its output is dropped.
+
+    Xiao et al. 2023 (Efficient Streaming Language Models with Attention Sinks, arXiv 2309.17453), section 3.3, the sink
+    token of pretraining. The data's positions move up by one, tables of positions hold one more, and rules that count
+    keys count it. It is filled like an embedding and is none of N.
+    """
+
+    name: Literal["token"] = "token"
+    tokens = 1

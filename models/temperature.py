@@ -1,0 +1,177 @@
+"""Temperatures of attention's logits, the `temperature` axis: each query is multiplied by a factor of its own.
+
+Logits scale q_i k_j become t_i scale q_i k_j, with what positions add to them left as it is (our reading where a
+paper has no such bias). As q carries the factor, mixing rules run on their fast paths. It acts behind norms and
+positions; where it is a function of q, that is q behind its norm and before the positions. n is the number of keys
+that a row sees, i for the i-th of a sequence, whatever its length; with sink=token that token is one of them, other
+sinks aren't counted. All parameters decay as every other does.
+
+Shape suffixes: B batch, H heads, T tokens, K head dimension.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from conf.axis import CHECKED, Axis, Choice
+from models.attention.mixing import LayerShape
+
+
+def log_visible(x_BHTK: torch.Tensor) -> torch.Tensor:
+    """log n of each row, fp32 [T, 1]."""
+    return torch.arange(1, x_BHTK.shape[-2] + 1, device=x_BHTK.device).float().log()[:, None]
+
+
+class Temperature(nn.Module):
+    def forward(self, q_BHTK: torch.Tensor) -> torch.Tensor:
+        """The factors of the queries, fp32, of a shape that broadcasts to [B, H, T, K]."""
+        raise NotImplementedError
+
+    def values(self, v_BHTK: torch.Tensor) -> torch.Tensor:
+        """The values that are attended to."""
+        return v_BHTK
+
+
+class ScalableSoftmax(Temperature):
+    def __init__(self, heads: int, s: float, learned: bool, bias: bool) -> None:
+        super().__init__()
+        self.scale: torch.Tensor | float = nn.Parameter(torch.full((heads, 1, 1), s)) if learned else s
+        self.bias = nn.Parameter(torch.zeros(heads, 1, 1)) if bias else None
+
+    def forward(self, q_BHTK: torch.Tensor) -> torch.Tensor:
+        factor = self.scale * log_visible(q_BHTK)
+        return factor if self.bias is None else factor + self.bias
+
+
+class Selective(Temperature):
+    def __init__(self, layer: LayerShape, query: bool, value: bool, beta: float) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.tensor(beta)) if query else None
+        self.of_query = nn.Parameter(torch.zeros(layer.heads, 1, layer.head_dim)) if query else None
+        self.of_value = nn.Parameter(torch.zeros(layer.heads, 1, layer.head_dim)) if value else None
+
+    def forward(self, q_BHTK: torch.Tensor) -> torch.Tensor:
+        if self.of_query is None or self.beta is None:
+            return torch.ones((), device=q_BHTK.device)
+        return _of_token(q_BHTK, self.of_query) + torch.exp(-torch.exp(self.beta)) * log_visible(q_BHTK)
+
+    def values(self, v_BHTK: torch.Tensor) -> torch.Tensor:
+        return v_BHTK if self.of_value is None else (v_BHTK * _of_token(v_BHTK, self.of_value)).to(v_BHTK.dtype)
+
+
+def _of_token(x_BHTK: torch.Tensor, weight_H1K: torch.Tensor) -> torch.Tensor:
+    """1 + tanh(w_h x), fp32 [B, H, T, 1]."""
+    return 1 + torch.tanh((x_BHTK.float() * weight_H1K).sum(-1, keepdim=True))
+
+
+class EntropyABF(Temperature):
+    def __init__(self, length: float) -> None:
+        super().__init__()
+        self.log_length = math.log(length)
+
+    def forward(self, q_BHTK: torch.Tensor) -> torch.Tensor:
+        return (log_visible(q_BHTK) / self.log_length).clamp_min(1.0)
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class TemperatureConfig(Choice):
+    name: str
+    follows_queries = False  # whether the factor depends on the query: logits then don't grow in proportion to it
+
+    def build(self, layer: LayerShape) -> Temperature | None:
+        raise NotImplementedError
+
+    def fits(self, config: Any) -> None:
+        if not config.attention.dot_product:
+            raise ValueError(
+                f"temperature={self.name} multiplies logits q k^T, which attention={config.attention.name} doesn't "
+                f"have: use attention=softmax or temperature=none"
+            )
+
+
+TEMPERATURE: Axis[TemperatureConfig] = Axis("temperature")
+
+
+@TEMPERATURE.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class NoTemperature(TemperatureConfig):
+    """Logits scale q_i k_j, the scale the same for all rows. Vaswani et al. 2017, section 3.2.1."""
+
+    name: Literal["none"] = "none"
+
+    def build(self, layer: LayerShape) -> None:
+        return None
+
+    def fits(self, config: Any) -> None:
+        pass
+
+
+@TEMPERATURE.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class ScalableSoftmaxConfig(TemperatureConfig):
+    """Logits times s log n, one s a head and layer, n the keys that a row sees: Scalable-Softmax.
+
+    Nakanishi 2025 (Scalable-Softmax, arXiv 2501.19399). Softmax becomes n^(s z_j) / sum_k n^(s z_k). The first row has
+    log 1 = 0 and one key. With position=alibi its bias isn't multiplied.
+    """
+
+    name: Literal["ssmax"] = "ssmax"
+    s: Annotated[float, Field(gt=0)] = 0.43
+    """Start of s. The slope that the paper fits to learned factors of log n and uses in its examples; that s starts
+    there is our reading."""
+    learned: bool = True
+    """Train s; false keeps it where it starts."""
+    bias: bool = False
+    """Logits times s log n + b, b learned for each head and layer from 0 (our start). The paper's variant that trains
+    somewhat better and extrapolates worse."""
+
+    def build(self, layer: LayerShape) -> Temperature:
+        return ScalableSoftmax(layer.heads, self.s, self.learned, self.bias)
+
+
+@TEMPERATURE.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class SelectiveConfig(TemperatureConfig):
+    """Logits times 1 + tanh(w_h q) + c log n and values times 1 + tanh(u_h v): Selective Self-Attention.
+
+    Zhang et al. 2024 (Selective Attention: Enhancing Transformer through Principled Context Control, arXiv 2411.12892);
+    c = exp(-exp(beta)), one beta a layer, as in umich-sota/selective_attention, which has the part of the position
+    alone; the paper has sigmoid(alpha) for c. That the part of the token is linear in the head's own q and v inside
+    the tanh, with w and u from 0, and that values have no part of the position, is our reading.
+    """
+
+    name: Literal["ssa"] = "ssa"
+    query: bool = True
+    """Multiply the logits."""
+    value: bool = True
+    """Multiply the values."""
+    beta: float = 1.5
+    """Start of beta: c = 0.0113. The authors' code for pretraining."""
+    follows_queries = True
+
+    def build(self, layer: LayerShape) -> Temperature:
+        return Selective(layer, self.query, self.value, self.beta)
+
+
+@TEMPERATURE.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class EntropyABFConfig(TemperatureConfig):
+    """Logits times max(1, log n / log c), n the keys that a row sees, c the length of pretraining: Entropy-ABF.
+
+    Zhang et al. 2024 (Extending LLMs' Context Window with 100 Samples, arXiv 2401.07004; GAIR-NLP/Entropy-ABF), who
+    extend a pretrained model and raise the base of RoPE with it: `position.base=500000`. Trained from scratch there is
+    no such length; here it is a share of the context, which is our reading. No parameters.
+    """
+
+    name: Literal["entropy_abf"] = "entropy_abf"
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """c as a share of the context, but 2 at the least. At 1 nothing changes within the context."""
+    start: Annotated[int, Field(ge=0)] = 0
+    """First block that has it, counted from 0. The authors leave out the first 2 of 32."""
+
+    def build(self, layer: LayerShape) -> Temperature | None:
+        return EntropyABF(max(2.0, self.share * layer.context)) if layer.block >= self.start else None

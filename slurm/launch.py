@@ -1,0 +1,37 @@
+"""`python -m train.sweep ... launcher=slurm`: submits what has neither ended nor is in the queue, and ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from slurm.runs import in_queue
+from slurm.submit import arrays, submit, template
+from train.config import Config
+from train.launcher import Slurm
+from train.plan import Sweep
+from train.sweep import prepare_data
+
+
+def launch(sweep: Sweep, launcher: Slurm) -> int:
+    """The exit code. Token files are prepared here: nodes may have no network."""
+    waiting = set(in_queue(sweep.folder)) if (sweep.folder / "slurm").is_dir() else set()
+    todo = [frozen(config) for config in sweep.to_do() if config.run_name() not in waiting]
+    arrays(todo, launcher)
+    template(launcher)
+    if not launcher.dry_run:
+        names = {config.run_name() for config in sweep.configs}
+        ended = len(names) - len(sweep.to_do())
+        print(f"{len(names)} runs in {sweep.folder}, {ended} done already, {len(waiting)} in the queue")
+        prepare_data(todo)
+    if todo:
+        submit(sweep.folder, todo, launcher)
+    if not launcher.dry_run:
+        sweep.write_plan()
+        print(f"how they are: python -m slurm.status {sweep.folder}")
+    return 0
+
+
+def frozen(config: Config) -> Config:
+    """With absolute paths, as a task may start elsewhere."""
+    return replace(config, cache=str(Path(config.cache).expanduser().resolve()), out=str(Path(config.out).resolve()))

@@ -1,0 +1,33 @@
+"""`srun python -m slurm.rank PLAN NAME`: one process of a run on several devices."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from slurm.job import PATIENCE
+from slurm.records import read_plan
+from train.keeper import Interrupted
+from train.run import train
+
+
+def main() -> None:
+    for signum in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(signum, signal.default_int_handler)
+    plan, name = Path(sys.argv[1]), sys.argv[2]
+    try:
+        (config,) = [run.config for run in read_plan(plan) if run.name == name]
+        parent = plan.parents[1]
+        (parent / name).mkdir(parents=True, exist_ok=True)
+        log = os.open(parent / name / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        train(config, parent=parent, patience=PATIENCE)
+    except (Interrupted, KeyboardInterrupt):
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

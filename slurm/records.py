@@ -1,0 +1,101 @@
+"""What a sweep's submissions leave in `slurm/` of its folder, and the states that Slurm has of them.
+
+plan-1.jsonl   a line a run: its task in the array, name, hash of the config, and the config itself
+array-1.sh     the script of that array
+job-17.json    a job that Slurm has accepted: which plan, which tasks, when, from which commit of the code
+17_0.log       what task 0 of it printed; what a run printed is in log.txt of its folder
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conf.axis import ConfigError, checked
+from train.config import Config
+from train.runfolder import commit, read_json, read_rows, write_atomically
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of an array."""
+
+    task: int
+    config: Config
+
+    @property
+    def name(self) -> str:
+        return self.config.run_name()
+
+
+class Records:
+    def __init__(self, sweep: Path) -> None:
+        self.sweep = sweep
+        self.path = sweep / "slurm"
+
+    def next_number(self) -> int:
+        return 1 + max((int(p.stem.rpartition("-")[2]) for p in self.path.glob("plan-*.jsonl")), default=0)
+
+    def plan_path(self, number: int) -> Path:
+        return self.path / f"plan-{number}.jsonl"
+
+    def script_path(self, number: int) -> Path:
+        return self.path / f"array-{number}.sh"
+
+    def write_plan(self, number: int, tasks: Sequence[Sequence[Config]]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        lines = [
+            {"task": task, "name": config.run_name(), "hash": config.digest(), "config": config.values()}
+            for task, configs in enumerate(tasks)
+            for config in configs
+        ]
+        write_atomically(self.plan_path(number), "".join(json.dumps(line) + "\n" for line in lines))
+
+    def note_job(self, job: str, number: int, tasks: Sequence[int]) -> None:
+        values = {"job": job, "plan": number, "tasks": list(tasks), "time": time.time(), "commit": commit()}
+        write_atomically(self.path / f"job-{job}.json", json.dumps(values))
+
+    def latest(self) -> dict[str, tuple[str, Planned]]:
+        """Of every run that was ever submitted: the task that has it, as in 17_0, and its line of the plan."""
+        found: dict[str, tuple[str, Planned]] = {}
+        plans: dict[int, list[Planned]] = {}
+        for job in sorted(map(read_json, self.path.glob("job-*.json")), key=lambda j: float(j.get("time", 0))):
+            if job:
+                number = int(job["plan"])
+                plans[number] = plans.get(number) or read_plan(self.plan_path(number))
+                tasks = set(job["tasks"])
+                found |= {run.name: (f"{job['job']}_{run.task}", run) for run in plans[number] if run.task in tasks}
+        return found
+
+
+def read_plan(path: Path) -> list[Planned]:
+    """ConfigError where a config isn't what it was when it was submitted: the code has changed since then."""
+    return [_planned(line) for line in read_rows(path)]
+
+
+def _planned(line: dict[str, Any]) -> Planned:
+    try:
+        config = checked(Config, line["config"])
+    except ConfigError as error:
+        raise ConfigError(f"{line['name']} was submitted by code with other settings: {error}") from None
+    if config.digest() != line["hash"]:
+        raise ConfigError(
+            f"{line['name']} has another hash now, {config.digest()}: its config has got settings since it was "
+            "submitted; submit the sweep again"
+        )
+    return Planned(int(line["task"]), config)
+
+
+def expand(text: str) -> list[int]:
+    """Task numbers as Slurm writes them: 3, [3], [0-2,5%1], 0-6:3."""
+    numbers: list[int] = []
+    for part in text.strip("[]").partition("%")[0].split(","):
+        if found := re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part):
+            first, last, step = found.groups()
+            numbers += range(int(first), int(last or first) + 1, int(step or 1))
+    return numbers

@@ -1,0 +1,76 @@
+"""`python -m slurm.resubmit FOLDER [--only failed,timeout,...] [launcher.time=...]`: submits open runs again.
+
+Their configs are those of their submission; of the launcher, settings may be given anew. They go on from their
+checkpoints. Without --only these are all runs that have neither ended nor are in the queue.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from conf.axis import ConfigError, checked, near
+from slurm.runs import chosen, runs
+from slurm.status import folder_of
+from slurm.submit import submit
+from train.config import Config
+from train.launcher import Slurm
+from train.terminal import exit_with
+
+USAGE = "python -m slurm.resubmit FOLDER [--only failed,timeout,...] [launcher.time=... ...]"
+
+
+def changed(launcher: Slurm, overrides: Sequence[str]) -> Slurm:
+    """The launcher with overrides launcher.field=value; ConfigError for any other."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    values = asdict(launcher)
+    for text in overrides:
+        group, _, field = text.partition("=")[0].partition(".")
+        if group != "launcher" or field == "name":
+            raise ConfigError(f"{text}: configs are those of the submission, only launcher.field=value can be given")
+        if field not in values:
+            raise ConfigError(f"unknown key launcher.{field}: {near(field, list(values))}")
+        try:
+            values[field] = OverridesParser.create().parse_override(text).value()
+        except HydraException:
+            raise ConfigError(f"can't read the override {text!r}: write key=value") from None
+    return checked(Slurm, values)
+
+
+def resubmit(folder: Path, words: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The jobs."""
+    wanted = chosen(words)
+    found = [run for run in runs(folder) if run.outcome in wanted]
+    groups: dict[Slurm, list[Config]] = {}
+    for run in found:
+        if run.config is None:
+            raise ConfigError(f"{run.name} was never submitted: python -m train.sweep launcher=slurm does that")
+        assert isinstance(run.config.launcher, Slurm)
+        launcher = changed(run.config.launcher, overrides)
+        groups.setdefault(launcher, []).append(replace(run.config, launcher=launcher))
+    if not found:
+        print(f"nothing to submit: no run of {folder} is {' or '.join(sorted(wanted))}")
+    jobs = [job for launcher, configs in groups.items() for job in submit(folder, configs, launcher)]
+    if jobs:
+        print(f"how they are: python -m slurm.status {folder}")
+    return jobs
+
+
+def main() -> None:
+    arguments, words = sys.argv[1:], list[str]()
+    if "--only" in arguments:
+        at = arguments.index("--only")
+        words = [word for word in "".join(arguments[at + 1 : at + 2]).split(",") if word]
+        if not words:
+            raise ConfigError(f"--only has no value; usage: {USAGE}")
+        del arguments[at : at + 2]
+    overrides = [a for a in arguments if "=" in a and not Path(a).exists()]
+    resubmit(folder_of([a for a in arguments if a not in overrides], USAGE), words, overrides)
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,120 @@
+"""What became of each run of a sweep: its own status beside its task's state in Slurm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conf.axis import ConfigError, near
+from slurm.commands import Refused, State, states
+from slurm.records import Records
+from train.config import Config
+from train.runfolder import ENDED, RunFolder, read_json
+
+BY_SLURM = {
+    "TIMEOUT": "timeout",
+    "DEADLINE": "timeout",
+    "PREEMPTED": "preempted",
+    "CANCELLED": "cancelled",
+    "NODE_FAIL": "node_fail",
+    "BOOT_FAIL": "node_fail",
+    "OUT_OF_MEMORY": "out_of_memory",
+}
+"""What a task's end means for a run that hasn't ended."""
+STOPPED = {"interrupted by SIGUSR1": "timeout", "interrupted by SIGTERM": "preempted"}
+"""What a run's own reason means where Slurm knows nothing, or only that the script ended."""
+OPEN = ("failed", "timeout", "preempted", "cancelled", "node_fail", "out_of_memory", "lost", "new")
+"""Outcomes that leave something to do. lost: no trace in Slurm, new: never submitted."""
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: RunFolder
+    task: str | None
+    config: Config | None
+    slurm: State | None
+    status: dict[str, Any]
+    summary: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.path.name
+
+    @property
+    def state(self) -> str:
+        return str(self.status.get("state", "pending"))
+
+    @property
+    def outcome(self) -> str:
+        """finished, diverged, running, queued, or one of OPEN."""
+        if self.state in ENDED and self.summary:
+            return self.state
+        failed_here = self.state == "failed" and self.status.get("slurm") == self.task
+        if self.slurm is not None and self.slurm.live and not failed_here:
+            return "running" if self.slurm.word != "PENDING" and self.state == "running" else "queued"
+        if self.slurm is not None and self.slurm.word == "OUT_OF_MEMORY":
+            return "out_of_memory"
+        if self.state == "failed":
+            return "failed"
+        if self.slurm is not None and self.slurm.word in BY_SLURM:
+            return BY_SLURM[self.slurm.word]
+        if (reason := str(self.status.get("reason"))) in STOPPED:
+            return STOPPED[reason]
+        if self.slurm is not None and self.slurm.word == "FAILED":
+            return "failed"
+        return "lost" if self.task else "new"
+
+    @property
+    def seconds_left(self) -> float:
+        """At its last speed; NaN when it isn't running."""
+        rate, step = self.status.get("tokens_per_second"), self.status.get("step")
+        if self.outcome != "running" or self.config is None or not rate or step is None:
+            return math.nan
+        return (self.config.steps - step - 1) * self.config.batch_size * self.config.context / float(rate)
+
+
+def runs(sweep: Path, needs_slurm: bool = True) -> list[Run]:
+    """Every run of the sweep, in the order of its plan. ConfigError for a folder that is none; Refused without Slurm,
+    unless it may be missing."""
+    listed = read_json(sweep / "sweep.json").get("runs")
+    if not listed:
+        raise ConfigError(f"{sweep} is no sweep folder: sweep.json is missing")
+    submitted = _submitted(sweep, needs_slurm)
+    found: dict[str, Run] = {}
+    for path in (sweep / run["folder"] for run in listed):
+        # What another sweep has ended may have been submitted here once.
+        here = path.parent.resolve() == sweep.resolve()
+        found[path.name] = submitted[path.name] if here and path.name in submitted else _run(path)
+    return list(found.values())
+
+
+def in_queue(sweep: Path) -> list[str]:
+    """Names of the runs whose task runs or waits."""
+    return [run.name for run in _submitted(sweep).values() if run.outcome in ("running", "queued")]
+
+
+def _submitted(sweep: Path, needs_slurm: bool = True) -> dict[str, Run]:
+    latest = Records(sweep).latest()
+    try:
+        known = states(task for task, _ in latest.values())
+    except Refused:
+        if needs_slurm:
+            raise
+        known = {}
+    return {name: _run(sweep / name, task, run.config, known.get(task)) for name, (task, run) in latest.items()}
+
+
+def _run(path: Path, task: str | None = None, config: Config | None = None, slurm: State | None = None) -> Run:
+    folder = RunFolder(path)
+    return Run(folder, task, config, slurm, folder.status(), folder.summary())
+
+
+def chosen(words: Sequence[str]) -> set[str]:
+    """Outcomes by name; ConfigError for another word."""
+    for word in words:
+        if word not in OPEN:
+            raise ConfigError(f"--only {word}: {near(word, list(OPEN))}")
+    return set(words or OPEN)

@@ -1,0 +1,82 @@
+"""`python -m slurm.status FOLDER`: how each run of a submitted sweep is, by its own word and by Slurm's."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from conf.axis import ConfigError
+from slurm.commands import Refused
+from slurm.runs import OPEN, Run, runs
+from train.terminal import duration, exit_with, number
+
+STYLE = {"finished": "green", "diverged": "red", "running": "yellow", "queued": "dim"}
+COLUMNS = ("run", "outcome", "status.json", "Slurm", "task", "step", "loss", "to go", "reason")
+
+
+def cells(run: Run) -> list[str]:
+    """A line of the table."""
+    loss = run.summary.get("loss_final") if run.summary else run.status.get("loss")
+    step = run.summary.get("steps_done") if run.summary else run.status.get("step")
+    steps = f"{step or 0}/{run.config.steps}" if run.config else str(step or 0)
+    seconds = run.seconds_left
+    slurm = run.slurm.word if run.slurm else "-"
+    reasons = [str(run.status.get("reason") or ""), run.slurm.reason if run.slurm else ""]
+    return [
+        run.name,
+        run.outcome,
+        run.state,
+        slurm,
+        run.task or "-",
+        steps,
+        number(loss),
+        "-" if math.isnan(seconds) else duration(seconds),
+        "; ".join(reason for reason in reasons if reason),
+    ]
+
+
+def show(found: Sequence[Run], folder: Path) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 1000
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in COLUMNS:
+        table.add_column(name, no_wrap=name != "reason")
+    for run in found:
+        values = [escape(text) for text in cells(run)]
+        values[1] = f"[{STYLE.get(values[1], 'bold red')}]{values[1]}[/]"
+        table.add_row(*values)
+    console.print(table)
+    outcomes = [run.outcome for run in found]
+    order = [*STYLE, *OPEN]
+    console.print(", ".join(f"{outcomes.count(word)} {word}" for word in order if word in outcomes) + f" in {folder}")
+    if open_ := [word for word in OPEN if word in outcomes]:
+        console.print(f"submit them again: python -m slurm.resubmit {folder} --only {','.join(open_)}", soft_wrap=True)
+    elif set(outcomes) <= {"finished", "diverged"}:
+        console.print(f"judge and draw: python -m train.report {folder}", soft_wrap=True)
+
+
+def folder_of(arguments: list[str], usage: str) -> Path:
+    if len(arguments) != 1:
+        raise ConfigError(f"usage: {usage}")
+    return Path(arguments[0])
+
+
+def main() -> None:
+    folder = folder_of(sys.argv[1:], "python -m slurm.status FOLDER")
+    try:
+        found = runs(folder)
+    except Refused as fault:
+        print(f"{fault}; what follows is the folder's own word", file=sys.stderr)
+        found = runs(folder, needs_slurm=False)
+    show(found, folder)
+
+
+if __name__ == "__main__":
+    exit_with(main)

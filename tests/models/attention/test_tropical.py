@@ -1,0 +1,97 @@
+"""Tropical attention."""
+
+from typing import cast
+
+import pytest
+import torch
+
+from models.attention import mixing as mixing_rules
+from models.attention.tropical import MaxPlus, Tropical, closeness
+from tests.models.attention.helpers import H, K, T, alibi, build, inputs, mixing, qkv
+
+KNOBS = {"projections": "false"}
+PARAMETERS = 3 * K * K
+MAXIMA = "values are combined by a maximum, not by a sum; see below"
+BUT = {
+    "test_fast_path_is_the_explicit_one": MAXIMA,
+    "test_gradients_of_both_paths_agree": MAXIMA,
+    "test_gradcheck": "maxima have kinks that steps of 1e-2 meet",
+}
+X = [[1.0, 0], [0.5, 2], [3, 1], [0, 0.5]]
+
+
+class TestTropical:
+    def test_vectors(self) -> None:
+        rule, x = build("tropical", heads=1, head_dim=2, projections=False), torch.tensor([[X]])
+        expected = torch.tensor([[1, 0], [0.5, 2], [3, 1], [1 / 3, 1.25]])
+        torch.testing.assert_close(rule(x, x, x)[0, 0], expected, atol=1e-6, rtol=0)
+
+    def test_max_plus_maps(self) -> None:
+        map = MaxPlus(2, 0)
+        with torch.no_grad():
+            map.weight_KK.copy_(torch.tensor([[0.0, 5], [-1, 1]]))
+        assert torch.equal(map(torch.tensor([[3.0, 1], [9, 0]])), torch.tensor([[6.0, 2], [9, 8]]))
+
+    def test_closeness_is_a_projective_distance(self) -> None:
+        """At most 0, 0 for equal tokens, blind to a constant added to all channels, and symmetric."""
+        q, k, _ = qkv()
+        s = closeness(q, k)
+        assert (s <= 0).all()
+        assert (closeness(q, q).diagonal(dim1=-2, dim2=-1) == 0).all()
+        torch.testing.assert_close(closeness(q + 2.5, k - 1.0), s, atol=1e-5, rtol=0)
+        torch.testing.assert_close(closeness(k, q).mT, s)
+        difference = q[1, 0, 4] - k[1, 0, 2]
+        assert s[1, 0, 4, 2] == difference.min() - difference.max()
+
+    @pytest.mark.parametrize("biased", [False, True])
+    def test_outputs_are_the_largest_weighted_values(self, biased: bool) -> None:
+        """1 + o_ic = max_j w_ij exp(v_jc): the weights of the probes are those of the outputs."""
+        rule, (q, k, v), bias = cast(Tropical, mixing("tropical")), qkv(), alibi() if biased else None
+        weights, e = rule.weights(q, k, bias), rule.value(torch.relu(v).log1p()).exp()
+        expected = (weights[..., None] * e[:, :, None]).amax(-2) - 1
+        torch.testing.assert_close(rule(q, k, v, bias), expected, atol=1e-5, rtol=1e-5)
+        assert weights.max() <= 1
+        assert (weights.triu(1) == 0).all()
+
+    def test_equal_tokens_put_out_their_value(self) -> None:
+        rule, (q, _, v) = build("tropical", projections=False), qkv()
+        q, v = q[:, :, :1].expand_as(q), v[:, :, :1].expand_as(v)
+        torch.testing.assert_close(rule(q, q, v), torch.relu(v), atol=1e-6, rtol=1e-6)
+
+    def test_values_are_shifted_through(self) -> None:
+        """Max-plus linearity: c added to every mapped value is c added to the logarithm of every output."""
+        rule, (q, k, v) = cast(Tropical, mixing("tropical")), qkv()
+        before = rule(q, k, v).log1p()
+        with torch.no_grad():
+            cast(MaxPlus, rule.value).weight_KK.add_(0.7)
+        torch.testing.assert_close(rule(q, k, v).log1p(), before + 0.7, atol=1e-5, rtol=1e-5)
+
+    def test_maps_are_a_blocks_own_and_no_seeds(self) -> None:
+        one, again, other = (build("tropical", block=b).state_dict() for b in (0, 0, 1))
+        for name, weight in one.items():
+            assert torch.equal(weight, again[name]), name
+            assert (weight - other[name]).abs().max() > 0.1, name
+        assert abs(torch.cat([w.flatten() for w in one.values()]).std() - 1) < 0.15
+
+    def test_gradients_reach_the_largest_alone(self) -> None:
+        rule, (q, k, v) = build("tropical", projections=False), qkv()
+        v = v.abs() + 0.1
+        (gradient,) = torch.autograd.grad(rule(q, k, v.requires_grad_())[0, 0, T - 1, 3], v)
+        assert gradient.count_nonzero() == 1
+
+    @pytest.mark.parametrize("biased", [False, True])
+    def test_many_weights_are_made_for_one_sequence_at_once(
+        self, biased: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made, leaves, bias = mixing("tropical"), [x.requires_grad_() for x in qkv()], alibi() if biased else None
+        expected, entropies = made(*leaves, bias), made.entropy(*leaves[:2], bias)
+        gradients = torch.autograd.grad(expected.sin().sum(), leaves)
+        kept = []
+        monkeypatch.setattr(mixing_rules, "SCORES_AT_ONCE", 2 * H * T * T * K - 1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+            found = made(*leaves, bias, inputs())
+        assert [shape for shape in kept if len(shape) == 5] == []
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(made.entropy(*leaves[:2], bias), entropies)
+        for one, other in zip(torch.autograd.grad(found.sin().sum(), leaves), gradients, strict=True):
+            torch.testing.assert_close(one, other)

@@ -1,0 +1,277 @@
+"""On a real Slurm, slurm/one_machine/cluster.sh: whatever happens to its job, a run ends once and as if nothing had.
+
+The reference are the same runs, trained here without interruption. Skipped where that cluster doesn't run; with
+STABILAB_NEEDS_SLURM set, as in CI, its absence is a failure.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from conf.axis import ConfigError
+from slurm.commands import call, states
+from slurm.records import Records
+from slurm.resubmit import resubmit
+from slurm.runs import Run, in_queue, runs
+from tests.train.helpers import TINY, assert_same_end, trained
+from train.plan import Sweep, plan
+from train.runfolder import RunFolder
+from train.sweep import launch
+
+CLUSTER = Path(__file__).parents[2] / "slurm" / "one_machine" / "cluster.sh"
+LONG = ["steps=1200", "watch_every=25", "checkpoint_seconds=0", "accelerator=cpu"]
+# Under a limit of three minutes that is at once; Slurm looks every half minute.
+AT_ONCE = "launcher.signal_seconds=175"
+
+
+def missing() -> str | None:
+    if shutil.which("sbatch") is None:
+        return "no Slurm here"
+    shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=60).stdout
+    ours = any(line.split() == ["ClusterName", "=", "stabilab"] for line in shown.splitlines())
+    return None if ours else "this Slurm isn't the tests' own, or doesn't answer"
+
+
+# On one worker: what kills a node would disturb the others.
+pytestmark = pytest.mark.xdist_group("slurm")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    reason = missing()
+    if reason and os.environ.get("STABILAB_NEEDS_SLURM"):
+        pytest.fail(f"{reason}, and STABILAB_NEEDS_SLURM is set")
+    if reason:
+        pytest.skip(f"{reason}; {CLUSTER} install, then start, makes one of two nodes on this machine")
+    yield
+    subprocess.run(["scancel", "--user", str(os.getuid())], check=False)
+    subprocess.run([CLUSTER, "start"], check=False, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory) -> Callable[[int], RunFolder]:
+    """The uninterrupted local run with a seed."""
+    parent, found = tmp_path_factory.mktemp("uncut"), dict[int, RunFolder]()
+
+    def train(seed: int) -> RunFolder:
+        found[seed] = found.get(seed) or trained(parent, *LONG, f"seed={seed}")
+        return found[seed]
+
+    return train
+
+
+def submitted(out: Path, seeds: str, *overrides: str) -> Sweep:
+    launcher = ["launcher=slurm", "launcher.time=30", *overrides]
+    sweep = plan([*TINY, *LONG, f"seed={seeds}", f"out={out}", *launcher])
+    assert launch(sweep) == 0
+    return sweep
+
+
+def wait(what: str, condition: Callable[[], object], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for: {what}"
+        time.sleep(0.3)
+
+
+def run_of(sweep: Sweep, seed: int) -> Run:
+    (name,) = [c.run_name() for c in sweep.configs if c.seed == seed]
+    (run,) = [run for run in runs(sweep.folder) if run.name == name]
+    return run
+
+
+def task_of(sweep: Sweep, seed: int) -> str:
+    task = run_of(sweep, seed).task
+    assert task
+    return task
+
+
+def wait_for_checkpoint(sweep: Sweep, *seeds: int) -> None:
+    folders = [run_of(sweep, seed).folder for seed in seeds]
+    for folder in folders:
+        wait(f"a checkpoint in {folder.path}", folder.checkpoint.exists)
+
+
+def wait_for_end(sweep: Sweep) -> None:
+    try:
+        wait("the sweep's end", lambda: not in_queue(sweep.folder), 600)
+    except AssertionError as fault:
+        logs = "\n".join(p.read_text() for p in sorted((sweep.folder / "slurm").glob("*.log")))
+        raise AssertionError(f"{fault}\n{logs}") from None
+
+
+def log_of(sweep: Sweep, task: str) -> str:
+    return (sweep.folder / "slurm" / f"{task}.log").read_text()
+
+
+def assert_ended_once(sweep: Sweep, uncut: Callable[[int], RunFolder], attempts: dict[int, int]) -> None:
+    """Bit-identical to the local run, after so many attempts, and nothing is left to submit."""
+    for seed, expected in attempts.items():
+        run = run_of(sweep, seed)
+        assert run.outcome == "finished", log_of(sweep, run.task or "")
+        assert_same_end(run.folder, uncut(seed))
+        steps = [row["step"] for row in run.folder.metrics()]
+        assert steps == sorted(set(steps)), "a step was recorded twice"
+        assert run.status["attempt"] == expected, log_of(sweep, run.task or "")
+    jobs = len(list((sweep.folder / "slurm").glob("job-*.json")))
+    assert launch(sweep) == 0
+    assert len(list((sweep.folder / "slurm").glob("job-*.json"))) == jobs
+
+
+def limit(task: str, minutes: int) -> None:
+    """A task's time limit, counted from its start."""
+    call("scontrol", "update", f"JobId={task}", f"TimeLimit={minutes}")
+
+
+def on_nodes(words: set[str]) -> bool:
+    shown = {line.split()[1].rstrip("*") for line in call("sinfo", "-h", "-N", "-o", "%N %T").splitlines()}
+    return shown <= words
+
+
+def test_requeued_cancelled_and_at_the_time_limit(tmp_path, uncut, capsys):
+    sweep = submitted(tmp_path, "0,1,2", "launcher.array_parallelism=3", AT_ONCE)
+    assert "3 runs in 3 tasks submitted" in capsys.readouterr().out
+    assert launch(sweep) == 0, "the same command submits nothing twice"
+    assert "3 in the queue" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="3 of its runs are in Slurm's queue"):
+        launch(plan([*TINY, *LONG, "seed=0,1,2", f"out={tmp_path}"]))
+    wait_for_checkpoint(sweep, 0, 1, 2)
+    requeued, cancelled, late = (task_of(sweep, seed) for seed in (0, 1, 2))
+    call("scontrol", "requeue", requeued)
+    call("scancel", cancelled)
+    limit(late, 3)
+    wait("cancellation", lambda: run_of(sweep, 1).outcome == "cancelled")
+    (again,) = resubmit(sweep.folder, ["cancelled"], [])
+    wait_for_end(sweep)
+    assert_ended_once(sweep, uncut, {0: 2, 1: 2, 2: 2})
+    assert "SIGTERM: writing checkpoints" in log_of(sweep, requeued)
+    assert "Slurm ends or requeues this task itself" in log_of(sweep, requeued)
+    assert f"back to the queue with 1 runs left: scontrol requeue {late}" in log_of(sweep, late)
+    assert task_of(sweep, 1) == f"{again}_0"
+    # The array's other tasks stayed what they were.
+    assert "restarts" in log_of(sweep, cancelled)
+    assert log_of(sweep, cancelled).count("restarts") == 1
+
+
+def test_preempted_runs_share_a_job_and_keep_their_wandb_id(tmp_path, uncut):
+    options = ["launcher.runs_per_job=2", "launcher.options=--nodelist=n1", "logger=wandb", "logger.mode=offline"]
+    sweep = submitted(tmp_path, "0,1", *options)
+    wait_for_checkpoint(sweep, 0, 1)
+    assert task_of(sweep, 0) == task_of(sweep, 1)
+    call("sbatch", "--partition=high", "--nodelist=n1", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
+    wait_for_end(sweep)
+    assert_ended_once(sweep, uncut, {0: 2, 1: 2})
+    for config in sweep.configs:
+        found = list((sweep.folder / config.run_name() / "wandb").glob("offline-run-*"))
+        assert len(found) == 2
+        assert all(path.name.endswith(config.digest()) or f"-{config.digest()}-" in path.name for path in found)
+
+
+def test_a_cluster_without_requeue(tmp_path, uncut):
+    """Preemption cancels there: the task submits itself again."""
+    options = ["launcher.template=resubmit", "launcher.partition=cancel", "launcher.options=--nodelist=n1"]
+    sweep = submitted(tmp_path, "0,1", *options)
+    wait_for_checkpoint(sweep, 0, 1)
+    first = [task_of(sweep, seed) for seed in (0, 1)]
+    call("sbatch", "--partition=high", "--nodelist=n1", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
+    wait_for_end(sweep)
+    assert_ended_once(sweep, uncut, {0: 2, 1: 2})
+    second = [task_of(sweep, seed) for seed in (0, 1)]
+    assert {t.partition("_")[0] for t in first}.isdisjoint(t.partition("_")[0] for t in second)
+    assert [t.partition("_")[2] for t in first] == [t.partition("_")[2] for t in second] == ["0", "1"]
+
+
+def test_a_node_dies(tmp_path, uncut):
+    """slurmd and all processes of the job on it; Slurm notices and the run goes on on the other node."""
+    call("scontrol", "update", "NodeName=n0", "State=DRAIN", "Reason=test")
+    sweep = submitted(tmp_path, "2")
+    try:
+        wait_for_checkpoint(sweep, 2)
+    finally:
+        call("scontrol", "update", "NodeName=n0", "State=RESUME")
+    kill_node("n1")
+    wait("the node's death", lambda: not on_nodes({"idle", "mixed", "allocated", "completing"}))
+    wait_for_end(sweep)
+    assert_ended_once(sweep, uncut, {2: 2})
+    assert "1 restarts" in log_of(sweep, task_of(sweep, 2))
+    subprocess.run([CLUSTER, "start"], check=True, capture_output=True, timeout=120)
+
+
+def kill_node(name: str) -> None:
+    """With all that runs on it; a step's daemon is a child of none."""
+    for process in psutil.process_iter(["name", "cmdline", "environ"]):
+        line = " ".join(process.info["cmdline"] or [])
+        on_it = (process.info["environ"] or {}).get("SLURMD_NODENAME") == name
+        if on_it or (process.info["name"] == "slurmd" and f"-N {name}" in line):
+            process.kill()
+
+
+def test_slurmd_dies_and_comes_back(tmp_path, uncut):
+    """The job itself lives on."""
+    sweep = submitted(tmp_path, "2", "launcher.options=--nodelist=n1")
+    wait_for_checkpoint(sweep, 2)
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if process.info["name"] == "slurmd" and "-N n1" in " ".join(process.info["cmdline"] or []):
+            process.kill()
+    subprocess.run([CLUSTER, "start"], check=True, capture_output=True, timeout=120)
+    wait_for_end(sweep)
+    assert_ended_once(sweep, uncut, {2: 1})
+
+
+def test_a_hung_job_runs_into_its_limit_and_is_submitted_again(tmp_path, uncut):
+    """Neither the run nor the task's own program answer Slurm's signal: they are stopped."""
+    sweep = submitted(tmp_path, "0")
+    wait_for_checkpoint(sweep, 0)
+    task, folder = task_of(sweep, 0), run_of(sweep, 0).folder
+    worker = psutil.Process(folder.status()["pid"])
+    for process in (worker, *worker.parents()):
+        if "-m slurm.job" in " ".join(process.cmdline()) or process == worker:
+            process.send_signal(signal.SIGSTOP)
+    limit(task, 1)
+    wait("the limit", lambda: run_of(sweep, 0).outcome == "timeout")
+    assert states([task])[task].word == "TIMEOUT"
+    assert resubmit(sweep.folder, ["failed", "preempted"], []) == []
+    resubmit(sweep.folder, ["timeout"], ["launcher.time=20"])
+    wait_for_end(sweep)
+    assert_ended_once(sweep, uncut, {0: 2})
+    assert Records(sweep.folder).latest()[folder.path.name][1].config.launcher.time == 20
+
+
+def test_a_full_queue_and_a_wrong_partition_leave_nothing_behind(tmp_path):
+    call("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=2")
+    try:
+        wait(
+            "the limit to be known", lambda: "MaxSubmitJobs=2(" in call("scontrol", "show", "assoc_mgr", "flags=assoc")
+        )
+        with pytest.raises(ConfigError, match=r"sbatch: .*MaxSubmitJob"):
+            submitted(tmp_path / "new", "0,1,2")
+    finally:
+        call("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+    with pytest.raises(ConfigError, match=r"sbatch: .*partition"):
+        submitted(tmp_path / "new", "0,1,2", "launcher.partition=nope")
+    with pytest.raises(ConfigError, match=r"120 tasks are more than an array of this cluster may have, 101.*per_job=2"):
+        submitted(tmp_path / "new", "range(120)")
+    assert not (tmp_path / "new").exists()
+
+
+def test_two_nodes_share_a_run_and_are_interrupted(tmp_path):
+    """Two processes on two nodes agree on the step at which they stop; the same numbers as two processes here."""
+    shared = [*LONG, "nodes=2", "strategy=ddp", "launcher.setup='export MASTER_ADDR=127.0.0.1'"]
+    sweep = submitted(tmp_path, "0", *shared, AT_ONCE)
+    wait_for_checkpoint(sweep, 0)
+    limit(task_of(sweep, 0), 3)
+    wait_for_end(sweep)
+    run = run_of(sweep, 0)
+    assert run.outcome == "finished", log_of(sweep, run.task or "") + (run.folder.path / "log.txt").read_text()
+    assert run.status["attempt"] == 2
+    again = submitted(tmp_path / "uncut", "0", *shared)
+    wait_for_end(again)
+    assert run_of(again, 0).status["attempt"] == 1
+    assert_same_end(run.folder, run_of(again, 0).folder)

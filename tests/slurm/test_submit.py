@@ -1,0 +1,235 @@
+"""From a sweep to a Slurm array, without Slurm: chunks, script, options, and what is refused."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conf.axis import ConfigError
+from slurm.commands import Refused, call
+from slurm.job import Steps, work_of
+from slurm.records import Records, expand, read_plan
+from slurm.resubmit import changed
+from slurm.submit import arrays, submit
+from tests.train.helpers import TINY, tiny
+from train.__main__ import main as train_one
+from train.launcher import Slurm
+from train.sweep import Pool
+from train.sweep import main as sweep
+
+
+def runs(count: int, *overrides: str):
+    configs = [tiny("launcher=slurm", f"seed={seed}", *overrides) for seed in range(count)]
+    launcher = configs[0].launcher
+    assert isinstance(launcher, Slurm)
+    return configs, launcher
+
+
+def options(tmp_path: Path, *overrides: str) -> dict[str, str]:
+    """Options of sbatch in the script of four runs."""
+    (array,) = arrays(*runs(4, *overrides))
+    lines = re.findall(
+        r'^#SBATCH --([\w-]+)(?:="?(.*?)"?)?$', array.script(Records(tmp_path / "sweep"), 1), re.MULTILINE
+    )
+    return dict(lines)
+
+
+def test_one_task_a_run_and_what_the_cluster_decides_is_left_out(tmp_path):
+    found = options(tmp_path, "accelerator=cpu")
+    assert found == {
+        "job-name": "sweep",
+        "array": "0-3",
+        "output": f"{tmp_path}/sweep/slurm/%A_%a.log",
+        "nodes": "1",
+        "ntasks-per-node": "1",
+        "cpus-per-task": "1",
+        "signal": "B:USR1@120",
+        "requeue": "",
+        "open-mode": "append",
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["partition=long"], {"partition": "long"}),
+        (["time=90"], {"time": "90"}),
+        (["time=1-12:00:00"], {"time": "1-12:00:00"}),
+        (["gpus=2"], {"gpus-per-node": "2"}),
+        (["cpus=5"], {"cpus-per-task": "5"}),
+        (["memory=16G"], {"mem": "16G"}),
+        (["array_parallelism=2"], {"array": "0-3%2"}),
+        (["runs_per_job=3"], {"array": "0-1", "cpus-per-task": "3"}),
+        (["runs_per_job=3", "runs_at_once=2"], {"array": "0-1", "cpus-per-task": "2"}),
+        (["runs_per_job=4", "gpus=1"], {"array": "0-0", "cpus-per-task": "1", "gpus-per-node": "1"}),
+        (["signal_seconds=30"], {"signal": "B:USR1@30"}),
+        (["options='--account=lab --comment=\"a b\" --exclusive'"],
+         {"account": "lab", "comment": "a b", "exclusive": ""}),
+    ],
+)  # fmt: skip
+def test_fields_become_options(tmp_path, overrides, expected):
+    plain = options(tmp_path, "accelerator=cpu")
+    found = options(tmp_path, "accelerator=cpu", *(f"launcher.{o}" for o in overrides))
+    assert found == plain | expected
+
+
+def test_a_gpu_a_device_by_default(tmp_path):
+    assert options(tmp_path)["gpus-per-node"] == "1"
+    found = options(tmp_path, "devices=2", "nodes=4")
+    assert [found[k] for k in ("nodes", "ntasks-per-node", "gpus-per-node")] == ["4", "2", "2"]
+
+
+def test_setup_template_and_paths_are_in_the_script(tmp_path):
+    own = tmp_path / "own.sh"
+    own.write_text("#!/bin/bash\n{options}\n{setup}\n{python} ${HOME} {plan}\n")
+    (array,) = arrays(*runs(2, "launcher.setup='module load cuda'", f"launcher.template={own}"))
+    script = array.script(Records(tmp_path / "a b"), 3)
+    assert script.splitlines()[-2:] == [
+        "module load cuda",
+        f"{sys.executable} ${{HOME}} '{tmp_path}/a b/slurm/plan-3.jsonl'",
+    ]
+
+
+@pytest.mark.parametrize("name", ["requeue", "resubmit"])
+def test_templates_are_bash_and_go_on_with_this_task_alone(tmp_path, name):
+    (array,) = arrays(*runs(2, f"launcher.template={name}"))
+    records = Records(tmp_path)
+    script = array.script(records, 1)
+    assert "{" not in re.sub(r"\$\{[^}]*\}", "", script), "a placeholder is left"
+    assert ("#SBATCH --requeue" in script) == (name == "requeue")
+    # The line that says what comes after a stop, as bash understands it.
+    again = script[script.index("export STABILAB_AGAIN") :].partition("\n\n")[0] + '\necho "$STABILAB_AGAIN"'
+    done = subprocess.run(
+        ["bash", "-euc", again],
+        env={"SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "20"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = {
+        "requeue": "scontrol requeue 17_3",
+        "resubmit": f"sbatch --parsable --array=3 --dependency=afterany:17_3 {records.script_path(1)}",
+    }
+    assert " ".join(done.stdout.split()) == expected[name]
+
+
+def test_runs_that_need_other_machines_get_an_array_of_their_own():
+    small, launcher = runs(3)
+    large, _ = runs(2, "devices=2", "model.depth=1")
+    assert [[len(task) for task in a.tasks] for a in arrays([*small, *large], launcher)] == [[1, 1, 1], [1, 1]]
+    with pytest.raises(ConfigError, match=r"runs_per_job=2: a run on devices=2 x nodes=1 takes a task of its own"):
+        arrays(large, changed(launcher, ["launcher.runs_per_job=2"]))
+
+
+def test_the_plan_freezes_configs(tmp_path):
+    configs, _ = runs(3)
+    records = Records(tmp_path)
+    records.write_plan(1, [configs[:2], configs[2:]])
+    lines = [json.loads(line) for line in records.plan_path(1).read_text().splitlines()]
+    assert [(line["task"], line["name"], line["hash"]) for line in lines] == [
+        (i, c.run_name(), c.digest()) for i, c in zip((0, 0, 1), configs, strict=True)
+    ]
+    assert [run.config for run in read_plan(records.plan_path(1))] == configs
+    lines[0]["config"]["steps"] = 99
+    records.plan_path(1).write_text(json.dumps(lines[0]) + "\n")
+    with pytest.raises(ConfigError, match="has another hash now"):
+        read_plan(records.plan_path(1))
+
+
+def test_the_last_submission_of_a_run_counts(tmp_path):
+    configs, _ = runs(3)
+    records = Records(tmp_path)
+    records.write_plan(1, [[c] for c in configs])
+    records.note_job("7", 1, [0, 1, 2])
+    records.write_plan(2, [[configs[2]]])
+    records.note_job("9", 2, [0])
+    records.note_job("12", 1, [1])  # sent itself again, as the template `resubmit` does
+    assert [records.latest()[c.run_name()][0] for c in configs] == ["7_0", "12_1", "9_0"]
+    assert records.next_number() == 3
+
+
+def test_task_numbers_as_slurm_writes_them():
+    assert [expand(text) for text in ("3", "[3]", "[0-2,5%1]", "[0-6:3]", "")] == [
+        [3],
+        [3],
+        [0, 1, 2, 5],
+        [0, 3, 6],
+        [],
+    ]
+
+
+def test_small_runs_share_the_gpus_of_a_task(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    configs, _ = runs(5, "launcher.gpus=2", "launcher.runs_per_job=5", "launcher.runs_at_once=3")
+    pool = work_of(tmp_path / "slurm" / "plan-1.jsonl", configs)
+    assert isinstance(pool, Pool)
+    assert pool.free == ["5", "7", "5"]
+    configs, _ = runs(3, "accelerator=cpu", "launcher.runs_per_job=3")
+    pool = work_of(tmp_path / "slurm" / "plan-1.jsonl", configs)
+    assert isinstance(pool, Pool)
+    assert pool.free == [None] * 3
+
+
+def test_a_run_on_several_devices_is_a_step_of_srun(tmp_path):
+    configs, _ = runs(1, "devices=2", "nodes=4")
+    steps = work_of(tmp_path / "slurm" / "plan-1.jsonl", configs)
+    assert isinstance(steps, Steps)
+    command = steps.command(configs[0])
+    assert command[0] == "srun"
+    assert {"--nodes=4", "--ntasks=8", "--ntasks-per-node=2"} <= set(command)
+
+
+def test_a_dry_run_prints_the_script_and_writes_nothing(tmp_path, capsys):
+    configs, launcher = runs(3, "launcher.dry_run=true", f"out={tmp_path}")
+    assert submit(tmp_path / "sweep", configs, launcher) == []
+    said = capsys.readouterr()
+    assert said.out == arrays(configs, launcher)[0].script(Records(tmp_path / "sweep"), 1) + "\n"
+    assert "3 runs in 3 tasks, nothing was written" in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["partition=x"], "unknown key partition: did you mean launcher.partition?"),
+        (["launcher=local", "launcher.time=3"], "unknown key launcher.time: only launcher=slurm has it"),
+        (["launcher=slrm"], "launcher=slrm is not a choice: did you mean slurm?"),
+        (["launcher.time=soon"], "launcher: time=soon is no time limit"),
+        (["launcher.gpus=-1"], "launcher.gpus=-1"),
+        (["launcher.array_parallelism=0"], "launcher.array_parallelism=0"),
+        (["launcher.options='account=lab'"], "launcher: options has 'account=lab', which is no option"),
+        (["launcher.template=nowhere.sh"], "launcher.template=nowhere.sh: no such file"),
+        (["launcher.runs_per_job=2", "devices=2"], "launcher.runs_per_job=2: a run on devices=2"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, monkeypatch, capsys, overrides, text):
+    monkeypatch.setattr(sys, "argv", ["train.sweep", *TINY, "launcher=slurm", f"out={tmp_path / 'new'}", *overrides])
+    with pytest.raises(SystemExit) as stopped:
+        sweep()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.count("\n") == 1
+    assert text in error
+    assert not (tmp_path / "new").exists()
+
+
+def test_only_sweeps_are_submitted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", *TINY, "launcher=slurm", f"out={tmp_path / 'new'}"])
+    with pytest.raises(SystemExit) as stopped:
+        train_one()
+    assert stopped.value.code == 2
+    assert "python -m train.sweep launcher=slurm" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_slurm_one_line_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Refused, match=r"^sbatch isn't installed here: use a machine that can submit to the cluster$"):
+        call("sbatch", "--version")
+    configs, launcher = runs(2)
+    with pytest.raises(Refused):
+        submit(tmp_path / "new" / "sweep", configs, launcher)
+    assert not (tmp_path / "new").exists()
