@@ -83,15 +83,37 @@ def causal(z_BHTT: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.
     return z_BHTT.masked_fill(future_TT, -math.inf)
 
 
-def shares(weights_BHTT: torch.Tensor) -> torch.Tensor:
-    """p = |w| / sum_j |w| of each row in fp32, [B, H, T, T]; zeros for a row of zeros."""
+def weight_entropy(weights_BHTT: torch.Tensor) -> torch.Tensor:
+    """-sum_j p log p of p = |w| / sum |w|, [B, H, T] in nats; 0 for a row of zeros."""
     p_BHTT = weights_BHTT.float().abs()
-    return p_BHTT.div_(p_BHTT.sum(-1, keepdim=True).clamp_min(TINY))
+    p_BHTT = p_BHTT / p_BHTT.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.special.entr(p_BHTT).sum(-1)
 
 
-def entropy(p_BHTT: torch.Tensor) -> torch.Tensor:
-    """-sum_j p log p of each row in nats, [B, H, T]; 0 for a row of zeros."""
-    return p_BHTT.clamp_min(TINY).log_().mul_(p_BHTT).sum(-1).neg_()
+def fused_attention(
+    q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Causal softmax attention and the logsumexp of each row, without a T x T matrix: [B, H, T, K] and [B, H, T].
+
+    torch gives the logsumexp only through its kernels' own operators; these are the two that take fp32.
+    """
+    if q_BHTK.is_cuda:
+        out_BHTK, lse_BHT, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            q_BHTK, k_BHTK, v_BHTK, None, True, 0.0, True, scale=scale
+        )
+        return out_BHTK, lse_BHT[..., : q_BHTK.shape[-2]]
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q_BHTK, k_BHTK, v_BHTK, 0.0, True, scale=scale)
+
+
+def fused_entropy(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float) -> torch.Tensor:
+    """Entropy of each row of causal softmax attention in nats, [B, H, T], exact and without a T x T matrix.
+
+    With lse the row's logsumexp and A the attention output for V := K, sum_j p_ij z_ij = scale <q_i, A_i>, hence
+    H_i = lse_i - scale <q_i, A_i>. Both terms are as large as the logits, so the rounding error is about
+    1e-7 max|z|: 1e-3 nats at logits of 1e4. Below zero there is only this error; it is cut off.
+    """
+    attended_BHTK, lse_BHT = fused_attention(q_BHTK, k_BHTK, k_BHTK, scale)
+    return (lse_BHT - scale * (q_BHTK * attended_BHTK).sum(-1)).clamp_min(0)
 
 
 def weight_stats(weights_BHTT: torch.Tensor) -> Stats:
@@ -110,7 +132,9 @@ def weight_stats(weights_BHTT: torch.Tensor) -> Stats:
     being zeros, mean over batch and i >= j (HeadDiv of Xue et al. 2025).
     """
     _, heads, length, _ = weights_BHTT.shape
-    p_BHTT = shares(weights_BHTT)
+    p_BHTT = weights_BHTT.float().abs()
+    # In place here and below: what takes time is less the arithmetic than fresh memory of this size.
+    p_BHTT.div_(p_BHTT.sum(-1, keepdim=True).clamp_min(TINY))
     largest_BHT, first_BHT = p_BHTT.amax(-1), p_BHTT[..., 0]
     # A NaN is no zero: it stays to be seen in what is divided by the number of rows.
     zero_BHT = (largest_BHT == 0).float()
@@ -118,7 +142,7 @@ def weight_stats(weights_BHTT: torch.Tensor) -> Stats:
     sink_BH = first_BHT[..., :SINK_ROWS].sum(-1) / used_BH.clamp_min(1) > SINK_THRESHOLD
     spread_BTT = (p_BHTT - p_BHTT.mean(1, keepdim=True)).square_().mean(1).sqrt_()
     stats = {
-        "entropy": entropy(p_BHTT).mean((0, 2)),
+        "entropy": 0 - p_BHTT.clamp_min(TINY).log_().mul_(p_BHTT).sum(-1).mean((0, 2)),
         "top_weight": largest_BHT.mean((0, 2)),
         "support": ((1 - zero_BHT) / (p_BHTT.norm(dim=-1).square() + zero_BHT)).mean((0, 2)),
         "sink_rate": sink_BH.float().mean(0),
@@ -223,7 +247,7 @@ def stream_stats(x_BTD: torch.Tensor) -> Stats:
     """Of the residual stream behind a block, scalars in fp32.
 
     `rms`. `kurtosis` mean_d (x - mean)^4 / (mean_d (x - mean)^2)^2 over the D features of a token, mean over tokens: 3
-    where no basis is privileged, D where one feature has all (Elhage et al. 2023, "Privileged bases in the Transformer
+    where no basis is privileged, near D where one feature has all (Elhage et al. 2023, "Privileged bases in the Transformer
     residual stream"; Bondarenko et al. 2023, arXiv 2306.12929, take it over all activations of a sequence).
     `massive_max` the largest |x| over the median |x| of a sequence, maximum over sequences: Sun et al. 2024 (arXiv
     2402.17762), section 2, call activations massive from about 1,000 on, if also above 100. The lower median.

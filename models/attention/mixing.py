@@ -16,7 +16,19 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from conf.axis import CHECKED, Axis
-from models.probes import SCORES_AT_ONCE, Stats, attention_scores, causal_logits, full_precision, merge, weight_stats
+from models.probes import (
+    SCORES_AT_ONCE,
+    Stats,
+    attention_scores,
+    causal_logits,
+    full_precision,
+    merge,
+    weight_entropy,
+    weight_stats,
+)
+
+LONGEST = 2048
+"""Tokens of a sequence up to which probes make its H T^2 weights."""
 
 
 def at_once(q_BHTK: torch.Tensor) -> int:
@@ -105,6 +117,18 @@ class MixingRule(nn.Module):
         """What a rule does to the weighted values of its heads before the output projection."""
         return mixed_BHTK
 
+    def entropy(
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None = None,
+        x_BTD: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Entropy of each row of the weights in nats, [B, H, T]; of |w| / sum |w| where rows don't sum to one."""
+        rows = at_once(q_BHTK)
+        parts = zip(q_BHTK.split(rows), k_BHTK.split(rows), _split(x_BTD, rows), strict=False)
+        return torch.cat([weight_entropy(self.weights(q, k, bias_HTT, x)) for q, k, x in parts])
+
     @torch.no_grad()
     def watch(
         self,
@@ -113,17 +137,30 @@ class MixingRule(nn.Module):
         bias_HTT: torch.Tensor | None = None,
         x_BTD: torch.Tensor | None = None,
     ) -> Stats:
-        """Probes of this layer: of the logits, the norms of q and k, and the explicit weights, made once for all.
-
-        Each is [H], but for `diversity`. Where weights are many, they are made for a few sequences at once.
-        """
+        """Probes of this layer, [H] but for `diversity`: of the logits, the norms of q and k, and the weights."""
         q_BHTK, k_BHTK = q_BHTK.detach().float(), k_BHTK.detach().float()
-        rows = at_once(q_BHTK)
-        of_weights: Stats = {}
         with full_precision(q_BHTK):
-            for q, k, x in zip(q_BHTK.split(rows), k_BHTK.split(rows), _split(x_BTD, rows), strict=False):
-                merge(of_weights, weight_stats(self.weights(q, k, bias_HTT, x)), len(q) / len(q_BHTK))
-            return attention_scores(q_BHTK, k_BHTK, self.scale, bias_HTT) | of_weights
+            scores = attention_scores(q_BHTK, k_BHTK, self.scale, bias_HTT)
+            return scores | self.watch_weights(q_BHTK, k_BHTK, bias_HTT, x_BTD)
+
+    def watch_weights(
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None = None,
+        x_BTD: torch.Tensor | None = None,
+    ) -> Stats:
+        """`weight_stats` of the explicit weights, made once, where they are many for a few sequences at a time.
+
+        Of more than LONGEST tokens the entropy alone, which softmax has without T x T weights.
+        """
+        if q_BHTK.shape[-2] > LONGEST:
+            return {"entropy": self.entropy(q_BHTK, k_BHTK, bias_HTT, x_BTD).mean((0, 2))}
+        rows = at_once(q_BHTK)
+        stats: Stats = {}
+        for q, k, x in zip(q_BHTK.split(rows), k_BHTK.split(rows), _split(x_BTD, rows), strict=False):
+            merge(stats, weight_stats(self.weights(q, k, bias_HTT, x)), len(q) / len(q_BHTK))
+        return stats
 
 
 def _split(x_BTD: torch.Tensor | None, rows: int) -> Iterable[torch.Tensor | None]:

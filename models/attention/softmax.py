@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
-from models.probes import full_precision
+from models.probes import full_precision, fused_entropy
 
 
 class Softmax(MixingRule):
@@ -45,6 +45,17 @@ class Softmax(MixingRule):
 
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         return torch.softmax(z_BHTT, -1)
+
+    def entropy(
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None = None,
+        x_BTD: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if bias_HTT is not None or q_BHTK.device.type not in ("cpu", "cuda"):
+            return super().entropy(q_BHTK, k_BHTK, bias_HTT, x_BTD)
+        return fused_entropy(q_BHTK, k_BHTK, self.scale)
 
 
 @ATTENTION.register

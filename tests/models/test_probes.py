@@ -10,7 +10,17 @@ import torch
 
 from models import probes
 from models.positions import POSITION
-from models.probes import Stats, attention_scores, entropy, merge, over_rows, shares, tensor_rms, weight_stats
+from models.probes import (
+    Stats,
+    attention_scores,
+    fused_attention,
+    fused_entropy,
+    merge,
+    over_rows,
+    tensor_rms,
+    weight_entropy,
+    weight_stats,
+)
 from tests.conftest import choice, largest_difference, randn
 
 B, H, T, K = 3, 2, 33, 8
@@ -109,6 +119,60 @@ def test_zero_queries_and_keys_have_cosine_zero() -> None:
         assert torch.equal(value, torch.zeros(H)), name
 
 
+class TestFusedAttention:
+    def test_output_and_logsumexp(self) -> None:
+        q, k = queries_and_keys()
+        v, z_BHTT = randn(B, H, T, K, seed=4), matrix(q, k)
+        out, lse = fused_attention(q, k, v, SCALE)
+        torch.testing.assert_close(out, (z_BHTT.softmax(-1) @ v.double()).float(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(lse, z_BHTT.logsumexp(-1).float(), atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("size", [1e-2, 1.0, 10.0, 1e2, 1e3, 1e4])
+    def test_entropy_error_is_that_of_rounding(self, size: float) -> None:
+        """H = lse - scale <q, A>: both terms are as large as the logits, hence 1e-7 of their size, and fp32's 1e-5."""
+        q, k = queries_and_keys()
+        q *= size / float(matrix(q, k).amax())
+        z_BHTT = matrix(q, k)
+        assert float(z_BHTT.max()) == pytest.approx(size, rel=1e-5)
+        error_BHT = (fused_entropy(q, k, SCALE).double() - entropies(z_BHTT)).abs()
+        largest_BHT = z_BHTT.tril().abs().nan_to_num(0, posinf=0).amax(-1)
+        # Two roundings of 2^-24 a term, and a dot product of K terms.
+        assert (error_BHT <= 3e-7 * largest_BHT + 1e-5).all()
+
+    @pytest.mark.parametrize("size", [0.0, 1.0, 1e4])
+    def test_uniform_rows_have_entropy_log_of_their_length(self, size: float) -> None:
+        """Equal keys: row i (from 1) is uniform over i keys whatever the query; one ulp at 1e4 is 1e-3."""
+        q, k = size * torch.ones(1, 1, T, K), torch.ones(1, 1, T, K)
+        logs = torch.arange(1, T + 1).log()
+        torch.testing.assert_close(fused_entropy(q, k, 1 / K)[0, 0], logs, atol=1e-5 + 2e-7 * size, rtol=0)
+
+    def test_one_hot_rows_have_entropy_zero(self) -> None:
+        """Orthogonal keys and a query along its own: entropies stay at or above zero."""
+        k = torch.eye(K)[None, None]
+        found = fused_entropy(1e3 * k, k, 1.0)
+        assert (found >= 0).all()
+        assert found.max() < 1e-3
+
+
+class TestWeightEntropy:
+    def test_softmax_rows(self) -> None:
+        """Row entropies of a softmax in float64, by hand."""
+        rows = torch.tensor([[1, 0, 0, 0], [0.817574, 0.182426, 0, 0], [0.136039, 0.822987, 0.040974, 0]])
+        torch.testing.assert_close(weight_entropy(rows), torch.tensor([0, 0.475052, 0.562607]), atol=2e-6, rtol=0)
+
+    def test_rows_that_do_not_sum_to_one_are_normalized(self) -> None:
+        rows = torch.tensor([[0.5, 0.5, 0, 0], [3, -3, 3, 3], [0, 0, 0, 0], [1e-20, 1e-20, 0, 0]])
+        expected = torch.tensor([math.log(2), math.log(4), 0, math.log(2)])
+        torch.testing.assert_close(weight_entropy(rows), expected)
+
+    @pytest.mark.parametrize("size", [1.0, 1e3, 1e4])
+    def test_of_softmax_is_exact_whatever_the_logits(self, size: float) -> None:
+        z_BHTT = size * matrix(*queries_and_keys())
+        found = weight_entropy(z_BHTT.float().softmax(-1))
+        # A logit in fp32 is off by 6e-8 of its size, and the entropy by as much times the spread of the logits.
+        torch.testing.assert_close(found.double(), entropies(z_BHTT.float().double()), atol=1e-5, rtol=1e-5)
+
+
 # Signed weights of one head: rows 2, 0, 0; -1, 3, 0; and one of zeros. |w| / sum |w|: 1, 0, 0 and 1/4, 3/4, 0.
 SIGNED = [[2.0, 0, 0], [-1, 3, 0], [0, 0, 0]]
 UNIFORM = [[1, 0, 0], [1 / 2, 1 / 2, 0], [1 / 3, 1 / 3, 1 / 3]]
@@ -124,31 +188,12 @@ def of_heads(*heads: list[list[float]]) -> dict[str, float | list[float]]:
     return {name.removeprefix("attention/block0/"): value for name, value in found.items()}
 
 
-class TestEntropy:
-    def test_softmax_rows(self) -> None:
-        """Row entropies of a softmax in float64, by hand."""
-        rows = torch.tensor([[1, 0, 0, 0], [0.817574, 0.182426, 0, 0], [0.136039, 0.822987, 0.040974, 0]])
-        torch.testing.assert_close(entropy(rows), torch.tensor([0, 0.475052, 0.562607]), atol=2e-6, rtol=0)
-
-    def test_rows_that_do_not_sum_to_one_are_normalized(self) -> None:
-        rows = torch.tensor([[0.5, 0.5, 0, 0], [3, -3, 3, 3], [0, 0, 0, 0], [1e-20, 1e-20, 0, 0]])
-        expected = torch.tensor([math.log(2), math.log(4), 0, math.log(2)])
-        torch.testing.assert_close(entropy(shares(rows)), expected)
-
-    def test_inputs_stay(self) -> None:
+class TestWeightStats:
+    def test_weights_stay(self) -> None:
         rows = torch.tensor(SIGNED)
         weight_stats(rows[None, None])
         assert torch.equal(rows, torch.tensor(SIGNED))
 
-    @pytest.mark.parametrize("size", [1.0, 1e3, 1e4])
-    def test_of_softmax_is_exact_whatever_the_logits(self, size: float) -> None:
-        z_BHTT = size * matrix(*queries_and_keys())
-        found = entropy(shares(z_BHTT.float().softmax(-1)))
-        # A logit in fp32 is off by 6e-8 of its size, and the entropy by as much times the spread of the logits.
-        torch.testing.assert_close(found.double(), entropies(z_BHTT.float().double()), atol=1e-5, rtol=1e-5)
-
-
-class TestWeightStats:
     def test_signed_weights_and_a_row_of_zeros(self) -> None:
         found = of_heads(SIGNED)
         expected = {

@@ -18,7 +18,6 @@ from conf.axis import import_all
 from models.attention.attention import Attention
 from models.attention.mixing import ATTENTION, LayerShape, MixingRule
 from models.positions import POSITION
-from models.probes import entropy, shares
 from models.qk_norm import QK_NORM
 from tests.conftest import choice, randn
 
@@ -78,11 +77,6 @@ def inputs(length: int = T, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def alibi(length: int = T) -> torch.Tensor | None:
     return choice(POSITION, "alibi").build(D, H, length).bias(length)
-
-
-def row_entropies(weights_BHTT: torch.Tensor) -> torch.Tensor:
-    """Of |w| / sum |w|, [B, H, T]."""
-    return entropy(shares(weights_BHTT))
 
 
 def output(attention: nn.Module, x_BTD: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,6 @@ from tests.models.attention.helpers import (
     mixing,
     one_dimensional,
     qkv,
-    row_entropies,
 )
 
 KNOBS: dict[str, str] = {}
@@ -29,7 +28,7 @@ class TestSquaredReLU:
         assert torch.equal(rule(q, k, v)[0, 0], torch.tensor([[0.5, 0], [0.125, 2], [0, 0.5]]))
         # Of 1/17 and 16/17; the other rows have one weight.
         entropies = torch.tensor([0, math.log(17) - 16 / 17 * math.log(16), 0])
-        torch.testing.assert_close(row_entropies(rule.weights(q, k))[0, 0], entropies, atol=1e-6, rtol=0)
+        torch.testing.assert_close(rule.entropy(q, k)[0, 0], entropies, atol=1e-6, rtol=0)
 
     def test_the_length_is_that_of_training(self) -> None:
         """For one key and for many, the weight of a product of 3 is 9 / sqrt(context)."""

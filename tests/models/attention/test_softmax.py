@@ -17,7 +17,6 @@ from tests.models.attention.helpers import (
     build,
     mixing,
     qkv,
-    row_entropies,
 )
 
 KNOBS: dict[str, str] = {}
@@ -39,12 +38,11 @@ class TestSoftmax:
 
     def test_entropies(self) -> None:
         rule, zero, _, logits = self.rule_and_inputs()
-        found = row_entropies(rule.weights(zero, zero, logits))[0, 0]
-        torch.testing.assert_close(found, torch.tensor(ENTROPIES), atol=1e-6, rtol=0)
+        torch.testing.assert_close(rule.entropy(zero, zero, logits)[0, 0], torch.tensor(ENTROPIES), atol=1e-6, rtol=0)
         assert float(rule.watch(zero, zero, logits)["entropy"]) == pytest.approx(2.185828 / 4, abs=1e-6)
 
     def test_three_tokens_of_dimension_two(self) -> None:
-        """Outputs and entropies of three tokens of dimension 2, fused and explicit."""
+        """Weights and entropies of three tokens of dimension 2, fused (no bias) and explicit."""
         q = torch.tensor([[[[1.0, -1], [0.5, 2], [-1, 1]]]])
         k = torch.tensor([[[[1.0, 0], [0, 1], [1, 1]]]])
         v = torch.tensor([[[[1.0, 0], [0, 1], [2, -1]]]])
@@ -53,7 +51,7 @@ class TestSoftmax:
         torch.testing.assert_close(rule(q, k, v)[0, 0], expected, atol=1e-6, rtol=0)
         torch.testing.assert_close((rule.weights(q, k) @ v)[0, 0], expected, atol=1e-6, rtol=0)
         entropies = torch.tensor([0, 0.570090, 0.950537])
-        torch.testing.assert_close(row_entropies(rule.weights(q, k))[0, 0], entropies, atol=1e-6, rtol=0)
+        torch.testing.assert_close(rule.entropy(q, k)[0, 0], entropies, atol=1e-6, rtol=0)
 
     def test_rows_sum_to_one_and_the_first_is_the_first_value(self) -> None:
         rule, (q, k, v) = mixing("softmax"), qkv()
