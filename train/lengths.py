@@ -17,7 +17,7 @@ from train.recorder import Row, summarize
 if TYPE_CHECKING:
     from train.module import Proxy
 
-OF_WEIGHTS = ("entropy",)
+OF_WEIGHTS = ("entropy", "top_weight")
 
 
 @torch.no_grad()
@@ -26,8 +26,8 @@ def validate_longer(module: Proxy, batches: Mapping[int, list[torch.Tensor]]) ->
 
     `validation/loss_at_4x`, over all tokens; `..._tail`, over the last context's worth of each sequence, all of which
     see more than a context before them but the first; `..._alone`, of the same tokens as a sequence of their own, as in
-    training: what they lose without the tokens before. `validation/entropy_at_4x`: of the attention weights, mean over
-    all rows, heads and blocks (of several devices, of the first one's share).
+    training: what they lose without the tokens before. `validation/entropy_at_4x`, `top_weight_at_4x`: the probes of the
+    attention weights, means over all rows, heads and blocks (of several devices, of the first one's share).
     """
     row: Row = {}
     with module.trainer.precision_plugin.forward_context(), module.evaluating():

@@ -66,15 +66,17 @@ def test_without_positions_and_attention_that_sees_them_entropy_is_that_of_equal
     """With queries of zero all visible keys weigh the same: mean_i log i over the rows, 1 ... 16 m."""
     folder = trained(tmp_path, LENGTHS, "qk_norm=fixed", "qk_norm.kappa=1e-12", "position=none")
     for multiple in (1, 2, 4):
-        expected = torch.arange(1, 16 * multiple + 1).log().mean()
-        assert folder.metrics()[-1][f"validation/entropy_at_{multiple}x"] == pytest.approx(float(expected), rel=1e-5)
+        keys = torch.arange(1, 16 * multiple + 1)
+        last = folder.metrics()[-1]
+        assert last[f"validation/entropy_at_{multiple}x"] == pytest.approx(float(keys.log().mean()), rel=1e-5)
+        assert last[f"validation/top_weight_at_{multiple}x"] == pytest.approx(float((1 / keys).mean()), rel=1e-5)
 
 
 def test_training_is_the_same_to_the_bit(run, longer):
     ours, theirs = (torch.load(f.path / "weights.pt", weights_only=True) for f in (longer, run))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     added = {k for k in longer.metrics()[-1] if "_at_" in k}
-    assert len(added) == 12
+    assert len(added) == 15
     rows = [{k: v for k, v in row.items() if k not in added} for row in longer.metrics()]
     assert rows == run.metrics()
     assert longer.summary()["loss_final"] == run.summary()["loss_final"]
