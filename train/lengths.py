@@ -54,8 +54,9 @@ def _at(module: Proxy, multiple: int, batches: list[torch.Tensor]) -> Row:
     whole, tail, alone = (module.trainer.strategy.reduce(total, reduce_op="sum") / len(batches)).tolist()
     probes = summarize({k: v.tolist() for k, v in stats.items() if k.startswith("attention/")})
     losses = {f"loss_at_{multiple}x": whole, f"loss_at_{multiple}x_tail": tail, f"loss_at_{multiple}x_alone": alone}
-    return losses | {f"{name}_at_{multiple}x": _over_blocks(probes, name) for name in OF_WEIGHTS}
+    blocks = {name: _of_blocks(probes, name) for name in OF_WEIGHTS}
+    return losses | {f"{name}_at_{multiple}x": fmean(values) for name, values in blocks.items() if values}
 
 
-def _over_blocks(probes: Row, name: str) -> float:
-    return fmean(v for k, v in probes.items() if k.startswith("attention/block") and k.rpartition("/")[2] == name)
+def _of_blocks(probes: Row, name: str) -> list[float]:
+    return [v for k, v in probes.items() if k.startswith("attention/block") and k.rpartition("/")[2] == name]

@@ -25,6 +25,8 @@ Probe = Callable[["pd.DataFrame"], float]
 """A number of a run, from its metrics rows; NaN where it has none."""
 Metrics = Mapping[str, "pd.DataFrame"]
 
+SINKS = 0.1
+"""Sink rate from which a model counts as having sinks; Gu et al. 2024 (arXiv 2410.10781) find 18 % in their smallest."""
 LEAST_PAIRS = 4
 """Pairs of runs from which the spread of their differences is taken for known."""
 LOWER = 1.25
@@ -58,19 +60,12 @@ class Pairs:
     """Pairs that lack the number."""
     gaps: str
 
-    def change(self, log: bool = True) -> Value | None:
-        """Mean difference of the arm from the base, of logs by default; None for less than LEAST_PAIRS pairs.
-
-        Its error is half of what Student's t makes of the spread of the differences, so that two errors are the 95 %
-        interval with few pairs too. Pairs of one seed differ in size and LR: the spread over these is in it.
-        """
+    def change(self, log: bool = True, share: float = 1.0) -> Value | None:
+        """Mean difference of the arm from the base, or from this share of it; of logs by default. None for less than
+        LEAST_PAIRS pairs. Pairs of one seed differ in size and LR: the spread over these is in its error."""
         of = np.log if log else np.asarray
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = of([p["arm"] for p in self.values]) - of([p["base"] for p in self.values])
-        if len(found) < LEAST_PAIRS or not np.isfinite(found).all():
-            return None
-        error = float(np.std(found, ddof=1)) / math.sqrt(len(found))
-        return Value(float(np.mean(found)), error * t_95(len(found) - 1) / 2)
+            return over(of([p["arm"] for p in self.values]) - of([share * p["base"] for p in self.values]))
 
     def middle(self, of: str) -> float:
         return float(np.median([p[of] for p in self.values])) if self.values else math.nan
@@ -86,6 +81,18 @@ class Pairs:
         )
 
 
+def over(values: Sequence[float] | np.ndarray) -> Value | None:
+    """Mean of numbers of runs; None for less than LEAST_PAIRS or where one is not finite.
+
+    The error is half of what Student's t makes of their spread, so that two errors are the 95 % interval of few too.
+    """
+    found = np.asarray(values, dtype=float)
+    if len(found) < LEAST_PAIRS or not np.isfinite(found).all():
+        return None
+    error = float(np.std(found, ddof=1)) / math.sqrt(len(found))
+    return Value(float(np.mean(found)), error * t_95(len(found) - 1) / 2)
+
+
 def t_95(degrees: int) -> float:
     """Two-sided 95 % quantile of Student's t, by Cornish and Fisher's expansion in 1 / degrees; within 1 % from 3 on."""
     z, d = 1.959964, float(degrees)
@@ -96,15 +103,16 @@ def t_95(degrees: int) -> float:
     return z + g1 / d + g2 / d**2 + g3 / d**3 + g4 / d**4
 
 
-def pairs(sweep: Arms, metrics: Metrics, base: str, arm: str, of: Probe, healthy: bool = True) -> Pairs:
-    """Of the runs that both arms have; `healthy`: of those where neither is degraded or diverged."""
+def pairs(sweep: Arms, metrics: Metrics, base: str, arm: str, of: Probe | str, healthy: bool = True) -> Pairs:
+    """Of the runs that both arms have; `healthy`: of those where neither is degraded or diverged. `of` is a probe, or a
+    column of the runs."""
     both = [labelled(sweep, name).set_index(["size", "optimizer.lr", "seed"]) for name in (base, arm)]
     found, without = [], 0
     for key in sorted(set(both[0].index) & set(both[1].index)):
         rows = [frame.loc[key] for frame in both]
         if healthy and any(row["degraded"] or row["state"] != "finished" for row in rows):
             continue
-        a, b = (of(metrics[row["run"]]) for row in rows)
+        a, b = (float(row[of]) if isinstance(of, str) else of(metrics[row["run"]]) for row in rows)
         if math.isnan(a) or math.isnan(b):
             without += 1
         else:
@@ -124,6 +132,22 @@ def lowered(claim: str, found: Pairs, factor: float = LOWER) -> Check:
     )
 
 
+def fewer_sinks(claim: str, found: Pairs, share: float) -> Check:
+    """Passes when the arm's sink rate is below this share of the base's, in the mean over pairs, with two errors to
+    spare; fails when it surely is not. Open where the base's is below SINKS: there is little to remove."""
+    rate, rest = over([p["base"] for p in found.values]), found.change(log=False, share=share)
+    passed = None
+    if rest and rate and not found.gaps:
+        passed = rest.below(0)
+        passed = None if passed and rate.value < SINKS else passed
+    return Check(
+        claim=claim,
+        passed=passed,
+        numbers={"base": rate and rate.numbers(), "allowed_share": share, "least_base": SINKS, **found.numbers()},
+        text=f"{found}" + (f"; mean of the base {rate.value:.2f}" if rate else ""),
+    )
+
+
 def moved(claim: str, found: Pairs, by: float) -> Check:
     """The same of a difference, not a factor: passes when it is above `by`, or for a negative one below, with two
     errors to spare."""
@@ -135,6 +159,18 @@ def moved(claim: str, found: Pairs, by: float) -> Check:
         claim=claim,
         passed=passed,
         numbers={"change": change and change.numbers(), "needed": by, **found.numbers()},
+        text=f"{found}" + (f": {change}" if change else ""),
+    )
+
+
+def not_above(claim: str, found: Pairs, limit: float) -> Check:
+    """Passes when the arm's number is not above the base's by `limit`, in the mean over pairs, with two errors to spare;
+    fails when it surely is."""
+    change = found.change(log=False)
+    return Check(
+        claim=claim,
+        passed=change.below(limit) if change and not found.gaps else None,
+        numbers={"change": change and change.numbers(), "limit": limit, **found.numbers()},
         text=f"{found}" + (f": {change}" if change else ""),
     )
 
@@ -158,9 +194,7 @@ def no_worse(claim: str, sweep: Arms, base: str, arm: str, tolerance: float) -> 
 
 
 @styled
-def probes_against_lr(
-    sweep: Arms, metrics: Metrics, probes: Mapping[str, Probe], linear: Sequence[str] = ()
-) -> Figure:
+def probes_against_lr(sweep: Arms, metrics: Metrics, probes: Mapping[str, Probe], linear: Sequence[str] = ()) -> Figure:
     """Final loss and probes, by their labels, against LR: a colour for each arm, a line style for each size."""
     from matplotlib.lines import Line2D
 
