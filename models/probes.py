@@ -128,9 +128,9 @@ def weight_stats(weights_BHTT: torch.Tensor) -> Stats:
 
     `sink_rate` share of the sequences in which the mean of p_i1 over the first 64 rows, those of zeros left out, is
     above 0.3 (Gu et al. 2024, section 3.2, with their T = 64; of shorter sequences all rows). `row_sum` sum_j w with
-    its sign, rows of zeros included. `zero_weights` share of the weights of visible keys that are exactly zero (those of
-    softmax are where exp underflows, 103 below the row's largest logit). `diversity` standard deviation of p_ij over heads, divided by H, a row of zeros
-    being zeros, mean over batch and i >= j (HeadDiv of Xue et al. 2025).
+    its sign, rows of zeros included. `zero_weights` share of the weights of visible keys that are exactly zero (of
+    softmax's, those whose exp underflows, 103 below the row's largest logit). `diversity` standard deviation of p_ij
+    over heads, divided by H, a row of zeros being zeros, mean over batch and i >= j (HeadDiv of Xue et al. 2025).
     """
     batch, heads, length, _ = weights_BHTT.shape
     visible = batch * length * (length + 1) / 2

@@ -24,10 +24,10 @@ OF_WEIGHTS = ("entropy", "top_weight")
 def validate_longer(module: Proxy, batches: Mapping[int, list[torch.Tensor]]) -> Row:
     """Of batches x_BT1 by their length over the context, each a mean over tokens:
 
-    `validation/loss_at_4x`, over all tokens; `..._tail`, over the last context's worth of each sequence, all of which
-    see more than a context before them but the first; `..._alone`, of the same tokens as a sequence of their own, as in
-    training: what they lose without the tokens before. `validation/entropy_at_4x`, `top_weight_at_4x`: the probes of the
-    attention weights, means over all rows, heads and blocks (of several devices, of the first one's share).
+    `validation/loss_at_4x`, over all tokens; `..._tail`, over the last context's worth of each sequence, whose tokens
+    all see more than in training; `..._alone`, of the same tokens as a sequence of their own, as in training.
+    `validation/entropy_at_4x`, `top_weight_at_4x`: the probes of the attention weights, means over all rows, heads and
+    blocks (of several devices, of the first one's share).
     """
     row: Row = {}
     with module.trainer.precision_plugin.forward_context(), module.evaluating():

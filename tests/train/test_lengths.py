@@ -12,8 +12,8 @@ from models.gpt import GPT
 from models.positions import POSITION
 from tests.conftest import choice, randn
 from tests.train.helpers import tiny, trained
-from train.runfolder import RunFolder
 from train.report import _flat
+from train.runfolder import RunFolder
 
 LENGTHS = "eval_lengths=[1,2,4]"
 

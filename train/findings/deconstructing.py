@@ -1,4 +1,4 @@
-"""What of attention is needed: its exact form, its queries, its mixing of tokens, in all blocks or in every other one."""
+"""What of attention is needed: its exact form, its queries, its mixing of tokens, in all or in every other block."""
 
 from __future__ import annotations
 

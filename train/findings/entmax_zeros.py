@@ -65,7 +65,7 @@ def _range(gaps: str, found: np.ndarray) -> str:
 
 
 def zeros(sweep: Arms, metrics: Mapping[str, pd.DataFrame], arm: str) -> Check:
-    """Passes when in every run more than SOME of the weights of visible keys are zero, fails when in one they aren't."""
+    """Passes when in every run more than SOME of the weights of visible keys are zero, fails when in one not."""
     found, gaps = shares(sweep, metrics, arm), sweep.gaps(arm)
     return Check(
         claim=f"{arm[0].upper()}{arm[1:]} has weights that are exactly zero",

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 NAME = "length"
 CLAIM = (
-    "Forgetting attention, ALiBi and LSSAR keep their loss on sequences many times longer than those of training, where "
-    "softmax with RoPE loses; Scalable-Softmax and Entropy-ABF lose less."
+    "Forgetting attention, ALiBi and LSSAR keep their loss on sequences many times longer than those of training, "
+    "where softmax with RoPE loses; Scalable-Softmax and Entropy-ABF lose less."
 )
 SOURCE = (
     "Lin et al. 2025 (Forgetting Transformer, arXiv 2503.02130); Press et al. 2022 (ALiBi, arXiv 2108.12409); Gao et "
@@ -70,7 +70,8 @@ def judge(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Verdict:
         loses(sweep, metrics),
         keeps(f"FoX loses nothing by a past of {FOUR} contexts", sweep, metrics, FOX, cost(FOUR), HOLDS),
         keeps(f"ALiBi loses nothing by a past of {FOUR} contexts", sweep, metrics, ALIBI, cost(FOUR), HOLDS),
-        keeps(f"LSSAR's loss is nearly constant at {SIXTEEN} contexts", sweep, metrics, LSSAR, growth(SIXTEEN), CONSTANT),
+        keeps(f"LSSAR's loss is nearly constant at {SIXTEEN} contexts", sweep, metrics, LSSAR, growth(SIXTEEN),
+              CONSTANT),
         *(
             moved(f"With {arm} the loss at {FOUR} contexts rises less than with RoPE alone",
                   pairs(sweep, metrics, ROPE, arm, growth(FOUR), healthy=False), -HOLDS)
@@ -96,8 +97,9 @@ def loses(sweep: Arms, metrics: Metrics) -> Check:
     errors to spare: else there is nothing to extrapolate better than. Fails when it surely doesn't."""
     found, gaps = values(sweep, metrics, ROPE, cost(FOUR)), sweep.gaps(ROPE)
     mean = over(found)
-    return Check(f"Softmax with RoPE loses by a past of {FOUR} contexts", mean.above(HOLDS) if mean and not gaps else None,
-                 _numbers(found, HOLDS), f"{gaps}{mean or '-'} nats over {len(found)} runs")  # fmt: skip
+    passed = mean.above(HOLDS) if mean and not gaps else None
+    text = f"{gaps}{mean or '-'} nats over {len(found)} runs"
+    return Check(f"Softmax with RoPE loses by a past of {FOUR} contexts", passed, _numbers(found, HOLDS), text)
 
 
 def keeps(claim: str, sweep: Arms, metrics: Metrics, arm: str, of: Probe, limit: float) -> Check:

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "ls_logits"
-CLAIM = "With heads that see the last tokens alone, and one that sees all, attention logits grow less and training is more stable."
+CLAIM = (
+    "With heads that see the last tokens alone, and one that sees all, attention logits grow less and training is more "
+    "stable."
+)
 SOURCE = "Hajra 2025 (LS-attention, arXiv 2505.15548), abstract"
 ARMS = SOFTMAX, LS = ("softmax", "LS-attention")
 

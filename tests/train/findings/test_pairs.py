@@ -15,7 +15,7 @@ SIZES = (1000, 4000)
 
 
 def made(value_of, losses=None, seeds=(0, 1), noise=0.0, gone=None):
-    """Two arms whose blocks have the probe `residual/kurtosis`: in block 0 what `value_of(arm)` says, in block 1 half."""
+    """Two arms whose blocks have the probe `residual/kurtosis`: block 0 what `value_of(arm)` says, block 1 half."""
     random = np.random.default_rng(0)
 
     def columns(arm, n, lr, seed):

@@ -116,14 +116,15 @@ class TestSelective:
         assert set(selective_loss.draw(runs, {})) == {"loss_against_lr"}
 
 
-class TestDeconstructing:
-    GOOD = {
-        "softmax": 0.0, "approximate": 0.02, "approximate, odd layers": 0.01, "non-approximate": 0.4,
-        "non-approximate, odd layers": 0.05, "MLP": 1.0, "MLP, odd layers": 0.1,
-    }  # fmt: skip
+OVER_SOFTMAX = {
+    "softmax": 0.0, "approximate": 0.02, "approximate, odd layers": 0.01, "non-approximate": 0.4,
+    "non-approximate, odd layers": 0.05, "MLP": 1.0, "MLP, odd layers": 0.1,
+}  # fmt: skip
 
+
+class TestDeconstructing:
     def judge(self, **more):
-        given = self.GOOD | {name.replace("_", " "): by for name, by in more.items()}
+        given = OVER_SOFTMAX | {name.replace("_", " "): by for name, by in more.items()}
         return deconstructing.judge(of_losses({arm: CURVE + by for arm, by in given.items()}, LRS, sizes=SIZES), {})
 
     def test_reproduced(self):
@@ -133,22 +134,22 @@ class TestDeconstructing:
 
     def test_negative_control_equal_arms(self):
         """Nothing fails, so that nothing can be recovered."""
-        verdict = deconstructing.judge(of_losses(dict.fromkeys(self.GOOD, CURVE), LRS, sizes=SIZES), {})
+        verdict = deconstructing.judge(of_losses(dict.fromkeys(OVER_SOFTMAX, CURVE), LRS, sizes=SIZES), {})
         assert passed(verdict) == [False, True, None, None]
 
     def test_each_check_fails_alone(self):
         assert passed(self.judge(MLP=0.05)) == [False, True, True, None]
         assert passed(self.judge(approximate=0.3)) == [True, False, True, True]
         same = deconstructing.ODD
-        odd = self.GOOD | {same["non-approximate"]: 0.4, same["MLP"]: 1.0}
+        odd = OVER_SOFTMAX | {same["non-approximate"]: 0.4, same["MLP"]: 1.0}
         found = deconstructing.judge(of_losses({a: CURVE + by for a, by in odd.items()}, LRS, sizes=SIZES), {})
         assert passed(found) == [True, True, False, False]
 
     def test_missing_runs(self):
-        runs = of_losses({arm: CURVE + by for arm, by in self.GOOD.items()}, LRS, sizes=SIZES)
+        runs = of_losses({arm: CURVE + by for arm, by in OVER_SOFTMAX.items()}, LRS, sizes=SIZES)
         gone = pending(runs, arm="MLP, odd layers")
         assert passed(deconstructing.judge(gone, {})) == [True, True, True, None]
 
     def test_figure(self):
-        runs = of_losses({arm: CURVE for arm in self.GOOD}, LRS, sizes=SIZES)
+        runs = of_losses(dict.fromkeys(OVER_SOFTMAX, CURVE), LRS, sizes=SIZES)
         assert set(deconstructing.draw(runs, {})) == {"loss_against_lr"}

@@ -16,51 +16,51 @@ def judge(finding, of, **how):
     return finding.judge(runs, metrics)
 
 
-class TestSoftpick:
-    GOOD = {"softmax": PLAIN, "softpick": {SINK: 0.0, KURTOSIS: 5.0, MASSIVE: 30.0}}
+CLEAN = {"softmax": PLAIN, "softpick": {SINK: 0.0, KURTOSIS: 5.0, MASSIVE: 30.0}}
+FEWER = {arm: {SINK: 0.1, KURTOSIS: 5.0, MASSIVE: 30.0} for arm in outliers.ARMS} | {"softmax": PLAIN}
 
+
+class TestSoftpick:
     def test_reproduced(self):
-        verdict = judge(softpick_sinks, self.GOOD)
+        verdict = judge(softpick_sinks, CLEAN)
         assert verdict.state == "reproduced"
         assert verdict.checks[1].numbers["log_change"]["value"] == pytest.approx(-2.302585)
 
     def test_negative_control_equal_arms(self):
-        assert passed(judge(softpick_sinks, dict.fromkeys(self.GOOD, PLAIN))) == [False, False, False, True]
+        assert passed(judge(softpick_sinks, dict.fromkeys(CLEAN, PLAIN))) == [False, False, False, True]
 
     def test_each_check_fails_alone(self):
         for i, (probe, value) in enumerate(PLAIN.items()):
-            found = passed(judge(softpick_sinks, {**self.GOOD, "softpick": self.GOOD["softpick"] | {probe: value}}))
+            found = passed(judge(softpick_sinks, {**CLEAN, "softpick": CLEAN["softpick"] | {probe: value}}))
             assert found == [j != i for j in range(4)], probe
-        worse = judge(softpick_sinks, self.GOOD, losses=lambda arm, n, lr, seed: 5.0 + 0.2 * (arm == "softpick"))
+        worse = judge(softpick_sinks, CLEAN, losses=lambda arm, n, lr, seed: 5.0 + 0.2 * (arm == "softpick"))
         assert passed(worse) == [True, True, True, False]
 
     def test_softmax_without_sinks_leaves_open(self):
-        assert passed(judge(softpick_sinks, {**self.GOOD, "softmax": PLAIN | {SINK: 0.0}}))[0] is None
+        assert passed(judge(softpick_sinks, {**CLEAN, "softmax": PLAIN | {SINK: 0.0}}))[0] is None
 
     def test_runs_without_these_probes_leave_open(self):
-        assert passed(judge(softpick_sinks, dict.fromkeys(self.GOOD, {}))) == [None, None, None, True]
+        assert passed(judge(softpick_sinks, {arm: {} for arm in CLEAN})) == [None, None, None, True]
 
     def test_missing_runs_and_arms(self):
-        runs, metrics = sweep(lambda arm, *_: self.GOOD[arm], seeds=(0, 1), arms=softpick_sinks.ARMS)
+        runs, metrics = sweep(lambda arm, *_: CLEAN[arm], seeds=(0, 1), arms=softpick_sinks.ARMS)
         gone = pending(runs, arm="softpick", seed=1)
         assert passed(softpick_sinks.judge(gone, metrics)) == [None] * 4
         with pytest.raises(ConfigError, match="needs the arms softmax, softpick"):
             softpick_sinks.judge(runs[runs["arm"] == "softmax"], metrics)
 
     def test_figure(self):
-        runs, metrics = sweep(lambda arm, *_: self.GOOD[arm], arms=softpick_sinks.ARMS)
+        runs, metrics = sweep(lambda arm, *_: CLEAN[arm], arms=softpick_sinks.ARMS)
         assert set(softpick_sinks.draw(runs, metrics)) == {"sinks_and_outliers"}
 
 
 class TestOutliers:
-    GOOD = dict.fromkeys(outliers.ARMS, {SINK: 0.1, KURTOSIS: 5.0, MASSIVE: 30.0}) | {"softmax": PLAIN}
-
     def test_reproduced(self):
-        verdict = judge(outliers, self.GOOD)
+        verdict = judge(outliers, FEWER)
         assert (verdict.state, len(verdict.checks)) == ("reproduced", 8)
 
     def test_negative_control_equal_arms(self):
-        assert passed(judge(outliers, dict.fromkeys(self.GOOD, PLAIN))) == [False] * 8
+        assert passed(judge(outliers, dict.fromkeys(FEWER, PLAIN))) == [False] * 8
 
     @pytest.mark.parametrize(
         ("arm", "probe", "fails"),
@@ -69,11 +69,11 @@ class TestOutliers:
          ("headwise gate", KURTOSIS, []), ("clipped softmax", SINK, [])],
     )  # fmt: skip
     def test_each_check_is_of_its_arm_and_probe(self, arm, probe, fails):
-        found = passed(judge(outliers, {**self.GOOD, arm: self.GOOD[arm] | {probe: PLAIN[probe]}}))
+        found = passed(judge(outliers, {**FEWER, arm: FEWER[arm] | {probe: PLAIN[probe]}}))
         assert [i for i, x in enumerate(found) if not x] == fails
 
     def test_figure(self):
-        runs, metrics = sweep(lambda arm, *_: self.GOOD[arm], arms=outliers.ARMS)
+        runs, metrics = sweep(lambda arm, *_: FEWER[arm], arms=outliers.ARMS)
         assert set(outliers.draw(runs, metrics)) == {"sinks_and_outliers"}
 
 
@@ -106,7 +106,7 @@ class TestEntmax:
         assert entmax_zeros.judge(runs, metrics).checks[0].passed is False
 
     def test_without_the_probe_or_runs(self):
-        assert passed(judge(entmax_zeros, dict.fromkeys(entmax_zeros.ARMS, {}))) == [None] * 5
+        assert passed(judge(entmax_zeros, {arm: {} for arm in entmax_zeros.ARMS})) == [None] * 5
         runs, metrics = sweep(lambda arm, *_: self.of()[arm], seeds=(0, 1), arms=entmax_zeros.ARMS)
         gone = pending(runs, arm="sparsemax", seed=1)
         assert passed(entmax_zeros.judge(gone, metrics)) == [True, None, True, None, None]
