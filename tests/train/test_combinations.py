@@ -205,7 +205,7 @@ class Cut(pl.Callback):
 
 ATTENTION = [
     "logit_max", "entropy", "q_norm", "k_norm", "cosine_mean", "cosine_of_max_pair", "top_weight", "support",
-    "sink_rate", "sink_mass", "row_sum", "zero_rows", "local_focus_0", "local_focus_1", "local_focus_2",
+    "sink_rate", "sink_mass", "row_sum", "zero_rows", "zero_weights", "local_focus_0", "local_focus_1", "local_focus_2",
     "local_focus_3",
 ]  # fmt: skip
 # Sinks with a key, which report what it gets.
