@@ -140,10 +140,16 @@ class MixingRule(nn.Module):
         """Probes of this layer, [H] but for `diversity`: of the logits, the norms of q and k, and the weights."""
         q_BHTK, k_BHTK = q_BHTK.detach().float(), k_BHTK.detach().float()
         with full_precision(q_BHTK):
-            of_logits = self.watch_logits(q_BHTK, k_BHTK, bias_HTT)
+            of_logits = self.watch_logits(q_BHTK, k_BHTK, bias_HTT, x_BTD)
             return of_logits | self.watch_weights(q_BHTK, k_BHTK, bias_HTT, x_BTD)
 
-    def watch_logits(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None) -> Stats:
+    def watch_logits(
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None = None,
+        x_BTD: torch.Tensor | None = None,
+    ) -> Stats:
         """Probes of the logits and of what makes them up, each [H]; q and k in fp32."""
         return attention_scores(q_BHTK, k_BHTK, self.scale, bias_HTT)
 

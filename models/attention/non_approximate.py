@@ -67,7 +67,13 @@ class KeyLogits(Softmax):
             return MixingRule.entropy(self, q_BHTK, k_BHTK, bias_HTT, x_BTD)
         return super().entropy(*self.channels(q_BHTK, k_BHTK))
 
-    def watch_logits(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None) -> Stats:
+    def watch_logits(
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None = None,
+        x_BTD: torch.Tensor | None = None,
+    ) -> Stats:
         """Of the pairs of one token, where positions add nothing."""
         _, heads, length, _ = q_BHTK.shape
         others_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTK.device).fill_diagonal_(False)
