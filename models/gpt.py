@@ -3,7 +3,7 @@
 Shape suffixes: B batch, T tokens, D model width, V vocabulary, H heads, K head dimension.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,17 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED, Choice, axes, import_all
-from models.attention.attention import Attention
-from models.attention.mixing import ATTENTION, LayerShape, MixingConfig
+from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
+from models.attention.pattern import check_depth
+from models.attention.shared import Borrowing, Lender
+from models.attention.shared import fits as share_fits
 from models.attention.value_residual import ValueResidualName, value_residual
+from models.dual_stream import DualStreamName, separate
+from models.dual_stream import fits as dual_fits
 from models.gate import GATE, GateConfig
 from models.init import INIT, InitConfig
 from models.layers import Embedding, Linear
+from models.layout import LAYOUT, LayoutConfig
 from models.mlp import MLP, MLPConfig
 from models.norms import NORM, NormConfig
 from models.parametrization import PARAMETRIZATION, ParametrizationConfig, scale_init, set_multipliers
@@ -26,6 +31,7 @@ from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site
 from models.positions import POSITION, PositionConfig, Positions
 from models.probes import Stats, stream_stats
 from models.qk_norm import QK_NORM, QKNormConfig
+from models.qk_source import QK_SOURCE, QKSourceConfig
 from models.reparametrization.base import REPARAMETRIZATION, ReparametrizationConfig
 from models.sink import SINK, SinkConfig
 from models.size import SizeConfig
@@ -43,6 +49,8 @@ class Architecture:
 
     model: SizeConfig
     attention: Annotated[MixingConfig, ATTENTION]
+    layout: Annotated[LayoutConfig, LAYOUT]
+    qk_source: Annotated[QKSourceConfig, QK_SOURCE]
     temperature: Annotated[TemperatureConfig, TEMPERATURE]
     sink: Annotated[SinkConfig, SINK]
     gate: Annotated[GateConfig, GATE]
@@ -59,6 +67,13 @@ class Architecture:
     """Values of each block but the first: l_1 times the first block's plus l_2 times its own, as they come out of the
     value projection (placement=hybridnorm, qk_norm=qkv: after their norm). identity: both 1/2; learnable: two numbers
     a block that start at 1/2; null: its own. Zhou et al. 2024 (ResFormer)."""
+    share_attention: Annotated[int, Field(ge=1, examples=[2])]
+    """Blocks of a group that share their attention weights: the first makes queries and keys, the others have values
+    and a learned W_c h of what they read, which starts at zero. 1 shares none. After UniAttn, Xiong et al. 2025."""
+    dual_stream: DualStreamName | None
+    """Two residual streams: attention makes its values of, and adds to, one of its own, queries, keys and MLPs see the
+    sum with what the MLPs add. What mixes heads in value and output projection: independent, kronecker or dense maps.
+    null is one stream. Kerce & Fox 2026 (arXiv 2603.07461)."""
     position: Annotated[PositionConfig, POSITION]
     mlp: Annotated[MLPConfig, MLP]
     init: Annotated[InitConfig, INIT]
@@ -67,10 +82,17 @@ class Architecture:
 
     @model_validator(mode="after")
     def _axes_go_together(self) -> "Architecture":
+        check_depth(self.attention.name, self.attention.pattern, self.model.depth)
         for axis in axes(type(self)):
             chosen = getattr(self, axis)
             if isinstance(chosen, Choice):
                 chosen.fits(self)
+        for rule in self.attention.of_blocks(self.model.depth):
+            if rule is not self.attention:
+                rule.fits(self)
+        share_fits(self.share_attention, self)
+        if self.dual_stream is not None:
+            dual_fits(self.dual_stream, self)
         if self.embedding_norm and self.norm.name == "none":
             raise ValueError("embedding_norm=true has no norm to use with norm=none: use norm=layernorm or false")
         return self
@@ -86,37 +108,68 @@ class Block(nn.Module):
         scale = arch.placement.attention_scale(head_dim, arch.parametrization.attention_scale(head_dim))
         layer = LayerShape(width, heads, head_dim, scale, context, index, arch.model.depth)
         self.attention_norms = _norms(arch, "attention", index)
-        self.attention = Attention(
-            width,
-            heads,
-            arch.qk_norm.build(heads=heads, head_dim=head_dim, context=context),
-            positions,
-            arch.attention.build(layer),
-        )
-        self.attention.temperature = arch.temperature.build(layer)
-        self.attention.sink = arch.sink.build(layer)
-        self.attention.gate = arch.gate.build(layer)
+        rule = arch.attention.of_block(index, arch.model.depth)
+        self.attention: Any
+        if index % arch.share_attention:
+            self.attention = Borrowing(width, heads)
+        elif rule.mixes:
+            qk_norm = arch.qk_norm.build(heads=heads, head_dim=head_dim, context=context)
+            self.attention = arch.layout.build(width, heads, qk_norm, positions, rule.build(layer))
+            self.attention.temperature = arch.temperature.build(layer)
+            self.attention.sink = arch.sink.build(layer)
+        else:
+            self.attention = rule.sublayer(width)
+        if rule.mixes:
+            self.attention.gate = arch.gate.build(layer)
         if arch.value_residual is not None and index > 0:
             self.attention.value_residual = value_residual(arch.value_residual)
+        if arch.dual_stream is not None:
+            separate(self.attention, arch.dual_stream)
         self.mlp_norms = _norms(arch, "mlp", index)
         self.mlp = arch.mlp.build(width)
         arch.placement.insert(self.attention, self.mlp, arch.norm)
 
     def forward(
-        self, x_BTD: torch.Tensor, watch: bool = False, first_BHTK: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, Stats, torch.Tensor]:
-        """The residual stream, the probes, and the values of this block; `first` are those of the first."""
+        self,
+        x_BTD: torch.Tensor,
+        watch: bool = False,
+        first_BHTK: torch.Tensor | None = None,
+        source_BTD: torch.Tensor | None = None,
+        lenders: list[Lender] | None = None,
+        token_streams: list[torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, Stats, torch.Tensor | None]:
+        """The residual stream, the probes, and the values of this block; `first` are those of the first.
+
+        `source` is what queries and keys are made of where that is not what attention reads. Blocks that share their
+        attention's weights hand them on in `lenders`. A dual-stream model's values are made of the last of
+        `token_streams`, to which this block's is added.
+        """
+        return self.run(x_BTD, watch, first_BHTK, source_BTD, lenders, token_streams)[:3]
+
+    def run(
+        self,
+        x_BTD: torch.Tensor,
+        watch: bool = False,
+        first_BHTK: torch.Tensor | None = None,
+        source_BTD: torch.Tensor | None = None,
+        lenders: list[Lender] | None = None,
+        token_streams: list[torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, Stats, torch.Tensor | None, torch.Tensor]:
+        """As `forward`, and last what attention read."""
         stats: Stats = {}
-        values: list[torch.Tensor] = []
+        seen: list[tuple[torch.Tensor | None, torch.Tensor]] = []
 
         def attend(h_BTD: torch.Tensor) -> torch.Tensor:
-            mixed_BTD, found, v_BHTK = self.attention(h_BTD, watch, first_BHTK)
+            value_BTD, qk_BTD = (h_BTD, source_BTD) if token_streams is None else (token_streams[-1], h_BTD)
+            mixed_BTD, found, v_BHTK = self.attention(value_BTD, watch, first_BHTK, qk_BTD, lenders)
             stats.update(found)
-            values.append(v_BHTK)
+            seen.append((v_BHTK, h_BTD))
             return mixed_BTD
 
-        x_BTD = self.attention_norms(x_BTD, attend)
-        return self.mlp_norms(x_BTD, self.mlp), stats, values[0]
+        attended_BTD = self.attention_norms(x_BTD, attend)
+        if token_streams is not None:
+            token_streams.append(token_streams[-1] + (attended_BTD - x_BTD))
+        return self.mlp_norms(attended_BTD, self.mlp), stats, *seen[0]
 
 
 def _norms(arch: Architecture, sublayer: Literal["attention", "mlp"], index: int) -> Placement:
@@ -136,15 +189,18 @@ class GPT(nn.Module):
         super().__init__()
         width = arch.model.width
         self.context = context
+        self.shares_attention = arch.share_attention > 1
+        self.has_two_streams = arch.dual_stream is not None
         self.embedding = Embedding(vocab_size, width)
         self.sink_token = Embedding(arch.sink.tokens, width) if arch.sink.tokens else None
         # Of what attention sees.
         context += arch.sink.tokens
-        self.positions = arch.position.build(width, arch.model.heads, context)
+        self.positions = arch.layout.positions(arch.position, width, arch.model.heads, context)
         self.embedding_norm = arch.norm.build(width) if arch.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(arch, self.positions, context, i) for i in range(arch.model.depth))
         self.final_norm = arch.norm.build(width) if arch.placement.final_norm else nn.Identity()
         self.head = Linear(width, vocab_size)
+        self.qk_source = arch.qk_source.build(self.context, width)
         arch.placement.complete(self)
         set_multipliers(arch.parametrization, self, arch.model)
         self.reparametrization = arch.reparametrization.build(self)
@@ -154,17 +210,27 @@ class GPT(nn.Module):
         x_BTD, stats = self.hidden(tokens_BT, watch)
         return self.logits(x_BTD), stats
 
-    def hidden(self, tokens_BT: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
-        """What enters the head, times its multiplier, [B, T, D], and the probes."""
-        x_BTD = self.embedding(tokens_BT)
+    def enter(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """The residual stream that begins with these embeddings, behind a sink's token if there is one."""
         if self.sink_token is not None:
             sink_1D = self.sink_token.scaled(self.sink_token.weight)
             x_BTD = torch.cat([sink_1D.expand(len(x_BTD), -1, -1), x_BTD], 1)
-        x_BTD = self.embedding_norm(self.positions.embed(x_BTD))
+        return self.embedding_norm(self.positions.embed(x_BTD))
+
+    def hidden(self, tokens_BT: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
+        """What enters the head, times its multiplier, [B, T, D], and the probes."""
+        x_BTD = self.enter(self.embedding(tokens_BT))
         stats: Stats = {}
-        first_BHTK = None
+        first_BHTK: torch.Tensor | None = None
+        side_first_BHTK: torch.Tensor | None = None
+        side_BTD, source_BTD = self.qk_source.start(self, x_BTD, tokens_BT.shape[1]), None
+        lenders: list[Lender] | None = [] if self.shares_attention else None
+        token_streams: list[torch.Tensor] | None = [x_BTD] if self.has_two_streams else None
         for index, block in enumerate(self.blocks):
-            x_BTD, found, values_BHTK = block(x_BTD, watch, first_BHTK)
+            if side_BTD is not None:
+                source_BTD, side_BTD, values_BHTK = self.qk_source.advance(block, side_BTD, side_first_BHTK)
+                side_first_BHTK = values_BHTK if index == 0 else side_first_BHTK
+            x_BTD, found, values_BHTK = block(x_BTD, watch, first_BHTK, source_BTD, lenders, token_streams)
             first_BHTK = values_BHTK if index == 0 else first_BHTK
             stats |= {f"attention/block{index}/{name}": value for name, value in found.items()}
             if watch:
@@ -187,7 +253,13 @@ class GPT(nn.Module):
 
 def initialize(model: GPT, arch: Architecture, seed: int) -> None:
     """Fills every parameter, a pure function of the seed: by init, then as placement and parametrization ask."""
-    arch.init.apply(model, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    arch.init.apply(model, generator)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, MixingRule | Borrowing):
+                module.draw(generator)
+        model.qk_source.draw(generator, arch.init.embedding_std(arch.model.width))
     arch.placement.rescale(list(model.blocks))
     scale_init(arch.parametrization, model, arch.model, arch.init)
     arch.placement.constrain(model)

@@ -128,10 +128,12 @@ def weight_stats(weights_BHTT: torch.Tensor) -> Stats:
 
     `sink_rate` share of the sequences in which the mean of p_i1 over the first 64 rows, those of zeros left out, is
     above 0.3 (Gu et al. 2024, section 3.2, with their T = 64; of shorter sequences all rows). `row_sum` sum_j w with
-    its sign, rows of zeros included. `diversity` standard deviation of p_ij over heads, divided by H, a row of zeros
-    being zeros, mean over batch and i >= j (HeadDiv of Xue et al. 2025).
+    its sign, rows of zeros included. `zero_weights` share of the weights of visible keys that are exactly zero (of
+    softmax's, those whose exp underflows, 103 below the row's largest logit). `diversity` standard deviation of p_ij
+    over heads, divided by H, a row of zeros being zeros, mean over batch and i >= j (HeadDiv of Xue et al. 2025).
     """
-    _, heads, length, _ = weights_BHTT.shape
+    batch, heads, length, _ = weights_BHTT.shape
+    visible = batch * length * (length + 1) / 2
     p_BHTT = weights_BHTT.float().abs()
     # In place here and below: what takes time is less the arithmetic than fresh memory of this size.
     p_BHTT.div_(p_BHTT.sum(-1, keepdim=True).clamp_min(TINY))
@@ -149,6 +151,7 @@ def weight_stats(weights_BHTT: torch.Tensor) -> Stats:
         "sink_mass": first_BHT.mean((0, 2)),
         "row_sum": weights_BHTT.float().sum(-1).mean((0, 2)),
         "zero_rows": zero_BHT.mean((0, 2)),
+        "zero_weights": 1 - torch.count_nonzero(weights_BHTT, dim=(0, 2, 3)) / visible,
         "diversity": spread_BTT.mean() * (2 * length / (length + 1)),
     }
     none_H = p_BHTT.new_zeros(heads)

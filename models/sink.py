@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
-from models.attention.mixing import LayerShape, MixingRule, at_once
+from models.attention.mixing import LayerShape, MixingConfig, MixingRule, at_once
 from models.probes import TINY, Stats, full_precision, merge, weight_stats
 
 LONGEST_CHECK = 256
@@ -185,17 +185,18 @@ class KeySinkConfig(SinkConfig):
     has_value = False  # whether the sink's value can be other than zero
 
     def fits(self, config: Any) -> None:
-        why = unfit(config, self.has_value)
-        if why:
-            raise ValueError(
-                f"sink={self.name} puts a key in front of the others, and attention={config.attention.name} {why}: "
-                f"use attention=softmax or sink=none"
-            )
+        for rule in config.attention.of_blocks(config.model.depth):
+            why = unfit(rule, config, self.has_value) if rule.mixes else ""
+            if why:
+                raise ValueError(
+                    f"sink={self.name} puts a key in front of the others, and attention={rule.name} {why}: "
+                    f"use attention=softmax or sink=none"
+                )
 
 
-def unfit(config: Any, has_value: bool) -> str:
-    """Why the attention of a config can't have a sink's key, or nothing. Its rule is asked, with random keys."""
-    rule, size = config.attention, config.model
+def unfit(rule: MixingConfig, config: Any, has_value: bool) -> str:
+    """Why a rule can't have a sink's key in this config, or nothing. It is asked, with random keys."""
+    size = config.model
     if not rule.dot_product:
         return "doesn't weigh keys by q k^T alone"
     length = min(config.context, LONGEST_CHECK)

@@ -114,16 +114,35 @@ def measure(model: GPT, tokens_BT: torch.Tensor) -> list[Measured]:
     return found
 
 
+# What queries, keys and their logits are made of in it.
+OF_THEOREM = {
+    "qk_norm": "none",
+    "attention": "softmax",
+    "layout": "mha",
+    "qk_source": "stream",
+    "temperature": "none",
+    "sink": "none",
+    "share_attention": "1",
+    "dual_stream": "null",
+}
+
+
+def written(settings: dict[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in settings.items())
+
+
 def of_run(path: Path) -> list[Measured]:
     """ConfigError when there is no trained run, or when its logits are not bounded by its projections."""
     if not (path / "weights.pt").exists():
         raise ConfigError(f"{path} has no weights.pt: give folders of runs that have ended")
     config = from_file(path / "config.yaml")
-    needed = {"qk_norm": "none", "attention": "softmax", "temperature": "none", "sink": "none"}
-    has = {axis: getattr(config, axis).name for axis in needed}
-    if has != needed:
-        theirs, ours = (" ".join(f"{axis}={name}" for axis, name in names.items()) for names in (needed, has))
-        raise ConfigError(f"{path}: the theorem is of {theirs}, this run has {ours}")
+    rules = [rule.name for rule in config.attention.of_blocks(config.model.depth)]
+    has = {axis: getattr(config, axis).name for axis in ("qk_norm", "layout", "qk_source", "temperature", "sink")}
+    has |= {"attention": " and ".join(rules) or "softmax", "share_attention": str(config.share_attention)}
+    has |= {"dual_stream": str(config.dual_stream).replace("None", "null")}
+    if clash := {key: value for key, value in has.items() if value != OF_THEOREM[key]}:
+        raise ConfigError(f"{path}: the theorem is of {written({key: OF_THEOREM[key] for key in clash})}, this run has "
+                          f"{written(clash)}")  # fmt: skip
     model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
     model.load_state_dict(torch.load(path / "weights.pt", weights_only=True))
     return measure(model.eval(), tokens(config))

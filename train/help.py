@@ -39,20 +39,31 @@ def show_help() -> None:
     _fields(console, Place, "", values)
     for name, axis in axes(Config).items():
         console.print(f"\n[bold]Fields of {name}[/]")
+        configs = list(axis.choices.values())
+        shared = {f for f in configs[0].__dataclass_fields__ if len({_description(c, f) for c in configs}) == 1}
+        _fields(console, configs[0], f"{name}.", values[name], keep=shared)
         for choice, config in axis.choices.items():
             console.print(f"  {name}={choice}")
-            _fields(console, config, f"{name}.", values[name] if choice == values[name]["name"] else {}, indent="    ")
+            own, known = set(config.__dataclass_fields__) - shared, values[name]
+            _fields(console, config, f"{name}.", known if choice == known["name"] else {}, indent="    ", keep=own)
     console.print("\n[bold]Fields of model[/]")
     from models.size import SizeConfig
 
     _fields(console, SizeConfig, "model.", values["model"])
 
 
-def _fields(console: Any, config: Any, prefix: str, values: dict[str, Any], indent: str = "  ") -> None:
+def _description(config: Any, field: str) -> str | None:
+    return config.__pydantic_fields__[field].description if field in config.__pydantic_fields__ else None
+
+
+def _fields(
+    console: Any, config: Any, prefix: str, values: dict[str, Any], indent: str = "  ", keep: set[str] | None = None
+) -> None:
+    """Those in `keep`, all by default, with their values where they are known."""
     from rich.markup import escape
 
     place = () if config is Place else Place.__dataclass_fields__
     for name, field in config.__pydantic_fields__.items():
-        if field.description and name not in place:
+        if field.description and name not in place and (keep is None or name in keep):
             key = prefix + name + (f"={'null' if values[name] is None else values[name]}" if name in values else "")
             console.print(f"{indent}{escape(key):34} {escape(' '.join(field.description.split()))}")

@@ -58,7 +58,8 @@ class Proxy(pl.LightningModule):
         return step % self.config.watch_every == 0 or step == self.config.steps - 1
 
     def calibrate(self, tokens_BT1: torch.Tensor) -> None:
-        """Once, before all else, on the first batch of a run: inits that measure the model on tokens do it here."""
+        """Once, before all else, on the first batch of a run: what measures the model on tokens, or keeps some."""
+        self.model.qk_source.keep(tokens_BT1[0, :-1].to(self.device))
         self.config.init.calibrate(self.model, tokens_BT1[:, :-1].to(self.device))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

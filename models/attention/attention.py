@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from models.attention.mixing import MixingRule
+from models.attention.shared import Lender
 from models.layers import Linear
 from models.positions import Positions
 from models.probes import Stats, largest_logit
@@ -19,6 +20,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, qk_norm: QKTransform, positions: Positions, mix: MixingRule) -> None:
         super().__init__()
         self.heads = heads
+        self.head_dim = width // heads
         # Separate, not one fused matrix: the findings look at the key's and query's gradients and norms on their own.
         self.query = Linear(width, width)
         self.key = Linear(width, width)
@@ -41,26 +43,49 @@ class Attention(nn.Module):
         # Shared by all blocks and owned by the model, so not registered as a submodule here.
         self._positions = [positions]
 
+    def split(self, y_BTD: torch.Tensor, features: int | None = None) -> torch.Tensor:
+        """The heads of a projection, [B, H, T, features of a head], which are head_dim by default."""
+        return y_BTD.unflatten(-1, (-1, features or self.head_dim)).transpose(1, 2)
+
+    def project(self, x_BTD: torch.Tensor, source_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries and keys of the source and values of x, of all heads, [B, H, T, K] each."""
+        return self.split(self.query(source_BTD)), self.split(self.key(source_BTD)), self.split(self.value(x_BTD))
+
+    def rotate(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        (positions,) = self._positions
+        return positions.rotate(q_BHTK, k_BHTK)
+
+    def logit_rows(self) -> list[tuple[Linear, slice, float]]:
+        """What multiplies a head's logits by c: its rows of a matrix, by their place in the head, times c^power."""
+        return [(self.query, slice(None), 0.5), (self.key, slice(None), 0.5)]
+
     def forward(
-        self, x_BTD: torch.Tensor, watch: bool = False, first_BHTK: torch.Tensor | None = None
+        self,
+        x_BTD: torch.Tensor,
+        watch: bool = False,
+        first_BHTK: torch.Tensor | None = None,
+        source_BTD: torch.Tensor | None = None,
+        lenders: list[Lender] | None = None,
     ) -> tuple[torch.Tensor, Stats, torch.Tensor]:
         """The output, the probes and the layer's own values; with a value residual `first` are the first block's.
 
-        The values are those behind a norm of theirs.
+        The values are those behind a norm of theirs. `source` is what queries and keys are made of, x by default; one
+        sequence serves the whole batch. With
+        `lenders` it is written there what other blocks need to use the same weights.
         """
-        q_BHTK, k_BHTK, v_BHTK = (
-            proj(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.query, self.key, self.value)
-        )
+        q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD, x_BTD if source_BTD is None else source_BTD)
         q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)
         v_BHTK = self.qk_norm.values(v_BHTK)
         factor = None if self.temperature is None else self.temperature(q_BHTK)
-        (positions,) = self._positions
-        q_BHTK, k_BHTK = positions.rotate(q_BHTK, k_BHTK)
+        q_BHTK, k_BHTK = self.rotate(q_BHTK, k_BHTK)
         if self.behind_positions is not None:
             q_BHTK, k_BHTK = self.behind_positions(q_BHTK, k_BHTK)
         if factor is not None:
             q_BHTK = q_BHTK * factor
-        bias_HTT = positions.bias(x_BTD.shape[1])
+        q_BHTK, k_BHTK = (z_BHTK.expand(len(x_BTD), -1, -1, -1) for z_BHTK in (q_BHTK, k_BHTK))
+        bias_HTT = self._positions[0].bias(x_BTD.shape[1])
+        if lenders is not None:
+            lenders.append(Lender(self.mix, q_BHTK, k_BHTK, bias_HTT, x_BTD))
         stats: Stats = {}
         if watch and self.sink is None:
             stats = self.mix.watch(q_BHTK, k_BHTK, bias_HTT, x_BTD)

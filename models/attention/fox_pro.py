@@ -25,7 +25,7 @@ from models.attention.fox import Forgetting
 from models.attention.head_gate import HeadGate
 from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
 from models.layers import Linear
-from models.probes import Stats, attention_scores
+from models.probes import Stats
 
 EPS = 1e-6
 
@@ -72,10 +72,10 @@ class ForgettingPro(Forgetting):
         self,
         q_BHTK: torch.Tensor,
         k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
+        bias_HTT: torch.Tensor | None,
         x_BTD: torch.Tensor | None = None,
     ) -> Stats:
-        return attention_scores(q_BHTK, self.keys(k_BHTK, x_BTD), self.scale, bias_HTT)
+        return super().watch_logits(q_BHTK, self.keys(k_BHTK, x_BTD), bias_HTT)
 
 
 @ATTENTION.register

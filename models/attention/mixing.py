@@ -9,13 +9,16 @@ Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K
 import dataclasses
 import itertools
 from collections.abc import Iterable
+from typing import Annotated, Any, cast
 
 import torch
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from conf.axis import CHECKED, Axis, Choice
+from models.attention import pattern as patterns
 from models.probes import (
     SCORES_AT_ONCE,
     Stats,
@@ -113,6 +116,9 @@ class MixingRule(nn.Module):
         """The weights of a rule that is a function of scaled logits: fp32, -inf above the diagonal."""
         raise NotImplementedError
 
+    def draw(self, generator: torch.Generator) -> None:
+        """Fills the parameters that start at random but are none of the init axis's matrices."""
+
     def finish(self, mixed_BHTK: torch.Tensor) -> torch.Tensor:
         """What a rule does to the weighted values of its heads before the output projection."""
         return mixed_BHTK
@@ -147,7 +153,7 @@ class MixingRule(nn.Module):
         self,
         q_BHTK: torch.Tensor,
         k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
+        bias_HTT: torch.Tensor | None,
         x_BTD: torch.Tensor | None = None,
     ) -> Stats:
         """Probes of the logits and of what makes them up, each [H]; q and k in fp32."""
@@ -177,13 +183,37 @@ def _split(x_BTD: torch.Tensor | None, rows: int) -> Iterable[torch.Tensor | Non
     return itertools.repeat(None) if x_BTD is None else x_BTD.split(rows)
 
 
+def _pattern(given: Any) -> patterns.Pattern:
+    return patterns.check(given, ATTENTION.choices)
+
+
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class MixingConfig(Choice):
     name: str
     dot_product = False  # whether it is a function of scale q_i k_j, plus what positions add: what qk_clip relies on
+    mixes = True  # whether it mixes tokens; a config that doesn't has a `sublayer` in place of attention
+    pattern: Annotated[
+        patterns.Pattern, BeforeValidator(_pattern), Field(examples=["odd", "bilateral", ("self", "softmax")])
+    ] = "all"
+    """Blocks that have this rule. A word for which of them, the others have softmax: all, odd, even, top_half, middle,
+    bottom_half, every_4, first, last, bilateral; or a list of rules that is repeated over the blocks, this one as self:
+    [self,softmax]. Xue et al. 2025 (arXiv 2510.11602)."""
 
     def build(self, layer: LayerShape) -> MixingRule:
         raise NotImplementedError
+
+    def sublayer(self, width: int) -> nn.Module:
+        """What stands in the place of a block's attention where the config doesn't mix; called as that is."""
+        raise NotImplementedError
+
+    def of_block(self, block: int, depth: int) -> "MixingConfig":
+        """The rule of a block, counted from 0."""
+        name = patterns.names(self.pattern, depth)[block]
+        return self if name in (patterns.SELF, self.name) else cast(Any, ATTENTION.choices[name])()
+
+    def of_blocks(self, depth: int) -> "list[MixingConfig]":
+        """All rules of a model of so many blocks, each once."""
+        return list({rule.name: rule for rule in (self.of_block(block, depth) for block in range(depth))}.values())
 
 
 ATTENTION: Axis[MixingConfig] = Axis("attention")

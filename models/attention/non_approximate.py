@@ -71,7 +71,7 @@ class KeyLogits(Softmax):
         self,
         q_BHTK: torch.Tensor,
         k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
+        bias_HTT: torch.Tensor | None,
         x_BTD: torch.Tensor | None = None,
     ) -> Stats:
         """Of the pairs of one token, where positions add nothing."""

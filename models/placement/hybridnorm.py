@@ -48,7 +48,7 @@ class HybridNormConfig(PlacementConfig):
 
     def insert(self, attention: Any, mlp: nn.Module, norm: NormConfig) -> None:
         value: Linear = attention.value
-        attention.value = NormedHeads(value, norm, value.out_features // attention.heads)
+        attention.value = NormedHeads(value, norm, attention.head_dim)
 
     def fits(self, config: Any) -> None:
         super().fits(config)

@@ -204,6 +204,7 @@ class TestWeightStats:
             "sink_mass": (1 + 1 / 4) / 2,
             "row_sum": (2 + 2 + 0) / 3,
             "zero_rows": 1 / 3,
+            "zero_weights": 3 / 6,
             "local_focus_0": (1 + 3 / 4) / 2,
             "local_focus_1": 1 / 4,  # of the rows 2 and 3, the second has no weight
             "local_focus_2": 0,
@@ -227,7 +228,7 @@ class TestWeightStats:
         assert found["top_weight"] == found["support"] == found["sink_mass"] == found["local_focus_0"] == [1, 0]
         assert found["sink_rate"] == [1, 0]
         assert found["row_sum"] == [pytest.approx(0.3), 0]
-        assert found["zero_rows"] == [0, 1]
+        assert found["zero_rows"] == found["zero_weights"] == [0, 1]
         assert found["entropy"] == found["local_focus_1"] == [0, 0]
 
     @pytest.mark.parametrize(("early", "late", "rate"), [(0.2, 0.9, 0.0), (0.4, 0.0, 1.0), (0.0, 0.9, 0.0)])

@@ -14,6 +14,8 @@ CHOICES = [
     f"{axis}={name}"
     for axis in (
         "attention",
+        "layout",
+        "qk_source",
         "temperature",
         "sink",
         "gate",
@@ -28,7 +30,15 @@ CHOICES = [
     )
     for name in axes(Config)[axis].choices
 ]
-OPTIONS = ["layer_scale=0.1", "embedding_norm=true", "value_residual=identity", "value_residual=learnable"]
+OPTIONS = [
+    "layer_scale=0.1",
+    "embedding_norm=true",
+    "value_residual=identity",
+    "value_residual=learnable",
+    "share_attention=2",
+    "dual_stream=independent",
+    "dual_stream=kronecker",
+]
 
 
 @pytest.mark.parametrize("override", [*CHOICES, *OPTIONS])

@@ -62,7 +62,7 @@ def alternatives(field: FieldInfo, default: Any) -> list[Any]:
     elif kinds == {float} and default == 0:
         found = [0.0, 0.01]
     else:
-        found = []
+        found = field.examples or []
     return [default, *(value for value in found if value != default)]
 
 
@@ -205,7 +205,7 @@ class Cut(pl.Callback):
 
 ATTENTION = [
     "logit_max", "entropy", "q_norm", "k_norm", "cosine_mean", "cosine_of_max_pair", "top_weight", "support",
-    "sink_rate", "sink_mass", "row_sum", "zero_rows", "local_focus_0", "local_focus_1", "local_focus_2",
+    "sink_rate", "sink_mass", "row_sum", "zero_rows", "zero_weights", "local_focus_0", "local_focus_1", "local_focus_2",
     "local_focus_3",
 ]  # fmt: skip
 # Sinks with a key, which report what it gets.
@@ -226,11 +226,13 @@ EVERY_STEP = {"step", "lr", "loss", "objective", "gradient/norm"}
 def probes(config: Config, tensors: dict[str, float | None]) -> set[str]:
     """What a watch step reports whatever is chosen, and what these choices add; epsilons of the tensors by name."""
     names = {"output/logit_mean", "output/logit_max", "output/log_z", "output/log_z_squared"}
-    names |= {f"attention/{name}" for name in ("logit_max", "entropy", "entropy_min", "sink_rate")}
+    if any(rule.mixes for rule in config.attention.of_blocks(config.model.depth)):
+        names |= {f"attention/{name}" for name in ("logit_max", "entropy", "entropy_min", "sink_rate")}
     for block in range(config.model.depth):
-        of_block = [*ATTENTION, *(["sink_share"] if config.sink.name in KEYED else [])]
-        names |= {f"attention/block{block}/{name}{of}" for name in of_block for of in ("", "_by_head")}
-        names.add(f"attention/block{block}/diversity")
+        if config.attention.of_block(block, config.model.depth).mixes and block % config.share_attention == 0:
+            of_block = [*ATTENTION, *(["sink_share"] if config.sink.name in KEYED else [])]
+            names |= {f"attention/block{block}/{name}{of}" for name in of_block for of in ("", "_by_head")}
+            names.add(f"attention/block{block}/diversity")
         names |= {f"residual/block{block}/{name}" for name in ("rms", "kurtosis", "massive_max")}
     names |= {f"{group}/{tensor}/rms" for group in ("parameter", "gradient", "update") for tensor in tensors}
     names |= {name for name, has in ONLY.items() if has(config)}

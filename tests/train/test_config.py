@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from conf.axis import Axis, ConfigError, axes, checked
 from models.size import SizeConfig
@@ -31,6 +32,11 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def shared(axis: str) -> dict[str, Any]:
+    """The fields that all choices of an axis have: conf/config.yaml gives them."""
+    return yaml.safe_load((CONF / "config.yaml").read_text()).get(axis, {})
+
+
 class TestYAML:
     @pytest.mark.parametrize("axis", AXES)
     def test_one_file_for_each_registered_choice(self, axis: str) -> None:
@@ -41,14 +47,14 @@ class TestYAML:
     def test_keys_are_the_fields_and_values_are_valid(self, axis: str, name: str) -> None:
         registry: Axis[Any] = AXES[axis]
         values, config = yaml_values(axis, name), registry.choices[name]
-        assert list(values) == [f.name for f in fields(config)]
+        assert list(values) == [f.name for f in fields(config) if f.name not in shared(axis)]
         assert values["name"] == name
-        assert isinstance(checked(config, values), config)
+        assert isinstance(checked(config, shared(axis) | values), config)
 
     @pytest.mark.parametrize(("axis", "name"), YAML_CHOICES)
     def test_values_are_the_defaults_of_the_fields(self, axis: str, name: str) -> None:
         """Two places that say one thing must say the same."""
-        assert choice(AXES[axis], name) == AXES[axis].choices[name]()
+        assert choice(AXES[axis], name, **shared(axis)) == AXES[axis].choices[name]()
 
     @pytest.mark.parametrize("name", choices()["model"])
     def test_sizes(self, name: str) -> None:
@@ -247,6 +253,7 @@ NUMBERS = {
     "watch_every": "3",
     "eval_batches": "3",
     "eval_every": "2",
+    "eval_lengths": "[2]",
 }
 OTHER_CHOICES = [
     f"{axis}={name}"

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from conf.axis import axes
+from models.attention.mixing import ATTENTION
 from models.size import SizeConfig
 from tests.conftest import TINY, complete, largest_difference, tiny
-from tests.models.attention.helpers import RULES, own_tests
+from tests.models.attention.helpers import own_tests
 from train.config import Config
 from train.module import Proxy
 
@@ -22,12 +23,21 @@ TERMS = {"z_loss": "1e-2", "mu_loss": "1", "max_z": "1e-2", "logit_penalty": "0.
 MUP = {"base_width": "64", "base_head_dim": "64", "alpha_in": "2", "alpha_out": "2"}
 REFUSED = {("loss=noisy_softmax", "soft_cap")}
 # Those of the mixing rules that change nothing but how it is computed: the tests of the rule hold results together.
-REFUSED |= {(f"attention={rule}", field) for rule in RULES for field in getattr(own_tests(rule), "ALIKE", ())}
+REFUSED |= {
+    (f"attention={rule}", field) for rule in ATTENTION.choices for field in getattr(own_tests(rule), "ALIKE", ())
+}
 # What every optimizer has, and what those with Adam's moments have.
 STEP = {"lr": "2e-2", "clip": "0.01", "qk_clip": "1e-3", "decay": "coupled", "weight_decay": "0.1"}
 ADAM = STEP | {"beta1": "0.5", "beta2": "0.5", "eps": "1e-3"}
 # An alternative for each field of each choice. A new field or choice fails here until it is given one.
 KNOBS: dict[str, dict[str, str]] = {
+    "layout=mha": {},
+    "layout=gqa": {"kv_heads": "2"},
+    "layout=mla": {"rope": "0.6", "query_rank": "null", "latent_rank": "0.5"},
+    "qk_source=stream": {},
+    "qk_source=random_embedding": {},
+    "qk_source=fixed_sequence": {},
+    "qk_source=embedding": {},
     "qk_norm=none": {},
     "qk_norm=layernorm": {"eps": "1e-2"},
     "qk_norm=layernorm_model": {"eps": "1e-2"},
@@ -138,14 +148,19 @@ KNOBS: dict[str, dict[str, str]] = {
         "decay": "linear",
     },
 }
-# Those of a mixing rule are in the file of its tests.
-KNOBS |= {f"attention={rule}": own_tests(rule).KNOBS for rule in RULES}
+# Those of a mixing rule are in the file of its tests, but for the field that all have.
+KNOBS |= {
+    f"attention={rule}": own_tests(rule).KNOBS
+    | {"pattern": "[self,relu_squared]" if rule == "softmax" else "[self,softmax]"}
+    for rule in ATTENTION.choices
+}
 SIZE = {"width": "32", "depth": "2", "heads": "4"}
 # What a choice, a field or a field of a choice needs to have an effect in a run of four steps.
 NEEDS = {
     "reparametrization=tvr": ("reparametrization.every=1", "model.depth=2"),
     "reparametrization=lawn": ("reparametrization.free_steps=null", "reparametrization.free_fraction=0.25"),
     "qk_clip": ("qk_norm=none",),
+    "pattern": ("model.depth=2",),
     # A decay of one step has no shape: three of the four.
     "schedule=wsd decay": ("schedule.decay_fraction=0.75",),
     # Signs don't see a clip that makes all norms equal.
@@ -214,6 +229,22 @@ def test_value_residual(name: str) -> None:
     assert (off["logits"] - on["logits"]).abs().max() > FELT
     other = outcome("model.depth=2", "value_residual=identity")["logits"]
     assert ((on["logits"] - other).abs().max() > FELT) == (name == "learnable")
+
+
+def test_share_attention() -> None:
+    deep = "model.depth=3"
+    assert largest_difference(outcome(deep), outcome(deep, "share_attention=2")) == float("inf")  # other parameters
+    two, three = (outcome(deep, f"share_attention={group}")["logits"] for group in (2, 3))
+    assert (outcome(deep)["logits"] - two).abs().max() > FELT
+    assert (two - three).abs().max() > FELT
+
+
+@pytest.mark.parametrize("name", ["independent", "kronecker", "dense"])
+def test_dual_stream(name: str) -> None:
+    """Of the dense one the values alone are other ones, in the first block those of an embedding without norm."""
+    one, two = outcome("model.depth=2"), outcome("model.depth=2", f"dual_stream={name}")
+    assert (one["logits"] - two["logits"]).abs().max() > FELT
+    assert (one.keys() == two.keys() and all(one[k].shape == two[k].shape for k in one)) == (name == "dense")
 
 
 def test_start_of_layer_scale() -> None:

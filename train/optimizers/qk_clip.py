@@ -22,11 +22,13 @@ def fits(tau: float, config: Any) -> None:
             f"optimizer.qk_clip={tau:g} has no effect with qk_norm={config.qk_norm.name}, which sets the size of "
             f"queries and keys: use qk_norm=none or qk_clip=null"
         )
-    if not config.attention.dot_product:
-        raise ValueError(
-            f"optimizer.qk_clip={tau:g} scales logits q k^T, which attention={config.attention.name} doesn't have: "
-            f"use attention=softmax or qk_clip=null"
-        )
+    for rule in config.attention.of_blocks(config.model.depth):
+        if not rule.dot_product:
+            within = "" if rule is config.attention else f" in the pattern of attention={config.attention.name}"
+            raise ValueError(
+                f"optimizer.qk_clip={tau:g} scales logits q k^T, which attention={rule.name}{within} doesn't have: "
+                f"use attention=softmax or qk_clip=null"
+            )
     if config.temperature.follows_queries:
         raise ValueError(
             f"optimizer.qk_clip={tau:g} scales queries, by which temperature={config.temperature.name} sets its "
@@ -57,20 +59,23 @@ def shrink(
     tau: float,
     kept_with: Callable[[torch.Tensor], list[torch.Tensor]] = lambda weight: [],
 ) -> torch.Tensor:
-    """Scales query and key of each head by sqrt(min(1, tau / S)); how many heads were above tau. Uses up the S.
+    """Scales the logits of each head by min(1, tau / S); how many heads were above tau. Uses up the S.
 
-    What is `kept_with` a weight is scaled with it.
+    Query and key take the root of it each, where the layout has a key a head. What is `kept_with` a weight is scaled
+    with it.
     """
     blocks: Any = model.blocks
-    attentions = [block.attention for block in blocks]
-    s_LH = torch.stack([stats.pop(f"attention/block{i}/step_max") for i in range(len(attentions))])
+    # Blocks that use the weights of another have no logits of their own.
+    names = {f"attention/block{index}/step_max": block.attention for index, block in enumerate(blocks)}
+    attentions = [attention for name, attention in names.items() if name in stats]
+    s_LH = torch.stack([stats.pop(name) for name in names if name in stats])
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(s_LH, op=dist.ReduceOp.MAX)
     above_LH = s_LH > tau
     # Not min(1, tau / S): a maximum can be negative.
-    root_LH = torch.where(above_LH, tau / s_LH, 1.0).sqrt()
-    for attention, root_H in zip(attentions, root_LH, strict=True):
-        for projection in (attention.query, attention.key):
+    factor_LH = torch.where(above_LH, tau / s_LH, 1.0)
+    for attention, factor_H in zip(attentions, factor_LH, strict=True):
+        for projection, rows, power in attention.logit_rows():
             for weight in (projection.weight, *kept_with(projection.weight)):
-                weight.unflatten(0, (attention.heads, -1)).mul_(root_H[:, None, None])
+                weight.unflatten(0, (attention.heads, -1))[:, rows].mul_(factor_H[:, None, None] ** power)
     return above_LH.sum().float()

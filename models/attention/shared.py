@@ -1,0 +1,104 @@
+"""Attention maps that blocks share: the first block of a group makes queries and keys, the others use its weights.
+
+As UniAttn (Xiong et al. 2025, arXiv 2502.00439; Bostoncake/UniAttn) does it to a trained model to make it cheaper; here
+it is trained from scratch. Each block has values and an output projection of its own. A block that borrows its weights
+adds W_c h, h what its attention reads, to make up for what it lacks. There W_c is fitted to the trained model's
+attention; here it starts at zero and is learned. Groups begin at the first block, there at the middle of the model.
+
+What is handed on is the queries and keys, not a T x T matrix, so that each rule keeps its fast path.
+
+Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.attention.mixing import MixingRule
+from models.layers import Linear
+from models.probes import Stats
+
+
+@dataclass
+class Lender:
+    """What the blocks of a group see of its first, in one forward pass."""
+
+    mix: MixingRule
+    q_BHTK: torch.Tensor
+    k_BHTK: torch.Tensor
+    bias_HTT: torch.Tensor | None
+    x_BTD: torch.Tensor
+
+
+class Borrowing(nn.Module):
+    """An attention layer without queries and keys: W_out (weights of the lender) V + W_c h."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_dim = width // heads
+        self.value = Linear(width, width)
+        self.out = Linear(width, width)
+        self.compensation = Linear(width, width)
+        self.value_residual: nn.Module | None = None
+        self.gate: nn.Module | None = None
+
+    def draw(self, generator: torch.Generator) -> None:
+        self.compensation.weight.zero_()
+
+    def forward(
+        self,
+        x_BTD: torch.Tensor,
+        watch: bool = False,
+        first_BHTK: torch.Tensor | None = None,
+        source_BTD: torch.Tensor | None = None,
+        lenders: list[Lender] | None = None,
+    ) -> tuple[torch.Tensor, Stats, torch.Tensor]:
+        """As Attention's, but for probes: the weights are those of the lender."""
+        assert lenders
+        lender = lenders[-1]
+        v_BHTK = self.value(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        seen_BHTK = v_BHTK if self.value_residual is None else self.value_residual(first_BHTK, v_BHTK)
+        mixed_BHTK = lender.mix(lender.q_BHTK, lender.k_BHTK, seen_BHTK, lender.bias_HTT, lender.x_BTD)
+        if self.gate is not None:
+            mixed_BHTK = self.gate(mixed_BHTK, x_BTD)
+        return self.out(mixed_BHTK.transpose(1, 2).flatten(2)) + self.compensation(x_BTD), {}, v_BHTK
+
+
+def fits(group: int, config: Any) -> None:
+    """ValueError, one line, for what shared weights have no meaning with."""
+    if group == 1:
+        return
+
+    def refuse(why: str, use: str) -> None:
+        raise ValueError(f"share_attention={group} {why}: use {use} or share_attention=1")
+
+    depth = config.model.depth
+    if 0 < depth < 2:
+        refuse(f"has no second block to share with in model.depth={depth}", "a deeper model")
+    if config.layout.name != "mha":
+        refuse(f"has blocks with values alone, which layout={config.layout.name} doesn't say how to make", "layout=mha")
+    if config.qk_source.name != "stream":
+        refuse(f"hands queries and keys on, qk_source={config.qk_source.name} makes them elsewhere", "qk_source=stream")
+    if config.attention.pattern != "all" or not config.attention.mixes:
+        refuse(
+            f"takes the weights of a group's first block, attention={config.attention.name} with its pattern doesn't "
+            f"have the same rule in all",
+            "attention=softmax attention.pattern=all",
+        )
+    if config.sink.name not in ("none", "token"):
+        refuse(f"hands queries and keys on, but not what sink={config.sink.name} adds to them", "sink=none")
+    if config.temperature.name == "ssa":
+        refuse("hands queries and keys on, temperature=ssa acts on values too", "temperature=ssmax")
+    if config.qk_norm.name == "qkv":
+        refuse("has blocks without queries and keys, qk_norm=qkv normalizes them with values", "qk_norm=layernorm")
+    if config.placement.name == "ngpt":
+        refuse("has a matrix that starts at zero, placement=ngpt keeps all at unit norm", "placement=pre")
+    if config.reparametrization.name != "none":
+        refuse(
+            f"has a matrix that starts at zero, reparametrization={config.reparametrization.name} may divide by its "
+            f"norm",
+            "reparametrization=none",
+        )

@@ -1,0 +1,85 @@
+"""Two residual streams, one that attention writes and one that the MLPs write, and maps that keep heads apart.
+
+    h = N(x_t + x_e);  x_t <- x_t + W_out A(h) W_v x_t;  x_e <- x_e + MLP(N(x_t + x_e));  logits of N(x_t + x_e)
+
+x_t, the token stream, starts as the embedding, x_e, the context stream, at zero; A(h) are the attention weights with
+queries and keys of h. Kerce & Fox 2026 (Dual-Stream Transformer, arXiv 2603.07461) keep heads apart in a hierarchy of
+maps, W_out and W_v here, each head being a channel of both streams:
+
+    independent  a matrix for each head that reads and writes its own channel alone
+    kronecker    A (x) I: heads are mixed by numbers, output head i is sum_j A_ij times input head j
+    dense        any matrix, as everywhere else
+
+That values are made of x_t as it is, without a norm, is as in the first author's earlier code (ckerce/cleanGPT). That
+these two maps and no others keep channels apart, and that norms are over the whole width (the paper also has norms by
+channel and a token stream that is never updated), is our reading. All maps start as the init axis fills them. Rules
+and gates that look at the layer's input see x_t.
+
+As x_t + x_e is what every norm reads, the model runs on this sum as on any residual stream; x_t is kept next to it.
+Shape suffixes: B batch, T tokens, D model width, H heads, K head dimension.
+"""
+
+from typing import Any, Literal
+
+import torch
+
+from models.gate import OfSlices
+from models.layers import Linear
+
+DualStreamName = Literal["independent", "kronecker", "dense"]
+
+# Placements whose sublayers add to a stream that is not normalized itself, and put nothing into attention.
+ADDING = ("pre", "pre_mlp", "peri", "sandwich", "res_post")
+
+
+class Kronecker(Linear):
+    """(A (x) I) x with A [H, H]."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__(heads, heads)
+        self.heads = heads
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        x_BTKH = x_BTD.unflatten(-1, (self.heads, -1)).transpose(-1, -2)
+        return super().forward(x_BTKH).transpose(-1, -2).flatten(-2)
+
+
+def separate(attention: Any, name: DualStreamName) -> None:
+    """Gives an attention layer the maps of values and outputs that `name` says."""
+    heads, head_dim = attention.heads, attention.head_dim
+    if name == "kronecker":
+        attention.value, attention.out = Kronecker(heads), Kronecker(heads)
+    elif name == "independent":
+        attention.value, attention.out = (OfSlices(heads, head_dim, head_dim) for _ in range(2))
+
+
+def fits(name: DualStreamName, config: Any) -> None:
+    """ValueError, one line, for what two streams have no meaning with."""
+
+    def refuse(why: str, use: str) -> None:
+        raise ValueError(f"dual_stream={name} {why}: use {use} or dual_stream=null")
+
+    if config.placement.name not in ADDING:
+        refuse(f"adds to two streams, placement={config.placement.name} does not keep them apart", "placement=pre")
+    if not all(rule.mixes for rule in config.attention.of_blocks(config.model.depth)):
+        refuse(f"has a stream of attention, attention={config.attention.name} has blocks without", "attention=softmax")
+    if config.layout.name != "mha":
+        refuse(f"has a value of each head's channel, layout={config.layout.name} makes them otherwise", "layout=mha")
+    if config.qk_source.name != "stream":
+        refuse(f"makes queries and keys of both streams, qk_source={config.qk_source.name} doesn't", "qk_source=stream")
+    if config.share_attention != 1:
+        refuse(
+            f"makes values of the token stream, share_attention={config.share_attention} of what attention reads",
+            "share_attention=1",
+        )
+    if config.value_residual is not None:
+        refuse(
+            f"makes values of the token stream, value_residual={config.value_residual} adds the first block's again",
+            "value_residual=null",
+        )
+    if name == "independent" and config.parametrization.name != "standard":
+        refuse(
+            f"has matrices of a fan-in that doesn't follow the width, which parametrization="
+            f"{config.parametrization.name} takes for granted",
+            "parametrization=standard",
+        )

@@ -1,0 +1,172 @@
+"""Sources of queries and keys, the `qk_source` axis: what the queries and keys of each block are made of.
+
+Values are always made of the residual stream. Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602) take
+queries and keys away from it: to a sequence that is the same for every input, so that attention weights don't depend
+on the input at all, or to the token embeddings. The projections stay trained, and qk_norm and positions act on queries
+and keys as ever; for the rotary embedding this is our reading.
+
+A fixed sequence goes through the same blocks next to the batch, as a batch of one. Queries and keys of a block are made
+of what its attention reads in that stream, behind the block's norms. Gradients flow through it.
+
+Shape suffixes: B batch, T tokens, D model width.
+"""
+
+from typing import Any, Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from conf.axis import CHECKED, Axis, Choice
+
+
+class QKSource(nn.Module):
+    """The residual stream itself, as every attention has it; others are made by subclasses."""
+
+    def start(self, model: Any, x_BTD: torch.Tensor, length: int) -> torch.Tensor | None:
+        """The stream next to the one that starts as `x`, of `length` tokens of data, [B or 1, T, D], or None."""
+        return None
+
+    def advance(
+        self, block: Any, side_BTD: torch.Tensor, first_BHTK: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """What a block's queries and keys are made of, the side stream behind it, and the block's values there."""
+        raise NotImplementedError
+
+    def draw(self, generator: torch.Generator, std: float) -> None:
+        """Fills what starts at random; `std` is that of embeddings."""
+
+    def keep(self, tokens_T: torch.Tensor) -> None:
+        """The first sequence of a run, before training."""
+
+
+class Embedding(QKSource):
+    def start(self, model: Any, x_BTD: torch.Tensor, length: int) -> torch.Tensor | None:
+        return x_BTD
+
+    def advance(
+        self, block: Any, side_BTD: torch.Tensor, first_BHTK: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        return side_BTD, side_BTD, None
+
+
+class Fixed(QKSource):
+    def __init__(self, name: str, context: int) -> None:
+        super().__init__()
+        self.name = name
+        self.context = context
+
+    def up_to(self, length: int) -> slice:
+        if length > self.context:
+            raise ValueError(f"qk_source={self.name} has a sequence of {self.context} tokens, not of {length}")
+        return slice(length)
+
+    def advance(
+        self, block: Any, side_BTD: torch.Tensor, first_BHTK: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        next_BTD, _, values_BHTK, read_BTD = block.run(side_BTD, first_BHTK=first_BHTK)
+        return read_BTD, next_BTD, values_BHTK
+
+
+class RandomEmbedding(Fixed):
+    embedding_TD: torch.Tensor
+
+    def __init__(self, context: int, width: int) -> None:
+        super().__init__("random_embedding", context)
+        self.register_buffer("embedding_TD", torch.zeros(context, width))
+
+    def start(self, model: Any, x_BTD: torch.Tensor, length: int) -> torch.Tensor | None:
+        return model.enter(self.embedding_TD[None, self.up_to(length)])
+
+    def draw(self, generator: torch.Generator, std: float) -> None:
+        self.embedding_TD.normal_(0, std, generator=generator)
+
+
+class FixedSequence(Fixed):
+    tokens_T: torch.Tensor
+
+    def __init__(self, context: int) -> None:
+        super().__init__("fixed_sequence", context)
+        self.register_buffer("tokens_T", torch.zeros(context, dtype=torch.long))
+
+    def start(self, model: Any, x_BTD: torch.Tensor, length: int) -> torch.Tensor | None:
+        return model.enter(model.embedding(self.tokens_T[None, self.up_to(length)]))
+
+    def keep(self, tokens_T: torch.Tensor) -> None:
+        self.tokens_T.copy_(tokens_T)
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class QKSourceConfig(Choice):
+    name: str
+
+    def build(self, context: int, width: int) -> QKSource:
+        raise NotImplementedError
+
+    def fits(self, config: Any) -> None:
+        if config.layout.name == "mla":
+            raise ValueError(
+                f"qk_source={self.name} takes keys from elsewhere than values, layout=mla makes both of one latent: "
+                f"use layout=mha or qk_source=stream"
+            )
+
+
+QK_SOURCE: Axis[QKSourceConfig] = Axis("qk_source")
+
+
+@QK_SOURCE.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class StreamSource(QKSourceConfig):
+    """Queries and keys of what values are made of, the input of the attention layer. Vaswani et al. 2017."""
+
+    name: Literal["stream"] = "stream"
+
+    def build(self, context: int, width: int) -> QKSource:
+        return QKSource()
+
+    def fits(self, config: Any) -> None:
+        """With everything."""
+
+
+@QK_SOURCE.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class RandomEmbeddingSource(QKSourceConfig):
+    """RndEmbQK: queries and keys of one sequence of fixed random embeddings that goes through the same blocks.
+
+    Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602). One vector a position, normal with the std that
+    the init axis gives embeddings (the std is our choice), drawn from the run's seed.
+    """
+
+    name: Literal["random_embedding"] = "random_embedding"
+
+    def build(self, context: int, width: int) -> QKSource:
+        return RandomEmbedding(context, width)
+
+
+@QK_SOURCE.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class FixedSequenceSource(QKSourceConfig):
+    """FixedSeqQK: queries and keys of one fixed sequence of tokens that goes through the same embedding and blocks.
+
+    Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602). There it is the start of FineWeb, here the first
+    training sequence of the run.
+    """
+
+    name: Literal["fixed_sequence"] = "fixed_sequence"
+
+    def build(self, context: int, width: int) -> QKSource:
+        return FixedSequence(context)
+
+
+@QK_SOURCE.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class EmbeddingSource(QKSourceConfig):
+    """StaticEmbQK: queries and keys of each block of the token embeddings, as they enter the first block.
+
+    Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602). No block's norm is between: our reading of Q = e W.
+    """
+
+    name: Literal["embedding"] = "embedding"
+
+    def build(self, context: int, width: int) -> QKSource:
+        return Embedding()

@@ -1,0 +1,111 @@
+"""`python -m train.amplification RUN ...`: validation loss of trained runs with their attention logits multiplied.
+
+Kerce & Fox 2026 (Dual-Stream Transformer, arXiv 2603.07461) multiply the logits of all heads by 1 to 16 when a model is
+evaluated: attention goes from soft mixing to picking one token, and what the loss loses tells how much of the model
+lives on the softness. Here what is multiplied is all that enters the rule as logits, scale q k^T and what positions add
+to it. It says what it says for rules that are a function of these logits.
+
+The loss is the plain cross-entropy over the run's own validation batches, nats a token, and its change relative to the
+one with the logits as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from conf.axis import ConfigError
+from data.batches import validation_batches
+from data.prepare import prepare
+from models.attention.mixing import MixingRule
+from models.gpt import GPT
+from train.config import from_file
+from train.terminal import exit_with
+
+FACTORS = (1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+@contextmanager
+def amplified(model: GPT, factor: float) -> Iterator[None]:
+    """The model with all attention logits times the factor."""
+
+    def multiply(mix: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        q_BHTK, k_BHTK, v_BHTK, bias_HTT, *more = args
+        return factor * q_BHTK, k_BHTK, v_BHTK, None if bias_HTT is None else factor * bias_HTT, *more
+
+    mixes = {block.attention.mix for block in model.blocks if hasattr(block.attention, "mix")}
+    hooks = [mix.register_forward_pre_hook(multiply) for mix in mixes if isinstance(mix, MixingRule)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def losses(model: GPT, batches: Sequence[torch.Tensor], factors: Sequence[float] = FACTORS) -> list[float]:
+    """Mean cross-entropy over the batches, [B, T + 1] each, at each factor."""
+    found = []
+    for factor in factors:
+        with amplified(model, factor):
+            each = [F.cross_entropy(model(b[:, :-1])[0].flatten(0, 1), b[:, 1:].flatten()) for b in batches]
+        found.append(float(torch.stack(each).mean()))
+    return found
+
+
+def of_run(path: Path) -> list[float]:
+    """ConfigError when there is no trained run, or when none of its blocks is a function of logits."""
+    if not (path / "weights.pt").exists():
+        raise ConfigError(f"{path} has no weights.pt: give folders of runs that have ended")
+    config = from_file(path / "config.yaml")
+    rules = config.attention.of_blocks(config.model.depth)
+    for rule in rules:
+        if rule.mixes and not rule.dot_product:
+            raise ConfigError(f"{path}: attention={rule.name} is no function of logits q k^T that could be multiplied")
+    if not any(rule.mixes for rule in rules):
+        raise ConfigError(f"{path}: no block of this run has attention")
+    model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
+    model.load_state_dict(torch.load(path / "weights.pt", weights_only=True))
+    prepared = prepare(config.data, Path(config.cache).expanduser(), progress=False)
+    batches = validation_batches(
+        prepared.validation, batch_size=config.batch_size, context=config.context, count=config.eval_batches
+    )
+    return losses(model.eval(), list(batches))
+
+
+def say(paths: Sequence[Path]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200  # a log has no edge at which to break a table
+    shown = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("run", *(f"x {factor:g}" for factor in FACTORS)):
+        shown.add_column(column, no_wrap=True)
+    rows = {path: of_run(path) for path in paths}
+    for path, (plain, *more) in rows.items():
+        shown.add_row(path.name, f"{plain:.4f}", *(f"{loss:.4f} ({loss / plain - 1:+.1%})" for loss in more))
+    console.print(shown)
+    worst = max(rows, key=lambda path: rows[path][-1] / rows[path][0])
+    console.print(
+        f"attention logits x {FACTORS[-1]:g} change the validation loss by "
+        f"{rows[worst][-1] / rows[worst][0] - 1:+.1%} at most, in {worst}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m train.amplification", description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs that have ended")
+    paths = parser.parse_args().runs
+    exit_with(lambda: say(paths))
+
+
+if __name__ == "__main__":
+    main()
