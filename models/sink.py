@@ -132,7 +132,7 @@ class KeySink(Sink):
                 found = weight_stats(weights_BHTT[..., 1:])
                 found["sink_share"] = (sink_BHT / all_BHT.clamp_min(TINY)).mean((0, 2))
                 merge(stats, found, len(q) / len(q_BHTK))
-            return mix.watch_logits(q_BHTK, k_BHTK, bias_HTT) | stats
+            return mix.watch_logits(q_BHTK, k_BHTK, bias_HTT, x_BTD) | stats
 
 
 def _in_front(first_S1K: torch.Tensor, x_BHTK: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from conf.axis import Axis, axes
 from train.config import Config, default_choices
@@ -55,7 +56,7 @@ def _paragraphs(text: str) -> list[str]:
     return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text.strip())]
 
 
-def names(axis: Axis[object], default: str) -> list[str]:
+def names(axis: Axis[Any], default: str) -> list[str]:
     """The choices, the default first, the others by file and place in it: whatever was imported first."""
     order = list(axis.choices)
     others = [n for n in order if n != default]

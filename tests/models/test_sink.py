@@ -143,12 +143,13 @@ class TestKeyed:
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
     def test_probes_are_of_real_queries_and_keys(self, name: str, rule: str, biased: bool) -> None:
-        """Entropy of the real keys' weights over their sum, which is that without a sink for these rules."""
+        """Those of weights of the real keys' over their sum, which are those without a sink for these rules."""
         built, mix, bias, (q, k, _) = moved(name), mixing(rule), alibi() if biased else None, qkv()
         found, plain = built.watch(mix, q, k, bias, None), mix.watch(q, k, bias)
         assert set(found) == {*plain, "sink_share"}
-        torch.testing.assert_close({n: found[n] for n in plain}, plain, atol=1e-5, rtol=1e-5)
         mass = weights(built, mix, q, k, bias)[..., 0].mean((0, 2))
+        plain["row_sum"] = 1 - mass.detach()
+        torch.testing.assert_close({n: found[n] for n in plain}, plain, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(found["sink_share"], mass.detach())
         assert ((mass > 0) & (mass < 1)).all()
 

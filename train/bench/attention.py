@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -55,7 +56,7 @@ class Layer:
         torch.set_num_threads(config.threads)
         model = GPT(config, vocab_size=config.data.vocab_size, context=length)
         initialize(model, config, config.seed)
-        self.model, self.layer = model, model.blocks[0].attention
+        self.layer: Any = model.blocks[0].get_submodule("attention")
         shape = (TOKENS // length, length, config.model.width)
         generator = torch.Generator().manual_seed(config.seed)
         self.x_BTD = torch.randn(shape, generator=generator, requires_grad=True)
