@@ -5,13 +5,14 @@ Shape suffixes: B batch, T tokens; 1 stands for one more token, the last target.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from data.batches import Prepared, TokenBatches, train_batch, validation_batches
+from data.config import DataError
 
 
 class MicroBatches(IterableDataset):
@@ -40,11 +41,13 @@ class TokenDataModule(pl.LightningDataModule):
         steps: int,
         accumulate: int,
         eval_batches: int,
+        eval_lengths: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.prepared, self.seed, self.steps = prepared, seed, steps
         self.batch_size, self.context = batch_size, context
         self.accumulate, self.eval_batches = accumulate, eval_batches
+        self.eval_lengths = eval_lengths
 
     def train_dataloader(self) -> DataLoader:
         """From the optimizer step that the trainer stands at: after a resume, the one after the checkpoint's."""
@@ -73,3 +76,22 @@ class TokenDataModule(pl.LightningDataModule):
             self.prepared.validation, batch_size=self.batch_size, context=self.context, count=self.eval_batches
         )
         return list(found)
+
+    def longer_validation(self) -> dict[int, list[torch.Tensor]]:
+        """By multiple of the context: the validation text in sequences so many times as long, x_BT1 each.
+
+        Batches have about as many tokens as those of `validation`; what doesn't fill one is left out. Raises DataError
+        where a sequence is longer than the whole text.
+        """
+        tokens, found = self.eval_batches * self.batch_size * self.context, {}
+        for multiple in self.eval_lengths:
+            context, batch_size = multiple * self.context, max(1, self.batch_size // multiple)
+            count = tokens // (batch_size * context)
+            if count == 0:
+                raise DataError(
+                    f"eval_lengths={multiple} needs sequences of {context} tokens and eval_batches={self.eval_batches} "
+                    f"has {tokens} in all: use more batches or a shorter length"
+                )
+            text, shape = self.prepared.validation, {"batch_size": batch_size, "context": context}
+            found[multiple] = list(validation_batches(text, count=count, **shape))
+        return found

@@ -29,7 +29,7 @@ from models.parametrization import PARAMETRIZATION, ParametrizationConfig, scale
 from models.placement.layer_scale import BranchScale, LayerScale
 from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site
 from models.positions import POSITION, PositionConfig, Positions
-from models.probes import Stats, rms
+from models.probes import Stats, stream_stats
 from models.qk_norm import QK_NORM, QKNormConfig
 from models.qk_source import QK_SOURCE, QKSourceConfig
 from models.reparametrization.base import REPARAMETRIZATION, ReparametrizationConfig
@@ -234,7 +234,7 @@ class GPT(nn.Module):
             first_BHTK = values_BHTK if index == 0 else first_BHTK
             stats |= {f"attention/block{index}/{name}": value for name, value in found.items()}
             if watch:
-                stats[f"residual/block{index}/rms"] = rms(x_BTD)
+                stats |= {f"residual/block{index}/{name}": value for name, value in stream_stats(x_BTD).items()}
         if self.sink_token is not None:
             x_BTD = x_BTD[:, self.sink_token.num_embeddings :]
         x_BTD = self.final_norm(x_BTD)

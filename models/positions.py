@@ -31,6 +31,7 @@ class Positions(nn.Module):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class PositionConfig:
     name: str
+    endless = True  # whether sequences may be longer than those of training
 
     def build(self, width: int, heads: int, context: int) -> Positions:
         raise NotImplementedError
@@ -47,17 +48,26 @@ class Rotary(Positions):
 
     def __init__(self, head_dim: int, context: int, base: float) -> None:
         super().__init__()
-        frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-        angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency)
+        self.base = base
+        cos_TK, sin_TK = self.table(context, head_dim)
+        self.register_buffer("cos_TK", cos_TK, persistent=False)
+        self.register_buffer("sin_TK", sin_TK, persistent=False)
+
+    def table(self, length: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of the positions 0 ... length - 1, fp32 [T, K] on the CPU."""
+        frequency = self.base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
+        angle = torch.outer(torch.arange(length, dtype=torch.float64, device="cpu"), frequency)
         # Both halves side by side, the sign of the swap folded into the sine: x * cos + swap(x) * sin.
-        self.register_buffer("cos_TK", torch.cat([angle.cos(), angle.cos()], -1).float(), persistent=False)
-        self.register_buffer("sin_TK", torch.cat([-angle.sin(), angle.sin()], -1).float(), persistent=False)
+        return torch.cat([angle.cos(), angle.cos()], -1).float(), torch.cat([-angle.sin(), angle.sin()], -1).float()
 
     def turn(self, x_BHTK: torch.Tensor) -> torch.Tensor:
         x_BHTK = x_BHTK.float()
-        length, half = x_BHTK.shape[-2], x_BHTK.shape[-1] // 2
-        swapped_BHTK = torch.cat([x_BHTK[..., half:], x_BHTK[..., :half]], -1)
-        return torch.addcmul(x_BHTK * self.cos_TK[:length], swapped_BHTK, self.sin_TK[:length])
+        length, dim = x_BHTK.shape[-2:]
+        cos_TK, sin_TK = self.cos_TK, self.sin_TK
+        if length > len(cos_TK):  # beyond the training length: in evaluation alone
+            cos_TK, sin_TK = (part.to(x_BHTK.device) for part in self.table(length, dim))
+        swapped_BHTK = torch.cat([x_BHTK[..., dim // 2 :], x_BHTK[..., : dim // 2]], -1)
+        return torch.addcmul(x_BHTK * cos_TK[:length], swapped_BHTK, sin_TK[:length])
 
     def rotate(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.turn(q_BHTK), self.turn(k_BHTK)
@@ -84,13 +94,18 @@ class ALiBi(Positions):
 
     def __init__(self, heads: int, context: int) -> None:
         super().__init__()
-        slope_H = 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads)
-        position = torch.arange(context)
-        self.register_buffer(
-            "bias_HTT", slope_H[:, None, None] * (position[None, :] - position[:, None]), persistent=False
-        )
+        self.register_buffer("bias_HTT", self.table(heads, context, torch.device("cpu")), persistent=False)
+
+    @staticmethod
+    def table(heads: int, length: int, device: torch.device) -> torch.Tensor:
+        slope_H = 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=device) / heads)
+        position = torch.arange(length, device=device)
+        return slope_H[:, None, None] * (position[None, :] - position[:, None])
 
     def bias(self, length: int) -> torch.Tensor | None:
+        heads, longest, _ = self.bias_HTT.shape
+        if length > longest:  # beyond the training length: in evaluation alone
+            return self.table(heads, length, self.bias_HTT.device)
         return self.bias_HTT[:, :length, :length]
 
 
@@ -118,6 +133,7 @@ class LearnedConfig(PositionConfig):
     __doc__ = Learned.__doc__
 
     name: Literal["learned"] = "learned"
+    endless = False
 
     def build(self, width: int, heads: int, context: int) -> Positions:
         return Learned(context, width)

@@ -8,6 +8,7 @@ Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,17 @@ import torch.nn.functional as F
 Stats = dict[str, torch.Tensor]
 
 OF_MAX_PAIR = "cosine_of_max_pair"
+
+SINK_ROWS, SINK_THRESHOLD = 64, 0.3
+"""Of the sink rate: T and epsilon of Gu et al. 2024, section 3.2."""
+LOCAL = range(4)
+"""Keys counted back from the query's own whose weights `local_focus_N` are: those of Xue et al. 2025."""
+ZERO_ROWS_OF_LOCAL = [f"zero_rows_{back}" for back in LOCAL]
+OVER_ROWS = dict.fromkeys(("entropy", "top_weight", "support", "sink_mass"), "zero_rows")
+OVER_ROWS |= {f"local_focus_{back}": zero for back, zero in zip(LOCAL, ZERO_ROWS_OF_LOCAL, strict=True)}
+"""Means over rows with weight alone, and the share of rows without."""
+
+TINY = torch.finfo(torch.float32).tiny
 
 # Largest block of logits that is held at once, in elements (64 MiB of fp32).
 SCORES_AT_ONCE = 2**24
@@ -104,6 +116,68 @@ def fused_entropy(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float) -> t
     return (lse_BHT - scale * (q_BHTK * attended_BHTK).sum(-1)).clamp_min(0)
 
 
+def weight_stats(weights_BHTT: torch.Tensor) -> Stats:
+    """Of the attention weights w of a layer, causal and of any sign and size, each [H] in fp32 (diversity: one number).
+
+    With p = |w| / sum_j |w| (Gu et al. 2024, arXiv 2410.10781, take the same for weights that aren't normalized) and
+    means over the rows of the batch: `entropy` -sum_j p log p in nats; `top_weight` max_j p; `support` 1 / sum_j p^2,
+    the number of keys that as many equal weights would have; `sink_mass` p_i1; `local_focus_N` p_{i, i-N} over the rows
+    that have N keys before their own (Sink and LocFoc_N of Xue et al. 2025, arXiv 2510.11602, section 4.4).
+    Rows of zeros have no p and count as 0 in these; `over_rows` takes them out of the means, by `zero_rows` and
+    `zero_rows_N`, the shares of such rows, here and among those of local_focus_N.
+
+    `sink_rate` share of the sequences in which the mean of p_i1 over the first 64 rows, those of zeros left out, is
+    above 0.3 (Gu et al. 2024, section 3.2, with their T = 64; of shorter sequences all rows). `row_sum` sum_j w with
+    its sign, rows of zeros included. `zero_weights` share of the weights of visible keys that are exactly zero (of
+    softmax's, those whose exp underflows, 103 below the row's largest logit). `diversity` standard deviation of p_ij
+    over heads, divided by H, a row of zeros being zeros, mean over batch and i >= j (HeadDiv of Xue et al. 2025).
+    """
+    batch, heads, length, _ = weights_BHTT.shape
+    visible = batch * length * (length + 1) / 2
+    p_BHTT = weights_BHTT.float().abs()
+    # In place here and below: what takes time is less the arithmetic than fresh memory of this size.
+    p_BHTT.div_(p_BHTT.sum(-1, keepdim=True).clamp_min(TINY))
+    largest_BHT, first_BHT = p_BHTT.amax(-1), p_BHTT[..., 0]
+    # A NaN is no zero: it stays to be seen in what is divided by the number of rows.
+    zero_BHT = (largest_BHT == 0).float()
+    used_BH = (1 - zero_BHT[..., :SINK_ROWS]).sum(-1)
+    sink_BH = first_BHT[..., :SINK_ROWS].sum(-1) / used_BH.clamp_min(1) > SINK_THRESHOLD
+    spread_BTT = (p_BHTT - p_BHTT.mean(1, keepdim=True)).square_().mean(1).sqrt_()
+    stats = {
+        "entropy": 0 - p_BHTT.clamp_min(TINY).log_().mul_(p_BHTT).sum(-1).mean((0, 2)),
+        "top_weight": largest_BHT.mean((0, 2)),
+        "support": ((1 - zero_BHT) / (p_BHTT.norm(dim=-1).square() + zero_BHT)).mean((0, 2)),
+        "sink_rate": sink_BH.float().mean(0),
+        "sink_mass": first_BHT.mean((0, 2)),
+        "row_sum": weights_BHTT.float().sum(-1).mean((0, 2)),
+        "zero_rows": zero_BHT.mean((0, 2)),
+        "zero_weights": 1 - torch.count_nonzero(weights_BHTT, dim=(0, 2, 3)) / visible,
+        "diversity": spread_BTT.mean() * (2 * length / (length + 1)),
+    }
+    none_H = p_BHTT.new_zeros(heads)
+    for back in LOCAL:
+        some = back < length
+        stats[f"local_focus_{back}"] = p_BHTT.diagonal(-back, -2, -1).mean((0, 2)) if some else none_H
+        stats[f"zero_rows_{back}"] = zero_BHT[..., back:].mean((0, 2)) if some else none_H
+    return stats
+
+
+def over_rows(row: dict[str, Any]) -> dict[str, Any]:
+    """A metrics row in which `weight_stats` are means over the rows of a head that have weight; 0 where none has.
+
+    On the host, behind all merging: the parts of a batch may have different numbers of such rows.
+    """
+    done = {}
+    for name, value in row.items():
+        layer, _, what = name.rpartition("/")
+        if what in OVER_ROWS and f"{layer}/{OVER_ROWS[what]}" in row:
+            zero = row[f"{layer}/{OVER_ROWS[what]}"]
+            value = [v / (1 - z) if z < 1 else 0.0 for v, z in zip(value, zero, strict=True)]
+        if what not in ZERO_ROWS_OF_LOCAL:
+            done[name] = value
+    return done
+
+
 def attention_scores(
     q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float, bias_HTT: torch.Tensor | None = None
 ) -> Stats:
@@ -113,16 +187,11 @@ def attention_scores(
     positions. cosine_mean: mean of cos(q_i, k_j) over batch and visible pairs. cosine_of_max_pair: the cosine of the
     pair that has the maximal logit (Wortsman et al. 2023, Fig. E.1 takes the logits apart into norms and cosine).
     """
-    batch, heads, length, dim = q_BHTK.shape
+    batch, _, length, _ = q_BHTK.shape
     q_norm_BHT, k_norm_BHT = q_BHTK.norm(dim=-1), k_BHTK.norm(dim=-1)
-    max_BHT, key_BHT = _row_max(q_BHTK, k_BHTK, scale, bias_HTT)
-    max_HR, key_HR = max_BHT.transpose(0, 1).flatten(1), key_BHT.transpose(0, 1).flatten(1)
-    row_H1 = max_HR.argmax(1, keepdim=True)
-    key_row_H1 = row_H1 // length * length + key_HR.gather(1, row_H1)
-    q_at_HK, k_at_HK = (
-        x.transpose(0, 1).reshape(heads, batch * length, dim).gather(1, r[..., None].expand(-1, -1, dim))[:, 0]
-        for x, r in ((q_BHTK, row_H1), (k_BHTK, key_row_H1))
-    )
+    max_BHT = torch.cat([z_BHCT.amax(-1) for z_BHCT in _logit_chunks(q_BHTK, k_BHTK, scale, bias_HTT)], -1)
+    max_HR = max_BHT.transpose(0, 1).flatten(1)
+    q_at_HK, k_at_HK = _pair(q_BHTK, k_BHTK, scale, bias_HTT, max_HR.argmax(1))
     unit_q_BHTK = q_BHTK / q_norm_BHT.clamp_min(1e-12)[..., None]
     seen_BHTK = (k_BHTK / k_norm_BHT.clamp_min(1e-12)[..., None]).cumsum(-2)
     return {
@@ -134,12 +203,18 @@ def attention_scores(
     }
 
 
-def _row_max(
-    q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float, bias_HTT: torch.Tensor | None
+def _pair(
+    q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float, bias_HTT: torch.Tensor | None, row_H: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest logit of each query and the key that has it, [B, H, T] each."""
-    found = [z_BHCT.max(-1) for z_BHCT in _logit_chunks(q_BHTK, k_BHTK, scale, bias_HTT)]
-    return torch.cat([value for value, _ in found], -1), torch.cat([key for _, key in found], -1)
+    """The query of one row a head, counted over the batch, and the visible key with the largest logit, [H, K] each."""
+    heads, length = q_BHTK.shape[1:3]
+    head_H, sequence_H, query_H = torch.arange(heads, device=row_H.device), row_H // length, row_H % length
+    q_HK, k_HTK = q_BHTK[sequence_H, head_H, query_H], k_BHTK[sequence_H, head_H]
+    z_HT = (k_HTK @ q_HK[..., None])[..., 0] * scale
+    if bias_HTT is not None:
+        z_HT = z_HT + bias_HTT[head_H, query_H]
+    future_HT = torch.arange(length, device=row_H.device) > query_H[:, None]
+    return q_HK, k_HTK[head_H, z_HT.masked_fill(future_HT, -math.inf).argmax(1)]
 
 
 @torch.no_grad()
@@ -169,6 +244,27 @@ def _logit_chunks(
 def rms(x: torch.Tensor) -> torch.Tensor:
     """Root mean square over all elements, a scalar in fp32."""
     return x.detach().float().square().mean().sqrt()
+
+
+def stream_stats(x_BTD: torch.Tensor) -> Stats:
+    """Of the residual stream behind a block, scalars in fp32.
+
+    `rms`. `kurtosis` mean_d (x - mean)^4 / (mean_d (x - mean)^2)^2 over the D features of a token, mean over tokens: 3
+    where no basis is privileged, near D where one feature has all (Elhage et al. 2023, "Privileged bases in the
+    Transformer residual stream"; Bondarenko et al. 2023, arXiv 2306.12929, take it over all activations of a sequence).
+    `massive_max` the largest |x| over the median |x| of a sequence, maximum over sequences: Sun et al. 2024 (arXiv
+    2402.17762), section 2, call activations massive from about 1,000 on, if also above 100. The lower median.
+    """
+    x_BTD = x_BTD.detach().float()
+    centred_BTD = x_BTD - x_BTD.mean(-1, keepdim=True)
+    unit_BTD = centred_BTD * centred_BTD.square().mean(-1, keepdim=True).clamp_min(TINY).rsqrt()
+    size_BN = x_BTD.abs().flatten(1)
+    return {
+        "rms": rms(x_BTD),
+        "kurtosis": unit_BTD.square().square().mean(),
+        # 1e-30: a stream of which more than half is exactly zero has a large ratio, not an infinite one.
+        "massive_max": (size_BN.amax(1) / size_BN.median(1).values.clamp_min(1e-30)).amax(),
+    }
 
 
 def tensor_rms(tensors: list[torch.Tensor]) -> torch.Tensor:

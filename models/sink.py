@@ -5,8 +5,9 @@ and ALiBi adds nothing to its logit. Its value is zero or learned. A query of ze
 from the output, so that the mask stays causal and every rule of the `attention` axis that weighs by q k^T alone runs
 as it is, on its fast path if it has one; what such a rule does to logits, soft-capping say, it does to the sink's too.
 
-Probes are of the real queries and keys: the entropy is that of the weights of the real keys divided by their sum, which
-for softmax is that of softmax without a sink. `sink_share` is the sink's |w| / sum |w|, mean over batch and queries.
+Probes are of the real queries and keys; those of weights, but for the sum of a row, are of the weights of the real keys
+divided by their sum, for softmax those of softmax without a sink. `sink_share` is the sink's |w| / sum |w|, mean over
+batch and queries.
 With sink=token the token is a position like others, for probes too.
 
 Learned keys, values and logits start at zero, where the published code of biases draws them with a std of 0.02: our
@@ -24,7 +25,7 @@ from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
 from models.attention.mixing import LayerShape, MixingConfig, MixingRule, at_once
-from models.probes import Stats, full_precision, weight_entropy
+from models.probes import TINY, Stats, full_precision, merge, weight_stats
 
 LONGEST_CHECK = 256
 """Tokens of the sequence on which a rule is asked whether it can have a sink's key."""
@@ -121,16 +122,17 @@ class KeySink(Sink):
         bias_HTT: torch.Tensor | None,
         x_BTD: torch.Tensor | None,
     ) -> Stats:
-        stats = mix.watch(q_BHTK, k_BHTK, bias_HTT, x_BTD)
-        entropies, shares = [], []
+        q_BHTK, k_BHTK = q_BHTK.detach().float(), k_BHTK.detach().float()
         rows = at_once(q_BHTK)
+        stats: Stats = {}
         with full_precision(q_BHTK):
-            for q, k in zip(q_BHTK.float().split(rows), k_BHTK.float().split(rows), strict=True):
-                weights_BHTT = mix.weights(*self.inputs(mix, q, k, bias_HTT))[:, :, 1:].abs()
-                entropies.append(weight_entropy(weights_BHTT[..., 1:]))
-                shares.append(weights_BHTT[..., 0] / weights_BHTT.sum(-1).clamp_min(torch.finfo(torch.float32).tiny))
-        return stats | {name: torch.cat(found).mean((0, 2)) for name, found in
-                        (("entropy", entropies), ("sink_share", shares))}  # fmt: skip
+            for q, k in zip(q_BHTK.split(rows), k_BHTK.split(rows), strict=True):
+                weights_BHTT = mix.weights(*self.inputs(mix, q, k, bias_HTT))[:, :, 1:]
+                sink_BHT, all_BHT = weights_BHTT[..., 0].abs(), weights_BHTT.abs().sum(-1)
+                found = weight_stats(weights_BHTT[..., 1:])
+                found["sink_share"] = (sink_BHT / all_BHT.clamp_min(TINY)).mean((0, 2))
+                merge(stats, found, len(q) / len(q_BHTK))
+            return mix.watch_logits(q_BHTK, k_BHTK, bias_HTT) | stats
 
 
 def _in_front(first_S1K: torch.Tensor, x_BHTK: torch.Tensor) -> torch.Tensor:

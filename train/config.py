@@ -90,6 +90,9 @@ class Config(Architecture, Place):
     """Size of the fixed validation set, in batches of batch_size sequences."""
     eval_every: Count | None
     """Steps between validations during training; null validates at the start and the end only."""
+    eval_lengths: tuple[Count, ...]
+    """Lengths at which the end of training validates too, in multiples of context: the same text in longer sequences.
+    Positions go on, constants that rules take from the context stay."""
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> Config:
@@ -102,6 +105,13 @@ class Config(Architecture, Place):
                 f"batch_size={self.batch_size} can't be shared by accumulate={self.accumulate} x "
                 f"devices={self.devices or 1} x nodes={self.nodes}: use a multiple of {shares}"
             )
+        if max(self.eval_lengths, default=1) > 1 and not self.position.endless:
+            raise ValueError(
+                f"eval_lengths={list(self.eval_lengths)} goes beyond the context={self.context} positions that "
+                f"position={self.position.name} has: use position=rope, alibi or none"
+            )
+        if len(set(self.eval_lengths)) < len(self.eval_lengths):
+            raise ValueError(f"eval_lengths={list(self.eval_lengths)} has a length twice: name each once")
         if self.position.name == "rope" and (self.model.width // self.model.heads) % 2:
             raise ValueError(
                 f"position=rope needs an even head dimension, not {self.model.width // self.model.heads} as of "
@@ -116,6 +126,8 @@ class Config(Architecture, Place):
     def digest(self) -> str:
         """Eight hex digits of a hash over everything that decides the run's numbers."""
         values = {k: v for k, v in self.values().items() if k not in Place.__dataclass_fields__}
+        if not self.eval_lengths:  # measures more and changes nothing: without it, the run that it was
+            del values["eval_lengths"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
     def run_name(self) -> str:

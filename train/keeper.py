@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 
 from data.datamodule import TokenDataModule
+from train.lengths import validate_longer
 from train.loggers import Mirror
 from train.module import Proxy
 from train.recorder import Row, first_nonfinite
@@ -40,9 +41,16 @@ class Keeper(pl.Callback):
     """
 
     def __init__(
-        self, folder: RunFolder, mirror: Mirror, validation: list[torch.Tensor], tokens_per_step: int, report: Report
+        self,
+        folder: RunFolder,
+        mirror: Mirror,
+        validation: list[torch.Tensor],
+        longer: dict[int, list[torch.Tensor]],
+        tokens_per_step: int,
+        report: Report,
     ) -> None:
-        self.folder, self.mirror, self.validation, self.report = folder, mirror, validation, report
+        self.folder, self.mirror, self.report = folder, mirror, report
+        self.validation, self.longer = validation, longer
         self.tokens_per_step = tokens_per_step
         self.diverged_step: int | None = None
         self.loss_final: float | None = None
@@ -89,6 +97,8 @@ class Keeper(pl.Callback):
             trainer.should_stop = self.diverged_step is not None
         if validating:
             rows[-1]["validation/loss"] = module.validate(self.validation)
+        if step == config.steps - 1 and not trainer.should_stop:
+            rows[-1] |= validate_longer(module, self.longer)
         if trainer.is_global_zero:
             self._write_rows(rows)
             self._tell(step, rows[-1])

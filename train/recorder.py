@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from models.probes import Stats, is_max, is_rms
+from models.probes import Stats, is_max, is_rms, over_rows
 
 Row = dict[str, Any]
 
 # Over blocks: how a summary line of all of them is taken.
-OVER_BLOCKS: dict[str, Callable[[list[float]], float]] = {"logit_max": max, "entropy": lambda x: sum(x) / len(x)}
+OVER_BLOCKS: dict[str, Callable[[list[float]], float]] = {"logit_max": max, "entropy": fmean, "sink_rate": fmean}
 
 
 class Recorder:
@@ -62,6 +63,7 @@ def summarize(row: Row) -> Row:
     """Adds what is derived on the host: over heads (the lists keep the name + `_by_head`), blocks and tensors."""
     done: Row = {}
     blocks: dict[str, list[float]] = {}
+    row = over_rows(row)
     for name, value in row.items():
         if not isinstance(value, list):
             done[name] = value

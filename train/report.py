@@ -158,8 +158,10 @@ def _row(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """By full key; a list becomes a tuple, which can be counted and grouped by."""
     found: dict[str, Any] = {}
     for key, value in values.items():
+        value = tuple(value) if isinstance(value, list) else value
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 

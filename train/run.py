@@ -100,8 +100,10 @@ class Job:
             steps=config.steps,
             accumulate=config.accumulate,
             eval_batches=config.eval_batches,
+            eval_lengths=config.eval_lengths,
         )
         self.validation = self.data.validation()
+        self.longer = self.data.longer_validation()
 
     def fit(self, mirror: Mirror) -> Summary:
         """Trains, and on the first rank leaves weights.pt and summary.json behind."""
@@ -110,7 +112,8 @@ class Job:
             torch.set_num_threads(config.threads)
         _quiet_lightning()
         module = Proxy(config)
-        keeper = Keeper(folder, mirror, self.validation, config.batch_size * config.context, self.report)
+        tokens = config.batch_size * config.context
+        keeper = Keeper(folder, mirror, self.validation, self.longer, tokens, self.report)
         trainer = self._trainer([keeper, *self.callbacks])
         checkpoint = folder.checkpoint if folder.checkpoint.exists() else None
         trainer.fit(module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)

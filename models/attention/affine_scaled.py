@@ -80,7 +80,7 @@ class AffineScaled(Softmax):
 class AffineScaledConfig(MixingConfig):
     """alpha_i softmax_ij + (average alpha - alpha_i) / N, with a learned alpha a token and head.
 
-    Bae et al. 2026 (Affine-Scaled Attention, arXiv 2602.23057), eqs. 6-11. D H parameters a layer.
+    Bae et al. 2026 (Affine-Scaled Attention, arXiv 2602.23057). D H parameters a layer.
     """
 
     name: Literal["affine_scaled"] = "affine_scaled"

@@ -25,7 +25,7 @@ from models.attention.fox import Forgetting
 from models.attention.head_gate import HeadGate
 from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
 from models.layers import Linear
-from models.probes import Stats, attention_scores, full_precision
+from models.probes import Stats
 
 EPS = 1e-6
 
@@ -68,19 +68,14 @@ class ForgettingPro(Forgetting):
     ) -> torch.Tensor:
         return self.gated(super().forward(q_BHTK, k_BHTK, self.values(v_BHTK, x_BTD), bias_HTT, x_BTD), x_BTD)
 
-    @torch.no_grad()
-    def watch(
+    def watch_logits(
         self,
         q_BHTK: torch.Tensor,
         k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
+        bias_HTT: torch.Tensor | None,
         x_BTD: torch.Tensor | None = None,
     ) -> Stats:
-        q_BHTK, k_BHTK = q_BHTK.detach().float(), k_BHTK.detach().float()
-        with full_precision(q_BHTK):
-            stats = attention_scores(q_BHTK, self.keys(k_BHTK, x_BTD), self.scale, bias_HTT)
-            stats["entropy"] = self.entropy(q_BHTK, k_BHTK, bias_HTT, x_BTD).mean((0, 2))
-        return stats
+        return super().watch_logits(q_BHTK, self.keys(k_BHTK, x_BTD), bias_HTT)
 
 
 @ATTENTION.register

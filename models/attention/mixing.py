@@ -19,7 +19,19 @@ from torch.utils.checkpoint import checkpoint
 
 from conf.axis import CHECKED, Axis, Choice
 from models.attention import pattern as patterns
-from models.probes import SCORES_AT_ONCE, Stats, attention_scores, causal_logits, full_precision, weight_entropy
+from models.probes import (
+    SCORES_AT_ONCE,
+    Stats,
+    attention_scores,
+    causal_logits,
+    full_precision,
+    merge,
+    weight_entropy,
+    weight_stats,
+)
+
+LONGEST = 2048
+"""Tokens of a sequence up to which probes make its H T^2 weights."""
 
 
 def at_once(q_BHTK: torch.Tensor) -> int:
@@ -131,11 +143,39 @@ class MixingRule(nn.Module):
         bias_HTT: torch.Tensor | None = None,
         x_BTD: torch.Tensor | None = None,
     ) -> Stats:
-        """Probes of this layer, each [H]: of the logits, the norms of q and k, and the entropy."""
+        """Probes of this layer, [H] but for `diversity`: of the logits, the norms of q and k, and the weights."""
         q_BHTK, k_BHTK = q_BHTK.detach().float(), k_BHTK.detach().float()
         with full_precision(q_BHTK):
-            stats = attention_scores(q_BHTK, k_BHTK, self.scale, bias_HTT)
-            stats["entropy"] = self.entropy(q_BHTK, k_BHTK, bias_HTT, x_BTD).mean((0, 2))
+            of_logits = self.watch_logits(q_BHTK, k_BHTK, bias_HTT, x_BTD)
+            return of_logits | self.watch_weights(q_BHTK, k_BHTK, bias_HTT, x_BTD)
+
+    def watch_logits(
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None,
+        x_BTD: torch.Tensor | None = None,
+    ) -> Stats:
+        """Probes of the logits and of what makes them up, each [H]; q and k in fp32."""
+        return attention_scores(q_BHTK, k_BHTK, self.scale, bias_HTT)
+
+    def watch_weights(
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHTK: torch.Tensor,
+        bias_HTT: torch.Tensor | None = None,
+        x_BTD: torch.Tensor | None = None,
+    ) -> Stats:
+        """`weight_stats` of the explicit weights, made once, where they are many for a few sequences at a time.
+
+        Of more than LONGEST tokens the entropy alone, which softmax has without T x T weights.
+        """
+        if q_BHTK.shape[-2] > LONGEST:
+            return {"entropy": self.entropy(q_BHTK, k_BHTK, bias_HTT, x_BTD).mean((0, 2))}
+        rows = at_once(q_BHTK)
+        stats: Stats = {}
+        for q, k, x in zip(q_BHTK.split(rows), k_BHTK.split(rows), _split(x_BTD, rows), strict=False):
+            merge(stats, weight_stats(self.weights(q, k, bias_HTT, x)), len(q) / len(q_BHTK))
         return stats
 
 

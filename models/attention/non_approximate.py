@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 from conf.axis import CHECKED
 from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
 from models.attention.softmax import Softmax
-from models.probes import Stats, attention_scores, causal, full_precision
+from models.probes import Stats, attention_scores, causal
 
 
 class KeyLogits(Softmax):
@@ -67,24 +67,20 @@ class KeyLogits(Softmax):
             return MixingRule.entropy(self, q_BHTK, k_BHTK, bias_HTT, x_BTD)
         return super().entropy(*self.channels(q_BHTK, k_BHTK))
 
-    @torch.no_grad()
-    def watch(
+    def watch_logits(
         self,
         q_BHTK: torch.Tensor,
         k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
+        bias_HTT: torch.Tensor | None,
         x_BTD: torch.Tensor | None = None,
     ) -> Stats:
-        q_BHTK, k_BHTK = q_BHTK.detach().float(), k_BHTK.detach().float()
-        with full_precision(q_BHTK):
-            # Of the pairs of one token, where positions add nothing.
-            _, heads, length, _ = q_BHTK.shape
-            others_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTK.device).fill_diagonal_(False)
-            pairs_HTT = torch.zeros(heads, length, length, device=q_BHTK.device).masked_fill(others_TT, -math.inf)
-            gated_BHTK = F.silu(q_BHTK)
-            stats = attention_scores(gated_BHTK, k_BHTK, self.scale, pairs_HTT)
-            stats["cosine_mean"] = F.cosine_similarity(gated_BHTK, k_BHTK, dim=-1).mean((0, 2))
-            stats["entropy"] = self.entropy(q_BHTK, k_BHTK, bias_HTT, x_BTD).mean((0, 2))
+        """Of the pairs of one token, where positions add nothing."""
+        _, heads, length, _ = q_BHTK.shape
+        others_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTK.device).fill_diagonal_(False)
+        pairs_HTT = torch.zeros(heads, length, length, device=q_BHTK.device).masked_fill(others_TT, -math.inf)
+        gated_BHTK = F.silu(q_BHTK)
+        stats = attention_scores(gated_BHTK, k_BHTK, self.scale, pairs_HTT)
+        stats["cosine_mean"] = F.cosine_similarity(gated_BHTK, k_BHTK, dim=-1).mean((0, 2))
         return stats
 
 

@@ -12,7 +12,7 @@ it and b starts at zero: our readings. Counts have no gradient.
 Probes of logits are of scale q k + bias, before the threshold.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,3 +51,10 @@ class ThresholdRelativeConfig(MixingConfig):
 
     def build(self, layer: LayerShape) -> MixingRule:
         return ThresholdRelative(layer)
+
+    def fits(self, config: Any) -> None:
+        if config.parametrization.rules_of_matrices(config.model)["blocks.0.attention.query"].init == 0:
+            raise ValueError(
+                f"parametrization={config.parametrization.name} starts queries at zero, where attention=tra keeps no "
+                f"key and gives no gradient: use parametrization=mup_simple or attention=softmax"
+            )

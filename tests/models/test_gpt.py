@@ -14,6 +14,7 @@ from models.attention.mixing import ATTENTION
 from models.gpt import GPT, fp32_head, initialize
 from models.norms import NORM
 from models.positions import POSITION
+from models.probes import weight_stats
 from models.qk_norm import QK_NORM
 from tests.conftest import largest_difference, randn, tiny, yaml_values
 from train.config import choices
@@ -161,10 +162,10 @@ class TestForward:
     def test_probes_of_every_block(self) -> None:
         model = gpt("model.depth=2")
         stats = model(tokens(), True)[1]
-        attention = ["logit_max", "q_norm", "k_norm", "cosine_mean", "cosine_of_max_pair", "entropy"]
-        names = {f"attention/block{i}/{n}" for i in range(2) for n in attention} | {
-            f"residual/block{i}/rms" for i in range(2)
-        }
+        of_logits = {"logit_max", "q_norm", "k_norm", "cosine_mean", "cosine_of_max_pair"}
+        attention = of_logits | weight_stats(torch.ones(1, 1, 1, 1)).keys()
+        names = {f"attention/block{i}/{n}" for i in range(2) for n in attention}
+        names |= {f"residual/block{i}/{n}" for i in range(2) for n in ("rms", "kurtosis", "massive_max")}
         assert set(stats) == names
         x = model.embedding(tokens())
         for index, block in enumerate(model.blocks):

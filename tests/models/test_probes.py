@@ -10,7 +10,17 @@ import torch
 
 from models import probes
 from models.positions import POSITION
-from models.probes import Stats, attention_scores, fused_attention, fused_entropy, merge, tensor_rms, weight_entropy
+from models.probes import (
+    Stats,
+    attention_scores,
+    fused_attention,
+    fused_entropy,
+    merge,
+    over_rows,
+    tensor_rms,
+    weight_entropy,
+    weight_stats,
+)
 from tests.conftest import choice, largest_difference, randn
 
 B, H, T, K = 3, 2, 33, 8
@@ -154,6 +164,132 @@ class TestWeightEntropy:
         rows = torch.tensor([[0.5, 0.5, 0, 0], [3, -3, 3, 3], [0, 0, 0, 0], [1e-20, 1e-20, 0, 0]])
         expected = torch.tensor([math.log(2), math.log(4), 0, math.log(2)])
         torch.testing.assert_close(weight_entropy(rows), expected)
+
+    @pytest.mark.parametrize("size", [1.0, 1e3, 1e4])
+    def test_of_softmax_is_exact_whatever_the_logits(self, size: float) -> None:
+        z_BHTT = size * matrix(*queries_and_keys())
+        found = weight_entropy(z_BHTT.float().softmax(-1))
+        # A logit in fp32 is off by 6e-8 of its size, and the entropy by as much times the spread of the logits.
+        torch.testing.assert_close(found.double(), entropies(z_BHTT.float().double()), atol=1e-5, rtol=1e-5)
+
+
+# Signed weights of one head: rows 2, 0, 0; -1, 3, 0; and one of zeros. |w| / sum |w|: 1, 0, 0 and 1/4, 3/4, 0.
+SIGNED = [[2.0, 0, 0], [-1, 3, 0], [0, 0, 0]]
+UNIFORM = [[1, 0, 0], [1 / 2, 1 / 2, 0], [1 / 3, 1 / 3, 1 / 3]]
+
+
+def in_a_row(stats: Stats) -> dict[str, list[float]]:
+    """As they come to the host, over the rows that have weight."""
+    return over_rows({f"attention/block0/{name}": value.tolist() for name, value in stats.items()})
+
+
+def of_heads(*heads: list[list[float]]) -> dict[str, float | list[float]]:
+    found = in_a_row(weight_stats(torch.tensor([heads])))
+    return {name.removeprefix("attention/block0/"): value for name, value in found.items()}
+
+
+class TestWeightStats:
+    def test_weights_stay(self) -> None:
+        rows = torch.tensor(SIGNED)
+        weight_stats(rows[None, None])
+        assert torch.equal(rows, torch.tensor(SIGNED))
+
+    def test_signed_weights_and_a_row_of_zeros(self) -> None:
+        found = of_heads(SIGNED)
+        expected = {
+            "entropy": (0 - 0.25 * math.log(0.25) - 0.75 * math.log(0.75)) / 2,
+            "top_weight": (1 + 3 / 4) / 2,
+            "support": (1 + 1 / (1 / 16 + 9 / 16)) / 2,
+            "sink_rate": 1,
+            "sink_mass": (1 + 1 / 4) / 2,
+            "row_sum": (2 + 2 + 0) / 3,
+            "zero_rows": 1 / 3,
+            "zero_weights": 3 / 6,
+            "local_focus_0": (1 + 3 / 4) / 2,
+            "local_focus_1": 1 / 4,  # of the rows 2 and 3, the second has no weight
+            "local_focus_2": 0,
+            "local_focus_3": 0,
+        }
+        assert found.pop("diversity") == 0
+        assert found == {name: [pytest.approx(value, abs=1e-6)] for name, value in expected.items()}
+
+    def test_heads_are_apart_but_in_their_diversity(self) -> None:
+        """Standard deviations over the two: 0; 1/8, 1/8; 1/6 three times, as the row of zeros counts as zeros."""
+        found, alone = of_heads(SIGNED, UNIFORM), of_heads(UNIFORM)
+        assert found["diversity"] == pytest.approx((2 / 8 + 3 / 6) / 6)
+        assert alone["support"] == [pytest.approx((1 + 2 + 3) / 3)]
+        assert alone["local_focus_1"] == [pytest.approx((1 / 2 + 1 / 3) / 2)]
+        assert alone["local_focus_2"] == [pytest.approx(1 / 3)]
+        for name in found.keys() - {"diversity"}:
+            assert found[name] == [pytest.approx(of_heads(SIGNED)[name][0]), pytest.approx(alone[name][0])], name
+
+    def test_the_first_row_alone(self) -> None:
+        found = of_heads([[0.3]], [[0.0]])
+        assert found["top_weight"] == found["support"] == found["sink_mass"] == found["local_focus_0"] == [1, 0]
+        assert found["sink_rate"] == [1, 0]
+        assert found["row_sum"] == [pytest.approx(0.3), 0]
+        assert found["zero_rows"] == found["zero_weights"] == [0, 1]
+        assert found["entropy"] == found["local_focus_1"] == [0, 0]
+
+    @pytest.mark.parametrize(("early", "late", "rate"), [(0.2, 0.9, 0.0), (0.4, 0.0, 1.0), (0.0, 0.9, 0.0)])
+    def test_the_sink_rate_is_over_the_first_64_rows(self, early: float, late: float, rate: float) -> None:
+        first_T = torch.tensor([early] * 64 + [late] * 36)
+        weights = torch.diag(1 - first_T) + torch.nn.functional.pad(first_T[:, None], (0, 99))
+        found = weight_stats(torch.stack([weights, torch.eye(100)])[:, None])
+        # Of two sequences; the first key has 1/64 of the weight of the second.
+        assert found["sink_rate"].item() == rate / 2
+
+    def test_the_sink_rate_leaves_rows_of_zeros_out(self) -> None:
+        """One row of five has weight, 0.31 of it on the first key: above 0.3, though not over all rows."""
+        for first, rate in ((0.31, 1.0), (0.29, 0.0)):
+            weights = torch.zeros(5, 5)
+            weights[4] = torch.tensor([first, 0, 0, 0, 1 - first])
+            assert weight_stats(weights[None, None])["sink_rate"].item() == rate
+
+    def test_micro_batches_with_different_numbers_of_zero_rows(self) -> None:
+        weights = randn(4, H, 12, 12, seed=5).tril()
+        kept_B111 = torch.tensor([1, 0.8, 0.5, 0])[:, None, None, None]
+        weights *= torch.rand(4, H, 12, 1, generator=torch.Generator().manual_seed(0)) < kept_B111
+        parts = Stats()
+        for part in weights:
+            merge(parts, weight_stats(part[None]), 1 / 4)
+        whole = weight_stats(weights)
+        torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
+        used = weights.abs().sum(-1) > 0
+        largest = (weights.abs() / weights.abs().sum(-1, keepdim=True)).amax(-1)
+        expected = [float(largest[:, h][used[:, h]].mean()) for h in range(H)]
+        assert in_a_row(parts)["attention/block0/top_weight"] == pytest.approx(expected)
+        assert in_a_row(whole)["attention/block0/top_weight"] == pytest.approx(expected)
+
+    def test_nan_is_not_lost(self) -> None:
+        found = of_heads([[1.0, 0], [math.nan, 1]])
+        assert all(math.isnan(found[name][0]) for name in ("entropy", "top_weight", "support", "row_sum"))
+
+
+class TestStreamStats:
+    def test_of_two_tokens(self) -> None:
+        """Kurtosis 1 and, of -1, -1, -1, 3 around the mean, (3 + 81) / 4 / 3^2; |x| 0, 0, 0, 1, 1, 1, 1, 4."""
+        found = probes.stream_stats(torch.tensor([[[1.0, -1, 1, -1], [0, 0, 0, -4]]]))
+        assert found["kurtosis"].item() == pytest.approx((1 + 7 / 3) / 2)
+        assert found["massive_max"].item() == 4
+        assert found["rms"].item() == pytest.approx(math.sqrt(20 / 8))
+
+    def test_a_gaussian_has_a_kurtosis_of_three(self) -> None:
+        found = probes.stream_stats(7 + 1e4 * randn(2, 500, 256, seed=1))["kurtosis"].item()
+        # The estimate over 256 features is low by 6 / 257.
+        assert found == pytest.approx(3 * 255 / 257, abs=0.02)
+
+    def test_the_sequence_with_the_largest_ratio_counts(self) -> None:
+        x = torch.ones(3, 5, 4)
+        x[0, 0, 0], x[1] = -2000, 100
+        parts, whole = Stats(), probes.stream_stats(x)
+        for part in x:
+            merge(parts, probes.stream_stats(part[None]), 1 / 3)
+        assert parts["massive_max"].item() == whole["massive_max"].item() == 2000
+
+    def test_a_stream_of_zeros_is_finite(self) -> None:
+        found = probes.stream_stats(torch.zeros(1, 2, 4))
+        assert {name: value.item() for name, value in found.items()} == {"rms": 0, "kurtosis": 0, "massive_max": 0}
 
 
 class TestMerge:

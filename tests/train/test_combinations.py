@@ -203,7 +203,11 @@ class Cut(pl.Callback):
             signal.raise_signal(signal.SIGTERM)
 
 
-ATTENTION = ["logit_max", "entropy", "q_norm", "k_norm", "cosine_mean", "cosine_of_max_pair"]
+ATTENTION = [
+    "logit_max", "entropy", "q_norm", "k_norm", "cosine_mean", "cosine_of_max_pair", "top_weight", "support",
+    "sink_rate", "sink_mass", "row_sum", "zero_rows", "zero_weights", "local_focus_0", "local_focus_1", "local_focus_2",
+    "local_focus_3",
+]  # fmt: skip
 # Sinks with a key, which report what it gets.
 KEYED = [name for name, choice in AXES["sink"].choices.items() if issubclass(choice, KeySinkConfig)]
 # Reported where it has a meaning, and nowhere else.
@@ -223,12 +227,13 @@ def probes(config: Config, tensors: dict[str, float | None]) -> set[str]:
     """What a watch step reports whatever is chosen, and what these choices add; epsilons of the tensors by name."""
     names = {"output/logit_mean", "output/logit_max", "output/log_z", "output/log_z_squared"}
     if any(rule.mixes for rule in config.attention.of_blocks(config.model.depth)):
-        names |= {f"attention/{name}" for name in ("logit_max", "entropy", "entropy_min")}
+        names |= {f"attention/{name}" for name in ("logit_max", "entropy", "entropy_min", "sink_rate")}
     for block in range(config.model.depth):
         if config.attention.of_block(block, config.model.depth).mixes and block % config.share_attention == 0:
             of_block = [*ATTENTION, *(["sink_share"] if config.sink.name in KEYED else [])]
             names |= {f"attention/block{block}/{name}{of}" for name in of_block for of in ("", "_by_head")}
-        names.add(f"residual/block{block}/rms")
+            names.add(f"attention/block{block}/diversity")
+        names |= {f"residual/block{block}/{name}" for name in ("rms", "kurtosis", "massive_max")}
     names |= {f"{group}/{tensor}/rms" for group in ("parameter", "gradient", "update") for tensor in tensors}
     names |= {name for name, has in ONLY.items() if has(config)}
     return names | adam({tensor for tensor, eps in tensors.items() if eps is not None})

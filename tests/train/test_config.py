@@ -253,6 +253,7 @@ NUMBERS = {
     "watch_every": "3",
     "eval_batches": "3",
     "eval_every": "2",
+    "eval_lengths": "[2]",
 }
 OTHER_CHOICES = [
     f"{axis}={name}"

@@ -1,6 +1,7 @@
 """`python -m train.bench`: what the bench costs, as ratios measured side by side in one run; table and bench.json.
 
-With --axes: the step of every choice of the axes, over the default's.
+With --axes: the step of every choice of the axes, over the default's. With --attention: the attention layer of every
+mixing rule, over softmax's, at three lengths.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 
+from train.axes_table import README
+from train.bench.attention import LENGTHS, TOKENS, RuleCost, measure_attention, renewed
 from train.bench.axes import LIMIT, Cost, measure_axes
 from train.bench.costs import TARGETS, first_step_seconds, measure, overrides
 
@@ -38,6 +41,18 @@ def bench_axes(models: list[str], steps: int, count: int, only: list[str]) -> di
 
         seconds, costs = measure_axes(overrides(model), steps, count, only, report)
         results[model] = {"step_seconds": seconds, "axes": [asdict(c) for c in costs]}
+    return results
+
+
+def bench_attention(models: list[str], steps: int, count: int, only: list[str]) -> dict[str, Any]:
+    results, console = _heading(steps, count), _console()
+    for model in models:
+
+        def report(cost: RuleCost, model: str = model) -> None:
+            console.print(f"{model} {cost.rule}: {cost.refused or ', '.join(f'{r:.2f}' for r in cost.times)}")
+
+        seconds, costs = measure_attention(overrides(model), steps, count, only, report)
+        results[model] = {"step_seconds": seconds, "rules": [asdict(c) for c in costs]}
     return results
 
 
@@ -85,27 +100,61 @@ def show_axes(results: dict[str, Any], models: list[str]) -> None:
     _console(stderr=False).print(table)
 
 
+def show_attention(results: dict[str, Any], models: list[str]) -> None:
+    from rich.table import Table
+
+    for model in models:
+        taken = ", ".join(f"{1e3 * s:.0f}" for s in results[model]["step_seconds"])
+        title = f"{model}: attention layer, forward and backward, over softmax's ({taken} ms); {TOKENS:,} tokens each"
+        table = Table(title=title, title_justify="left")
+        table.add_column("rule")
+        for what in ("time", "memory"):
+            for length in LENGTHS:
+                table.add_column(f"{what}, T {length:,}", justify="right")
+        table.add_column("growth", justify="right")
+        table.add_column("")
+        for cost in results[model]["rules"]:
+            if cost["refused"]:
+                table.add_row(cost["rule"], *["-"] * (2 * len(LENGTHS) + 1), f"refused: {cost['refused']}")
+                continue
+            ratios = [*cost["times"], *cost["memories"]]
+            notes = [f"time > {LIMIT:g}"] if max(cost["times"]) > LIMIT else []
+            notes += [f"with {' '.join(cost['companions'])}"] if cost["companions"] else []
+            table.add_row(cost["rule"], *[f"{r:.2f}" for r in ratios], f"T^{cost['growth']:.2f}", "; ".join(notes))
+        _console(stderr=False).print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.bench", description=__doc__)
-    parser.add_argument("--axes", nargs="*", metavar="AXIS", help="the step of every choice of these axes, or of all")
-    parser.add_argument("--models", nargs="+", help="choices of model=: mini-0.1M and mini-0.6M, with --axes mini-0.1M")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--axes", nargs="*", metavar="AXIS", help="the step of every choice of these axes, or of all")
+    what.add_argument("--attention", nargs="*", metavar="RULE", help="the layer with each of these rules, or of all")
+    parser.add_argument("--models", nargs="+", help="choices of model=: mini-0.1M and mini-0.6M, or one of these")
     parser.add_argument("--steps", type=int, help="steps of each measurement: 40, with --axes 10")
-    parser.add_argument("--rounds", type=int, help="measurements of each figure: 5, with --axes 3")
-    parser.add_argument("--out", type=Path, help="where the figures go: bench.json, with --axes bench_axes.json")
+    parser.add_argument("--rounds", type=int, help="measurements of each figure: 5, with --axes and --attention 3")
+    parser.add_argument("--out", type=Path, help="where figures go: bench.json, bench_axes.json, bench_attention.json")
+    parser.add_argument("--readme", action="store_true", help="with --attention: renew the rows in README's table")
     arguments = parser.parse_args()
 
     from train.terminal import exit_with
 
     def action() -> None:
-        if arguments.axes is None:
-            models, out = arguments.models or ["mini-0.1M", "mini-0.6M"], arguments.out or Path("bench.json")
-            results, shown = bench(models, arguments.steps or 40, arguments.rounds or 5), show
-        else:
+        steps, count = arguments.steps, arguments.rounds
+        if arguments.axes is not None:
             models, out = arguments.models or ["mini-0.1M"], arguments.out or Path("bench_axes.json")
-            results = bench_axes(models, arguments.steps or 10, arguments.rounds or 3, arguments.axes)
-            shown = show_axes
+            results, shown = bench_axes(models, steps or 10, count or 3, arguments.axes), show_axes
+        elif arguments.attention is not None:
+            models, out = arguments.models or ["mini-0.6M"], arguments.out or Path("bench_attention.json")
+            results, shown = bench_attention(models, steps or 40, count or 3, arguments.attention), show_attention
+        else:
+            models, out = arguments.models or ["mini-0.1M", "mini-0.6M"], arguments.out or Path("bench.json")
+            results, shown = bench(models, steps or 40, count or 5), show
         out.write_text(json.dumps(results, indent=1))
         shown(results, models)
+        if arguments.readme:
+            rows = [RuleCost(**cost) for cost in results[models[0]]["rules"]]
+            README.write_text(renewed(README.read_text(), rows))
+            print(f"table: {README}")
         print(f"figures: {out}")
 
     exit_with(action)

@@ -8,6 +8,7 @@ import torch
 
 from models.attention import mixing as mixing_rules
 from models.attention.mixing import ATTENTION, MixingRule
+from models.probes import weight_stats
 from tests.conftest import randn
 from tests.models.attention.helpers import (
     RULES,
@@ -157,10 +158,24 @@ class TestPaths:
         probes = made.watch(q.requires_grad_(), k, bias, inputs())
         assert set(probes) >= {"logit_max", "q_norm", "k_norm", "cosine_mean", "cosine_of_max_pair", "entropy"}
         for name, value in probes.items():
-            assert value.shape == (H,), name
+            assert value.shape == (() if name == "diversity" else (H,)), name
             assert value.dtype == torch.float32, name
             assert not value.requires_grad, name
             assert value.isfinite().all(), name
+
+
+@every_rule
+@pytest.mark.parametrize("biased", [False, True])
+def test_long_sequences_have_the_entropy_of_short_ones(
+    rule: str, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind LONGEST no other probe of the weights is there."""
+    made, (q, k, _), bias, x = mixing(rule).eval(), qkv(), alibi() if biased else None, inputs()
+    probes = made.watch(q, k, bias, x)
+    monkeypatch.setattr(mixing_rules, "LONGEST", T - 1)
+    long = made.watch(q, k, bias, x)
+    assert probes.keys() - long.keys() == weight_stats(torch.ones(1, 1, 1, 1)).keys() - {"entropy"}
+    torch.testing.assert_close(long, {name: probes[name] for name in long}, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rule", [name for name in RULES if type(mixing(name)).forward is MixingRule.forward])
@@ -168,10 +183,10 @@ class TestPaths:
 def test_many_weights_are_made_for_one_sequence_at_once(
     rule: str, biased: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The outputs, gradients and entropies of all at once, and no T x T matrix kept for the backward pass."""
+    """The outputs, gradients and probes of all at once, and no T x T matrix kept for the backward pass."""
     made, leaves = mixing(rule).eval(), [x.requires_grad_() for x in qkv()]
     (q, k, v), bias, x = leaves, alibi() if biased else None, inputs()
-    expected, entropies = made(q, k, v, bias, x), made.entropy(q, k, bias, x)
+    expected, probes, entropies = made(q, k, v, bias, x), made.watch(q, k, bias, x), made.entropy(q, k, bias, x)
     gradients = torch.autograd.grad(expected.sin().sum(), leaves)
     kept = []
     monkeypatch.setattr(mixing_rules, "SCORES_AT_ONCE", 2 * H * T * T - 1)
@@ -179,6 +194,7 @@ def test_many_weights_are_made_for_one_sequence_at_once(
         found = made(q, k, v, bias, x)
     assert [shape for shape in kept if len(shape) == 4 and shape[-2:] == (T, T)] == []
     torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(made.watch(q, k, bias, x), probes)
     torch.testing.assert_close(made.entropy(q, k, bias, x), entropies)
     for one, other in zip(torch.autograd.grad(found.sin().sum(), leaves), gradients, strict=True):
         torch.testing.assert_close(one, other)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from conf.axis import ConfigError
 from models.attention.tra import ThresholdRelative
 from models.probes import causal
-from tests.conftest import randn
+from tests.conftest import randn, tiny
 from tests.models.attention.helpers import LOGITS, B, D, H, T, build, inputs, layer, mixing, output, qkv
 
 KNOBS: dict[str, str] = {}
@@ -68,6 +69,10 @@ class TestThresholdRelative:
             assert gradient is None or gradient.isfinite().all()
         entropy = rule.entropy(q, k, None, x)
         assert torch.equal(entropy, torch.zeros(B, H, length))
+
+    def test_queries_that_start_at_zero_are_refused(self) -> None:
+        with pytest.raises(ConfigError, match=r"parametrization=mup_full starts queries at zero, .*: use"):
+            tiny("attention=tra", "parametrization=mup_full")
 
     @pytest.mark.parametrize("position", ["rope", "alibi"])
     def test_bf16_autocast_stays_close_but_for_rows_whose_keys_change(self, position: str) -> None:

@@ -1,0 +1,121 @@
+"""The cost of every mixing rule: that all are measured, what is counted and written, not how long it takes."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from conf.axis import ConfigError
+from models.attention.mixing import ATTENTION
+from tests.train.helpers import TINY
+from train.axes_table import README, names
+from train.bench import __main__ as bench
+from train.bench import attention as module
+from train.bench.attention import (
+    BEGIN,
+    LENGTHS,
+    TOKENS,
+    Layer,
+    RuleCost,
+    growth,
+    measure_attention,
+    renewed,
+    rules,
+    table,
+)
+
+
+def cost(rule: str, *times: float, refused: str = "") -> RuleCost:
+    return RuleCost(rule, [], list(times), [1.0, 2.0, 4.0], 0.5, refused)
+
+
+def test_every_rule_is_measured_at_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LENGTHS", (4, 8, 16))
+    monkeypatch.setattr(module, "TOKENS", 32)
+    seen: list[RuleCost] = []
+    seconds, costs = measure_attention(TINY, steps=1, rounds=1, report=seen.append)
+    assert seen == costs
+    assert [c.rule for c in costs] == rules() == names(ATTENTION, "softmax")
+    assert len(seconds) == 3
+    assert min(seconds) > 0
+    for found in costs:
+        assert not found.refused, f"COMPANIONS lacks what attention={found.rule} needs: {found.refused}"
+        assert len(found.times) == len(found.memories) == 3
+        assert min(found.times + found.memories) > 0
+        assert math.isfinite(found.growth)
+
+
+def test_a_rule_that_does_not_exist_is_refused() -> None:
+    assert rules(["softcap", "softmax"]) == ["softmax", "softcap"]
+    with pytest.raises(ConfigError, match=r"^attention=softcup does not exist: did you mean softcap\?$"):
+        rules(["softcup"])
+
+
+def test_batches_have_as_many_tokens_at_every_length() -> None:
+    shapes = [Layer(TINY, length).x_BTD.shape for length in LENGTHS]
+    assert [shape[0] * shape[1] for shape in shapes] == [TOKENS] * 3
+    assert [shape[1] for shape in shapes] == list(LENGTHS)
+
+
+def test_a_step_has_the_gradients_of_the_layer() -> None:
+    layer = Layer([*TINY, "attention=softcap"], 64)
+    layer.step()
+    layer.step()
+    found = {name: p.grad.clone() for name, p in layer.layer.named_parameters() if p.grad is not None}
+    assert {"query.weight", "key.weight", "value.weight", "out.weight"} <= found.keys()
+    layer.layer.zero_grad()
+    (layer.layer(layer.x_BTD)[0] * layer.gradient_BTD).sum().backward()
+    for name, parameter in layer.layer.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad)
+
+
+def test_memory_is_that_of_the_weights_where_they_are_explicit() -> None:
+    """Two heads at T 1,024: a T x T matrix in fp32 is 8 MiB, and softcap keeps three for its backward pass."""
+    matrix = 2 * 4 * 1024**2
+    fused, explicit = Layer(TINY, 1024).peak(), Layer([*TINY, "attention=softcap"], 1024).peak()
+    assert fused < matrix
+    assert 3 * matrix < explicit < 10 * matrix
+
+
+def test_growth_is_between_the_last_two_lengths() -> None:
+    assert growth([5.0, 1.0, 1.0]) == 0
+    assert growth([5.0, 1.0, 4.0]) == pytest.approx(1)
+    assert growth([5.0, 3.0, 6.0]) == pytest.approx(0.5)
+
+
+def test_what_is_dear_is_marked() -> None:
+    *_, row = table([cost("softcap", 1.5, 1.51, 2.0)]).splitlines()
+    assert row == "| `softcap` | 1.50 | **1.51** | **2.00** | 1.00 | 2.00 | 4.00 | T^0.50 |"
+    assert len(table([cost("softcap", refused="no")]).splitlines()) == 2
+
+
+def test_rows_that_are_not_measured_stay_while_their_rules_exist() -> None:
+    rows = "| `softcap` | old |\n| `gone` | old |\n| `softmax` | old |\n"
+    text = f"a\n{BEGIN}old head\n{rows}<!-- end of what it writes -->\nb\n"
+    found = renewed(text, [cost("relu_squared", 1, 1, 1), cost("softmax", 1, 1, 1)])
+    assert found.startswith(f"a\n{BEGIN}| rule |")
+    assert found.endswith("| `softcap` | old |\n<!-- end of what it writes -->\nb\n")
+    rows = [line.split("`")[1] for line in found.splitlines() if line.startswith("| `")]
+    assert rows == [rule for rule in rules() if rule in ("softmax", "relu_squared", "softcap")]
+    assert renewed(found, []) == found
+
+
+def test_readme_has_a_table_of_rules_that_exist() -> None:
+    assert renewed(README.read_text(), []) == README.read_text()
+
+
+def test_command(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(module, "LENGTHS", (4, 8, 16))
+    out, readme = tmp_path / "attention.json", tmp_path / "README.md"
+    readme.write_text(README.read_text())
+    monkeypatch.setattr(bench, "README", readme)
+    command = ["bench", "--attention", "softcap", "--models", "mini-0.02M", "--steps", "1", "--rounds", "1"]
+    monkeypatch.setattr("sys.argv", [*command, "--readme", "--out", str(out)])
+    bench.main()
+    (found,) = json.loads(out.read_text())["mini-0.02M"]["rules"]
+    assert found["rule"] == "softcap"
+    assert f"| `softcap` | {found['times'][0]:.2f}".replace("**", "") in readme.read_text().replace("**", "")
+    printed = capsys.readouterr().out
+    assert "softcap" in printed
+    assert f"figures: {out}" in printed

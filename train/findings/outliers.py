@@ -1,0 +1,64 @@
+"""What lets a head do nothing without a sink: clipped softmax and gates, against softmax, run by run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from train.findings import Check, Finding, Verdict, register
+from train.findings.shared.arms import Arms, arms
+from train.findings.shared.pairs import average, fewer_sinks, largest, lowered, pairs, probes_against_lr
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+NAME = "outliers"
+CLAIM = (
+    "Clipped softmax and gated attention reduce the outliers of activations; gates behind the attention also remove "
+    "its sinks and massive activations."
+)
+SOURCE = (
+    "Bondarenko et al. 2023 (Quantizable Transformers, arXiv 2306.12929), abstract; Qiu et al. 2025 (Gated Attention "
+    "for Large Language Models, arXiv 2505.06708), abstract"
+)
+ARMS = SOFTMAX, CLIPPED, QUALCOMM, HEADWISE, ELEMENTWISE = (
+    "softmax", "clipped softmax", "gate of a head's slice", "headwise gate", "elementwise gate",
+)  # fmt: skip
+HALF = 0.5
+"""Share of softmax's sink rate that may be left: far more than the paper's tenth. Set before any run was seen."""
+SINK, KURTOSIS, MASSIVE = average("attention/sink_rate"), largest("residual/kurtosis"), largest("residual/massive_max")
+
+
+def all_arms(runs: pd.DataFrame) -> Arms:
+    return arms(NAME, runs, ARMS)
+
+
+def judge(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Verdict:
+    """Kurtosis and largest activation where Bondarenko et al. measure them, sinks and largest activation where Qiu et
+    al. do; over runs that are not degraded."""
+    sweep = all_arms(runs)
+    checks: list[Check] = []
+    for arm in (CLIPPED, QUALCOMM):
+        found = pairs(sweep, metrics, SOFTMAX, arm, KURTOSIS)
+        checks.append(lowered(f"The kurtosis of the residual stream is lower with {_the(arm)}", found))
+    for arm in (HEADWISE, ELEMENTWISE):
+        found = pairs(sweep, metrics, SOFTMAX, arm, SINK)
+        checks.append(fewer_sinks(f"The sink rate is at most half with {_the(arm)}", found, HALF))
+    for arm in ARMS[1:]:
+        found = pairs(sweep, metrics, SOFTMAX, arm, MASSIVE)
+        checks.append(lowered(f"The largest activation over the median one is smaller with {_the(arm)}", found))
+    scale = "Outliers take long training: at this length softmax may not have them yet"
+    return Verdict(NAME, checks, [scale, *sweep.notes()])
+
+
+def _the(arm: str) -> str:
+    return arm if arm == CLIPPED else f"the {arm}"
+
+
+def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
+    probes = {"sink rate": SINK, "kurtosis, largest of blocks": KURTOSIS, "largest / median activation": MASSIVE}
+    return {"sinks_and_outliers": probes_against_lr(all_arms(runs), metrics, probes, linear=["sink rate"])}
+
+
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=6))

@@ -1,0 +1,221 @@
+"""Two arms run by run: what the second changes in runs of the same size, LR and seed, which saw the same batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from train.figures import LINES, line_over_seeds, panels, size_label, styled
+from train.findings import Check
+from train.findings.shared.arms import Arms
+from train.findings.shared.measures import short
+from train.findings.shared.panels import arm_colours
+from train.findings.shared.trends import Value, all_of, best_loss, mean
+from train.findings.shared.watched import at_end, labelled
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Probe = Callable[["pd.DataFrame"], float]
+"""A number of a run, from its metrics rows; NaN where it has none."""
+Metrics = Mapping[str, "pd.DataFrame"]
+
+SINKS = 0.1
+"""Sink rate from which a model counts as having sinks: one head in ten. Set before any run was seen."""
+LEAST_PAIRS = 4
+"""Pairs of runs from which the spread of their differences is taken for known."""
+LOWER = 1.25
+"""Factor by which a probe must be lower to count as reduced: more than a run's probe moves between two watch steps,
+less than any of the effects that papers call one. Set before any run was seen."""
+
+
+def largest(probe: str) -> Probe:
+    """At the end of a run, of the block that has the most: `residual/kurtosis` is over residual/block*/kurtosis."""
+    return lambda rows: max(_of_blocks(rows, probe), default=math.nan)
+
+
+def average(probe: str) -> Probe:
+    """At the end of a run, mean over its blocks."""
+    return lambda rows: float(np.mean(_of_blocks(rows, probe) or [math.nan]))
+
+
+def _of_blocks(rows: pd.DataFrame, probe: str) -> list[float]:
+    group, _, what = probe.partition("/")
+    columns = [c for c in rows if c.startswith(f"{group}/block") and c.count("/") == 2 and c.endswith(f"/{what}")]
+    return [at_end(rows, c) for c in columns]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    base: str
+    arm: str
+    values: Sequence[Mapping[str, float]]
+    """N, lr, seed, and the numbers of both as `base` and `arm`."""
+    without: int
+    """Pairs that lack the number."""
+    gaps: str
+
+    def change(self, log: bool = True, share: float = 1.0) -> Value | None:
+        """Mean difference of the arm from the base, or from this share of it; of logs by default. None for less than
+        LEAST_PAIRS pairs. Pairs of one seed differ in size and LR: the spread over these is in its error."""
+        of = np.log if log else np.asarray
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return over(of([p["arm"] for p in self.values]) - of([share * p["base"] for p in self.values]))
+
+    def middle(self, of: str) -> float:
+        return float(np.median([p[of] for p in self.values])) if self.values else math.nan
+
+    def numbers(self) -> dict[str, Any]:
+        return {"pairs": list(self.values), "without": self.without}
+
+    def __str__(self) -> str:
+        lacking = f", {self.without} without this probe" if self.without else ""
+        return (
+            f"{self.gaps}medians {short(self.middle('base'))} -> {short(self.middle('arm'))}, "
+            f"{len(self.values)} pairs{lacking}"
+        )
+
+
+def over(values: Sequence[float] | np.ndarray) -> Value | None:
+    """Mean of numbers of runs; None for less than LEAST_PAIRS or where one is not finite.
+
+    The error is half of what Student's t makes of their spread, so that two errors are the 95 % interval of few too.
+    """
+    found = np.asarray(values, dtype=float)
+    if len(found) < LEAST_PAIRS or not np.isfinite(found).all():
+        return None
+    error = float(np.std(found, ddof=1)) / math.sqrt(len(found))
+    return Value(float(np.mean(found)), error * t_95(len(found) - 1) / 2)
+
+
+def t_95(degrees: int) -> float:
+    """Two-sided 95 % quantile of Student's t: Cornish and Fisher's expansion in 1 / degrees, within 1 % from 3 on."""
+    z, d = 1.959964, float(degrees)
+    g1 = (z**3 + z) / 4
+    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
+    return z + g1 / d + g2 / d**2 + g3 / d**3 + g4 / d**4
+
+
+def pairs(sweep: Arms, metrics: Metrics, base: str, arm: str, of: Probe | str, healthy: bool = True) -> Pairs:
+    """Of the runs that both arms have; `healthy`: of those where neither is degraded or diverged. `of` is a probe, or a
+    column of the runs."""
+    both = [labelled(sweep, name).set_index(["size", "optimizer.lr", "seed"]) for name in (base, arm)]
+    found, without = [], 0
+    for key in sorted(set(both[0].index) & set(both[1].index)):
+        rows = [frame.loc[key] for frame in both]
+        if healthy and any(row["degraded"] or row["state"] != "finished" for row in rows):
+            continue
+        a, b = (float(row[of]) if isinstance(of, str) else of(metrics[row["run"]]) for row in rows)
+        if math.isnan(a) or math.isnan(b):
+            without += 1
+        else:
+            found.append({"N": int(key[0]), "lr": float(key[1]), "seed": int(key[2]), "base": a, "arm": b})
+    return Pairs(base, arm, found, without, sweep.gaps(base, arm))
+
+
+def lowered(claim: str, found: Pairs, factor: float = LOWER) -> Check:
+    """Passes when the arm's number is below that of the base by `factor`, in the geometric mean over pairs, with two
+    errors to spare; fails when it surely is not; open with runs missing or less than LEAST_PAIRS pairs."""
+    change = found.change()
+    return Check(
+        claim=claim,
+        passed=change.below(-math.log(factor)) if change and not found.gaps else None,
+        numbers={"log_change": change and change.numbers(), "needed_factor": factor, **found.numbers()},
+        text=f"{found}" + (f": {change.factor()}" if change else ""),
+    )
+
+
+def fewer_sinks(claim: str, found: Pairs, share: float) -> Check:
+    """Passes when the arm's sink rate is below this share of the base's, in the mean over pairs, with two errors to
+    spare; fails when it surely is not. Open where the base's is below SINKS: there is little to remove."""
+    rate, rest = over([p["base"] for p in found.values]), found.change(log=False, share=share)
+    passed = None
+    if rest and rate and not found.gaps:
+        passed = rest.below(0)
+        passed = None if passed and rate.value < SINKS else passed
+    return Check(
+        claim=claim,
+        passed=passed,
+        numbers={"base": rate and rate.numbers(), "allowed_share": share, "least_base": SINKS, **found.numbers()},
+        text=f"{found}" + (f"; mean of the base {rate.value:.2f}" if rate else ""),
+    )
+
+
+def moved(claim: str, found: Pairs, by: float) -> Check:
+    """The same of a difference, not a factor: passes when it is above `by`, or for a negative one below, with two
+    errors to spare."""
+    change = found.change(log=False)
+    passed = None
+    if change and not found.gaps:
+        passed = change.above(by) if by >= 0 else change.below(by)
+    return Check(
+        claim=claim,
+        passed=passed,
+        numbers={"change": change and change.numbers(), "needed": by, **found.numbers()},
+        text=f"{found}" + (f": {change}" if change else ""),
+    )
+
+
+def not_above(claim: str, found: Pairs, limit: float) -> Check:
+    """Passes when the arm's number is not above the base's by `limit`, in the mean over pairs, with two errors to
+    spare; fails when it surely is."""
+    change = found.change(log=False)
+    return Check(
+        claim=claim,
+        passed=change.below(limit) if change and not found.gaps else None,
+        numbers={"change": change and change.numbers(), "limit": limit, **found.numbers()},
+        text=f"{found}" + (f": {change}" if change else ""),
+    )
+
+
+def best_losses(sweep: Arms, base: str, arm: str) -> dict[int, Value]:
+    """Best loss of the arm less that of the base, by N."""
+    return {n: mean(sweep, b, best_loss) - mean(sweep, a, best_loss) for n, (a, b) in sweep.together(base, arm)}
+
+
+def no_worse(claim: str, sweep: Arms, base: str, arm: str, tolerance: float) -> Check:
+    """Passes when at every size the best loss of the arm is not above that of the base by `tolerance` nats, with two
+    standard errors to spare; fails when it surely is at some size."""
+    by_n, gaps = best_losses(sweep, base, arm), sweep.gaps(base, arm)
+    parts = [f"N={size_label(n)} {value}" for n, value in by_n.items()]
+    return Check(
+        claim=claim,
+        passed=None if gaps else all_of(value.below(tolerance) for value in by_n.values()),
+        numbers={"change": {n: v.numbers() for n, v in by_n.items()}, "tolerance": tolerance},
+        text=f"{gaps}change of the best loss at {'; '.join(parts) or '-'} nats",
+    )
+
+
+@styled
+def probes_against_lr(sweep: Arms, metrics: Metrics, probes: Mapping[str, Probe], linear: Sequence[str] = ()) -> Figure:
+    """Final loss and probes, by their labels, against LR: a colour for each arm, a line style for each size."""
+    from matplotlib.lines import Line2D
+
+    figure, axes = panels(1 + len(probes))
+    shades, sizes = arm_colours(sweep), sweep.sizes()
+    styles = {n: LINES[i % len(LINES)] for i, n in enumerate(reversed(sizes))}
+    for (arm, colour), n in ((item, n) for item in shades.items() for n in sizes):
+        runs = sweep.ended(arm, n)
+        if not len(runs):
+            continue
+        line_over_seeds(axes[0], runs, "loss", colour, styles[n])
+        for panel, of in zip(axes[1:], probes.values(), strict=True):
+            shown = runs.assign(value=[of(metrics[run]) for run in runs["run"]]).dropna(subset=["value"])
+            if len(shown):
+                line_over_seeds(panel, shown, "value", colour, styles[n])
+    for panel, label in zip(axes, ["final validation loss (nats)", *probes], strict=True):
+        panel.set(xscale="log", xlabel="peak learning rate", ylabel=label)
+        if label in probes and label not in linear and panel.has_data():
+            panel.set_yscale("log")
+    handles = [Line2D([], [], color=colour, label=arm) for arm, colour in shades.items()]
+    handles += [Line2D([], [], color="0.3", ls=style, label=f"N = {size_label(n)}") for n, style in styles.items()]
+    columns = max(2, int(figure.get_figwidth() / 1.5))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2)
+    return figure

@@ -1,0 +1,62 @@
+"""Validation on sequences longer than those of training, `eval_lengths`.
+
+Shape suffixes: B batch, T tokens, V vocabulary; 1 stands for one more token, the last target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import torch
+
+from models.probes import Stats, merge
+from train.recorder import Row, summarize
+
+if TYPE_CHECKING:
+    from train.module import Proxy
+
+OF_WEIGHTS = ("entropy", "top_weight")
+
+
+@torch.no_grad()
+def validate_longer(module: Proxy, batches: Mapping[int, list[torch.Tensor]]) -> Row:
+    """Of batches x_BT1 by their length over the context, each a mean over tokens:
+
+    `validation/loss_at_4x`, over all tokens; `..._tail`, over the last context's worth of each sequence, whose tokens
+    all see more than in training; `..._alone`, of the same tokens as a sequence of their own, as in training.
+    `validation/entropy_at_4x`, `top_weight_at_4x`: the probes of the attention weights, means over all rows, heads and
+    blocks (of several devices, of the first one's share).
+    """
+    row: Row = {}
+    with module.trainer.precision_plugin.forward_context(), module.evaluating():
+        for multiple, found in batches.items():
+            row |= {f"validation/{k}": v for k, v in _at(module, multiple, found).items()}
+    return row
+
+
+def _at(module: Proxy, multiple: int, batches: list[torch.Tensor]) -> Row:
+    context = module.config.context
+    rank, world = module.trainer.global_rank, module.trainer.world_size
+    total, stats = torch.zeros(3, device=module.device), Stats()
+    mine = batches[rank::world]
+    for tokens_BT1 in mine:
+        tokens_BT1 = tokens_BT1.to(module.device)
+        tail_BT1 = tokens_BT1[:, -context - 1 :]
+        logits_BTV, found = module.model(tokens_BT1[:, :-1], watch=True)
+        alone_BTV, _ = module.model(tail_BT1[:, :-1])
+        pairs = ((logits_BTV, tokens_BT1), (logits_BTV[:, -context:], tail_BT1), (alone_BTV, tail_BT1))
+        total += torch.stack(
+            [module.objective.cross_entropy(z_BTV.flatten(0, 1), x_BT1[:, 1:].flatten()) for z_BTV, x_BT1 in pairs]
+        )
+        merge(stats, found, 1 / len(mine))
+    whole, tail, alone = (module.trainer.strategy.reduce(total, reduce_op="sum") / len(batches)).tolist()
+    probes = summarize({k: v.tolist() for k, v in stats.items() if k.startswith("attention/")})
+    losses = {f"loss_at_{multiple}x": whole, f"loss_at_{multiple}x_tail": tail, f"loss_at_{multiple}x_alone": alone}
+    blocks = {name: _of_blocks(probes, name) for name in OF_WEIGHTS}
+    return losses | {f"{name}_at_{multiple}x": fmean(values) for name, values in blocks.items() if values}
+
+
+def _of_blocks(probes: Row, name: str) -> list[float]:
+    return [v for k, v in probes.items() if k.startswith("attention/block") and k.rpartition("/")[2] == name]
