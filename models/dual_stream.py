@@ -61,8 +61,9 @@ def fits(name: DualStreamName, config: Any) -> None:
 
     if config.placement.name not in ADDING:
         refuse(f"adds to two streams, placement={config.placement.name} does not keep them apart", "placement=pre")
-    if not all(rule.mixes for rule in config.attention.of_blocks(config.model.depth)):
-        refuse(f"has a stream of attention, attention={config.attention.name} has blocks without", "attention=softmax")
+    for rule in config.attention.of_blocks(config.model.depth):
+        if not rule.mixes:
+            refuse(f"has a stream of attention, attention={rule.name} has blocks without", "attention=softmax")
     if config.layout.name != "mha":
         refuse(f"has a value of each head's channel, layout={config.layout.name} makes them otherwise", "layout=mha")
     if config.qk_source.name != "stream":

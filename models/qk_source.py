@@ -99,6 +99,7 @@ class FixedSequence(Fixed):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class QKSourceConfig(Choice):
     name: str
+    is_fixed = False  # whether it has a sequence of its own, of the context's length
 
     def build(self, context: int, width: int) -> QKSource:
         raise NotImplementedError
@@ -108,6 +109,12 @@ class QKSourceConfig(Choice):
             raise ValueError(
                 f"qk_source={self.name} takes keys from elsewhere than values, layout=mla makes both of one latent: "
                 f"use layout=mha or qk_source=stream"
+            )
+        longest = max(getattr(config, "eval_lengths", ()), default=1)
+        if longest > 1 and self.is_fixed:
+            raise ValueError(
+                f"qk_source={self.name} has a sequence as long as the context, eval_lengths={longest} goes beyond it: "
+                f"use eval_lengths=[] or qk_source=stream"
             )
 
 
@@ -138,6 +145,7 @@ class RandomEmbeddingSource(QKSourceConfig):
     """
 
     name: Literal["random_embedding"] = "random_embedding"
+    is_fixed = True
 
     def build(self, context: int, width: int) -> QKSource:
         return RandomEmbedding(context, width)
@@ -153,6 +161,7 @@ class FixedSequenceSource(QKSourceConfig):
     """
 
     name: Literal["fixed_sequence"] = "fixed_sequence"
+    is_fixed = True
 
     def build(self, context: int, width: int) -> QKSource:
         return FixedSequence(context)

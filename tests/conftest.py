@@ -25,6 +25,7 @@ NEEDS = {
     "placement=ngpt": ("norm=none", "qk_norm=none"),
     "optimizer=schedule_free": ("schedule=constant",),
     "optimizer.qk_clip=100": ("qk_norm=none",),
+    "share_attention=2": ("model.depth=2",),
 }
 
 

@@ -119,7 +119,7 @@ def activations(proxy: Proxy, tokens_BT: torch.Tensor) -> dict[str, torch.Tensor
 
     hooks = [
         blocks[(len(blocks) - 1) // 2].register_forward_hook(keep("middle block")),
-        blocks[-1].attention.mix.register_forward_hook(keep_logits),
+        *(mix.register_forward_hook(keep_logits) for mix in [getattr(blocks[-1].attention, "mix", None)] if mix),
         blocks[-1].register_forward_hook(keep("last block")),
     ]
     logits_BTV = proxy.model(tokens_BT)[0]

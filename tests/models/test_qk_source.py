@@ -129,3 +129,10 @@ def test_latent_attention_is_refused(name: str) -> None:
         f"qk_source={name} takes keys from elsewhere than values, layout=mla makes both of one latent: "
         f"use layout=mha or qk_source=stream"
     )
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_evaluation_beyond_the_sequence_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"qk_source={name} has a sequence as long as the context, eval_lengths=2"):
+        tiny(f"qk_source={name}", "eval_lengths=[1,2]")
+    tiny("qk_source=embedding", "eval_lengths=[1,2]")

@@ -204,7 +204,8 @@ class TestRefusals:
 
     @pytest.mark.parametrize("rule", [Window, Mean])
     def test_rules_that_weigh_by_place(self, rule: type[MixingRule]) -> None:
-        assert "place" in unfit(self.config(rule), has_value=True)
+        config = self.config(rule)
+        assert "place" in unfit(config.attention, config, has_value=True)
 
     @pytest.mark.parametrize("name", ["logit", "off_by_one", "key_bias"])
     def test_rules_that_weigh_each_key_alone(self, name: str) -> None:
