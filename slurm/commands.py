@@ -26,6 +26,7 @@ class State:
 
     word: str
     reason: str = ""
+    preempted: bool = False
 
     @property
     def live(self) -> bool:
@@ -62,7 +63,8 @@ def states(tasks: Iterable[str]) -> dict[str, State]:
 
 
 def state_of(task: str) -> State | None:
-    return _queued([task]).get(task)
+    """What the controller has of one task."""
+    return _shown(call("scontrol", "show", "job", "-o", task)).get(task)
 
 
 def _queued(jobs: list[str]) -> dict[str, State]:
@@ -107,7 +109,8 @@ def _shown(text: str) -> dict[str, State]:
     found: dict[str, State] = {}
     for line in text.splitlines():
         values = dict(re.findall(r"(\w+)=(\S*)", line))
-        state = State(values.get("JobState", ""), "" if values.get("Reason") == "None" else values.get("Reason", ""))
+        said = {key: "" if value == "None" else value for key, value in values.items()}
+        state = State(said.get("JobState", ""), said.get("Reason", ""), bool(said.get("PreemptTime")))
         job, tasks = values.get("ArrayJobId", ""), expand(values.get("ArrayTaskId", ""))
         found |= {f"{job}_{task}": state for task in tasks}
     return found

@@ -7,8 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
-from slurm.job import PATIENCE
 from slurm.records import read_plan
+from slurm.task import PATIENCE
 from train.keeper import Interrupted
 from train.run import train
 

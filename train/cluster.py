@@ -17,7 +17,7 @@ def started_by_srun(config: Config) -> bool:
 
 def cluster_environment(config: Config) -> ClusterEnvironment | None:
     """For Lightning; None leaves it to guess, which on a Slurm machine takes every process for a task of a parallel job
-    and would requeue it. Here a task is one only where srun started as many, and slurm/job.py alone requeues."""
+    and would requeue it. Here a task is one only where srun started as many, and slurm/task.py alone requeues."""
     if started_by_srun(config):
         return SLURMEnvironment(auto_requeue=False)
     return None if "TORCHELASTIC_RUN_ID" in os.environ else LightningEnvironment()

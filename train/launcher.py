@@ -65,9 +65,9 @@ class Slurm(LauncherConfig):
     signal_seconds: Annotated[int, Field(ge=1, le=65535)] = 120
     """Time before the limit at which a task writes checkpoints and goes back to the queue."""
     options: str = ""
-    """Further options of sbatch, '--account=lab --qos=long'."""
+    """Further options of sbatch, in quotes that Hydra sees too: "launcher.options='--account=lab --qos=long'"."""
     setup: str = ""
-    """Shell line that each task runs first, 'module load cuda'."""
+    """Shell line that each task runs first, in such quotes: "launcher.setup='module load cuda'"."""
     template: str = "requeue"
     """requeue, resubmit for clusters that forbid `scontrol requeue`, or the path of a script like slurm/requeue.sh."""
     dry_run: bool = False

@@ -147,6 +147,8 @@ def test_requeued_cancelled_and_at_the_time_limit(tmp_path, uncut, capsys):
     call("scontrol", "requeue", requeued)
     call("scancel", cancelled)
     limit(late, 3)
+    wait("the signal", lambda: "back to the queue" in log_of(sweep, late))
+    limit(late, 30)
     wait("cancellation", lambda: run_of(sweep, 1).outcome == "cancelled")
     (again,) = resubmit(sweep.folder, ["cancelled"], [])
     wait_for_end(sweep)
@@ -161,7 +163,7 @@ def test_requeued_cancelled_and_at_the_time_limit(tmp_path, uncut, capsys):
 
 
 def test_preempted_runs_share_a_job_and_keep_their_wandb_id(tmp_path, uncut):
-    options = ["launcher.runs_per_job=2", "launcher.options=--nodelist=n1", "logger=wandb", "logger.mode=offline"]
+    options = ["launcher.runs_per_job=2", "launcher.options='--nodelist=n1'", "logger=wandb", "logger.mode=offline"]
     sweep = submitted(tmp_path, "0,1", *options)
     wait_for_checkpoint(sweep, 0, 1)
     assert task_of(sweep, 0) == task_of(sweep, 1)
@@ -176,7 +178,7 @@ def test_preempted_runs_share_a_job_and_keep_their_wandb_id(tmp_path, uncut):
 
 def test_a_cluster_without_requeue(tmp_path, uncut):
     """Preemption cancels there: the task submits itself again."""
-    options = ["launcher.template=resubmit", "launcher.partition=cancel", "launcher.options=--nodelist=n1"]
+    options = ["launcher.template=resubmit", "launcher.partition=cancel", "launcher.options='--nodelist=n1'"]
     sweep = submitted(tmp_path, "0,1", *options)
     wait_for_checkpoint(sweep, 0, 1)
     first = [task_of(sweep, seed) for seed in (0, 1)]
@@ -204,22 +206,29 @@ def test_a_node_dies(tmp_path, uncut):
     subprocess.run([CLUSTER, "start"], check=True, capture_output=True, timeout=120)
 
 
-def kill_node(name: str) -> None:
-    """With all that runs on it; a step's daemon is a child of none."""
-    for process in psutil.process_iter(["name", "cmdline", "environ"]):
-        line = " ".join(process.info["cmdline"] or [])
-        on_it = (process.info["environ"] or {}).get("SLURMD_NODENAME") == name
-        if on_it or (process.info["name"] == "slurmd" and f"-N {name}" in line):
-            process.kill()
+def daemons(node: str) -> list[psutil.Process]:
+    found = psutil.process_iter(["name", "cmdline"])
+    return [p for p in found if p.info["name"] == "slurmd" and f"-N {node}" in " ".join(p.info["cmdline"] or [])]
+
+
+def kill_node(node: str) -> None:
+    """With all that runs on it, before any of it can tell the others."""
+    found = psutil.process_iter(["environ"])
+    jobs = [p for p in found if (p.info["environ"] or {}).get("SLURMD_NODENAME") == node]
+    stepds = {p for job in jobs for p in job.parents() if p.name() == "slurmstepd"}
+    victims = [*daemons(node), *stepds, *jobs]
+    for process in victims:
+        process.suspend()
+    for process in victims:
+        process.kill()
 
 
 def test_slurmd_dies_and_comes_back(tmp_path, uncut):
     """The job itself lives on."""
-    sweep = submitted(tmp_path, "2", "launcher.options=--nodelist=n1")
+    sweep = submitted(tmp_path, "2", "launcher.options='--nodelist=n1'")
     wait_for_checkpoint(sweep, 2)
-    for process in psutil.process_iter(["name", "cmdline"]):
-        if process.info["name"] == "slurmd" and "-N n1" in " ".join(process.info["cmdline"] or []):
-            process.kill()
+    for process in daemons("n1"):
+        process.kill()
     subprocess.run([CLUSTER, "start"], check=True, capture_output=True, timeout=120)
     wait_for_end(sweep)
     assert_ended_once(sweep, uncut, {2: 1})
@@ -266,7 +275,10 @@ def test_two_nodes_share_a_run_and_are_interrupted(tmp_path):
     shared = [*LONG, "nodes=2", "strategy=ddp", "launcher.setup='export MASTER_ADDR=127.0.0.1'"]
     sweep = submitted(tmp_path, "0", *shared, AT_ONCE)
     wait_for_checkpoint(sweep, 0)
-    limit(task_of(sweep, 0), 3)
+    task = task_of(sweep, 0)
+    limit(task, 3)
+    wait("the signal", lambda: "back to the queue" in log_of(sweep, task))
+    limit(task, 30)
     wait_for_end(sweep)
     run = run_of(sweep, 0)
     assert run.outcome == "finished", log_of(sweep, run.task or "") + (run.folder.path / "log.txt").read_text()

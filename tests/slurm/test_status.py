@@ -7,12 +7,12 @@ import pytest
 import slurm.runs
 from conf.axis import ConfigError
 from slurm.commands import State, _shown, _table
-from slurm.job import FRUITLESS, Task
 from slurm.records import Planned, Records
 from slurm.resubmit import changed, resubmit
 from slurm.runs import OPEN, Run, chosen
 from slurm.status import cells
 from slurm.status import main as status
+from slurm.task import FRUITLESS, Task
 from tests.train.helpers import TINY, tiny, trained
 from train.launcher import Slurm
 from train.plan import plan
@@ -79,6 +79,8 @@ def test_what_slurm_prints_is_read():
     }
     shown = "JobId=3 ArrayJobId=1 ArrayTaskId=1 JobName=a b JobState=TIMEOUT Reason=TimeLimit ExitCode=0:9\n"
     assert _shown(shown) == {"1_1": State("TIMEOUT", "TimeLimit")}
+    shown = "JobId=3 ArrayJobId=1 ArrayTaskId=1 JobState=COMPLETING Reason=None PreemptTime=2026-11-21T17:49:28\n"
+    assert _shown(shown) == {"1_1": State("COMPLETING", preempted=True)}
 
 
 @pytest.fixture
@@ -161,7 +163,7 @@ def test_a_time_limit_without_progress_ends_after_three(tmp_path):
     folder.path.mkdir()
 
     def attempt() -> Task:
-        return Task(tmp_path / "slurm" / "plan-1.jsonl", [Planned(0, config)])
+        return Task(tmp_path / "slurm" / "plan-1.jsonl", [Planned(0, config)], [])
 
     for _ in range(FRUITLESS - 1):
         assert not attempt().gives_up([folder])

@@ -4,16 +4,17 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from conf.axis import ConfigError
 from slurm.commands import Refused, call
-from slurm.job import Steps, work_of
 from slurm.records import Records, expand, read_plan
 from slurm.resubmit import changed
 from slurm.submit import arrays, submit
+from slurm.task import Steps, work_of
 from tests.train.helpers import TINY, tiny
 from train.__main__ import main as train_one
 from train.launcher import Slurm
@@ -22,8 +23,8 @@ from train.sweep import main as sweep
 
 
 def runs(count: int, *overrides: str):
-    configs = [tiny("launcher=slurm", f"seed={seed}", *overrides) for seed in range(count)]
-    launcher = configs[0].launcher
+    first = tiny("launcher=slurm", *overrides)
+    configs, launcher = [replace(first, seed=seed) for seed in range(count)], first.launcher
     assert isinstance(launcher, Slurm)
     return configs, launcher
 
