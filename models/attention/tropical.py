@@ -7,11 +7,11 @@ with q = W_q (+) u_q and so on, three matrices of the head dimension that all he
 projective distance. No scale of q k^T is read. Hashemi et al. 2025 (arXiv 2505.17190; Baran-phys/Tropical-Attention),
 whose queries, keys and values are all log(1 + relu) of the layer's input, cut into heads; here they are the layer's
 projections, behind qk_norm and positions, and that is our reading, as are the causal mask and the bias of positions.
-The authors use no positions. W starts as N(0, 1), drawn from the block's number: the same for every seed of a run.
+The authors use no positions. W starts as N(0, 1).
 
 As exp(max_j (s_ij + v_jc)) = max_j exp(s_ij) exp(v_jc), `weights` are exp(s_ij): what the values are multiplied with
-before the largest one is taken; so is the entropy, of their shares. Probes of logits are those of the other rules, of
-scale q k + bias. It costs head_dim times what a T x T matrix does.
+before the largest one is taken; so are the probes of weights, of their shares. Probes of logits are those of the other
+rules, of scale q k + bias. It costs head_dim times what a T x T matrix does.
 """
 
 from typing import Literal
@@ -42,9 +42,9 @@ def closeness(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> torch.Tensor:
 
 
 class MaxPlus(nn.Module):
-    def __init__(self, size: int, seed: int) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.weight_KK = nn.Parameter(torch.randn(size, size, generator=torch.Generator().manual_seed(seed)))
+        self.weight_KK = nn.Parameter(torch.zeros(size, size))
 
     def forward(self, u_K: torch.Tensor) -> torch.Tensor:
         return (u_K[..., None, :] + self.weight_KK).amax(-1)
@@ -53,10 +53,11 @@ class MaxPlus(nn.Module):
 class Tropical(MixingRule):
     def __init__(self, layer: LayerShape, projections: bool) -> None:
         super().__init__(layer.scale)
-        seeds = range(3 * layer.block, 3 * layer.block + 3)
-        self.query, self.key, self.value = (
-            MaxPlus(layer.head_dim, seed) if projections else nn.Identity() for seed in seeds
-        )
+        self.query, self.key, self.value = (MaxPlus(layer.head_dim) if projections else nn.Identity() for _ in range(3))
+
+    def draw(self, generator: torch.Generator) -> None:
+        for parameter in self.parameters():
+            parameter.normal_(generator=generator)
 
     def forward(
         self,
