@@ -86,11 +86,12 @@ class TemperatureConfig(Choice):
         raise NotImplementedError
 
     def fits(self, config: Any) -> None:
-        if not config.attention.dot_product:
-            raise ValueError(
-                f"temperature={self.name} multiplies logits q k^T, which attention={config.attention.name} doesn't "
-                f"have: use attention=softmax or temperature=none"
-            )
+        for rule in config.attention.of_blocks(config.model.depth):
+            if rule.mixes and not rule.dot_product:
+                raise ValueError(
+                    f"temperature={self.name} multiplies logits q k^T, which attention={rule.name} doesn't have: "
+                    f"use attention=softmax or temperature=none"
+                )
 
 
 TEMPERATURE: Axis[TemperatureConfig] = Axis("temperature")
