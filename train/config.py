@@ -105,13 +105,11 @@ class Config(Architecture, Place):
                 f"batch_size={self.batch_size} can't be shared by accumulate={self.accumulate} x "
                 f"devices={self.devices or 1} x nodes={self.nodes}: use a multiple of {shares}"
             )
-        for axis in axes(type(self)):
-            chosen = getattr(self, axis)
-            if max(self.eval_lengths, default=1) > 1 and not getattr(chosen, "endless", True):
-                raise ValueError(
-                    f"eval_lengths={list(self.eval_lengths)} goes beyond context={self.context}, for which "
-                    f"{axis}={chosen.name} is made: leave it out or choose another {axis}"
-                )
+        if max(self.eval_lengths, default=1) > 1 and not self.position.endless:
+            raise ValueError(
+                f"eval_lengths={list(self.eval_lengths)} goes beyond the context={self.context} positions that "
+                f"position={self.position.name} has: use position=rope, alibi or none"
+            )
         if len(set(self.eval_lengths)) < len(self.eval_lengths):
             raise ValueError(f"eval_lengths={list(self.eval_lengths)} has a length twice: name each once")
         if self.position.name == "rope" and (self.model.width // self.model.heads) % 2:

@@ -101,7 +101,7 @@ def test_positions_go_on(name):
 
 
 def test_bad_lengths():
-    with pytest.raises(ConfigError, match=r"goes beyond context=16, for which position=learned is made: leave"):
+    with pytest.raises(ConfigError, match=r"goes beyond the context=16 positions that position=learned has: use posit"):
         tiny("position=learned", "eval_lengths=[4]")
     assert tiny("position=learned", "eval_lengths=[1]").eval_lengths == (1,)
     with pytest.raises(ConfigError, match=r"eval_lengths=\[2, 2\] has a length twice"):
