@@ -233,7 +233,7 @@ EXPERIMENTS = sorted(p.relative_to(CONF / "experiment").with_suffix("") for p in
 
 @pytest.mark.parametrize("name", EXPERIMENTS, ids=str)
 def test_every_experiment_is_a_sweep_for_its_finding(name):
-    """A leaderboard has none. The first and the last point of each arm stand for the others: they differ in size, LR and seed."""
+    """A leaderboard has none. The ends of each arm stand for its other points: they differ in size, LR and seed."""
     points = expand([f"experiment={name}"])
     last, first = dict(points), dict(reversed(points))
     configs = compose_all([*first.values(), *last.values()])
