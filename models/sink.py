@@ -24,8 +24,8 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
-from models.attention.mixing import LayerShape, MixingConfig, MixingRule, at_once
-from models.probes import TINY, Stats, full_precision, merge, weight_stats
+from models.attention.mixing import LONGEST, LayerShape, MixingConfig, MixingRule, at_once
+from models.probes import TINY, Stats, full_precision, merge, weight_entropy, weight_stats
 
 LONGEST_CHECK = 256
 """Tokens of the sequence on which a rule is asked whether it can have a sink's key."""
@@ -124,15 +124,20 @@ class KeySink(Sink):
     ) -> Stats:
         q_BHTK, k_BHTK = q_BHTK.detach().float(), k_BHTK.detach().float()
         rows = at_once(q_BHTK)
+        of_weights = weight_stats if q_BHTK.shape[-2] <= LONGEST else _entropy
         stats: Stats = {}
         with full_precision(q_BHTK):
             for q, k in zip(q_BHTK.split(rows), k_BHTK.split(rows), strict=True):
                 weights_BHTT = mix.weights(*self.inputs(mix, q, k, bias_HTT))[:, :, 1:]
                 sink_BHT, all_BHT = weights_BHTT[..., 0].abs(), weights_BHTT.abs().sum(-1)
-                found = weight_stats(weights_BHTT[..., 1:])
+                found = of_weights(weights_BHTT[..., 1:])
                 found["sink_share"] = (sink_BHT / all_BHT.clamp_min(TINY)).mean((0, 2))
                 merge(stats, found, len(q) / len(q_BHTK))
             return mix.watch_logits(q_BHTK, k_BHTK, bias_HTT, x_BTD) | stats
+
+
+def _entropy(weights_BHTT: torch.Tensor) -> Stats:
+    return {"entropy": weight_entropy(weights_BHTT).mean((0, 2))}
 
 
 def _in_front(first_S1K: torch.Tensor, x_BHTK: torch.Tensor) -> torch.Tensor:

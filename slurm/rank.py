@@ -26,7 +26,8 @@ def main() -> None:
         os.dup2(log, 2)
         train(config, parent=parent, patience=PATIENCE)
     except (Interrupted, KeyboardInterrupt):
-        sys.exit(130)
+        # Success to srun, which else would end the first process before it has closed its files.
+        return
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ QK-norm is the qk_norm axis (qk_norm=rmsnorm, whose weights heads share; theirs 
 qk_norm axis and positions act before keys are mixed, their QK-norm acts behind that; they use no positions. The
 matrices are drawn as the init axis has them.
 
-`weights` are of the mixed values, entropy is of them, probes of keys and logits are of mixed keys.
+`weights` are of the mixed values, and so are the probes of weights; those of keys and logits are of mixed keys.
 """
 
 from typing import Literal

@@ -67,14 +67,14 @@ class LongShort(Softmax):
     ) -> torch.Tensor:
         return super().entropy(q_BHTK, k_BHTK, self.within(q_BHTK, bias_HTT))
 
-    def watch(
+    def watch_logits(
         self,
         q_BHTK: torch.Tensor,
         k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
+        bias_HTT: torch.Tensor | None,
         x_BTD: torch.Tensor | None = None,
     ) -> Stats:
-        return super().watch(q_BHTK, k_BHTK, self.within(q_BHTK, bias_HTT))
+        return super().watch_logits(q_BHTK, k_BHTK, self.within(q_BHTK, bias_HTT))
 
 
 @ATTENTION.register

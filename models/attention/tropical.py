@@ -7,11 +7,11 @@ with q = W_q (+) u_q and so on, three matrices of the head dimension that all he
 projective distance. No scale of q k^T is read. Hashemi et al. 2025 (arXiv 2505.17190; Baran-phys/Tropical-Attention),
 whose queries, keys and values are all log(1 + relu) of the layer's input, cut into heads; here they are the layer's
 projections, behind qk_norm and positions, and that is our reading, as are the causal mask and the bias of positions.
-The authors use no positions. W starts as N(0, 1), drawn from the block's number: the same for every seed of a run.
+The authors use no positions. W starts as N(0, 1).
 
 As exp(max_j (s_ij + v_jc)) = max_j exp(s_ij) exp(v_jc), `weights` are exp(s_ij): what the values are multiplied with
-before the largest one is taken; so is the entropy, of their shares. Probes of logits are those of the other rules, of
-scale q k + bias. It costs head_dim times what a T x T matrix does.
+before the largest one is taken; so are the probes of weights, of their shares. Probes of logits are those of the other
+rules, of scale q k + bias. It takes head_dim times the arithmetic of a T x T matrix.
 """
 
 from typing import Literal
@@ -19,7 +19,6 @@ from typing import Literal
 import torch
 from pydantic.dataclasses import dataclass
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from conf.axis import CHECKED
 from models.attention.mixing import ATTENTION, LayerShape, MixingRule, at_once
@@ -27,62 +26,70 @@ from models.attention.scale_free import ScaleFreeConfig
 from models.probes import causal
 
 
+def closeness(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> torch.Tensor:
+    """s without a bias, [B, H, T, T]: at most 0.
+
+    Which channels are the largest and the least is found without a gradient, which then needs no T x T x K tensor.
+    """
+
+    def difference(channel_BHTT: torch.Tensor) -> torch.Tensor:
+        return q_BHTK.gather(-1, channel_BHTT) - k_BHTK.gather(-1, channel_BHTT.mT).mT
+
+    with torch.no_grad():
+        rows, least, largest = sequences_at_once(q_BHTK), [], []
+        for q, k in zip(q_BHTK.split(rows), k_BHTK.split(rows), strict=True):
+            difference_BHTTK = q[..., :, None, :] - k[..., None, :, :]
+            least.append(difference_BHTTK.argmin(-1))
+            largest.append(difference_BHTTK.argmax(-1))
+    return difference(torch.cat(least)) - difference(torch.cat(largest))
+
+
+def max_plus(s_BHTT: torch.Tensor, v_BHTK: torch.Tensor) -> torch.Tensor:
+    """max_j (s_ij + v_jc), [B, H, T, K], the gradient as that of `closeness`."""
+    with torch.no_grad():
+        rows = sequences_at_once(v_BHTK)
+        parts = zip(s_BHTT.split(rows), v_BHTK.split(rows), strict=True)
+        # Channels in front of keys: the maximum is along what lies side by side in memory.
+        key_BHTK = torch.cat([(s[..., None, :] + v.mT[..., None, :, :]).argmax(-1) for s, v in parts])
+    return s_BHTT.gather(-1, key_BHTK) + v_BHTK.gather(-2, key_BHTK)
+
+
 def sequences_at_once(q_BHTK: torch.Tensor) -> int:
-    """As many as have T x T weights of every channel in one block."""
+    """As many as have T x T numbers for every channel in one block."""
     return max(1, at_once(q_BHTK) // q_BHTK.shape[-1])
 
 
-def closeness(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> torch.Tensor:
-    """s without a bias, [B, H, T, T]: at most 0."""
-    rows, found = sequences_at_once(q_BHTK), []
-    for q, k in zip(q_BHTK.split(rows), k_BHTK.split(rows), strict=True):
-        difference_BHTTK = q[..., :, None, :] - k[..., None, :, :]
-        found.append(difference_BHTTK.amin(-1) - difference_BHTTK.amax(-1))
-    return torch.cat(found)
-
-
 class MaxPlus(nn.Module):
-    def __init__(self, size: int, seed: int) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.weight_KK = nn.Parameter(torch.randn(size, size, generator=torch.Generator().manual_seed(seed)))
+        self.weight_KK = nn.Parameter(torch.zeros(size, size))
 
-    def forward(self, u_K: torch.Tensor) -> torch.Tensor:
-        return (u_K[..., None, :] + self.weight_KK).amax(-1)
+    def forward(self, u_BHTK: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            channel_BHTK = (u_BHTK[..., None, :] + self.weight_KK).argmax(-1)
+        of_weight_NK = self.weight_KK.mT.gather(0, channel_BHTK.flatten(0, -2))
+        return u_BHTK.gather(-1, channel_BHTK) + of_weight_NK.view(channel_BHTK.shape)
 
 
 class Tropical(MixingRule):
     def __init__(self, layer: LayerShape, projections: bool) -> None:
         super().__init__(layer.scale)
-        seeds = range(3 * layer.block, 3 * layer.block + 3)
-        self.query, self.key, self.value = (
-            MaxPlus(layer.head_dim, seed) if projections else nn.Identity() for seed in seeds
-        )
+        self.query, self.key, self.value = (MaxPlus(layer.head_dim) if projections else nn.Identity() for _ in range(3))
 
-    def forward(
+    def draw(self, generator: torch.Generator) -> None:
+        for parameter in self.parameters():
+            parameter.normal_(generator=generator)
+
+    def _mixed(
         self,
         q_BHTK: torch.Tensor,
         k_BHTK: torch.Tensor,
         v_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
+        bias_HTT: torch.Tensor | None,
+        x_BTD: torch.Tensor | None,
     ) -> torch.Tensor:
-        rows = sequences_at_once(q_BHTK)
-        if rows >= len(q_BHTK):
-            return self.largest(q_BHTK, k_BHTK, v_BHTK, bias_HTT)
-        parts = zip(q_BHTK.split(rows), k_BHTK.split(rows), v_BHTK.split(rows), strict=True)
-        return torch.cat(
-            [
-                checkpoint(self.largest, q, k, v, bias_HTT, use_reentrant=False, preserve_rng_state=False)
-                for q, k, v in parts
-            ]
-        )
-
-    def largest(
-        self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None
-    ) -> torch.Tensor:
-        s_BHTT = self.scores(q_BHTK, k_BHTK, bias_HTT)
         value_BHTK = self.value(torch.relu(v_BHTK.float()).log1p())
-        return (s_BHTT[..., None] + value_BHTK[:, :, None]).amax(-2).expm1().to(v_BHTK.dtype)
+        return max_plus(self.scores(q_BHTK, k_BHTK, bias_HTT), value_BHTK).expm1().to(v_BHTK.dtype)
 
     def scores(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None) -> torch.Tensor:
         """s, -inf above the diagonal."""

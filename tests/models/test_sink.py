@@ -11,8 +11,8 @@ from conf.axis import ConfigError
 from models.attention.mixing import LayerShape, MixingRule
 from models.gpt import GPT, initialize
 from models.sink import SINK, KeySink, Sink, unfit
-from tests.conftest import choice, largest_difference, randn, tiny
-from tests.models.attention.helpers import LOGITS, WEIGHTS, B, D, H, K, T, alibi, build, mixing, qkv
+from tests.conftest import choice, complete, largest_difference, randn, tiny
+from tests.models.attention.helpers import LOGITS, RULES, WEIGHTS, B, D, H, K, T, alibi, build, mixing, qkv
 
 V = 32
 Q4 = [[1.0, 0], [0.5, -1], [2, 1], [-1, 0.5]]
@@ -174,6 +174,33 @@ class TestKeyed:
             torch.testing.assert_close(part, whole[:, :, :t], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_has_it_or_refuses_it(rule: str) -> None:
+    """What a rule mixes with a learned key and value is what its explicit weights say, whatever its fast path is."""
+    config = tiny(*complete(f"attention={rule}"))
+    if unfit(config.attention, config, has_value=True) or not config.attention.mixes:
+        with pytest.raises(ConfigError, match=rf"sink=kv_bias.* attention={rule} "):
+            tiny(*complete("sink=kv_bias", f"attention={rule}"))
+        return
+    built, mix, (q, k, v), bias = moved("kv_bias"), mixing(rule).eval(), qkv(), alibi()
+    for positions in (None, bias):
+        with_sink = torch.cat([built.value.expand(B, H, 1, K), v], -2)
+        expected = weights(built, mix, q, k, positions) @ with_sink
+        expected = mix.finish(torch.cat([torch.zeros(B, H, 1, K), expected], -2))[:, :, 1:]
+        torch.testing.assert_close(mixed(built, mix, q, k, v, positions), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_long_sequences_have_the_entropy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without a sink, and the same of it."""
+    built, mix, (q, k, _) = moved("key_bias"), mixing("softmax"), qkv()
+    every = built.watch(mix, q, k, None, None)
+    monkeypatch.setattr("models.sink.LONGEST", T - 1)
+    monkeypatch.setattr("models.attention.mixing.LONGEST", T - 1)
+    found = built.watch(mix, q, k, None, None)
+    assert set(found) == {*mix.watch(q, k), "sink_share"}
+    torch.testing.assert_close(found, {name: every[name] for name in found})
+
+
 def test_values_of_another_width_than_keys() -> None:
     """The fused kernel gets zeros for what is missing."""
     (q, k, v), mix = qkv(), mixing("softmax")
@@ -196,16 +223,11 @@ class Mean(MixingRule):
 
 
 class TestRefusals:
-    def config(self, rule: type[MixingRule]) -> Any:
-        attention = SimpleNamespace(dot_product=True, build=lambda layer: rule(layer.scale))
-        return SimpleNamespace(
-            attention=attention, context=8, model=SimpleNamespace(width=D, heads=H, head_dim=K, depth=1)
-        )
-
     @pytest.mark.parametrize("rule", [Window, Mean])
     def test_rules_that_weigh_by_place(self, rule: type[MixingRule]) -> None:
-        config = self.config(rule)
-        assert "place" in unfit(config.attention, config, has_value=True)
+        config: Any = SimpleNamespace(context=8, model=SimpleNamespace(width=D, heads=H, head_dim=K, depth=1))
+        made: Any = SimpleNamespace(dot_product=True, build=lambda layer: rule(layer.scale))
+        assert "place" in unfit(made, config, has_value=True)
 
     @pytest.mark.parametrize("name", ["logit", "off_by_one", "key_bias"])
     def test_rules_that_weigh_each_key_alone(self, name: str) -> None:

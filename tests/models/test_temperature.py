@@ -193,6 +193,12 @@ class TestEveryTemperature:
             tiny(f"temperature={name}", "attention=softcap", "attention.cap=7")
 
 
+def test_rules_of_a_pattern_are_asked() -> None:
+    with pytest.raises(ConfigError, match=r"temperature=ssmax .* attention=fox .*: use attention=softmax or"):
+        tiny("temperature=ssmax", "attention.pattern=[self,fox]", "model.depth=2")
+    tiny("temperature=ssmax", "attention.pattern=[self,softcap]", "model.depth=2")
+
+
 def test_none_has_no_parameters() -> None:
     assert gpt().blocks[0].attention.temperature is None
     assert largest_difference(gpt().state_dict(), gpt("temperature=none").state_dict()) == 0

@@ -130,9 +130,9 @@ def limit(task: str, minutes: int) -> None:
     call("scontrol", "update", f"JobId={task}", f"TimeLimit={minutes}")
 
 
-def on_nodes(words: set[str]) -> bool:
-    shown = {line.split()[1].rstrip("*") for line in call("sinfo", "-h", "-N", "-o", "%N %T").splitlines()}
-    return shown <= words
+def start_cluster() -> None:
+    """What of it isn't running."""
+    subprocess.run([CLUSTER, "start"], check=True, capture_output=True, timeout=120)
 
 
 def test_requeued_cancelled_and_at_the_time_limit(tmp_path, uncut, capsys):
@@ -176,6 +176,7 @@ def test_preempted_runs_share_a_job_and_keep_their_wandb_id(tmp_path, uncut):
         assert all(path.name.endswith(config.digest()) or f"-{config.digest()}-" in path.name for path in found)
 
 
+@pytest.mark.slow
 def test_a_cluster_without_requeue(tmp_path, uncut):
     """Preemption cancels there: the task submits itself again."""
     options = ["launcher.template=resubmit", "launcher.partition=cancel", "launcher.options='--nodelist=n1'"]
@@ -190,20 +191,27 @@ def test_a_cluster_without_requeue(tmp_path, uncut):
     assert [t.partition("_")[2] for t in first] == [t.partition("_")[2] for t in second] == ["0", "1"]
 
 
-def test_a_node_dies(tmp_path, uncut):
-    """slurmd and all processes of the job on it; Slurm notices and the run goes on on the other node."""
+def test_slurmd_dies_and_comes_back_and_then_the_node_dies(tmp_path, uncut):
+    """The job outlives its node's daemon; when all processes of the node die it goes on on the other node."""
     call("scontrol", "update", "NodeName=n0", "State=DRAIN", "Reason=test")
     sweep = submitted(tmp_path, "2")
     try:
         wait_for_checkpoint(sweep, 2)
     finally:
         call("scontrol", "update", "NodeName=n0", "State=RESUME")
+    pid = run_of(sweep, 2).status["pid"]
+    for process in daemons("n1"):
+        process.kill()
+    start_cluster()
+    assert psutil.pid_exists(pid)
+    assert run_of(sweep, 2).status["attempt"] == 1
     kill_node("n1")
-    wait("the node's death", lambda: not on_nodes({"idle", "mixed", "allocated", "completing"}))
+    wait("the run's death", lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    wait("the node's death", lambda: "down" in call("sinfo", "-h", "-N", "-n", "n1", "-o", "%T"))
     wait_for_end(sweep)
     assert_ended_once(sweep, uncut, {2: 2})
     assert "1 restarts" in log_of(sweep, task_of(sweep, 2))
-    subprocess.run([CLUSTER, "start"], check=True, capture_output=True, timeout=120)
+    start_cluster()
 
 
 def daemons(node: str) -> list[psutil.Process]:
@@ -223,17 +231,7 @@ def kill_node(node: str) -> None:
         process.kill()
 
 
-def test_slurmd_dies_and_comes_back(tmp_path, uncut):
-    """The job itself lives on."""
-    sweep = submitted(tmp_path, "2", "launcher.options='--nodelist=n1'")
-    wait_for_checkpoint(sweep, 2)
-    for process in daemons("n1"):
-        process.kill()
-    subprocess.run([CLUSTER, "start"], check=True, capture_output=True, timeout=120)
-    wait_for_end(sweep)
-    assert_ended_once(sweep, uncut, {2: 1})
-
-
+@pytest.mark.slow
 def test_a_hung_job_runs_into_its_limit_and_is_submitted_again(tmp_path, uncut):
     """Neither the run nor the task's own program answer Slurm's signal: they are stopped."""
     sweep = submitted(tmp_path, "0")
@@ -270,6 +268,7 @@ def test_a_full_queue_and_a_wrong_partition_leave_nothing_behind(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_two_nodes_share_a_run_and_are_interrupted(tmp_path):
     """Two processes on two nodes agree on the step at which they stop; the same numbers as two processes here."""
     shared = [*LONG, "nodes=2", "strategy=ddp", "launcher.setup='export MASTER_ADDR=127.0.0.1'"]

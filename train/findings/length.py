@@ -20,6 +20,7 @@ from train.findings.shared.panels import arm_colours
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NAME = "length"
@@ -131,16 +132,24 @@ def draw_lengths(sweep: Arms, metrics: Metrics) -> Figure:
             found = {m: [x for x in (of(m)(r) for r in rows) if math.isfinite(x)] for m in lengths(rows)}
             shown = {m: float(np.median(x)) for m, x in found.items() if x}
             panel.plot(list(shown), list(shown.values()), color=colour, linestyle=styles[n], marker="o")
-    labels = ("tail with its past - alone (nats)", "loss - loss at the training length (nats)")
+    labels = ("cost of the longer past (nats)", "rise of the loss (nats)")
     for panel, label in zip(axes, labels, strict=True):
         panel.axhline(0, color="0.45", linestyle=":", linewidth=0.9, zorder=1)
-        panel.set_xscale("log", base=2)
+        multiples_axis(panel)
         panel.set_yscale("symlog", linthresh=0.1)
-        panel.set(xlabel="length / length of training", ylabel=label)
+        panel.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        panel.set_ylabel(label)
     handles = [Line2D([], [], color=colour, label=arm) for arm, colour in shades.items()]
     handles += [Line2D([], [], color="0.3", ls=style, label=f"N = {size_label(n)}") for n, style in styles.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=5, columnspacing=1.2)
     return figure
+
+
+def multiples_axis(panel: Axes) -> None:
+    """Length over that of training, a tick at each doubling."""
+    panel.set_xscale("log", base=2)
+    panel.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    panel.set_xlabel("length / length of training")
 
 
 def lengths(rows: Sequence[pd.DataFrame]) -> list[int]:

@@ -30,7 +30,7 @@ def judge(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Verdict:
         no_explosion(sweep, metrics, SOFTMAX, LS),
         bears(sweep, SOFTMAX, LS),
     ]
-    notes = ["The paper has one head of twelve over all tokens, these models one of two: sizes with one head have none"]
+    notes = ["The paper has one head of twelve over all tokens, these models one of two"]
     return Verdict(NAME, checks, [*notes, *sweep.notes()])
 
 
@@ -44,4 +44,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"loss_and_logits_against_lr": probes_against_lr(arms(NAME, runs, ARMS), metrics, probes)}
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=3))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=5))

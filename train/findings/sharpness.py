@@ -14,7 +14,7 @@ import numpy as np
 
 from train.figures import LINES, panels, size_label, styled
 from train.findings import Check, Finding, Verdict, register
-from train.findings.length import last, lengths
+from train.findings.length import last, lengths, multiples_axis
 from train.findings.shared.arms import Arms, arms
 from train.findings.shared.pairs import LOWER, Metrics, moved, over, pairs
 from train.findings.shared.panels import arm_colours
@@ -87,8 +87,8 @@ def draw_weights(sweep: Arms, metrics: Metrics) -> Figure:
             shown = [float(np.median([last(f"{name}_at_{m}x")(r) for r in rows])) for m in at]
             panel.plot(at, shown, color=colour, linestyle=styles[n], marker="o")
     for panel, label in zip(axes, ("largest weight of a row, mean", "attention entropy (nats)"), strict=True):
-        panel.set_xscale("log", base=2)
-        panel.set(xlabel="length / length of training", ylabel=label)
+        multiples_axis(panel)
+        panel.set_ylabel(label)
         panel.set_ylim(bottom=0)
     handles = [Line2D([], [], color=colour, label=arm) for arm, colour in shades.items()]
     handles += [Line2D([], [], color="0.3", ls=style, label=f"N = {size_label(n)}") for n, style in styles.items()]
