@@ -110,8 +110,8 @@ def show_attention(results: dict[str, Any], models: list[str]) -> None:
         table.add_column("rule")
         for what in ("time", "memory"):
             for length in LENGTHS:
-                table.add_column(f"{what}, T {length:,}", justify="right")
-        table.add_column("growth", justify="right")
+                table.add_column(f"{what} {length:,}", justify="right")
+        table.add_column("T^x", justify="right")
         table.add_column("")
         for cost in results[model]["rules"]:
             if cost["refused"]:
@@ -120,7 +120,7 @@ def show_attention(results: dict[str, Any], models: list[str]) -> None:
             ratios = [*cost["times"], *cost["memories"]]
             notes = [f"time > {LIMIT:g}"] if max(cost["times"]) > LIMIT else []
             notes += [f"with {' '.join(cost['companions'])}"] if cost["companions"] else []
-            table.add_row(cost["rule"], *[f"{r:.2f}" for r in ratios], f"T^{cost['growth']:.2f}", "; ".join(notes))
+            table.add_row(cost["rule"], *[f"{r:.2f}" for r in ratios], f"{cost['growth']:.2f}", "; ".join(notes))
         _console(stderr=False).print(table)
 
 
