@@ -120,7 +120,7 @@ class EntmaxConfig(MixingConfig):
 
     name: Literal["entmax"] = "entmax"
     dot_product = True
-    alpha: Annotated[float, Field(ge=1.01, le=2)] | None = 1.5
+    alpha: Annotated[Annotated[float, Field(ge=1.01, le=2)] | None, Field(examples=[None, 1.25])] = 1.5
     """How sparse: 2 is sparsemax, towards 1 softmax; null: learned, one alpha a head."""
     solver: Solver | None = None
     """How tau is found, which changes rounding and cost alone: sort (alpha 1.5 and 2), bisection, or halley, as in

@@ -53,7 +53,9 @@ def defaults() -> dict[str, Any]:
 def alternatives(field: FieldInfo, default: Any) -> list[Any]:
     """Values that a field can be tried with, its default first: every word, on and off, null and a number."""
     kinds = {bare(kind) for kind in get_args(field.annotation)} or {field.annotation}
-    if get_origin(field.annotation) is Literal:
+    if field.examples:
+        found = field.examples
+    elif get_origin(field.annotation) is Literal:
         found = list(get_args(field.annotation))
     elif kinds == {bool}:
         found = [False, True]
@@ -62,7 +64,7 @@ def alternatives(field: FieldInfo, default: Any) -> list[Any]:
     elif kinds == {float} and default == 0:
         found = [0.0, 0.01]
     else:
-        found = field.examples or []
+        found = []
     return [default, *(value for value in found if value != default)]
 
 

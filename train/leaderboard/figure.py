@@ -28,7 +28,7 @@ def figure(table: pd.DataFrame) -> Figure:
     order += [arm for arm in dict.fromkeys(known["arm"]) if arm not in order]
     shown = Figure(figsize=(1.6 + 2.0 * (len(sizes) + 1), 0.9 + 0.17 * len(order)))
     axes = np.ravel(shown.subplots(1, len(sizes) + 1, sharey=True, squeeze=False))
-    image = None
+    image: Any = None
     for panel, n in zip(axes, sizes, strict=False):
         of = known[known["size"] == n].set_index("arm")
         lrs = sorted({lr for found in of["lrs"] for lr in found})
