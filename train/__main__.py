@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Any
 
@@ -18,6 +19,8 @@ def main() -> None:
         return
     from train.terminal import exit_with
 
+    # Before and after training, where Keeper doesn't listen, as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     exit_with(lambda: multirun(arguments) if {"-m", "--multirun"} & set(arguments) else single(arguments))
 
 
@@ -53,9 +56,10 @@ def multirun(arguments: list[str]) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from train.config import CONF, compose, from_node, hydra_fault
-    from train.grid import expand
+    from train.grid import expand, refuse_hydra_of_files
 
     overrides = [a for a in arguments if not a.startswith("-")]
+    refuse_hydra_of_files(overrides)
     for arm, point in expand(overrides):
         if arm is not None:
             raise ConfigError(f"Hydra's multirun knows no arms such as {arm!r}: use python -m train.sweep")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -182,6 +183,8 @@ def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise yaml_fault(error) from None
     except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
         raise hydra_fault(error, overrides) from None
     finally:
@@ -200,16 +203,45 @@ def from_node(node: Any) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(values, dict)
+    for group in ("experiment", "ladder", "scale"):
+        if group in values:
+            raise ConfigError(f"{group}: its file is empty or doesn't begin with the line # @package _global_")
     return checked(Config, {str(k): v for k, v in values.items() if k not in ("hydra", "arms")})
 
 
 def from_file(path: Path) -> Config:
-    """The config of a run folder's config.yaml."""
-    return checked(Config, yaml.safe_load(path.read_text()))
+    """The config of a run folder's config.yaml; ConfigError where that is damaged."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise yaml_fault(error, path) from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is no config: a mapping of keys to values is needed")
+    return checked(Config, values)
 
 
 def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.values(), sort_keys=False)
+
+
+def yaml_fault(error: Exception, path: Path | None = None) -> ConfigError:
+    """One line for a YAML file that can't be read: which, where, why."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        name = mark.name if path is None else path
+        return ConfigError(f"{name}, line {mark.line + 1}: {getattr(error, 'problem', error)}: correct the YAML")
+    broken = path or next((p for p in sorted(CONF.glob("**/*.yaml")) if not _is_text(p)), CONF)
+    return ConfigError(f"{broken}: {error}: it has to be YAML in UTF-8")
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.reader.ReaderError):
+        return False
+    except yaml.YAMLError:
+        pass
+    return True
 
 
 def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
@@ -231,6 +263,11 @@ def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
         named = f"'{key}'" in text or f"full_key: {key} " in f"{text} "
         if named and ("not in struct" in text or "Could not override" in text):
             return ConfigError(f"unknown key {key}: {_near_key(key)}")
+    if "no viable alternative" in text or "token recognition" in text:
+        return ConfigError(f"an interpolation can't be read ({text}): write ${{key}}, or quote the value")
+    if found := re.search(r"Could not find '(\w+)/([^']*)'", text):  # in a file's own list of defaults
+        group, value = found.groups()
+        return ConfigError(f"{group}={value} is not a choice: {near(value, choices().get(group, []))}")
     return ConfigError(text.partition(" Available options")[0].partition(" full_key:")[0])
 
 

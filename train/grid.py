@@ -103,9 +103,29 @@ def _of_groups(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[dict
     if not plain:
         return [], {}
     node = compose_node(plain, with_hydra=True)
-    params = OmegaConf.to_container(node.hydra.sweeper.get("params") or {})
-    arms = OmegaConf.to_container(node.arms) if "arms" in node else {}
-    assert isinstance(params, dict)
-    assert isinstance(arms, dict)
+    found = {"params": node.hydra.sweeper.get("params"), "arms": node.get("arms")}
+    given = dict[Any, Any](OmegaConf.to_container(OmegaConf.create(found)))
+    params, arms = given["params"] or {}, given["arms"] or {}
+    if not isinstance(arms, dict):
+        raise ConfigError(f"arms={arms}: give a mapping of names to overrides")
     listed = {str(name): [p] if isinstance(p, dict) else p for name, p in arms.items() if p is not None}
+    for name, parts in listed.items():
+        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+            raise ConfigError(f"arms.{name}={parts}: give a mapping of keys to values, or a list of such")
     return _texts({str(k): v for k, v in params.items()}), listed
+
+
+def refuse_hydra_of_files(overrides: Sequence[str]) -> None:
+    """Hydra's multirun builds what its own config names as _target_, callbacks and log handlers too: a file may set
+    the grid there and nothing else, the command line what it likes. Raises ConfigError."""
+    from omegaconf import OmegaConf
+
+    plain = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
+    nodes = (compose_node(given, with_hydra=True).hydra for given in (plain, []))
+    ours, hydras = (dict[Any, Any](OmegaConf.to_container(node)) for node in nodes)
+    for key in sorted(ours.keys() | hydras.keys()):
+        one, other = ours.get(key), hydras.get(key)
+        if key == "sweeper":
+            one, other = ({k: v for k, v in values.items() if k != "params"} for values in (one, other))
+        if one != other and key not in ("overrides", "job", "runtime"):
+            raise ConfigError(f"hydra.{key}: a config file can set hydra.sweeper.params and nothing else of Hydra")

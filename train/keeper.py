@@ -102,8 +102,10 @@ class Keeper(pl.Callback):
         if trainer.is_global_zero:
             self._write_rows(rows)
             self._tell(step, rows[-1])
+        if trainer.should_stop or step == config.steps - 1:
+            return  # There is nothing to go on with: a run that was told to stop ends instead.
         due = watching and self._any(trainer, time.monotonic() - self._saved >= config.checkpoint_seconds)
-        if stopping or (due and not trainer.should_stop):
+        if stopping or due:
             self._save(trainer)
         if stopping:
             raise Interrupted(self.interrupt or signal.SIGTERM)
@@ -146,12 +148,21 @@ class Keeper(pl.Callback):
         assert isinstance(module, Proxy)
         if self.diverged_step is None:
             self.loss_final = module.validate(self.validation)
+            # The last update has no step after it whose loss would tell.
+            if not (math.isfinite(self.loss_final) and module.has_finite_weights()):
+                self.loss_final, self.diverged_step = None, trainer.global_step - 1
         else:
             self.diverged_step = (
                 first_nonfinite(self.folder.metrics()) if trainer.is_global_zero else self.diverged_step
             )
 
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self._give_signals_back()
+
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        self._give_signals_back()
+
+    def _give_signals_back(self) -> None:
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         self._handlers = {}

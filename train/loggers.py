@@ -92,7 +92,8 @@ class Wandb(LoggerConfig):
             job_type=JOB_TYPE,
             offline=self.offline(),
             resume=None if self.offline() else "allow",
-            settings=wandb.Settings(init_timeout=CONNECT_SECONDS, x_disable_stats=True, console="off"),
+            # The host, its paths and the remote of the code, whose address can hold a key, are nobody else's business.
+            settings=wandb.Settings(init_timeout=CONNECT_SECONDS, x_disable_machine_info=True, host="", console="off"),
         )
         # Lightning 2.6 always passes it and wandb 0.31 warns of it in every run.
         logger._wandb_init.pop("anonymous", None)

@@ -172,6 +172,9 @@ class Proxy(pl.LightningModule):
             finally:
                 self.model.train()
 
+    def has_finite_weights(self) -> bool:
+        return bool(torch.stack([p.detach().isfinite().all() for p in self.tensors]).all())
+
     @torch.no_grad()
     def validate(self, batches: list[torch.Tensor]) -> float:
         """Plain cross-entropy over the fixed validation batches, nats per token."""

@@ -85,5 +85,13 @@ def summarize(row: Row) -> Row:
 
 
 def first_nonfinite(rows: list[Row]) -> int | None:
-    """The first step whose loss is NaN or infinite."""
-    return next((row["step"] for row in rows if not math.isfinite(row.get("loss", 0.0))), None)
+    """The first step whose loss is NaN or infinite, or whose gradient is NaN.
+
+    A finite loss can hide NaN: torch's fused attention on CPUs (2.13) gives zeros for queries that are NaN in contexts
+    below 16, and for infinite ones in some rows of any context. Its gradients are NaN then.
+    """
+    return next((row["step"] for row in rows if not _is_sound(row)), None)
+
+
+def _is_sound(row: Row) -> bool:
+    return math.isfinite(row.get("loss", 0.0)) and not math.isnan(row.get("gradient/norm", 0.0))

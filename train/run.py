@@ -8,6 +8,7 @@ import math
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from train.keeper import Interrupted, Keeper, Report
 from train.loggers import Mirror
 from train.module import Proxy
 from train.recorder import Row
-from train.runfolder import RunFolder, write_atomically
+from train.runfolder import RunFolder, save_atomically, write_atomically
 
 Summary = dict[str, Any]
 
@@ -69,19 +70,25 @@ def train(
         finally:
             mirror.finish(end, summary)
         return summary
-    except (Interrupted, KeyboardInterrupt) as stop:
-        folder.set_status("pending", reason=f"interrupted by {stop}", seconds=folder.seconds())
-        raise
     except BaseException as fault:
-        folder.set_status(
-            "failed",
-            reason=f"{type(fault).__name__}: {fault}",
-            traceback=traceback.format_exc(),
-            seconds=folder.seconds(),
-        )
+        _note(fault, folder)
+        if isinstance(fault, OSError) and fault.errno is not None:
+            raise OSError(fault.errno, fault.strerror, str(fault.filename or folder.path)) from fault
         raise
     finally:
         folder.release()
+
+
+def _note(fault: BaseException, folder: RunFolder) -> None:
+    """What ended the run before its end; after it nothing changes what it found."""
+    if folder.has_ended():
+        return
+    stopped = isinstance(fault, Interrupted | KeyboardInterrupt)
+    reason = f"interrupted by {str(fault) or 'Ctrl-C or SIGTERM'}" if stopped else f"{type(fault).__name__}: {fault}"
+    details = {} if stopped else {"traceback": "".join(traceback.format_exception(fault))}
+    # On a full disk the fault itself says more than that this couldn't be written either.
+    with suppress(OSError):
+        folder.set_status("pending" if stopped else "failed", reason=reason, seconds=folder.seconds(), **details)
 
 
 class Job:
@@ -115,14 +122,16 @@ class Job:
         tokens = config.batch_size * config.context
         keeper = Keeper(folder, mirror, self.validation, self.longer, tokens, self.report)
         trainer = self._trainer([keeper, *self.callbacks])
-        checkpoint = folder.checkpoint if folder.checkpoint.exists() else None
-        trainer.fit(module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(module, datamodule=self.data, ckpt_path=folder.sound_checkpoint(), weights_only=True)
+        except SystemExit as stop:
+            # Lightning's answer to a Ctrl-C that Keeper didn't get: during its own start, or the second one.
+            raise (stop.__context__ if isinstance(stop.__context__, KeyboardInterrupt) else stop) from None
         if not trainer.is_global_zero:
             return {}
         # The weights stay; the optimizer's state has served.
         with module.evaluating():
-            torch.save(module.model.state_dict(), folder.path / "weights.tmp")
-        (folder.path / "weights.tmp").replace(folder.path / "weights.pt")
+            save_atomically(folder.path / "weights.pt", module.model.state_dict())
         summary = summarize(config, module, keeper, folder.metrics(), folder.seconds())
         write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1))
         folder.set_status(summary["state"], seconds=folder.seconds(), step=summary["steps_done"])

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import platform
 import socket
 import subprocess
 import time
+import zipfile
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
@@ -37,6 +39,19 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def save_atomically(path: Path, tensors: Mapping[str, Any]) -> None:
+    """The same for tensors; on a full disk OSError, as for text."""
+    import torch
+
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(tensors, file)
+    except RuntimeError as error:  # torch's writer trips over its own closing when the file can't be written
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+    temporary.replace(path)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, {} when there is none or it is damaged."""
     try:
@@ -50,10 +65,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file; a last line that was cut off is left out."""
     rows = []
     if path.exists():
-        for line in path.read_text().splitlines(keepends=True):
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(keepends=True), 1):
             if not line.endswith("\n"):
                 break
-            rows.append(json.loads(line))
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                raise ConfigError(
+                    f"{path}: line {number} is damaged: delete the folder to train the run again"
+                ) from None
     return rows
 
 
@@ -105,6 +125,37 @@ class RunFolder:
             raise ConfigError(f"{self.path}: process {self.status().get('pid')} is training this run already") from None
         except OSError as error:
             raise unwritable(self.path.parent, error) from None
+
+    def is_claimed(self) -> bool:
+        """Whether a process trains in it, of those that this machine knows."""
+        try:
+            with self._lock.acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:
+            return False
+
+    def sound_checkpoint(self) -> Path | None:
+        """The checkpoint to go on from, None where there is none; ConfigError where it isn't what was written.
+
+        torch reads altered tensors without a word, though its files have checksums.
+        """
+        import torch
+
+        if not self.checkpoint.exists():
+            return None
+        try:
+            with zipfile.ZipFile(self.checkpoint) as file:
+                altered = file.testzip()
+            torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        except (zipfile.BadZipFile, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            altered = " ".join(str(error).split())[:120]
+        if altered:
+            raise ConfigError(
+                f"{self.checkpoint} is not what was written ({altered}): delete it to train the run from its start"
+            )
+        return self.checkpoint
 
     def release(self) -> None:
         self._lock.release()

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from conf.axis import ConfigError
 from train.config import Config
 from train.launcher import Slurm
 from train.plan import Sweep, plan
-from train.runfolder import ENDED, RunFolder
+from train.runfolder import ENDED, RunFolder, unwritable
 from train.sweep_table import Table
 
 STOP_SECONDS = 20.0
@@ -105,10 +106,13 @@ class Pool:
 
     def _note_death(self, name: str, exitcode: int) -> None:
         folder = RunFolder(self.folder / name)
-        if exitcode < 0 and folder.state() in ("running", "pending"):
-            folder.set_status("failed", reason=f"killed by {signal.Signals(-exitcode).name}")
-        elif exitcode == 1 and folder.state() not in (*ENDED, "failed"):
-            folder.set_status("failed", reason=f"exit code 1, see {folder.path / 'log.txt'}")
+        if folder.is_claimed():  # by a process of a sweep that was killed itself: what it says counts
+            return
+        with suppress(OSError):  # of one run's folder, or of a full disk: no reason to stop the others
+            if exitcode < 0 and folder.state() in ("running", "pending"):
+                folder.set_status("failed", reason=f"killed by {signal.Signals(-exitcode).name}")
+            elif exitcode == 1 and folder.state() not in (*ENDED, "failed"):
+                folder.set_status("failed", reason=f"exit code 1, see {folder.path / 'log.txt'}")
 
     def stop(self, seconds: float = STOP_SECONDS, signum: int = signal.SIGTERM) -> None:
         """Asks every process for a checkpoint and waits for it."""
@@ -136,21 +140,24 @@ def launch(sweep: Sweep) -> int:
 
 def run(sweep: Sweep) -> int:
     """Runs what is not finished, with a live table; the exit code: 1 when a run failed."""
+    # It ends the loop below; the children get theirs from `stop` (on Ctrl-C the terminal sends it too).
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sweep.configs[0].launcher.must_be_local()
     _refuse_while_in_slurm(sweep)
-    sweep.write_plan()
     lock = FileLock(sweep.folder / ".lock")
     try:
+        sweep.folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(f"{sweep.folder}: another sweep works in this folder; wait or choose another out=") from None
+    except OSError as error:
+        raise unwritable(sweep.folder.parent, error) from None
+    sweep.write_plan()
     todo = sweep.to_do()
     prepare_data(todo)
     todo.sort(key=lambda c: -c.steps * c.batch_size * c.context * c.model.depth * c.model.width**2)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, sweep.configs[0].threads)))
     pool = Pool(sweep.folder, slots(sweep.configs[0]), todo)
-    # A signal ends the loop below; the children get theirs from `stop` (on Ctrl-C the terminal sends it too).
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Table(sweep, len(pool.free)) as table:
         try:
             while pool.waiting or pool.running:

@@ -130,10 +130,11 @@ class Table:
             self.console.print(self._table())
         self.console.print(f"{counts} in {duration(time.monotonic() - self.started)}")
         for name, status in self.status.items():
-            if status.get("state") == "failed":
-                self.console.print(f"  {name}: {status.get('reason')}", style="red")
+            if status.get("state") not in ENDED:
+                reason = status.get("reason") or f"process {status.get('pid')} of another command trains it"
+                self.console.print(f"  {name}: {reason}", style="red")
         self.console.print(f"judge and draw: python -m train.report {self.sweep.folder}")
-        return int("failed" in states)
+        return int(any(state not in ENDED for state in states))
 
 
 def _cost(config: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import sys
 import time
@@ -14,14 +15,22 @@ from train.recorder import Row
 from train.runfolder import RunFolder
 
 USAGE_ERROR = 2
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""What a disk or its owner refuses: a full disk, a quota, a limit on sizes, a folder that can't be written."""
 
 
 def exit_with(action: Callable[[], None]) -> None:
-    """Runs a command: bad input is one line and exit code 2, an interruption one line and 128 + signal."""
+    """Runs a command: bad input is one line and exit code 2, a full disk one line and 1, an interruption one line and
+    128 + signal."""
     from train.keeper import Interrupted
 
     try:
         action()
+    except OSError as fault:
+        if fault.errno not in STORAGE:
+            raise
+        print(f"error: {fault.filename or 'output'}: {fault.strerror}: the same command goes on", file=sys.stderr)
+        sys.exit(1)
     except ConfigError as fault:
         print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
