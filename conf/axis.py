@@ -7,6 +7,7 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
@@ -90,9 +91,14 @@ def checked(config: type[T], values: Mapping[str, Any]) -> T:
     """An instance of the config dataclass from plain values; raises ConfigError with one line for the first fault."""
     try:
         # JSON mode is pydantic's strict mode for nested dataclasses: no "3" for 3, no 1 for true.
-        return TypeAdapter(config).validate_json(json.dumps(values), strict=True)
+        return _adapter(config).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise ConfigError(_one_line(error, config)) from None
+
+
+@cache
+def _adapter(config: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(config)
 
 
 def _one_line(error: ValidationError, config: type) -> str:
@@ -130,13 +136,15 @@ def _fields_at(config: type, loc: tuple[Any, ...]) -> list[str]:
     return _fields_at(nested, loc[1:]) if nested else []
 
 
-def _hints(config: type) -> dict[str, Any]:
+@cache
+def _hints(config: type) -> Mapping[str, Any]:
     from typing import get_type_hints
 
     return get_type_hints(config, include_extras=True)
 
 
-def axes(config: type) -> dict[str, Axis[Any]]:
+@cache
+def axes(config: type) -> Mapping[str, Axis[Any]]:
     """The fields of a config dataclass that are axes."""
     found = {}
     for name, hint in _hints(config).items():

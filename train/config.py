@@ -6,8 +6,8 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import cache
+from dataclasses import fields
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -122,10 +122,14 @@ class Config(Architecture, Place):
 
     def values(self) -> dict[str, Any]:
         """Plain values, as in config.yaml."""
-        return asdict(self)
+        return {name: _plain(getattr(self, name)) for name in _names(type(self))}
 
     def digest(self) -> str:
         """Eight hex digits of a hash over everything that decides the run's numbers."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         values = {k: v for k, v in self.values().items() if k not in Place.__dataclass_fields__}
         if not self.eval_lengths:  # measures more and changes nothing: without it, the run that it was
             del values["eval_lengths"]
@@ -133,6 +137,10 @@ class Config(Architecture, Place):
 
     def run_name(self) -> str:
         """Readable part and hash; the run folder's name, W&B's run id is its hash."""
+        return self._run_name
+
+    @cached_property
+    def _run_name(self) -> str:
         return f"{self.readable()}-{self.digest()}"
 
     def readable(self) -> str:
@@ -147,6 +155,22 @@ class Config(Architecture, Place):
 
 
 inherit_documentation(Config)
+
+
+@cache
+def _names(config: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(config))
+
+
+def _plain(value: Any) -> Any:
+    """As dataclasses.asdict, without its copies of what can't change: a sweep asks for the values of all its runs."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, tuple | list):
+        return type(value)(map(_plain, value))
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return {name: _plain(getattr(value, name)) for name in _names(type(value))}
 
 
 @cache
@@ -203,10 +227,15 @@ def from_node(node: Any) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(values, dict)
+    return from_values({str(k): v for k, v in values.items()})
+
+
+def from_values(values: Mapping[str, Any]) -> Config:
+    """The checked config of plain values as Hydra composes them."""
     for group in ("experiment", "ladder", "scale"):
         if group in values:
             raise ConfigError(f"{group}: its file is empty or doesn't begin with the line # @package _global_")
-    return checked(Config, {str(k): v for k, v in values.items() if k not in ("hydra", "arms")})
+    return checked(Config, {k: v for k, v in values.items() if k not in ("hydra", "arms")})
 
 
 def from_file(path: Path) -> Config:

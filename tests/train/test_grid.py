@@ -1,0 +1,56 @@
+"""Configs of a grid's points are those that Hydra composes for each of them alone."""
+
+import pytest
+
+from conf.axis import ConfigError
+from tests.train.helpers import TINY
+from train.config import compose
+from train.grid import Composed, compose_all
+
+POINTS = [
+    ["optimizer.lr=0.1", "seed=3"],
+    ["optimizer.lr=1e-3", "qk_norm=none"],
+    ["eval_lengths=[2,4]"],
+    ["compile=true", "devices=null", "data.seed=5"],
+    ["out='a b'", "cache=elsewhere"],
+    ["model.name=other", "++model.heads=4"],
+    ["data={zipf_exponent:0.5}"],
+]
+
+
+@pytest.mark.parametrize("point", POINTS, ids=" ".join)
+def test_a_point_is_as_hydra_composes_it(point):
+    (found,) = compose_all([[*TINY, *point]])
+    alone = compose([*TINY, *point])
+    assert found == alone
+    assert found.values() == alone.values()
+    assert found.run_name() == alone.run_name()
+
+
+def test_points_of_one_base_stay_apart():
+    found = compose_all([[*TINY, f"optimizer.lr={lr}", *more] for lr in (0.1, 0.2) for more in ([], ["data.seed=7"])])
+    assert [(c.optimizer.lr, c.data.seed) for c in found] == [(0.1, 0), (0.1, 7), (0.2, 0), (0.2, 7)]
+    assert len({c.run_name() for c in found}) == 4
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["optimizer.lrr=0.1", "optimizer.lr.x=1", "stepss=3", "optimizer.lr=abc", "seed=-1", "steps='3'", "seed=???",
+     "optimizer=null", "optimizer.lr={a:1}"],
+)  # fmt: skip
+def test_what_one_run_refuses_a_grid_refuses_with_the_same_words(override):
+    with pytest.raises(ConfigError) as alone:
+        compose([*TINY, override])
+    with pytest.raises(ConfigError) as found:
+        compose_all([[*TINY, override]])
+    assert str(found.value) == str(alone.value)
+
+
+def test_what_follows_another_key_follows_a_point(monkeypatch):
+    """No file of conf/ has such a value; an experiment may."""
+    from omegaconf import OmegaConf
+
+    asked = []
+    monkeypatch.setattr("train.grid.from_node", lambda node: asked.append(OmegaConf.to_container(node, resolve=True)))
+    Composed(OmegaConf.create({"steps": 4, "half": "${steps}", "seed": 0})).config([], ["steps=6"])
+    assert asked == [{"steps": 6, "half": 6, "seed": 0}]
