@@ -122,7 +122,8 @@ class TestSignals:
         whole = trained(tmp_path / "whole", *overrides)
         last = whole.summary()["steps_done"] - 1
         stopped = trained(tmp_path / "stopped", *overrides, callbacks=[At(last, signals(signal.SIGTERM))])
-        assert_same_end(stopped, whole)
+        assert stopped.metrics_path.read_bytes() == whole.metrics_path.read_bytes()
+        assert stopped.summary() | {"seconds": 0} == whole.summary() | {"seconds": 0}
 
     def test_a_second_ctrl_c_stops_at_once_and_is_no_failure(self, tmp_path: Path, uncut: RunFolder) -> None:
         handler = signal.getsignal(signal.SIGINT)
@@ -154,7 +155,7 @@ class TestSignals:
     def test_sigterm_while_a_run_of_a_sweep_starts(self, tmp_path: Path, uncut: RunFolder) -> None:
         """Lightning takes it for a fault of its own."""
         folder = RunFolder.of(tiny(), tmp_path)
-        for wait in (0.0, 0.05, 0.1):
+        for wait in (0.0, 0.1):
             process = in_process(tiny(), tmp_path)
             deadline = time.monotonic() + 60
             while folder.state() != "running" and time.monotonic() < deadline:
@@ -168,7 +169,7 @@ class TestSignals:
 
     def test_sigterm_before_a_run_starts_is_one_line(self, tmp_path: Path) -> None:
         """While its libraries load or its data is read."""
-        arguments = [*TINY, "data.tokens=50000000", f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'out'}"]
+        arguments = [*TINY, "data.tokens=5000000", f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'out'}"]
         process = subprocess.Popen([sys.executable, "-m", "train", *arguments], stderr=subprocess.PIPE, text=True)
         while not (tmp_path / "cache").exists():
             time.sleep(0.01)
@@ -376,6 +377,11 @@ class TestSweep:
             process.join()
 
 
+def with_environment(environment: dict[str, str], values: dict[str, Any], parent: Path) -> None:
+    os.environ |= environment
+    train(checked(Config, values), parent=parent)
+
+
 def test_no_key_and_nothing_of_the_machine_gets_into_a_run_folder(tmp_path: Path) -> None:
     """But host and process in status.json, which say where a run is, and paths that were given."""
     environment = {
@@ -383,8 +389,11 @@ def test_no_key_and_nothing_of_the_machine_gets_into_a_run_folder(tmp_path: Path
         "HF_TOKEN": "hf_of_a_person",
         "USER": "a_person",
     }
-    command = [sys.executable, "-m", "train", *TINY, "logger=wandb", "logger.mode=offline", f"out={tmp_path}"]
-    subprocess.run(command, env=os.environ | environment, check=True, capture_output=True)
+    config = tiny("logger=wandb", "logger.mode=offline")
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=with_environment, args=(environment, config.values(), tmp_path))
+    process.start()
+    process.join()
     (folder,) = tmp_path.iterdir()
     files = [p for p in folder.rglob("*") if p.is_file()]
     assert any(p.suffix == ".wandb" for p in files)
