@@ -304,8 +304,8 @@ def write_report(sweep: Sweep) -> Verdict | None:
                 figures = finding.draw(sweep.runs, sweep.metrics)
         except ConfigError as fault:
             trouble = str(fault)
-    sweep.runs.to_csv(folder / "runs.csv", index=False)
-    found.to_csv(folder / "table.csv", index=False)
+    write_atomically(folder / "runs.csv", sweep.runs.to_csv(index=False))
+    write_atomically(folder / "table.csv", found.to_csv(index=False))
     write_atomically(folder / "table.md", markdown(sweep, found, verdict))
     if verdict:
         shown = verdict.to_json() | {"figures": list(figures)}
