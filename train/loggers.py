@@ -6,16 +6,19 @@ import math
 import os
 import queue
 import re
+import socket
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlparse
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from conf.axis import CHECKED, Axis
+from conf.axis import CHECKED, Axis, ConfigError
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -29,8 +32,12 @@ class LoggerConfig:
         """A Lightning logger that keeps its files in `folder`, or None."""
         raise NotImplementedError
 
+    def must_be_there(self) -> None:
+        """ConfigError where a package that it needs is missing."""
+
 
 CONNECT_SECONDS = 20.0
+REACH_SECONDS = 5.0
 FINISH_SECONDS = 60.0
 INTERRUPTED_SECONDS = 10.0
 """The same when a scheduler wants its machine back: what is lost then is in the local files."""
@@ -69,6 +76,10 @@ class Wandb(LoggerConfig):
     """W&B team or user; null is the key's owner."""
     mode: Literal["auto", "online", "offline"] = "auto"
     """auto is online where a key is set (WANDB_API_KEY or `wandb login`) and offline where none is."""
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
+    """W&B tags of the run."""
+    notes: str | None = None
+    """W&B notes of the run."""
 
     def offline(self) -> bool:
         if self.mode != "auto":
@@ -90,6 +101,8 @@ class Wandb(LoggerConfig):
             entity=self.entity,
             group=group,
             job_type=JOB_TYPE,
+            tags=list(self.tags),
+            notes=self.notes,
             offline=self.offline(),
             resume=None if self.offline() else "allow",
             # The host, its paths and the remote of the code, whose address can hold a key, are nobody else's business.
@@ -98,6 +111,36 @@ class Wandb(LoggerConfig):
         # Lightning 2.6 always passes it and wandb 0.31 warns of it in every run.
         logger._wandb_init.pop("anonymous", None)
         return logger
+
+
+@LOGGER.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class TensorBoard(LoggerConfig):
+    """TensorBoard: an event file for each attempt in the run folder's tensorboard/; needs the package tensorboard."""
+
+    name: Literal["tensorboard"] = "tensorboard"
+
+    def build(self, folder: Path, *, run_id: str, run_name: str, group: str | None) -> Logger:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
+
+    def must_be_there(self) -> None:
+        if find_spec("tensorboard") is None and find_spec("tensorboardX") is None:
+            raise ConfigError("logger=tensorboard needs a package that isn't here: pip install tensorboard")
+
+
+@LOGGER.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Csv(LoggerConfig):
+    """metrics.csv in the run folder, written whenever the run ends or stops: a row a step, a column a metric."""
+
+    name: Literal["csv"] = "csv"
+
+    def build(self, folder: Path, *, run_id: str, run_name: str, group: str | None) -> Logger:
+        from train.csvfile import CsvFile
+
+        return CsvFile(folder)
 
 
 def server() -> str:
@@ -111,6 +154,23 @@ def has_key() -> bool:
     paths = (Path(os.environ.get("NETRC", "~/.netrc")).expanduser(), Path("~/_netrc").expanduser())
     found = any(path.is_file() and host in path.read_text(errors="ignore") for path in paths)
     return bool(os.environ.get("WANDB_API_KEY")) or found
+
+
+def require_server(purpose: str, otherwise: str) -> None:
+    """ConfigError where there is no key, or no answer at the server's address, before wandb waits for it."""
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        raise ConfigError(f"WANDB_MODE={os.environ['WANDB_MODE']}: unset it to {purpose}, {otherwise}")
+    if not has_key():
+        raise ConfigError(f"no W&B key for {server()}: run `wandb login` or set WANDB_API_KEY, {otherwise}")
+    address = urlparse(server())
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return  # a proxy has its own way there
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        fault = f"{server()} does not answer ({error})"
+        raise ConfigError(f"{fault}: check the network or WANDB_BASE_URL, {otherwise}") from None
 
 
 def mirrored(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[float]]]:
@@ -146,7 +206,7 @@ class Mirror:
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Sends one metrics row; a per-head list goes as a histogram to W&B and stays local elsewhere."""
-        self._actions.put(lambda: self.logger and self.logger.log_metrics(self._flat(row), step=row["step"]))
+        self._actions.put(lambda: self.logger and self._send(self.logger, row))
         if row["step"] >= 0 and not self._started:
             self._started = True
             self._thread.start()
@@ -182,10 +242,16 @@ class Mirror:
             text = " ".join(str(fault).split())[:200]
             warnings.warn(f"the logger stopped ({type(fault).__name__}: {text}); local files go on", stacklevel=2)
 
-    def _flat(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    @staticmethod
+    def _send(logger: Logger, row: Mapping[str, Any]) -> None:
         values, lists = mirrored(row)
-        if lists and type(self.logger).__name__ == "WandbLogger":
-            import wandb
+        if type(logger).__name__ != "WandbLogger":
+            logger.log_metrics(values, step=row["step"])
+            return
+        import wandb
 
-            values |= {k: wandb.Histogram(v) for k, v in lists.items()}
-        return values
+        experiment: Any = logger.experiment
+        values |= {k: wandb.Histogram(v) for k, v in lists.items()} | {STEP: row["step"]}
+        # W&B's own step counts rows of a process, from 0: an attempt that goes on offline would begin there again. So
+        # it is given, one more than ours, which begin at -1. Without `commit` the last row would wait for the next.
+        experiment.log(values, step=row["step"] + 1, commit=True)

@@ -45,6 +45,7 @@ def train(
     folder = RunFolder.of(config, parent)
     if folder.has_ended():
         return folder.summary()
+    config.logger.must_be_there()
     prepared = prepare(config.data, Path(config.cache).expanduser(), progress=config.progress)
     job = Job(config, folder, prepared, report, callbacks)
     if not is_rank_zero(config):

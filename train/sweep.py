@@ -143,6 +143,7 @@ def run(sweep: Sweep) -> int:
     # It ends the loop below; the children get theirs from `stop` (on Ctrl-C the terminal sends it too).
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sweep.configs[0].launcher.must_be_local()
+    sweep.configs[0].logger.must_be_there()
     _refuse_while_in_slurm(sweep)
     lock = FileLock(sweep.folder / ".lock")
     try:

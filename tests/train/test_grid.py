@@ -13,7 +13,7 @@ POINTS = [
     ["eval_lengths=[2,4]"],
     ["compile=true", "devices=null", "data.seed=5"],
     ["out='a b'", "cache=elsewhere"],
-    ["model.name=other", "++model.heads=4"],
+    ["model.name=other", "++optimizer.clip=2"],
     ["data={zipf_exponent:0.5}"],
 ]
 

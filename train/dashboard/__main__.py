@@ -9,37 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from conf.axis import ConfigError
-from train.loggers import has_key, server
+from train.loggers import require_server, server
 from train.report import Sweep, load_sweep
 from train.runfolder import read_json, unwritable, write_atomically
+from train.sync import unsent
 from train.terminal import exit_with
 
 PROJECT = "stabilab"
-REACH_SECONDS = 5.0
-
-
-def require_server() -> None:
-    """ConfigError where there is no key, or no answer at the server's address, before wandb waits for it."""
-    local = "or add --json FILE for files alone"
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        raise ConfigError(f"WANDB_MODE={os.environ['WANDB_MODE']}: unset it to send a dashboard, {local}")
-    if not has_key():
-        raise ConfigError(f"no W&B key for {server()}: run `wandb login` or set WANDB_API_KEY, {local}")
-    address = urlparse(server())
-    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return  # a proxy has its own way there
-    port = address.port or (443 if address.scheme == "https" else 80)
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=REACH_SECONDS).close()
-    except OSError as error:
-        fault = f"{server()} does not answer ({error})"
-        raise ConfigError(f"{fault}: check the network or WANDB_BASE_URL, {local}") from None
 
 
 def configured(sweep: Sweep, field: str) -> str | None:
@@ -49,12 +29,6 @@ def configured(sweep: Sweep, field: str) -> str | None:
     if len(found) > 1:
         raise ConfigError(f"runs of {sweep.path} have several W&B {field}s, {', '.join(found)}: choose with --{field}")
     return found[0] if found else None
-
-
-def unsent(sweep: Sweep) -> list[Path]:
-    """W&B files of the sweep's runs that no `wandb sync` has sent."""
-    files = [f for run in sweep.runs["run"] for f in (sweep.path / run).glob("wandb/offline-run-*/*.wandb")]
-    return [f for f in files if not f.with_suffix(".wandb.synced").exists()]
 
 
 def save(views: dict[str, Any], sweep: Sweep, where: str) -> None:
@@ -79,7 +53,7 @@ def _ids(workspace: Any, report: Any) -> dict[str, Any]:
 
 def dashboard(folder: Path, project: str | None, entity: str | None, file: Path | None) -> None:
     if file is None:
-        require_server()
+        require_server("send a dashboard", "or add --json FILE for files alone")
     sweep = load_sweep(folder)
     project = project or configured(sweep, "project") or PROJECT
     entity = entity or configured(sweep, "entity")
@@ -135,8 +109,8 @@ def _say(sweep: Sweep, held: Any, sections: Any, left_out: list[str]) -> None:
         print(f"left out, as no run logs them: {'; '.join(left_out)}")
     if (sweep.runs.get("logger.name") == "none").all():
         print("these runs were made with logger=none: W&B has none of them")
-    elif waiting := unsent(sweep):
-        print(f"{len(waiting)} W&B files are not sent yet: wandb sync {sweep.path}/*/wandb/offline-run-*")
+    elif waiting := [file for run in sweep.runs["run"] for file in unsent(sweep.path / run)]:
+        print(f"{len(waiting)} W&B files are not sent yet: python -m train.sync {sweep.path}")
 
 
 def main() -> None:

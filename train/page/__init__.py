@@ -51,6 +51,8 @@ COLUMNS = (
     ("seconds", "seconds", "rounded", "wall time of training"),
 )
 """Column of `Sweep.runs`, its title in the table of runs, how it is written (KINDS in core.js), and its meaning."""
+CURVES = 500
+"""Most runs of which a page holds the curves; its tables and the charts over LR and N have all."""
 MARKS = {True: ("pass", "pass"), False: ("fail", "FAIL"), None: ("open", "open")}
 
 
@@ -60,13 +62,27 @@ def write_page(sweep: Sweep, found: pd.DataFrame, verdict: Verdict | None, troub
     from train.report import cells, with_arms
 
     runs = with_arms(sweep.runs)
-    share = BUDGET / len(runs)
-    packed = [curves(sweep.metrics.rows(name), share) for name in runs["run"]]
+    shown = set(with_curves(runs))
+    share = BUDGET / len(shown)
+    packed = [curves(sweep.metrics.rows(name), share) if i in shown else None for i, name in enumerate(runs["run"])]
     static = _verdict(verdict, trouble) + _table(list(TITLES.values()), cells(found))
+    if len(shown) < len(runs):
+        static += (
+            f'<p class="note">This page holds the curves of {len(shown)} of the {len(runs)} runs, of each arm, size and '
+            "LR those of the first seeds; python -m train.report RUN draws those of any other.</p>"
+        )
     static += f'<p class="note">{escape(left_out)}</p>' if (left_out := sweep.left_out()) else ""
     text = page(sweep.name, _facts(runs), static, payload(runs, found), packed)
     write_atomically(sweep.path / "report" / "report.html", text)
     return sweep.path / "report" / "report.html"
+
+
+def with_curves(runs: pd.DataFrame) -> list[int]:
+    """Places of the runs whose curves the page holds, CURVES at most: first seeds first, over all arms, sizes, LRs."""
+    place = runs.reset_index(drop=True)
+    nth = place.groupby(["arm", "size", "optimizer.lr"], dropna=False, sort=False).cumcount()
+    order = place.assign(nth=nth, seed=place["seed"].fillna(-1)).sort_values(["nth", "seed"], kind="stable")
+    return sorted(order.index[:CURVES].tolist())
 
 
 def write_run_page(path: Path, run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -78,7 +94,9 @@ def write_run_page(path: Path, run: Mapping[str, Any], rows: Sequence[Mapping[st
     return path / "report" / "report.html"
 
 
-def page(title: str, facts: str, static: str, values: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
+def page(
+    title: str, facts: str, static: str, values: Mapping[str, Any], runs: Sequence[Mapping[str, Any] | None]
+) -> str:
     """The file's text, in ASCII so that no encoding can spoil it. `static` is HTML, `title` and `facts` are text."""
     # A browser hashes what stands between the tags, newlines included.
     css = (HERE / "page.css").read_text("utf-8")
@@ -87,7 +105,9 @@ def page(title: str, facts: str, static: str, values: Mapping[str, Any], runs: S
         ["default-src 'none'", f"style-src '{_hash(css)}'", f"script-src '{_hash(script)}'", "img-src data:",
          "base-uri 'none'", "form-action 'none'"]
     )  # fmt: skip
-    elements = (f'<script type="application/json" id="run-{i}">{_json(run)}</script>' for i, run in enumerate(runs))
+    elements = (
+        f'<script type="application/json" id="run-{i}">{_json(run)}</script>' for i, run in enumerate(runs) if run
+    )
     parts = {
         "policy": policy, "title": escape(title), "css": css, "facts": escape(facts), "static": static,
         "data": _json(values), "script": script, "runs": "\n".join(elements),

@@ -1,0 +1,98 @@
+"""`python -m tests.train.scale [RUNS]`: what a sweep of so many runs takes to plan, submit, look after and report.
+
+The commands are the real ones, each in a process of its own: wall time, CPU time and peak memory, the imports of 3 s
+included. Their run folders are made: a config of the sweep each, a summary, and the metrics of a run of 400 steps, which
+lie on disk once a run. Slurm's own answer is not part of it: `slurm.status` gets a folder's word, as without squeue.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from slurm.records import Records
+from tests.train.page.many import rows
+from train.config import to_yaml
+from train.plan import Sweep, plan
+
+GRID = ["model=mini-0.02M,mini-0.1M", "qk_norm=none,layernorm", "optimizer.lr=1e-3,3e-3,1e-2,3e-2,1e-1"]
+
+
+def grid(count: int, out: Path) -> list[str]:
+    return [*GRID, f"seed=range({count // 20})", f"out={out}", "data=synthetic", "launcher=slurm", "accelerator=cpu"]
+
+
+def summary(name: str, lr: float, steps: int, last: dict) -> dict:
+    """Of a run that breaks above an LR of 0.02."""
+    broke = lr > 0.02
+    values = {k: v for k, v in last.items() if not isinstance(v, list)}
+    return {
+        "name": name, "state": "diverged" if broke else "finished", "loss_init": 8.1, "loss_final": 9.0 if broke else 5.0,
+        "loss": 8.1 if broke else 5 + 10 * lr, "diverged_step": 200 if broke else None, "steps_above_init": 0,
+        "steps_done": steps, "N": 24_576, "parameters": 90_000, "tokens": 10**6, "seconds": 60.0, "logit_max": 1e4 * lr,
+        "logit_max_final": 1e4 * lr, "entropy_final": 2.0, "entropy_min": 1.0, "final": values,
+    }  # fmt: skip
+
+
+def make(sweep: Sweep) -> None:
+    """Folders of runs that have ended, and the records of their submission."""
+    found = rows(steps=400, blocks=3, heads=2)
+    metrics = "".join(json.dumps(row) + "\n" for row in found)
+    last = next(row for row in reversed(found) if len(row) > 3)
+    written: dict[tuple[str, str], str] = {}
+    for config in sweep.configs:
+        path = sweep.folder / config.run_name()
+        path.mkdir(parents=True)
+        arm = (config.model.name, config.qk_norm.name)
+        # PyYAML takes 5 ms a config.
+        text = written[arm] = written.get(arm) or to_yaml(config)
+        text = re.sub(r"(?m)^(  lr): .*$", rf"\1: {config.optimizer.lr}", text)
+        (path / "config.yaml").write_text(re.sub(r"(?m)^seed: .*$", f"seed: {config.seed}", text))
+        values = summary(config.run_name(), config.optimizer.lr, len(found) - 1, last)
+        (path / "summary.json").write_text(json.dumps(values, indent=1))
+        (path / "status.json").write_text(json.dumps({"state": values["state"], "time": 0.0, "step": 400, "slurm": "1_0"}))
+        (path / "metrics.jsonl").write_text(metrics)
+    sweep.write_plan()
+    records = Records(sweep.folder)
+    records.write_plan(1, [[config] for config in sweep.configs])
+    records.note_job("1", 1, range(len(sweep.configs)))
+
+
+def measure(what: str, *command: str, **more: str) -> None:
+    """Runs it and prints what it took."""
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen([sys.executable, *command], stdout=output, stderr=output, env=os.environ | more)
+        _, status, used = os.wait4(process.pid, 0)
+        output.seek(0)
+        text = output.read().decode().strip()
+    if status:
+        sys.exit(f"{' '.join(command)} failed:\n{text[-2000:]}")
+    wall, cpu = time.monotonic() - started, used.ru_utime + used.ru_stime
+    print(f"{what:<22} {wall:6.1f} s  CPU {cpu:6.1f} s  {used.ru_maxrss / 1024:7.0f} MB", flush=True)
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = grid(count, Path(folder))
+        measure("imports alone", "-c", "import train.sweep, train.report, slurm.launch")
+        measure("plan", "-c", f"from train.plan import plan; assert len(plan({overrides!r}).configs) == {count}")
+        measure("submit, dry", "-m", "train.sweep", *overrides, "launcher.dry_run=true")
+        sweep = plan(overrides)
+        make(sweep)
+        measure("submit again, all done", "-m", "train.sweep", *overrides, "launcher.dry_run=true")
+        # Where PATH is empty there is no squeue.
+        measure("status", "-m", "slurm.status", str(sweep.folder), PATH="")
+        measure("report", "-m", "train.report", str(sweep.folder))
+        measure("report again", "-m", "train.report", str(sweep.folder))
+        page = sweep.folder / "report" / "report.html"
+        print(f"{len(sweep.configs)} runs; the page has {page.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
