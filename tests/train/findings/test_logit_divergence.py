@@ -118,5 +118,5 @@ def test_wrong_arms():
 
 def test_figures():
     figures = logit_divergence.draw(*sweep())
-    assert list(figures) == ["loss_against_lr", "output_logits_in_time"]
+    assert list(figures) == ["output_logits_in_time", "loss_against_lr"]
     assert [len(axes.lines) for axes in figures["output_logits_in_time"].axes] == [9] * 4
