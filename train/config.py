@@ -29,6 +29,9 @@ from train.schedules import SCHEDULE, ScheduleConfig
 
 CONF = Path(conf.__file__).parent
 
+GLOBAL, HEADER = ("experiment", "ladder", "scale"), "# @package _global_"
+"""Groups whose files set keys of the whole config, and how such a file begins."""
+
 Count = Annotated[int, Field(ge=1)]
 LONGEST_NAME = 200
 """Characters of a run's readable name; file systems take 255 with the hash. What is cut off is in the hash."""
@@ -203,9 +206,9 @@ def from_node(node: Any) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(values, dict)
-    for group in ("experiment", "ladder", "scale"):
+    for group in GLOBAL:
         if group in values:
-            raise ConfigError(f"{group}: its file is empty or doesn't begin with the line # @package _global_")
+            raise ConfigError(f"{group}: its file is empty or doesn't begin with the line {HEADER}")
     return checked(Config, {str(k): v for k, v in values.items() if k not in ("hydra", "arms")})
 
 
@@ -268,7 +271,11 @@ def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
     if found := re.search(r"Could not find '(\w+)/([^']*)'", text):  # in a file's own list of defaults
         group, value = found.groups()
         return ConfigError(f"{group}={value} is not a choice: {near(value, choices().get(group, []))}")
-    return ConfigError(text.partition(" Available options")[0].partition(" full_key:")[0])
+    text = text.partition(" Available options")[0].partition(" full_key:")[0]
+    files = [o.lstrip("+").replace("=", "/") for o in overrides if o.lstrip("+").partition("=")[0] in GLOBAL]
+    if files:
+        return ConfigError(f"{text}: correct conf/{' or conf/'.join(files)}.yaml, which begins with {HEADER}")
+    return ConfigError(f"{text}: see python -m train --help")
 
 
 def _readable(override: str) -> bool:
