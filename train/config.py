@@ -204,7 +204,7 @@ def from_node(node: Any) -> Config:
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} has no value yet: give it as {error.full_key}=...") from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}: give it a value of its own") from None
     assert isinstance(values, dict)
     for group in GLOBAL:
         if group in values:

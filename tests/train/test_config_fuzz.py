@@ -136,7 +136,7 @@ CLASHES: list[Refused] = [
     ("embedding_norm", ["norm=none", "placement=pre", "embedding_norm=true"]), ("finding", ["finding=nothing"]),
     ("loss.tau_min", ["loss=tempnet", "loss.tau_min=99"]), ("qk_clip", ["optimizer.qk_clip=1"]),
     ("placement", ["placement=ngpt"]), ("data.path", ["data=text"]), ("steps", ["steps=${nothing}"]),
-    ("seed", ["seed=${oc.env:NO_SUCH_VARIABLE}"]), ("share_attention", ["share_attention=9"]),
+    ("seed", ["seed=${oc.env:NO_SUCH_VARIABLE}"]),
 ]  # fmt: skip
 
 ALL = st.one_of(bad_field(), bad_field(), bad_choice(), unknown_key(), malformed(), st.sampled_from(CLASHES))
@@ -206,7 +206,7 @@ hydra:
 """
 SPOILS = [
     "\t", ":", "[", "}", "'", "\n  - ", "\n- x", "!!python/object/apply:os.system [ls]", "!!python/name:os.system",
-    "&a *a", "${", "${x}", "null", "\x00", "\xff", "_target_: os.system\n", "steps: 1\n", "- ", "? ", "%", "@", "|", ">",
+    "&a *a", "${", "${x}", "null", "\x00", "\xff", "_target_: os.system\n", "steps: 1\n", "? ", "%", "@", "|",
 ]  # fmt: skip
 
 
