@@ -117,7 +117,7 @@ def _one_line(error: ValidationError, config: type) -> str:
         case "union_tag_not_found" if path in axes(config):
             return f"{path}.name is missing: {near('', list(axes(config)[path].choices))}"
         case "missing":
-            return f"{path} is missing"
+            return f"{path} is missing: give it a value"
         case "value_error":
             text = str(fault["ctx"]["error"])
             return f"{path}: {text}" if path else text

@@ -29,6 +29,9 @@ from train.schedules import SCHEDULE, ScheduleConfig
 
 CONF = Path(conf.__file__).parent
 
+GLOBAL, HEADER = ("experiment", "ladder", "scale"), "# @package _global_"
+"""Groups whose files set keys of the whole config, and how such a file begins."""
+
 Count = Annotated[int, Field(ge=1)]
 LONGEST_NAME = 200
 """Characters of a run's readable name; file systems take 255 with the hash. What is cut off is in the hash."""
@@ -225,16 +228,16 @@ def from_node(node: Any) -> Config:
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} has no value yet: give it as {error.full_key}=...") from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}: give it a value of its own") from None
     assert isinstance(values, dict)
     return from_values({str(k): v for k, v in values.items()})
 
 
 def from_values(values: Mapping[str, Any]) -> Config:
     """The checked config of plain values as Hydra composes them."""
-    for group in ("experiment", "ladder", "scale"):
+    for group in GLOBAL:
         if group in values:
-            raise ConfigError(f"{group}: its file is empty or doesn't begin with the line # @package _global_")
+            raise ConfigError(f"{group}: its file is empty or doesn't begin with the line {HEADER}")
     return checked(Config, {k: v for k, v in values.items() if k not in ("hydra", "arms")})
 
 
@@ -297,7 +300,11 @@ def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
     if found := re.search(r"Could not find '(\w+)/([^']*)'", text):  # in a file's own list of defaults
         group, value = found.groups()
         return ConfigError(f"{group}={value} is not a choice: {near(value, choices().get(group, []))}")
-    return ConfigError(text.partition(" Available options")[0].partition(" full_key:")[0])
+    text = text.partition(" Available options")[0].partition(" full_key:")[0]
+    files = [o.lstrip("+").replace("=", "/") for o in overrides if o.lstrip("+").partition("=")[0] in GLOBAL]
+    if files:
+        return ConfigError(f"{text}: correct conf/{' or conf/'.join(files)}.yaml, which begins with {HEADER}")
+    return ConfigError(f"{text}: see python -m train --help")
 
 
 def _readable(override: str) -> bool:

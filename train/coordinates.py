@@ -297,6 +297,9 @@ def run(arguments: Sequence[str]) -> None:
 def main() -> None:
     from train.terminal import exit_with
 
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
     exit_with(lambda: run(sys.argv[1:]))
 
 

@@ -6,18 +6,20 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins import TorchCheckpointIO
 
 from data.datamodule import TokenDataModule
 from train.lengths import validate_longer
 from train.loggers import Mirror
 from train.module import Proxy
 from train.recorder import Row, first_nonfinite
-from train.runfolder import RunFolder
+from train.runfolder import RunFolder, save_atomically
 
 Report = Callable[[Row], None]
 
@@ -31,6 +33,13 @@ class Interrupted(Exception):  # noqa: N818 - not an error
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
+
+
+class CheckpointFile(TorchCheckpointIO):
+    """Written next to the old one and put in its place; Lightning's goes through memory and $TMPDIR."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save_atomically(Path(path), checkpoint)
 
 
 class Keeper(pl.Callback):
@@ -138,10 +147,7 @@ class Keeper(pl.Callback):
             self.folder.set_status("running", step=step, tokens_per_second=rate, **shown)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        temporary = self.folder.checkpoint.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            temporary.replace(self.folder.checkpoint)
+        trainer.save_checkpoint(self.folder.checkpoint)
         self._saved = time.monotonic()
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

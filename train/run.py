@@ -20,7 +20,7 @@ from data.datamodule import TokenDataModule
 from data.prepare import prepare
 from train.cluster import cluster_environment, is_rank_zero
 from train.config import Config
-from train.keeper import Interrupted, Keeper, Report
+from train.keeper import CheckpointFile, Interrupted, Keeper, Report
 from train.loggers import Mirror
 from train.module import Proxy
 from train.recorder import Row
@@ -150,7 +150,7 @@ class Job:
             precision="bf16-mixed" if config.precision == "bf16" else "32-true",
             accumulate_grad_batches=config.accumulate,
             callbacks=callbacks,
-            plugins=cluster_environment(config),
+            plugins=[plugin for plugin in (cluster_environment(config), CheckpointFile()) if plugin is not None],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -106,8 +106,8 @@ class TestChecked:
             ({"shape": {"name": "rectangle", "filled": 1}}, "shape.filled=1: input should be a valid boolean"),
             ({"shape": {"name": "rectangle", "sides": 2}}, "shape: sides=2 is no polygon: use 3 or more"),
             ({"paper": {"width": 0, "colour": None}}, "paper.width=0: input should be greater than or equal to 1"),
-            ({"paper": {"colour": "red"}}, "paper.width is missing"),
-            ({"paper": {"width": 1}}, "paper.colour is missing"),
+            ({"paper": {"colour": "red"}}, "paper.width is missing: give it a value"),
+            ({"paper": {"width": 1}}, "paper.colour is missing: give it a value"),
         ],
     )
     def test_one_line_for_a_fault(self, changes: dict[str, Any], text: str) -> None:

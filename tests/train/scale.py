@@ -54,7 +54,9 @@ def make(sweep: Sweep) -> None:
         (path / "config.yaml").write_text(re.sub(r"(?m)^seed: .*$", f"seed: {config.seed}", text))
         values = summary(config.run_name(), config.optimizer.lr, len(found) - 1, last)
         (path / "summary.json").write_text(json.dumps(values, indent=1))
-        (path / "status.json").write_text(json.dumps({"state": values["state"], "time": 0.0, "step": 400, "slurm": "1_0"}))
+        (path / "status.json").write_text(
+            json.dumps({"state": values["state"], "time": 0.0, "step": 400, "slurm": "1_0"})
+        )
         (path / "metrics.jsonl").write_text(metrics)
     sweep.write_plan()
     records = Records(sweep.folder)

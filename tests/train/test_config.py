@@ -135,7 +135,7 @@ class TestErrors:
             (["optimizer.lr=nan"], "optimizer.lr=nan: input should be a finite number"),
             (["model.width=0"], "model.width=0: input should be greater than or equal to 1"),
             (["steps=0"], "steps=0: input should be greater than or equal to 1"),
-            (["~optimizer"], "optimizer is missing"),
+            (["~optimizer"], "optimizer is missing: give it a value"),
             # settings that clash
             (["model.width=64", "model.heads=3"], "model: heads=3 does not divide width=64: heads=2 would"),
             (

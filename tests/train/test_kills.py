@@ -49,7 +49,7 @@ MOMENTS: dict[str, Moment] = {
     "data's manifest": (lambda cache, run: any(cache.glob("*/train.bin")), 0.005),
     "start": (lambda cache, run: run.state() == "running", 0.5),
     "metrics": (lambda cache, run: run.metrics_path.exists(), 1.5),
-    "checkpoint": (lambda cache, run: run.checkpoint.exists() and run.checkpoint.with_suffix(".tmp").exists(), 0.002),
+    "checkpoint": (lambda cache, run: run.checkpoint.exists() and run.checkpoint.with_suffix(".tmp").exists(), 0.0),
     "end": (lambda cache, run: (run.path / "weights.tmp").exists() or (run.path / "weights.pt").exists(), 0.01),
     "report": (lambda cache, run: (run.path / "report").is_dir(), 1.0),
 }
