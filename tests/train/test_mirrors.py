@@ -73,7 +73,9 @@ def test_the_last_summary_is_the_runs(requeued):
     for key in ("loss", "loss_init", "loss_final", "logit_max", "N", "steps_done"):
         assert held[key] == pytest.approx(summary[key]), key
     assert held["state"] == "finished"
-    codes = [r.exit.exit_code for f in unsent(requeued.path) for r in records(f) if r.WhichOneof("record_type") == "exit"]
+    codes = [
+        r.exit.exit_code for f in unsent(requeued.path) for r in records(f) if r.WhichOneof("record_type") == "exit"
+    ]
     assert codes == [1, 0]
 
 
@@ -108,7 +110,7 @@ def test_the_logger_changes_no_number(tmp_path):
 
 @pytest.mark.parametrize("tags", ["['']", f"[{'x' * 65}]"])
 def test_tags_that_wandb_refuses_are_refused(tags):
-    with pytest.raises(ConfigError, match="logger.tags"):
+    with pytest.raises(ConfigError, match=r"logger\.tags"):
         compose([*TINY, "logger=wandb", f"logger.tags={tags}"])
 
 

@@ -68,8 +68,8 @@ def write_page(sweep: Sweep, found: pd.DataFrame, verdict: Verdict | None, troub
     static = _verdict(verdict, trouble) + _table(list(TITLES.values()), cells(found))
     if len(shown) < len(runs):
         static += (
-            f'<p class="note">This page holds the curves of {len(shown)} of the {len(runs)} runs, of each arm, size and '
-            "LR those of the first seeds; python -m train.report RUN draws those of any other.</p>"
+            f'<p class="note">This page holds the curves of {len(shown)} of the {len(runs)} runs, of each arm, size '
+            "and LR those of the first seeds; python -m train.report RUN draws those of any other.</p>"
         )
     static += f'<p class="note">{escape(left_out)}</p>' if (left_out := sweep.left_out()) else ""
     text = page(sweep.name, _facts(runs), static, payload(runs, found), packed)
