@@ -1,8 +1,8 @@
 """`python -m tests.train.scale [RUNS]`: what a sweep of so many runs takes to plan, submit, look after and report.
 
-The commands are the real ones, each in a process of its own: wall time, CPU time, peak memory, imports included. Their
-run folders are made: each has its config, a summary, and the metrics of a run of 400 steps. Slurm's own answer is no part
-of it: `slurm.status` gets the folder's word, as without squeue.
+The commands are the real ones, each in a process of its own: wall and CPU time, peak memory, imports included. Their
+run folders are made: each has its config, a summary, and the metrics of a run of 400 steps. Slurm's own answer is no
+part of it: `slurm.status` gets the folder's word, as without squeue.
 """
 
 import json
@@ -32,9 +32,9 @@ def summary(config: Config, steps: int, last: dict) -> dict:
     broke = lr > 0.02
     values = {k: v for k, v in last.items() if not isinstance(v, list)}
     return {
-        "name": config.run_name(), "state": "diverged" if broke else "finished", "loss_init": 8.1,
-        "loss_final": 9.0 if broke else 5.0, "loss": 8.1 if broke else 5 + 10 * lr, "diverged_step": 200 if broke else None, "steps_above_init": 0,
-        "steps_done": steps, "N": n, "parameters": 90_000, "tokens": 10**6, "seconds": 60.0, "logit_max": 1e4 * lr,
+        "name": config.run_name(), "state": "diverged" if broke else "finished", "diverged_step": 200 if broke else None,
+        "loss_init": 8.1, "loss_final": 9.0 if broke else 5 + 10 * lr, "loss": 8.1 if broke else 5 + 10 * lr,
+        "steps_above_init": 0, "steps_done": steps, "N": n, "parameters": 90_000, "tokens": 10**6, "seconds": 60.0, "logit_max": 1e4 * lr,
         "logit_max_final": 1e4 * lr, "entropy_final": 2.0, "entropy_min": 1.0, "final": values,
     }  # fmt: skip
 

@@ -295,7 +295,7 @@ def test_sizes_are_told_apart_by_lightness():
 
 
 def test_columns_are_those_of_the_rows_and_follow_them(tmp_path):
-    """The first reading of an ended run leaves metrics.parquet; rows that change, as in a resumed run, are read anew."""
+    """The first reading of an ended run writes metrics.parquet; rows that change, as of a resumed run, count."""
     folder = trained(tmp_path)
     metrics, wanted = Metrics({"run": folder}), ["step", "loss", "attention/logit_max", "validation/loss", "nothing"]
     expected = metrics["run"][wanted[:-1]]
