@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,13 +76,13 @@ class Run:
         return (self.config.steps - step - 1) * self.config.batch_size * self.config.context / float(rate)
 
 
-def runs(sweep: Path, needs_slurm: bool = True) -> list[Run]:
+def runs(sweep: Path, without_slurm: Callable[[Refused], None] | None = None) -> list[Run]:
     """Every run of the sweep, in the order of its plan. ConfigError for a folder that is none; Refused without Slurm,
-    unless it may be missing."""
+    unless `without_slurm` takes that instead."""
     listed = read_json(sweep / "sweep.json").get("runs")
     if not listed:
         raise ConfigError(f"{sweep} is no sweep folder: sweep.json is missing")
-    submitted = _submitted(sweep, needs_slurm)
+    submitted = _submitted(sweep, without_slurm)
     found: dict[str, Run] = {}
     for path in (sweep / run["folder"] for run in listed):
         # What another sweep has ended may have been submitted here once.
@@ -96,13 +96,14 @@ def in_queue(sweep: Path) -> list[str]:
     return [run.name for run in _submitted(sweep).values() if run.outcome in ("running", "queued")]
 
 
-def _submitted(sweep: Path, needs_slurm: bool = True) -> dict[str, Run]:
+def _submitted(sweep: Path, without_slurm: Callable[[Refused], None] | None = None) -> dict[str, Run]:
     latest = Records(sweep).latest()
     try:
         known = states(task for task, _ in latest.values())
-    except Refused:
-        if needs_slurm:
+    except Refused as fault:
+        if without_slurm is None:
             raise
+        without_slurm(fault)
         known = {}
     return {name: _run(sweep / name, task, run.config, known.get(task)) for name, (task, run) in latest.items()}
 

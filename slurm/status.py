@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from conf.axis import ConfigError
-from slurm.commands import Refused
 from slurm.runs import OPEN, Run, runs
 from train.terminal import duration, exit_with, number
 
 STYLE = {"finished": "green", "diverged": "red", "running": "yellow", "queued": "dim"}
+MANY = 500
+"""Rows from which on the table is plain text: rich takes 3 ms a row."""
 COLUMNS = ("run", "outcome", "status.json", "Slurm", "task", "step", "loss", "to go", "reason")
 
 
@@ -37,6 +38,13 @@ def cells(run: Run) -> list[str]:
     ]
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of the table as plain text."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() + "\n"
+
+
 def show(found: Sequence[Run], folder: Path) -> None:
     from rich.console import Console
     from rich.markup import escape
@@ -45,14 +53,17 @@ def show(found: Sequence[Run], folder: Path) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 1000
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in COLUMNS:
-        table.add_column(name, no_wrap=name != "reason")
-    for run in found:
-        values = [escape(text) for text in cells(run)]
-        values[1] = f"[{STYLE.get(values[1], 'bold red')}]{values[1]}[/]"
-        table.add_row(*values)
-    console.print(table)
+    if len(found) > MANY:
+        sys.stdout.writelines(aligned([COLUMNS, *map(cells, found)]))
+    else:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for name in COLUMNS:
+            table.add_column(name, no_wrap=name != "reason")
+        for run in found:
+            values = [escape(text) for text in cells(run)]
+            values[1] = f"[{STYLE.get(values[1], 'bold red')}]{values[1]}[/]"
+            table.add_row(*values)
+        console.print(table)
     outcomes = [run.outcome for run in found]
     order = [*STYLE, *OPEN]
     console.print(", ".join(f"{outcomes.count(word)} {word}" for word in order if word in outcomes) + f" in {folder}")
@@ -70,12 +81,7 @@ def folder_of(arguments: list[str], usage: str) -> Path:
 
 def main() -> None:
     folder = folder_of(sys.argv[1:], "python -m slurm.status FOLDER")
-    try:
-        found = runs(folder)
-    except Refused as fault:
-        print(f"{fault}; what follows is the folder's own word", file=sys.stderr)
-        found = runs(folder, needs_slurm=False)
-    show(found, folder)
+    show(runs(folder, lambda fault: print(f"{fault}; what follows is the folder's own word", file=sys.stderr)), folder)
 
 
 if __name__ == "__main__":

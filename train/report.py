@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from conf.axis import ConfigError
+from train import columns
 from train.config import Config, Place
 from train.figures import loss_against_lr, run_curves, save, size_label
 from train.findings import Verdict, find
@@ -39,13 +40,13 @@ class Metrics(Mapping[str, "pd.DataFrame"]):
         self._frames: dict[str, pd.DataFrame] = {}
 
     def __getitem__(self, name: str) -> pd.DataFrame:
-        import pandas as pd
-
         if name not in self._frames:
-            rows = self._folders[name].metrics()
-            scalars = [{k: v for k, v in row.items() if not isinstance(v, list)} for row in rows]
-            self._frames[name] = pd.DataFrame(scalars)
+            self._frames[name] = columns.frame(self._folders[name])
         return self._frames[name]
+
+    def columns(self, name: str, wanted: Sequence[str]) -> pd.DataFrame:
+        """Those of the columns that the run has, read anew each time; of an ended run without reading the others."""
+        return columns.read(self._folders[name], wanted)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows as they were recorded, with the values a head; read anew each time."""
@@ -69,14 +70,17 @@ class Sweep:
     `arm` where the experiment names its arms."""
     metrics: Metrics
 
-    def history(self) -> pd.DataFrame:
+    def history(self, *metrics: str) -> pd.DataFrame:
         """A row for each recorded step of each run: `run`, its `size`, `optimizer.lr` and `seed` (and `arm`), `step`,
-        and the metrics; NaN where a step has none. Step -1 is the validation before training."""
+        and the metrics, or those alone that are named, which takes a tenth of the time; NaN where a step has none. Step
+        -1 is the validation before training."""
         import pandas as pd
 
         keys = [c for c in ("size", "arm", "optimizer.lr", "seed") if c in self.runs]
         known = self.runs.drop_duplicates("run").set_index("run")[keys]
-        rows = pd.concat([self.metrics[run] for run in known.index], keys=known.index, names=["run", None])
+        wanted = ["step", *metrics]
+        frames = [self.metrics.columns(run, wanted) if metrics else self.metrics[run] for run in known.index]
+        rows = pd.concat(frames, keys=known.index, names=["run", None])
         of_run = known.loc[rows.index.get_level_values("run")].reset_index()
         return pd.concat([of_run, rows.reset_index(drop=True)], axis=1)
 

@@ -19,7 +19,7 @@ import subprocess
 import time
 import zipfile
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,10 @@ class RunFolder:
         self.checkpoint = path / "last.ckpt"
         self.metrics_path = path / "metrics.jsonl"
         self.timing_path = path / "timing.jsonl"
-        self._lock = FileLock(path / ".lock")
+
+    @cached_property
+    def _lock(self) -> FileLock:
+        return FileLock(self.path / ".lock")
 
     @classmethod
     def of(cls, config: Config, parent: Path | None = None) -> RunFolder:

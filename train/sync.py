@@ -7,6 +7,7 @@ it marks with a .synced file, so that the same command after a break goes on.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def sync(folder: Path, at_a_time: int = AT_A_TIME) -> int:
     paths, failed = list(todo), list[Path]()
     for start in range(0, len(paths), CHUNK):
         chunk = paths[start : start + CHUNK]
-        said = _wandb_sync([file for path in chunk for file in todo[path]], at_a_time)
+        said = _wandb_sync([file for path in chunk for file in todo[path]], at_a_time, folder)
         failed += [path for path in chunk if unsent(path)]
         print(f"{start + len(chunk) - len(failed)} of {len(paths)} runs sent")
         if len(failed) >= start + len(chunk):
@@ -83,13 +84,14 @@ def sync(folder: Path, at_a_time: int = AT_A_TIME) -> int:
     return int(done < len(paths))
 
 
-def _wandb_sync(files: Sequence[Path], at_a_time: int) -> str:
-    """What it says; on a terminal it shows its progress there."""
+def _wandb_sync(files: Sequence[Path], at_a_time: int, folder: Path) -> str:
+    """What it says; on a terminal it shows its progress there. Its own log goes to FOLDER/wandb."""
+    environment = os.environ | {"WANDB_DIR": str(folder.resolve())}
     command = [sys.executable, "-m", "wandb", "sync", "--yes", "-n", str(at_a_time), *map(str, files)]
     if sys.stderr.isatty():
-        subprocess.run(command)
+        subprocess.run(command, env=environment)
         return ""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     return "\n".join(done.stdout.splitlines()[-5:])
 
 

@@ -1,8 +1,8 @@
 """`python -m tests.train.scale [RUNS]`: what a sweep of so many runs takes to plan, submit, look after and report.
 
-The commands are the real ones, each in a process of its own: wall time, CPU time and peak memory, the imports of 3 s
-included. Their run folders are made: a config of the sweep each, a summary, and the metrics of a run of 400 steps, which
-lie on disk once a run. Slurm's own answer is not part of it: `slurm.status` gets a folder's word, as without squeue.
+The commands are the real ones, each in a process of its own: wall and CPU time, peak memory, imports included. Their
+run folders are made: each has its config, a summary, and the metrics of a run of 400 steps. Slurm's own answer is no
+part of it: `slurm.status` gets the folder's word, as without squeue.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from slurm.records import Records
 from tests.train.page.many import rows
-from train.config import to_yaml
+from train.config import Config, to_yaml
 from train.plan import Sweep, plan
 
 GRID = ["model=mini-0.02M,mini-0.1M", "qk_norm=none,layernorm", "optimizer.lr=1e-3,3e-3,1e-2,3e-2,1e-1"]
@@ -26,14 +26,15 @@ def grid(count: int, out: Path) -> list[str]:
     return [*GRID, f"seed=range({count // 20})", f"out={out}", "data=synthetic", "launcher=slurm", "accelerator=cpu"]
 
 
-def summary(name: str, lr: float, steps: int, last: dict) -> dict:
+def summary(config: Config, steps: int, last: dict) -> dict:
     """Of a run that breaks above an LR of 0.02."""
+    lr, n = config.optimizer.lr, 12 * config.model.depth * config.model.width**2
     broke = lr > 0.02
     values = {k: v for k, v in last.items() if not isinstance(v, list)}
     return {
-        "name": name, "state": "diverged" if broke else "finished", "loss_init": 8.1, "loss_final": 9.0 if broke else 5.0,
-        "loss": 8.1 if broke else 5 + 10 * lr, "diverged_step": 200 if broke else None, "steps_above_init": 0,
-        "steps_done": steps, "N": 24_576, "parameters": 90_000, "tokens": 10**6, "seconds": 60.0, "logit_max": 1e4 * lr,
+        "name": config.run_name(), "state": "diverged" if broke else "finished", "diverged_step": 200 if broke else None,
+        "loss_init": 8.1, "loss_final": 9.0 if broke else 5 + 10 * lr, "loss": 8.1 if broke else 5 + 10 * lr,
+        "steps_above_init": 0, "steps_done": steps, "N": n, "parameters": 90_000, "tokens": 10**6, "seconds": 60.0, "logit_max": 1e4 * lr,
         "logit_max_final": 1e4 * lr, "entropy_final": 2.0, "entropy_min": 1.0, "final": values,
     }  # fmt: skip
 
@@ -52,7 +53,7 @@ def make(sweep: Sweep) -> None:
         text = written[arm] = written.get(arm) or to_yaml(config)
         text = re.sub(r"(?m)^(  lr): .*$", rf"\1: {config.optimizer.lr}", text)
         (path / "config.yaml").write_text(re.sub(r"(?m)^seed: .*$", f"seed: {config.seed}", text))
-        values = summary(config.run_name(), config.optimizer.lr, len(found) - 1, last)
+        values = summary(config, len(found) - 1, last)
         (path / "summary.json").write_text(json.dumps(values, indent=1))
         (path / "status.json").write_text(
             json.dumps({"state": values["state"], "time": 0.0, "step": 400, "slurm": "1_0"})
@@ -91,7 +92,9 @@ def main() -> None:
         # Where PATH is empty there is no squeue.
         measure("status", "-m", "slurm.status", str(sweep.folder), PATH="")
         measure("report", "-m", "train.report", str(sweep.folder))
-        measure("report again", "-m", "train.report", str(sweep.folder))
+        history = f"from train.report import load_sweep; load_sweep({str(sweep.folder)!r}).history('loss')"
+        measure("history of loss", "-c", history)
+        measure("history again", "-c", history)
         page = sweep.folder / "report" / "report.html"
         print(f"{len(sweep.configs)} runs; the page has {page.stat().st_size / 1e6:.1f} MB")
 

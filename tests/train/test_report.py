@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import os
 import sys
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 import yaml
 
 from conf.axis import ConfigError
+from tests.train.helpers import trained
 from train import figures
 from train.config import compose
 from train.grid import compose_all
-from train.report import load_sweep, main, report, table, varying, with_arms
+from train.report import Metrics, load_sweep, main, report, table, varying, with_arms
 
 LOSS_INIT = 8.1
 LRS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -290,3 +292,32 @@ def test_sizes_are_told_apart_by_lightness():
     shades = figures.colours([1, 2, 3, 4, 5])
     lightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b, _ in shades.values()]
     assert all(a - b > 0.05 for a, b in itertools.pairwise(lightness))
+
+
+def test_columns_are_those_of_the_rows_and_follow_them(tmp_path):
+    """The first reading of an ended run writes metrics.parquet; rows that change, as of a resumed run, count."""
+    folder = trained(tmp_path)
+    metrics, wanted = Metrics({"run": folder}), ["step", "loss", "attention/logit_max", "validation/loss", "nothing"]
+    expected = metrics["run"][wanted[:-1]]
+    for _ in range(2):
+        pd.testing.assert_frame_equal(metrics.columns("run", wanted), expected)
+    parquet = folder.path / "metrics.parquet"
+    made = parquet.stat().st_mtime_ns
+    assert metrics.columns("run", ["loss"])["loss"].tolist()[1:] == expected["loss"].tolist()[1:]
+    assert parquet.stat().st_mtime_ns == made
+    folder.rewind(5)
+    folder.set_status("running")
+    pd.testing.assert_frame_equal(metrics.columns("run", wanted), expected[expected["step"] < 5])
+    folder.append(folder.metrics_path, [{"step": 5, "loss": 7.0}])
+    assert metrics.columns("run", ["loss"])["loss"].iloc[-1] == 7.0
+    assert parquet.stat().st_mtime_ns == made, "no file is made of a run that goes on"
+    folder.set_status("finished")
+    assert metrics.columns("run", ["loss"])["loss"].iloc[-1] == 7.0
+    assert parquet.stat().st_mtime_ns > made
+
+
+def test_what_can_not_be_kept_is_read_all_the_same(tmp_path):
+    folder = trained(tmp_path)
+    (folder.path / f"metrics.parquet.{os.getpid()}").mkdir()
+    assert len(Metrics({"run": folder}).columns("run", ["loss"])) == 13
+    assert not (folder.path / "metrics.parquet").exists()

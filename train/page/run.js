@@ -10,8 +10,8 @@ const LOOKS = {
 /** Shows run i: its facts, curves, heatmaps and config. */
 function showRun(i) {
   const element = $(`run-${i}`);
-  if (!element) return;
-  const run = JSON.parse(element.textContent);
+  if (!element && document.readyState === "loading") return;
+  const run = element ? JSON.parse(element.textContent) : { x: [], curves: {}, heads: {} };
   const stepLists = run.x.map(steps);
   $("run").hidden = false;
   $("run-title").textContent = count > 1 ? data.runs.run[i] : "Curves";
@@ -20,7 +20,7 @@ function showRun(i) {
     .map(({ key, title, kind }) => (kind === "words" ? "" : `${title} `) + KINDS[kind](data.runs[key][i]))
     .join(" \u00b7 ");
   const charts = Object.keys(data.charts).filter((key) => run.curves[key]);
-  const nothing = make("p", { class: "note" }, "No metrics were recorded.");
+  const nothing = make("p", { class: "note" }, element ? "No metrics were recorded." : "This page doesn't hold this run's curves.");
   $("run-charts").replaceChildren(
     ...(charts.length ? charts.map((key) => runChart(i, key, run, stepLists)) : [nothing]),
   );

@@ -11,10 +11,11 @@ function runInAddress() {
 /** The run that is shown now. */
 const chosen = () => Number($("table").querySelector("[aria-current]").dataset.run);
 
-/** The run shown first: the one in the address, else the one with the largest attention logit. */
+/** The run shown first: the one in the address, else of those with curves the one with the largest attention logit. */
 function first() {
   const logits = data.runs.logit_max || [];
-  const most = logits.reduce((best, v, i) => (v != null && (best < 0 || v > logits[best]) ? i : best), -1);
+  const better = (v, i, best) => v != null && $(`run-${i}`) && (best < 0 || v > logits[best]);
+  const most = logits.reduce((best, v, i) => (better(v, i, best) ? i : best), -1);
   return Math.max(0, runInAddress() >= 0 ? runInAddress() : most);
 }
 

@@ -156,6 +156,22 @@ def test_500_runs_are_a_short_head_and_then_their_curves(tmp_path):
     assert [int(i) for i in re.findall(r'id="run-(\d+)"', text)] == list(range(500))
 
 
+def test_of_many_runs_the_first_seeds_have_curves_and_the_page_says_so(tmp_path, monkeypatch):
+    """250 runs are 2 arms x 5 sizes x 10 LRs, of the first half of which there is a third seed."""
+    monkeypatch.setattr(page, "CURVES", 100)
+    sweep = many_runs(tmp_path / "many", 250, rows(steps=20, blocks=1, heads=1))
+    text = write_page(sweep, table(sweep.runs), None).read_text()
+    held = [int(i) for i in re.findall(r'id="run-(\d+)"', text)]
+    assert len(held) == 100
+    assert sweep.runs.loc[held, "seed"].tolist() == [0] * 100
+    assert len(sweep.runs.loc[held].drop_duplicates(["qk_norm.name", "size", "optimizer.lr"])) == 100
+    assert "holds the curves of 100 of the 250 runs" in text
+    monkeypatch.setattr(page, "CURVES", 250)
+    text = write_page(sweep, table(sweep.runs), None).read_text()
+    assert "holds the curves of" not in text
+    assert len(re.findall(r'id="run-\d+"', text)) == 250
+
+
 def test_values_are_plain():
     assert [page._plain(v) for v in (np.float64(3.0), np.int64(2), math.nan, math.inf, None, True, pd.NA, 0.5)] == [
         3, 2, None, None, None, True, "<NA>", 0.5,
