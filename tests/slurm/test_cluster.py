@@ -211,7 +211,6 @@ def test_slurmd_dies_and_comes_back_and_then_the_node_dies(tmp_path, uncut):
     assert run_of(sweep, 2).status["attempt"] == 1
     kill_node("n1")
     wait("the run's death", lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    wait("the node's death", lambda: "down" in call("sinfo", "-h", "-N", "-n", "n1", "-o", "%T"))
     wait_for_end(sweep)
     assert_ended_once(sweep, uncut, {2: 2})
     assert "1 restarts" in log_of(sweep, task_of(sweep, 2))
