@@ -24,7 +24,11 @@ BY_SLURM = {
     "OUT_OF_MEMORY": "out_of_memory",
 }
 """What a task's end means for a run that hasn't ended."""
-STOPPED = {"interrupted by SIGUSR1": "timeout", "interrupted by SIGTERM": "preempted"}
+STOPPED = {
+    "interrupted by SIGUSR1": "timeout",
+    "interrupted by SIGTERM": "preempted",
+    "interrupted by Ctrl-C or SIGTERM": "preempted",
+}
 """What a run's own reason means where Slurm knows nothing, or only that the script ended."""
 OPEN = ("failed", "timeout", "preempted", "cancelled", "node_fail", "out_of_memory", "lost", "new")
 """Outcomes that leave something to do. lost: no trace in Slurm, new: never submitted."""

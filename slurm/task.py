@@ -146,8 +146,8 @@ class Task:
         if self.signals:
             signum, launcher = self.signals[0], self.runs[0].config.launcher
             say(f"{signal.Signals(signum).name}: writing checkpoints")
-            at_limit = isinstance(launcher, Slurm) and signum == signal.SIGUSR1
-            work.stop(launcher.signal_seconds if at_limit else GRACE, signum)
+            assert isinstance(launcher, Slurm)
+            work.stop(launcher.signal_seconds if signum == signal.SIGUSR1 else GRACE, signum)
 
     def again(self, left: list[RunFolder]) -> int:
         """Back to the queue, unless Slurm does that itself or ends the task for good."""
