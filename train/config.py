@@ -292,7 +292,8 @@ def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
         there = (CONF / group / f"{value}.yaml").exists()  # a choice in a folder of its own, experiment=paper/qk_norm
         if refused and group in known and not there:
             return ConfigError(f"{group}={value} is not a choice: {near(value, known[group])}")
-        named = f"'{key}'" in text or f"full_key: {key} " in f"{text} "
+        where = re.search(r"full_key: (\S+)", text)
+        named = f"'{key}'" in text or (where is not None and f"{key}.".startswith(f"{where[1]}."))
         if named and ("not in struct" in text or "Could not override" in text):
             return ConfigError(f"unknown key {key}: {_near_key(key)}")
     if "no viable alternative" in text or "token recognition" in text:

@@ -166,7 +166,7 @@ def _of_groups(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[dict
         return [], {}
     node = compose_node(plain, with_hydra=True)
     found = {"params": node.hydra.sweeper.get("params"), "arms": node.get("arms")}
-    given = dict[Any, Any](OmegaConf.to_container(OmegaConf.create(found)))
+    given: Any = OmegaConf.to_container(OmegaConf.create(found))
     params, arms = given["params"] or {}, given["arms"] or {}
     if not isinstance(arms, dict):
         raise ConfigError(f"arms={arms}: give a mapping of names to overrides")
@@ -182,9 +182,15 @@ def refuse_hydra_of_files(overrides: Sequence[str]) -> None:
     the grid there and nothing else, the command line what it likes. Raises ConfigError."""
     from omegaconf import OmegaConf
 
-    plain = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
-    nodes = (compose_node(given, with_hydra=True).hydra for given in (plain, []))
-    ours, hydras = (dict[Any, Any](OmegaConf.to_container(node)) for node in nodes)
+    groups = choices()
+    chosen = {tuple(o for o in point if o.lstrip("+").partition("=")[0] in groups) for _, point in expand(overrides)}
+    plain: Any
+    plain, *others = (OmegaConf.to_container(compose_node(files, with_hydra=True).hydra) for files in ((), *chosen))
+    for found in others:
+        _compare_hydra(found, plain)
+
+
+def _compare_hydra(ours: Any, hydras: Any) -> None:
     for key in sorted(ours.keys() | hydras.keys()):
         one, other = ours.get(key), hydras.get(key)
         if key == "sweeper":

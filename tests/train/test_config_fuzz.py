@@ -31,7 +31,7 @@ EXAMPLES: dict[str, Any] = {
 }  # fmt: skip
 ADVICE = re.compile(
     r"should (be|have|match)|did you mean |known: |only \S+ has it|--help|heads=\d+ would|has to be|begins? with"
-    r"|use |give |write |choose |correct |lower |name each|a config file can set|use a multiple"
+    r"|use |give |write |choose |correct |lower |raise |name each|a config file can set|use a multiple"
 )
 # Each by its kind in JSON.
 VALUES = {
@@ -170,8 +170,8 @@ def check(refused: Refused, sweeping: bool, out: Path) -> None:
     given = [o for o in TINY if not o.startswith("data") or not overrides[0].startswith("data")]
     given += [f"out={out}", *overrides]
     note(" ".join(overrides))
-    # A list is a grid to a sweep, and an empty one a grid of nothing.
-    as_sweep = sweeping and not overrides[-1].partition("=")[2].startswith("[")
+    # A list is a grid to a sweep, and an empty one a grid of nothing; its own steps replace what is under that key.
+    as_sweep = sweeping and not overrides[-1].partition("=")[2].startswith("[") and not key.startswith("steps.")
     code, said = outcome(lambda: plan(["steps=3,4", *given]) if as_sweep else single(given))
     assert_one_line(key, code, said)
     assert not out.exists()

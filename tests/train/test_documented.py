@@ -1,7 +1,7 @@
 """Every command that README and the help texts document is run, made small by overrides behind what is documented."""
 
+import importlib
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from train.terminal import exit_with
 
 README = Path(__file__).parents[2] / "README.md"
 SMALL = [
@@ -91,7 +93,9 @@ def call(command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: py
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     code: Any = 0
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=False)
+        found = importlib.import_module(module)
+        main = found if hasattr(found, "main") else importlib.import_module(f"{module}.__main__")
+        exit_with(main.main)
     except SystemExit as stop:
         code = stop.code or 0
     out, errors = capsys.readouterr()

@@ -140,6 +140,7 @@ class TestSignals:
     ) -> None:
         class Slow(pl.loggers.CSVLogger):
             def finalize(self, status: str) -> None:
+                time.sleep(0.5)  # until the run waits for it
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(60)
 
