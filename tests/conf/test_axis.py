@@ -122,7 +122,7 @@ class TestChecked:
 
     @pytest.mark.parametrize("missing", ["shape", "paper"])
     def test_missing_parts(self, missing: str) -> None:
-        with pytest.raises(ConfigError, match=f"^{missing} is missing$"):
+        with pytest.raises(ConfigError, match=f"^{missing} is missing: give it a value$"):
             checked(Drawing, {k: v for k, v in values().items() if k != missing})
 
     @pytest.mark.parametrize("bad", [3, "circle", None, []])
