@@ -6,7 +6,7 @@ import difflib
 import importlib
 import json
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Generic, TypeVar, cast
 
@@ -21,6 +21,14 @@ LISTED = 200
 
 T = TypeVar("T")
 Class = TypeVar("Class", bound=type)
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def by_type(function: Function) -> Function:
+    """Called once a type. functools.cache for type checkers, who take a frozen dataclass for one that has no hash."""
+    return cast("Function", cache(function))
 
 
 class ConfigError(ValueError):
@@ -96,7 +104,7 @@ def checked(config: type[T], values: Mapping[str, Any]) -> T:
         raise ConfigError(_one_line(error, config)) from None
 
 
-@cache
+@by_type
 def _adapter(config: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(config)
 
@@ -136,14 +144,14 @@ def _fields_at(config: type, loc: tuple[Any, ...]) -> list[str]:
     return _fields_at(nested, loc[1:]) if nested else []
 
 
-@cache
+@by_type
 def _hints(config: type) -> Mapping[str, Any]:
     from typing import get_type_hints
 
     return get_type_hints(config, include_extras=True)
 
 
-@cache
+@by_type
 def axes(config: type) -> Mapping[str, Axis[Any]]:
     """The fields of a config dataclass that are axes."""
     found = {}

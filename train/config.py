@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 import conf
-from conf.axis import CHECKED, ConfigError, axes, checked, inherit_documentation, near
+from conf.axis import CHECKED, ConfigError, axes, by_type, checked, inherit_documentation, near
 from data.config import DATA, DataConfig
 from models.gpt import Architecture
 from models.size import SizeConfig
@@ -160,7 +160,7 @@ class Config(Architecture, Place):
 inherit_documentation(Config)
 
 
-@cache
+@by_type
 def _names(config: type) -> tuple[str, ...]:
     return tuple(field.name for field in fields(config))
 

@@ -78,12 +78,14 @@ class Composed:
         raw, resolved = (OmegaConf.to_container(node, resolve=resolve) for resolve in (False, True))
         # What follows another key changes with it; what has no value yet may get one.
         open_ = [text for text in _strings(raw) if OPEN.search(text.replace("${oc.env:", ""))]
-        self.values = resolved if isinstance(resolved, dict) and not open_ else None
+        self.values: dict[str, Any] | None = None
+        if isinstance(resolved, dict) and not open_:
+            self.values = {str(k): v for k, v in resolved.items()}
 
     def config(self, point: Sequence[str], overrides: Sequence[str]) -> Config:
         """Of the point, whose `overrides` are those that the base doesn't have."""
         parsed = [_parsed(text) for text in overrides]
-        values: dict[str, Any] | None = self.values and {str(k): v for k, v in self.values.items()}
+        values = self.values
         for key, value in parsed:
             values = values and _with(values, key.split("."), value)
         if values is None:

@@ -250,7 +250,7 @@ class Mirror:
             return
         import wandb
 
-        experiment: Any = logger.experiment
+        experiment: Any = getattr(logger, "experiment")  # noqa: B009 - not every Logger has one
         values |= {k: wandb.Histogram(v) for k, v in lists.items()} | {STEP: row["step"]}
         # W&B's own step counts rows of a process, from 0: an attempt that goes on offline would begin there again. So
         # it is given, one more than ours, which begin at -1. Without `commit` the last row would wait for the next.

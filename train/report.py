@@ -72,8 +72,8 @@ class Sweep:
 
     def history(self, *metrics: str) -> pd.DataFrame:
         """A row for each recorded step of each run: `run`, its `size`, `optimizer.lr` and `seed` (and `arm`), `step`,
-        and the metrics, or those alone that are named, which takes a tenth of the time; NaN where a step has none. Step
-        -1 is the validation before training."""
+        and the metrics, or those alone that are named, read by column; NaN where a step has none. Step -1 is the
+        validation before training."""
         import pandas as pd
 
         keys = [c for c in ("size", "arm", "optimizer.lr", "seed") if c in self.runs]

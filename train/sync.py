@@ -72,9 +72,9 @@ def sync(folder: Path, at_a_time: int = AT_A_TIME) -> int:
         if len(failed) >= start + len(chunk):
             print(said, file=sys.stderr)  # nothing gets through: the other chunks won't either
             break
-    files = sum(len(todo[path]) for path in paths) - sum(len(unsent(path)) for path in paths)
+    sent = sum(len(todo[path]) for path in paths) - sum(len(unsent(path)) for path in paths)
     done = len([p for p in paths if not unsent(p)])
-    of = f"{files} W&B file{'' if files == 1 else 's'} of {done} run{'' if done == 1 else 's'}"
+    of = f"{sent} W&B file{'' if sent == 1 else 's'} of {done} run{'' if done == 1 else 's'}"
     print(f"{of} in {folder} sent to {server()}" if todo else f"nothing to send in {folder}")
     if training:
         print(f"{len(training)} runs are in training: the same command sends them when they have ended")

@@ -32,10 +32,11 @@ def summary(config: Config, steps: int, last: dict) -> dict:
     broke = lr > 0.02
     values = {k: v for k, v in last.items() if not isinstance(v, list)}
     return {
-        "name": config.run_name(), "state": "diverged" if broke else "finished", "diverged_step": 200 if broke else None,
+        "name": config.run_name(), "state": "diverged" if broke else "finished",
+        "diverged_step": 200 if broke else None, "steps_above_init": 0, "steps_done": steps, "N": n,
         "loss_init": 8.1, "loss_final": 9.0 if broke else 5 + 10 * lr, "loss": 8.1 if broke else 5 + 10 * lr,
-        "steps_above_init": 0, "steps_done": steps, "N": n, "parameters": 90_000, "tokens": 10**6, "seconds": 60.0, "logit_max": 1e4 * lr,
-        "logit_max_final": 1e4 * lr, "entropy_final": 2.0, "entropy_min": 1.0, "final": values,
+        "parameters": 90_000, "tokens": 10**6, "seconds": 60.0, "logit_max": 1e4 * lr, "logit_max_final": 1e4 * lr,
+        "entropy_final": 2.0, "entropy_min": 1.0, "final": values,
     }  # fmt: skip
 
 

@@ -50,6 +50,8 @@ RUN: dict[str, list[str]] = {
 # What a test beside this one runs, and why not here.
 ELSEWHERE = {
     "train.findings NAME": ("test_findings_command.py", "trains many runs"),
+    "train.sync runs/qk_norm": ("test_mirrors.py", "needs W&B files and a server"),
+    "train.sync FOLDER": ("test_mirrors.py", "needs W&B files and a server"),
     "train.dashboard SWEEP": ("test_dashboard.py", "is above, with a folder"),
     "train.forecast SWEEP --target mini-1.8M": ("forecast/test_command.py", "is above, with a folder"),
     "train.coordinates parametrization=standard,mup_simple,mup_full,completep over=width,depth data=synthetic "
