@@ -139,6 +139,7 @@ def start_cluster() -> None:
     subprocess.run([CLUSTER, "start"], check=True, capture_output=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_requeued_cancelled_and_at_the_time_limit(tmp_path, uncut, capsys):
     sweep = submitted(tmp_path, "0,1,2", "launcher.array_parallelism=3", AT_ONCE)
     assert "3 runs in 3 tasks submitted" in capsys.readouterr().out
@@ -166,6 +167,7 @@ def test_requeued_cancelled_and_at_the_time_limit(tmp_path, uncut, capsys):
     assert log_of(sweep, cancelled).count("restarts") == 1
 
 
+@pytest.mark.slow
 def test_preempted_runs_share_a_job_and_keep_their_wandb_id(tmp_path, uncut):
     options = ["launcher.runs_per_job=2", "launcher.options='--nodelist=n1'", "logger=wandb", "logger.mode=offline"]
     sweep = submitted(tmp_path, "0,1", *options)
@@ -195,6 +197,7 @@ def test_a_cluster_without_requeue(tmp_path, uncut):
     assert [t.partition("_")[2] for t in first] == [t.partition("_")[2] for t in second] == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_slurmd_dies_and_comes_back_and_then_the_node_dies(tmp_path, uncut):
     """The job outlives its node's daemon; when all processes of the node die it goes on on the other node."""
     call("scontrol", "update", "NodeName=n0", "State=DRAIN", "Reason=test")
