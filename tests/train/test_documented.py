@@ -56,6 +56,7 @@ ELSEWHERE = {
     "train.forecast SWEEP --target mini-1.8M": ("forecast/test_command.py", "is above, with a folder"),
     "train.coordinates parametrization=standard,mup_simple,mup_full,completep over=width,depth data=synthetic "
     "model=mini-0.6M": ("test_coordinates.py", "takes minutes"),
+    "train.leaderboard": ("leaderboard/test_leaderboard.py", "trains every rule"),
     "train.bench": ("test_cli.py", "measures time"),
     "train.bench --axes": ("bench/test_axes.py", "measures time"),
     "train.bench --axes [AXIS ...]": ("bench/test_axes.py", "measures time"),
