@@ -134,7 +134,7 @@ def test_every_experiment_composes_and_names_a_finding():
 
     for name in choices()["experiment"]:
         configs = plan([f"experiment={name}"]).configs
-        assert configs[0].finding in FINDINGS
+        assert configs[0].finding in FINDINGS or name.startswith("leaderboard_")
         assert len(configs) > 1
 
 
