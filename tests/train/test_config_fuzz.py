@@ -26,6 +26,9 @@ from train.grid import refuse_hydra_of_files
 from train.plan import plan
 from train.terminal import exit_with
 
+# Hundreds of draws, each a composed config: minutes.
+pytestmark = pytest.mark.slow
+
 EXAMPLES: dict[str, Any] = {
     "derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck),
 }  # fmt: skip
