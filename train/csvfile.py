@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 
+from train.columns import frame
 from train.runfolder import RunFolder, write_atomically
 
 
@@ -36,7 +37,4 @@ class CsvFile(Logger):
         """Nothing: they are in config.yaml."""
 
     def finalize(self, status: str) -> None:
-        import pandas as pd
-
-        rows = [{k: v for k, v in row.items() if not isinstance(v, list)} for row in RunFolder(self.folder).metrics()]
-        write_atomically(self.folder / "metrics.csv", pd.DataFrame(rows).to_csv(index=False))
+        write_atomically(self.folder / "metrics.csv", frame(RunFolder(self.folder)).to_csv(index=False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train.grid import compose_all
@@ -17,25 +16,28 @@ SEEDS = (1, 2, 3)
 """Of the runs at the best LR. The window has seed 0."""
 
 
-def best_runs(runs: pd.DataFrame) -> list[str]:
-    """The run of the best LR of each choice and size whose window is complete; none where all of it diverged."""
-    found = []
-    for _, group in with_arms(runs).groupby(["size", "arm"], sort=False):
+def best_runs(runs: pd.DataFrame) -> dict[str, str]:
+    """The run of the best LR of each choice and size whose window is complete, and its choice; none where all of it
+    diverged."""
+    found = {}
+    for (_, arm), group in with_arms(runs).groupby(["size", "arm"], sort=False):
         if group["ended"].all():
             curve = of_runs(group).first
             at_best = group[group["optimizer.lr"] == curve.best_lr].iloc[0]
             if curve.best_loss < curve.loss_init:
-                found.append(str(at_best["run"]))
+                found[str(at_best["run"])] = str(arm)
     return found
 
 
 def confirmation(window: Sweep, runs: pd.DataFrame) -> Sweep | None:
-    """The sweep of SEEDS at each best LR, in a folder beside the window's; None when no choice has one yet."""
+    """The sweep of SEEDS at each best LR, in a folder beside the window's, its arms called as in `runs`; None when no
+    choice has one yet."""
     points_of = {config.run_name(): point for config, point in zip(window.configs, window.points, strict=True)}
-    points = [
-        [*(o for o in points_of[run] if o.partition("=")[0] != "seed"), f"seed={seed}"]
-        for run in best_runs(runs)
+    found = [
+        (arm, [*(o for o in points_of[run] if o.partition("=")[0] != "seed"), f"seed={seed}"])
+        for run, arm in best_runs(runs).items()
         for seed in SEEDS
     ]
-    folder = Path(window.folder.parent) / f"{window.folder.name}-seeds"
-    return Sweep(folder, window.overrides, points, compose_all(points), [None] * len(points)) if points else None
+    points = [point for _, point in found]
+    folder = window.folder.with_name(f"{window.folder.name}-seeds")
+    return Sweep(folder, window.overrides, points, compose_all(points), [arm for arm, _ in found]) if found else None

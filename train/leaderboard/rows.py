@@ -30,18 +30,17 @@ def rows(window: pd.DataFrame, seeds: pd.DataFrame | None) -> pd.DataFrame:
     """
     import pandas as pd
 
-    named, arms = with_arms(window), _plain(with_arms(window)["arm"])
-    known = seeds if seeds is None else seeds.assign(arm=_arm_of(named, arms, seeds))
     found = []
-    for (size, arm), group in named.assign(arm=arms).groupby(["size", "arm"], sort=False):
+    for (size, arm), group in with_arms(window).groupby(["size", "arm"], sort=False):
         row: dict[str, Any] = {"arm": arm, "size": int(size), "runs": len(group), "ended": int(group["ended"].sum())}
         row["N"] = group["N"].max()
         row["failed"] = int((group["state"] == "failed").sum())
         if group["ended"].all():
             row |= _of_curve(group, of_runs(group).first)
-            row |= _confirmed(known, size, arm)
+            row |= _confirmed(seeds, size, arm)
         found.append(row)
     table = pd.DataFrame(found)
+    table["arm"] = _plain(table["arm"])
     for column in ("expected", "loss", "std"):
         table[column] = table.get(column, math.nan)
     return table.sort_values(["size", "expected"], ascending=[False, True], kind="stable", ignore_index=True)
@@ -94,13 +93,3 @@ def _plain(arms: pd.Series) -> pd.Series:
     """The names without the axis where all are of one: `attention=softmax` is `softmax`."""
     axes = {arm.partition("=")[0] for arm in arms}
     return arms.str.partition("=")[2] if len(axes) == 1 and not arms.str.contains(",").any() else arms
-
-
-def _arm_of(window: pd.DataFrame, arms: pd.Series, seeds: pd.DataFrame) -> list[str]:
-    """What the confirming runs are called: as the run of the window that has the same settings but for the seed."""
-    names = {_without_seed(run): arm for run, arm in zip(window["run"], arms, strict=True)}
-    return [names.get(_without_seed(run), "") for run in seeds["run"]]
-
-
-def _without_seed(run: str) -> str:
-    return re.sub(r"-seed\d+-[0-9a-f]{8}$", "", run)

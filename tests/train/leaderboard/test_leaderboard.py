@@ -40,7 +40,7 @@ def confirming(runs: pd.DataFrame, losses: dict[str, list[float]]) -> pd.DataFra
         row = runs[runs["run"] == name].iloc[0].to_dict()
         for seed, loss in enumerate(losses[row["arm"].partition("=")[2]], 1):
             new = name.replace("-seed0-00000", f"-seed{seed}-abcde")
-            found.append(row | {"run": new, "seed": seed, "loss_final": loss, "arm": None})
+            found.append(row | {"run": new, "seed": seed, "loss_final": loss})
     return pd.DataFrame(found)
 
 
@@ -79,10 +79,10 @@ class TestRows:
         assert list(table["arm"]) == ["good", "sharp"]
         assert math.isnan(table["expected"].iloc[1])
         assert cells(table)[1][1] == "2 of 3 runs, 1 failed"
-        assert best_runs(runs) == ["mini-attention=good-lr0.1-seed0-00000004"]
+        assert best_runs(runs) == {"mini-attention=good-lr0.1-seed0-00000004": "attention=good"}
 
     def test_a_choice_that_never_learns_is_not_confirmed(self) -> None:
-        assert best_runs(window(lost=dict.fromkeys(LRS, 9.0))) == []
+        assert best_runs(window(lost=dict.fromkeys(LRS, 9.0))) == {}
 
 
 def test_the_table_has_a_row_a_choice_and_a_part_a_size() -> None:
