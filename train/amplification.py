@@ -21,12 +21,10 @@ import torch
 import torch.nn.functional as F
 
 from conf.axis import ConfigError
-from data.batches import validation_batches
-from data.prepare import prepare
 from models.attention.mixing import MixingRule
 from models.gpt import GPT
-from train.config import from_file
 from train.terminal import exit_with
+from train.trained import config_of, model_of, validation_of
 
 FACTORS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -61,22 +59,15 @@ def losses(model: GPT, batches: Sequence[torch.Tensor], factors: Sequence[float]
 
 def of_run(path: Path) -> list[float]:
     """ConfigError when there is no trained run, or when none of its blocks is a function of logits."""
-    if not (path / "weights.pt").exists():
-        raise ConfigError(f"{path} has no weights.pt: give folders of runs that have ended")
-    config = from_file(path / "config.yaml")
+    config = config_of(path)
     rules = config.attention.of_blocks(config.model.depth)
     for rule in rules:
         if rule.mixes and not rule.dot_product:
             raise ConfigError(f"{path}: attention={rule.name} is no function of logits q k^T that could be multiplied")
     if not any(rule.mixes for rule in rules):
         raise ConfigError(f"{path}: no block of this run has attention")
-    model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
-    model.load_state_dict(torch.load(path / "weights.pt", weights_only=True))
-    prepared = prepare(config.data, Path(config.cache).expanduser(), progress=False)
-    batches = validation_batches(
-        prepared.validation, batch_size=config.batch_size, context=config.context, count=config.eval_batches
-    )
-    return losses(model.eval(), list(batches))
+    batches = validation_of(config, batch_size=config.batch_size, count=config.eval_batches)
+    return losses(model_of(path, config), batches)
 
 
 def say(paths: Sequence[Path]) -> None:

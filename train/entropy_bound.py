@@ -22,12 +22,10 @@ from pathlib import Path
 import torch
 
 from conf.axis import ConfigError
-from data.batches import validation_batches
-from data.prepare import prepare
 from models.attention.attention import Attention
 from models.gpt import GPT, Block
-from train.config import Config, from_file
 from train.terminal import exit_with
+from train.trained import config_of, model_of, validation_of
 
 SEQUENCES = 16
 ROUNDING = 1e-6
@@ -133,9 +131,7 @@ def written(settings: dict[str, str]) -> str:
 
 def of_run(path: Path) -> list[Measured]:
     """ConfigError when there is no trained run, or when its logits are not bounded by its projections."""
-    if not (path / "weights.pt").exists():
-        raise ConfigError(f"{path} has no weights.pt: give folders of runs that have ended")
-    config = from_file(path / "config.yaml")
+    config = config_of(path)
     rules = [rule.name for rule in config.attention.of_blocks(config.model.depth)]
     has = {axis: getattr(config, axis).name for axis in ("qk_norm", "layout", "qk_source", "temperature", "sink")}
     has |= {"attention": " and ".join(rules) or "softmax", "share_attention": str(config.share_attention)}
@@ -143,17 +139,8 @@ def of_run(path: Path) -> list[Measured]:
     if clash := {key: value for key, value in has.items() if value != OF_THEOREM[key]}:
         raise ConfigError(f"{path}: the theorem is of {written({key: OF_THEOREM[key] for key in clash})}, this run has "
                           f"{written(clash)}")  # fmt: skip
-    model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
-    model.load_state_dict(torch.load(path / "weights.pt", weights_only=True))
-    return measure(model.eval(), tokens(config))
-
-
-def tokens(config: Config) -> torch.Tensor:
-    prepared = prepare(config.data, Path(config.cache).expanduser(), progress=False)
-    (first_BT1,) = validation_batches(
-        prepared.validation, batch_size=SEQUENCES, context=config.context, count=1
-    )  # fmt: skip
-    return first_BT1[:, :-1]
+    (first_BT1,) = validation_of(config, batch_size=SEQUENCES, count=1)
+    return measure(model_of(path, config), first_BT1[:, :-1])
 
 
 def say(paths: Sequence[Path]) -> None:

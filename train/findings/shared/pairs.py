@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import LINES, line_over_seeds, panels, size_label, styled
+from train.figures import LINES, line_over_seeds, lr_axis, panels, size_label, styled
 from train.findings import Check
 from train.findings.shared.arms import Arms
 from train.findings.shared.measures import short
@@ -211,7 +211,8 @@ def probes_against_lr(sweep: Arms, metrics: Metrics, probes: Mapping[str, Probe]
             if len(shown):
                 line_over_seeds(panel, shown, "value", colour, styles[n])
     for panel, label in zip(axes, ["final validation loss (nats)", *probes], strict=True):
-        panel.set(xscale="log", xlabel="peak learning rate", ylabel=label)
+        lr_axis(panel)
+        panel.set_ylabel(label)
         if label in probes and label not in linear and panel.has_data():
             panel.set_yscale("log")
     handles = [Line2D([], [], color=colour, label=arm) for arm, colour in shades.items()]
