@@ -32,7 +32,7 @@ LONGEST_CHECK = 256
 
 
 class Sink(nn.Module):
-    """Around the mixing rule of a layer."""
+    """Around the mixing rule of a layer; the base adds nothing to it."""
 
     def forward(
         self,
@@ -44,7 +44,7 @@ class Sink(nn.Module):
         x_BTD: torch.Tensor | None,
     ) -> torch.Tensor:
         """What the rule mixes with the sink, [B, H, T, K]."""
-        raise NotImplementedError
+        return mix(q_BHTK, k_BHTK, v_BHTK, bias_HTT, x_BTD)
 
     def watch(
         self,
@@ -180,9 +180,9 @@ class SinkConfig(Choice):
     name: str
     tokens = 0  # learned tokens in front of the input of the model
 
-    def build(self, layer: LayerShape) -> Sink | None:
+    def build(self, layer: LayerShape) -> Sink:
         """What an attention layer has of it."""
-        return None
+        return Sink()
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -36,8 +36,8 @@ class Attention(nn.Module):
         """What a placement does to q and k once the positions have turned them."""
         self.temperature: Temperature | None = None
         """Multiplies q behind all that, and values."""
-        self.sink: Sink | None = None
-        """Somewhere else to attend to than the tokens."""
+        self.sink = Sink()
+        """Somewhere else to attend to than the tokens; the base is nowhere."""
         self.gate: nn.Module | None = None
         """Multiplies what the heads have mixed, by the layer's input."""
         # Shared by all blocks and owned by the model, so not registered as a submodule here.
@@ -70,8 +70,7 @@ class Attention(nn.Module):
         """The output, the probes and the layer's own values; with a value residual `first` are the first block's.
 
         The values are those behind a norm of theirs. `source` is what queries and keys are made of, x by default; one
-        sequence serves the whole batch. With
-        `lenders` it is written there what other blocks need to use the same weights.
+        sequence serves the whole batch. What other blocks need to use the same weights is added to `lenders`.
         """
         q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD, x_BTD if source_BTD is None else source_BTD)
         q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)
@@ -86,20 +85,13 @@ class Attention(nn.Module):
         bias_HTT = self._positions[0].bias(x_BTD.shape[1])
         if lenders is not None:
             lenders.append(Lender(self.mix, q_BHTK, k_BHTK, bias_HTT, x_BTD))
-        stats: Stats = {}
-        if watch and self.sink is None:
-            stats = self.mix.watch(q_BHTK, k_BHTK, bias_HTT, x_BTD)
-        elif watch and self.sink is not None:
-            stats = self.sink.watch(self.mix, q_BHTK, k_BHTK, bias_HTT, x_BTD)
+        stats = self.sink.watch(self.mix, q_BHTK, k_BHTK, bias_HTT, x_BTD) if watch else {}
         if self.keep_maximum and self.training:
             stats["step_max"] = largest_logit(q_BHTK, k_BHTK, self.mix.scale)
         seen_BHTK = v_BHTK if self.value_residual is None else self.value_residual(first_BHTK, v_BHTK)
         if self.temperature is not None:
             seen_BHTK = self.temperature.values(seen_BHTK)
-        if self.sink is None:
-            mixed_BHTK = self.mix(q_BHTK, k_BHTK, seen_BHTK, bias_HTT, x_BTD)
-        else:
-            mixed_BHTK = self.sink(self.mix, q_BHTK, k_BHTK, seen_BHTK, bias_HTT, x_BTD)
+        mixed_BHTK = self.sink(self.mix, q_BHTK, k_BHTK, seen_BHTK, bias_HTT, x_BTD)
         if self.gate is not None:
             mixed_BHTK = self.gate(mixed_BHTK, x_BTD)
         return self.out(mixed_BHTK.transpose(1, 2).flatten(2)), stats, v_BHTK
