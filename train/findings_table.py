@@ -12,9 +12,9 @@ from typing import Any
 
 from train.axes_table import END, README, replaced
 from train.findings import FINDINGS, Finding
-from train.findings.__main__ import state
+from train.findings.__main__ import cost, state
 from train.runfolder import read_json
-from train.terminal import duration, exit_with
+from train.terminal import exit_with
 
 BEGIN = "<!-- written by python -m train.findings_table -->\n"
 RESULTS = Path(__file__).parent / "findings" / "RESULTS.md"
@@ -30,9 +30,16 @@ def table(out: Path) -> str:
 
 def _row(finding: Finding, folder: Path) -> list[str]:
     found, scale = state(folder), _scale(folder)
-    cost = duration(60 * finding.minutes) + (", slow" if finding.slow else "")
     if not found.get("judged"):
-        return [f"`{finding.name}`", finding.claim, finding.source, found.get("state", "not run"), scale, "", cost]
+        return [
+            f"`{finding.name}`",
+            finding.claim,
+            finding.source,
+            found.get("state", "not run"),
+            scale,
+            "",
+            cost(finding),
+        ]
     checks = read_json(folder / "report" / "verdict.json")["checks"]
     decides = next((c for c in checks if c["passed"] is False), checks[0])
     verdict = f"**{found['state']}**, {sum(c['passed'] is True for c in checks)} of {len(checks)}"
@@ -43,7 +50,7 @@ def _row(finding: Finding, folder: Path) -> list[str]:
         verdict,
         scale,
         decides["text"].replace("|", "\\|"),
-        cost,
+        cost(finding),
     ]
 
 
@@ -61,7 +68,7 @@ def results(out: Path) -> str:
     """Each verdict in full: checks with their figures, notes, the first figure of its report."""
     parts = [
         "# Results of the findings\n",
-        "Written by `python -m train.findings_table` from the sweeps of `python -m train.findings all slow`.\n",
+        "Written by `python -m train.findings_table` from the sweeps of `python -m train.findings all`.\n",
     ]
     return "\n".join(parts + [_section(finding, out / finding.name) for finding in FINDINGS.values()])
 

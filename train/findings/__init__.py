@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 State = Literal["reproduced", "not reproduced", "inconclusive"]
+Group = Literal["core", "rules", "slow"]
+"""What is run together: all of `core` takes an hour on 2 cores, `rules` are the claims on attention rules."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,7 @@ class Finding:
     """Figures by file name."""
     minutes: float
     """What its experiment takes on 2 cores when no run is there yet, from the time of a run of each size."""
-    slow: bool = False
-    """Left out of `python -m train.findings all`."""
+    group: Group = "core"
 
 
 FINDINGS: dict[str, Finding] = {}

@@ -1,7 +1,8 @@
 """`python -m train.findings`: the published claims and what their sweeps say of them; with names, runs what is missing.
 
 `python -m train.findings NAME ... [overrides]` trains the runs of experiment=NAME that no sweep in `out` has ended yet,
-judges them, and draws; `all` is every finding that takes minutes, `slow` every one that doesn't.
+judges them, and draws. Groups stand for their findings: `core` (an hour on 2 cores), `rules` (of attention rules),
+`slow`, and `all`.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from conf.axis import ConfigError, near
-from train.findings import FINDINGS, Finding, find
+from train.findings import FINDINGS, Finding, Group, find
 from train.runfolder import read_json
 from train.terminal import duration, exit_with
 
-GROUPS = {"all": False, "slow": True}
+GROUPS = ["all", *get_args(Group)]
 
 
 def chosen(names: list[str]) -> list[Finding]:
@@ -24,7 +25,7 @@ def chosen(names: list[str]) -> list[Finding]:
     found: dict[str, Finding] = {}
     for name in names:
         if name in GROUPS:
-            found |= {f.name: f for f in FINDINGS.values() if f.slow == GROUPS[name]}
+            found |= {f.name: f for f in FINDINGS.values() if name in ("all", f.group)}
         elif name in FINDINGS:
             found[name] = find(name)
         else:
@@ -67,6 +68,10 @@ def state(folder: Path) -> dict[str, Any]:
     }
 
 
+def cost(finding: Finding) -> str:
+    return duration(60 * finding.minutes) + ("" if finding.group == "core" else f", {finding.group}")
+
+
 COLOUR = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
 
 
@@ -90,7 +95,7 @@ def show(states: list[tuple[Finding, dict[str, Any]]]) -> None:
             f"{sum(c is True for c in checks)} of {len(checks)}" if checks else "-",
             f"{found['ended']} of {found['runs']}" if found else "-",
             found.get("judged") or "-",
-            duration(60 * finding.minutes) + (", slow" if finding.slow else ""),
+            cost(finding),
             escape(finding.claim),
             escape(finding.source),
         )
@@ -115,7 +120,7 @@ def work(names: list[str], overrides: list[str]) -> int:
         return judge(chosen(names), overrides)
     out = Path(next((o.partition("=")[2] for o in overrides if o.startswith("out=")), "runs"))
     show([(finding, state(out / finding.name)) for finding in FINDINGS.values()])
-    print(f"of the sweeps in {out}; run and judge: python -m train.findings NAME, all or slow")
+    print(f"of the sweeps in {out}; run and judge: python -m train.findings NAME or {', '.join(GROUPS)}")
     return 0
 
 

@@ -106,4 +106,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     }
 
 
-register(Finding("attention_scale", CLAIM, SOURCE, judge, draw, minutes=10, slow=True))
+register(Finding("attention_scale", CLAIM, SOURCE, judge, draw, minutes=10, group="slow"))

@@ -46,4 +46,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"loss_against_lr": arms_by_size(batches(runs))}
 
 
-register(Finding("batch_size", CLAIM, SOURCE, judge, draw, minutes=8, slow=True))
+register(Finding("batch_size", CLAIM, SOURCE, judge, draw, minutes=8, group="slow"))

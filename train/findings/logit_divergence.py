@@ -253,4 +253,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"output_logits_in_time": figure} | figures
 
 
-register(Finding("logit_divergence", CLAIM, SOURCE, judge, draw, minutes=17, slow=True))
+register(Finding("logit_divergence", CLAIM, SOURCE, judge, draw, minutes=17, group="slow"))

@@ -145,4 +145,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     }  # fmt: skip
 
 
-register(Finding("muparam", CLAIM, SOURCE, judge, draw, minutes=32, slow=True))
+register(Finding("muparam", CLAIM, SOURCE, judge, draw, minutes=32, group="slow"))

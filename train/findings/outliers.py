@@ -61,4 +61,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"sinks_and_outliers": probes_against_lr(all_arms(runs), metrics, probes, linear=["sink rate"])}
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=6))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=6, group="rules"))

@@ -124,4 +124,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"loss_against_lr": arms_by_size(arms(NAME, runs, (BASELINE, CAP, POST, BOTH, QK)))}
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=6, slow=True))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=6, group="slow"))

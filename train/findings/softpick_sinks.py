@@ -56,4 +56,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"sinks_and_outliers": probes_against_lr(pair(runs), metrics, probes, linear=["sink rate"])}
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=3))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=3, group="rules"))

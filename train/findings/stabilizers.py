@@ -160,4 +160,4 @@ def _against(found: list[dict[str, Any]], top: float) -> Figure:
     return figure
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=8, slow=True))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=8, group="slow"))

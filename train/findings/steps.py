@@ -37,4 +37,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"loss_against_lr": arms_by_size(lengths(runs))}
 
 
-register(Finding("steps", CLAIM, SOURCE, judge, draw, minutes=6, slow=True))
+register(Finding("steps", CLAIM, SOURCE, judge, draw, minutes=6, group="slow"))

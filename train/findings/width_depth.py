@@ -205,4 +205,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     }
 
 
-register(Finding("width_depth", CLAIM, SOURCE, judge, draw, minutes=18, slow=True))
+register(Finding("width_depth", CLAIM, SOURCE, judge, draw, minutes=18, group="slow"))
