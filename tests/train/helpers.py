@@ -1,15 +1,19 @@
 """Tiny runs that train for real."""
 
 import multiprocessing
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from train.config import Config, compose
+from train.plan import plan
 from train.run import train
 from train.runfolder import RunFolder
-from train.sweep import work
+from train.sweep import run, work
 
 # A language of 64 tokens: prepared in a blink, learnt in a few steps.
 TINY = [
@@ -28,6 +32,22 @@ def trained(parent: Path, *overrides: str, **more: Any) -> RunFolder:
     config = tiny(*overrides)
     train(config, parent=parent, **more)
     return RunFolder.of(config, parent)
+
+
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """What happens on SIGTERM is as before afterwards: a sweep changes it for its process, here pytest's."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def swept(*overrides: str) -> int:
+    """Runs a sweep in this process; the exit code of its command."""
+    with sigterm_kept():
+        return run(plan(overrides))
 
 
 def assert_same_end(cut: RunFolder, uncut: RunFolder) -> None:

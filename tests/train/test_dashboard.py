@@ -30,6 +30,9 @@ GRID += ["logger=wandb", "logger.mode=offline"]
 SECTIONS = ["LR sensitivity", "Attention", "Output logits", "Gradient RMS over epsilon", "Update RMS over LR", "Loss"]
 KEY = "x" * 40
 
+# On one worker: the runs that all are about are trained once.
+pytestmark = pytest.mark.xdist_group("dashboard")
+
 
 def train_and_write(overrides: list[str]) -> None:
     """Trains a sweep of tiny runs for real and makes its dashboard offline; in one process, where W&B starts once."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.train.helpers import sigterm_kept, swept
 from train.terminal import exit_with
 
 README = Path(__file__).parents[2] / "README.md"
@@ -110,8 +111,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sweep of four sizes that the commands on a sweep want."""
     where = tmp_path_factory.mktemp("documented")
     sizes = ["ladder=mini_width", "optimizer.lr=1e-2", "seed=0", "model.depth=1"]
-    command = [sys.executable, "-m", "train.sweep", *SMALL, *sizes, f"out={where / 'runs'}"]
-    subprocess.run(command, check=True, capture_output=True, cwd=README.parent)
+    assert swept(*SMALL, *sizes, f"out={where / 'runs'}") == 0
     (made,) = (where / "runs").iterdir()
     for name in ("qk_norm", "SWEEP"):
         (where / "runs" / name).symlink_to(made.name)
@@ -121,12 +121,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.xdist_group("documented")
 @pytest.mark.parametrize("command", RUN)
 def test_runs(place: Path, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import signal
-
     monkeypatch.chdir(place)
-    handler = signal.getsignal(signal.SIGTERM)
-    code, said = call([*shlex.split(command), *RUN[command]], capsys, monkeypatch)
-    signal.signal(signal.SIGTERM, handler)
+    with sigterm_kept():
+        code, said = call([*shlex.split(command), *RUN[command]], capsys, monkeypatch)
     assert code == 0, said
     assert said.strip()
     assert "Traceback" not in said

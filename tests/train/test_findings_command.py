@@ -11,15 +11,18 @@ from train.findings_table import BEGIN, results, table
 from train.report import load_sweep, write_report
 
 
-@pytest.fixture
-def out(tmp_path, capsys):
+pytestmark = pytest.mark.xdist_group("findings_command")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
     """Two sweeps: one judged, one of which a run has not ended."""
+    parent = tmp_path_factory.mktemp("findings")
     for name, states in (("qk_norm", None), ("gradient_rms", {1: "missing"})):
-        (tmp_path / name).mkdir()
-        fake_sweep(tmp_path / name, states=states, finding=name)
-    write_report(load_sweep(tmp_path / "qk_norm"))
-    capsys.readouterr()
-    return tmp_path
+        (parent / name).mkdir()
+        fake_sweep(parent / name, states=states, finding=name)
+    write_report(load_sweep(parent / "qk_norm"))
+    return parent
 
 
 def test_groups_and_names():

@@ -29,6 +29,9 @@ WANDB = [
     f"steps={STEPS}",
 ]  # fmt: skip
 
+# On one worker: most are about the same run.
+pytestmark = pytest.mark.xdist_group("mirrors")
+
 
 def stopped_and_gone_on(parent: Path, *overrides: str) -> RunFolder:
     """A run that SIGTERM stops on its way and another process ends."""

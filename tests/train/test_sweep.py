@@ -11,17 +11,18 @@ from pathlib import Path
 import pytest
 
 from conf.axis import ConfigError
-from tests.train.helpers import TINY, trained
+from tests.train.helpers import TINY, swept, trained
 from train.config import CONF
+from train.findings import find
 from train.grid import compose_all, expand
 from train.plan import plan
 from train.report import load_sweep
 from train.runfolder import RunFolder
 
 
-def sweep(*overrides: str, **options) -> subprocess.CompletedProcess[str]:
+def sweep(*overrides: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "train.sweep", *TINY, *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 def folder_of(out: Path) -> Path:
@@ -79,9 +80,8 @@ def test_one_bad_point_stops_all_before_anything_is_written(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_points_match_single_runs_and_finished_ones_are_skipped(tmp_path):
-    first = sweep("seed=0,1", "qk_norm=none,layernorm", f"out={tmp_path}")
-    assert first.returncode == 0, first.stderr
+def test_points_match_single_runs_and_finished_ones_are_skipped(tmp_path, capsys):
+    assert swept(*TINY, "seed=0,1", "qk_norm=none,layernorm", f"out={tmp_path}") == 0
     folder = folder_of(tmp_path)
     listed = json.loads((folder / "sweep.json").read_text())["runs"]
     assert len(listed) == 4
@@ -92,33 +92,30 @@ def test_points_match_single_runs_and_finished_ones_are_skipped(tmp_path):
     assert same.metrics_path.read_bytes() == alone.metrics_path.read_bytes()
     stamps = {run.path: (run.path / "weights.pt").stat().st_mtime_ns for run in runs}
 
-    again = sweep("seed=0,1", "qk_norm=none,layernorm", f"out={tmp_path}")
-    assert again.returncode == 0
-    assert "4 done already" in again.stdout
+    assert swept(*TINY, "seed=0,1", "qk_norm=none,layernorm", f"out={tmp_path}") == 0
+    assert "4 done already" in capsys.readouterr().out
     assert stamps == {path: (path / "weights.pt").stat().st_mtime_ns for path in stamps}
 
 
-def test_a_failing_run_stops_no_other_and_is_named(tmp_path):
+def test_a_failing_run_stops_no_other_and_is_named(tmp_path, capsys):
     """A folder stands where one run wants to write its weights."""
     names = [c.run_name() for c in plan([*TINY, "seed=0,1,2", f"out={tmp_path}"]).configs]
     folder = plan([*TINY, "seed=0,1,2", f"out={tmp_path}"]).folder
     (folder / names[1] / "weights.tmp").mkdir(parents=True)
-    done = sweep("seed=0,1,2", f"out={tmp_path}")
-    assert done.returncode == 1
+    assert swept(*TINY, "seed=0,1,2", f"out={tmp_path}") == 1
     states = [RunFolder(folder / name).state() for name in names]
     assert states == ["finished", "failed", "finished"]
-    assert names[1] in done.stdout
+    assert names[1] in capsys.readouterr().out
     (folder / names[1] / "weights.tmp").rmdir()
-    again = sweep("seed=0,1,2", f"out={tmp_path}")
-    assert again.returncode == 0
-    assert "2 done already" in again.stdout
+    assert swept(*TINY, "seed=0,1,2", f"out={tmp_path}") == 0
+    assert "2 done already" in capsys.readouterr().out
     assert RunFolder(folder / names[1]).state() == "finished"
 
 
 @pytest.mark.parametrize("whole_group", [True, False], ids=["ctrl_c", "sigterm"])
 def test_interruption_leaves_checkpoints_and_the_same_command_goes_on(tmp_path, whole_group):
     """Ctrl-C reaches every process of the terminal's group, Slurm's or a person's SIGTERM the sweep alone."""
-    overrides = ["seed=0,1,2", "steps=1500", "watch_every=25", f"out={tmp_path}"]
+    overrides = ["seed=0,1,2", "steps=600", "watch_every=25", f"out={tmp_path}"]
     command = [sys.executable, "-m", "train.sweep", *TINY, *overrides]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -147,7 +144,7 @@ def test_interruption_leaves_checkpoints_and_the_same_command_goes_on(tmp_path, 
 
 
 def test_a_killed_run_is_a_failure_of_its_own(tmp_path):
-    overrides = ["seed=0,1", "steps=1000", "watch_every=50", f"out={tmp_path}"]
+    overrides = ["seed=0,1", "steps=600", "watch_every=50", f"out={tmp_path}"]
     command = [sys.executable, "-m", "train.sweep", *TINY, *overrides]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -211,13 +208,13 @@ def test_a_sweep_names_the_arm_of_each_run(monkeypatch, tmp_path):
     assert decayed == {"coupled"}
 
 
-def test_a_run_that_a_sweep_beside_it_has_ended_is_not_trained_again(tmp_path):
-    first = sweep("seed=0,1", f"out={tmp_path}")
-    assert first.returncode == 0, first.stderr
+def test_a_run_that_a_sweep_beside_it_has_ended_is_not_trained_again(tmp_path, capsys):
+    assert swept(*TINY, "seed=0,1", f"out={tmp_path}") == 0
     folder = folder_of(tmp_path)
-    second = sweep("seed=0,1,2", f"out={tmp_path}")
-    assert "3 runs" in second.stdout
-    assert "2 done already" in second.stdout
+    capsys.readouterr()
+    assert swept(*TINY, "seed=0,1,2", f"out={tmp_path}") == 0
+    assert "3 runs in " in (said := capsys.readouterr().out)
+    assert "2 done already" in said
     (other,) = [p for p in tmp_path.iterdir() if (p / "sweep.json").exists() and p != folder]
     listed = [run["folder"] for run in json.loads((other / "sweep.json").read_text())["runs"]]
     assert [Path(name).parent.name for name in listed] == [folder.name, folder.name, ""]
@@ -225,7 +222,8 @@ def test_a_run_that_a_sweep_beside_it_has_ended_is_not_trained_again(tmp_path):
     frame = load_sweep(other).runs
     assert frame["ended"].all()
     assert frame["run"].nunique() == 3
-    assert sweep("seed=0,1,2", f"out={tmp_path}").stdout.count("3 done already") == 1
+    assert swept(*TINY, "seed=0,1,2", f"out={tmp_path}") == 0
+    assert "3 done already" in capsys.readouterr().out
 
 
 EXPERIMENTS = sorted(p.relative_to(CONF / "experiment").with_suffix("") for p in CONF.glob("experiment/**/*.yaml"))
@@ -237,7 +235,8 @@ def test_every_experiment_is_a_sweep_for_its_finding(name):
     points = expand([f"experiment={name}"])
     last, first = dict(points), dict(reversed(points))
     configs = compose_all([*first.values(), *last.values()])
-    assert {c.finding for c in configs} == {None if name.name.startswith("leaderboard") else name.name}
+    assert len(configs) > 1
+    assert {c.finding for c in configs} == {None if name.name.startswith("leaderboard") else find(name.name).name}
     paper = name.parts[0] == "paper"
     assert all((c.data.name == "c4") == paper for c in configs)
     assert all(c.model.name.startswith("mini") != paper for c in configs)

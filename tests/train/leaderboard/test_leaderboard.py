@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,8 @@ import pandas as pd
 import pytest
 
 from tests.train.findings.frames import INIT, frame
-from train.leaderboard.__main__ import cells, markdown
+from tests.train.helpers import sigterm_kept
+from train.leaderboard.__main__ import cells, leaderboard, markdown
 from train.leaderboard.confirm import SEEDS, best_runs
 from train.leaderboard.figure import figure
 from train.leaderboard.rows import rows, spread
@@ -101,21 +100,23 @@ def test_the_figure_shows_every_choice_best_first() -> None:
     np.testing.assert_allclose(shown, [[0.3, 0.1, 0.12], [0, 1.2, INIT - 4.7]])
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Trains, confirms, ranks, and trains nothing a second time."""
-    command = [
-        sys.executable, "-m", "train.leaderboard", "attention=softmax,relu_squared", "optimizer.lr=1e-2,1e-1",
-        "model=mini-0.02M", "data=synthetic", "data.vocab_size=32", "context=8", "batch_size=4", "steps=2",
-        "eval_batches=1", "logger=none", "progress=false", f"out={tmp_path}", "--no-times",
+    overrides = [
+        "attention=softmax,relu_squared", "optimizer.lr=1e-2,1e-1", "model=mini-0.02M", "data=synthetic",
+        "data.vocab_size=32", "context=8", "batch_size=4", "steps=2", "eval_batches=1", "logger=none", "progress=false",
+        f"out={tmp_path}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    with sigterm_kept():
+        assert leaderboard(overrides, times=False, only_report=False, readme=None) == 0
     (folder,) = [p for p in tmp_path.iterdir() if not p.name.endswith("-seeds")]
     table = pd.read_csv(folder / "report" / "leaderboard.csv")
     assert set(table["arm"]) == {"softmax", "relu_squared"}
     assert table["std"].notna().all()
     seeds = json.loads((tmp_path / f"{folder.name}-seeds" / "sweep.json").read_text())["runs"]
     assert len(seeds) == 2 * len(SEEDS)
-    again = subprocess.run([*command, "--only-report"], capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert "softmax" in again.stdout
+    capsys.readouterr()
+    assert leaderboard(overrides, times=False, only_report=True, readme=None) == 0
+    said = capsys.readouterr().out
+    assert "softmax" in said
+    assert "done already" not in said
