@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
-from models.attention.mixing import LONGEST, LayerShape, MixingConfig, MixingRule, at_once
+from models.attention.mixing import LONGEST, Inputs, LayerShape, MixingConfig, MixingRule, in_fp32
 from models.probes import TINY, Stats, full_precision, merge, weight_entropy, weight_stats
 
 LONGEST_CHECK = 256
@@ -34,28 +34,13 @@ LONGEST_CHECK = 256
 class Sink(nn.Module):
     """Around the mixing rule of a layer; the base adds nothing to it."""
 
-    def forward(
-        self,
-        mix: MixingRule,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        v_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None,
-        x_BTD: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def forward(self, mix: MixingRule, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
         """What the rule mixes with the sink, [B, H, T, K]."""
-        return mix(q_BHTK, k_BHTK, v_BHTK, bias_HTT, x_BTD)
+        return mix(inputs, v_BHTK)
 
-    def watch(
-        self,
-        mix: MixingRule,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None,
-        x_BTD: torch.Tensor | None,
-    ) -> Stats:
+    def watch(self, mix: MixingRule, inputs: Inputs) -> Stats:
         """The probes of the layer, each [H]."""
-        return mix.watch(q_BHTK, k_BHTK, bias_HTT, x_BTD)
+        return mix.watch(inputs)
 
 
 class ValueBias(Sink):
@@ -65,16 +50,8 @@ class ValueBias(Sink):
         super().__init__()
         self.value = nn.Parameter(torch.zeros(shape))
 
-    def forward(
-        self,
-        mix: MixingRule,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        v_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None,
-        x_BTD: torch.Tensor | None,
-    ) -> torch.Tensor:
-        mixed_BHTK = mix(q_BHTK, k_BHTK, v_BHTK, bias_HTT, x_BTD)
+    def forward(self, mix: MixingRule, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
+        mixed_BHTK = mix(inputs, v_BHTK)
         return mixed_BHTK + self.value.to(mixed_BHTK.dtype)
 
 
@@ -91,49 +68,32 @@ class KeySink(Sink):
         """Queries and keys, which may have got features that give the sink its logit; the sink's key, [S, 1, K]."""
         return q_BHTK, k_BHTK, torch.zeros_like(k_BHTK[0, :, :1])
 
-    def inputs(
-        self, mix: MixingRule, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Queries, keys and bias with a row and a column more in front."""
-        q_BHTK, k_BHTK, sink_S1K = self.extended(q_BHTK, k_BHTK, mix.scale)
-        bias_HTT = None if bias_HTT is None else F.pad(bias_HTT, (1, 0, 1, 0))
-        return F.pad(q_BHTK, (0, 0, 1, 0)), _in_front(sink_S1K, k_BHTK), bias_HTT
+    def with_sink(self, mix: MixingRule, inputs: Inputs) -> Inputs:
+        """Queries, keys and bias with a row and a column more in front.
 
-    def forward(
-        self,
-        mix: MixingRule,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        v_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None,
-        x_BTD: torch.Tensor | None,
-    ) -> torch.Tensor:
-        q_BHTK, k_BHTK, bias_HTT = self.inputs(mix, q_BHTK, k_BHTK, bias_HTT)
+        Rules of q k^T alone make nothing of x, which has no row for the sink.
+        """
+        q_BHTK, k_BHTK, sink_S1K = self.extended(inputs.q_BHTK, inputs.k_BHTK, mix.scale)
+        bias_HTT = None if inputs.bias_HTT is None else F.pad(inputs.bias_HTT, (1, 0, 1, 0))
+        return Inputs(F.pad(q_BHTK, (0, 0, 1, 0)), _in_front(sink_S1K, k_BHTK), bias_HTT)
+
+    def forward(self, mix: MixingRule, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
         v_BHTK = F.pad(v_BHTK, (0, 0, 1, 0)) if self.value is None else _in_front(self.value, v_BHTK)
-        # Rules of q k^T alone make nothing of x, which has no row for the sink.
-        return mix(q_BHTK, k_BHTK, v_BHTK, bias_HTT, None)[:, :, 1:]
+        return mix(self.with_sink(mix, inputs), v_BHTK)[:, :, 1:]
 
     @torch.no_grad()
-    def watch(
-        self,
-        mix: MixingRule,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None,
-        x_BTD: torch.Tensor | None,
-    ) -> Stats:
-        q_BHTK, k_BHTK = q_BHTK.detach().float(), k_BHTK.detach().float()
-        rows = at_once(q_BHTK)
-        of_weights = weight_stats if q_BHTK.shape[-2] <= LONGEST else _entropy
+    def watch(self, mix: MixingRule, inputs: Inputs) -> Stats:
+        inputs = in_fp32(inputs)
+        of_weights = weight_stats if inputs.q_BHTK.shape[-2] <= LONGEST else _entropy
         stats: Stats = {}
-        with full_precision(q_BHTK):
-            for q, k in zip(q_BHTK.split(rows), k_BHTK.split(rows), strict=True):
-                weights_BHTT = mix.weights(*self.inputs(mix, q, k, bias_HTT))[:, :, 1:]
+        with full_precision(inputs.q_BHTK):
+            for part in inputs.split():
+                weights_BHTT = mix.weights(self.with_sink(mix, part))[:, :, 1:]
                 sink_BHT, all_BHT = weights_BHTT[..., 0].abs(), weights_BHTT.abs().sum(-1)
                 found = of_weights(weights_BHTT[..., 1:])
                 found["sink_share"] = (sink_BHT / all_BHT.clamp_min(TINY)).mean((0, 2))
-                merge(stats, found, len(q) / len(q_BHTK))
-            return mix.watch_logits(q_BHTK, k_BHTK, bias_HTT, x_BTD) | stats
+                merge(stats, found, len(part.q_BHTK) / len(inputs.q_BHTK))
+            return mix.watch_logits(inputs) | stats
 
 
 def _entropy(weights_BHTT: torch.Tensor) -> Stats:
@@ -210,12 +170,12 @@ def unfit(rule: MixingConfig, config: Any, has_value: bool) -> str:
         made = rule.build(layer).eval()
         q, k = torch.randn(2, 1, size.heads, length, size.head_dim, generator=torch.Generator().manual_seed(0))
         sink = KeySink()
-        plain = made.weights(q, k, torch.zeros(size.heads, length, length))
-        q, k, bias = sink.inputs(made, q, k, torch.zeros(size.heads, length, length))
-        assert bias is not None
-        hidden, seen = bias.clone(), bias.clone()
+        inputs = Inputs(q, k, torch.zeros(size.heads, length, length))
+        plain = made.weights(inputs)
+        inputs = sink.with_sink(made, inputs)
+        hidden, seen = torch.zeros(2, size.heads, length + 1, length + 1)
         hidden[:, 1:, 0], seen[:, 1:, 0] = -torch.inf, 4.0
-        without, with_it = (made.weights(q, k, b)[:, :, 1:] for b in (hidden, seen))
+        without, with_it = (made.weights(inputs._replace(bias_HTT=b))[:, :, 1:] for b in (hidden, seen))
     reached = (with_it[..., 0] != 0).all()
     if not (torch.allclose(without[..., 1:], plain, atol=1e-5) and reached):
         return "weighs keys by their place too"

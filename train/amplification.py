@@ -34,8 +34,9 @@ def amplified(model: GPT, factor: float) -> Iterator[None]:
     """The model with all attention logits times the factor."""
 
     def multiply(mix: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        q_BHTK, k_BHTK, v_BHTK, bias_HTT, *more = args
-        return factor * q_BHTK, k_BHTK, v_BHTK, None if bias_HTT is None else factor * bias_HTT, *more
+        inputs, v_BHTK = args
+        bias_HTT = None if inputs.bias_HTT is None else factor * inputs.bias_HTT
+        return inputs._replace(q_BHTK=factor * inputs.q_BHTK, bias_HTT=bias_HTT), v_BHTK
 
     mixes = {block.attention.mix for block in model.blocks if hasattr(block.attention, "mix")}
     hooks = [mix.register_forward_pre_hook(multiply) for mix in mixes if isinstance(mix, MixingRule)]

@@ -113,7 +113,7 @@ def activations(proxy: Proxy, tokens_BT: torch.Tensor) -> dict[str, torch.Tensor
         return lambda module, inputs, output: found.update({name: output[0]})
 
     def keep_logits(module: Any, inputs: Any, output: Any) -> None:
-        q_BHTK, k_BHTK, _, bias_HTT, _ = inputs
+        q_BHTK, k_BHTK, bias_HTT, _ = inputs[0]
         logits_BHTT = causal_logits(q_BHTK, k_BHTK, module.scale, bias_HTT)
         found["attention logits"] = logits_BHTT.masked_fill(logits_BHTT.isinf(), 0.0)
 

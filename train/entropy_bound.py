@@ -96,7 +96,7 @@ def measure(model: GPT, tokens_BT: torch.Tensor) -> list[Measured]:
         def see_logits(
             mix: torch.nn.Module, args: tuple[torch.Tensor, ...], attention: Attention = attention, index: int = index
         ) -> None:
-            q_BHTK, k_BHTK, _, bias_HTT, _ = args
+            q_BHTK, k_BHTK, bias_HTT, _ = args[0]
             z_BHTT = attention.mix.scale * (q_BHTK.double() @ k_BHTK.double().mT)
             z_BHTT = z_BHTT if bias_HTT is None else z_BHTT + bias_HTT
             future_TT = torch.ones(z_BHTT.shape[-2:], dtype=torch.bool, device=z_BHTT.device).triu(1)

@@ -14,8 +14,8 @@ import torch
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
-from models.attention.softmax import Softmax
+from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
+from models.attention.softmax import Softmax, has_fused_entropy
 from models.probes import full_precision, fused_entropy, weight_entropy
 
 COEFFICIENTS = (-0.037, 0.481, -2.3, 4.917, -1.791)
@@ -41,25 +41,19 @@ class AdaptiveTemperature(Softmax):
     def acts(self) -> bool:
         return self.in_training or not self.training
 
-    def forward(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        v_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
         if not self.acts:
-            return super().forward(q_BHTK, k_BHTK, v_BHTK, bias_HTT, x_BTD)
-        if not _fused(q_BHTK, bias_HTT):
-            return MixingRule.forward(self, q_BHTK, k_BHTK, v_BHTK, bias_HTT, x_BTD)
-        return super().forward(self._sharpened(q_BHTK, k_BHTK), k_BHTK, v_BHTK)
+            return super().forward(inputs, v_BHTK)
+        if not has_fused_entropy(inputs):
+            return MixingRule.forward(self, inputs, v_BHTK)
+        return super().forward(self._sharpened(inputs), v_BHTK)
 
-    def _sharpened(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> torch.Tensor:
-        """beta q in fp32."""
+    def _sharpened(self, inputs: Inputs) -> Inputs:
+        """With beta q in fp32: beta would multiply a bias too."""
+        q_BHTK = inputs.q_BHTK.float()
         with torch.no_grad(), full_precision(q_BHTK):
-            entropy_BHT = fused_entropy(q_BHTK.float(), k_BHTK.float(), self.scale)
-        return inverse_temperature(entropy_BHT)[..., None] * q_BHTK.float()
+            entropy_BHT = fused_entropy(q_BHTK, inputs.k_BHTK.float(), self.scale)
+        return inputs._replace(q_BHTK=inverse_temperature(entropy_BHT)[..., None] * q_BHTK)
 
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         p_BHTT = torch.softmax(z_BHTT, -1)
@@ -67,21 +61,10 @@ class AdaptiveTemperature(Softmax):
             return p_BHTT
         return torch.softmax(inverse_temperature(weight_entropy(p_BHTT.detach()))[..., None] * z_BHTT, -1)
 
-    def entropy(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        if not _fused(q_BHTK, bias_HTT):
-            return MixingRule.entropy(self, q_BHTK, k_BHTK, bias_HTT, x_BTD)
-        return super().entropy(self._sharpened(q_BHTK, k_BHTK) if self.acts else q_BHTK, k_BHTK)
-
-
-def _fused(q_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None) -> bool:
-    """Whether there is a kernel for the entropy: beta would multiply a bias too."""
-    return bias_HTT is None and q_BHTK.device.type in ("cpu", "cuda")
+    def entropy(self, inputs: Inputs) -> torch.Tensor:
+        if not has_fused_entropy(inputs):
+            return MixingRule.entropy(self, inputs)
+        return super().entropy(self._sharpened(inputs) if self.acts else inputs)
 
 
 @ATTENTION.register

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from models.attention.head_gate import HeadGate
-from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
+from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.attention.softmax import Softmax
 
 Count = Literal["context", "visible"]
@@ -45,16 +45,9 @@ class AffineScaled(Softmax):
         beta_BHT = (self.average_H[:, None] - alpha_BHT) / keys
         return alpha_BHT[..., None], beta_BHT[..., None]
 
-    def forward(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        v_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        alpha_BHT1, beta_BHT1 = self.affine(x_BTD)
-        attended_BHTK = super().forward(q_BHTK, k_BHTK, v_BHTK, bias_HTT)
+    def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
+        alpha_BHT1, beta_BHT1 = self.affine(inputs.x_BTD)
+        attended_BHTK = super().forward(inputs, v_BHTK)
         mixed_BHTK = alpha_BHT1 * attended_BHTK + beta_BHT1 * v_BHTK.float().cumsum(-2)
         if self.training:
             with torch.no_grad():
@@ -65,14 +58,8 @@ class AffineScaled(Softmax):
         alpha_BHT1, beta_BHT1 = self.affine(x_BTD)
         return (alpha_BHT1 * torch.softmax(z_BHTT, -1) + beta_BHT1).tril()
 
-    def entropy(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return MixingRule.entropy(self, q_BHTK, k_BHTK, bias_HTT, x_BTD)
+    def entropy(self, inputs: Inputs) -> torch.Tensor:
+        return MixingRule.entropy(self, inputs)
 
 
 @ATTENTION.register

@@ -16,18 +16,13 @@ import torch
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
+from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.probes import causal, scaled_products
 
 
 class Approximate(MixingRule):
-    def weights(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def weights(self, inputs: Inputs) -> torch.Tensor:
+        q_BHTK, k_BHTK, bias_HTT, _ = inputs
         z_BHTT = scaled_products(q_BHTK, k_BHTK, self.scale)
         return torch.softmax(causal((z_BHTT * (1 + z_BHTT / 2)).log1p(), bias_HTT), -1)
 

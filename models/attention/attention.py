@@ -6,7 +6,7 @@ Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
 import torch
 from torch import nn
 
-from models.attention.mixing import MixingRule
+from models.attention.mixing import Inputs, MixingRule
 from models.attention.shared import Lender
 from models.layers import Linear
 from models.positions import Positions
@@ -83,15 +83,16 @@ class Attention(nn.Module):
             q_BHTK = q_BHTK * factor
         q_BHTK, k_BHTK = (z_BHTK.expand(len(x_BTD), -1, -1, -1) for z_BHTK in (q_BHTK, k_BHTK))
         bias_HTT = self._positions[0].bias(x_BTD.shape[1])
+        inputs = Inputs(q_BHTK, k_BHTK, bias_HTT, x_BTD)
         if lenders is not None:
-            lenders.append(Lender(self.mix, q_BHTK, k_BHTK, bias_HTT, x_BTD))
-        stats = self.sink.watch(self.mix, q_BHTK, k_BHTK, bias_HTT, x_BTD) if watch else {}
+            lenders.append(Lender(self.mix, inputs))
+        stats = self.sink.watch(self.mix, inputs) if watch else {}
         if self.keep_maximum and self.training:
             stats["step_max"] = largest_logit(q_BHTK, k_BHTK, self.mix.scale)
         seen_BHTK = v_BHTK if self.value_residual is None else self.value_residual(first_BHTK, v_BHTK)
         if self.temperature is not None:
             seen_BHTK = self.temperature.values(seen_BHTK)
-        mixed_BHTK = self.sink(self.mix, q_BHTK, k_BHTK, seen_BHTK, bias_HTT, x_BTD)
+        mixed_BHTK = self.sink(self.mix, inputs, seen_BHTK)
         if self.gate is not None:
             mixed_BHTK = self.gate(mixed_BHTK, x_BTD)
         return self.out(mixed_BHTK.transpose(1, 2).flatten(2)), stats, v_BHTK

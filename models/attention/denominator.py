@@ -37,7 +37,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED
-from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
+from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.attention.softmax import Softmax
 from models.layers import Linear
 from models.norms import RMSNorm
@@ -126,17 +126,10 @@ class Denominator(Softmax):
     def gated(self) -> bool:
         return self.output_gate is not None or self.value_gate is not None
 
-    def forward(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        v_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
         if self.bound is None and not self.gated:
-            return self.finish(super().forward(q_BHTK, k_BHTK, v_BHTK, bias_HTT))
-        return MixingRule.forward(self, q_BHTK, k_BHTK, v_BHTK, bias_HTT, x_BTD)
+            return self.finish(super().forward(inputs, v_BHTK))
+        return MixingRule.forward(self, inputs, v_BHTK)
 
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         # Without a bound a norm follows, for which softmax is exp(z) whatever it is divided by.
@@ -167,14 +160,8 @@ class Denominator(Softmax):
         with full_precision(mixed_BHTK):
             return self.norm(mixed_BHTK.float()).to(mixed_BHTK.dtype)
 
-    def entropy(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return MixingRule.entropy(self, q_BHTK, k_BHTK, bias_HTT, x_BTD)
+    def entropy(self, inputs: Inputs) -> torch.Tensor:
+        return MixingRule.entropy(self, inputs)
 
 
 @ATTENTION.register

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED
-from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
+from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.attention.softmax import Softmax
 from models.norms import RMSNorm
 
@@ -43,19 +43,11 @@ class Differential(MixingRule):
         first, second = (self.query_1 * self.key_1).sum(), (self.query_2 * self.key_2).sum()
         return first.exp() - second.exp() + self.lambda_init
 
-    def forward(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        v_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
         """Each map over both halves of the pair's values, through the fused kernel."""
         v_BP2TK = v_BHTK.unflatten(1, (-1, 2))
         own_BP2TK, other_BP2TK = (
-            self.softmax(q_BHTK, k_BHTK, values.flatten(1, 2), bias_HTT).unflatten(1, (-1, 2))
-            for values in (v_BP2TK, v_BP2TK.flip(2))
+            self.softmax(inputs, values.flatten(1, 2)).unflatten(1, (-1, 2)) for values in (v_BP2TK, v_BP2TK.flip(2))
         )
         # Head 0 of a pair holds map 1 over the first half and, with the values swapped, over the second.
         of_1_BP2TK = torch.stack([own_BP2TK[:, :, 0], other_BP2TK[:, :, 0]], 2)

@@ -20,8 +20,8 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from models.attention.head_gate import HeadGate
-from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
-from models.attention.softmax import Softmax
+from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
+from models.attention.softmax import Softmax, has_fused_entropy
 from models.probes import causal, full_precision, fused_entropy, scaled_products
 
 # Fused kernels on GPUs want channels in multiples of it.
@@ -41,50 +41,32 @@ class Forgetting(Softmax):
         """c, the running sum of log f, [B, H, T]."""
         return F.logsigmoid(self.forget(x_BTD)).cumsum(-1)
 
-    def extended(
-        self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, x_BTD: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries and keys in fp32 with the channel of the gates, and zeros up to a multiple of CHANNELS."""
+    def extended(self, inputs: Inputs) -> Inputs:
+        """With queries and keys in fp32 that have the channel of the gates, and zeros up to a multiple of CHANNELS."""
+        q_BHTK, k_BHTK, _, x_BTD = inputs
         zeros = CHANNELS - 1 - q_BHTK.shape[-1] % CHANNELS
         gate_BHT1 = -self.kept(x_BTD)[..., None] / self.scale
-        q_BHTK = F.pad(F.pad(q_BHTK.float(), (0, 1), value=1.0), (0, zeros))
-        return q_BHTK, F.pad(torch.cat([self.keys(k_BHTK, x_BTD).float(), gate_BHT1], -1), (0, zeros))
+        q_BHTC = F.pad(F.pad(q_BHTK.float(), (0, 1), value=1.0), (0, zeros))
+        k_BHTC = F.pad(torch.cat([self.keys(k_BHTK, x_BTD).float(), gate_BHT1], -1), (0, zeros))
+        return inputs._replace(q_BHTK=q_BHTC, k_BHTK=k_BHTC)
 
-    def forward(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        v_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        q_BHTC, k_BHTC = self.extended(q_BHTK, k_BHTK, x_BTD)
-        head_dim = v_BHTK.shape[-1]
-        v_BHTC = F.pad(v_BHTK.float(), (0, q_BHTC.shape[-1] - head_dim))
-        return super().forward(q_BHTC, k_BHTC, v_BHTC, bias_HTT)[..., :head_dim].to(v_BHTK.dtype)
+    def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
+        extended, head_dim = self.extended(inputs), v_BHTK.shape[-1]
+        v_BHTC = F.pad(v_BHTK.float(), (0, extended.q_BHTK.shape[-1] - head_dim))
+        return super().forward(extended, v_BHTC)[..., :head_dim].to(v_BHTK.dtype)
 
-    def weights(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def weights(self, inputs: Inputs) -> torch.Tensor:
+        q_BHTK, k_BHTK, bias_HTT, x_BTD = inputs
         c_BHT = self.kept(x_BTD)
         z_BHTT = scaled_products(q_BHTK, self.keys(k_BHTK, x_BTD), self.scale)
         return torch.softmax(causal(z_BHTT + c_BHT[..., :, None] - c_BHT[..., None, :], bias_HTT), -1)
 
-    def entropy(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        if bias_HTT is not None or q_BHTK.device.type not in ("cpu", "cuda"):
-            return MixingRule.entropy(self, q_BHTK, k_BHTK, bias_HTT, x_BTD)
-        with full_precision(q_BHTK):
-            return fused_entropy(*self.extended(q_BHTK, k_BHTK, x_BTD), self.scale)
+    def entropy(self, inputs: Inputs) -> torch.Tensor:
+        if not has_fused_entropy(inputs):
+            return MixingRule.entropy(self, inputs)
+        with full_precision(inputs.q_BHTK):
+            extended = self.extended(inputs)
+            return fused_entropy(extended.q_BHTK, extended.k_BHTK, self.scale)
 
 
 @ATTENTION.register

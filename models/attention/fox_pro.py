@@ -23,7 +23,7 @@ from torch import nn
 from conf.axis import CHECKED
 from models.attention.fox import Forgetting
 from models.attention.head_gate import HeadGate
-from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
+from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.layers import Linear
 from models.probes import Stats
 
@@ -58,24 +58,11 @@ class ForgettingPro(Forgetting):
         normed_BHTK = F.rms_norm(mixed_BHTK.float(), (head_dim,), eps=EPS) * self.norm_HK[:, None]
         return (normed_BHTK * gate_BHTK).to(mixed_BHTK.dtype)
 
-    def forward(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        v_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return self.gated(super().forward(q_BHTK, k_BHTK, self.values(v_BHTK, x_BTD), bias_HTT, x_BTD), x_BTD)
+    def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
+        return self.gated(super().forward(inputs, self.values(v_BHTK, inputs.x_BTD)), inputs.x_BTD)
 
-    def watch_logits(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> Stats:
-        return super().watch_logits(q_BHTK, self.keys(k_BHTK, x_BTD), bias_HTT)
+    def watch_logits(self, inputs: Inputs) -> Stats:
+        return super().watch_logits(inputs._replace(k_BHTK=self.keys(inputs.k_BHTK, inputs.x_BTD)))
 
 
 @ATTENTION.register

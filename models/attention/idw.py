@@ -19,7 +19,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.attention.mixing import ATTENTION, LayerShape, MixingRule
+from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingRule
 from models.attention.scale_free import ScaleFreeConfig
 from models.probes import causal, scaled_products
 
@@ -32,13 +32,8 @@ class InverseDistance(MixingRule):
         super().__init__(scale)
         self.log_eps, self.half_power = math.log(eps), power / 2
 
-    def weights(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def weights(self, inputs: Inputs) -> torch.Tensor:
+        q_BHTK, k_BHTK, bias_HTT, _ = inputs
         q_sq_BHT, k_sq_BHT = (x_BHTK.float().square().sum(-1) for x_BHTK in (q_BHTK, k_BHTK))
         sq_BHTT = q_sq_BHT[..., :, None] + k_sq_BHT[..., None, :] - scaled_products(q_BHTK, k_BHTK, 2.0)
         log_d_BHTT = self.half_power * sq_BHTT.clamp_min(LEAST).log()

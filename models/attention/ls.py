@@ -18,7 +18,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
+from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.attention.softmax import Softmax
 from models.probes import Stats
 
@@ -30,51 +30,27 @@ class LongShort(Softmax):
         super().__init__(scale)
         self.heads, self.global_heads, self.window = heads, global_heads, window
 
-    def within(self, q_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None) -> torch.Tensor:
-        """The bias, -inf beyond the window of the local heads."""
+    def within(self, inputs: Inputs) -> Inputs:
+        """With a bias of -inf beyond the window of the local heads."""
+        q_BHTK, bias_HTT = inputs.q_BHTK, inputs.bias_HTT
         length = q_BHTK.shape[-2]
         far_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTK.device).tril(-self.window)
         local_H = torch.arange(self.heads, device=q_BHTK.device) >= self.global_heads
         if bias_HTT is None:
             bias_HTT = torch.zeros(self.heads, length, length, device=q_BHTK.device)
-        return bias_HTT.masked_fill(far_TT & local_H[:, None, None], -math.inf)
+        return inputs._replace(bias_HTT=bias_HTT.masked_fill(far_TT & local_H[:, None, None], -math.inf))
 
-    def forward(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        v_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return super().forward(q_BHTK, k_BHTK, v_BHTK, self.within(q_BHTK, bias_HTT))
+    def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.within(inputs), v_BHTK)
 
-    def weights(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return super().weights(q_BHTK, k_BHTK, self.within(q_BHTK, bias_HTT))
+    def weights(self, inputs: Inputs) -> torch.Tensor:
+        return super().weights(self.within(inputs))
 
-    def entropy(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return super().entropy(q_BHTK, k_BHTK, self.within(q_BHTK, bias_HTT))
+    def entropy(self, inputs: Inputs) -> torch.Tensor:
+        return super().entropy(self.within(inputs))
 
-    def watch_logits(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> Stats:
-        return super().watch_logits(q_BHTK, k_BHTK, self.within(q_BHTK, bias_HTT))
+    def watch_logits(self, inputs: Inputs) -> Stats:
+        return super().watch_logits(self.within(inputs))
 
 
 @ATTENTION.register

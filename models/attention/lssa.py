@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.attention.mixing import ATTENTION, LayerShape, MixingRule
+from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingRule
 from models.attention.scale_free import ScaleFreeConfig
 from models.probes import causal, scaled_products
 
@@ -41,13 +41,8 @@ class LengthScaledSoftplus(MixingRule):
         super().__init__(scale)
         self.log_dim = math.log(head_dim)
 
-    def weights(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def weights(self, inputs: Inputs) -> torch.Tensor:
+        q_BHTK, k_BHTK, bias_HTT, _ = inputs
         log_T = visible(q_BHTK.shape[-2], q_BHTK.device).log()
         s_BHTT = scaled_products(unit(q_BHTK), unit(k_BHTK), self.log_dim) * log_T[:, None]
         # softplus(-inf) = 0: what the mask hides has no weight.

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from models.attention.lssa import LengthScaledSoftplus, LSSAConfig, visible
-from models.attention.mixing import ATTENTION, LayerShape, MixingRule
+from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingRule
 
 # A row whose largest i A_ij - 1 is below it counts as flat.
 FLAT = 1e-5
@@ -28,15 +28,9 @@ class Reweighted(LengthScaledSoftplus):
         super().__init__(scale, head_dim)
         self.power = power
 
-    def weights(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        a_BHTT = super().weights(q_BHTK, k_BHTK, bias_HTT, x_BTD)
-        i_T1 = visible(q_BHTK.shape[-2], q_BHTK.device)[:, None]
+    def weights(self, inputs: Inputs) -> torch.Tensor:
+        a_BHTT = super().weights(inputs)
+        i_T1 = visible(a_BHTT.shape[-1], a_BHTT.device)[:, None]
         above_BHTT = torch.relu(i_T1 * a_BHTT - (i_T1 > FULL_ROWS).float())
         # The sum takes the maximum out again, so that it needs no gradient.
         top_BHT1 = above_BHTT.detach().amax(-1, keepdim=True)

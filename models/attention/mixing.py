@@ -7,9 +7,8 @@ Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K
 """
 
 import dataclasses
-import itertools
-from collections.abc import Iterable
-from typing import Annotated, Any, cast
+from collections.abc import Iterator
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -57,59 +56,52 @@ class LayerShape:
     """Blocks of the model."""
 
 
-class MixingRule(nn.Module):
-    """Base of the rules.
+class Inputs(NamedTuple):
+    """What the weights of a layer are made of."""
 
-    `bias` is what positions add to the scaled logits, [H, T, T], or None. `x` is the input of the attention layer,
-    [B, T, D], for rules that make more of it than queries, keys and values.
-    """
+    q_BHTK: torch.Tensor
+    k_BHTK: torch.Tensor
+    bias_HTT: torch.Tensor | None = None
+    """What positions add to the scaled logits."""
+    x_BTD: torch.Tensor | None = None
+    """The input of the attention layer, for rules that make more of it than queries, keys and values."""
+
+    def split(self) -> "Iterator[Inputs]":
+        """A few sequences at a time."""
+        q_BHTK, k_BHTK, bias_HTT, x_BTD = self
+        rows = at_once(q_BHTK)
+        for start in range(0, len(q_BHTK), rows):
+            part = slice(start, start + rows)
+            yield Inputs(q_BHTK[part], k_BHTK[part], bias_HTT, None if x_BTD is None else x_BTD[part])
+
+
+class MixingRule(nn.Module):
+    """Base of the rules."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
         self.scale = scale
 
-    def forward(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        v_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
         """The fast path, [B, H, T, K]; a rule without one mixes through its explicit weights.
 
         Where these are many, they are made for a few sequences at once, and again in the backward pass: no T x T matrix
         is kept for it.
         """
-        rows = at_once(q_BHTK)
+        rows = at_once(inputs.q_BHTK)
         # Compiled, the gradient of a plain product has strides that the backward pass of a layernorm of q can't view.
-        if rows >= len(q_BHTK) and not torch.compiler.is_compiling():
-            return self._mixed(q_BHTK, k_BHTK, v_BHTK, bias_HTT, x_BTD)
-        parts = zip(q_BHTK.split(rows), k_BHTK.split(rows), v_BHTK.split(rows), _split(x_BTD, rows), strict=False)
-        mixed = [
-            checkpoint(self._mixed, q, k, v, bias_HTT, x, use_reentrant=False, preserve_rng_state=False)
-            for q, k, v, x in parts
-        ]
+        if rows >= len(v_BHTK) and not torch.compiler.is_compiling():
+            return self._mixed(inputs, v_BHTK)
+        parts = zip(inputs.split(), v_BHTK.split(rows), strict=True)
+        mixed = [checkpoint(self._mixed, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
         return torch.cat(mixed)
 
-    def _mixed(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        v_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None,
-        x_BTD: torch.Tensor | None,
-    ) -> torch.Tensor:
-        return self.finish(self.weights(q_BHTK, k_BHTK, bias_HTT, x_BTD).to(v_BHTK.dtype) @ v_BHTK)
+    def _mixed(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
+        return self.finish(self.weights(inputs).to(v_BHTK.dtype) @ v_BHTK)
 
-    def weights(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def weights(self, inputs: Inputs) -> torch.Tensor:
         """The explicit path: the weights of the values, fp32 [B, H, T, T], zero above the diagonal."""
+        q_BHTK, k_BHTK, bias_HTT, x_BTD = inputs
         return self.of_logits(causal_logits(q_BHTK, k_BHTK, self.scale, bias_HTT), x_BTD)
 
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
@@ -123,64 +115,37 @@ class MixingRule(nn.Module):
         """What a rule does to the weighted values of its heads before the output projection."""
         return mixed_BHTK
 
-    def entropy(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def entropy(self, inputs: Inputs) -> torch.Tensor:
         """Entropy of each row of the weights in nats, [B, H, T]; of |w| / sum |w| where rows don't sum to one."""
-        rows = at_once(q_BHTK)
-        parts = zip(q_BHTK.split(rows), k_BHTK.split(rows), _split(x_BTD, rows), strict=False)
-        return torch.cat([weight_entropy(self.weights(q, k, bias_HTT, x)) for q, k, x in parts])
+        return torch.cat([weight_entropy(self.weights(part)) for part in inputs.split()])
 
     @torch.no_grad()
-    def watch(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> Stats:
+    def watch(self, inputs: Inputs) -> Stats:
         """Probes of this layer, [H] but for `diversity`: of the logits, the norms of q and k, and the weights."""
-        q_BHTK, k_BHTK = q_BHTK.detach().float(), k_BHTK.detach().float()
-        with full_precision(q_BHTK):
-            of_logits = self.watch_logits(q_BHTK, k_BHTK, bias_HTT, x_BTD)
-            return of_logits | self.watch_weights(q_BHTK, k_BHTK, bias_HTT, x_BTD)
+        inputs = in_fp32(inputs)
+        with full_precision(inputs.q_BHTK):
+            return self.watch_logits(inputs) | self.watch_weights(inputs)
 
-    def watch_logits(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> Stats:
+    def watch_logits(self, inputs: Inputs) -> Stats:
         """Probes of the logits and of what makes them up, each [H]; q and k in fp32."""
-        return attention_scores(q_BHTK, k_BHTK, self.scale, bias_HTT)
+        return attention_scores(inputs.q_BHTK, inputs.k_BHTK, self.scale, inputs.bias_HTT)
 
-    def watch_weights(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> Stats:
+    def watch_weights(self, inputs: Inputs) -> Stats:
         """`weight_stats` of the explicit weights, made once, where they are many for a few sequences at a time.
 
         Of more than LONGEST tokens the entropy alone, which softmax has without T x T weights.
         """
-        if q_BHTK.shape[-2] > LONGEST:
-            return {"entropy": self.entropy(q_BHTK, k_BHTK, bias_HTT, x_BTD).mean((0, 2))}
-        rows = at_once(q_BHTK)
+        if inputs.q_BHTK.shape[-2] > LONGEST:
+            return {"entropy": self.entropy(inputs).mean((0, 2))}
         stats: Stats = {}
-        for q, k, x in zip(q_BHTK.split(rows), k_BHTK.split(rows), _split(x_BTD, rows), strict=False):
-            merge(stats, weight_stats(self.weights(q, k, bias_HTT, x)), len(q) / len(q_BHTK))
+        for part in inputs.split():
+            merge(stats, weight_stats(self.weights(part)), len(part.q_BHTK) / len(inputs.q_BHTK))
         return stats
 
 
-def _split(x_BTD: torch.Tensor | None, rows: int) -> Iterable[torch.Tensor | None]:
-    return itertools.repeat(None) if x_BTD is None else x_BTD.split(rows)
+def in_fp32(inputs: Inputs) -> Inputs:
+    """Queries and keys as probes see them."""
+    return inputs._replace(q_BHTK=inputs.q_BHTK.detach().float(), k_BHTK=inputs.k_BHTK.detach().float())
 
 
 def _pattern(given: Any) -> patterns.Pattern:

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED
-from models.attention.mixing import ATTENTION, LayerShape, MixingRule
+from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingRule
 from models.attention.scale_free import ScaleFreeConfig
 from models.probes import scaled_products
 
@@ -37,13 +37,8 @@ class Standardized(MixingRule):
         self.norm_weight_D = nn.Parameter(torch.ones(layer.heads * layer.head_dim))
         self.norm_bias_D = nn.Parameter(torch.zeros(layer.heads * layer.head_dim))
 
-    def weights(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def weights(self, inputs: Inputs) -> torch.Tensor:
+        q_BHTK, k_BHTK, bias_HTT, _ = inputs
         l_BHTT = scaled_products(q_BHTK, k_BHTK, 1.0)
         if bias_HTT is not None:
             l_BHTT = l_BHTT + bias_HTT

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
+from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.attention.softmax import Softmax
 from models.probes import Stats, attention_scores, causal
 
@@ -29,52 +29,28 @@ class KeyLogits(Softmax):
         """a / scale in fp32, [B, H, T]."""
         return (F.silu(q_BHTK.float()) * k_BHTK.float()).sum(-1)
 
-    def channels(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries and keys whose products they are."""
-        own_BHT1 = self.own(q_BHTK, k_BHTK)[..., None]
-        rest = (0, q_BHTK.shape[-1] - 1)
-        return F.pad(torch.ones_like(own_BHT1), rest), F.pad(own_BHT1, rest)
+    def channels(self, inputs: Inputs) -> Inputs:
+        """With queries and keys whose products they are."""
+        own_BHT1 = self.own(inputs.q_BHTK, inputs.k_BHTK)[..., None]
+        rest = (0, inputs.q_BHTK.shape[-1] - 1)
+        return inputs._replace(q_BHTK=F.pad(torch.ones_like(own_BHT1), rest), k_BHTK=F.pad(own_BHT1, rest))
 
-    def forward(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        v_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return super().forward(*self.channels(q_BHTK, k_BHTK), v_BHTK, bias_HTT)
+    def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.channels(inputs), v_BHTK)
 
-    def weights(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        a_BHT = self.scale * self.own(q_BHTK, k_BHTK)
+    def weights(self, inputs: Inputs) -> torch.Tensor:
+        a_BHT = self.scale * self.own(inputs.q_BHTK, inputs.k_BHTK)
         a_BHTT = a_BHT[..., None, :].expand(*a_BHT.shape, a_BHT.shape[-1])
-        return torch.softmax(causal(a_BHTT, bias_HTT), -1)
+        return torch.softmax(causal(a_BHTT, inputs.bias_HTT), -1)
 
-    def entropy(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        if bias_HTT is not None:
-            return MixingRule.entropy(self, q_BHTK, k_BHTK, bias_HTT, x_BTD)
-        return super().entropy(*self.channels(q_BHTK, k_BHTK))
+    def entropy(self, inputs: Inputs) -> torch.Tensor:
+        if inputs.bias_HTT is not None:
+            return MixingRule.entropy(self, inputs)
+        return super().entropy(self.channels(inputs))
 
-    def watch_logits(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> Stats:
+    def watch_logits(self, inputs: Inputs) -> Stats:
         """Of the pairs of one token, where positions add nothing."""
+        q_BHTK, k_BHTK, *_ = inputs
         _, heads, length, _ = q_BHTK.shape
         others_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTK.device).fill_diagonal_(False)
         pairs_HTT = torch.zeros(heads, length, length, device=q_BHTK.device).masked_fill(others_TT, -math.inf)

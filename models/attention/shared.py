@@ -10,26 +10,21 @@ What is handed on is the queries and keys, not a T x T matrix, so that each rule
 Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from models.attention.mixing import MixingRule
+from models.attention.mixing import Inputs, MixingRule
 from models.layers import Linear
 from models.probes import Stats
 
 
-@dataclass
-class Lender:
+class Lender(NamedTuple):
     """What the blocks of a group see of its first, in one forward pass."""
 
     mix: MixingRule
-    q_BHTK: torch.Tensor
-    k_BHTK: torch.Tensor
-    bias_HTT: torch.Tensor | None
-    x_BTD: torch.Tensor
+    inputs: Inputs
 
 
 class Borrowing(nn.Module):
@@ -58,10 +53,10 @@ class Borrowing(nn.Module):
     ) -> tuple[torch.Tensor, Stats, torch.Tensor]:
         """As Attention's, but for probes: the weights are those of the lender."""
         assert lenders
-        lender = lenders[-1]
+        mix, inputs = lenders[-1]
         v_BHTK = self.value(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         seen_BHTK = v_BHTK if self.value_residual is None else self.value_residual(first_BHTK, v_BHTK)
-        mixed_BHTK = lender.mix(lender.q_BHTK, lender.k_BHTK, seen_BHTK, lender.bias_HTT, lender.x_BTD)
+        mixed_BHTK = mix(inputs, seen_BHTK)
         if self.gate is not None:
             mixed_BHTK = self.gate(mixed_BHTK, x_BTD)
         return self.out(mixed_BHTK.transpose(1, 2).flatten(2)) + self.compensation(x_BTD), {}, v_BHTK

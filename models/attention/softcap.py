@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
+from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.probes import causal, scaled_products
 
 
@@ -24,13 +24,8 @@ class Softcap(MixingRule):
         super().__init__(scale)
         self.cap = cap
 
-    def weights(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def weights(self, inputs: Inputs) -> torch.Tensor:
+        q_BHTK, k_BHTK, bias_HTT, _ = inputs
         capped_BHTT = self.cap * torch.tanh(scaled_products(q_BHTK, k_BHTK, self.scale / self.cap))
         return torch.softmax(causal(capped_BHTT, bias_HTT), -1)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
+from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.probes import full_precision, fused_entropy
 
 
@@ -18,14 +18,8 @@ class Softmax(MixingRule):
     On CPUs all of it is fp32: the kernel's backward pass in bf16 takes several times as long as in fp32.
     """
 
-    def forward(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        v_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
+        q_BHTK, k_BHTK, bias_HTT, _ = inputs
         dtype = torch.float32 if v_BHTK.is_cpu and v_BHTK.dtype == torch.bfloat16 else v_BHTK.dtype
         mask_BHTT = None
         if bias_HTT is not None:
@@ -47,16 +41,15 @@ class Softmax(MixingRule):
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         return torch.softmax(z_BHTT, -1)
 
-    def entropy(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        if bias_HTT is not None or q_BHTK.device.type not in ("cpu", "cuda"):
-            return super().entropy(q_BHTK, k_BHTK, bias_HTT, x_BTD)
-        return fused_entropy(q_BHTK, k_BHTK, self.scale)
+    def entropy(self, inputs: Inputs) -> torch.Tensor:
+        if not has_fused_entropy(inputs):
+            return super().entropy(inputs)
+        return fused_entropy(inputs.q_BHTK, inputs.k_BHTK, self.scale)
+
+
+def has_fused_entropy(inputs: Inputs) -> bool:
+    """Whether a kernel gives the entropy of softmax: not with a bias, and not on every device."""
+    return inputs.bias_HTT is None and inputs.q_BHTK.device.type in ("cpu", "cuda")
 
 
 def _one_width(*heads: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED
-from models.attention.mixing import ATTENTION, LayerShape, MixingRule, at_once
+from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingRule, at_once
 from models.attention.scale_free import ScaleFreeConfig
 from models.probes import causal
 
@@ -80,30 +80,17 @@ class Tropical(MixingRule):
         for parameter in self.parameters():
             parameter.normal_(generator=generator)
 
-    def _mixed(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        v_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None,
-        x_BTD: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def _mixed(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
         value_BHTK = self.value(torch.relu(v_BHTK.float()).log1p())
-        return max_plus(self.scores(q_BHTK, k_BHTK, bias_HTT), value_BHTK).expm1().to(v_BHTK.dtype)
+        return max_plus(self.scores(inputs), value_BHTK).expm1().to(v_BHTK.dtype)
 
-    def scores(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, bias_HTT: torch.Tensor | None) -> torch.Tensor:
+    def scores(self, inputs: Inputs) -> torch.Tensor:
         """s, -inf above the diagonal."""
-        q_BHTK, k_BHTK = torch.relu(q_BHTK.float()).log1p(), torch.relu(k_BHTK.float()).log1p()
-        return causal(closeness(self.query(q_BHTK), self.key(k_BHTK)), bias_HTT)
+        q_BHTK, k_BHTK = torch.relu(inputs.q_BHTK.float()).log1p(), torch.relu(inputs.k_BHTK.float()).log1p()
+        return causal(closeness(self.query(q_BHTK), self.key(k_BHTK)), inputs.bias_HTT)
 
-    def weights(
-        self,
-        q_BHTK: torch.Tensor,
-        k_BHTK: torch.Tensor,
-        bias_HTT: torch.Tensor | None = None,
-        x_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return self.scores(q_BHTK, k_BHTK, bias_HTT).exp()
+    def weights(self, inputs: Inputs) -> torch.Tensor:
+        return self.scores(inputs).exp()
 
 
 @ATTENTION.register

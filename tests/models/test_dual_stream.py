@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
+from models.attention.mixing import Inputs
 from models.dual_stream import Kronecker
 from tests.conftest import randn, tiny
 from tests.models.test_gpt import gpt, logits, tokens
@@ -64,8 +65,8 @@ class TestStreams:
         for block in model.blocks:
             a = block.attention
             h = block.attention_norms.input(token + context)
-            split = [a.split(x) for x in (a.query(h), a.key(h), a.value(token))]
-            token = token + a.out(a.mix(*split).transpose(1, 2).flatten(2))
+            q, k, v = (a.split(x) for x in (a.query(h), a.key(h), a.value(token)))
+            token = token + a.out(a.mix(Inputs(q, k), v).transpose(1, 2).flatten(2))
             context = context + block.mlp(block.mlp_norms.input(token + context))
         expected = model.logits(model.final_norm(token + context))
         torch.testing.assert_close(logits(model, batch), expected, atol=1e-5, rtol=1e-5)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from models.attention.mixing import LayerShape
+from models.attention.mixing import Inputs, LayerShape
 from models.gate import GATE, Gate
 from models.gpt import GPT, initialize
 from tests.conftest import choice, largest_difference, randn, tiny
@@ -136,7 +136,7 @@ class TestInTheModel:
         a, h = block.attention, block.attention_norms.input(x)
         q, k, v = (p(h).unflatten(-1, (a.heads, -1)).transpose(1, 2) for p in (a.query, a.key, a.value))
         q, k = a._positions[0].rotate(*a.qk_norm(q, k))
-        x = x + a.out(a.gate(a.mix.weights(q, k) @ v, h).transpose(1, 2).flatten(2))
+        x = x + a.out(a.gate(a.mix.weights(Inputs(q, k)) @ v, h).transpose(1, 2).flatten(2))
         x = x + block.mlp(block.mlp_norms.input(x))
         expected = model.final_norm(x) @ model.head.weight.T
         torch.testing.assert_close(model(tokens())[0], expected, atol=1e-5, rtol=1e-5)

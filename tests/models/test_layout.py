@@ -32,7 +32,7 @@ def attention(*overrides: str) -> tuple[GPT, Any]:
 def seen(layer: Attention, x_BTD: torch.Tensor) -> list[torch.Tensor]:
     """The queries, keys and values that the mixing rule gets."""
     found: list[torch.Tensor] = []
-    hook = layer.mix.register_forward_pre_hook(lambda _, args: found.extend(args[:3]))
+    hook = layer.mix.register_forward_pre_hook(lambda _, args: found.extend([*args[0][:2], args[1]]))
     layer(x_BTD)
     hook.remove()
     return found
@@ -190,7 +190,7 @@ def test_value_residual(layout: str, residual: str) -> None:
     layer: Any = model.blocks[1].attention
     x_BTD, first_BHTK = randn(B, T, D), randn(B, H, T, K, seed=1)
     found: list[torch.Tensor] = []
-    layer.mix.register_forward_pre_hook(lambda _, args: found.append(args[2]))
+    layer.mix.register_forward_pre_hook(lambda _, args: found.append(args[1]))
     _, _, own_BHTK = layer(x_BTD, False, first_BHTK)
     torch.testing.assert_close(found[0], 0.5 * (first_BHTK + own_BHTK))
 

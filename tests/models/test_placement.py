@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from conf.axis import ConfigError
+from models.attention.mixing import Inputs
 from models.gpt import GPT, initialize
 from models.norms import NORM
 from models.placement.deepnorm import alpha, beta
@@ -81,7 +82,7 @@ def sub_ln_attention(block: Any, x: torch.Tensor) -> torch.Tensor:
     a = block.attention
     q, k, v = (p(x).unflatten(-1, (a.heads, -1)).transpose(1, 2) for p in (a.query, a.key, a.value))
     q, k = a._positions[0].rotate(*a.qk_norm(q, k))
-    mixed = (a.mix.weights(q, k) @ v).transpose(1, 2).flatten(2)
+    mixed = (a.mix.weights(Inputs(q, k)) @ v).transpose(1, 2).flatten(2)
     return a.out.norm(mixed) @ a.out.weight.T
 
 
@@ -98,7 +99,7 @@ def qkv_attention(block: Any, x: torch.Tensor, norm_v: nn.Module) -> torch.Tenso
     a = block.attention
     q, k, v = ((x @ p.weight.T).unflatten(-1, (a.heads, -1)).transpose(1, 2) for p in (a.query, a.key, a.value))
     q, k = a._positions[0].rotate(*a.qk_norm(q, k))
-    return (a.mix.weights(q, k) @ norm_v(v)).transpose(1, 2).flatten(2) @ a.out.weight.T
+    return (a.mix.weights(Inputs(q, k)) @ norm_v(v)).transpose(1, 2).flatten(2) @ a.out.weight.T
 
 
 def causal_mv_split(x: torch.Tensor, u: torch.Tensor, alpha: Any, beta: Any) -> torch.Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
+from models.attention.mixing import Inputs
 from tests.conftest import tiny
 from tests.models.test_gpt import gpt, logits, tokens
 from train.module import Proxy
@@ -23,21 +24,22 @@ def made(name: str, *overrides: str) -> Any:
 
 def mixed(model: Any, batch: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
     """The queries, keys and values of each block's attention to the batch."""
-    found: list[tuple[torch.Tensor, ...]] = []
+    found: list[tuple[Inputs, torch.Tensor]] = []
     hooks = [
         block.attention.mix.register_forward_pre_hook(lambda _, args: found.append(args)) for block in model.blocks
     ]
     model(batch)
     for hook in hooks:
         hook.remove()
-    return [args for args in found if args[4].shape[0] == len(batch)]
+    of_batch = [(inputs, v) for inputs, v in found if inputs.x_BTD is not None and len(inputs.x_BTD) == len(batch)]
+    return [(inputs.q_BHTK, inputs.k_BHTK, v) for inputs, v in of_batch]
 
 
 @pytest.mark.parametrize("name", FIXED)
 def test_attention_to_a_fixed_sequence_is_the_same_for_every_input(name: str) -> None:
     model = made(name)
     one, other = (mixed(model, tokens(2, seed=s)) for s in (0, 1))
-    for (q, k, v, *_), (q_other, k_other, v_other, *_) in zip(one, other, strict=True):
+    for (q, k, v), (q_other, k_other, v_other) in zip(one, other, strict=True):
         assert torch.equal(q, q_other)
         assert torch.equal(k, k_other)
         assert torch.equal(q[0], q[1])
@@ -60,7 +62,7 @@ def test_the_fixed_sequence_itself_has_standard_attention(given: tuple[str, ...]
 def test_random_embeddings_go_through_the_blocks() -> None:
     model = made("random_embedding", "position=none")
     side_BTD = model.qk_source.embedding_TD[None]
-    for block, (q_BHTK, k_BHTK, *_) in zip(model.blocks, mixed(model, tokens()), strict=True):
+    for block, (q_BHTK, k_BHTK, _) in zip(model.blocks, mixed(model, tokens()), strict=True):
         read_BTD = block.attention_norms.input(side_BTD)
         for found, matrix in ((q_BHTK, block.attention.query), (k_BHTK, block.attention.key)):
             expected = matrix(read_BTD).unflatten(-1, (2, -1)).transpose(1, 2).expand_as(found)
@@ -80,7 +82,7 @@ def test_random_embeddings_are_the_seed_s_and_are_saved() -> None:
 
 def test_embeddings_are_those_of_the_tokens_in_every_block() -> None:
     model, batch = made("embedding", "position=none"), tokens()
-    for block, (q_BHTK, k_BHTK, *_) in zip(model.blocks, mixed(model, batch), strict=True):
+    for block, (q_BHTK, k_BHTK, _) in zip(model.blocks, mixed(model, batch), strict=True):
         for found, matrix in ((q_BHTK, block.attention.query), (k_BHTK, block.attention.key)):
             expected = matrix(model.embedding(batch)).unflatten(-1, (2, -1)).transpose(1, 2)
             torch.testing.assert_close(found, expected)

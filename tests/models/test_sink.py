@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
-from models.attention.mixing import LayerShape, MixingRule
+from models.attention.mixing import Inputs, LayerShape, MixingRule
 from models.gpt import GPT, initialize
 from models.sink import SINK, KeySink, Sink, unfit
 from tests.conftest import choice, complete, largest_difference, randn, tiny
@@ -48,11 +48,11 @@ def tokens(length: int = 8) -> torch.Tensor:
 
 def weights(built: KeySink, mix: MixingRule, q: torch.Tensor, k: torch.Tensor, bias: Any = None) -> torch.Tensor:
     """Of real queries, the sink first: [B, H, T, 1 + T]."""
-    return mix.weights(*built.inputs(mix, q, k, bias))[:, :, 1:]
+    return mix.weights(built.with_sink(mix, Inputs(q, k, bias)))[:, :, 1:]
 
 
 def mixed(built: Sink, mix: MixingRule, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: Any) -> torch.Tensor:
-    return built(mix, q, k, v, bias, None)
+    return built(mix, Inputs(q, k, bias), v)
 
 
 class TestLogit:
@@ -115,7 +115,7 @@ class TestBiases:
     @pytest.mark.parametrize("rule", ["softmax", "relu_squared"])
     def test_value_bias_is_a_constant(self, rule: str) -> None:
         built, (q, k, v), mix = moved("value_bias", per_head=True), qkv(), mixing(rule)
-        torch.testing.assert_close(mixed(built, mix, q, k, v, None), mix(q, k, v) + built.value)
+        torch.testing.assert_close(mixed(built, mix, q, k, v, None), mix(Inputs(q, k), v) + built.value)
 
     @pytest.mark.parametrize(
         ("name", "count"), [("off_by_one", 0), ("logit", H), ("key_bias", K), ("kv_bias", 2 * K), ("value_bias", K)]
@@ -145,7 +145,7 @@ class TestKeyed:
     def test_probes_are_of_real_queries_and_keys(self, name: str, rule: str, biased: bool) -> None:
         """Those of weights of the real keys' over their sum, which are those without a sink for these rules."""
         built, mix, bias, (q, k, _) = moved(name), mixing(rule), alibi() if biased else None, qkv()
-        found, plain = built.watch(mix, q, k, bias, None), mix.watch(q, k, bias)
+        found, plain = built.watch(mix, Inputs(q, k, bias)), mix.watch(Inputs(q, k, bias))
         assert set(found) == {*plain, "sink_share"}
         mass = weights(built, mix, q, k, bias)[..., 0].mean((0, 2))
         plain["row_sum"] = 1 - mass.detach()
@@ -193,19 +193,19 @@ def test_every_rule_has_it_or_refuses_it(rule: str) -> None:
 def test_long_sequences_have_the_entropy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """As without a sink, and the same of it."""
     built, mix, (q, k, _) = moved("key_bias"), mixing("softmax"), qkv()
-    every = built.watch(mix, q, k, None, None)
+    every = built.watch(mix, Inputs(q, k))
     monkeypatch.setattr("models.sink.LONGEST", T - 1)
     monkeypatch.setattr("models.attention.mixing.LONGEST", T - 1)
-    found = built.watch(mix, q, k, None, None)
-    assert set(found) == {*mix.watch(q, k), "sink_share"}
+    found = built.watch(mix, Inputs(q, k))
+    assert set(found) == {*mix.watch(Inputs(q, k)), "sink_share"}
     torch.testing.assert_close(found, {name: every[name] for name in found})
 
 
 def test_values_of_another_width_than_keys() -> None:
     """The fused kernel gets zeros for what is missing."""
     (q, k, v), mix = qkv(), mixing("softmax")
-    for narrow in ((q[..., :3], k[..., :3], v), (q, k, v[..., :3])):
-        torch.testing.assert_close(mix(*narrow), mix.weights(*narrow[:2]) @ narrow[2], atol=1e-6, rtol=1e-5)
+    for inputs, values in ((Inputs(q[..., :3], k[..., :3]), v), (Inputs(q, k), v[..., :3])):
+        torch.testing.assert_close(mix(inputs, values), mix.weights(inputs) @ values, atol=1e-6, rtol=1e-5)
 
 
 class Window(MixingRule):
@@ -239,7 +239,7 @@ class TestRefusals:
         built, (q, k, v), mix = moved("kv_bias"), qkv(), mixing("relu_squared")
         # (scale q k*)^2 / sqrt(T) v* where the logit is positive.
         z = K**-0.5 * (q * built.key).sum(-1, keepdim=True)
-        expected = mix(q, k, v) + z.relu().square() / math.sqrt(T) * built.value
+        expected = mix(Inputs(q, k), v) + z.relu().square() / math.sqrt(T) * built.value
         torch.testing.assert_close(mixed(built, mix, q, k, v, None), expected, atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("name", KEYED)

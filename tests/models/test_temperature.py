@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
-from models.attention.mixing import LayerShape
+from models.attention.mixing import Inputs, LayerShape
 from models.gpt import GPT, initialize
 from models.temperature import TEMPERATURE, Temperature
 from tests.conftest import choice, largest_difference, randn, tiny
@@ -153,7 +153,7 @@ class TestEveryTemperature:
         q, k = a.qk_norm(q, k)
         factor, (positions,) = a.temperature(q), a._positions
         q, k = positions.rotate(q, k)
-        mixed = a.mix.weights(q * factor, k, positions.bias(8)) @ a.temperature.values(v)
+        mixed = a.mix.weights(Inputs(q * factor, k, positions.bias(8))) @ a.temperature.values(v)
         x = x + a.out(mixed.transpose(1, 2).flatten(2))
         x = x + block.mlp(block.mlp_norms.input(x))
         expected = model.final_norm(x) @ model.head.weight.T

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
+from models.attention.mixing import Inputs
 from models.gpt import GPT, initialize
 from tests.conftest import complete, largest_difference, randn, tiny
 
@@ -32,7 +33,7 @@ def written_out(model: Any, first: list[float], own: list[float]) -> torch.Tenso
         q, k, v = (p(h).unflatten(-1, (a.heads, -1)).transpose(1, 2) for p in (a.query, a.key, a.value))
         v_1 = v if v_1 is None else v_1
         q, k = a._positions[0].rotate(*a.qk_norm(q, k))
-        x = x + a.out((a.mix.weights(q, k) @ (l_1 * v_1 + l_2 * v)).transpose(1, 2).flatten(2))
+        x = x + a.out((a.mix.weights(Inputs(q, k)) @ (l_1 * v_1 + l_2 * v)).transpose(1, 2).flatten(2))
         x = x + block.mlp(block.mlp_norms.input(x))
     return model.final_norm(x) @ model.head.weight.T
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
+from models.attention.mixing import Inputs
 from tests.models.test_gpt import gpt, logits, tokens
 from tests.train.helpers import trained
 from train.amplification import FACTORS, amplified, losses, of_run, say
@@ -23,10 +24,10 @@ def test_weights_are_those_of_the_multiplied_logits(rule: str, position: str) ->
         model(tokens())
     model(tokens())
     (loud, plain) = seen
-    torch.testing.assert_close(loud[0], 4 * plain[0])
-    q, k, _, bias, x = plain
-    expected = mix.weights(4 * q, k, None if bias is None else 4 * bias, x)
-    torch.testing.assert_close(mix.weights(loud[0], loud[1], loud[3], loud[4]), expected)
+    torch.testing.assert_close(loud[0].q_BHTK, 4 * plain[0].q_BHTK)
+    q, k, bias, x = plain[0]
+    expected = mix.weights(Inputs(4 * q, k, None if bias is None else 4 * bias, x))
+    torch.testing.assert_close(mix.weights(loud[0]), expected)
     if rule == "softmax" and bias is None:
         z = 4 * (q @ k.mT) / math.sqrt(8)
         future = torch.ones(8, 8).triu(1).bool()

@@ -10,7 +10,6 @@ from train.findings.__main__ import chosen, state, work
 from train.findings_table import BEGIN, results, table
 from train.report import load_sweep, write_report
 
-
 pytestmark = pytest.mark.xdist_group("findings_command")
 
 

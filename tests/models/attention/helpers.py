@@ -17,7 +17,7 @@ from torch import nn
 
 from conf.axis import import_all
 from models.attention.attention import Attention
-from models.attention.mixing import ATTENTION, LayerShape, MixingRule
+from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingRule
 from models.positions import POSITION
 from models.qk_norm import QK_NORM
 from tests.conftest import choice, randn
@@ -99,11 +99,11 @@ ENTROPIES = [0, 0.475052, 0.562607, 1.148169]
 def of_logits(rule: str, context: int = 4, **changes: Any) -> torch.Tensor:
     """The weights that one head gives to LOGITS, [4, 4]; the products are 0, the logits are the bias."""
     made, zero = build(rule, heads=1, head_dim=2, scale=2**-0.5, context=context, **changes), torch.zeros(1, 1, 4, 2)
-    return made.weights(zero, zero, torch.tensor([LOGITS]), torch.zeros(1, 4, 2))[0, 0].detach()
+    return made.weights(Inputs(zero, zero, torch.tensor([LOGITS]), torch.zeros(1, 4, 2)))[0, 0].detach()
 
 
 def one_dimensional(name: str, keys: list[float], context: int = 4, **changes: float) -> torch.Tensor:
     """The last row of the weights where all queries are 1 and the scale is 1: products are the keys."""
     k = torch.tensor(keys)[None, None, :, None]
     rule = build(name, heads=1, head_dim=1, scale=1.0, context=context, **changes)
-    return rule.weights(torch.ones_like(k), k)[0, 0, -1]
+    return rule.weights(Inputs(torch.ones_like(k), k))[0, 0, -1]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.attention.adaptive_temperature import inverse_temperature
+from models.attention.mixing import Inputs
 from models.probes import weight_entropy
 from tests.models.attention.helpers import (
     ENTROPIES,
@@ -43,7 +44,7 @@ class TestAdaptiveTemperature:
     @pytest.mark.parametrize("biased", [False, True])
     def test_it_only_sharpens(self, biased: bool) -> None:
         (q, k, _), bias = qkv(), alibi() if biased else None
-        plain, sharp = (build(name).weights(q, k, bias) for name in ("softmax", "adaptive_temperature"))
+        plain, sharp = (build(name).weights(Inputs(q, k, bias)) for name in ("softmax", "adaptive_temperature"))
         before, after = weight_entropy(plain), weight_entropy(sharp)
         assert (after <= before + 1e-6).all()
         assert (after[before > 1] < before[before > 1]).all()
@@ -54,9 +55,9 @@ class TestAdaptiveTemperature:
 
     def test_gradient_is_that_at_a_fixed_temperature(self) -> None:
         q, k, v = (x.requires_grad_() for x in qkv())
-        entropy = build("softmax").entropy(q, k).detach()
-        fixed = build("softmax")(inverse_temperature(entropy)[..., None] * q, k, v)
-        found = build("adaptive_temperature")(q, k, v)
+        entropy = build("softmax").entropy(Inputs(q, k)).detach()
+        fixed = build("softmax")(Inputs(inverse_temperature(entropy)[..., None] * q, k), v)
+        found = build("adaptive_temperature")(Inputs(q, k), v)
         gradients = (torch.autograd.grad(y.sin().sum(), (q, k, v)) for y in (found, fixed))
         for one, other in zip(*gradients, strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
@@ -64,19 +65,19 @@ class TestAdaptiveTemperature:
     @pytest.mark.parametrize("biased", [False, True])
     def test_entropy_is_that_of_the_weights(self, biased: bool) -> None:
         (q, k, _), bias, rule = qkv(), alibi() if biased else None, mixing("adaptive_temperature")
-        expected = weight_entropy(rule.weights(q, k, bias))
-        torch.testing.assert_close(rule.entropy(q, k, bias), expected, atol=1e-5, rtol=1e-5)
+        expected = weight_entropy(rule.weights(Inputs(q, k, bias)))
+        torch.testing.assert_close(rule.entropy(Inputs(q, k, bias)), expected, atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("biased", [False, True])
     def test_as_published_it_is_of_evaluation_alone(self, biased: bool) -> None:
         (q, k, v), bias = qkv(), alibi() if biased else None
         switch, through = build("adaptive_temperature", in_training=False), build("adaptive_temperature")
         plain = build("softmax")
-        assert torch.equal(switch.train()(q, k, v, bias), plain(q, k, v, bias))
-        assert torch.equal(switch.weights(q, k, bias), plain.weights(q, k, bias))
-        assert torch.equal(switch.entropy(q, k, bias), plain.entropy(q, k, bias))
-        assert torch.equal(switch.eval()(q, k, v, bias), through.train()(q, k, v, bias))
-        assert torch.equal(switch.weights(q, k, bias), through.weights(q, k, bias))
+        assert torch.equal(switch.train()(Inputs(q, k, bias), v), plain(Inputs(q, k, bias), v))
+        assert torch.equal(switch.weights(Inputs(q, k, bias)), plain.weights(Inputs(q, k, bias)))
+        assert torch.equal(switch.entropy(Inputs(q, k, bias)), plain.entropy(Inputs(q, k, bias)))
+        assert torch.equal(switch.eval()(Inputs(q, k, bias), v), through.train()(Inputs(q, k, bias), v))
+        assert torch.equal(switch.weights(Inputs(q, k, bias)), through.weights(Inputs(q, k, bias)))
 
     def test_uniform_rows_of_many_keys_are_left_alone(self) -> None:
         keys = torch.linspace(-0.01, 0.01, 400)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.attention.affine_scaled import AffineScaled
+from models.attention.mixing import Inputs
 from tests.models.attention import test_rules
 from tests.models.attention.helpers import LOGITS, B, D, H, T, build, inputs, layer, mixing, qkv
 
@@ -32,7 +33,8 @@ def by_hand(count: str) -> AffineScaled:
 
 def of_gates(count: str) -> torch.Tensor:
     zero = torch.zeros(1, 1, 4, 1)
-    return by_hand(count).weights(zero, zero, torch.tensor([LOGITS]), torch.tensor([GATES])[..., None])[0, 0].detach()
+    inputs = Inputs(zero, zero, torch.tensor([LOGITS]), torch.tensor([GATES])[..., None])
+    return by_hand(count).weights(inputs)[0, 0].detach()
 
 
 class TestAffineScaled:
@@ -54,8 +56,10 @@ class TestAffineScaled:
         with torch.no_grad():
             rule.average_H.fill_(1.0)
         x = torch.full((B, T, 1), 5.0)
-        torch.testing.assert_close(rule.weights(q, k, None, x), softmax.weights(q, k), atol=1e-6, rtol=0)
-        torch.testing.assert_close(rule(q, k, v, None, x), softmax(q, k, v), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            rule.weights(Inputs(q, k, None, x)), softmax.weights(Inputs(q, k)), atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(rule(Inputs(q, k, None, x), v), softmax(Inputs(q, k), v), atol=1e-6, rtol=0)
 
     def test_the_average_follows_training_batches(self) -> None:
         """a (1 - 0.9^t) after t batches whose gates are all a; neither weights, probes nor evaluation move it."""
@@ -64,24 +68,24 @@ class TestAffineScaled:
         with torch.no_grad():
             rule.gate.linear.weight.zero_()
         for t in range(1, 6):
-            rule(q, k, v, None, x)
+            rule(Inputs(q, k, None, x), v)
             torch.testing.assert_close(rule.average_H, torch.full((H,), 0.5 * (1 - 0.9**t)))
         before = rule.average_H.clone()
-        rule.weights(q, k, None, x)
-        rule.watch(q, k, None, x)
-        rule.eval()(q, k, v, None, x)
+        rule.weights(Inputs(q, k, None, x))
+        rule.watch(Inputs(q, k, None, x))
+        rule.eval()(Inputs(q, k, None, x), v)
         assert torch.equal(rule.average_H, before)
         assert "average_H" in rule.state_dict()
 
     def test_a_batch_is_mixed_with_the_average_before_it(self) -> None:
         rule, (q, k, v), x = mixing("affine_scaled"), qkv(), inputs()
-        expected = rule.weights(q, k, None, x) @ v
-        torch.testing.assert_close(rule(q, k, v, None, x), expected, atol=1e-5, rtol=1e-5)
-        assert (rule.weights(q, k, None, x) @ v - expected).abs().max() > 1e-3
+        expected = rule.weights(Inputs(q, k, None, x)) @ v
+        torch.testing.assert_close(rule(Inputs(q, k, None, x), v), expected, atol=1e-5, rtol=1e-5)
+        assert (rule.weights(Inputs(q, k, None, x)) @ v - expected).abs().max() > 1e-3
 
     def test_clipped_gates_have_no_gradient(self) -> None:
         rule, (q, k, v), x = by_hand("context"), (x[:, :1, :4, :1] for x in qkv()), torch.tensor([GATES] * B)[..., None]
-        (gradient,) = torch.autograd.grad(rule(q, k, v, None, x.requires_grad_()).square().sum(), x)
+        (gradient,) = torch.autograd.grad(rule(Inputs(q, k, None, x.requires_grad_()), v).square().sum(), x)
         assert (gradient[:, 0] == 0).all()
         assert (gradient[:, 1:] != 0).all()
 

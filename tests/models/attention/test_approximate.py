@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models.attention.mixing import Inputs
 from tests.models.attention.helpers import B, H, T, alibi, build, mixing, one_dimensional, qkv
 from tests.models.attention.test_lssa import rows
 
@@ -23,20 +24,22 @@ class TestApproximate:
     def test_small_logits_are_softmax_to_third_order(self) -> None:
         q, k, v = qkv()
         q = 0.1 * q / (q @ k.mT * 8**-0.5).abs().max()
-        difference = build("approximate").weights(q, k) - mixing("softmax").weights(q, k)
+        difference = build("approximate").weights(Inputs(q, k)) - mixing("softmax").weights(Inputs(q, k))
         assert 1e-7 < difference.abs().max() < 2e-4
-        torch.testing.assert_close(build("approximate")(q, k, v), mixing("softmax")(q, k, v), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            build("approximate")(Inputs(q, k), v), mixing("softmax")(Inputs(q, k), v), atol=1e-3, rtol=0
+        )
 
     @pytest.mark.parametrize("factor", [1.0, 1e6])
     def test_rows_sum_to_one_and_all_keys_have_weight(self, factor: float) -> None:
         q, k, _ = qkv()
-        weights = build("approximate").weights(factor * q, k)
+        weights = build("approximate").weights(Inputs(factor * q, k))
         torch.testing.assert_close(weights.sum(-1), torch.ones(B, H, T))
         assert torch.equal(weights > 0, torch.ones(T, T).tril().bool().expand(B, H, T, T))
 
     def test_a_bias_is_not_approximated(self) -> None:
         (q, k, _), bias = qkv(), alibi()
         assert bias is not None
-        expected = build("approximate").weights(q, k) * bias.exp()
-        found = build("approximate").weights(q, k, bias)
+        expected = build("approximate").weights(Inputs(q, k)) * bias.exp()
+        found = build("approximate").weights(Inputs(q, k, bias))
         torch.testing.assert_close(found, expected / expected.sum(-1, keepdim=True), atol=1e-6, rtol=1e-5)

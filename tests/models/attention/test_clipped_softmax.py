@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models.attention.mixing import Inputs
 from tests.conftest import randn
 from tests.models.attention.helpers import B, D, T, build, inputs, layer, of_logits, output, qkv
 
@@ -25,8 +26,8 @@ class TestClippedSoftmax:
 
     def test_nothing_to_clip_is_softmax(self) -> None:
         q, k, _ = qkv()
-        off = build("clipped_softmax", alpha=0.0, zeta=1.0).weights(q, k)
-        torch.testing.assert_close(off, build("softmax").weights(q, k), atol=0, rtol=0)
+        off = build("clipped_softmax", alpha=0.0, zeta=1.0).weights(Inputs(q, k))
+        torch.testing.assert_close(off, build("softmax").weights(Inputs(q, k)), atol=0, rtol=0)
 
     def test_gamma_follows_the_context(self) -> None:
         assert build("clipped_softmax", alpha=12.0, context=512).gamma == pytest.approx(-0.0234, abs=1e-4)
@@ -35,7 +36,7 @@ class TestClippedSoftmax:
         """Below p = -gamma / (zeta - gamma) zero, above (1 - gamma) / (zeta - gamma) one: no gradient at either."""
         rule = build("clipped_softmax", alpha=1.2, zeta=1.2, heads=1, head_dim=1, scale=1.0)
         k = torch.tensor([0.0, 0.5, 4.0])[None, None, :, None].requires_grad_()
-        row = rule.weights(torch.ones_like(k), k)[0, 0, -1]
+        row = rule.weights(Inputs(torch.ones_like(k), k))[0, 0, -1]
         p = k.flatten().softmax(0)
         assert (p[:2] < 0.1 / 1.3).all()
         assert p[2] > 1.1 / 1.3
@@ -45,7 +46,7 @@ class TestClippedSoftmax:
 
     def test_rows_sum_to_at_most_one(self) -> None:
         q, k, _ = qkv()
-        sums = build("clipped_softmax", alpha=1.0).weights(q, k).sum(-1)
+        sums = build("clipped_softmax", alpha=1.0).weights(Inputs(q, k)).sum(-1)
         assert (sums <= 1 + 1e-6).all()
         assert (sums[..., 1:] < 1).all()
 

@@ -7,6 +7,7 @@ import torch
 
 from conf.axis import ConfigError
 from models.attention.differential import Differential
+from models.attention.mixing import Inputs
 from tests.conftest import tiny
 from tests.models.attention.helpers import (
     LOGITS,
@@ -55,7 +56,7 @@ class TestDifferential:
     def test_rows_sum_to_one_minus_lambda(self) -> None:
         rule, (q, k, _) = mixing("differential"), qkv()
         assert isinstance(rule, Differential)
-        sums = rule.weights(q, k).sum(-1)
+        sums = rule.weights(Inputs(q, k)).sum(-1)
         torch.testing.assert_close(sums, (1 - rule.factor()).expand_as(sums), atol=1e-5, rtol=0)
 
     def test_lambda(self) -> None:
@@ -81,10 +82,10 @@ class TestDifferential:
         q, k = q[:, :1].expand_as(q), k[:, :1].expand_as(k)
         rule = build("differential", heads=H, head_dim=K, scale=K**-0.5, context=T)
         assert isinstance(rule, Differential)
-        standard = (1 - rule.lambda_init) * softmax(q, k, v, bias)
+        standard = (1 - rule.lambda_init) * softmax(Inputs(q, k, bias), v)
         pair = standard.transpose(1, 2).flatten(2)
         normed = pair / (pair.square().mean(-1, keepdim=True) + 1e-5).sqrt() * (1 - rule.lambda_init)
-        torch.testing.assert_close(rule(q, k, v, bias).transpose(1, 2).flatten(2), normed, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(rule(Inputs(q, k, bias), v).transpose(1, 2).flatten(2), normed, atol=1e-5, rtol=1e-5)
 
     def test_first_map_is_softmax(self) -> None:
         weights = made().of_logits(maps()) + 0.2 * torch.softmax(maps()[:, 1:], -1)

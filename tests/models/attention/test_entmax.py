@@ -6,6 +6,7 @@ from entmax import entmax_bisect
 
 from conf.axis import ConfigError
 from models.attention.entmax import halley
+from models.attention.mixing import Inputs
 from tests.conftest import randn
 from tests.models.attention.helpers import B, H, T, alibi, build, mixing, of_logits, one_dimensional, qkv
 
@@ -37,13 +38,13 @@ class TestEntmax:
 
     def test_alpha_near_one_is_close_to_softmax(self) -> None:
         q, k, _ = qkv()
-        found, softmax = build("entmax", alpha=1.01).weights(q, k), build("softmax").weights(q, k)
+        found, softmax = build("entmax", alpha=1.01).weights(Inputs(q, k)), build("softmax").weights(Inputs(q, k))
         assert 1e-4 < (found - softmax).abs().max() < 2e-2
 
     @pytest.mark.parametrize(("alpha", "solver"), SOLVERS)
     def test_rows_sum_to_one_with_exact_zeros(self, alpha: float, solver: str | None) -> None:
         (q, k, _), bias = qkv(), alibi()
-        weights = build("entmax", alpha=alpha, solver=solver).weights(3 * q, k, bias)
+        weights = build("entmax", alpha=alpha, solver=solver).weights(Inputs(3 * q, k, bias))
         torch.testing.assert_close(weights.sum(-1), torch.ones(B, H, T))
         assert (weights[..., -1, :] == 0).any()
         assert (weights.triu(1) == 0).all()
@@ -57,7 +58,7 @@ class TestEntmax:
     @pytest.mark.parametrize("scale", [0.0, 1.0, 1e6])
     def test_finite(self, alpha: float, solver: str | None, scale: float) -> None:
         q, k, v = (x.requires_grad_() for x in qkv())
-        outputs = build("entmax", alpha=alpha, solver=solver)(scale * q, k, v)
+        outputs = build("entmax", alpha=alpha, solver=solver)(Inputs(scale * q, k), v)
         assert outputs.isfinite().all()
         assert all(g.isfinite().all() for g in torch.autograd.grad(outputs.sum(), (q, k, v)))
 
@@ -66,10 +67,10 @@ class TestEntmax:
     def test_divergence_is_nan(self, alpha: float, solver: str | None, value: float) -> None:
         """In the rows that see it, and no error."""
         (q, k, v), rule = qkv(), build("entmax", alpha=alpha, solver=solver)
-        expected = rule(q, k, v)
+        expected = rule(Inputs(q, k), v)
         bias = torch.zeros(H, T, T)
         bias[:, 5, 2] = value
-        outputs = rule(q.requires_grad_(), k, v, bias)
+        outputs = rule(Inputs(q.requires_grad_(), k, bias), v)
         outputs.sum().backward()
         assert outputs[:, :, 5].isnan().all()
         others = [i for i in range(T) if i != 5]
@@ -78,7 +79,9 @@ class TestEntmax:
     @pytest.mark.parametrize("solver", ["sort", "bisection", "halley"])
     def test_gradient_of_the_logits(self, solver: str) -> None:
         k = torch.tensor(ROW)[None, None, :, None].requires_grad_()
-        row = build("entmax", heads=1, head_dim=1, scale=1.0, solver=solver).weights(torch.ones_like(k), k)[0, 0, -1]
+        row = build("entmax", heads=1, head_dim=1, scale=1.0, solver=solver).weights(Inputs(torch.ones_like(k), k))[
+            0, 0, -1
+        ]
         (gradient,) = torch.autograd.grad(row @ torch.tensor([1.0, 2, 3, 4]), k)
         expected = torch.tensor([0, -0.359971, 0.208061, 0.151910])
         torch.testing.assert_close(gradient.flatten(), expected, atol=2e-6, rtol=0)
@@ -126,14 +129,16 @@ class TestLearnedAlpha:
         (q, k, v), rule = qkv(), build("entmax", alpha=None, solver=solver)
         for head, alpha in enumerate(rule.alpha().tolist()):
             fixed = build("entmax", alpha=alpha)
-            torch.testing.assert_close(rule(q, k, v)[:, head], fixed(q, k, v)[:, head], atol=2e-6, rtol=1e-5)
+            torch.testing.assert_close(
+                rule(Inputs(q, k), v)[:, head], fixed(Inputs(q, k), v)[:, head], atol=2e-6, rtol=1e-5
+            )
 
     @pytest.mark.parametrize("solver", [None, "bisection"])
     def test_gradient_of_alpha(self, solver: str | None) -> None:
         """d/dalpha = -0.134463 at alpha 1.5, times the sigmoid's 1/4; by finite differences in float64."""
         rule = build("entmax", alpha=None, heads=1, head_dim=1, scale=1.0, solver=solver)
         k = torch.tensor(ROW)[None, None, :, None]
-        row = rule.weights(torch.ones_like(k), k)[0, 0, -1]
+        row = rule.weights(Inputs(torch.ones_like(k), k))[0, 0, -1]
         assert rule.alpha().item() == 1.5
         (row @ torch.tensor([1.0, 2, 3, 4])).backward()
         assert rule.free.grad.item() == pytest.approx(-0.134463 / 4, abs=1e-6)
@@ -146,7 +151,7 @@ class TestLearnedAlpha:
 
         def loss(free: torch.Tensor) -> torch.Tensor:
             rule.free.data.copy_(free)
-            return rule(q, k, v).square().sum()
+            return rule(Inputs(q, k), v).square().sum()
 
         start = rule.free.detach().clone()
         loss(start).backward()
@@ -161,7 +166,7 @@ class TestLearnedAlpha:
         q, k, v = (x.requires_grad_() for x in qkv())
         for scale in (0.0, 1e6):
             rule = build("entmax", alpha=None)
-            rule(scale * q, k, v).sum().backward()
+            rule(Inputs(scale * q, k), v).sum().backward()
             assert rule.free.grad.isfinite().all()
             assert all(x.grad.isfinite().all() for x in (q, k, v))
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.attention.fox_pro import ForgettingPro
+from models.attention.mixing import Inputs
 from tests.models.attention.helpers import B, D, H, K, T, alibi, inputs, mixing, qkv
 
 KNOBS: dict[str, str] = {}
@@ -27,10 +28,10 @@ def explicit(made: ForgettingPro, bias: torch.Tensor | None) -> tuple[list[torch
     q, k, v, x = leaves
     share = torch.sigmoid(x @ made.value_shift.linear.weight.T).mT[..., None]
     shifted = share * torch.cat([torch.zeros(B, H, 1, K), v[:, :, :-1]], 2) + (1 - share) * v
-    mixed = made.weights(q, k, bias, x) @ shifted
+    mixed = made.weights(Inputs(q, k, bias, x)) @ shifted
     normed = mixed / (mixed.square().mean(-1, keepdim=True) + 1e-6).sqrt() * made.norm_HK[:, None]
     gate = torch.sigmoid(x @ made.gate.weight.T).unflatten(-1, (H, K)).transpose(1, 2)
-    return leaves, [made(q, k, v, bias, x), gate * normed]
+    return leaves, [made(Inputs(q, k, bias, x), v), gate * normed]
 
 
 class TestForgettingPro:
@@ -62,18 +63,22 @@ class TestForgettingPro:
             made.key_shift.linear.weight[:, 0] = -1e4
             made.forget.load_state_dict({n.partition(".")[2]: p for n, p in plain.state_dict().items()})
         x[..., 0] = 1.0
-        torch.testing.assert_close(made.weights(q, k, None, x), plain.weights(q, k, None, x), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            made.weights(Inputs(q, k, None, x)), plain.weights(Inputs(q, k, None, x)), atol=1e-6, rtol=0
+        )
 
     def test_outputs_do_not_depend_on_the_size_of_values(self) -> None:
         made, (q, k, v), x = rule(), qkv(), inputs()
-        torch.testing.assert_close(made(q, k, 50 * v, None, x), made(q, k, v, None, x), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            made(Inputs(q, k, None, x), 50 * v), made(Inputs(q, k, None, x), v), atol=1e-4, rtol=1e-4
+        )
 
     def test_norms_are_a_head_each(self) -> None:
         made, (q, k, v), x = rule(), qkv(), inputs()
-        before = made(q, k, v, None, x)
+        before = made(Inputs(q, k, None, x), v)
         with torch.no_grad():
             made.norm_HK[1, 3] *= 2
-        ratio = made(q, k, v, None, x) / before
+        ratio = made(Inputs(q, k, None, x), v) / before
         expected = torch.ones(H, K)
         expected[1, 3] = 2
         torch.testing.assert_close(ratio, expected[:, None].expand_as(ratio), atol=1e-4, rtol=1e-4)
@@ -83,14 +88,14 @@ class TestForgettingPro:
         with torch.no_grad():
             made.gate.weight.zero_()
             made.norm_HK.fill_(1.0)
-        rms = made(q, k, v, None, x).square().mean(-1).sqrt()
+        rms = made(Inputs(q, k, None, x), v).square().mean(-1).sqrt()
         torch.testing.assert_close(rms, torch.full((B, H, T), 0.5), atol=1e-3, rtol=0)
 
     def test_probes_are_of_the_shifted_keys(self) -> None:
         made, (q, k, _), x = rule(), qkv(), inputs()
         z = q @ made.keys(k, x).mT * made.scale
-        probes = made.watch(q, k, None, x)
+        probes = made.watch(Inputs(q, k, None, x))
         expected = z.masked_fill(torch.ones(T, T).triu(1).bool(), -1e9).amax((0, 2, 3))
         torch.testing.assert_close(probes["logit_max"], expected)
-        entropy = torch.special.entr(made.weights(q, k, None, x)).sum(-1).mean((0, 2))
+        entropy = torch.special.entr(made.weights(Inputs(q, k, None, x))).sum(-1).mean((0, 2))
         torch.testing.assert_close(probes["entropy"], entropy, atol=1e-4, rtol=1e-4)

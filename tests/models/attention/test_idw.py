@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models.attention.mixing import Inputs
 from tests.models.attention.helpers import B, H, T, alibi, build, mixing, one_dimensional, qkv
 from tests.models.attention.test_lssa import rows
 
@@ -32,26 +33,28 @@ class TestInverseDistance:
         (q, k, _), rule = qkv(), build("idw")
         turn, _ = torch.linalg.qr(qkv()[2][0, 0, :8])
         moved = [x @ turn + 1.5 for x in (q, k)]
-        torch.testing.assert_close(rule.weights(*moved), rule.weights(q, k), atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(rule.weights(10 * q, 10 * k), rule.weights(q, k), atol=1e-3, rtol=1e-2)
-        assert (rule.weights(q, k).sum(-1) - 1).abs().max() < 1e-6
+        torch.testing.assert_close(rule.weights(Inputs(*moved)), rule.weights(Inputs(q, k)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            rule.weights(Inputs(10 * q, 10 * k)), rule.weights(Inputs(q, k)), atol=1e-3, rtol=1e-2
+        )
+        assert (rule.weights(Inputs(q, k)).sum(-1) - 1).abs().max() < 1e-6
 
     def test_a_bias_adds_to_the_logarithm(self) -> None:
         (q, k, _), bias = qkv(), alibi()
         assert bias is not None
-        expected = build("idw").weights(q, k) * bias.exp()
-        found = build("idw").weights(q, k, bias)
+        expected = build("idw").weights(Inputs(q, k)) * bias.exp()
+        found = build("idw").weights(Inputs(q, k, bias))
         torch.testing.assert_close(found, expected / expected.sum(-1, keepdim=True), atol=1e-6, rtol=1e-5)
 
     @pytest.mark.parametrize("power", [1.0, 2.0])
     def test_gradients_where_queries_are_keys(self, power: float) -> None:
         q, _, v = qkv()
         k = q.clone().requires_grad_()
-        outputs = build("idw", power=power)(q.requires_grad_(), k, v)
+        outputs = build("idw", power=power)(Inputs(q.requires_grad_(), k), v)
         for gradient in torch.autograd.grad(outputs.square().sum(), (q, k)):
             assert gradient.isfinite().all()
-        assert mixing("idw").weights(q, k).shape == (B, H, T, T)
+        assert mixing("idw").weights(Inputs(q, k)).shape == (B, H, T, T)
 
     def test_the_scale_is_not_read(self) -> None:
         q, k, _ = qkv()
-        assert torch.equal(build("idw", scale=3.0).weights(q, k), build("idw").weights(q, k))
+        assert torch.equal(build("idw", scale=3.0).weights(Inputs(q, k)), build("idw").weights(Inputs(q, k)))

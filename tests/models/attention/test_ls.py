@@ -5,6 +5,7 @@ import torch
 
 from conf.axis import ConfigError
 from models.attention.ls import LongShort
+from models.attention.mixing import Inputs
 from tests.conftest import randn, tiny
 from tests.models.attention.helpers import LOGITS, WEIGHTS, B, H, T, alibi, build, layer, mixing, output, qkv
 
@@ -17,7 +18,7 @@ class TestLongShort:
     def test_vectors(self) -> None:
         """The first head is softmax's, the second sees two tokens."""
         rule, zero = build("ls", heads=2, head_dim=2, context=4, window=2), torch.zeros(1, 2, 4, 2)
-        weights = rule.weights(zero, zero, torch.tensor([LOGITS, LOGITS]))[0]
+        weights = rule.weights(Inputs(zero, zero, torch.tensor([LOGITS, LOGITS])))[0]
         torch.testing.assert_close(weights[0], torch.tensor(WEIGHTS), atol=1e-6, rtol=0)
         torch.testing.assert_close(weights[1, 3], torch.tensor(LAST_TWO), atol=1e-6, rtol=0)
         torch.testing.assert_close(weights[1, :2], torch.tensor(WEIGHTS[:2]), atol=1e-6, rtol=0)
@@ -27,13 +28,15 @@ class TestLongShort:
     def test_nothing_beyond_the_window_is_softmax(self, biased: bool, changes: dict[str, int]) -> None:
         (q, k, v), bias = qkv(), alibi() if biased else None
         rule, softmax = build("ls", **changes), mixing("softmax")
-        torch.testing.assert_close(rule.weights(q, k, bias), softmax.weights(q, k, bias), atol=1e-6, rtol=0)
-        torch.testing.assert_close(rule(q, k, v, bias), softmax(q, k, v, bias), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            rule.weights(Inputs(q, k, bias)), softmax.weights(Inputs(q, k, bias)), atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(rule(Inputs(q, k, bias), v), softmax(Inputs(q, k, bias), v), atol=1e-6, rtol=0)
 
     @pytest.mark.parametrize("window", [1, 3, T - 1])
     def test_local_heads_see_as_many_tokens_as_the_window(self, window: int) -> None:
         q, k, _ = qkv()
-        weights = build("ls", window=window).weights(q, k)
+        weights = build("ls", window=window).weights(Inputs(q, k))
         i, j = torch.arange(T)[:, None], torch.arange(T)
         assert torch.equal(weights[:, 1] > 0, ((j <= i) & (j > i - window)).expand(B, T, T))
         assert ((weights[:, 0] > 0) == (j <= i)).all()
@@ -42,16 +45,16 @@ class TestLongShort:
     def test_older_tokens_do_not_reach_local_heads(self) -> None:
         q, k, v = qkv()
         rule = build("ls", window=3)
-        before = rule(q, k, v)
+        before = rule(Inputs(q, k), v)
         k[:, :, 4], v[:, :, 4] = 7.0, 7.0
-        after = rule(q, k, v)
+        after = rule(Inputs(q, k), v)
         assert torch.equal(after[:, 1, 7:], before[:, 1, 7:])
         assert (after - before)[:, 1, 4:7].abs().amax((0, 2)).min() > 1e-3
         assert (after - before)[:, 0, 7:].abs().max() > 1e-3
 
     def test_window_one_gives_the_values(self) -> None:
         q, k, v = qkv()
-        torch.testing.assert_close(build("ls", window=1)(q, k, v)[:, 1], v[:, 1])
+        torch.testing.assert_close(build("ls", window=1)(Inputs(q, k), v)[:, 1], v[:, 1])
 
     @pytest.mark.parametrize(("context", "window"), [(1024, 100), (256, 25), (64, 6), (8, 2)])
     def test_the_default_is_a_share_of_the_context(self, context: int, window: int) -> None:
@@ -63,7 +66,7 @@ class TestLongShort:
         """The largest product of all is beyond the window of the second head."""
         q, k, _ = qkv()
         q[0, :, 9], k[0, :, 2] = 30.0, 30.0
-        probes = build("ls", window=3).watch(q, k)
+        probes = build("ls", window=3).watch(Inputs(q, k))
         z = (q @ k.mT * 8**-0.5).tril()[:, 1].triu(-2)
         assert probes["logit_max"][0] > 2000
         torch.testing.assert_close(probes["logit_max"][1], z.max())

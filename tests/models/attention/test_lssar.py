@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models.attention.mixing import Inputs
 from tests.conftest import randn
 from tests.models.attention.helpers import B, D, H, T, alibi, build, layer, output, qkv
 from tests.models.attention.test_lssa import rows
@@ -20,14 +21,14 @@ class TestLSSAR:
 
     def test_the_first_power_leaves_the_first_three_rows(self) -> None:
         q, k, _ = qkv()
-        sharp, plain = build("lssar", power=1.0).weights(q, k), build("lssa").weights(q, k)
+        sharp, plain = build("lssar", power=1.0).weights(Inputs(q, k)), build("lssa").weights(Inputs(q, k))
         torch.testing.assert_close(sharp[:, :, :3], plain[:, :, :3])
         assert (sharp - plain)[:, :, 3:].abs().amax((0, 1, 3)).min() > 1e-3
 
     @pytest.mark.parametrize("power", [1.0, 3.0, 15.0, 60.0])
     def test_keys_above_the_mean_and_no_others(self, power: float) -> None:
         q, k, _ = qkv()
-        sharp, plain = build("lssar", power=power).weights(q, k), build("lssa").weights(q, k)
+        sharp, plain = build("lssar", power=power).weights(Inputs(q, k)), build("lssa").weights(Inputs(q, k))
         torch.testing.assert_close(sharp.sum(-1), torch.ones(sharp.shape[:-1]))
         above = plain > 1 / torch.arange(1.0, T + 1)[:, None]
         assert (sharp[:, :, 3:] > 0)[~above[:, :, 3:]].sum() == 0
@@ -40,10 +41,10 @@ class TestLSSAR:
         q, k = (torch.zeros_like(q), k) if flat == "q" else (q, k[:, :, :1].expand_as(k))
         q, k = q.clone().requires_grad_(), k.clone().requires_grad_()
         rule = build("lssar")
-        weights = rule.weights(q, k)
+        weights = rule.weights(Inputs(q, k))
         expected = torch.ones(T, T).tril() / torch.arange(1.0, T + 1)[:, None]
         torch.testing.assert_close(weights[1, H - 1, 3:], expected[3:], atol=1e-6, rtol=0)
-        for gradient in torch.autograd.grad(rule(q, k, v).sin().sum(), (q, k)):
+        for gradient in torch.autograd.grad(rule(Inputs(q, k), v).sin().sum(), (q, k)):
             assert gradient.isfinite().all()
 
     def test_a_long_row_does_not_overflow(self) -> None:
@@ -52,7 +53,7 @@ class TestLSSAR:
         q[..., -1, :], k[..., 5, :] = 1e3, 1e3
         bias = -1e3 * torch.ones(H, 2048, 2048)
         bias[:, :, 5] = 0
-        weights = build("lssar").weights(q, k, bias)
+        weights = build("lssar").weights(Inputs(q, k, bias))
         assert weights.isfinite().all()
         torch.testing.assert_close(weights[0, :, -1, 5], torch.ones(H))
 
@@ -70,4 +71,4 @@ class TestLSSAR:
 
     def test_a_bias_sharpens_too(self) -> None:
         q, k, _ = qkv()
-        assert (build("lssar").weights(q, k, alibi()) - build("lssar").weights(q, k)).abs().max() > 1e-2
+        assert (build("lssar").weights(Inputs(q, k, alibi())) - build("lssar").weights(Inputs(q, k))).abs().max() > 1e-2

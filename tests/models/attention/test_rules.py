@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.attention import mixing as mixing_rules
-from models.attention.mixing import ATTENTION, MixingRule
+from models.attention.mixing import ATTENTION, Inputs, MixingRule
 from models.probes import weight_stats
 from tests.conftest import randn
 from tests.models.attention.helpers import (
@@ -116,14 +116,14 @@ def test_parameter_count(rule: str) -> None:
 class TestPaths:
     def test_fast_path_is_the_explicit_one(self, rule: str, biased: bool) -> None:
         made, (q, k, v), bias, x = mixing(rule), qkv(), alibi() if biased else None, inputs()
-        expected = made.finish(made.weights(q, k, bias, x) @ v)
-        torch.testing.assert_close(made(q, k, v, bias, x), expected, atol=1e-5, rtol=1e-5)
+        expected = made.finish(made.weights(Inputs(q, k, bias, x)) @ v)
+        torch.testing.assert_close(made(Inputs(q, k, bias, x), v), expected, atol=1e-5, rtol=1e-5)
 
     def test_gradients_of_both_paths_agree(self, rule: str, biased: bool) -> None:
         made, bias = mixing(rule), alibi() if biased else None
         leaves = [x.requires_grad_() for x in (*qkv(), inputs())]
         q, k, v, x = leaves
-        outputs = made(q, k, v, bias, x), made.finish(made.weights(q, k, bias, x) @ v)
+        outputs = made(Inputs(q, k, bias, x), v), made.finish(made.weights(Inputs(q, k, bias, x)) @ v)
         # The input matters to some rules only, the keys not to all: what has no gradient has none in both.
         fast, explicit = (torch.autograd.grad(y.sin().sum(), leaves, allow_unused=True) for y in outputs)
         for one, other in zip(fast, explicit, strict=True):
@@ -133,7 +133,7 @@ class TestPaths:
 
     def test_weights_are_fp32_and_zero_above_the_diagonal(self, rule: str, biased: bool) -> None:
         made, (q, k, _), bias = mixing(rule), qkv(dtype=torch.bfloat16), alibi() if biased else None
-        weights = made.weights(q, k, bias, inputs(dtype=torch.bfloat16))
+        weights = made.weights(Inputs(q, k, bias, inputs(dtype=torch.bfloat16)))
         assert weights.dtype == torch.float32
         assert weights.shape == (B, H, T, T)
         assert (weights.triu(1) == 0).all()
@@ -141,9 +141,9 @@ class TestPaths:
     def test_autocast_leaves_weights_and_probes_exact(self, rule: str, biased: bool) -> None:
         """Logits that pass 1e4 have steps of 64 in bf16; the probes are there to follow them."""
         made, (q, k, _), bias, x = mixing(rule).eval(), qkv(), alibi() if biased else None, inputs()
-        expected, probes = made.weights(q, k, bias, x), made.watch(q, k, bias, x)
+        expected, probes = made.weights(Inputs(q, k, bias, x)), made.watch(Inputs(q, k, bias, x))
         with torch.autocast("cpu", torch.bfloat16):
-            found, found_probes = made.weights(q, k, bias, x), made.watch(q, k, bias, x)
+            found, found_probes = made.weights(Inputs(q, k, bias, x)), made.watch(Inputs(q, k, bias, x))
         torch.testing.assert_close(found, expected, atol=0, rtol=0)
         torch.testing.assert_close(found_probes, probes, atol=0, rtol=0)
 
@@ -151,11 +151,11 @@ class TestPaths:
         """Steps of 1e-2: the rules work in fp32 inside, whatever the dtype of their inputs."""
         made, bias, x = mixing(rule, context=4).eval(), alibi(4) if biased else None, inputs(4)[:1]
         leaves = [x[:1].requires_grad_() for x in qkv(4, torch.float64)]
-        torch.autograd.gradcheck(lambda q, k, v: made(q, k, v, bias, x), leaves, eps=1e-2, atol=2e-3, rtol=2e-3)
+        torch.autograd.gradcheck(lambda q, k, v: made(Inputs(q, k, bias, x), v), leaves, eps=1e-2, atol=2e-3, rtol=2e-3)
 
     def test_probes_have_one_value_a_head(self, rule: str, biased: bool) -> None:
         made, (q, k, _), bias = mixing(rule), qkv(), alibi() if biased else None
-        probes = made.watch(q.requires_grad_(), k, bias, inputs())
+        probes = made.watch(Inputs(q.requires_grad_(), k, bias, inputs()))
         assert set(probes) >= {"logit_max", "q_norm", "k_norm", "cosine_mean", "cosine_of_max_pair", "entropy"}
         for name, value in probes.items():
             assert value.shape == (() if name == "diversity" else (H,)), name
@@ -171,9 +171,9 @@ def test_long_sequences_have_the_entropy_of_short_ones(
 ) -> None:
     """Behind LONGEST no other probe of the weights is there."""
     made, (q, k, _), bias, x = mixing(rule).eval(), qkv(), alibi() if biased else None, inputs()
-    probes = made.watch(q, k, bias, x)
+    probes = made.watch(Inputs(q, k, bias, x))
     monkeypatch.setattr(mixing_rules, "LONGEST", T - 1)
-    long = made.watch(q, k, bias, x)
+    long = made.watch(Inputs(q, k, bias, x))
     assert probes.keys() - long.keys() == weight_stats(torch.ones(1, 1, 1, 1)).keys() - {"entropy"}
     torch.testing.assert_close(long, {name: probes[name] for name in long}, atol=1e-5, rtol=1e-5)
 
@@ -186,16 +186,20 @@ def test_many_weights_are_made_for_one_sequence_at_once(
     """The outputs, gradients and probes of all at once, and no T x T matrix kept for the backward pass."""
     made, leaves = mixing(rule).eval(), [x.requires_grad_() for x in qkv()]
     (q, k, v), bias, x = leaves, alibi() if biased else None, inputs()
-    expected, probes, entropies = made(q, k, v, bias, x), made.watch(q, k, bias, x), made.entropy(q, k, bias, x)
+    expected, probes, entropies = (
+        made(Inputs(q, k, bias, x), v),
+        made.watch(Inputs(q, k, bias, x)),
+        made.entropy(Inputs(q, k, bias, x)),
+    )
     gradients = torch.autograd.grad(expected.sin().sum(), leaves)
     kept = []
     monkeypatch.setattr(mixing_rules, "SCORES_AT_ONCE", 2 * H * T * T - 1)
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
-        found = made(q, k, v, bias, x)
+        found = made(Inputs(q, k, bias, x), v)
     assert [shape for shape in kept if len(shape) == 4 and shape[-2:] == (T, T)] == []
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(made.watch(q, k, bias, x), probes)
-    torch.testing.assert_close(made.entropy(q, k, bias, x), entropies)
+    torch.testing.assert_close(made.watch(Inputs(q, k, bias, x)), probes)
+    torch.testing.assert_close(made.entropy(Inputs(q, k, bias, x)), entropies)
     for one, other in zip(torch.autograd.grad(found.sin().sum(), leaves), gradients, strict=True):
         torch.testing.assert_close(one, other)
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from models.attention.mixing import Inputs
 from tests.models.attention.helpers import build, of_logits, one_dimensional, qkv
 
 KNOBS: dict[str, str] = {"form": "product"}
@@ -20,8 +21,8 @@ class TestSelfAdjustSoftmax:
         """The largest positive logit keeps its weight, the least negative one has none."""
         (q, k, _), length = qkv(), qkv()[0].shape[2]
         z = (q @ k.mT * q.shape[-1] ** -0.5)[..., -1, :]
-        p = build("softmax").weights(q, k)[..., -1, :]
-        row = build("sa_softmax").weights(q, k)[..., -1, :]
+        p = build("softmax").weights(Inputs(q, k))[..., -1, :]
+        row = build("sa_softmax").weights(Inputs(q, k))[..., -1, :]
         assert (row >= 0).all()
         assert (row <= p).all()
         assert (z.amax(-1) > 0).all()
@@ -45,7 +46,7 @@ class TestSelfAdjustSoftmax:
         """Of two keys, z and 0 < z: the row is [p, 0], whose gradient is softmax's, p (1 - p)."""
         rule = build("sa_softmax", heads=1, head_dim=1, scale=1.0)
         k = torch.tensor([0.8, 0.0])[None, None, :, None].requires_grad_()
-        row = rule.weights(torch.ones_like(k), k)[0, 0, -1]
+        row = rule.weights(Inputs(torch.ones_like(k), k))[0, 0, -1]
         (gradient,) = torch.autograd.grad(row[0], k)
         p = torch.tensor(0.8).sigmoid()
         torch.testing.assert_close(gradient[0, 0, 0, 0], p * (1 - p), atol=1e-6, rtol=0)

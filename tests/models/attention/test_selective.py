@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models.attention.mixing import Inputs
 from models.attention.selective import Selective
 from models.probes import causal
 from tests.models.attention.helpers import LOGITS, WEIGHTS, B, H, T, build, mixing, of_logits, qkv
@@ -38,7 +39,7 @@ class TestSelective:
 
     def test_all_heads_lose_the_same(self) -> None:
         q, k, _ = qkv()
-        weights, plain = (mixing(name).weights(q, k) for name in ("selective", "softmax"))
+        weights, plain = (mixing(name).weights(Inputs(q, k)) for name in ("selective", "softmax"))
         lost = [(plain[:, h, -1] / weights[:, h, -1]).log() for h in range(H)]
         differences = [x - x[:, -1:] for x in lost]
         torch.testing.assert_close(differences[0], differences[1], atol=1e-4, rtol=1e-4)
@@ -50,7 +51,7 @@ class TestSelective:
         q[:, 0, 6], k[:, 0, 3] = 0.0, 0.0
         q[:, 0, 6, 0], k[:, 0, 3, 0] = 300.0, 30.0
         q[:, 0, :6, 0], q[:, 0, 7:, 0] = 0.0, 0.0
-        weights, plain = (mixing(name).weights(q, k) for name in ("selective", "softmax"))
+        weights, plain = (mixing(name).weights(Inputs(q, k)) for name in ("selective", "softmax"))
         assert (weights[:, :, 7:, 3] == 0).all()
         assert (weights[:, 0, 6, 3] == 1).all()
         assert weights[:, 1, 3:7, 3].min() > 0
@@ -61,12 +62,14 @@ class TestSelective:
         k[:, 0] = -q[:, 0, :1].abs().sum() * torch.ones_like(k[:, 0])
         q[:, 0] = q[:, 0].abs()
         assert (q[:, 0] @ k[:, 0].mT <= 0).all()
-        torch.testing.assert_close(mixing("selective")(q, k, v), mixing("softmax")(q, k, v), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            mixing("selective")(Inputs(q, k), v), mixing("softmax")(Inputs(q, k), v), atol=1e-6, rtol=1e-5
+        )
 
     def test_gradients_flow_through_the_mask(self) -> None:
         """Of a second head's output to the first one's queries."""
         q, k, v = qkv()
-        outputs = build("selective")(q.requires_grad_(), k, v)[:, 1]
+        outputs = build("selective")(Inputs(q.requires_grad_(), k), v)[:, 1]
         (gradient,) = torch.autograd.grad(outputs.square().sum(), q)
         assert gradient[:, 0].abs().max() > 1e-3
         assert gradient.shape == (B, H, T, 8)

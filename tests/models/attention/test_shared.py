@@ -18,7 +18,7 @@ def weights(model: Any, batch: torch.Tensor) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
     mixes = {block.attention.mix for block in model.blocks if hasattr(block.attention, "mix")}
     for mix in mixes:
-        mix.register_forward_pre_hook(lambda m, args: found.append(m.weights(args[0], args[1], args[3], args[4])))
+        mix.register_forward_pre_hook(lambda m, args: found.append(m.weights(args[0])))
     model(batch)
     return found
 

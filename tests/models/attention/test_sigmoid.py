@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from models.attention.mixing import Inputs
 from tests.models.attention.helpers import VALUES, mixing, of_logits, one_dimensional, qkv
 
 KNOBS: dict[str, str] = {"bias": "false"}
@@ -34,8 +35,10 @@ class TestSigmoid:
     def test_a_large_context_is_softmax_but_for_the_sum(self) -> None:
         """As b -> -inf, e^-b sigmoid(z + b) -> e^z."""
         (q, k, _), softmax = qkv(), mixing("softmax")
-        weights = mixing("sigmoid", context=10**6).weights(q, k)
-        torch.testing.assert_close(weights / weights.sum(-1, keepdim=True), softmax.weights(q, k), atol=1e-5, rtol=1e-4)
+        weights = mixing("sigmoid", context=10**6).weights(Inputs(q, k))
+        torch.testing.assert_close(
+            weights / weights.sum(-1, keepdim=True), softmax.weights(Inputs(q, k)), atol=1e-5, rtol=1e-4
+        )
 
     def test_weights_of_a_key_do_not_depend_on_others(self) -> None:
         alone, among = one_dimensional("sigmoid", [0.7]), one_dimensional("sigmoid", [5.0, -2, 0.7])

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from models.attention.mixing import Inputs
 from tests.models.attention.helpers import (
     LOGITS,
     WEIGHTS,
@@ -34,8 +35,12 @@ class TestSoftcap:
     def test_a_large_cap_is_softmax(self, biased: bool) -> None:
         (q, k, v), bias = qkv(), alibi() if biased else None
         rule = build("softcap", heads=H, head_dim=K, scale=K**-0.5, context=T, cap=1e4)
-        torch.testing.assert_close(rule.weights(q, k, bias), mixing("softmax").weights(q, k, bias), atol=1e-5, rtol=0)
-        torch.testing.assert_close(rule(q, k, v, bias), mixing("softmax")(q, k, v, bias), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            rule.weights(Inputs(q, k, bias)), mixing("softmax").weights(Inputs(q, k, bias)), atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(
+            rule(Inputs(q, k, bias), v), mixing("softmax")(Inputs(q, k, bias), v), atol=1e-5, rtol=1e-5
+        )
 
     def test_logits_are_bounded_by_the_cap(self) -> None:
         """Of two keys with products of +-1e6 the odds are exp(2 cap), not infinite."""
@@ -44,7 +49,7 @@ class TestSoftcap:
 
     def test_bias_comes_after_the_cap(self) -> None:
         rule = build("softcap", heads=1, head_dim=2, scale=1.0, context=4, cap=0.01)
-        weights = rule.weights(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2), torch.tensor([LOGITS]))
+        weights = rule.weights(Inputs(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2), torch.tensor([LOGITS])))
         torch.testing.assert_close(weights[0, 0], torch.tensor(WEIGHTS), atol=1e-6, rtol=0)
 
     @pytest.mark.parametrize("s", [0.1, 4.0, 20.0])
@@ -52,7 +57,7 @@ class TestSoftcap:
         """dw/ds = w (1 - w) (1 - tanh(s / cap)^2) for two keys, the other's product at 0."""
         k = torch.tensor([0.0, s])[None, None, :, None].requires_grad_()
         rule = build("softcap", heads=1, head_dim=1, scale=1.0, context=2, cap=5.0)
-        w = rule.weights(torch.ones_like(k), k)[0, 0, 1, 1]
+        w = rule.weights(Inputs(torch.ones_like(k), k))[0, 0, 1, 1]
         (gradient,) = torch.autograd.grad(w, k)
         weight = 1 / (1 + math.exp(-5 * math.tanh(s / 5)))
         expected = weight * (1 - weight) * (1 - math.tanh(s / 5) ** 2)
@@ -61,7 +66,7 @@ class TestSoftcap:
     @pytest.mark.parametrize("biased", [False, True])
     def test_the_probes_of_logits_are_before_the_cap(self, biased: bool) -> None:
         (q, k, _), bias = qkv(), alibi() if biased else None
-        capped, plain = (mixing(name).watch(1e3 * q, k, bias) for name in ("softcap", "softmax"))
+        capped, plain = (mixing(name).watch(Inputs(1e3 * q, k, bias)) for name in ("softcap", "softmax"))
         assert plain["logit_max"].min() > 1e2
         for name in ("logit_max", "q_norm", "k_norm", "cosine_mean", "cosine_of_max_pair"):
             assert torch.equal(capped[name], plain[name]), name

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models.attention.mixing import Inputs
 from tests.models.attention.helpers import VALUES, build, of_logits, one_dimensional, qkv
 
 KNOBS: dict[str, str] = {}
@@ -25,7 +26,7 @@ class TestSoftpick:
     @pytest.mark.parametrize("keys", [[0.0, 0.0, 0.0], [-1.0, -2.0, -0.1], [-1e3, -1e4, -1e5]])
     def test_without_a_positive_logit_the_row_is_zero_and_so_is_its_gradient(self, keys: list[float]) -> None:
         k = torch.tensor(keys)[None, None, :, None].requires_grad_()
-        row = build("softpick", heads=1, head_dim=1, scale=1.0).weights(torch.ones_like(k), k)[0, 0, -1]
+        row = build("softpick", heads=1, head_dim=1, scale=1.0).weights(Inputs(torch.ones_like(k), k))[0, 0, -1]
         assert (row == 0).all()
         (gradient,) = torch.autograd.grad(row.sum(), k)
         assert (gradient == 0).all()
@@ -40,4 +41,4 @@ class TestSoftpick:
     def test_a_shift_matters(self) -> None:
         (q, k, _), rule = qkv(), build("softpick")
         shift = torch.ones(q.shape[1], q.shape[2], q.shape[2])
-        assert (rule.weights(q, k, shift) - rule.weights(q, k)).abs().max() > 0.1
+        assert (rule.weights(Inputs(q, k, shift)) - rule.weights(Inputs(q, k))).abs().max() > 0.1

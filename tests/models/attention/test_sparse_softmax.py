@@ -2,6 +2,7 @@
 
 import torch
 
+from models.attention.mixing import Inputs
 from tests.models.attention.helpers import T, build, of_logits, one_dimensional, qkv
 
 KNOBS: dict[str, str] = {"k": "2"}
@@ -17,12 +18,12 @@ class TestSparseSoftmax:
     def test_as_many_keys_as_there_are_is_softmax(self) -> None:
         q, k, _ = qkv()
         for count in (T, 10 * T):
-            full = build("sparse_softmax", k=count).weights(q, k)
-            torch.testing.assert_close(full, build("softmax").weights(q, k), atol=0, rtol=0)
+            full = build("sparse_softmax", k=count).weights(Inputs(q, k))
+            torch.testing.assert_close(full, build("softmax").weights(Inputs(q, k)), atol=0, rtol=0)
 
     def test_a_row_has_k_keys_and_sums_to_one(self) -> None:
         q, k, _ = qkv()
-        weights = build("sparse_softmax", k=3).weights(q, k)
+        weights = build("sparse_softmax", k=3).weights(Inputs(q, k))
         rows = torch.arange(1, T + 1).clamp_max(3).expand(weights.shape[:3])
         assert torch.equal((weights > 0).sum(-1), rows)
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]))

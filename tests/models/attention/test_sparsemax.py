@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models.attention.mixing import Inputs
 from tests.models.attention.helpers import B, H, T, build, of_logits, one_dimensional, qkv
 
 KNOBS: dict[str, str] = {}
@@ -16,7 +17,7 @@ class TestSparsemax:
 
     def test_rows_sum_to_one_with_exact_zeros(self) -> None:
         q, k, _ = qkv()
-        weights = build("sparsemax").weights(3 * q, k)
+        weights = build("sparsemax").weights(Inputs(3 * q, k))
         torch.testing.assert_close(weights.sum(-1), torch.ones(B, H, T))
         assert (weights.tril()[..., -1, :] == 0).any()
 
@@ -34,6 +35,6 @@ class TestSparsemax:
         """On the support the cotangent less its mean there, zero off it."""
         k = torch.tensor([-0.3, 0.7, 1.5, 0.0])[None, None, :, None].requires_grad_()
         rule = build("sparsemax", heads=1, head_dim=1, scale=1.0)
-        row = rule.weights(torch.ones_like(k), k)[0, 0, -1]
+        row = rule.weights(Inputs(torch.ones_like(k), k))[0, 0, -1]
         (gradient,) = torch.autograd.grad(row @ torch.tensor([1.0, 2, 3, 4]), k)
         torch.testing.assert_close(gradient.flatten(), torch.tensor([0, -0.5, 0.5, 0]))

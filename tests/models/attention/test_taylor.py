@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from models.attention.mixing import Inputs
 from tests.models.attention.helpers import B, H, T, alibi, build, mixing, of_logits, one_dimensional, qkv
 
 KNOBS: dict[str, str] = {"order": "1"}
@@ -14,21 +15,21 @@ K = torch.tensor([[0.5, 1.0], [1, -0.5], [-1, 2], [0.3, 0.3]])[None, None]
 
 
 def of_order(order: int) -> torch.Tensor:
-    return build("taylor", heads=1, head_dim=2, scale=2**-0.5, order=order).weights(Q, K)[0, 0]
+    return build("taylor", heads=1, head_dim=2, scale=2**-0.5, order=order).weights(Inputs(Q, K))[0, 0]
 
 
 class TestTaylor:
     @pytest.mark.parametrize(("order", "error"), [(1, 9.4e-2), (2, 5.4e-2), (4, 3.8e-3), (8, 4.1e-6)])
     def test_error_against_softmax(self, order: int, error: float) -> None:
         """The largest, for logits between -1.06 and 1.59; in float64, by hand."""
-        softmax = build("softmax", heads=1, head_dim=2, scale=2**-0.5).weights(Q, K)[0, 0]
+        softmax = build("softmax", heads=1, head_dim=2, scale=2**-0.5).weights(Inputs(Q, K))[0, 0]
         assert (of_order(order) - softmax).abs().max().item() == pytest.approx(error, rel=0.03)
 
     def test_high_orders_are_softmax(self) -> None:
         (q, k, _), softmax = qkv(), mixing("softmax")
         for order in (20, 80):
-            weights = build("taylor", order=order).weights(q, k, alibi())
-            torch.testing.assert_close(weights, softmax.weights(q, k, alibi()), atol=1e-6, rtol=0)
+            weights = build("taylor", order=order).weights(Inputs(q, k, alibi()))
+            torch.testing.assert_close(weights, softmax.weights(Inputs(q, k, alibi())), atol=1e-6, rtol=0)
 
     @pytest.mark.parametrize("order", [1, 2, 3, 4])
     def test_written_out(self, order: int) -> None:
@@ -47,12 +48,12 @@ class TestTaylor:
         (q, k, v), dim = qkv(), qkv()[0].shape[-1]
         kernel = (features(q) @ features(k).mT).tril()
         expected = kernel / kernel.sum(-1, keepdim=True) @ v
-        torch.testing.assert_close(build("taylor", order=2)(q, k, v), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(build("taylor", order=2)(Inputs(q, k), v), expected, atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("order", [2, 4, 10, 40])
     def test_even_orders_are_positive_and_sum_to_one(self, order: int) -> None:
         q, k, _ = qkv()
-        weights = build("taylor", order=order).weights(5 * q, k)
+        weights = build("taylor", order=order).weights(Inputs(5 * q, k))
         torch.testing.assert_close(weights.sum(-1), torch.ones(B, H, T))
         assert weights.min() >= 0
 
@@ -72,7 +73,7 @@ class TestTaylor:
     @pytest.mark.parametrize("scale", [0.0, 1.0, 1e6])
     def test_finite(self, order: int, scale: float) -> None:
         q, k, v = (x.requires_grad_() for x in qkv())
-        outputs = build("taylor", order=order)(scale * q, k, v, alibi())
+        outputs = build("taylor", order=order)(Inputs(scale * q, k, alibi()), v)
         assert outputs.isfinite().all()
         assert all(g.isfinite().all() for g in torch.autograd.grad(outputs.sum(), (q, k, v)))
 

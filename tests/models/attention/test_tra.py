@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
+from models.attention.mixing import Inputs
 from models.attention.tra import ThresholdRelative
 from models.probes import causal
 from tests.conftest import randn, tiny
@@ -36,7 +37,7 @@ class TestThresholdRelative:
     def test_keys_of_no_positive_logit_have_no_weight(self) -> None:
         (q, k, _), x = qkv(), inputs()
         kept = (q @ k.mT).tril() > 0
-        weights = mixing("tra").weights(q, k, None, x)
+        weights = mixing("tra").weights(Inputs(q, k, None, x))
         assert torch.equal(weights > 0, kept)
         torch.testing.assert_close(weights.sum(-1), kept.any(-1).float())
         assert (~kept.any(-1)).any(), "no row without kept keys was tested"
@@ -63,11 +64,11 @@ class TestThresholdRelative:
         q, k, v = qkv(length)
         q, k = -k.abs(), k.abs()
         x, rule = inputs(length).requires_grad_(), mixing("tra")
-        outputs = rule(q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), None, x)
+        outputs = rule(Inputs(q.requires_grad_(), k.requires_grad_(), None, x), v.requires_grad_())
         assert torch.equal(outputs, torch.zeros_like(v))
         for gradient in torch.autograd.grad(outputs.sum(), (q, k, v, x), allow_unused=True):
             assert gradient is None or gradient.isfinite().all()
-        entropy = rule.entropy(q, k, None, x)
+        entropy = rule.entropy(Inputs(q, k, None, x))
         assert torch.equal(entropy, torch.zeros(B, H, length))
 
     def test_queries_that_start_at_zero_are_refused(self) -> None:

@@ -5,6 +5,7 @@ from typing import cast
 import pytest
 import torch
 
+from models.attention.mixing import Inputs
 from models.attention.tropical import MaxPlus, Tropical, closeness
 from tests.models.attention.helpers import K, T, alibi, build, mixing, qkv
 
@@ -23,7 +24,7 @@ class TestTropical:
     def test_vectors(self) -> None:
         rule, x = build("tropical", heads=1, head_dim=2, projections=False), torch.tensor([[X]])
         expected = torch.tensor([[1, 0], [0.5, 2], [3, 1], [1 / 3, 1.25]])
-        torch.testing.assert_close(rule(x, x, x)[0, 0], expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(rule(Inputs(x, x), x)[0, 0], expected, atol=1e-6, rtol=0)
 
     def test_max_plus_maps(self) -> None:
         map = MaxPlus(2)
@@ -46,24 +47,24 @@ class TestTropical:
     def test_outputs_are_the_largest_weighted_values(self, biased: bool) -> None:
         """1 + o_ic = max_j w_ij exp(v_jc): the weights of the probes are those of the outputs."""
         rule, (q, k, v), bias = cast(Tropical, mixing("tropical")), qkv(), alibi() if biased else None
-        weights, e = rule.weights(q, k, bias), rule.value(torch.relu(v).log1p()).exp()
+        weights, e = rule.weights(Inputs(q, k, bias)), rule.value(torch.relu(v).log1p()).exp()
         expected = (weights[..., None] * e[:, :, None]).amax(-2) - 1
-        torch.testing.assert_close(rule(q, k, v, bias), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(rule(Inputs(q, k, bias), v), expected, atol=1e-5, rtol=1e-5)
         assert weights.max() <= 1
         assert (weights.triu(1) == 0).all()
 
     def test_equal_tokens_put_out_their_value(self) -> None:
         rule, (q, _, v) = build("tropical", projections=False), qkv()
         q, v = q[:, :, :1].expand_as(q), v[:, :, :1].expand_as(v)
-        torch.testing.assert_close(rule(q, q, v), torch.relu(v), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(rule(Inputs(q, q), v), torch.relu(v), atol=1e-6, rtol=1e-6)
 
     def test_values_are_shifted_through(self) -> None:
         """Max-plus linearity: c added to every mapped value is c added to the logarithm of every output."""
         rule, (q, k, v) = cast(Tropical, mixing("tropical")), qkv()
-        before = rule(q, k, v).log1p()
+        before = rule(Inputs(q, k), v).log1p()
         with torch.no_grad():
             cast(MaxPlus, rule.value).weight_KK.add_(0.7)
-        torch.testing.assert_close(rule(q, k, v).log1p(), before + 0.7, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(rule(Inputs(q, k), v).log1p(), before + 0.7, atol=1e-5, rtol=1e-5)
 
     def test_maps_start_as_unit_normal_from_the_seed(self) -> None:
         starts = []
@@ -80,7 +81,7 @@ class TestTropical:
     def test_gradients_reach_the_largest_alone(self) -> None:
         rule, (q, k, v) = build("tropical", projections=False), qkv()
         v = v.abs() + 0.1
-        (gradient,) = torch.autograd.grad(rule(q, k, v.requires_grad_())[0, 0, T - 1, 3], v)
+        (gradient,) = torch.autograd.grad(rule(Inputs(q, k), v.requires_grad_())[0, 0, T - 1, 3], v)
         assert gradient.count_nonzero() == 1
 
     def test_gradients_are_those_of_plain_maxima(self) -> None:
@@ -93,7 +94,7 @@ class TestTropical:
         difference = maps[0][..., :, None, :] - maps[1][..., None, :, :]
         s = (difference.amin(-1) - difference.amax(-1)).masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
         expected = (s[..., None] + maps[2][:, :, None]).amax(-2).expm1()
-        found = rule(*leaves)
+        found = rule(Inputs(*leaves[:2]), leaves[2])
         torch.testing.assert_close(found, expected)
         sources = [*leaves, *weights]
         for one, other in zip(
