@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,29 @@ from train.runfolder import commit, read_json, read_rows, write_atomically
 
 @dataclass(frozen=True)
 class Planned:
-    """A run of an array."""
+    """A run of an array, as a line of its plan has it."""
 
     task: int
-    config: Config
+    name: str
+    hash: str
+    values: dict[str, Any]
 
-    @property
-    def name(self) -> str:
-        return self.config.run_name()
+    @cached_property
+    def config(self) -> Config:
+        """ConfigError where it isn't what it was when it was submitted: the code has changed since then.
+
+        It takes a millisecond, which those that only want to know how runs are leave out.
+        """
+        try:
+            config = checked(Config, self.values)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name} was submitted by code with other settings: {error}") from None
+        if config.digest() != self.hash:
+            raise ConfigError(
+                f"{self.name} has another hash now, {config.digest()}: its config has got settings since it was "
+                "submitted; submit the sweep again"
+            )
+        return config
 
 
 class Records:
@@ -74,21 +90,7 @@ class Records:
 
 
 def read_plan(path: Path) -> list[Planned]:
-    """ConfigError where a config isn't what it was when it was submitted: the code has changed since then."""
-    return [_planned(line) for line in read_rows(path)]
-
-
-def _planned(line: dict[str, Any]) -> Planned:
-    try:
-        config = checked(Config, line["config"])
-    except ConfigError as error:
-        raise ConfigError(f"{line['name']} was submitted by code with other settings: {error}") from None
-    if config.digest() != line["hash"]:
-        raise ConfigError(
-            f"{line['name']} has another hash now, {config.digest()}: its config has got settings since it was "
-            "submitted; submit the sweep again"
-        )
-    return Planned(int(line["task"]), config)
+    return [Planned(int(row["task"]), row["name"], row["hash"], row["config"]) for row in read_rows(path)]
 
 
 def expand(text: str) -> list[int]:

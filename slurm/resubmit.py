@@ -47,11 +47,12 @@ def resubmit(folder: Path, words: Sequence[str], overrides: Sequence[str]) -> li
     found = [run for run in runs(folder) if run.outcome in wanted]
     groups: dict[Slurm, list[Config]] = {}
     for run in found:
-        if run.config is None:
+        if run.planned is None:
             raise ConfigError(f"{run.name} was never submitted: python -m train.sweep launcher=slurm does that")
-        assert isinstance(run.config.launcher, Slurm)
-        launcher = changed(run.config.launcher, overrides)
-        groups.setdefault(launcher, []).append(replace(run.config, launcher=launcher))
+        config = run.planned.config
+        assert isinstance(config.launcher, Slurm)
+        launcher = changed(config.launcher, overrides)
+        groups.setdefault(launcher, []).append(replace(config, launcher=launcher))
     if not found:
         print(f"nothing to submit: no run of {folder} is {' or '.join(sorted(wanted))}")
     jobs = [job for launcher, configs in groups.items() for job in submit(folder, configs, launcher)]

@@ -10,8 +10,7 @@ from typing import Any
 
 from conf.axis import ConfigError, near
 from slurm.commands import Refused, State, states
-from slurm.records import Records
-from train.config import Config
+from slurm.records import Planned, Records
 from train.runfolder import ENDED, RunFolder, read_json
 
 BY_SLURM = {
@@ -38,7 +37,8 @@ OPEN = ("failed", "timeout", "preempted", "cancelled", "node_fail", "out_of_memo
 class Run:
     folder: RunFolder
     task: str | None
-    config: Config | None
+    planned: Planned | None
+    """None where it was never submitted."""
     slurm: State | None
     status: dict[str, Any]
     summary: dict[str, Any]
@@ -75,9 +75,10 @@ class Run:
     def seconds_left(self) -> float:
         """At its last speed; NaN when it isn't running."""
         rate, step = self.status.get("tokens_per_second"), self.status.get("step")
-        if self.outcome != "running" or self.config is None or not rate or step is None:
+        if self.outcome != "running" or self.planned is None or not rate or step is None:
             return math.nan
-        return (self.config.steps - step - 1) * self.config.batch_size * self.config.context / float(rate)
+        values = self.planned.values
+        return (values["steps"] - step - 1) * values["batch_size"] * values["context"] / float(rate)
 
 
 def runs(sweep: Path, without_slurm: Callable[[Refused], None] | None = None) -> list[Run]:
@@ -109,12 +110,12 @@ def _submitted(sweep: Path, without_slurm: Callable[[Refused], None] | None = No
             raise
         without_slurm(fault)
         known = {}
-    return {name: _run(sweep / name, task, run.config, known.get(task)) for name, (task, run) in latest.items()}
+    return {name: _run(sweep / name, task, run, known.get(task)) for name, (task, run) in latest.items()}
 
 
-def _run(path: Path, task: str | None = None, config: Config | None = None, slurm: State | None = None) -> Run:
+def _run(path: Path, task: str | None = None, planned: Planned | None = None, slurm: State | None = None) -> Run:
     folder = RunFolder(path)
-    return Run(folder, task, config, slurm, folder.status(), folder.summary())
+    return Run(folder, task, planned, slurm, folder.status(), folder.summary())
 
 
 def chosen(words: Sequence[str]) -> set[str]:

@@ -21,7 +21,7 @@ def cells(run: Run) -> list[str]:
     """A line of the table."""
     loss = run.summary.get("loss_final") if run.summary else run.status.get("loss")
     step = run.summary.get("steps_done") if run.summary else run.status.get("step")
-    steps = f"{step or 0}/{run.config.steps}" if run.config else str(step or 0)
+    steps = f"{step or 0}/{run.planned.values['steps']}" if run.planned else str(step or 0)
     seconds = run.seconds_left
     slurm = run.slurm.word if run.slurm else "-"
     reasons = [str(run.status.get("reason") or ""), run.slurm.reason if run.slurm else ""]

@@ -163,7 +163,9 @@ def test_a_time_limit_without_progress_ends_after_three(tmp_path):
     folder.path.mkdir()
 
     def attempt() -> Task:
-        return Task(tmp_path / "slurm" / "plan-1.jsonl", [Planned(0, config)], [])
+        return Task(
+            tmp_path / "slurm" / "plan-1.jsonl", [Planned(0, config.run_name(), config.digest(), config.values())], []
+        )
 
     for _ in range(FRUITLESS - 1):
         assert not attempt().gives_up([folder])
