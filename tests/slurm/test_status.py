@@ -14,6 +14,7 @@ from slurm.status import cells
 from slurm.status import main as status
 from slurm.task import FRUITLESS, Task
 from tests.train.helpers import TINY, tiny, trained
+from train.config import Config
 from train.launcher import Slurm
 from train.plan import plan
 from train.runfolder import RunFolder
@@ -59,12 +60,16 @@ def test_never_submitted(tmp_path):
     assert Run(RunFolder(tmp_path), None, None, None, {}, {}).outcome == "new"
 
 
+def in_plan(config: Config) -> Planned:
+    return Planned(0, config.run_name(), config.digest(), config.values())
+
+
 def test_a_line_of_the_table(tmp_path):
     """64 tokens a second, 8 x 16 a step: 200 - 31 steps take 338 seconds."""
-    run = Run(RunFolder(tmp_path / "r"), "7_0", tiny("steps=200"), State("RUNNING"), RUNNING, {})
+    run = Run(RunFolder(tmp_path / "r"), "7_0", in_plan(tiny("steps=200")), State("RUNNING"), RUNNING, {})
     assert cells(run) == ["r", "running", "running", "RUNNING", "7_0", "30/200", "2.500", "5m38s", ""]
     failed = {"state": "failed", "reason": "ValueError: x", "step": 3, "slurm": "7_0"}
-    run = Run(RunFolder(tmp_path / "r"), "7_0", tiny("steps=200"), State("FAILED", "1:0"), failed, {})
+    run = Run(RunFolder(tmp_path / "r"), "7_0", in_plan(tiny("steps=200")), State("FAILED", "1:0"), failed, {})
     assert cells(run) == ["r", "failed", "failed", "FAILED", "7_0", "3/200", "-", "-", "ValueError: x; 1:0"]
 
 
@@ -163,9 +168,7 @@ def test_a_time_limit_without_progress_ends_after_three(tmp_path):
     folder.path.mkdir()
 
     def attempt() -> Task:
-        return Task(
-            tmp_path / "slurm" / "plan-1.jsonl", [Planned(0, config.run_name(), config.digest(), config.values())], []
-        )
+        return Task(tmp_path / "slurm" / "plan-1.jsonl", [in_plan(config)], [])
 
     for _ in range(FRUITLESS - 1):
         assert not attempt().gives_up([folder])
