@@ -18,7 +18,7 @@ from train.terminal import exit_with
 
 BEGIN = "<!-- written by python -m train.findings_table -->\n"
 RESULTS = Path(__file__).parent / "findings" / "RESULTS.md"
-HEAD = ["finding", "claim", "source", "verdict", "at N", "effect", "2 cores"]
+HEAD = ["finding", "claim", "source", "verdict", "judged", "at N", "effect", "2 cores"]
 
 
 def table(out: Path) -> str:
@@ -29,29 +29,14 @@ def table(out: Path) -> str:
 
 
 def _row(finding: Finding, folder: Path) -> list[str]:
-    found, scale = state(folder), _scale(folder)
-    if not found.get("judged"):
-        return [
-            f"`{finding.name}`",
-            finding.claim,
-            finding.source,
-            found.get("state", "not run"),
-            scale,
-            "",
-            cost(finding),
-        ]
-    checks = read_json(folder / "report" / "verdict.json")["checks"]
-    decides = next((c for c in checks if c["passed"] is False), checks[0])
-    verdict = f"**{found['state']}**, {sum(c['passed'] is True for c in checks)} of {len(checks)}"
-    return [
-        f"`{finding.name}`",
-        finding.claim,
-        finding.source,
-        verdict,
-        scale,
-        decides["text"].replace("|", "\\|"),
-        cost(finding),
-    ]
+    found = state(folder)
+    verdict, effect = found.get("state", "not run"), ""
+    if found.get("judged"):
+        checks = read_json(folder / "report" / "verdict.json")["checks"]
+        verdict = f"**{verdict}**, {sum(c['passed'] is True for c in checks)} of {len(checks)}"
+        effect = next((c for c in checks if c["passed"] is False), checks[0])["text"].replace("|", "\\|")
+    judged = found.get("judged") or ""
+    return [f"`{finding.name}`", finding.claim, finding.source, verdict, judged, _scale(folder), effect, cost(finding)]
 
 
 def _scale(folder: Path) -> str:
