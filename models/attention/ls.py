@@ -14,6 +14,7 @@ import math
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -22,9 +23,15 @@ from models.attention.mixing import ATTENTION, Inputs, LayerShape, MixingConfig,
 from models.attention.softmax import Softmax
 from models.probes import Stats
 
+CHUNK = 128
+"""Tokens whose local heads are one call of the kernel, at least."""
+
 
 class LongShort(Softmax):
-    """The window is part of the bias; both paths are softmax's."""
+    """The window is part of the bias, and both paths are softmax's.
+
+    But long sequences without a bias from positions are cut into chunks for the local heads, whose work grows like T.
+    """
 
     def __init__(self, scale: float, heads: int, global_heads: int, window: int) -> None:
         super().__init__(scale)
@@ -41,7 +48,30 @@ class LongShort(Softmax):
         return inputs._replace(bias_HTT=bias_HTT.masked_fill(far_TT & local_H[:, None, None], -math.inf))
 
     def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
-        return super().forward(self.within(inputs), v_BHTK)
+        q_BHTK, k_BHTK, bias_HTT, _ = inputs
+        if bias_HTT is not None or v_BHTK.shape[-2] <= 2 * max(self.window, CHUNK):
+            return super().forward(self.within(inputs), v_BHTK)
+        whole, local = slice(self.global_heads), slice(self.global_heads, None)
+        mixed = [self.fused(q_BHTK[:, whole], k_BHTK[:, whole], v_BHTK[:, whole])] if self.global_heads else []
+        return torch.cat([*mixed, self.chunked(q_BHTK[:, local], k_BHTK[:, local], v_BHTK[:, local])], 1)
+
+    def chunked(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor) -> torch.Tensor:
+        """Local heads: a chunk of C queries with the L = C + window - 1 keys that any of them sees."""
+        heads, length, chunk, before = *q_BHTK.shape[1:3], max(self.window, CHUNK), self.window - 1
+        rest = -length % chunk
+        q_BHCK = F.pad(q_BHTK, (0, 0, 0, rest)).unflatten(2, (-1, chunk)).flatten(1, 2)
+        k_BHLK, v_BHLK = (
+            F.pad(x_BHTK, (0, 0, before, rest)).unfold(2, before + chunk, chunk).mT.flatten(1, 2)
+            for x_BHTK in (k_BHTK, v_BHTK)
+        )
+        row_C1 = torch.arange(chunk, device=q_BHTK.device)[:, None]
+        column_L = torch.arange(before + chunk, device=q_BHTK.device)
+        seen_CL = (column_L >= row_C1) & (column_L <= row_C1 + before)
+        first_N = torch.arange(0, length + rest, chunk, device=q_BHTK.device)[:, None, None]
+        seen_NCL = seen_CL & (first_N + column_L >= before)
+        mask_NCL = torch.zeros(seen_NCL.shape, device=q_BHTK.device).masked_fill(~seen_NCL, -math.inf)
+        mixed_BHCK = self.fused(q_BHCK, k_BHLK, v_BHLK, mask_NCL.repeat(heads, 1, 1))
+        return mixed_BHCK.unflatten(1, (heads, -1)).flatten(2, 3)[:, :, :length]
 
     def weights(self, inputs: Inputs) -> torch.Tensor:
         return super().weights(self.within(inputs))

@@ -20,23 +20,26 @@ class Softmax(MixingRule):
 
     def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
         q_BHTK, k_BHTK, bias_HTT, _ = inputs
-        dtype = torch.float32 if v_BHTK.is_cpu and v_BHTK.dtype == torch.bfloat16 else v_BHTK.dtype
-        mask_BHTT = None
-        if bias_HTT is not None:
-            length = q_BHTK.shape[-2]
-            future_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTK.device).triu(1)
-            mask_BHTT = bias_HTT.masked_fill(future_TT, -math.inf).to(dtype)[None]
+        if bias_HTT is None:
+            return self.fused(q_BHTK, k_BHTK, v_BHTK)
+        length = q_BHTK.shape[-2]
+        future_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTK.device).triu(1)
+        return self.fused(q_BHTK, k_BHTK, v_BHTK, bias_HTT.masked_fill(future_TT, -math.inf))
+
+    def fused(
+        self,
+        q_BHTK: torch.Tensor,
+        k_BHSK: torch.Tensor,
+        v_BHSK: torch.Tensor,
+        mask_HTS: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The kernel: with what a mask adds to the scaled logits, else causal."""
+        dtype = torch.float32 if v_BHSK.is_cpu and v_BHSK.dtype == torch.bfloat16 else v_BHSK.dtype
         with full_precision(q_BHTK):
-            q, k, v = _one_width(q_BHTK.to(dtype), k_BHTK.to(dtype), v_BHTK.to(dtype))
-            out_BHTK = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask_BHTT,
-                is_causal=mask_BHTT is None,
-                scale=self.scale,
-            )
-        return out_BHTK[..., : v_BHTK.shape[-1]].to(v_BHTK.dtype)
+            q, k, v = _one_width(q_BHTK.to(dtype), k_BHSK.to(dtype), v_BHSK.to(dtype))
+            mask = None if mask_HTS is None else mask_HTS.to(dtype)[None]
+            out_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale)
+        return out_BHTK[..., : v_BHSK.shape[-1]].to(v_BHSK.dtype)
 
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         return torch.softmax(z_BHTT, -1)

@@ -52,6 +52,24 @@ class TestLongShort:
         assert (after - before)[:, 1, 4:7].abs().amax((0, 2)).min() > 1e-3
         assert (after - before)[:, 0, 7:].abs().max() > 1e-3
 
+    @pytest.mark.parametrize("length", [257, 384, 500])
+    @pytest.mark.parametrize("changes", [{"window": 1}, {"window": 20}, {"window": 100, "global_heads": 0}])
+    def test_chunks_of_long_sequences_are_the_explicit_path(self, length: int, changes: dict[str, int]) -> None:
+        """Outputs and gradients, with a last chunk that is full and one that isn't."""
+        rule, leaves = build("ls", **changes), [x[:1].requires_grad_() for x in qkv(length)]
+        q, k, v = leaves
+        outputs = rule(Inputs(q, k), v), rule.weights(Inputs(q, k)) @ v
+        torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+        for one, other in zip(*(torch.autograd.grad(x.sin().sum(), leaves) for x in outputs), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+    def test_chunks_in_bf16(self) -> None:
+        q, k, v = (x.bfloat16() for x in qkv(300))
+        mixed = build("ls", window=20)(Inputs(q, k), v)
+        assert mixed.dtype == torch.bfloat16
+        expected = build("ls", window=20).weights(Inputs(q, k)) @ v.float()
+        torch.testing.assert_close(mixed.float(), expected, atol=0.03, rtol=0)
+
     def test_window_one_gives_the_values(self) -> None:
         q, k, v = qkv()
         torch.testing.assert_close(build("ls", window=1)(Inputs(q, k), v)[:, 1], v[:, 1])
