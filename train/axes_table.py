@@ -25,7 +25,7 @@ PART = r"(?:sections?|eqs?\.|figs?\.|figures?|tables?|algorithms?|app\.|appendix
 WORK = re.compile(
     r"(?:de )?[A-Z][\w'-]+(?:, [A-Z][\w'-]+)*(?: et al\.| & [A-Z][\w'-]+)? (?:19|20)\d\d\b"
     r"(?: \([^()]*\))?"
-    rf"(?:(?:,| and) (?:(?i:{PART}) (?:[A-Z]?\.?\d+(?:\.\d+)*|[A-Z]\b)|\d+(?:\.\d+)+)|, arXiv \d+\.\d+)*"
+    rf"(?:(?:,| and) (?:(?i:{PART}) (?:[A-Z]?\.?\d+(?:\.\d+)*(?:(?: to |-)\d+)?|[A-Z]\b)|\d+(?:\.\d+)+)|, arXiv \d+\.\d+)*"
 )
 
 
