@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError, checked
-from train.config import Config
 from train.runfolder import commit, read_json, read_rows, write_atomically
+
+if TYPE_CHECKING:
+    # Configs bring all of torch along, which takes seconds to start; slurm.status does without.
+    from train.config import Config
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Planned:
 
         It takes a millisecond, which those that only want to know how runs are leave out.
         """
+        from train.config import Config
+
         try:
             config = checked(Config, self.values)
         except ConfigError as error:

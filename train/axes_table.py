@@ -22,10 +22,11 @@ STOP = re.compile(
     r"(?<!\bal)(?<!\beq)(?<!\beqs)(?<!\b[Ff]ig)(?<!\b[Ff]igs)(?<!\bApp)(?<!\be\.g)(?<!\bi\.e)(?<!\.\.)\.\s+"
 )
 PART = r"(?:sections?|eqs?\.|figs?\.|figures?|tables?|algorithms?|app\.|appendix)"
+PLACE = rf"(?i:{PART}) (?:[A-Z]?\.?\d+(?:\.\d+)*(?:(?: to |-)\d+)?|[A-Z]\b)|\d+(?:\.\d+)+"
 WORK = re.compile(
     r"(?:de )?[A-Z][\w'-]+(?:, [A-Z][\w'-]+)*(?: et al\.| & [A-Z][\w'-]+)? (?:19|20)\d\d\b"
     r"(?: \([^()]*\))?"
-    rf"(?:(?:,| and) (?:(?i:{PART}) (?:[A-Z]?\.?\d+(?:\.\d+)*(?:(?: to |-)\d+)?|[A-Z]\b)|\d+(?:\.\d+)+)|, arXiv \d+\.\d+)*"
+    rf"(?:(?:,| and) (?:{PLACE})|, arXiv \d+\.\d+)*"
 )
 
 

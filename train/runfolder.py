@@ -22,12 +22,14 @@ from collections.abc import Iterable, Mapping
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError
-from train.config import Config, to_yaml
+
+if TYPE_CHECKING:
+    from train.config import Config
 
 ENDED = ("finished", "diverged")
 
@@ -120,6 +122,8 @@ class RunFolder:
         ConfigError when another process trains in it and still does after `patience` seconds: one on a node that the
         scheduler has given up may live on for a while.
         """
+        from train.config import to_yaml
+
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=patience)

@@ -7,12 +7,14 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
-from train.config import Config
-from train.recorder import Row
 from train.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from train.config import Config
+    from train.recorder import Row
 
 USAGE_ERROR = 2
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
