@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "leaderboard_attention"
 BEGIN, END = "<!-- written by python -m train.leaderboard -->\n", "<!-- end of what it writes -->\n"
+PICTURE = "train/leaderboard/leaderboard.png"
 STEPS, ROUNDS = 5, 3
 
 
@@ -128,7 +130,9 @@ def _write(table: pd.DataFrame, folder: Path, readme: Path | None) -> None:
     if noise is not None:
         print(f"standard deviation of a loss between seeds, pooled: {noise:.4f} nats")
     if readme is not None:
-        text = markdown(table[table["size"] == table["size"].max()])
+        (readme.parent / PICTURE).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "leaderboard.png", readme.parent / PICTURE)
+        text = f"![Loss of each rule at each learning rate, and at its best]({PICTURE})\n\n{markdown(table)}"
         readme.write_text(replaced(readme.read_text(), BEGIN, END, text))
     print(f"{folder}: leaderboard.md, leaderboard.csv, leaderboard.png, leaderboard.pdf")
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.train.findings.frames import INIT, frame
 from tests.train.helpers import sigterm_kept
-from train.leaderboard.__main__ import cells, leaderboard, markdown
+from train.leaderboard.__main__ import BEGIN, END, PICTURE, cells, leaderboard, markdown
 from train.leaderboard.confirm import SEEDS, best_runs
 from train.leaderboard.figure import figure
 from train.leaderboard.rows import rows, spread
@@ -116,7 +116,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     seeds = json.loads((tmp_path / f"{folder.name}-seeds" / "sweep.json").read_text())["runs"]
     assert len(seeds) == 2 * len(SEEDS)
     capsys.readouterr()
-    assert leaderboard(overrides, times=False, only_report=True, readme=None) == 0
+    readme = tmp_path / "README.md"
+    readme.write_text(f"above\n{BEGIN}old\n{END}below\n")
+    assert leaderboard(overrides, times=False, only_report=True, readme=readme) == 0
     said = capsys.readouterr().out
     assert "softmax" in said
     assert "done already" not in said
+    written = readme.read_text()
+    assert written.startswith(f"above\n{BEGIN}![")
+    assert written.endswith(f"{END}below\n")
+    assert [f"| {rule} |" in written for rule in ("softmax", "relu_squared")] == [True, True]
+    assert (tmp_path / PICTURE).stat().st_size > 10_000
