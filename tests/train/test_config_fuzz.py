@@ -26,9 +26,6 @@ from train.grid import refuse_hydra_of_files
 from train.plan import plan
 from train.terminal import exit_with
 
-# Hundreds of draws, each a composed config: minutes.
-pytestmark = pytest.mark.slow
-
 EXAMPLES: dict[str, Any] = {
     "derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck),
 }  # fmt: skip
@@ -180,6 +177,7 @@ def check(refused: Refused, sweeping: bool, out: Path) -> None:
     assert not out.exists()
 
 
+@pytest.mark.slow
 @settings(max_examples=300, **EXAMPLES)
 @given(ALL, st.booleans())
 def test_bad_input(tmp_path_factory: pytest.TempPathFactory, refused: Refused, sweeping: bool) -> None:
@@ -236,6 +234,7 @@ def spoilt(draw: Any, text: str) -> str:
     return "".join(lines)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, **EXAMPLES)
 @given(spoilt(EXPERIMENT))
 def test_a_spoilt_experiment_works_or_is_one_line(experiments: Path, text: str) -> None:
@@ -248,6 +247,7 @@ def test_a_spoilt_experiment_works_or_is_one_line(experiments: Path, text: str) 
     assert not Path("never_written").exists()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, **EXAMPLES)
 @given(spoilt(to_yaml(tiny())))
 def test_a_spoilt_config_of_a_run_works_or_is_one_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
