@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -59,6 +59,16 @@ class Prepared:
         if FILE not in self.manifest["files"]:
             raise DataError(f"data={self.manifest['config']['name']} has no tokenizer: its tokens stand for no text")
         return load(self.folder / FILE)
+
+
+def dealt(batches: Sequence[torch.Tensor], rank: int, world: int) -> Iterator[tuple[torch.Tensor, bool]]:
+    """Every `world`-th batch, from the one of `rank` on, and that it counts.
+
+    Where other processes have one more, the last batch and that it doesn't: those that hold a model together have to
+    run it equally often.
+    """
+    for index in range(rank, rank + -(-len(batches) // world) * world, world):
+        yield batches[min(index, len(batches) - 1)], index < len(batches)
 
 
 def train_batch(tokens: np.ndarray, *, seed: int, step: int, batch_size: int, context: int) -> torch.Tensor:

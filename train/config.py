@@ -20,6 +20,7 @@ from conf.axis import CHECKED, ConfigError, axes, by_type, checked, inherit_docu
 from data.config import DATA, DataConfig
 from models.gpt import Architecture
 from models.size import SizeConfig
+from train import shardable
 from train.findings import find
 from train.launcher import LAUNCHER, LauncherConfig, Local
 from train.loggers import LOGGER, LoggerConfig
@@ -52,8 +53,10 @@ class Place:
     """Processes on this machine, one device each; null is one. The global batch is shared out among them."""
     nodes: Count
     """Machines, as in Lightning."""
-    strategy: Literal["auto", "ddp"]
-    """How devices share the work, as in Lightning; every device holds the whole model."""
+    strategy: Literal["auto", "ddp", "fsdp"]
+    """How devices share the work. ddp: each holds the whole model; auto is that on several devices. fsdp: each holds a
+    part of every parameter, gradient and optimizer state, and has a block whole while it runs (FSDP2: Zhao et al. 2023,
+    arXiv 2304.11277; torch's fully_shard). The same numbers but for rounding; checkpoints are those of the others."""
     threads: Annotated[int, Field(ge=0)]
     """CPU threads of a process; 0 leaves torch's choice."""
     checkpoint_seconds: Annotated[float, Field(ge=0)]
@@ -103,6 +106,7 @@ class Config(Architecture, Place):
         if self.finding is not None:
             find(self.finding)
         self.schedule.fits(steps=self.steps, peak=self.optimizer.lr)
+        shardable.fits(self)
         shares = self.accumulate * (self.devices or 1) * self.nodes
         if self.batch_size % shares:
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from data.batches import dealt
 from models.probes import Stats, merge
 from train.recorder import Row, summarize
 
@@ -40,17 +41,19 @@ def _at(module: Proxy, multiple: int, batches: list[torch.Tensor]) -> Row:
     context = module.config.context
     rank, world = module.trainer.global_rank, module.trainer.world_size
     total, stats = torch.zeros(3, device=module.device), Stats()
-    mine = batches[rank::world]
-    for tokens_BT1 in mine:
+    mine = len(batches[rank::world])
+    for tokens_BT1, counts in dealt(batches, rank, world):
         tokens_BT1 = tokens_BT1.to(module.device)
         tail_BT1 = tokens_BT1[:, -context - 1 :]
         logits_BTV, found = module.model(tokens_BT1[:, :-1], watch=True)
         alone_BTV, _ = module.model(tail_BT1[:, :-1])
+        if not counts:
+            continue
         pairs = ((logits_BTV, tokens_BT1), (logits_BTV[:, -context:], tail_BT1), (alone_BTV, tail_BT1))
         total += torch.stack(
             [module.objective.cross_entropy(z_BTV.flatten(0, 1), x_BT1[:, 1:].flatten()) for z_BTV, x_BT1 in pairs]
         )
-        merge(stats, found, 1 / len(mine))
+        merge(stats, found, 1 / mine)
     whole, tail, alone = (module.trainer.strategy.reduce(total, reduce_op="sum") / len(batches)).tolist()
     probes = summarize({k: v.tolist() for k, v in stats.items() if k.startswith("attention/")})
     losses = {f"loss_at_{multiple}x": whole, f"loss_at_{multiple}x_tail": tail, f"loss_at_{multiple}x_alone": alone}

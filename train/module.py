@@ -13,13 +13,15 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
+from data.batches import dealt
 from models.gpt import GPT, initialize
 from models.parametrization import Group, groups
-from models.probes import Stats, merge, tensor_rms
+from models.probes import Stats, local, merge, tensor_norms, tensor_rms
 from train.config import Config
 from train.losses import Output
 from train.recorder import Recorder
 from train.relative import RelativeLR
+from train.sharding import reshard, shard
 
 Hidden = Callable[[torch.Tensor, bool], tuple[torch.Tensor, Stats]]
 
@@ -43,16 +45,25 @@ class Proxy(pl.LightningModule):
         initialize(self.model, config, config.seed)
         config.optimizer.prepare(self.model)
         self.objective = config.loss.build(vocab_size=config.data.vocab_size, seed=config.seed)
-        self.hidden = cast(Hidden, torch.compile(self.model.hidden) if config.compile else self.model.hidden)
-        named = [(tensor_name(n), p) for n, p in self.model.named_parameters()]
-        named += [(f"loss/{tensor_name(n)}", p) for n, p in self.objective.named_parameters()]
-        self.tensor_names = [n for n, _ in named]
-        self.tensors: list[nn.Parameter] = [p for _, p in named]
+        self._take_model()
         self.recorder = Recorder()
         self.loss_init = float("nan")
         self._stats: Stats = {}
         self._before: list[torch.Tensor] = []
         self._optimizer: torch.optim.Optimizer | None = None
+
+    def _take_model(self) -> None:
+        self.hidden = cast(Hidden, torch.compile(self.model.hidden) if self.config.compile else self.model.hidden)
+        named = [(tensor_name(n), p) for n, p in self.model.named_parameters()]
+        named += [(f"loss/{tensor_name(n)}", p) for n, p in self.objective.named_parameters()]
+        self.tensor_names = [n for n, _ in named]
+        self.tensors: list[nn.Parameter] = [p for _, p in named]
+
+    def configure_model(self) -> None:
+        """Lightning's hook, once the processes of a run know each other."""
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh)
+            self._take_model()
 
     def watching(self, step: int) -> bool:
         return step % self.config.watch_every == 0 or step == self.config.steps - 1
@@ -104,7 +115,7 @@ class Proxy(pl.LightningModule):
     def clip(self, step: int) -> None:
         """Clips the global norm of the gradients and records it; per-tensor RMS are taken before."""
         gradients = [p.grad for p in self.tensors if p.grad is not None]
-        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        norm = tensor_norms(gradients).norm()
         self._stats["gradient/norm"] = norm
         clip = self.config.optimizer.clip
         scale = torch.ones_like(norm) if clip is None else (clip / (norm + 1e-6)).clamp(max=1.0)
@@ -170,10 +181,12 @@ class Proxy(pl.LightningModule):
             try:
                 yield
             finally:
+                reshard(self.model)
                 self.model.train()
 
     def has_finite_weights(self) -> bool:
-        return bool(torch.stack([p.detach().isfinite().all() for p in self.tensors]).all())
+        finite = bool(torch.stack([local(p).isfinite().all() for p in self.tensors]).all())
+        return self.trainer.strategy.reduce_boolean_decision(finite)
 
     @torch.no_grad()
     def validate(self, batches: list[torch.Tensor]) -> float:
@@ -181,10 +194,11 @@ class Proxy(pl.LightningModule):
         total = torch.zeros((), device=self.device)
         rank, world = self.trainer.global_rank, self.trainer.world_size
         with self.trainer.precision_plugin.forward_context(), self.evaluating():
-            for tokens_BT1 in batches[rank::world]:
+            for tokens_BT1, counts in dealt(batches, rank, world):
                 tokens_BT1 = tokens_BT1.to(self.device)
                 logits_BTV, _ = self.model(tokens_BT1[:, :-1])
-                total += self.objective.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT1[:, 1:].flatten())
+                if counts:
+                    total += self.objective.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT1[:, 1:].flatten())
         return float(self.trainer.strategy.reduce(total, reduce_op="sum") / len(batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

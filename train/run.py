@@ -25,6 +25,7 @@ from train.loggers import Mirror
 from train.module import Proxy
 from train.recorder import Row
 from train.runfolder import RunFolder, save_atomically, write_atomically
+from train.sharding import Sharded, whole
 
 Summary = dict[str, Any]
 
@@ -128,11 +129,12 @@ class Job:
         except SystemExit as stop:
             # Lightning's answer to a Ctrl-C that Keeper didn't get: during its own start, or the second one.
             raise (stop.__context__ if isinstance(stop.__context__, KeyboardInterrupt) else stop) from None
-        if not trainer.is_global_zero:
-            return {}
         # The weights stay; the optimizer's state has served.
         with module.evaluating():
-            save_atomically(folder.path / "weights.pt", module.model.state_dict())
+            weights = whole(module.model.state_dict())
+        if not trainer.is_global_zero:
+            return {}
+        save_atomically(folder.path / "weights.pt", weights)
         summary = summarize(config, module, keeper, folder.metrics(), folder.seconds())
         write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1))
         folder.set_status(summary["state"], seconds=folder.seconds(), step=summary["steps_done"])
@@ -146,7 +148,7 @@ class Job:
             accelerator=config.accelerator,
             devices=config.devices or 1,
             num_nodes=config.nodes,
-            strategy=config.strategy,
+            strategy=Sharded((config.devices or 1) * config.nodes) if config.strategy == "fsdp" else config.strategy,
             precision="bf16-mixed" if config.precision == "bf16" else "32-true",
             accumulate_grad_batches=config.accumulate,
             callbacks=callbacks,
@@ -213,5 +215,7 @@ def _quiet_lightning() -> None:
         ".*GPU available but not used.*",
         # It needn't be: see train/cluster.py.
         ".*`srun` command is available.*",
+        # Nothing here changes what a block puts out in place.
+        "FSDP2-wrapped module .* returned a view tensor",
     ):
         warnings.filterwarnings("ignore", text)

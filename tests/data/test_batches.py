@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from data import DataError, TokenBatches, train_batch, validation_batches
+from data.batches import dealt
 
 TOKENS = np.arange(1000, dtype=np.uint16)
 
@@ -100,3 +101,12 @@ def test_ranks_share_the_global_batch(world):
 def test_a_batch_that_ranks_cannot_share_is_refused():
     with pytest.raises(DataError, match=r"batch_size=6 can't be shared by 4 ranks"):
         TokenBatches(TOKENS, seed=0, batch_size=6, context=7, start=0, stop=1, rank=0, world=4)
+
+
+@pytest.mark.parametrize(("count", "world"), [(1, 1), (3, 1), (3, 2), (4, 2), (1, 3), (5, 3)])
+def test_batches_are_dealt_evenly_and_count_once(count, world):
+    batches = [torch.tensor(i) for i in range(count)]
+    hands = [list(dealt(batches, rank, world)) for rank in range(world)]
+    assert len({len(hand) for hand in hands}) == 1
+    assert sorted(int(x) for hand in hands for x, counts in hand if counts) == list(range(count))
+    assert [int(x) for x, counts in hands[-1] if counts] == list(range(world - 1, count, world))

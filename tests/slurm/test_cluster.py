@@ -275,9 +275,10 @@ def test_a_full_queue_and_a_wrong_partition_leave_nothing_behind(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_nodes_share_a_run_and_are_interrupted(tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_nodes_share_a_run_and_are_interrupted(tmp_path, strategy):
     """Two processes on two nodes agree on the step at which they stop; the same numbers as two processes here."""
-    shared = [*LONG, "nodes=2", "strategy=ddp", "launcher.setup='export MASTER_ADDR=127.0.0.1'"]
+    shared = [*LONG, "nodes=2", f"strategy={strategy}", "launcher.setup='export MASTER_ADDR=127.0.0.1'"]
     sweep = submitted(tmp_path, "0", *shared, AT_ONCE)
     wait_for_checkpoint(sweep, 0)
     task = task_of(sweep, 0)

@@ -1,0 +1,187 @@
+"""strategy=fsdp ends as one device and as replicated devices do, and goes on from a checkpoint to the bit."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conf.axis import ConfigError, axes
+from tests.conftest import complete
+from tests.train.helpers import TINY, assert_same_end, tiny, trained
+from tests.train.pair import cut, holdings, in_pair, train_each
+from train import shardable
+from train.config import Config
+from train.module import Proxy
+from train.run import train
+from train.runfolder import RunFolder
+from train.trained import config_of, model_of
+
+FSDP = ["accelerator=cpu", "devices=2", "strategy=fsdp"]
+DDP = ["accelerator=cpu", "devices=2", "strategy=ddp"]
+# Rows that two devices can't share evenly, micro-batches, and validation batches of which one device has more.
+UNEVEN = ["data.vocab_size=63", "accumulate=2", "eval_batches=3", "eval_every=5"]
+
+
+def end_of(parent: Path, *overrides: str) -> RunFolder:
+    folder = RunFolder.of(tiny(*overrides), parent)
+    assert folder.state() == "finished"
+    return folder
+
+
+def assert_alike(ours: RunFolder, theirs: RunFolder, rel: float = 1e-3) -> None:
+    """Every metric of every step, and the weights, but for rounding."""
+    rows, expected = ours.metrics(), theirs.metrics()
+    assert len(rows) == len(expected)
+    for row, other in zip(rows, expected, strict=True):
+        assert row.keys() == other.keys()
+        for name, value in row.items():
+            if "cosine_of_max_pair" not in name:  # each device its own pair
+                assert value == pytest.approx(other[name], rel=rel, abs=1e-5), (row["step"], name)
+    weights, others = (torch.load(f.path / "weights.pt", weights_only=True) for f in (ours, theirs))
+    assert list(weights) == list(others)
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, others[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_two_processes_are_one_big_batch(tmp_path):
+    """Through the command line as a user starts it: metrics of whole tensors, clipping, decay, schedule, weights.pt."""
+    command = [sys.executable, "-m", "train", *TINY, *UNEVEN, *FSDP, f"out={tmp_path / 'two'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    one, two = trained(tmp_path / "one", *UNEVEN), end_of(tmp_path / "two", *UNEVEN, *FSDP)
+    assert two.path.name == one.path.name
+    assert_alike(two, one)
+    clipped = [row["gradient/norm"] > tiny().optimizer.clip for row in one.metrics()[1:]]
+    assert any(clipped)
+    assert not two.checkpoint.exists()
+    config = config_of(two.path)
+    logits_BTV, _ = model_of(two.path, config)(torch.arange(16)[None])
+    assert logits_BTV.shape == (1, 16, 63)
+
+
+@pytest.mark.slow
+def test_cut_runs_end_as_uncut_ones(tmp_path):
+    """Stopped twice by SIGTERM, with validations on the way."""
+    long = [*UNEVEN, *FSDP, "steps=24"]
+    ways = {name: [*long, f"optimizer={name}"] for name in shardable.ALONE["optimizer"]}
+    ways |= {"bf16": [*long, "precision=bf16"], "clip": [*long, "optimizer.update_clip=0.5"]}
+    stops: dict[str, list[int]] = {"uncut": [], "cut": [2, 12]}
+    in_pair(train_each, [(tmp_path / name / how, way, stops[how]) for name, way in ways.items() for how in stops])
+    for name, way in ways.items():
+        assert_same_end(end_of(tmp_path / name / "cut", *way), end_of(tmp_path / name / "uncut", *way))
+        assert end_of(tmp_path / name / "cut", *way).status()["attempt"] == 3
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
+    """One device's checkpoint on two and theirs on one, with moments in several groups."""
+    one = [*UNEVEN, "steps=24", "parametrization=mup_full", "optimizer.lr=1e-3"]
+    uncut = trained(tmp_path / "uncut", *one)
+    cut(tmp_path / "one_then_two", one, 11)
+    in_pair(train_each, [(tmp_path / "one_then_two", [*one, *FSDP], [])])
+    in_pair(cut, tmp_path / "two_then_one", [*one, *FSDP], 11)
+    train(tiny(*one), parent=tmp_path / "two_then_one")
+    for name in ("one_then_two", "two_then_one"):
+        folder = end_of(tmp_path / name, *one)
+        assert folder.status()["attempt"] == 2
+        assert_alike(folder, uncut)
+
+
+@pytest.mark.slow
+def test_two_nodes_are_two_devices(tmp_path):
+    nodes = [*UNEVEN, "accelerator=cpu", "nodes=2", "strategy=fsdp"]
+    in_pair(train_each, [(tmp_path / "nodes", nodes, [])], nodes=2)
+    in_pair(train_each, [(tmp_path / "devices", [*UNEVEN, *FSDP], [])])
+    assert_same_end(end_of(tmp_path / "nodes", *nodes), end_of(tmp_path / "devices", *UNEVEN, *FSDP))
+
+
+@pytest.mark.slow
+def test_each_device_holds_its_part_alone(tmp_path):
+    """Half of the parameters, of their gradients and of Adam's two moments; a row more of what has 63."""
+    config, found = tiny(*UNEVEN), in_pair(holdings, tmp_path, [*UNEVEN, *FSDP])
+    count = sum(p.numel() for p in Proxy(config).tensors)
+    odd = 2 * config.model.width  # embedding and head
+    assert found == [[n, n, 2 * n] for n in ((count + odd) // 2, (count - odd) // 2)]
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_ends_as_replicated(tmp_path):
+    overflow = ["optimizer.lr=1e38", "qk_norm=none", "optimizer.decay=none", "steps=40"]
+    in_pair(train_each, [(tmp_path / how[2], [*overflow, *how], []) for how in (DDP, FSDP)])
+    ddp, fsdp = (RunFolder.of(tiny(*overflow), tmp_path / how[2]).summary() for how in (DDP, FSDP))
+    assert fsdp["state"] == "diverged"
+    for name in ("loss_init", "diverged_step", "steps_done", "loss_final"):
+        assert fsdp[name] == ddp[name]
+
+
+# The least in which each axis acts; a third block sees what the second has handed on.
+SMALL = ["context=8", "batch_size=4", "steps=4", "watch_every=2", "eval_batches=1", "model.depth=3"]
+OPTIONS = [
+    ["layer_scale=1"],
+    ["embedding_norm=true"],
+    ["value_residual=identity"],
+    ["value_residual=learnable"],
+    ["share_attention=2"],
+    *([f"dual_stream={name}"] for name in ("independent", "kronecker", "dense")),
+    ["optimizer.update_clip=0.1"],
+    ["optimizer.qk_clip=1e-3", "qk_norm=none"],
+    ["optimizer.clip=null"],
+    ["optimizer.decay=coupled"],
+    *([f"loss.{term}"] for term in ("mu_loss=1", "max_z=0.1", "logit_penalty=0.1", "soft_cap=1")),
+    ["precision=bf16"],
+    ["eval_lengths=[2,4]", "eval_batches=4"],
+]
+TRAINING = {name: axis for name, axis in axes(Config).items() if name not in ("data", "launcher", "logger")}
+CHOICES = {axis: [list(complete(f"{axis}={name}")) for name in TRAINING[axis].choices] for axis in TRAINING} | {
+    "options": OPTIONS
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", CHOICES)
+def test_every_choice_is_refused_or_ends_as_replicated(tmp_path, group):
+    """With replicated devices a batch is cut in the same parts: what a loss takes from its part is the same too."""
+    runs = [(tmp_path / str(i), [*SMALL, *choice]) for i, choice in enumerate(CHOICES[group])]
+    runs = [run for run in runs if accepts(run[1])]
+    in_pair(train_each, [(path / how[2], [*run, *how], []) for path, run in runs for how in (DDP, FSDP)])
+    for path, run in runs:
+        fsdp, ddp = (RunFolder.of(tiny(*run, *how), path / how[2]) for how in (FSDP, DDP))
+        assert fsdp.state() == ddp.state(), run
+        assert_alike(fsdp, ddp)
+
+
+def accepts(run: list[str]) -> bool:
+    try:
+        return bool(tiny(*run, *FSDP))
+    except ConfigError as fault:
+        if "strategy=fsdp" in str(fault):
+            return False
+        raise
+
+
+REFUSED = [
+    (["devices=1"], "strategy=fsdp shares a model out over devices, of which devices=1 nodes=1 has one"),
+    (["accelerator=mps"], "strategy=fsdp .* accelerator=mps has one"),
+    (["compile=true"], "strategy=fsdp isn't tested with compile=true"),
+    (["optimizer.qk_clip=100", "qk_norm=none"], "strategy=fsdp .* optimizer.qk_clip=100 needs whole"),
+    (["share_attention=2"], "strategy=fsdp .* share_attention=2 needs whole"),
+    (["dual_stream=dense"], "strategy=fsdp .* dual_stream=dense needs whole"),
+    *(([f"{axis}={n}"], f"strategy=fsdp .* {axis}={n} needs") for axis, ns in shardable.NEVER.items() for n in ns),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), REFUSED)
+def test_what_cannot_be_shared_out_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message) as fault:
+        tiny(*FSDP, *overrides)
+    assert "use " in str(fault.value)
+
+
+@pytest.mark.parametrize("axis", shardable.ALONE)
+def test_the_other_choices_of_an_axis_are_refused(axis):
+    for name in axes(Config)[axis].choices.keys() - set(shardable.ALONE[axis]):
+        with pytest.raises(ConfigError, match=f"strategy=fsdp .* {axis}={name} .*: use {axis}="):
+            tiny(*FSDP, f"{axis}={name}", *(["schedule=constant"] if name == "schedule_free" else []))
