@@ -16,12 +16,13 @@ from torch import nn
 from data.batches import dealt
 from models.gpt import GPT, initialize
 from models.parametrization import Group, groups
-from models.probes import Stats, local, merge, tensor_norms, tensor_rms
+from models.probes import Stats, merge
 from train.config import Config
 from train.losses import Output
 from train.recorder import Recorder
 from train.relative import RelativeLR
 from train.sharding import reshard, shard
+from train.tensors import local, tensor_norms, tensor_rms
 
 Hidden = Callable[[torch.Tensor, bool], tuple[torch.Tensor, Stats]]
 

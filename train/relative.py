@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 
 from models.parametrization import Group
-from models.probes import tensor_rms
 from train.optimizers import OptimizerConfig
+from train.tensors import tensor_rms
 
 
 class RelativeLR:

@@ -12,12 +12,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from models.probes import local
 from tests.train.helpers import tiny
 from tests.train.test_resume import StopAt
 from train.keeper import Interrupted
 from train.module import Proxy
 from train.run import train
+from train.tensors import local
 
 
 def in_pair(work: Callable[..., Any], *args: Any, nodes: int = 1) -> list[Any]:

@@ -1,0 +1,23 @@
+"""Root mean squares of lists of tensors."""
+
+import pytest
+import torch
+
+from tests.conftest import randn
+from train.tensors import tensor_rms
+
+
+def test_of_tensors_of_many_shapes() -> None:
+    shapes = [(5,), (7, 3), (1,), (2, 3, 4), ()]
+    tensors = [randn(*shape, seed=i) for i, shape in enumerate(shapes)]
+    expected = [t.double().square().mean().sqrt().item() for t in tensors]
+    found = tensor_rms(tensors)
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-15, 1.0, 1e15])
+def test_sizes_far_from_one(size: float) -> None:
+    """Gradients reach AdamW's eps of 1e-8 and below: their squares must not underflow."""
+    tensor = torch.full((100, 10), size)
+    assert tensor_rms([tensor]).item() == pytest.approx(size, rel=1e-5)
