@@ -22,11 +22,11 @@ def rows(window: pd.DataFrame, seeds: pd.DataFrame | None) -> pd.DataFrame:
     """Of the runs of the window and those of the confirmation (frames of `train.report.load_sweep`), best first:
 
     `expected` is the mean loss over the window, what an LR taken at random from it gives: `best` (seed 0) plus
-    `sensitivity`. `loss` is the mean over the confirming seeds at `best_lr`, `std` their standard deviation. `degraded`
-    and `diverged` are the first LRs above the best at which loss is so much worse and at which it is lost; `logit_max`
-    and `entropy` are of the run at `degraded`, or at the largest LR where there is none. `sink_rate` (mean over
-    blocks) and `kurtosis` (largest of the blocks) are of the end of the run at the best LR. A choice with runs missing
-    has no numbers but `ended` of `runs`, and stands last.
+    `sensitivity`. `loss` is the mean over the confirming seeds at `best_lr`, once all have ended, `std` their standard
+    deviation. `degraded` and `diverged` are the first LRs above the best at which loss is so much worse and at which it
+    is lost; `logit_max` and `entropy` are of the run at `degraded`, or at the largest LR where there is none.
+    `sink_rate` (mean over blocks) and `kurtosis` (largest of the blocks) are of the end of the run at the best LR. A
+    choice with runs missing has no numbers but `ended` of `runs`, and stands last.
     """
     import pandas as pd
 
@@ -80,7 +80,9 @@ def _over_blocks(run: pd.Series, pattern: str, reduce: Any) -> float:
 def _confirmed(seeds: pd.DataFrame | None, size: Any, arm: Any) -> dict[str, Any]:
     if seeds is None:
         return {}
-    runs = seeds[(seeds["size"] == size) & (seeds["arm"] == arm) & seeds["ended"]]
+    runs = seeds[(seeds["size"] == size) & (seeds["arm"] == arm)]
+    if not runs["ended"].all():
+        return {}
     # A run that is lost counts as the loss at initialisation, as in an LR sensitivity.
     losses = np.minimum(runs["loss_final"].fillna(math.inf), runs["loss_init"]).tolist()
     if not losses:

@@ -71,6 +71,15 @@ class TestRows:
         assert table.loc["sharp", "loss"] == pytest.approx((4.9 + 5.0 + INIT) / 3)
         assert spread(table) == pytest.approx(math.sqrt((0.02**2 + np.var([4.9, 5.0, INIT], ddof=1)) / 2))
 
+    def test_seeds_count_once_all_have_ended(self) -> None:
+        runs = window(sharp=SHARP, good=GOOD)
+        seeds = confirming(runs, {"sharp": [4.9, 5.0, 5.1], "good": [4.8, 4.82, 4.84]})
+        seeds.loc[seeds["arm"].eq("attention=sharp").idxmax(), "ended"] = False
+        table = rows(runs, seeds).set_index("arm")
+        assert table.loc["good", "loss"] == pytest.approx(4.82)
+        assert math.isnan(table.loc["sharp", "loss"])
+        assert table.loc["sharp", "expected"] == pytest.approx((4.7 + 5.9 + INIT) / 3)
+
     def test_a_choice_with_a_failed_run_is_last_and_has_no_number(self) -> None:
         runs = window(sharp=SHARP, good=GOOD)
         runs.loc[0, ["state", "ended"]] = ["failed", False]
