@@ -132,9 +132,10 @@ class Job:
         # The weights stay; the optimizer's state has served.
         with module.evaluating():
             weights = whole(module.model.state_dict())
+            if trainer.is_global_zero:
+                save_atomically(folder.path / "weights.pt", weights)
         if not trainer.is_global_zero:
             return {}
-        save_atomically(folder.path / "weights.pt", weights)
         summary = summarize(config, module, keeper, folder.metrics(), folder.seconds())
         write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1))
         folder.set_status(summary["state"], seconds=folder.seconds(), step=summary["steps_done"])
