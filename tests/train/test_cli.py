@@ -128,6 +128,7 @@ def test_help_lists_every_axis_choice_and_field():
             assert key in done.stdout, key
 
 
+@pytest.mark.slow
 def test_bench_prints_ratios_and_writes_them(tmp_path):
     out = tmp_path / "bench.json"
     done = python("train.bench", "--models", "mini-0.02M", "--steps", "16", "--rounds", "1", "--out", str(out))

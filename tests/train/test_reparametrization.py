@@ -43,6 +43,7 @@ def test_a_resumed_run_ends_as_an_uncut_one(override: str, at: int, tmp_path: Pa
     assert folder.metrics_path.read_bytes() == uncut.metrics_path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", ["reparametrization=sigma", "init=lsuv"])
 def test_two_processes_are_one_big_batch(override: str, tmp_path: Path) -> None:
     """DDP over gloo: every rank takes the same power iterations and measures the same batch."""

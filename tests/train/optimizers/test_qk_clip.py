@@ -149,6 +149,7 @@ def test_logits_stay_near_tau(tmp_path: Path) -> None:
     assert 0.45 < clipped.summary()["logit_max_final"] < 0.55
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_maximum(tmp_path: Path) -> None:
     """Halves of the batch on two ranks: the weights of one process, up to rounding."""
     import subprocess
