@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conf.axis import ConfigError
 from train.axes_table import replaced
 from train.leaderboard.confirm import confirmation
 from train.leaderboard.figure import figure
@@ -130,6 +131,8 @@ def _write(table: pd.DataFrame, folder: Path, readme: Path | None) -> None:
     if noise is not None:
         print(f"standard deviation of a loss between seeds, pooled: {noise:.4f} nats")
     if readme is not None:
+        if table["expected"].isna().all():
+            raise ConfigError(f"--readme {readme}: no choice has all of its runs yet, run the same command again")
         (readme.parent / PICTURE).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "leaderboard.png", readme.parent / PICTURE)
         text = f"![Loss of each rule at each learning rate, and at its best]({PICTURE})\n\n{markdown(table)}"
