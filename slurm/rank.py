@@ -9,7 +9,7 @@ from pathlib import Path
 
 from slurm.records import read_plan
 from slurm.task import PATIENCE
-from train.keeper import Interrupted
+from train.interrupted import Interrupted
 from train.run import train
 
 

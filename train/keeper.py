@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from data.datamodule import TokenDataModule
+from train.interrupted import Interrupted
 from train.lengths import validate_longer
 from train.loggers import Mirror
 from train.module import Proxy
@@ -25,14 +26,6 @@ Report = Callable[[Row], None]
 
 AGREE_EVERY = 10
 """Steps after which the processes of a run on several devices ask each other whether one was told to stop."""
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error
-    """A signal asked the run to stop; it has written a checkpoint and can go on from it."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
 
 
 class CheckpointFile(TorchCheckpointIO):

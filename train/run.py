@@ -20,7 +20,8 @@ from data.datamodule import TokenDataModule
 from data.prepare import prepare
 from train.cluster import cluster_environment, is_rank_zero
 from train.config import Config
-from train.keeper import CheckpointFile, Interrupted, Keeper, Report
+from train.interrupted import Interrupted
+from train.keeper import CheckpointFile, Keeper, Report
 from train.loggers import Mirror
 from train.module import Proxy
 from train.recorder import Row

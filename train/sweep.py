@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError
 from train.config import Config
+from train.interrupted import Interrupted
 from train.launcher import Slurm
 from train.plan import Sweep, plan
 from train.runfolder import ENDED, RunFolder, unwritable
@@ -56,7 +57,6 @@ def work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float 
 
 def _work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float) -> int:
     from conf.axis import checked
-    from train.keeper import Interrupted
     from train.run import train
 
     if gpu is not None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
+from train.interrupted import Interrupted
 from train.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, e
 def exit_with(action: Callable[[], None]) -> None:
     """Runs a command: bad input is one line and exit code 2, a full disk one line and 1, an interruption one line and
     128 + signal."""
-    from train.keeper import Interrupted
-
     try:
         action()
     except OSError as fault:

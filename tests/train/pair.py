@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 
 from tests.train.helpers import tiny
 from tests.train.test_resume import StopAt
-from train.keeper import Interrupted
+from train.interrupted import Interrupted
 from train.module import Proxy
 from train.run import train
 from train.tensors import local

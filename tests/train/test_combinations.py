@@ -28,7 +28,7 @@ from conf.axis import ConfigError, axes, checked
 from models.sink import KeySinkConfig
 from tests.train.helpers import assert_same_end, tiny
 from train.config import Config, Place
-from train.keeper import Interrupted
+from train.interrupted import Interrupted
 from train.module import Proxy
 from train.recorder import Row
 from train.run import train

@@ -24,7 +24,7 @@ from filelock import FileLock
 from conf.axis import ConfigError, checked
 from tests.train.helpers import TINY, assert_same_end, in_process, tiny, trained
 from train.config import Config
-from train.keeper import Interrupted
+from train.interrupted import Interrupted
 from train.loggers import NoLogger
 from train.plan import plan
 from train.run import train

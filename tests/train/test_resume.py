@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.train.helpers import assert_same_end, in_process, tiny, trained
-from train.keeper import Interrupted
+from train.interrupted import Interrupted
 from train.optimizers import OPTIMIZER
 from train.run import train
 from train.runfolder import RunFolder
