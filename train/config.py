@@ -283,6 +283,7 @@ def _is_text(path: Path) -> bool:
 def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """One line for what Hydra refuses: an unknown key, an unknown choice, a malformed override."""
     text = " ".join(f"{error} {error.__cause__ or ''}".split())
+    known = choices()
     for override in overrides:
         if not _readable(override):
             return ConfigError(
@@ -290,7 +291,6 @@ def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
             )
         key, _, value = override.lstrip("+~").partition("=")
         group = key.partition("@")[0]
-        known = choices()
         # Hydra trips over a number, a list or null for a choice, with a plain Python error.
         refused = f"'{group}/{value}'" in text or type(error) in (TypeError, ValueError)
         there = (CONF / group / f"{value}.yaml").exists()  # a choice in a folder of its own, experiment=paper/qk_norm
@@ -304,7 +304,7 @@ def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
         return ConfigError(f"an interpolation can't be read ({text}): write ${{key}}, or quote the value")
     if found := re.search(r"Could not find '(\w+)/([^']*)'", text):  # in a file's own list of defaults
         group, value = found.groups()
-        return ConfigError(f"{group}={value} is not a choice: {near(value, choices().get(group, []))}")
+        return ConfigError(f"{group}={value} is not a choice: {near(value, known.get(group, []))}")
     text = text.partition(" Available options")[0].partition(" full_key:")[0]
     files = [o.lstrip("+").replace("=", "/") for o in overrides if o.lstrip("+").partition("=")[0] in GLOBAL]
     if files:

@@ -48,16 +48,24 @@ def _product(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def compose_all(points: Sequence[Sequence[str]]) -> list[Config]:
-    """The checked config of every point. Hydra composes once a set of choices; plain values are set on copies."""
-    groups = choices()
-    composed: dict[tuple[str, ...], Composed] = {}
-    configs = []
-    for point in points:
-        chosen = tuple(o for o in point if o.partition("=")[0] in groups or not o[0].isalpha())
-        if chosen not in composed:
-            composed[chosen] = Composed(compose_node(chosen))
-        configs.append(composed[chosen].config(point, [o for o in point if o not in chosen]))
-    return configs
+    """The checked config of every point."""
+    composer = Composer()
+    return [composer.config(point) for point in points]
+
+
+class Composer:
+    """Composes as train.config.compose does, once for each set of choices, and sets plain values on copies."""
+
+    def __init__(self) -> None:
+        self.groups = choices()
+        self.composed: dict[tuple[str, ...], Composed] = {}
+
+    def config(self, point: Sequence[str]) -> Config:
+        """The checked config for Hydra overrides; ConfigError, one line, when any of them can't be used."""
+        chosen = tuple(o for o in point if o.partition("=")[0] in self.groups or not o[0].isalpha())
+        if chosen not in self.composed:
+            self.composed[chosen] = Composed(compose_node(chosen))
+        return self.composed[chosen].config(point, [o for o in point if o not in chosen])
 
 
 OPEN = re.compile(r"\$\{|^\?\?\?$")

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from train.config import Config, compose
+from tests.conftest import composer
+from train.config import Config
 from train.plan import plan
 from train.run import train
 from train.runfolder import RunFolder
@@ -24,7 +25,7 @@ TINY = [
 
 
 def tiny(*overrides: str) -> Config:
-    return compose([*TINY, *overrides])
+    return composer().config([*TINY, *overrides])
 
 
 def trained(parent: Path, *overrides: str, **more: Any) -> RunFolder:
