@@ -53,7 +53,7 @@ def figure(table: pd.DataFrame) -> Figure:
         )  # fmt: skip
     axes[-1].set(xlabel="loss at the best LR (nats)")
     if axes[-1].has_data():
-        axes[-1].legend(loc="lower right", handlelength=1)
+        axes[-1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=len(sizes), handlelength=1)
     bar = shown.colorbar(image, ax=axes[: len(sizes)], location="bottom", shrink=0.6, aspect=40, extend="max")
     bar.set_label("loss above the panel's best (nats); ring: best LR, cross: diverged")
     return shown
