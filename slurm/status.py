@@ -9,7 +9,7 @@ from pathlib import Path
 
 from conf.axis import ConfigError
 from slurm.runs import OPEN, Run, runs
-from train.terminal import duration, exit_with, number
+from train.terminal import duration, exit_with, number, table_console
 
 STYLE = {"finished": "green", "diverged": "red", "running": "yellow", "queued": "dim"}
 MANY = 500
@@ -46,13 +46,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def show(found: Sequence[Run], folder: Path) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 1000
+    console = table_console(width=1000)
     if len(found) > MANY:
         sys.stdout.writelines(aligned([COLUMNS, *map(cells, found)]))
     else:

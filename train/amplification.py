@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from conf.axis import ConfigError
 from models.attention.mixing import MixingRule
 from models.gpt import GPT
-from train.terminal import exit_with
+from train.terminal import exit_with, table_console
 from train.trained import config_of, model_of, validation_of
 
 FACTORS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -72,12 +72,9 @@ def of_run(path: Path) -> list[float]:
 
 
 def say(paths: Sequence[Path]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 200  # a log has no edge at which to break a table
+    console = table_console(soft_wrap=True)
     shown = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("run", *(f"x {factor:g}" for factor in FACTORS)):
         shown.add_column(column, no_wrap=True)

@@ -28,6 +28,7 @@ from train.config import Config, compose
 from train.figures import PANEL, colours, panels, save, styled
 from train.module import Proxy
 from train.schedules import Constant
+from train.terminal import exit_with, table_console
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -252,7 +253,6 @@ def size_axis(ax: Any, slopes: Slopes) -> None:
 
 
 def say(slopes: Slopes) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), title=f"exponent of the change against {slopes.over}")
@@ -260,7 +260,7 @@ def say(slopes: Slopes) -> None:
         table.add_column(column, no_wrap=True)
     for name, row in slopes.exponents().items():
         table.add_row(name, *map(signed, row))
-    console = Console(highlight=False, width=160)
+    console = table_console()
     console.print(table)
     name, worst = slopes.worst()
     verdict = "passes" if slopes.passed else "FAILS"
@@ -295,7 +295,6 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-    from train.terminal import exit_with
 
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)

@@ -24,7 +24,7 @@ import torch
 from conf.axis import ConfigError
 from models.attention.attention import Attention
 from models.gpt import GPT, Block
-from train.terminal import exit_with
+from train.terminal import exit_with, table_console
 from train.trained import config_of, model_of, validation_of
 
 SEQUENCES = 16
@@ -144,12 +144,9 @@ def of_run(path: Path) -> list[Measured]:
 
 
 def say(paths: Sequence[Path]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 200  # a log has no edge at which to break a table
+    console = table_console(soft_wrap=True)
     shown = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("run", "block", "entropy", "row norm", "bound there", "spectral norm", "theorem's bound", "below"):
         shown.add_column(column, no_wrap=True)

@@ -21,7 +21,7 @@ from train.grid import compose_all
 from train.page import write_page, write_run_page
 from train.runfolder import ENDED, RunFolder, read_json, write_atomically
 from train.sensitivity import OverSeeds, of_runs
-from train.terminal import exit_with, number
+from train.terminal import exit_with, number, table_console
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -325,13 +325,10 @@ def write_report(sweep: Sweep) -> Verdict | None:
 
 
 def say(sweep: Sweep, found: pd.DataFrame, verdict: Verdict | None, trouble: str | None) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 200  # a log has no edge at which to break a table
+    console = table_console(soft_wrap=True)
     shown = Table(box=None, title=sweep.name, title_justify="left", padding=(0, 2, 0, 0))
     for name in COLUMNS.values():
         shown.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)

@@ -12,6 +12,7 @@ from models.parametrization import Group, rule_of, tensors
 from models.parametrization.table import SUBLAYERS, init_scale, initial_std
 from train.axes_table import table
 from train.config import Config
+from train.terminal import table_console
 
 
 def show(what: str, config: Config) -> None:
@@ -24,7 +25,6 @@ def show(what: str, config: Config) -> None:
 
 
 def show_parametrization(config: Config) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     shown = Table(box=None, padding=(0, 2, 0, 0))
@@ -35,7 +35,7 @@ def show_parametrization(config: Config) -> None:
     chosen, size = config.parametrization, config.model
     scale = config.placement.attention_scale(size.head_dim, chosen.attention_scale(size.head_dim))
     branches = {sublayer: chosen.branch_scale(size, sublayer) for sublayer in SUBLAYERS}
-    console = Console(highlight=False, width=160)
+    console = table_console()
     console.print(
         f"{chosen.name} at width {size.width}, depth {size.depth}; "
         f"attention scale {scale:.4g}, "

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from train.plan import Sweep
 from train.runfolder import ENDED, RunFolder
-from train.terminal import duration, number
+from train.terminal import duration, number, table_console
 
 STYLE = {"finished": "green", "diverged": "red", "failed": "bold white on red", "running": "yellow", "pending": "dim"}
 
@@ -23,8 +22,7 @@ class Table:
 
     def __init__(self, sweep: Sweep, jobs: int) -> None:
         self.sweep, self.jobs = sweep, jobs
-        # A log has no edge at which to break a table.
-        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+        self.console = table_console()
         self.rows, self.columns, self.cells = _grid(sweep.points)
         self.started = self._drawn = time.monotonic()
         self.status = {run.path.name: run.status() for run in sweep.runs()}

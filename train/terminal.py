@@ -14,6 +14,8 @@ from train.interrupted import Interrupted
 from train.runfolder import RunFolder
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from train.config import Config
     from train.recorder import Row
 
@@ -41,6 +43,16 @@ def exit_with(action: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def table_console(width: int = 200, **options: Any) -> Console:
+    """As wide as the terminal; a log has no edge at which to break a table."""
+    from rich.console import Console
+
+    console = Console(highlight=False, **options)
+    if not console.is_terminal:
+        console.width = width
+    return console
 
 
 def number(value: Any, digits: int = 3) -> str:

@@ -20,19 +20,20 @@ from train.axes_table import README
 from train.bench.attention import LENGTHS, TOKENS, RuleCost, measure_attention, renewed
 from train.bench.axes import LIMIT, Cost, measure_axes
 from train.bench.costs import TARGETS, first_step_seconds, measure, overrides
+from train.terminal import exit_with, table_console
 
 
 def bench(models: list[str], steps: int, count: int) -> dict[str, Any]:
     results = _heading(steps, count)
     for model in models:
-        _console().print(f"measuring {model} ...")
+        table_console(markup=False, stderr=True).print(f"measuring {model} ...")
         results[model] = measure(model, steps, count)
         results[model]["start to first step, s"] = statistics.median(first_step_seconds(model) for _ in range(count))
     return results
 
 
 def bench_axes(models: list[str], steps: int, count: int, only: list[str]) -> dict[str, Any]:
-    results, console = _heading(steps, count), _console()
+    results, console = _heading(steps, count), table_console(markup=False, stderr=True)
     for model in models:
 
         def report(cost: Cost, model: str = model) -> None:
@@ -45,7 +46,7 @@ def bench_axes(models: list[str], steps: int, count: int, only: list[str]) -> di
 
 
 def bench_attention(models: list[str], steps: int, count: int, only: list[str]) -> dict[str, Any]:
-    results, console = _heading(steps, count), _console()
+    results, console = _heading(steps, count), table_console(markup=False, stderr=True)
     for model in models:
 
         def report(cost: RuleCost, model: str = model) -> None:
@@ -60,12 +61,6 @@ def _heading(steps: int, count: int) -> dict[str, Any]:
     return {"torch": torch.__version__, "cores": os.cpu_count(), "steps": steps, "rounds": count}
 
 
-def _console(stderr: bool = True) -> Any:
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False, stderr=stderr)
-
-
 def show(results: dict[str, Any], models: list[str]) -> None:
     from rich.table import Table
 
@@ -78,7 +73,7 @@ def show(results: dict[str, Any], models: list[str]) -> None:
         if name != "times":
             cells = [f"{results[model][name]:.4g}" for model in models]
             table.add_row(name, *cells, f"<= {TARGETS[name]:g}" if name in TARGETS else "")
-    _console(stderr=False).print(table)
+    table_console(markup=False).print(table)
 
 
 def show_axes(results: dict[str, Any], models: list[str]) -> None:
@@ -97,7 +92,7 @@ def show_axes(results: dict[str, Any], models: list[str]) -> None:
         notes += [f"refused: {cost['refused']}"] if cost["refused"] else []
         cells = ["-" if r is None else f"{r:.2f}" for r in ratios]
         table.add_row(cost["axis"], cost["value"], *cells, "; ".join(notes))
-    _console(stderr=False).print(table)
+    table_console(markup=False).print(table)
 
 
 def show_attention(results: dict[str, Any], models: list[str]) -> None:
@@ -121,7 +116,7 @@ def show_attention(results: dict[str, Any], models: list[str]) -> None:
             notes = [f"time > {LIMIT:g}"] if max(cost["times"]) > LIMIT else []
             notes += [f"with {' '.join(cost['companions'])}"] if cost["companions"] else []
             table.add_row(cost["rule"], *[f"{r:.2f}" for r in ratios], f"{cost['growth']:.2f}", "; ".join(notes))
-        _console(stderr=False).print(table)
+        table_console(markup=False).print(table)
 
 
 def main() -> None:
@@ -135,8 +130,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where figures go: bench.json, bench_axes.json, bench_attention.json")
     parser.add_argument("--readme", action="store_true", help="with --attention: renew the rows in README's table")
     arguments = parser.parse_args()
-
-    from train.terminal import exit_with
 
     def action() -> None:
         steps, count = arguments.steps, arguments.rounds

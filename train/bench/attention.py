@@ -14,7 +14,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from models.attention.mixing import ATTENTION
 from models.gpt import GPT, initialize
 from train.axes_table import END, names, replaced
 from train.bench.axes import COMPANIONS, LIMIT, SETTLE
-from train.config import compose
+from train.config import Config, compose
 
 LENGTHS = (64, 256, 1024)
 TOKENS = 1024
@@ -51,8 +51,8 @@ class RuleCost:
 class Layer:
     """The attention layer of a model's first block, with an input and a gradient of its output."""
 
-    def __init__(self, overrides: Sequence[str], length: int) -> None:
-        config = compose([*overrides, f"context={length}", f"batch_size={TOKENS // length}"])
+    def __init__(self, config: Config, length: int) -> None:
+        config = replace(config, context=length, batch_size=TOKENS // length)
         torch.set_num_threads(config.threads)
         model = GPT(config, vocab_size=config.data.vocab_size, context=length)
         initialize(model, config, config.seed)
@@ -109,7 +109,8 @@ def measure_attention(
     At T times the length there are T times fewer, but at least two.
     """
     counts = [max(2, steps * LENGTHS[0] // length) for length in LENGTHS]
-    softmax = [Layer(overrides, length) for length in LENGTHS]
+    default = compose(overrides)
+    softmax = [Layer(default, length) for length in LENGTHS]
     memories = [layer.peak() for layer in softmax]
     seconds: list[list[float]] = [[] for _ in LENGTHS]
 
@@ -117,11 +118,11 @@ def measure_attention(
         companions = COMPANIONS.get(f"attention={rule}", [])
         chosen = [*overrides, f"attention={rule}", *companions]
         times, peaks = [], []
-        for i, length in enumerate(LENGTHS):
-            try:
-                layer = Layer(chosen, length)
-            except ConfigError as fault:
-                return RuleCost(rule, companions, [], [], math.nan, str(fault))
+        try:
+            layers = [Layer(config, length) for config in [compose(chosen)] for length in LENGTHS]
+        except ConfigError as fault:
+            return RuleCost(rule, companions, [], [], math.nan, str(fault))
+        for i, layer in enumerate(layers):
             peaks.append(layer.peak() / memories[i])
             for _ in range(SETTLE):
                 softmax[i].step()

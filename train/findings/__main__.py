@@ -15,7 +15,7 @@ from typing import Any, get_args
 from conf.axis import ConfigError, near
 from train.findings import FINDINGS, Finding, Group, find
 from train.runfolder import read_json
-from train.terminal import duration, exit_with
+from train.terminal import duration, exit_with, table_console
 
 GROUPS = ["all", *get_args(Group)]
 
@@ -76,13 +76,10 @@ COLOUR = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yello
 
 
 def show(states: list[tuple[Finding, dict[str, Any]]]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
+    console = table_console()
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("finding", "state", "checks", "runs", "judged", "on 2 cores", "claim", "source"):
         table.add_column(name, no_wrap=name not in ("claim", "source"))

@@ -9,6 +9,7 @@ from train.figures import size_label
 from train.forecast.backtest import Score
 from train.forecast.predict import BEYOND, Crossing, Prediction, Row
 from train.forecast.readings import Quantity
+from train.terminal import table_console
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +19,7 @@ SURE = 0.9
 
 
 def forecast(found: Sequence[Prediction], small: pd.DataFrame, level: float | None, notes: Sequence[str]) -> None:
-    console = _console()
+    console = table_console(240, soft_wrap=True, markup=False)
     target = size_label(found[0].target)
     sizes = ", ".join(size_label(n) for n in sorted(small["size"].unique()))
     console.print(f"N = {target} from {sizes}; {len(small)} runs, {int(small['broken'].sum())} of them broke")
@@ -109,7 +110,7 @@ def _breaks(prediction: Prediction, level: float | None) -> str:
 
 
 def backtest(results: Mapping[str, tuple[Quantity, Sequence[Score]]], notes: Sequence[str]) -> None:
-    console = _console()
+    console = table_console(240, soft_wrap=True, markup=False)
     for quantity, found in results.values():
         table = _rich_table(f"backtest of {quantity.label}, {quantity.when}")
         for column in ("", *(f"{_range(s)}" for s in found[:-1]), "all"):
@@ -166,15 +167,6 @@ def _backtest_conclusion(quantity: Quantity, total: Score) -> str:
 def short(value: float) -> str:
     """Two digits, powers of ten beyond 1e5."""
     return f"{value:.2g}" if value >= 1e5 or value < 10 else f"{value:,.0f}"
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True, markup=False)
-    if not console.is_terminal:
-        console.width = 240
-    return console
 
 
 def _rich_table(title: str) -> Any:

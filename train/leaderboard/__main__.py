@@ -19,7 +19,7 @@ from train.leaderboard.confirm import confirmation
 from train.leaderboard.figure import figure
 from train.leaderboard.rows import rows, spread
 from train.runfolder import read_json, write_atomically
-from train.terminal import exit_with, number
+from train.terminal import exit_with, number, table_console
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,7 +109,6 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def _write(table: pd.DataFrame, folder: Path, readme: Path | None) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from train.figures import save, size_label
@@ -118,9 +117,7 @@ def _write(table: pd.DataFrame, folder: Path, readme: Path | None) -> None:
         save(figure(table), folder / "leaderboard")
     table.drop(columns=["lrs", "window", "losses"], errors="ignore").to_csv(folder / "leaderboard.csv", index=False)
     write_atomically(folder / "leaderboard.md", markdown(table))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
+    console = table_console()
     for n, of in table.groupby("size", sort=False):
         shown = Table(box=None, title=f"N = {size_label(n)}", title_justify="left", padding=(0, 2, 0, 0))
         for name in COLUMNS.values():

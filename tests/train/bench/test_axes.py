@@ -14,13 +14,14 @@ from train.config import Config
 TRAINING = {axis: list(a.choices) for axis, a in axes(Config).items() if axis not in ("data", "launcher", "logger")}
 
 
-def test_every_choice_of_every_axis_is_measured() -> None:
+@pytest.mark.parametrize("only", [["norm", "placement"], pytest.param([], marks=pytest.mark.slow)], ids=["two", "all"])
+def test_every_choice_of_an_axis_is_measured(only: list[str]) -> None:
     assert values() == TRAINING | OPTIONS
     seen: list[Cost] = []
-    seconds, costs = measure_axes(TINY, steps=1, rounds=1, report=seen.append)
+    seconds, costs = measure_axes(TINY, steps=1, rounds=1, only=only, report=seen.append)
     assert seconds > 0
     assert seen == costs
-    assert [(c.axis, c.value) for c in costs] == [(a, v) for a, choices in values().items() for v in choices]
+    assert [(c.axis, c.value) for c in costs] == [(a, v) for a, choices in values(only).items() for v in choices]
     for cost in costs:
         assert not cost.refused, f"COMPANIONS lacks what {cost.axis}={cost.value} needs: {cost.refused}"
         assert (cost.ratio or 0) > 0
