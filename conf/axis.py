@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, core_schema, to_json
 
 # Unknown keys, wrong types, NaN and Inf are refused; a string under a field is its documentation.
 CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
@@ -99,7 +99,7 @@ def checked(config: type[T], values: Mapping[str, Any]) -> T:
     """An instance of the config dataclass from plain values; raises ConfigError with one line for the first fault."""
     try:
         # JSON mode is pydantic's strict mode for nested dataclasses: no "3" for 3, no 1 for true.
-        return _adapter(config).validate_json(json.dumps(values), strict=True)
+        return _adapter(config).validate_json(to_json(values, inf_nan_mode="constants"), strict=True)
     except ValidationError as error:
         raise ConfigError(_one_line(error, config)) from None
 

@@ -169,15 +169,17 @@ def _names(config: type) -> tuple[str, ...]:
     return tuple(field.name for field in fields(config))
 
 
+SCALARS = frozenset((type(None), bool, int, float, str))
+
+
 def _plain(value: Any) -> Any:
     """As dataclasses.asdict, without its copies of what can't change: a sweep asks for the values of all its runs."""
-    if value is None or isinstance(value, str | int | float):
+    if type(value) in SCALARS:
         return value
     if isinstance(value, tuple | list):
         return type(value)(map(_plain, value))
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return {name: _plain(getattr(value, name)) for name in _names(type(value))}
+    own = value if isinstance(value, dict) else {name: getattr(value, name) for name in _names(type(value))}
+    return {name: v if type(v) in SCALARS else _plain(v) for name, v in own.items()}
 
 
 @cache

@@ -16,7 +16,7 @@ from train.findings import find
 from train.page import write_page
 from train.report import load_sweep, report_run, table, with_arms
 
-pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+pytestmark = [pytest.mark.skipif(MISSING is not None, reason=str(MISSING)), pytest.mark.xdist_group("browser")]
 ROWS = "#table tbody tr:not([hidden])"
 NAMES = f"{ROWS} [data-key=run]"
 STEPS = 600
