@@ -74,15 +74,22 @@ class Arms:
             found.append(f"{lengths} steps a run; the paper's have 100,000")
         seeds = sorted({len(curve.by_seed) for curve in self.curves.values()})
         if seeds:
-            noise = self.noise
-            spread = "no spread is known" if noise is None else f"pooled standard deviation {noise:.3f} nats"
-            found.append(f"Seeds a curve: {' or '.join(map(str, seeds))}; {spread}")
+            found.append(f"Seeds a curve: {' or '.join(map(str, seeds))}; {self._spread()}")
         for (n, arm), curve in self.curves.items():
             lrs = curve.first.lrs
             if len(lrs) > 2 and curve.first.best_lr in (lrs[0], lrs[-1]):
                 found.append(f"N={size_label(n)} {arm}: the best LR, {curve.first.best_lr:g}, is at the grid's edge")
         missing = [name for arm in self.names for name in self.missing[arm]]
         return found + ([f"Missing: {'; '.join(missing)}"] if missing else [])
+
+    def _spread(self) -> str:
+        what, noise = "an LR sensitivity", self.noise
+        if all(len(curve.first.lrs) == 1 for curve in self.curves.values()):
+            what, noise = (
+                "a loss",
+                pooled_std([one.best_loss for one in c.by_seed.values()] for c in self.curves.values()),
+            )
+        return "no spread is known" if noise is None else f"pooled standard deviation of {what} {noise:.3f} nats"
 
     def _grids(self) -> Iterator[str]:
         grids: dict[str, list[str]] = {}
