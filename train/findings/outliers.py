@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from train.findings import Check, Finding, Verdict, register
 from train.findings.shared.arms import Arms, arms
-from train.findings.shared.pairs import average, fewer_sinks, largest, lowered, pairs, probes_against_lr
+from train.findings.shared.pairs import (
+    NO_OUTLIERS,
+    NOT_MASSIVE,
+    average,
+    fewer_sinks,
+    largest,
+    lowered,
+    pairs,
+    probes_against_lr,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,13 +50,17 @@ def judge(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Verdict:
     checks: list[Check] = []
     for arm in (CLIPPED, QUALCOMM):
         found = pairs(sweep, metrics, SOFTMAX, arm, KURTOSIS)
-        checks.append(lowered(f"The kurtosis of the residual stream is lower with {_the(arm)}", found))
+        checks.append(
+            lowered(f"The kurtosis of the residual stream is lower with {_the(arm)}", found, least=NO_OUTLIERS)
+        )
     for arm in (HEADWISE, ELEMENTWISE):
         found = pairs(sweep, metrics, SOFTMAX, arm, SINK)
         checks.append(fewer_sinks(f"The sink rate is at most half with {_the(arm)}", found, HALF))
     for arm in ARMS[1:]:
         found = pairs(sweep, metrics, SOFTMAX, arm, MASSIVE)
-        checks.append(lowered(f"The largest activation over the median one is smaller with {_the(arm)}", found))
+        checks.append(
+            lowered(f"The largest activation over the median one is smaller with {_the(arm)}", found, least=NOT_MASSIVE)
+        )
     scale = "Outliers take long training: at this length softmax may not have them yet"
     return Verdict(NAME, checks, [scale, *sweep.notes()])
 

@@ -9,6 +9,8 @@ from train.findings import Finding, Verdict, register
 from train.findings.shared.arms import Arms, arms
 from train.findings.shared.measures import TOLERANCE
 from train.findings.shared.pairs import (
+    NO_OUTLIERS,
+    NOT_MASSIVE,
     average,
     fewer_sinks,
     largest,
@@ -43,8 +45,8 @@ def judge(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Verdict:
     )
     checks = [
         fewer_sinks("Softpick's sink rate is 0 where softmax has sinks", sinks, NO_SINKS),
-        lowered("The kurtosis of the residual stream is lower with softpick", kurtosis),
-        lowered("The largest activation over the median one is smaller with softpick", massive),
+        lowered("The kurtosis of the residual stream is lower with softpick", kurtosis, least=NO_OUTLIERS),
+        lowered("The largest activation over the median one is smaller with softpick", massive, least=NOT_MASSIVE),
         no_worse("Softpick's best loss is as good", sweep, SOFTMAX, SOFTPICK, TOLERANCE),
     ]
     scale = "Sinks and massive activations take long training: at this length softmax may not have them yet"

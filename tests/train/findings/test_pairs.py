@@ -70,6 +70,9 @@ def test_lowered():
     assert p.lowered("", of(twice, noise=3.0)).passed is None
     assert p.lowered("", of(twice, gone={"arm": B, "seed": 1})).passed is None
     assert "0.25x" in p.lowered("", of(twice)).text
+    base = of(twice).middle("base")
+    assert p.lowered("", of(twice), least=0.99 * base).passed is True
+    assert p.lowered("", of(twice), least=base).passed is None
 
 
 def test_too_few_pairs_stay_open():

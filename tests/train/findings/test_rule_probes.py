@@ -36,8 +36,11 @@ class TestSoftpick:
         worse = judge(softpick_sinks, CLEAN, losses=lambda arm, n, lr, seed: 5.0 + 0.2 * (arm == "softpick"))
         assert passed(worse) == [True, True, True, False]
 
-    def test_softmax_without_sinks_leaves_open(self):
-        assert passed(judge(softpick_sinks, {**CLEAN, "softmax": PLAIN | {SINK: 0.0}}))[0] is None
+    @pytest.mark.parametrize(("check", "none"), enumerate([{SINK: 0.0}, {KURTOSIS: 3.0}, {MASSIVE: 100.0}]))
+    def test_softmax_without_them_leaves_open(self, check, none):
+        found = judge(softpick_sinks, {**CLEAN, "softmax": PLAIN | none})
+        assert [i for i, x in enumerate(passed(found)) if x is None] == [check]
+        assert ("nothing to lower" in found.checks[check].text) == (check > 0)
 
     def test_runs_without_these_probes_leave_open(self):
         assert passed(judge(softpick_sinks, {arm: {} for arm in CLEAN})) == [None, None, None, True]

@@ -27,6 +27,11 @@ Metrics = Mapping[str, "pd.DataFrame"]
 
 SINKS = 0.1
 """Sink rate from which a model counts as having sinks: one head in ten. Set before any run was seen."""
+NO_OUTLIERS = 3.0
+"""Kurtosis of features up to which none of them is an outlier: a Gaussian's (Elhage et al. 2023)."""
+NOT_MASSIVE = 100.0
+"""Largest activation over the median one up to which none is massive: a tenth of what Sun et al. 2024 ask for. This and
+NO_OUTLIERS were set when softmax's runs at the mini scale had been seen to have neither."""
 LEAST_PAIRS = 4
 """Pairs of runs from which the spread of their differences is taken for known."""
 LOWER = 1.25
@@ -120,16 +125,20 @@ def pairs(sweep: Arms, metrics: Metrics, base: str, arm: str, of: Probe | str, h
     return Pairs(base, arm, found, without, sweep.gaps(base, arm))
 
 
-def lowered(claim: str, found: Pairs, factor: float = LOWER) -> Check:
+def lowered(claim: str, found: Pairs, factor: float = LOWER, least: float = 0.0) -> Check:
     """Passes when the arm's number is below that of the base by `factor`, in the geometric mean over pairs, with two
-    errors to spare; fails when it surely is not; open with runs missing or less than LEAST_PAIRS pairs."""
-    change = found.change()
+    errors to spare; fails when it surely is not. Open with runs missing, with less than LEAST_PAIRS pairs, and where
+    the base's median is not above `least`: there is nothing to lower."""
+    change, nothing = found.change(), found.middle("base") <= least
+    needed = f"; nothing to lower, {short(least)} and less is none" if nothing else ""
     return Check(
         claim=claim,
-        passed=change.below(-math.log(factor)) if change and not found.gaps else None,
-        numbers={"log_change": change and change.numbers(), "needed_factor": factor, **found.numbers()},
-        text=f"{found}" + (f": {change.factor()}" if change else ""),
-    )
+        passed=change.below(-math.log(factor)) if change and not found.gaps and not nothing else None,
+        numbers={
+            "log_change": change and change.numbers(), "needed_factor": factor, "least_base": least, **found.numbers(),
+        },
+        text=f"{found}" + (f": {change.factor()}" if change else "") + needed,
+    )  # fmt: skip
 
 
 def fewer_sinks(claim: str, found: Pairs, share: float) -> Check:
