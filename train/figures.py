@@ -220,7 +220,7 @@ def sensitivity_against_size(curves: Mapping[tuple[int, str], OverSeeds], lines:
     return figure
 
 
-ARM_COLOURS = ("#21506e", "#b5542b", "#3b8f6b", "#8a4f9e", "#c99a2e", "#5aa0c8", "0.35", "0.65")
+ARM_COLOURS = ("#21506e", "#b5542b", "#3b8f6b", "#8a4f9e", "#c99a2e", "#5aa0c8", "#d680ab", "#7a5636")
 ARM_MARKERS = "os^Dv<P>"
 
 

@@ -90,4 +90,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"loss_against_lr": arms_by_size(all_arms(runs))}
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=8, group="rules"))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=13, group="rules"))

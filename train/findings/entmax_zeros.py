@@ -104,4 +104,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"zeros_against_lr": probes_against_lr(arms(NAME, runs, ARMS), metrics, probes, linear=list(probes))}
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=4, group="rules"))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=7, group="rules"))

@@ -169,4 +169,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"loss_against_length": draw_lengths(all_arms(runs), metrics)}
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=9, group="rules"))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=17, group="rules"))

@@ -44,4 +44,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"loss_and_logits_against_lr": probes_against_lr(arms(NAME, runs, ARMS), metrics, probes)}
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=5, group="rules"))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=7, group="rules"))

@@ -74,4 +74,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"sinks_and_outliers": probes_against_lr(all_arms(runs), metrics, probes, linear=["sink rate"])}
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=6, group="rules"))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=9, group="rules"))

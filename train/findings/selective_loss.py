@@ -64,4 +64,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"loss_against_lr": arms_by_size(arms(NAME, runs, ARMS))}
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=6, group="rules"))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=7, group="rules"))

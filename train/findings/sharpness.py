@@ -100,4 +100,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"sharpness_against_length": draw_weights(arms(NAME, runs, ARMS), metrics)}
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=3, group="rules"))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=4, group="rules"))

@@ -78,4 +78,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"early_training": probes_against_lr(trio(runs), metrics, probes, linear=linear)}
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=4, group="rules"))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=5, group="rules"))

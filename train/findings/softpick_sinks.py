@@ -58,4 +58,4 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     return {"sinks_and_outliers": probes_against_lr(pair(runs), metrics, probes, linear=["sink rate"])}
 
 
-register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=3, group="rules"))
+register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=4, group="rules"))
