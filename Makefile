@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+WORKERS := 2
 
 .PHONY: setup reproduce test lint bench clean
 
@@ -20,7 +21,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 bench: setup
 	$(BIN)/python -m train.bench

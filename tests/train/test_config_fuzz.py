@@ -30,7 +30,7 @@ EXAMPLES: dict[str, Any] = {
     "derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck),
 }  # fmt: skip
 ADVICE = re.compile(
-    r"should (be|have|match)|did you mean |known: |only \S+ has it|--help|heads=\d+ would|has to be|begins? with"
+    r"should (be|have|match)|did you mean |known: |only .+ has it|--help|heads=\d+ would|has to be|begins? with"
     r"|use |give |write |choose |correct |lower |raise |name each|a config file can set|use a multiple"
 )
 # Each by its kind in JSON.
@@ -90,6 +90,12 @@ def fields() -> list[tuple[str, Any, list[str]]]:
     return [entry for entry in found if entry[0] not in axes(Config) and entry[0] != "model"]
 
 
+@cache
+def texts() -> set[str]:
+    """Keys of fields that take any text, of some choice at least."""
+    return {key for key, field, _ in fields() if {str, Any} & kinds(field.annotation)}
+
+
 @st.composite
 def bad_field(draw: Any) -> Refused:
     key, field, owner = draw(st.sampled_from([entry for entry in fields() if any(bad_values(entry[1]))]))
@@ -120,10 +126,11 @@ def unknown_key(draw: Any) -> Refused:
 @st.composite
 def malformed(draw: Any) -> Refused:
     key = draw(st.sampled_from(list(all_keys())))
+    forms = [key, f"={key}", f"{key}=[1", f"{key}={{", f"{key}='a", f"{key} = 1", f"{key}=a)"]
+    # Text is what it looks like where a field takes any.
+    forms += [] if key in texts() else [f"{key}=a:b:"]
     text = draw(
-        st.sampled_from(
-            [key, f"={key}", f"{key}=[1", f"{key}={{", f"{key}='a", f"{key} = 1", f"{key}=a)", f"{key}=a:b:"]
-        )
+        st.sampled_from(forms)
         | st.text(string.punctuation + " ab", min_size=1, max_size=6).map(lambda junk: f"{key}=[{junk}")
     )
     return key, [text]
