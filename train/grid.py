@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
+from contextlib import suppress
+from functools import cache, cached_property
 from typing import Any
 
 from omegaconf import DictConfig
+from pydantic import ValidationError
 
 from conf.axis import ConfigError, near
 from train.config import Config, choices, compose_node, from_node, from_values, hydra_fault
@@ -90,6 +92,14 @@ class Composed:
         if isinstance(resolved, dict) and not open_:
             self.values = {str(k): v for k, v in resolved.items()}
 
+    @cached_property
+    def base(self) -> Config | None:
+        """The config without a point's values; None where only they make it whole."""
+        try:
+            return from_values(self.values or {})
+        except ConfigError:
+            return None
+
     def config(self, point: Sequence[str], overrides: Sequence[str]) -> Config:
         """Of the point, whose `overrides` are those that the base doesn't have."""
         parsed = [_parsed(text) for text in overrides]
@@ -98,6 +108,9 @@ class Composed:
             values = values and _with(values, key.split("."), value)
         if values is None:
             return from_node(self._node(point, parsed))
+        if self.values is not None and self.base is not None:
+            with suppress(ValidationError):  # named with its whole path below
+                return self.base.changed({k: v for k, v in values.items() if v is not self.values[k]})
         return from_values(values)
 
     def _node(self, point: Sequence[str], parsed: Sequence[tuple[str, Any]]) -> DictConfig:

@@ -89,8 +89,14 @@ def main() -> None:
         measure("submit, dry", "-m", "train.sweep", *overrides, "launcher.dry_run=true")
         sweep = plan(overrides)
         make(sweep)
-        measure("submit again, all done", "-m", "train.sweep", *overrides, "launcher.dry_run=true")
-        # Where PATH is empty there is no squeue.
+        # A queue with nothing in it.
+        squeue = Path(folder) / "bin" / "squeue"
+        squeue.parent.mkdir()
+        squeue.write_text("#!/bin/sh\n")
+        squeue.chmod(0o755)
+        again = [*overrides, "launcher.dry_run=true"]
+        measure("submit again, all done", "-m", "train.sweep", *again, PATH=str(squeue.parent))
+        # Where PATH is empty there is none.
         measure("status", "-m", "slurm.status", str(sweep.folder), PATH="")
         measure("report", "-m", "train.report", str(sweep.folder))
         history = f"from train.report import load_sweep; load_sweep({str(sweep.folder)!r}).history('loss')"

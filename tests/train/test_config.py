@@ -1,5 +1,7 @@
 """The whole config: its YAML files, its one-line errors, its hash, its folder name."""
 
+import hashlib
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -285,6 +287,14 @@ class TestDigest:
         config = tiny(*complete(override))
         assert config != tiny()
         assert config.digest() != tiny().digest()
+
+    @pytest.mark.parametrize("override", ["seed=1", "eval_lengths=[1,4]", "optimizer.lr=0.3", "data.seed=2"])
+    def test_is_that_of_the_canonical_json(self, override: str) -> None:
+        values = {k: v for k, v in tiny(override).values().items() if k not in PLACE}
+        if not override.startswith("eval_lengths"):
+            del values["eval_lengths"]
+        text = json.dumps(values, sort_keys=True)
+        assert tiny(override).digest() == hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def test_eight_hex_digits_that_depend_on_values_alone(self) -> None:
         assert re.fullmatch("[0-9a-f]{8}", tiny().digest())

@@ -14,6 +14,7 @@ POINTS = [
     ["compile=true", "devices=null", "data.seed=5"],
     ["out='a b'", "cache=elsewhere"],
     ["model.name=other", "++optimizer.clip=2"],
+    ["layer_scale=1", "eval_every=3", "steps=9", "attention.pattern=odd", "model.depth=3"],
     ["data={zipf_exponent:0.5}"],
 ]
 
@@ -36,7 +37,9 @@ def test_points_of_one_base_stay_apart():
 @pytest.mark.parametrize(
     "override",
     ["optimizer.lrr=0.1", "optimizer.lr.x=1", "stepss=3", "optimizer.lr=abc", "seed=-1", "steps='3'", "seed=???",
-     "optimizer=null", "optimizer.lr={a:1}"],
+     "optimizer=null", "optimizer.lr={a:1}", "seed=true", "seed='3'", "seed=2.5", "optimizer.lr=true",
+     "layer_scale=inf", "optimizer.lr=nan", "optimizer.lr='0.1'", "compile=1", "precision=fp16", "finding=nothing",
+     "accumulate=3", "model.heads=3", "schedule.warmup_steps=99", "attention.pattern=nowhere"],
 )  # fmt: skip
 def test_what_one_run_refuses_a_grid_refuses_with_the_same_words(override):
     with pytest.raises(ConfigError) as alone:
