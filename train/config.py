@@ -221,7 +221,15 @@ def choices() -> dict[str, list[str]]:
 
 def compose(overrides: Sequence[str]) -> Config:
     """The checked config for Hydra overrides; ConfigError, one line, when any of them can't be used."""
+    refuse_arms(overrides)
     return from_node(compose_node(overrides))
+
+
+def refuse_arms(overrides: Sequence[str]) -> None:
+    """Arms make a sweep's points and are no part of a point: on a command line they would change nothing."""
+    for override in overrides:
+        if override.lstrip("+~").partition("=")[0].partition(".")[0] == "arms":
+            raise ConfigError(f"{override}: arms are an experiment's own: write one with others in conf/experiment/")
 
 
 def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from pydantic import ValidationError
 
 from conf.axis import ConfigError, near
-from train.config import Config, choices, compose_node, from_node, from_values, hydra_fault
+from train.config import Config, choices, compose_node, from_node, from_values, hydra_fault, refuse_arms
 
 
 def expand(overrides: Sequence[str]) -> list[tuple[str | None, list[str]]]:
@@ -64,6 +64,7 @@ class Composer:
 
     def config(self, point: Sequence[str]) -> Config:
         """The checked config for Hydra overrides; ConfigError, one line, when any of them can't be used."""
+        refuse_arms(point)
         chosen = tuple(o for o in point if o.partition("=")[0] in self.groups or not o[0].isalpha())
         if chosen not in self.composed:
             self.composed[chosen] = Composed(compose_node(chosen))
