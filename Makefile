@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
-WORKERS := 2
+# Many tests wait for processes: one worker more than cores.
+WORKERS := 3
 
 .PHONY: setup reproduce test lint bench clean
 
