@@ -132,8 +132,8 @@ class Config(Architecture, Place):
         return {name: _plain(getattr(self, name)) for name in _names(type(self))}
 
     def changed(self, values: Mapping[str, Any]) -> Config:
-        """With other plain values in these fields, as strictly checked as all are by `from_values`, in a fifth of the
-        time: what a grid leaves alone is shared. Raises pydantic's ValidationError, whose paths lack the field."""
+        """With other plain values in these fields, as strictly checked as all are by `from_values`; what a grid leaves
+        alone is shared. Raises pydantic's ValidationError, whose paths lack the field."""
         found = {name: getattr(self, name) for name in _names(type(self))}
         return Config(**found | {name: checked_field(Config, name, value) for name, value in values.items()})
 

@@ -85,10 +85,8 @@ class Arms:
     def _spread(self) -> str:
         what, noise = "an LR sensitivity", self.noise
         if all(len(curve.first.lrs) == 1 for curve in self.curves.values()):
-            what, noise = (
-                "a loss",
-                pooled_std([one.best_loss for one in c.by_seed.values()] for c in self.curves.values()),
-            )
+            what = "a loss"
+            noise = pooled_std([one.best_loss for one in c.by_seed.values()] for c in self.curves.values())
         return "no spread is known" if noise is None else f"pooled standard deviation of {what} {noise:.3f} nats"
 
     def _grids(self) -> Iterator[str]:
