@@ -212,7 +212,7 @@ class LayerSequentialUnitVariance(OrthogonalInit):
             """What the layer puts out once it is scaled; all that runs after it sees that."""
             for _ in range(ATTEMPTS):
                 std = output.float().std(correction=0)
-                if (std - 1).abs() <= self.tol:
+                if std == 0 or (std - 1).abs() <= self.tol:  # no factor scales what is constant
                     break
                 linear.weight.div_(std + 1e-8)
                 output = linear.forward(*inputs)
@@ -223,7 +223,7 @@ class LayerSequentialUnitVariance(OrthogonalInit):
         x_BTD, _ = model.hidden(tokens_BT)
         if self.head:
             std = model.logits(x_BTD).std(correction=0)
-            if (std - 1).abs() > self.tol:
+            if std > 0 and (std - 1).abs() > self.tol:
                 model.head.weight.div_(std + 1e-8)
         model.train()
         for hook in hooks:

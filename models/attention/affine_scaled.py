@@ -70,6 +70,9 @@ class AffineScaledConfig(MixingConfig):
     Bae et al. 2026 (Affine-Scaled Attention, arXiv 2602.23057). D H parameters a layer.
     """
 
+    # torch 2.13 makes beta again in the backward pass, of the average that the forward pass has moved since: the
+    # gradients of values are off by up to a tenth, with aot_eager and inductor.
+    compiles = False
     name: Literal["affine_scaled"] = "affine_scaled"
     rho: Annotated[float, Field(ge=0, le=1)] = 0.9
     """What the running average of alpha keeps at each training batch. The paper's."""

@@ -156,6 +156,7 @@ def _pattern(given: Any) -> patterns.Pattern:
 class MixingConfig(Choice):
     name: str
     dot_product = False  # whether it is a function of scale q_i k_j, plus what positions add: what qk_clip relies on
+    compiles = True  # whether torch.compile gives its gradients
     mixes = True  # whether it mixes tokens; a config that doesn't has a `sublayer` in place of attention
     pattern: Annotated[
         patterns.Pattern, BeforeValidator(_pattern), Field(examples=["odd", "bilateral", ("self", "softmax")])
@@ -163,6 +164,13 @@ class MixingConfig(Choice):
     """Blocks that have this rule. A word for which of them, the others have softmax: all, odd, even, top_half, middle,
     bottom_half, every_4, first, last, bilateral; or a list of rules that is repeated over the blocks, this one as self:
     [self,softmax]. Xue et al. 2025 (arXiv 2510.11602)."""
+
+    def fits(self, config: Any) -> None:
+        if config.compile and not self.compiles:
+            raise ValueError(
+                f"compile=true gets the gradients of attention={self.name} wrong: "
+                f"use compile=false or attention=softmax"
+            )
 
     def build(self, layer: LayerShape) -> MixingRule:
         raise NotImplementedError

@@ -243,6 +243,12 @@ class TestLSUV:
         for ours, published in zip(calibrated().model.parameters(), model.parameters(), strict=True):
             torch.testing.assert_close(ours, published, rtol=1e-5, atol=1e-6)
 
+    def test_what_is_constant_is_left_alone(self) -> None:
+        """A norm over heads of one feature is zero whatever it is given."""
+        proxy = Proxy(tiny("init=lsuv", *LSUV, "model.heads=16", "position=alibi", "qk_norm=qkv"))
+        proxy.calibrate(tokens_of(proxy.config))
+        assert all(p.isfinite().all() for p in proxy.model.parameters())
+
     def test_again_it_changes_nothing(self) -> None:
         proxy = calibrated()
         before = [p.detach().clone() for p in proxy.model.parameters()]

@@ -5,8 +5,10 @@ from typing import cast
 import pytest
 import torch
 
+from conf.axis import ConfigError
 from models.attention.affine_scaled import AffineScaled
 from models.attention.mixing import Inputs
+from tests.conftest import tiny
 from tests.models.attention import test_rules
 from tests.models.attention.helpers import LOGITS, B, D, H, T, build, inputs, layer, mixing, qkv
 
@@ -19,6 +21,16 @@ BUT = {
     "test_bf16_autocast_stays_close_to_fp32": MOVES,
     "test_gradients_of_both_paths_agree": MOVES,
 }
+
+
+def test_compiled_gradients_are_refused() -> None:
+    message = "compile=true gets the gradients of attention=affine_scaled wrong: use compile=false or attention=softmax"
+    for given in (["attention=affine_scaled"], ["attention.pattern=[self,affine_scaled]", "model.depth=2"]):
+        assert tiny(*given).compile is False
+        with pytest.raises(ConfigError, match=message):
+            tiny(*given, "compile=true")
+
+
 # Gates of x = -6, 0, 2, 4 by hand, and an average of 0.45.
 GATES, ALPHA = [-6.0, 0, 2, 4], [0.0, 0.5, 0.7, 0.9]
 
