@@ -219,7 +219,7 @@ ONLY: dict[str, Callable[[Config], bool]] = {
     "output/noise": lambda c: c.loss.name == "noisy_softmax",
     "output/kept": lambda c: c.loss.name == "eslm",
     "output/temperature": lambda c: c.loss.name == "tempnet",
-    "attention/block0/sink_share": lambda c: c.sink.name in KEYED,
+    "attention/block0/sink_share": lambda c: c.sink.name in KEYED and c.attention.of_block(0, c.model.depth).mixes,
     "qk_clip/heads": lambda c: c.optimizer.qk_clip is not None,
 }
 EVERY_STEP = {"step", "lr", "loss", "objective", "gradient/norm"}
