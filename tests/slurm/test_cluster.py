@@ -140,8 +140,10 @@ def held(sweep: Sweep, seed: int) -> Iterator[None]:
     """A run that waits: Slurm looks at time limits every half minute, and the run would have ended."""
     worker = psutil.Process(run_of(sweep, seed).status["pid"])
     worker.suspend()
-    yield
-    worker.resume()
+    try:
+        yield
+    finally:
+        worker.resume()
 
 
 def start_cluster() -> None:
