@@ -65,6 +65,8 @@ class Corpus:
     validation: Dataset | IterableDataset
     max_tokens: int | None = None
     """Tokenising the train documents stops at the document that reaches this many tokens."""
+    digest: str | None = None
+    """sha256 of all documents, whatever their order; None of a stream."""
 
 
 @plain_dataclass(frozen=True)
@@ -163,7 +165,11 @@ def split_by_hash(documents: Dataset, what: str) -> Corpus:
     hashes = np.array([_hash(text) for texts in batches(documents) for text in texts], np.uint64)
     order = np.argsort(hashes, kind="stable")
     held_out = int(np.clip((hashes < int(VALIDATION_SHARE * 2**64)).sum(), 1, len(documents) - 1))
-    return Corpus(train=documents.select(order[held_out:]), validation=documents.select(order[:held_out]))
+    return Corpus(
+        train=documents.select(order[held_out:]),
+        validation=documents.select(order[:held_out]),
+        digest=hashlib.sha256(hashes[order].tobytes()).hexdigest(),
+    )
 
 
 def _hash(text: str) -> int:

