@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
+import inspect
 import json
 import pkgutil
+import textwrap
 from collections.abc import Callable, Mapping
 from functools import cache
+from itertools import pairwise
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, core_schema, to_json
 
-# Unknown keys, wrong types, NaN and Inf are refused; a string under a field is its documentation.
-CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+# Unknown keys, wrong types, NaN and Inf are refused.
+CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 # Characters of a list of known words.
 LISTED = 200
@@ -66,7 +70,6 @@ class Axis(Generic[T]):
         if name in self.choices:
             raise ValueError(f"{self.title}={name} is registered twice")
         self.choices[name] = cast("type[T]", config)
-        inherit_documentation(config)
         return config
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -74,13 +77,25 @@ class Axis(Generic[T]):
         return core_schema.tagged_union_schema(choices=schemas, discriminator="name")
 
 
-def inherit_documentation(config: type) -> None:
-    """Pydantic loses the string under a field that a base defines with a default."""
-    fields, own = vars(config)["__pydantic_fields__"], vars(config).get("__annotations__", {})
-    for base in config.__mro__[1:]:
-        for name, field in vars(base).get("__pydantic_fields__", {}).items():
-            if name not in own:
-                fields[name].description = fields[name].description or field.description
+@by_type
+def documentation(config: type) -> Mapping[str, str]:
+    """What the fields of a config dataclass are for: the string under a field, of its own class or of a base.
+
+    Read out of the source when it is asked for: pydantic's `use_attribute_docstrings` does so while a class is made,
+    a fifth of what importing all choices takes, and loses what a base says.
+    """
+    owners = [owner for owner in reversed(config.__mro__) if hasattr(owner, "__pydantic_fields__")]
+    return {name: text for owner in owners for name, text in _strings(owner).items()}
+
+
+def _strings(owner: type) -> dict[str, str]:
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+    return {
+        field.target.id: inspect.cleandoc(below.value.value)
+        for field, below in pairwise(cast("ast.ClassDef", node).body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+    }
 
 
 def near(word: str, words: list[str]) -> str:

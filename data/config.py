@@ -54,12 +54,9 @@ class TokenSource(Protocol):
 class DataConfig:
     """What a run trains on. The choices of the axis extend it, one per module of this package."""
 
-    # Described in Field because pydantic does not hand a docstring under a field on to subclasses.
-    name: Annotated[str, Field(description="Which corpus: the choice on the data axis.")]
-    vocab_size: Annotated[
-        int,
-        Field(ge=2, le=2**31, description="Number of token ids: the rows of the model's embedding and head."),
-    ]
+    name: str
+    vocab_size: Annotated[int, Field(ge=2, le=2**31)]
+    """Number of token ids: the rows of the model's embedding and head."""
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the tokens besides the fields: versions and hashes. A key named as a field replaces it."""

@@ -33,14 +33,10 @@ PLACES = {
 class HubConfig(TextConfig):
     """The beginning of a dataset on the hub, in its own order."""
 
-    max_tokens: Annotated[
-        int,
-        Field(ge=1, description="How much of the train split is tokenised: up to the document that reaches it."),
-    ]
-    revision: Annotated[
-        str,
-        Field(description="Git revision of the dataset on the hub: a commit hash pins the text, `main` is today's."),
-    ]
+    max_tokens: Annotated[int, Field(ge=1)]
+    """How much of the train split is tokenised: up to the document that reaches it."""
+    revision: str
+    """Git revision of the dataset on the hub: a commit hash pins the text, `main` is today's."""
 
     def fingerprint(self) -> dict[str, Any]:
         return {"dataset": list(PLACES[self.name])} | tokenizers_.fingerprint(self.tokenizer)

@@ -9,10 +9,9 @@ from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
@@ -32,13 +31,9 @@ VALIDATION_SHARE = 0.04
 class TextConfig(DataConfig):
     """A corpus of documents and the tokenizer that turns them into tokens; an end-of-text token follows each."""
 
-    tokenizer: Annotated[
-        str,
-        Field(
-            description="`bpe`: byte-level BPE trained on the train documents until it has vocab_size tokens. Or the "
-            "path of a tokenizer.json, or `hub:<repo>` for the one of a repository on the Hugging Face hub."
-        ),
-    ]
+    tokenizer: str
+    """`bpe`: byte-level BPE trained on the train documents until it has vocab_size tokens. Or the path of a
+    tokenizer.json, or `hub:<repo>` for the one of a repository on the Hugging Face hub."""
 
     def __post_init__(self) -> None:
         if self.tokenizer == tokenizers_.TRAINED and self.vocab_size < tokenizers_.SMALLEST:

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 import conf
-from conf.axis import CHECKED, ConfigError, axes, by_type, checked, checked_field, inherit_documentation, near
+from conf.axis import CHECKED, ConfigError, axes, by_type, checked, checked_field, near
 from data.config import DATA, DataConfig
 from models.gpt import Architecture
 from models.size import SizeConfig
@@ -167,9 +167,6 @@ class Config(Architecture, Place):
                 chosen.append(f"{axis}_{name}")
         end = f"-lr{self.optimizer.lr:g}-seed{self.seed}"
         return "-".join(chosen)[: LONGEST_NAME - len(end)] + end
-
-
-inherit_documentation(Config)
 
 
 @by_type

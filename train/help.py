@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from conf.axis import axes
+from conf.axis import axes, documentation
 from train.config import Place
 
 
@@ -40,7 +40,7 @@ def show_help() -> None:
     for name, axis in axes(Config).items():
         console.print(f"\n[bold]Fields of {name}[/]")
         configs = list(axis.choices.values())
-        shared = {f for f in configs[0].__dataclass_fields__ if len({_description(c, f) for c in configs}) == 1}
+        shared = {f for f in configs[0].__dataclass_fields__ if len({documentation(c).get(f) for c in configs}) == 1}
         _fields(console, configs[0], f"{name}.", values[name], keep=shared)
         for choice, config in axis.choices.items():
             console.print(f"  {name}={choice}")
@@ -52,10 +52,6 @@ def show_help() -> None:
     _fields(console, SizeConfig, "model.", values["model"])
 
 
-def _description(config: Any, field: str) -> str | None:
-    return config.__pydantic_fields__[field].description if field in config.__pydantic_fields__ else None
-
-
 def _fields(
     console: Any, config: Any, prefix: str, values: dict[str, Any], indent: str = "  ", keep: set[str] | None = None
 ) -> None:
@@ -63,7 +59,8 @@ def _fields(
     from rich.markup import escape
 
     place = () if config is Place else Place.__dataclass_fields__
-    for name, field in config.__pydantic_fields__.items():
-        if field.description and name not in place and (keep is None or name in keep):
+    texts = documentation(config)
+    for name in config.__pydantic_fields__:
+        if name in texts and name not in place and (keep is None or name in keep):
             key = prefix + name + (f"={'null' if values[name] is None else values[name]}" if name in values else "")
-            console.print(f"{indent}{escape(key):34} {escape(' '.join(field.description.split()))}")
+            console.print(f"{indent}{escape(key):34} {escape(' '.join(texts[name].split()))}")

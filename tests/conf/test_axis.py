@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from conf.axis import CHECKED, Axis, ConfigError, axes, checked, near
+from conf.axis import CHECKED, Axis, ConfigError, axes, checked, documentation, near
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -75,7 +75,23 @@ class TestAxis:
             checked(Drawing, values()).count = 2  # type: ignore[misc]
 
     def test_a_string_under_a_field_is_its_documentation(self) -> None:
-        assert Drawing.__pydantic_fields__["paper"].description == "What is drawn on."  # type: ignore[attr-defined]
+        assert documentation(Drawing) == {"paper": "What is drawn on."}
+
+    def test_what_a_base_says_of_a_field_holds_until_another_word(self) -> None:
+        @dataclass(frozen=True, kw_only=True, config=CHECKED)
+        class Base:
+            below: int = 1
+            """Below."""
+            kept: int = 1
+            """Kept."""
+
+        @dataclass(frozen=True, kw_only=True, config=CHECKED)
+        class Derived(Base):
+            below: int = 2
+            """Anew."""
+            kept: int = 2
+
+        assert documentation(Derived) == {"below": "Anew.", "kept": "Kept."}
 
 
 class TestChecked:

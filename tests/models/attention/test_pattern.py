@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from conf.axis import ConfigError
+from conf.axis import ConfigError, documentation
 from models.attention.pattern import WORDS, names
 from models.attention.relu_squared import SquaredReLU
 from models.attention.softcap import Softcap
@@ -39,7 +39,7 @@ def test_words(word: str, expected: list[int]) -> None:
 
 
 def test_every_word_is_tested_and_documented() -> None:
-    description = tiny().attention.__pydantic_fields__["pattern"].description  # type: ignore[attr-defined]
+    description = documentation(type(tiny().attention))["pattern"]
     assert all(word in description for word in WORDS)
     marks = test_words.pytestmark[0].args[1]  # type: ignore[attr-defined]
     assert [word for word, _ in marks] == list(WORDS)
