@@ -35,6 +35,10 @@ class LoggerConfig:
     def must_be_there(self) -> None:
         """ConfigError where a package that it needs is missing."""
 
+    def asks_again(self) -> bool:
+        """Whether a run that has ended is to be logged once more."""
+        return False
+
 
 CONNECT_SECONDS = 20.0
 REACH_SECONDS = 5.0
@@ -87,6 +91,10 @@ class Wandb(LoggerConfig):
         if os.environ.get("WANDB_MODE"):
             return os.environ["WANDB_MODE"] != "online"
         return not has_key()
+
+    def asks_again(self) -> bool:
+        """The agent of a W&B sweep gives each point a run of its own, also the point that another has trained."""
+        return "WANDB_SWEEP_ID" in os.environ
 
     def build(self, folder: Path, *, run_id: str, run_name: str, group: str | None) -> Logger:
         import wandb

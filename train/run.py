@@ -45,8 +45,13 @@ def train(
     after a checkpoint was, and passes on what else goes wrong after status.json says so.
     """
     folder = RunFolder.of(config, parent)
+    group = parent.name if parent else config.finding
+    mirror = Mirror(
+        lambda: config.logger.build(folder.path, run_id=config.digest(), run_name=config.run_name(), group=group),
+        config.values(),
+    )
     if folder.has_ended():
-        return folder.summary()
+        return _found(config, folder, mirror)
     config.logger.must_be_there()
     prepared = prepare(config.data, Path(config.cache).expanduser(), progress=config.progress)
     job = Job(config, folder, prepared, report, callbacks)
@@ -54,15 +59,10 @@ def train(
         job.fit(Mirror(lambda: None, {}))
         return {}
     folder.claim(config, patience)
-    group = parent.name if parent else config.finding
     try:
         if folder.has_ended():  # by the process that we waited for
-            return folder.summary()
+            return _found(config, folder, mirror)
         folder.start()
-        mirror = Mirror(
-            lambda: config.logger.build(folder.path, run_id=config.digest(), run_name=config.run_name(), group=group),
-            config.values(),
-        )
         summary, end = Summary(), "failed"
         try:
             summary = job.fit(mirror)
@@ -80,6 +80,16 @@ def train(
         raise
     finally:
         folder.release()
+
+
+def _found(config: Config, folder: RunFolder, mirror: Mirror) -> Summary:
+    """The summary of a run that has ended; who asks under another id than the run's own gets its rows too."""
+    summary = folder.summary()
+    if config.logger.asks_again() and is_rank_zero(config):
+        for row in folder.metrics():
+            mirror.row(row)
+        mirror.finish(summary["state"], summary)
+    return summary
 
 
 def _note(fault: BaseException, folder: RunFolder) -> None:

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from conf.axis import ConfigError
 from tests.train.helpers import TINY, in_process, tiny, trained
+from tests.train.sweep_server import serving
 from tests.train.wandb_files import offline_run, records
 from train.config import compose
 from train.runfolder import RunFolder
@@ -185,25 +186,33 @@ def test_a_server_gets_a_requeued_run_once(requeued, openwandb, tmp_path):
         assert row.get("loss", math.nan) == pytest.approx(expected[row["_step"]], rel=1e-6, nan_ok=True)
 
 
-def test_an_agent_of_a_wandb_sweep_trains_its_point(tmp_path):
-    """The command that W&B's agent makes of the shipped YAML, in the environment that the agent gives it."""
-    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
-
-    sweep = yaml.safe_load((Path(compose.__code__.co_filename).parent / "wandb_sweep.yaml").read_text())
-    point = {"optimizer.lr": 0.0123, "qk_norm": "none", "seed": 2, "progress": False}
-    assert point.keys() <= sweep["parameters"].keys()
-    extra = [o for o in TINY if not o.startswith(("logger=", "progress="))]
-    arguments = create_sweep_command_args({"args": {k: {"value": v} for k, v in point.items()}})
-    parts = {"${env}": ["/usr/bin/env"], "${interpreter}": [sys.executable],
-             "${args_no_hyphens}": [*arguments["args_no_hyphens"], *extra, f"out={tmp_path}"]}  # fmt: skip
-    command = [text for part in create_sweep_command(sweep["command"]) for text in parts.get(part, [part])]
-    agents = {"WANDB_RUN_ID": "agent123", "WANDB_SWEEP_ID": "sweep456", "WANDB_MODE": "offline"}
-    done = subprocess.run(command, env=os.environ | agents, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (file,) = tmp_path.glob("*/wandb/offline-run-*/*.wandb")
-    started = next(r.run for r in records(file) if r.WhichOneof("record_type") == "run")
-    assert (started.run_id, started.sweep_id) == ("agent123", "sweep456")
-    found = offline_run(file)
-    assert (found.config["optimizer"]["lr"], found.config["seed"]) == (0.0123, 2)
-    folder = RunFolder(file.parents[2])
-    assert found.summary[sweep["metric"]["name"]] == folder.summary()["loss"]
+def test_an_agent_of_a_wandb_sweep_trains_its_points(tmp_path):
+    """`wandb sweep` with the shipped YAML, then `wandb agent`: a run folder a config, a W&B run a point, also for a
+    point that was trained before."""
+    plain = {key: yaml.safe_load(value) for key, _, value in (o.partition("=") for o in TINY)}
+    common = plain | {"qk_norm": "none", "logger": "wandb", "logger.mode": "offline", "out": str(tmp_path / "runs")}
+    points = 2 * [common | {"optimizer.lr": 0.0123, "seed": 2}]
+    shipped = Path(compose.__code__.co_filename).parent / "wandb_sweep.yaml"
+    with serving(points) as server:
+        # The agent starts `python`.
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        key = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": 40 * "0", "NETRC": "/nonexistent", "PATH": path}
+        environment = {k: v for k, v in os.environ.items() if k != "WANDB_MODE"} | key
+        common_arguments = {"env": environment, "cwd": tmp_path, "capture_output": True, "text": True}
+        made = subprocess.run(["wandb", "sweep", "--project", "stabilab", str(shipped)], **common_arguments)
+        assert "wandb agent somebody/stabilab/sweep456" in made.stderr, made.stderr
+        assert yaml.safe_load(server.config) == (sweep := yaml.safe_load(shipped.read_text()))
+        done = subprocess.run(["wandb", "agent", "somebody/stabilab/sweep456"], **common_arguments)
+        assert done.returncode == 0, done.stderr
+        ids = server.given
+    assert len(list(tmp_path.glob("runs/*/summary.json"))) == 1
+    found = {}
+    for file in tmp_path.glob("runs/*/wandb/offline-run-*/*.wandb"):
+        started = next(r.run for r in records(file) if r.WhichOneof("record_type") == "run")
+        assert started.sweep_id == "sweep456"
+        found[started.run_id] = offline_run(file), RunFolder(file.parents[2])
+    assert sorted(found) == ids == ["agentrun0", "agentrun1"]
+    for run, folder in found.values():
+        assert (run.config["optimizer"]["lr"], run.config["seed"]) == (0.0123, 2)
+        assert run.summary[sweep["metric"]["name"]] == folder.summary()["loss"]
+        assert [row["_step"] for row in run.history] == list(range(13))
