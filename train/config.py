@@ -107,6 +107,12 @@ class Config(Architecture, Place):
             find(self.finding)
         self.schedule.fits(steps=self.steps, peak=self.optimizer.lr)
         shardable.fits(self)
+        wrong = next((r for r in self.attention.of_blocks(self.model.depth) if self.compile and not r.compiles), None)
+        if wrong is not None:
+            raise ValueError(
+                f"compile=true gets the gradients of attention={wrong.name} wrong: "
+                f"use compile=false or attention=softmax"
+            )
         shares = self.accumulate * (self.devices or 1) * self.nodes
         if self.batch_size % shares:
             raise ValueError(

@@ -165,13 +165,6 @@ class MixingConfig(Choice):
     bottom_half, every_4, first, last, bilateral; or a list of rules that is repeated over the blocks, this one as self:
     [self,softmax]. Xue et al. 2025 (arXiv 2510.11602)."""
 
-    def fits(self, config: Any) -> None:
-        if config.compile and not self.compiles:
-            raise ValueError(
-                f"compile=true gets the gradients of attention={self.name} wrong: "
-                f"use compile=false or attention=softmax"
-            )
-
     def build(self, layer: LayerShape) -> MixingRule:
         raise NotImplementedError
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from train.findings import Check, Finding, Verdict, register
+from train.findings import Finding, Verdict, register
 from train.findings.shared.arms import Arms, arms
-from train.findings.shared.pairs import (
-    NO_OUTLIERS,
-    NOT_MASSIVE,
-    average,
+from train.findings.shared.pairs import pairs
+from train.findings.shared.sinks import (
+    LONG_TRAINING,
+    SINK,
     fewer_sinks,
-    largest,
-    lowered,
-    pairs,
-    probes_against_lr,
+    less_kurtosis,
+    less_massive,
+    sinks_and_outliers,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ ARMS = SOFTMAX, CLIPPED, QUALCOMM, HEADWISE, ELEMENTWISE = (
 )  # fmt: skip
 HALF = 0.5
 """Share of softmax's sink rate that may be left: far more than the paper's tenth. Set before any run was seen."""
-SINK, KURTOSIS, MASSIVE = average("attention/sink_rate"), largest("residual/kurtosis"), largest("residual/massive_max")
 
 
 def all_arms(runs: pd.DataFrame) -> Arms:
@@ -47,22 +45,12 @@ def judge(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Verdict:
     """Kurtosis and largest activation where Bondarenko et al. measure them, sinks and largest activation where Qiu et
     al. do; over runs that are not degraded."""
     sweep = all_arms(runs)
-    checks: list[Check] = []
-    for arm in (CLIPPED, QUALCOMM):
-        found = pairs(sweep, metrics, SOFTMAX, arm, KURTOSIS)
-        checks.append(
-            lowered(f"The kurtosis of the residual stream is lower with {_the(arm)}", found, least=NO_OUTLIERS)
-        )
+    checks = [less_kurtosis(sweep, metrics, SOFTMAX, arm, _the(arm)) for arm in (CLIPPED, QUALCOMM)]
     for arm in (HEADWISE, ELEMENTWISE):
         found = pairs(sweep, metrics, SOFTMAX, arm, SINK)
         checks.append(fewer_sinks(f"The sink rate is at most half with {_the(arm)}", found, HALF))
-    for arm in ARMS[1:]:
-        found = pairs(sweep, metrics, SOFTMAX, arm, MASSIVE)
-        checks.append(
-            lowered(f"The largest activation over the median one is smaller with {_the(arm)}", found, least=NOT_MASSIVE)
-        )
-    scale = "Outliers take long training: at this length softmax may not have them yet"
-    return Verdict(NAME, checks, [scale, *sweep.notes()])
+    checks += [less_massive(sweep, metrics, SOFTMAX, arm, _the(arm)) for arm in ARMS[1:]]
+    return Verdict(NAME, checks, [LONG_TRAINING, *sweep.notes()])
 
 
 def _the(arm: str) -> str:
@@ -70,8 +58,7 @@ def _the(arm: str) -> str:
 
 
 def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
-    probes = {"sink rate": SINK, "kurtosis, largest of blocks": KURTOSIS, "largest / median activation": MASSIVE}
-    return {"sinks_and_outliers": probes_against_lr(all_arms(runs), metrics, probes, linear=["sink rate"])}
+    return {"sinks_and_outliers": sinks_and_outliers(all_arms(runs), metrics)}
 
 
 register(Finding(NAME, CLAIM, SOURCE, judge, draw, minutes=9, group="rules"))

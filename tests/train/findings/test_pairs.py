@@ -9,6 +9,7 @@ from tests.train.findings.watched_frames import pending, sweep
 from train.findings.shared import pairs as p
 from train.findings.shared.arms import arms
 from train.findings.shared.logits import bears, no_explosion, slower_logits
+from train.findings.shared.sinks import fewer_sinks
 
 A, B = "softmax", "other"
 SIZES = (1000, 4000)
@@ -96,7 +97,7 @@ def test_moved_and_not_above():
 
 def test_fewer_sinks():
     def check(base, arm, share=0.5, **how):
-        return p.fewer_sinks("", of(lambda name: {A: base, B: arm}[name], **how), share).passed
+        return fewer_sinks("", of(lambda name: {A: base, B: arm}[name], **how), share).passed
 
     assert check(0.4, 0.1) is True
     assert check(0.4, 0.0, share=0.02) is True

@@ -25,13 +25,6 @@ Probe = Callable[["pd.DataFrame"], float]
 """A number of a run, from its metrics rows; NaN where it has none."""
 Metrics = Mapping[str, "pd.DataFrame"]
 
-SINKS = 0.1
-"""Sink rate from which a model counts as having sinks: one head in ten. Set before any run was seen."""
-NO_OUTLIERS = 3.0
-"""Kurtosis of features up to which none of them is an outlier: a Gaussian's (Elhage et al. 2023)."""
-NOT_MASSIVE = 100.0
-"""Largest activation over the median one up to which none is massive: a tenth of what Sun et al. 2024 ask for. This and
-NO_OUTLIERS were set when softmax's runs at the mini scale had been seen to have neither."""
 LEAST_PAIRS = 4
 """Pairs of runs from which the spread of their differences is taken for known."""
 LOWER = 1.25
@@ -139,22 +132,6 @@ def lowered(claim: str, found: Pairs, factor: float = LOWER, least: float = 0.0)
         },
         text=f"{found}" + (f": {change.factor()}" if change else "") + needed,
     )  # fmt: skip
-
-
-def fewer_sinks(claim: str, found: Pairs, share: float) -> Check:
-    """Passes when the arm's sink rate is below this share of the base's, in the mean over pairs, with two errors to
-    spare; fails when it surely is not. Open where the base's is below SINKS: there is little to remove."""
-    rate, rest = over([p["base"] for p in found.values]), found.change(log=False, share=share)
-    passed = None
-    if rest and rate and not found.gaps:
-        passed = rest.below(0)
-        passed = None if passed and rate.value < SINKS else passed
-    return Check(
-        claim=claim,
-        passed=passed,
-        numbers={"base": rate and rate.numbers(), "allowed_share": share, "least_base": SINKS, **found.numbers()},
-        text=f"{found}" + (f"; mean of the base {rate.value:.2f}" if rate else ""),
-    )
 
 
 def moved(claim: str, found: Pairs, by: float) -> Check:
