@@ -16,7 +16,7 @@ from slurm.runs import chosen, runs
 from slurm.status import folder_of
 from slurm.submit import submit
 from train.config import Config
-from train.launcher import Slurm
+from train.launcher import Slurm, in_full
 from train.terminal import exit_with
 
 USAGE = "python -m slurm.resubmit FOLDER [--only failed,timeout,...] [launcher.time=... ...]"
@@ -70,7 +70,8 @@ def main() -> None:
             raise ConfigError(f"--only has no value; usage: {USAGE}")
         del arguments[at : at + 2]
     overrides = [a for a in arguments if "=" in a and not Path(a).exists()]
-    resubmit(folder_of([a for a in arguments if a not in overrides], USAGE), words, overrides)
+    folder = folder_of([a for a in arguments if a not in overrides], USAGE)
+    resubmit(folder, words, in_full(["launcher=slurm", *overrides])[1:])
 
 
 if __name__ == "__main__":

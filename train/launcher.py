@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -87,3 +88,10 @@ class Slurm(LauncherConfig):
             if "\n" in str(getattr(self, text)):
                 raise ValueError(f"{text} has a line break: keep it to one line")
         return self
+
+
+def in_full(overrides: Sequence[str]) -> list[str]:
+    """`launcher=slurm partition=gpu` is `launcher=slurm launcher.partition=gpu`."""
+    chosen = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("launcher=")), "")
+    fields = LAUNCHER.choices[chosen].__dataclass_fields__ if chosen in LAUNCHER.choices else {}
+    return [f"launcher.{o}" if o.partition("=")[0] in fields.keys() - {"name"} else o for o in overrides]

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from conf.axis import ConfigError
 from train.config import Config
 from train.interrupted import Interrupted
-from train.launcher import Slurm
+from train.launcher import Slurm, in_full
 from train.plan import Sweep, plan
 from train.runfolder import ENDED, RunFolder, unwritable
 from train.sweep_table import Table
@@ -202,7 +202,7 @@ def main() -> None:
 
         show_help()
         return
-    exit_with(lambda: sys.exit(launch(plan(arguments))))
+    exit_with(lambda: sys.exit(launch(plan(in_full(arguments)))))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from slurm.submit import arrays, submit
 from slurm.task import Steps, work_of
 from tests.train.helpers import TINY, tiny
 from train.__main__ import main as train_one
-from train.launcher import Slurm
+from train.launcher import Slurm, in_full
 from train.sweep import Pool
 from train.sweep import main as sweep
 
@@ -92,6 +92,24 @@ def test_setup_template_and_paths_are_in_the_script(tmp_path):
         "module load cuda",
         f"{sys.executable} ${{HOME}} '{tmp_path}/a b/slurm/plan-3.jsonl'",
     ]
+
+
+def test_beside_launcher_slurm_its_settings_need_no_prefix(tmp_path, monkeypatch, capsys):
+    bare = ["partition=gpu", "time=4:00:00", "gpus=2", "array_parallelism=3", "dry_run=true"]
+    said = []
+    for settings in (bare, [f"launcher.{setting}" for setting in bare]):
+        monkeypatch.setattr(sys, "argv", ["train.sweep", *TINY, "launcher=slurm", f"out={tmp_path}", *settings])
+        with pytest.raises(SystemExit) as stopped:
+            sweep()
+        assert stopped.value.code == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    for option in ("--partition=gpu", "--time=4:00:00", "--gpus-per-node=2", "--array=0-0%3"):
+        assert f"#SBATCH {option}\n" in said[0]
+    assert in_full(["partition=gpu", "model.name=x", "launcher=slurm", "name=y"]) == [
+        "launcher.partition=gpu", "model.name=x", "launcher=slurm", "name=y",
+    ]  # fmt: skip
+    assert in_full(["partition=gpu", "launcher=slurm", "launcher=local"])[0] == "partition=gpu"
 
 
 @pytest.mark.parametrize("name", ["requeue", "resubmit"])
@@ -196,7 +214,8 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["partition=x"], "unknown key partition: did you mean launcher.partition?"),
+        (["launcher=local", "partition=x"], "unknown key partition: did you mean launcher.partition?"),
+        (["time=soon"], "launcher: time=soon is no time limit"),
         (["launcher=local", "launcher.time=3"], "unknown key launcher.time: only launcher=slurm has it"),
         (["launcher=slrm"], "launcher=slrm is not a choice: did you mean slurm?"),
         (["launcher.time=soon"], "launcher: time=soon is no time limit"),
