@@ -1,7 +1,9 @@
-"""`python -m slurm.resubmit FOLDER [--only failed,timeout,...] [launcher.time=...]`: submits open runs again.
+"""`python -m slurm.resubmit FOLDER [--only failed,timeout,...] [time=...]`: submits open runs again.
 
 Their configs are those of their submission; of the launcher, settings may be given anew. They go on from their
-checkpoints. Without --only these are all runs that have neither ended nor are in the queue.
+checkpoints. Without --only these are all runs that have neither ended nor are in the queue; with it those that
+`python -m slurm.status FOLDER` calls failed, timeout, preempted, cancelled, node_fail, out_of_memory, lost (Slurm knows
+nothing of them) or new (never submitted).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from train.config import Config
 from train.launcher import Slurm, in_full
 from train.terminal import exit_with
 
-USAGE = "python -m slurm.resubmit FOLDER [--only failed,timeout,...] [launcher.time=... ...]"
+USAGE = "python -m slurm.resubmit FOLDER [--only failed,timeout,...] [time=... ...]"
 
 
 def changed(launcher: Slurm, overrides: Sequence[str]) -> Slurm:
@@ -63,6 +65,9 @@ def resubmit(folder: Path, words: Sequence[str], overrides: Sequence[str]) -> li
 
 def main() -> None:
     arguments, words = sys.argv[1:], list[str]()
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
     if "--only" in arguments:
         at = arguments.index("--only")
         words = [word for word in "".join(arguments[at + 1 : at + 2]).split(",") if word]

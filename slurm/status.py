@@ -77,6 +77,9 @@ def folder_of(arguments: list[str], usage: str) -> Path:
 
 
 def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
     folder = folder_of(sys.argv[1:], "python -m slurm.status FOLDER")
     show(runs(folder, lambda fault: print(f"{fault}; what follows is the folder's own word", file=sys.stderr)), folder)
 

@@ -72,7 +72,7 @@ ELSEWHERE = {
     "tests.train.page.speed": ("page/test_browser.py", "measures a browser's time"),
 }  # fmt: skip
 HELPED = ["train", "train.sweep", "train.report", "train.dashboard", "train.forecast", "train.findings", "train.bench"]
-HELPED += ["train.coordinates"]
+HELPED += ["train.coordinates", "train.leaderboard", "train.sync", "slurm.status", "slurm.resubmit"]
 
 
 def documented() -> set[str]:
@@ -133,7 +133,7 @@ def test_runs(place: Path, command: str, capsys: pytest.CaptureFixture[str], mon
 def test_help(module: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     code, said = call([module, "--help"], capsys, monkeypatch)
     assert code == 0, said
-    assert "python -m train" in said
+    assert f"python -m {module}" in said
 
 
 @pytest.mark.parametrize("target", ["reproduce", "test", "lint", "bench", "clean"])
