@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -363,11 +364,13 @@ def _near_key(key: str) -> str:
     if owners:
         return f"only {axis}={' or '.join(owners)} has it"
     known = list(all_keys())
-    ending = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-    if ending:
-        return f"did you mean {' or '.join(ending)}?"
-    hint = near(key, known)
-    return hint if hint.startswith("did") else "see python -m train --help"
+    last = {k.rpartition(".")[2] for k in known}
+    # The same name elsewhere, else the closest; without a dot, that of a field of any axis.
+    wanted = key.rpartition(".")[2]
+    if wanted not in last:
+        wanted = next(iter(difflib.get_close_matches(key, [*known, *(() if "." in key else last)], n=1)), "")
+    found = [k for k in known if wanted in (k, k.rpartition(".")[2])]
+    return f"did you mean {' or '.join(found)}?" if found else "see python -m train --help"
 
 
 def all_keys() -> dict[str, None]:
