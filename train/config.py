@@ -330,10 +330,13 @@ def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
         there = (CONF / group / f"{value}.yaml").exists()  # a choice in a folder of its own, experiment=paper/qk_norm
         if refused and group in known and not there:
             return ConfigError(f"{group}={value} is not a choice: {near(value, known[group])}")
+        if "Cannot merge DictConfig with ListConfig" in text and (override in text or len(overrides) == 1):
+            return ConfigError(f"{override} is a mapping where a list should be: {key}=[a,b]")
         where = re.search(r"full_key: (\S+)", text)
         named = f"'{key}'" in text or (where is not None and f"{key}.".startswith(f"{where[1]}."))
         if named and ("not in struct" in text or "Could not override" in text):
-            return ConfigError(f"unknown key {key}: {_near_key(key)}")
+            inner = where[1] if where is not None and where[1].startswith(f"{key}.") else key
+            return ConfigError(f"unknown key {inner}: {_near_key(inner)}")
     if "no viable alternative" in text or "token recognition" in text:
         return ConfigError(f"an interpolation can't be read ({text}): write ${{key}}, or quote the value")
     if found := re.search(r"Could not find '(\w+)/([^']*)'", text):  # in a file's own list of defaults

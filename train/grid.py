@@ -119,11 +119,11 @@ class Composed:
         from omegaconf.errors import OmegaConfBaseException
 
         node = self.node.copy()
-        try:
-            for key, value in parsed:
+        for key, value in parsed:
+            try:
                 OmegaConf.update(node, key, value, force_add=False)
-        except OmegaConfBaseException as error:
-            raise hydra_fault(error, point) from None
+            except OmegaConfBaseException as error:
+                raise hydra_fault(error, [o for o in point if o.partition("=")[0] == key]) from None
         return node
 
 

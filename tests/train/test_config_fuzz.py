@@ -143,7 +143,7 @@ CLASHES: list[Refused] = [
     ("embedding_norm", ["norm=none", "placement=pre", "embedding_norm=true"]), ("finding", ["finding=nothing"]),
     ("loss.tau_min", ["loss=tempnet", "loss.tau_min=99"]), ("qk_clip", ["optimizer.qk_clip=1"]),
     ("placement", ["placement=ngpt"]), ("data.path", ["data=text"]), ("steps", ["steps=${nothing}"]),
-    ("seed", ["seed=${oc.env:NO_SUCH_VARIABLE}"]),
+    ("seed", ["seed=${oc.env:NO_SUCH_VARIABLE}"]), ("data.packages", ["data=docstrings", "data.packages={}"]),
 ]  # fmt: skip
 
 ALL = st.one_of(bad_field(), bad_field(), bad_choice(), unknown_key(), malformed(), st.sampled_from(CLASHES))
