@@ -66,6 +66,9 @@ class Composer:
         """The checked config for Hydra overrides; ConfigError, one line, when any of them can't be used."""
         refuse_arms(point)
         chosen = tuple(o for o in point if o.partition("=")[0] in self.groups or not o[0].isalpha())
+        signed = [o.lstrip("+~").partition("=")[0] for o in chosen if not o[0].isalpha()]
+        if any(f"{key}.".startswith(f"{o.partition('=')[0]}.") for key in signed for o in point):
+            chosen = tuple(point)  # both set the same key, or one below it: their order counts
         if chosen not in self.composed:
             self.composed[chosen] = Composed(compose_node(chosen))
         return self.composed[chosen].config(point, [o for o in point if o not in chosen])

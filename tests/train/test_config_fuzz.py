@@ -144,6 +144,7 @@ CLASHES: list[Refused] = [
     ("loss.tau_min", ["loss=tempnet", "loss.tau_min=99"]), ("qk_clip", ["optimizer.qk_clip=1"]),
     ("placement", ["placement=ngpt"]), ("data.path", ["data=text"]), ("steps", ["steps=${nothing}"]),
     ("seed", ["seed=${oc.env:NO_SUCH_VARIABLE}"]), ("data.packages", ["data=docstrings", "data.packages={}"]),
+    ("out._target_", ["+out._target_=1"]),
 ]  # fmt: skip
 
 ALL = st.one_of(bad_field(), bad_field(), bad_choice(), unknown_key(), malformed(), st.sampled_from(CLASHES))
