@@ -10,12 +10,14 @@ What the paper leaves open, in our reading: beta is masked like the weights (as 
 the "key sequence length", is the context of training, so that rows sum to alpha_i + (average - alpha_i) i / N, or the i
 visible keys (`count=visible`), where all rows sum to the average; the average is one number a head, saved with the
 model, without a gradient, used before the batch moves it (else tokens would see the gates of later ones) and frozen in
-evaluation; W is drawn as the init axis has it. Each micro-batch of an accumulated step moves the average.
+evaluation; W is drawn as the init axis has it. Each micro-batch of an accumulated step moves the average, that of all
+devices.
 """
 
 from typing import Annotated, Literal
 
 import torch
+import torch.distributed as dist
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -51,7 +53,7 @@ class AffineScaled(Softmax):
         mixed_BHTK = alpha_BHT1 * attended_BHTK + beta_BHT1 * v_BHTK.float().cumsum(-2)
         if self.training:
             with torch.no_grad():
-                self.average_H.lerp_(alpha_BHT1.mean((0, 2, 3)), 1 - self.rho)
+                self.average_H.lerp_(_over_devices(alpha_BHT1.mean((0, 2, 3))), 1 - self.rho)
         return mixed_BHTK.to(v_BHTK.dtype)
 
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
@@ -60,6 +62,14 @@ class AffineScaled(Softmax):
 
     def entropy(self, inputs: Inputs) -> torch.Tensor:
         return MixingRule.entropy(self, inputs)
+
+
+def _over_devices(mean_H: torch.Tensor) -> torch.Tensor:
+    """The mean over the whole batch, of which each device has an equal part."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(mean_H)
+        mean_H /= dist.get_world_size()
+    return mean_H
 
 
 @ATTENTION.register
