@@ -330,7 +330,8 @@ def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
         there = (CONF / group / f"{value}.yaml").exists()  # a choice in a folder of its own, experiment=paper/qk_norm
         if refused and group in known and not there:
             return ConfigError(f"{group}={value} is not a choice: {near(value, known[group])}")
-        if "Cannot merge DictConfig with ListConfig" in text and (override in text or len(overrides) == 1):
+        alone = override in text or len(overrides) == 1
+        if "Cannot merge DictConfig with ListConfig" in text and alone and group not in known:
             return ConfigError(f"{override} is a mapping where a list should be: {key}=[a,b]")
         where = re.search(r"full_key: (\S+)", text)
         named = f"'{key}'" in text or (where is not None and f"{key}.".startswith(f"{where[1]}."))
