@@ -117,6 +117,16 @@ def test_a_run_that_diverges_ends_as_replicated(tmp_path):
         assert fsdp[name] == ddp[name]
 
 
+@pytest.mark.slow
+def test_a_running_average_is_that_of_all_devices(tmp_path):
+    """Affine-scaled attention's, which moves by the mean of a batch: as with the whole batch on one device."""
+    affine = [*SMALL, "attention=affine_scaled", "attention.rho=0.5", "optimizer.lr=0.1"]
+    one = trained(tmp_path / "one", *affine)
+    in_pair(train_each, [(tmp_path / how[2], [*affine, *how], []) for how in (DDP, FSDP)])
+    for how in (DDP, FSDP):
+        assert_alike(end_of(tmp_path / how[2], *affine, *how), one)
+
+
 # The least in which each axis acts; a third block sees what the second has handed on.
 SMALL = ["context=8", "batch_size=4", "steps=4", "watch_every=2", "eval_batches=1", "model.depth=3"]
 OPTIONS = [
