@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from conf.axis import ConfigError
@@ -46,7 +47,7 @@ def run_and_show(config: Any) -> None:
     with Progress(config) as progress:
         summary = train(config, progress.report)
     if summary:
-        say_summary(config, summary, RunFolder.of(config))
+        say_summary(config, summary, RunFolder(Path(config.out) / config.run_name()))
 
 
 def multirun(arguments: list[str]) -> None:

@@ -22,7 +22,6 @@ from data.config import DATA, DataConfig
 from models.gpt import Architecture
 from models.size import SizeConfig
 from train import shardable
-from train.findings import find
 from train.launcher import LAUNCHER, LauncherConfig, Local
 from train.loggers import LOGGER, LoggerConfig
 from train.losses import LOSS, LossConfig
@@ -104,8 +103,8 @@ class Config(Architecture, Place):
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> Config:
-        if self.finding is not None:
-            find(self.finding)
+        if self.finding is not None and self.finding not in experiments():
+            raise ValueError(f"finding={self.finding} is not known: {near(self.finding, list(experiments()))}")
         self.schedule.fits(steps=self.steps, peak=self.optimizer.lr)
         shardable.fits(self)
         wrong = next((r for r in self.attention.of_blocks(self.model.depth) if self.compile and not r.compiles), None)
@@ -211,6 +210,12 @@ def default_choices() -> Mapping[str, str]:
     """The choice of each group that conf/config.yaml names. Read once: every run's name asks for it."""
     entries = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
     return {k: v for entry in entries if isinstance(entry, dict) for k, v in entry.items()}
+
+
+@cache
+def experiments() -> Sequence[str]:
+    """Names of the experiment files, which are those of the findings that they test."""
+    return choices()["experiment"]
 
 
 def choices() -> dict[str, list[str]]:

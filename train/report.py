@@ -280,7 +280,7 @@ def markdown(sweep: Sweep, found: pd.DataFrame, verdict: Verdict | None) -> str:
     lines = [f"# {sweep.name}", ""]
     if verdict:
         lines += [
-            f"**{verdict.finding}: {verdict.state}.** {find(verdict.finding).claim} ({find(verdict.finding).source})",
+            f"**{verdict.finding}: {verdict.state}.** {verdict.claim} ({verdict.source})",
             "",
         ]
         lines += ["| check | | figures |", "|---|---|---|"]
@@ -305,7 +305,7 @@ def write_report(sweep: Sweep) -> Verdict | None:
     if sweep.finding:
         finding = find(sweep.finding)
         try:
-            verdict = finding.judge(sweep.runs, sweep.metrics)
+            verdict = finding.verdict(sweep.runs, sweep.metrics)
             if len(sweep.ended):
                 figures = finding.draw(sweep.runs, sweep.metrics)
         except ConfigError as fault:

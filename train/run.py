@@ -19,7 +19,7 @@ from data.batches import Prepared
 from data.datamodule import TokenDataModule
 from data.prepare import prepare
 from train.cluster import cluster_environment, is_rank_zero
-from train.config import Config
+from train.config import Config, to_yaml
 from train.interrupted import Interrupted
 from train.keeper import CheckpointFile, Keeper, Report
 from train.loggers import Mirror
@@ -44,7 +44,7 @@ def train(
     to end. Raises ConfigError before anything is written, Interrupted
     after a checkpoint was, and passes on what else goes wrong after status.json says so.
     """
-    folder = RunFolder.of(config, parent)
+    folder = RunFolder((parent or Path(config.out)) / config.run_name())
     group = parent.name if parent else config.finding
     mirror = Mirror(
         lambda: config.logger.build(folder.path, run_id=config.digest(), run_name=config.run_name(), group=group),
@@ -58,7 +58,7 @@ def train(
     if not is_rank_zero(config):
         job.fit(Mirror(lambda: None, {}))
         return {}
-    folder.claim(config, patience)
+    folder.claim(to_yaml(config), patience)
     try:
         if folder.has_ended():  # by the process that we waited for
             return _found(config, folder, mirror)

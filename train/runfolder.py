@@ -22,14 +22,11 @@ from collections.abc import Iterable, Mapping
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError
-
-if TYPE_CHECKING:
-    from train.config import Config
 
 ENDED = ("finished", "diverged")
 
@@ -112,22 +109,16 @@ class RunFolder:
     def _lock(self) -> FileLock:
         return FileLock(self.path / ".lock")
 
-    @classmethod
-    def of(cls, config: Config, parent: Path | None = None) -> RunFolder:
-        return cls((parent or Path(config.out)) / config.run_name())
-
-    def claim(self, config: Config, patience: float = 0.0) -> None:
+    def claim(self, config_yaml: str, patience: float = 0.0) -> None:
         """Makes the folder this process' own until `release`.
 
         ConfigError when another process trains in it and still does after `patience` seconds: one on a node that the
         scheduler has given up may live on for a while.
         """
-        from train.config import to_yaml
-
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=patience)
-            write_atomically(self.path / "config.yaml", to_yaml(config))
+            write_atomically(self.path / "config.yaml", config_yaml)
         except Timeout:
             raise ConfigError(f"{self.path}: process {self.status().get('pid')} is training this run already") from None
         except OSError as error:

@@ -62,7 +62,7 @@ def _work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     config = checked(Config, values)
-    folder = RunFolder.of(config, parent)
+    folder = RunFolder(parent / config.run_name())
     folder.path.mkdir(parents=True, exist_ok=True)
     log = os.open(folder.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -132,6 +132,7 @@ def launch(sweep: Sweep) -> int:
     if any(config.launcher != launcher for config in sweep.configs):
         raise ConfigError("launcher: a sweep has one, its runs can't differ in it")
     if not isinstance(launcher, Slurm):
+        _refuse_while_in_slurm(sweep)
         return run(sweep)
     from slurm.launch import launch
 
@@ -144,7 +145,6 @@ def run(sweep: Sweep) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sweep.configs[0].launcher.must_be_local()
     sweep.configs[0].logger.must_be_there()
-    _refuse_while_in_slurm(sweep)
     lock = FileLock(sweep.folder / ".lock")
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)

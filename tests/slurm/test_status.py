@@ -164,7 +164,7 @@ def test_no_sweep_folder_is_one_line(monkeypatch, capsys, tmp_path, arguments):
 def test_a_time_limit_without_progress_ends_after_three(tmp_path):
     """A checkpoint between them starts the count again."""
     config = tiny("launcher=slurm")
-    folder = RunFolder.of(config, tmp_path)
+    folder = RunFolder(tmp_path / config.run_name())
     folder.path.mkdir()
 
     def attempt() -> Task:

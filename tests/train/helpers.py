@@ -32,7 +32,7 @@ def trained(parent: Path, *overrides: str, **more: Any) -> RunFolder:
     """The folder of a tiny run that was trained to its end."""
     config = tiny(*overrides)
     train(config, parent=parent, **more)
-    return RunFolder.of(config, parent)
+    return RunFolder(parent / config.run_name())
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 def test_a_run_ends_with_what_it_found_and_where(tmp_path):
     done = python("train", *TINY, f"out={tmp_path}")
     assert done.returncode == 0, done.stderr
-    folder = RunFolder.of(tiny(), tmp_path)
+    folder = RunFolder(tmp_path / tiny().run_name())
     summary = folder.summary()
     found = [f"{summary['loss_final']:.3f}", f"{summary['logit_max']:.3f}"]
     for text in ("finished", "12 steps", *found, str(folder.path)):
@@ -44,7 +44,7 @@ def test_progress_in_a_log_shows_loss_lr_logit_speed_and_eta(tmp_path):
 def test_multirun_is_hydras(tmp_path):
     done = python("train", "-m", *TINY, f"out={tmp_path}", "seed=0,1")
     assert done.returncode == 0, done.stderr
-    assert {RunFolder.of(tiny(f"seed={s}"), tmp_path).state() for s in (0, 1)} == {"finished"}
+    assert {RunFolder(tmp_path / tiny(f"seed={s}").run_name()).state() for s in (0, 1)} == {"finished"}
 
 
 @pytest.mark.parametrize(

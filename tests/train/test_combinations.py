@@ -285,11 +285,11 @@ def check(drawn: Drawn, cut_at: int, turn: int) -> None:
         train(config, parent=uncut)
         with pytest.raises(Interrupted):
             train(config, parent=cut, callbacks=[Cut(cut_at)])
-        stopped = RunFolder.of(config, cut)
+        stopped = RunFolder(cut / config.run_name())
         assert torch.load(stopped.checkpoint, weights_only=True)["global_step"] == cut_at + 1
         train(config, parent=cut)
-        assert_same_end(stopped, RunFolder.of(config, uncut))
-        start, *rows = RunFolder.of(config, uncut).metrics()
+        assert_same_end(stopped, RunFolder(uncut / config.run_name()))
+        start, *rows = RunFolder(uncut / config.run_name()).metrics()
     assert start.keys() == {"step", "validation/loss"}
     assert [row["step"] for row in rows] == list(range(STEPS))
     proxy = Proxy(config)

@@ -76,7 +76,7 @@ def cut(tmp_path: Path) -> RunFolder:
     """A run with a checkpoint of its sixth step."""
     with pytest.raises(Interrupted):
         trained(tmp_path, callbacks=[At(5, signals(signal.SIGTERM))])
-    return RunFolder.of(tiny(), tmp_path)
+    return RunFolder(tmp_path / tiny().run_name())
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ class TestSignals:
         handler = signal.getsignal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path, callbacks=[At(5, signals(signal.SIGINT, signal.SIGINT))])
-        folder = RunFolder.of(tiny(), tmp_path)
+        folder = RunFolder(tmp_path / tiny().run_name())
         assert folder.status()["reason"] == "interrupted by Ctrl-C or SIGTERM"
         assert folder.state() == "pending"
         assert signal.getsignal(signal.SIGINT) == handler
@@ -147,7 +147,7 @@ class TestSignals:
         monkeypatch.setattr(NoLogger, "build", lambda *_, **__: Slow(tmp_path / "csv"))
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path)
-        folder = RunFolder.of(tiny(), tmp_path)
+        folder = RunFolder(tmp_path / tiny().run_name())
         assert folder.state() == "finished"
         before = (folder.path / "weights.pt").stat().st_mtime_ns
         assert_same_end(trained(tmp_path), uncut)
@@ -155,7 +155,7 @@ class TestSignals:
 
     def test_sigterm_while_a_run_of_a_sweep_starts(self, tmp_path: Path, uncut: RunFolder) -> None:
         """Lightning takes it for a fault of its own."""
-        folder = RunFolder.of(tiny(), tmp_path)
+        folder = RunFolder(tmp_path / tiny().run_name())
         for wait in (0.0, 0.1):
             process = in_process(tiny(), tmp_path)
             deadline = time.monotonic() + 60
@@ -269,7 +269,7 @@ class TestDisk:
     def test_full(self, tmp_path: Path, uncut: RunFolder, size: int) -> None:
         """A limit on the size of files, which write as little of one as a full disk does."""
         config = tiny("checkpoint_seconds=0")
-        folder = RunFolder.of(config, tmp_path / "out")
+        folder = RunFolder(tmp_path / "out" / config.run_name())
         assert in_limits(config, tmp_path / "out", tmp_path / "errors", size=size) == (2 if size == 1_000 else 1)
         error = (tmp_path / "errors").read_text()
         assert error.count("\n") == 1, error
@@ -296,14 +296,14 @@ class TestDisk:
             assert "No space left on device" in error
             subprocess.run(["mount", "-o", "remount,size=8m", str(mounted)], check=True)
             train(tiny("checkpoint_seconds=0"), parent=mounted)
-            assert_same_end(RunFolder.of(tiny(), mounted), uncut)
+            assert_same_end(RunFolder(mounted / tiny().run_name()), uncut)
         finally:
             subprocess.run(["umount", str(mounted)], check=True)
 
     @pytest.mark.parametrize("what", ["out", "run", "cache"])
     def test_read_only(self, open_folder: Path, what: str) -> None:
         config = tiny(f"cache={open_folder / 'cache'}", "checkpoint_seconds=0")
-        out, folder = open_folder / "out", RunFolder.of(config, open_folder / "out")
+        out, folder = open_folder / "out", RunFolder(open_folder / "out" / config.run_name())
         out.mkdir()
         (open_folder / "cache").mkdir()
         if what != "cache":
@@ -363,7 +363,7 @@ class TestSweep:
         sweep = plan([*TINY, "seed=0,1", "steps=3000", f"out={tmp_path}"])
         first = sweep.configs[0]
         process = in_process(first, sweep.folder)
-        folder = RunFolder.of(first, sweep.folder)
+        folder = RunFolder(sweep.folder / first.run_name())
         while folder.state() != "running":
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGSTOP)

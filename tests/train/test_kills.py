@@ -31,7 +31,7 @@ def command(values: dict[str, Any], parent: Path) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     config = checked(Config, values)
     train(config, parent=parent)
-    report(RunFolder.of(config, parent).path)
+    report(RunFolder(parent / config.run_name()).path)
 
 
 def started(config: Config, parent: Path) -> Any:
@@ -86,12 +86,12 @@ def test_twenty_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     whole = tiny(*LONG, f"cache={tmp_path / 'whole' / 'cache'}")
     process = started(whole, tmp_path / "whole")
     process.join()
-    uncut = RunFolder.of(whole, tmp_path / "whole")
+    uncut = RunFolder(tmp_path / "whole" / whole.run_name())
     assert uncut.state() == "finished"
     for number, name in enumerate(KILLS):
         place = tmp_path / str(number)
         config = tiny(*LONG, f"cache={place / 'cache'}")
-        run = RunFolder.of(config, place)
+        run = RunFolder(place / config.run_name())
         there, longest = MOMENTS[name]
         process = started(config, place)
         while process.is_alive() and not there(place / "cache", run):

@@ -29,7 +29,7 @@ def run(tmp_path_factory):
     parent = tmp_path_factory.mktemp("wandb") / "my_sweep"
     process = in_process(config, parent)
     process.join()
-    folder = RunFolder.of(config, parent)
+    folder = RunFolder(parent / config.run_name())
     assert folder.state() == "finished"
     return folder
 
@@ -125,7 +125,7 @@ def test_auto_mode_follows_the_key(monkeypatch, environment, offline):
 def test_losing_wandb_never_stops_a_run(tmp_path):
     """wandb's own process is killed under a run: it ends as it would have without W&B, with one line in its log."""
     config = tiny("logger=wandb", "logger.mode=offline", "steps=600")
-    folder = RunFolder.of(config, tmp_path)
+    folder = RunFolder(tmp_path / config.run_name())
     process = in_process(config, tmp_path)
     killed = []
     while process.is_alive() and not killed:

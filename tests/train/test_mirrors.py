@@ -37,7 +37,7 @@ pytestmark = pytest.mark.xdist_group("mirrors")
 def stopped_and_gone_on(parent: Path, *overrides: str) -> RunFolder:
     """A run that SIGTERM stops on its way and another process ends."""
     config = tiny(*overrides)
-    folder = RunFolder.of(config, parent)
+    folder = RunFolder(parent / config.run_name())
     first = in_process(config, parent)
     while first.is_alive() and len(folder.metrics()) < STEPS // 4:
         time.sleep(0.01)

@@ -27,7 +27,7 @@ def test_a_resumed_run_ends_as_an_uncut_one(override: str, tmp_path: Path) -> No
     given = [override, *LONG, *(["reparametrization.every=7"] if "tvr" in override else [])]
     uncut, config = trained(tmp_path / "uncut", *given), tiny(*given)
 
-    folder = RunFolder.of(config, tmp_path / "cut")
+    folder = RunFolder(tmp_path / "cut" / config.run_name())
     for at in (5, 30):
 
         def cut(row: dict, at: int = at) -> None:

@@ -33,7 +33,7 @@ def wait_for_step(folder: RunFolder, step: int) -> None:
 
 def test_kill_at_three_moments(tmp_path, uncut):
     config = tiny(*LONG)
-    folder = RunFolder.of(config, tmp_path)
+    folder = RunFolder(tmp_path / config.run_name())
     for step in (0, 60, 205):
         process = in_process(config, tmp_path)
         wait_for_step(folder, step)
@@ -48,7 +48,7 @@ def test_kill_at_three_moments(tmp_path, uncut):
 
 def test_kill_before_the_first_checkpoint(tmp_path, uncut):
     config = tiny(*LONG, "checkpoint_seconds=1000")
-    folder = RunFolder.of(config, tmp_path)
+    folder = RunFolder(tmp_path / config.run_name())
     process = in_process(config, tmp_path)
     wait_for_step(folder, 100)
     os.kill(process.pid, signal.SIGKILL)
@@ -61,7 +61,7 @@ def test_kill_before_the_first_checkpoint(tmp_path, uncut):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_signal_leaves_a_checkpoint_between_watch_steps(tmp_path, uncut, signum):
     config = tiny(*LONG, "checkpoint_seconds=1000")
-    folder = RunFolder.of(config, tmp_path)
+    folder = RunFolder(tmp_path / config.run_name())
     process = in_process(config, tmp_path)
     wait_for_step(folder, 42)
     os.kill(process.pid, signum)
@@ -76,7 +76,7 @@ def test_signal_leaves_a_checkpoint_between_watch_steps(tmp_path, uncut, signum)
 
 def test_torn_last_line_is_dropped(tmp_path, uncut):
     config = tiny(*LONG)
-    folder = RunFolder.of(config, tmp_path)
+    folder = RunFolder(tmp_path / config.run_name())
     process = in_process(config, tmp_path)
     wait_for_step(folder, 60)
     os.kill(process.pid, signal.SIGKILL)
@@ -126,4 +126,4 @@ def test_every_optimizer_goes_on_as_if_it_had_not_stopped(tmp_path, name):
             train(config, parent=tmp_path / "cut", callbacks=[StopAt(stop)])
     train(config, parent=tmp_path / "cut")
     assert any(row.get("qk_clip/heads", 0) > 0 for row in uncut.metrics())
-    assert_same_end(RunFolder.of(config, tmp_path / "cut"), uncut)
+    assert_same_end(RunFolder(tmp_path / "cut" / config.run_name()), uncut)

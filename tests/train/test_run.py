@@ -9,7 +9,7 @@ from conf.axis import ConfigError
 from data.batches import train_batch
 from data.prepare import prepare
 from tests.train.helpers import TINY, tiny, trained
-from train.config import from_file
+from train.config import from_file, to_yaml
 from train.module import Proxy
 from train.run import train
 from train.runfolder import RunFolder, read_rows
@@ -184,8 +184,8 @@ def test_ending_above_the_loss_at_init_is_diverged_too(tmp_path):
 
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
     config = tiny()
-    folder = RunFolder.of(config, tmp_path)
-    folder.claim(config)
+    folder = RunFolder(tmp_path / config.run_name())
+    folder.claim(to_yaml(config))
     with pytest.raises(ConfigError, match="is training this run already"):
         train(config, parent=tmp_path)
     folder.release()

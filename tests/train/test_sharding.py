@@ -25,7 +25,7 @@ UNEVEN = ["data.vocab_size=63", "accumulate=2", "eval_batches=3", "eval_every=5"
 
 
 def end_of(parent: Path, *overrides: str) -> RunFolder:
-    folder = RunFolder.of(tiny(*overrides), parent)
+    folder = RunFolder(parent / tiny(*overrides).run_name())
     assert folder.state() == "finished"
     return folder
 
@@ -111,7 +111,7 @@ def test_each_device_holds_its_part_alone(tmp_path):
 def test_a_run_that_diverges_ends_as_replicated(tmp_path):
     overflow = ["optimizer.lr=1e38", "qk_norm=none", "optimizer.decay=none", "steps=40"]
     in_pair(train_each, [(tmp_path / how[2], [*overflow, *how], []) for how in (DDP, FSDP)])
-    ddp, fsdp = (RunFolder.of(tiny(*overflow), tmp_path / how[2]).summary() for how in (DDP, FSDP))
+    ddp, fsdp = (RunFolder(tmp_path / how[2] / tiny(*overflow).run_name()).summary() for how in (DDP, FSDP))
     assert fsdp["state"] == "diverged"
     for name in ("loss_init", "diverged_step", "steps_done", "loss_final"):
         assert fsdp[name] == ddp[name]
@@ -158,7 +158,7 @@ def test_every_choice_is_refused_or_ends_as_replicated(tmp_path, group):
     runs = [run for run in runs if accepts(run[1])]
     in_pair(train_each, [(path / how[2], [*run, *how], []) for path, run in runs for how in (DDP, FSDP)])
     for path, run in runs:
-        fsdp, ddp = (RunFolder.of(tiny(*run, *how), path / how[2]) for how in (FSDP, DDP))
+        fsdp, ddp = (RunFolder(path / how[2] / tiny(*run, *how).run_name()) for how in (FSDP, DDP))
         assert fsdp.state() == ddp.state(), run
         assert_alike(fsdp, ddp)
 

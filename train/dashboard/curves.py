@@ -107,7 +107,7 @@ def sweep_run(sweep: Sweep) -> SweepRun:
 
 def _judge(sweep: Sweep) -> tuple[Verdict | None, str | None]:
     try:
-        return (find(sweep.finding).judge(sweep.runs, sweep.metrics) if sweep.finding else None), None
+        return (find(sweep.finding).verdict(sweep.runs, sweep.metrics) if sweep.finding else None), None
     except ConfigError as fault:
         return None, str(fault)
 

@@ -18,7 +18,6 @@ from wandb_workspaces import expr
 from train.dashboard.curves import SweepRun, plain
 from train.dashboard.panels import Panels, shades
 from train.figures import size_label
-from train.findings import find
 from train.loggers import STEP
 from train.report import SHAPE
 
@@ -54,7 +53,7 @@ def workspace(held: SweepRun, sections: Mapping[str, Panels], *, entity: str, pr
 
 def report(held: SweepRun, sections: Mapping[str, Panels], *, entity: str, project: str) -> wr.Report:
     """Claim, source, verdict, table as text; then each section's panels, over a run set an arm and the sweep's run."""
-    finding = find(held.verdict.finding) if held.verdict else None
+    finding = held.verdict
     blocks: list[Any] = []
     if finding:
         blocks += [wr.H1("Claim"), wr.P(finding.claim), wr.P(f"Source: {finding.source}")]

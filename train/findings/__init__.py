@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from conf.axis import ConfigError, import_all, near
@@ -39,6 +39,10 @@ class Verdict:
     checks: Sequence[Check]
     notes: Sequence[str] = field(default_factory=list)
     """What a reader of the verdict has to know: the LR grid, runs left out, what was not judged."""
+    claim: str = ""
+    """The published claim, one sentence."""
+    source: str = ""
+    """Where it is published."""
 
     @property
     def state(self) -> State:
@@ -84,6 +88,10 @@ class Finding:
     minutes: float
     """What its experiment takes on 2 cores when no run is there yet, from the time of a run of each size."""
     group: Group = "core"
+
+    def verdict(self, runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Verdict:
+        """What the runs say of the claim, with the claim and its source."""
+        return replace(self.judge(runs, metrics), claim=self.claim, source=self.source)
 
 
 FINDINGS: dict[str, Finding] = {}

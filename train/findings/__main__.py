@@ -37,7 +37,7 @@ def judge(findings: list[Finding], overrides: list[str]) -> int:
     """Runs and reports one after the other; the exit code: 1 when a run failed."""
     from train.plan import plan
     from train.report import load_sweep, write_report
-    from train.sweep import run
+    from train.sweep import launch
 
     # All planned before any is run, so that a bad override stops them here. Which runs a sweep shares with those before
     # it is looked up when its turn comes.
@@ -46,7 +46,7 @@ def judge(findings: list[Finding], overrides: list[str]) -> int:
         sweep.configs[0].launcher.must_be_local()
     failed = 0
     for sweep in sweeps.values():
-        failed |= run(sweep)
+        failed |= launch(sweep)
         write_report(load_sweep(sweep.folder))
     show([(finding, state(sweep.folder)) for finding, sweep in sweeps.items()])
     return failed

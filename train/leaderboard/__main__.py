@@ -36,16 +36,16 @@ def leaderboard(overrides: list[str], times: bool, only_report: bool, readme: Pa
     """The exit code: 1 when a run failed."""
     from train.plan import plan
     from train.report import load_sweep, varying
-    from train.sweep import run
+    from train.sweep import launch
 
     if not any(o.startswith("experiment=") for o in overrides):
         overrides = [f"experiment={EXPERIMENT}", *overrides]
     window = plan(overrides)
-    failed = 0 if only_report else run(window)
+    failed = 0 if only_report else launch(window)
     first = load_sweep(window.folder)
     seeds = confirmation(window, first.runs)
     if seeds is not None and not only_report:
-        failed |= run(seeds)
+        failed |= launch(seeds)
     has_seeds = seeds is not None and (seeds.folder / "sweep.json").exists()
     table = rows(first.runs, load_sweep(seeds.folder).runs if seeds is not None and has_seeds else None)
     folder = window.folder / "report"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from train.figures import GUIDES, colours, size_label
-from train.findings import Verdict, find
+from train.findings import Verdict
 from train.page.curves import BUDGET, CHARTS, HEATMAPS, curves
 from train.runfolder import write_atomically
 
@@ -237,7 +237,7 @@ def _verdict(verdict: Verdict | None, trouble: str | None) -> str:
         return f'<section><h2>Verdict</h2><p class="note">No verdict: {escape(trouble)}</p></section>'
     if verdict is None:
         return ""
-    finding, kind = find(verdict.finding), {"reproduced": "pass", "not reproduced": "fail"}.get(verdict.state, "open")
+    kind = {"reproduced": "pass", "not reproduced": "fail"}.get(verdict.state, "open")
     checks = "".join(
         f'<tr><td class="mark {MARKS[c.passed][0]}">{MARKS[c.passed][1]}</td>'
         f'<td>{escape(c.claim)}<div class="figures">{escape(c.text)}</div></td></tr>'
@@ -247,7 +247,7 @@ def _verdict(verdict: Verdict | None, trouble: str | None) -> str:
     return (
         f'<section aria-labelledby="verdict-title"><h2 id="verdict-title" class="verdict">{escape(verdict.finding)}: '
         f'<span class="{kind}">{verdict.state}</span></h2>'
-        f'<p class="claim">{escape(finding.claim)} <cite>{escape(finding.source)}</cite></p>'
+        f'<p class="claim">{escape(verdict.claim)} <cite>{escape(verdict.source)}</cite></p>'
         f'<table class="checks"><caption class="unseen">Checks</caption><tbody>{checks}</tbody></table>'
         f'<ul class="notes">{notes}</ul></section>'
     )

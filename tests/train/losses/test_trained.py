@@ -91,7 +91,7 @@ def test_tempnet_is_trained_probed_and_in_checkpoints(tmp_path: Path) -> None:
     config = tiny("loss=tempnet", "checkpoint_seconds=0")
     with pytest.raises(RuntimeError, match="cut"):
         train(config, parent=tmp_path, callbacks=[Cut(9)])
-    folder = RunFolder.of(config, tmp_path)
+    folder = RunFolder(tmp_path / config.run_name())
     saved, start = torch.load(folder.checkpoint, weights_only=True)["state_dict"], Proxy(config)
     names = [n for n, _ in start.objective.named_parameters()]
     assert len(names) == 7

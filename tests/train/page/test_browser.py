@@ -36,7 +36,7 @@ def sweep(tmp_path_factory):
     fake_sweep(folder, states={1: "failed", 7: "missing"}, extra=[f"steps={STEPS}"])
     (folder / "report").mkdir()
     found = load_sweep(folder)
-    verdict = find("qk_norm").judge(found.runs, found.metrics)
+    verdict = find("qk_norm").verdict(found.runs, found.metrics)
     # One of each, whatever the sweep says: the page shows all three.
     checks = [dataclasses.replace(c, passed=p) for c, p in zip(verdict.checks, (True, False, None, True), strict=True)]
     write_page(found, table(found.runs), dataclasses.replace(verdict, checks=checks))

@@ -66,7 +66,7 @@ def sweep(tmp_path_factory):
 
 def test_the_payload_is_the_sweep(sweep):
     found = table(sweep.runs)
-    data = parsed(write_page(sweep, found, find("qk_norm").judge(sweep.runs, sweep.metrics))).of_id
+    data = parsed(write_page(sweep, found, find("qk_norm").verdict(sweep.runs, sweep.metrics))).of_id
     values = json.loads(data["data"])
     assert values["runs"]["run"] == sweep.runs["run"].tolist()
     # A run that never started has no loss, and JSON has no NaN.
@@ -86,7 +86,7 @@ def test_the_payload_is_the_sweep(sweep):
 
 
 def test_verdict_and_table_are_text(sweep):
-    verdict = find("qk_norm").judge(sweep.runs, sweep.metrics)
+    verdict = find("qk_norm").verdict(sweep.runs, sweep.metrics)
     text = write_page(sweep, table(sweep.runs), verdict).read_text("ascii")
     static = re.sub(r"<[^>]+>", " ", text[: text.index('id="data"')])
     for check in verdict.checks:
