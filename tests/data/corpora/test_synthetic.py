@@ -3,8 +3,8 @@ import pytest
 
 from data import DataError, prepare
 from data.config import Position
+from data.corpora.synthetic import CHAINS, STEPS, language, segment
 from data.rng import frozen_random
-from data.synthetic import CHAINS, STEPS, language, segment
 
 
 @pytest.mark.parametrize(("exponent", "sigma"), [(1.0, 3.0), (0.0, 1.0), (1.3, 4.0)])

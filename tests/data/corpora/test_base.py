@@ -3,7 +3,16 @@ import pytest
 
 from data import DataError, tokenizer
 from data.config import Position
-from data.text import CHUNK_DOCUMENTS, Corpus, TextSource, batches, from_documents, hf_datasets, pieces, split_by_hash
+from data.corpora.base import (
+    CHUNK_DOCUMENTS,
+    Corpus,
+    TextSource,
+    batches,
+    from_documents,
+    hf_datasets,
+    pieces,
+    split_by_hash,
+)
 
 
 def texts_of(dataset):

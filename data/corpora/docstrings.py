@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from conf.axis import CHECKED
 from data import tokenizer as tokenizers_
 from data.config import DATA, DataError
-from data.text import Corpus, TextConfig, from_documents, split_by_hash
+from data.corpora.base import Corpus, TextConfig, from_documents, split_by_hash
 
 STDLIB = "stdlib"
 # Shorter ones are mostly "See base class." and the like.

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from conf.axis import CHECKED
 from data import tokenizer as tokenizers_
 from data.config import DATA, DataError
-from data.text import Corpus, TextConfig, disk_errors, from_documents, hf_datasets, pieces, split_by_hash
+from data.corpora.base import Corpus, TextConfig, disk_errors, from_documents, hf_datasets, pieces, split_by_hash
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 

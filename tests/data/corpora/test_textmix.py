@@ -9,8 +9,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from data import DataError, prepare, textmix
-from data.textmix import FILES, WIKIPEDIA, bible, fetch, shakespeare, wikipedia
+from data import DataError, prepare
+from data.corpora import textmix
+from data.corpora.textmix import FILES, WIKIPEDIA, bible, fetch, shakespeare, wikipedia
 
 PLAY = """HAMLET
 

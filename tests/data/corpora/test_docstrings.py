@@ -6,7 +6,7 @@ import filelock
 import pytest
 
 from data import DataError, prepare
-from data.docstrings import _docstrings_of, _sources, docstrings
+from data.corpora.docstrings import _docstrings_of, _sources, docstrings
 
 
 def test_a_package_s_docstrings_are_found():
