@@ -12,17 +12,21 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED, Choice, axes, import_all
+from models.attention.dual_stream import DualStreamName, separate
+from models.attention.dual_stream import fits as dual_fits
+from models.attention.gates import GATE, GateConfig
+from models.attention.layouts import LAYOUT, LayoutConfig
 from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
 from models.attention.pattern import check_depth
-from models.attention.shared import Borrowing, Lender
-from models.attention.shared import fits as share_fits
+from models.attention.qk_norm import QK_NORM, QKNormConfig
+from models.attention.qk_source import QK_SOURCE, QKSourceConfig
+from models.attention.sharing import Borrowing, Lender
+from models.attention.sharing import fits as share_fits
+from models.attention.sinks import SINK, SinkConfig
+from models.attention.temperature import TEMPERATURE, TemperatureConfig
 from models.attention.value_residual import ValueResidualName, value_residual
-from models.dual_stream import DualStreamName, separate
-from models.dual_stream import fits as dual_fits
-from models.gate import GATE, GateConfig
 from models.init import INIT, InitConfig
 from models.layers import Embedding, Linear
-from models.layout import LAYOUT, LayoutConfig
 from models.mlp import MLP, MLPConfig
 from models.norms import NORM, NormConfig
 from models.parametrization import PARAMETRIZATION, ParametrizationConfig, scale_init, set_multipliers
@@ -30,12 +34,8 @@ from models.placement.layer_scale import BranchScale, LayerScale
 from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site
 from models.positions import POSITION, PositionConfig, Positions
 from models.probes import Stats, stream_stats
-from models.qk_norm import QK_NORM, QKNormConfig
-from models.qk_source import QK_SOURCE, QKSourceConfig
 from models.reparametrization.base import REPARAMETRIZATION, ReparametrizationConfig
-from models.sink import SINK, SinkConfig
 from models.size import SizeConfig
-from models.temperature import TEMPERATURE, TemperatureConfig
 
 import_all("models.attention")
 import_all("models.parametrization")

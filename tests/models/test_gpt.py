@@ -11,11 +11,11 @@ from torch import nn
 
 from conf.axis import ConfigError
 from models.attention.mixing import ATTENTION
+from models.attention.qk_norm import QK_NORM
 from models.gpt import GPT, fp32_head, initialize
 from models.norms import NORM
 from models.positions import POSITION
 from models.probes import weight_stats
-from models.qk_norm import QK_NORM
 from tests.conftest import largest_difference, randn, tiny, yaml_values
 from train.config import choices
 

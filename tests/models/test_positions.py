@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from conf.axis import ConfigError, import_all
-from models.attention.attention import Attention
+from models.attention.layer import Attention
+from models.attention.qk_norm import QK_NORM
 from models.attention.softmax import Softmax
 from models.positions import POSITION, Positions
-from models.qk_norm import QK_NORM
 from tests.conftest import choice, randn, tiny
 
 import_all("models.attention")

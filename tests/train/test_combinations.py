@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, example, given, note, settings, strategies
 from pydantic.fields import FieldInfo
 
 from conf.axis import ConfigError, axes, checked
-from models.sink import KeySinkConfig
+from models.attention.sinks import KeySinkConfig
 from tests.train.helpers import assert_same_end, tiny
 from train.config import Config, Place
 from train.interrupted import Interrupted

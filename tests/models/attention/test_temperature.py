@@ -8,8 +8,8 @@ import torch
 
 from conf.axis import ConfigError
 from models.attention.mixing import Inputs, LayerShape
+from models.attention.temperature import TEMPERATURE, Temperature
 from models.gpt import GPT, initialize
-from models.temperature import TEMPERATURE, Temperature
 from tests.conftest import choice, largest_difference, randn, tiny
 from tests.models.attention.helpers import LOGITS, WEIGHTS
 

@@ -9,8 +9,8 @@ import torch
 
 from conf.axis import ConfigError
 from models.attention.mixing import Inputs, LayerShape, MixingRule
+from models.attention.sinks import SINK, KeySink, Sink, unfit
 from models.gpt import GPT, initialize
-from models.sink import SINK, KeySink, Sink, unfit
 from tests.conftest import choice, complete, largest_difference, randn, tiny
 from tests.models.attention.helpers import LOGITS, RULES, WEIGHTS, B, D, H, K, T, alibi, build, mixing, qkv
 
@@ -194,7 +194,7 @@ def test_long_sequences_have_the_entropy_alone(monkeypatch: pytest.MonkeyPatch) 
     """As without a sink, and the same of it."""
     built, mix, (q, k, _) = moved("key_bias"), mixing("softmax"), qkv()
     every = built.watch(mix, Inputs(q, k))
-    monkeypatch.setattr("models.sink.LONGEST", T - 1)
+    monkeypatch.setattr("models.attention.sinks.LONGEST", T - 1)
     monkeypatch.setattr("models.attention.mixing.LONGEST", T - 1)
     found = built.watch(mix, Inputs(q, k))
     assert set(found) == {*mix.watch(Inputs(q, k)), "sink_share"}

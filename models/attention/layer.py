@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from models.attention.mixing import Inputs, MixingRule
-from models.attention.shared import Lender
+from models.attention.qk_norm import QKTransform
+from models.attention.sharing import Lender
+from models.attention.sinks import Sink
+from models.attention.temperature import Temperature
 from models.layers import Linear
 from models.positions import Positions
 from models.probes import Stats, largest_logit
-from models.qk_norm import QKTransform
-from models.sink import Sink
-from models.temperature import Temperature
 
 
 class Attention(nn.Module):

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from conf.axis import import_all
-from models.attention.attention import Attention
+from models.attention.layer import Attention
+from models.attention.qk_norm import QK_NORM
 from models.attention.softmax import Softmax
 from models.positions import POSITION
-from models.qk_norm import QK_NORM
 from tests.conftest import choice, randn
 
 import_all("models.attention")

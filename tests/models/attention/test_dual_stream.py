@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
+from models.attention.dual_stream import Kronecker
 from models.attention.mixing import Inputs
-from models.dual_stream import Kronecker
 from tests.conftest import randn, tiny
 from tests.models.test_gpt import gpt, logits, tokens
 

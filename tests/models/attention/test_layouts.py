@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
-from models.attention.attention import Attention
+from models.attention.layer import Attention
 from models.attention.mixing import MixingRule
 from models.gpt import GPT
 from models.positions import Rotary
@@ -136,7 +136,7 @@ class TestLatent:
 
     @pytest.mark.parametrize(("head_dim", "rope"), [(4, 2), (8, 2), (16, 6), (32, 10), (64, 22), (192, 64)])
     def test_features_that_turn(self, head_dim: int, rope: int) -> None:
-        from models.layout import LatentConfig
+        from models.attention.layouts import LatentConfig
 
         assert LatentConfig().rope_dim(head_dim) == rope
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from models.attention.gates import GATE, Gate
 from models.attention.mixing import Inputs, LayerShape
-from models.gate import GATE, Gate
 from models.gpt import GPT, initialize
 from tests.conftest import choice, largest_difference, randn, tiny
 

@@ -11,12 +11,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED, Axis, Choice
-from models.attention.attention import Attention
+from models.attention.layer import Attention
 from models.attention.mixing import MixingRule
+from models.attention.qk_norm import QKTransform
 from models.layers import Linear
 from models.norms import RMSNorm
 from models.positions import PositionConfig, Positions, Rotary
-from models.qk_norm import QKTransform
 
 QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 
-from models.gate import OfSlices
+from models.attention.gates import OfSlices
 from models.layers import Linear
 
 DualStreamName = Literal["independent", "kronecker", "dense"]
