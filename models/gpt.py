@@ -16,7 +16,7 @@ from models.attention.dual_stream import DualStreamName, separate
 from models.attention.dual_stream import fits as dual_fits
 from models.attention.gates import GATE, GateConfig
 from models.attention.layouts import LAYOUT, LayoutConfig
-from models.attention.mixing import ATTENTION, LayerShape, MixingConfig, MixingRule
+from models.attention.mixing.base import ATTENTION, LayerShape, MixingConfig, MixingRule
 from models.attention.pattern import check_depth
 from models.attention.qk_norm import QK_NORM, QKNormConfig
 from models.attention.qk_source import QK_SOURCE, QKSourceConfig
@@ -37,7 +37,7 @@ from models.probes import Stats, stream_stats
 from models.reparametrization.base import REPARAMETRIZATION, ReparametrizationConfig
 from models.size import SizeConfig
 
-import_all("models.attention")
+import_all("models.attention.mixing")
 import_all("models.parametrization")
 import_all("models.placement")
 import_all("models.reparametrization")

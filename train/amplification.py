@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from conf.axis import ConfigError
-from models.attention.mixing import MixingRule
+from models.attention.mixing.base import MixingRule
 from models.gpt import GPT
 from train.terminal import exit_with, table_console
 from train.trained import config_of, model_of, validation_of

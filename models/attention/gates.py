@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
-from models.attention.mixing import LayerShape
+from models.attention.mixing.base import LayerShape
 from models.layers import Linear
 
 

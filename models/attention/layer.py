@@ -6,7 +6,7 @@ Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
 import torch
 from torch import nn
 
-from models.attention.mixing import Inputs, MixingRule
+from models.attention.mixing.base import Inputs, MixingRule
 from models.attention.qk_norm import QKTransform
 from models.attention.sharing import Lender
 from models.attention.sinks import Sink

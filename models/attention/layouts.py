@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED, Axis, Choice
 from models.attention.layer import Attention
-from models.attention.mixing import MixingRule
+from models.attention.mixing.base import MixingRule
 from models.attention.qk_norm import QKTransform
 from models.layers import Linear
 from models.norms import RMSNorm

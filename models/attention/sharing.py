@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from models.attention.mixing import Inputs, MixingRule
+from models.attention.mixing.base import Inputs, MixingRule
 from models.layers import Linear
 from models.probes import Stats
 

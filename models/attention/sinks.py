@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
-from models.attention.mixing import LONGEST, Inputs, LayerShape, MixingConfig, MixingRule, in_fp32
+from models.attention.mixing.base import LONGEST, Inputs, LayerShape, MixingConfig, MixingRule, in_fp32
 from models.probes import TINY, Stats, full_precision, merge, weight_entropy, weight_stats
 
 LONGEST_CHECK = 256

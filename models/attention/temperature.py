@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
-from models.attention.mixing import LayerShape
+from models.attention.mixing.base import LayerShape
 
 
 def log_visible(x_BHTK: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from conf.axis import ConfigError
-from models.attention.mixing import ATTENTION
+from models.attention.mixing.base import ATTENTION
 from models.attention.qk_norm import QK_NORM
 from models.gpt import GPT, fp32_head, initialize
 from models.norms import NORM

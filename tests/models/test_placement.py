@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from conf.axis import ConfigError
-from models.attention.mixing import Inputs
+from models.attention.mixing.base import Inputs
 from models.gpt import GPT, initialize
 from models.norms import NORM
 from models.placement.deepnorm import alpha, beta

@@ -7,12 +7,12 @@ import torch
 
 from conf.axis import ConfigError, import_all
 from models.attention.layer import Attention
+from models.attention.mixing.softmax import Softmax
 from models.attention.qk_norm import QK_NORM
-from models.attention.softmax import Softmax
 from models.positions import POSITION, Positions
 from tests.conftest import choice, randn, tiny
 
-import_all("models.attention")
+import_all("models.attention.mixing")
 
 B, H, T, K = 2, 4, 16, 8
 D = H * K

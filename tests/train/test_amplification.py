@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
-from models.attention.mixing import Inputs
+from models.attention.mixing.base import Inputs
 from tests.models.test_gpt import gpt, logits, tokens
 from tests.train.helpers import trained
 from train.amplification import FACTORS, amplified, losses, of_run, say

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from conf.axis import axes
-from models.attention.mixing import ATTENTION
+from models.attention.mixing.base import ATTENTION
 from models.size import SizeConfig
 from tests.conftest import TINY, complete, largest_difference, tiny
-from tests.models.attention.helpers import own_tests
+from tests.models.attention.mixing.helpers import own_tests
 from train.config import Config
 from train.module import Proxy
 

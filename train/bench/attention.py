@@ -21,7 +21,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from conf.axis import ConfigError, near
-from models.attention.mixing import ATTENTION
+from models.attention.mixing.base import ATTENTION
 from models.gpt import GPT, initialize
 from train.axes_table import END, names, replaced
 from train.bench.axes import COMPANIONS, LIMIT, SETTLE

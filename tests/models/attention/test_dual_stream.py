@@ -7,7 +7,7 @@ import torch
 
 from conf.axis import ConfigError
 from models.attention.dual_stream import Kronecker
-from models.attention.mixing import Inputs
+from models.attention.mixing.base import Inputs
 from tests.conftest import randn, tiny
 from tests.models.test_gpt import gpt, logits, tokens
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.attention.gates import GATE, Gate
-from models.attention.mixing import Inputs, LayerShape
+from models.attention.mixing.base import Inputs, LayerShape
 from models.gpt import GPT, initialize
 from tests.conftest import choice, largest_difference, randn, tiny
 

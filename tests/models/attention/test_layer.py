@@ -6,15 +6,7 @@ import torch
 
 from models.positions import POSITION
 from tests.conftest import choice, randn
-from tests.models.attention.helpers import (
-    B,
-    D,
-    H,
-    K,
-    T,
-    layer,
-    output,
-)
+from tests.models.attention.mixing.helpers import B, D, H, K, T, layer, output
 
 
 class TestLayer:

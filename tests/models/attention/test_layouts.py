@@ -11,7 +11,7 @@ import torch
 
 from conf.axis import ConfigError
 from models.attention.layer import Attention
-from models.attention.mixing import MixingRule
+from models.attention.mixing.base import MixingRule
 from models.gpt import GPT
 from models.positions import Rotary
 from models.probes import largest_logit

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from conf.axis import ConfigError, documentation
+from models.attention.mixing.relu_squared import SquaredReLU
+from models.attention.mixing.softcap import Softcap
+from models.attention.mixing.softmax import Softmax
 from models.attention.pattern import WORDS, names
-from models.attention.relu_squared import SquaredReLU
-from models.attention.softcap import Softcap
-from models.attention.softmax import Softmax
 from models.gpt import GPT
 from tests.conftest import tiny
 from tests.models.test_gpt import gpt
@@ -105,7 +105,7 @@ def test_refusals(overrides: list[str], text: str) -> None:
 
 
 def test_qk_clip_needs_dot_products_in_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from models.attention.softcap import SoftcapConfig
+    from models.attention.mixing.softcap import SoftcapConfig
 
     given = ("optimizer.qk_clip=10", "qk_norm=none", "model.depth=2")
     tiny(*given, "attention.pattern=[self,softcap]")
@@ -115,7 +115,7 @@ def test_qk_clip_needs_dot_products_in_all_blocks(monkeypatch: pytest.MonkeyPatc
 
 
 def test_each_rule_of_the_pattern_is_asked_whether_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    from models.attention.softcap import SoftcapConfig
+    from models.attention.mixing.softcap import SoftcapConfig
 
     def refuse(self: Any, config: Any) -> None:
         raise ValueError(f"attention=softcap and seed={config.model.depth}")

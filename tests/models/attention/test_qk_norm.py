@@ -11,12 +11,12 @@ from torch import nn
 
 from conf.axis import import_all
 from models.attention.layer import Attention
+from models.attention.mixing.softmax import Softmax
 from models.attention.qk_norm import QK_NORM
-from models.attention.softmax import Softmax
 from models.positions import POSITION
 from tests.conftest import choice, randn
 
-import_all("models.attention")
+import_all("models.attention.mixing")
 
 B, H, T, K = 2, 2, 8, 16
 NORMS = ["layernorm", "layernorm_model", "qkv", "rmsnorm", "l2", "fixed"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
-from models.attention.mixing import Inputs
+from models.attention.mixing.base import Inputs
 from tests.conftest import tiny
 from tests.models.test_gpt import gpt, logits, tokens
 from train.module import Proxy

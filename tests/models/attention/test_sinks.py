@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
-from models.attention.mixing import Inputs, LayerShape, MixingRule
+from models.attention.mixing.base import Inputs, LayerShape, MixingRule
 from models.attention.sinks import SINK, KeySink, Sink, unfit
 from models.gpt import GPT, initialize
 from tests.conftest import choice, complete, largest_difference, randn, tiny
-from tests.models.attention.helpers import LOGITS, RULES, WEIGHTS, B, D, H, K, T, alibi, build, mixing, qkv
+from tests.models.attention.mixing.helpers import LOGITS, RULES, WEIGHTS, B, D, H, K, T, alibi, build, mixing, qkv
 
 V = 32
 Q4 = [[1.0, 0], [0.5, -1], [2, 1], [-1, 0.5]]
@@ -195,7 +195,7 @@ def test_long_sequences_have_the_entropy_alone(monkeypatch: pytest.MonkeyPatch) 
     built, mix, (q, k, _) = moved("key_bias"), mixing("softmax"), qkv()
     every = built.watch(mix, Inputs(q, k))
     monkeypatch.setattr("models.attention.sinks.LONGEST", T - 1)
-    monkeypatch.setattr("models.attention.mixing.LONGEST", T - 1)
+    monkeypatch.setattr("models.attention.mixing.base.LONGEST", T - 1)
     found = built.watch(mix, Inputs(q, k))
     assert set(found) == {*mix.watch(Inputs(q, k)), "sink_share"}
     torch.testing.assert_close(found, {name: every[name] for name in found})
@@ -244,7 +244,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("name", KEYED)
     def test_rules_of_more_than_products(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        from models.attention.softcap import SoftcapConfig
+        from models.attention.mixing.softcap import SoftcapConfig
 
         monkeypatch.setattr(SoftcapConfig, "dot_product", False)
         with pytest.raises(ConfigError, match=f"sink={name} .* attention=softcap .*: use attention=softmax or"):

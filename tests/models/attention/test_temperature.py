@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
-from models.attention.mixing import Inputs, LayerShape
+from models.attention.mixing.base import Inputs, LayerShape
 from models.attention.temperature import TEMPERATURE, Temperature
 from models.gpt import GPT, initialize
 from tests.conftest import choice, largest_difference, randn, tiny
-from tests.models.attention.helpers import LOGITS, WEIGHTS
+from tests.models.attention.mixing.helpers import LOGITS, WEIGHTS
 
 B, H, T, K = 2, 2, 6, 8
 V = 32
@@ -186,7 +186,7 @@ class TestEveryTemperature:
         torch.testing.assert_close(model(tokens(20))[0][:, :8], model(tokens(20)[:, :8])[0], atol=1e-6, rtol=1e-5)
 
     def test_rules_without_products_are_refused(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        from models.attention.softcap import SoftcapConfig
+        from models.attention.mixing.softcap import SoftcapConfig
 
         monkeypatch.setattr(SoftcapConfig, "dot_product", False)
         with pytest.raises(ConfigError, match=f"temperature={name} .* attention=softcap .*: use attention=softmax or"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
-from models.attention.mixing import Inputs
+from models.attention.mixing.base import Inputs
 from models.gpt import GPT, initialize
 from tests.conftest import complete, largest_difference, randn, tiny
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
-from models.attention.mixing import ATTENTION
+from models.attention.mixing.base import ATTENTION
 from tests.train.helpers import TINY, tiny
 from train.axes_table import README, names
 from train.bench import __main__ as bench

@@ -235,7 +235,7 @@ def test_refusals(overrides: list[str], text: str) -> None:
 
 
 def test_a_rule_without_dot_products_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from models.attention.softmax import SoftmaxConfig
+    from models.attention.mixing.softmax import SoftmaxConfig
 
     monkeypatch.setattr(SoftmaxConfig, "dot_product", False)
     with pytest.raises(ConfigError, match=r"optimizer\.qk_clip=100 scales logits q k\^T, which attention=softmax"):

@@ -1,0 +1,93 @@
+"""Affine-scaled attention: softmax weights times a gate, plus what brings the sum of a row back towards its average.
+
+    A_ij = alpha_i P_ij + beta_i,   beta_i = (average - alpha_i) / N,   alpha = clip(0.1 W x + 0.5, 0, 1),   j <= i
+
+P is softmax's weight, W has a row a head. Bae et al. 2026 (arXiv 2602.23057), eqs. 6-11: linear clipping, the better of
+their two gates, and average <- rho average + (1 - rho) mean(alpha) over the tokens of each training batch, from 0. As A
+is alpha P plus a constant, outputs are alpha softmax attention + beta sum_j<=i v_j, without a T x T matrix.
+
+What the paper leaves open, in our reading: beta is masked like the weights (as printed it would add future values); N,
+the "key sequence length", is the context of training, so that rows sum to alpha_i + (average - alpha_i) i / N, or the i
+visible keys (`count=visible`), where all rows sum to the average; the average is one number a head, saved with the
+model, without a gradient, used before the batch moves it (else tokens would see the gates of later ones) and frozen in
+evaluation; W is drawn as the init axis has it. Each micro-batch of an accumulated step moves the average, that of all
+devices.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
+from models.attention.mixing.head_gate import HeadGate
+from models.attention.mixing.softmax import Softmax
+
+Count = Literal["context", "visible"]
+
+
+class AffineScaled(Softmax):
+    average_H: torch.Tensor
+
+    def __init__(self, layer: LayerShape, rho: float, count: Count) -> None:
+        super().__init__(layer.scale)
+        self.gate = HeadGate(layer.width, layer.heads, bias=False)
+        self.register_buffer("average_H", torch.zeros(layer.heads))
+        self.rho = rho
+        self.context = layer.context if count == "context" else None
+
+    def affine(self, x_BTD: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """alpha and beta, [B, H, T, 1] each."""
+        alpha_BHT = (0.1 * self.gate(x_BTD) + 0.5).clamp(0, 1)
+        length = alpha_BHT.shape[-1]
+        keys = self.context or torch.arange(1, length + 1, device=alpha_BHT.device)
+        beta_BHT = (self.average_H[:, None] - alpha_BHT) / keys
+        return alpha_BHT[..., None], beta_BHT[..., None]
+
+    def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
+        alpha_BHT1, beta_BHT1 = self.affine(inputs.x_BTD)
+        attended_BHTK = super().forward(inputs, v_BHTK)
+        mixed_BHTK = alpha_BHT1 * attended_BHTK + beta_BHT1 * v_BHTK.float().cumsum(-2)
+        if self.training:
+            with torch.no_grad():
+                self.average_H.lerp_(_over_devices(alpha_BHT1.mean((0, 2, 3))), 1 - self.rho)
+        return mixed_BHTK.to(v_BHTK.dtype)
+
+    def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
+        alpha_BHT1, beta_BHT1 = self.affine(x_BTD)
+        return (alpha_BHT1 * torch.softmax(z_BHTT, -1) + beta_BHT1).tril()
+
+    def entropy(self, inputs: Inputs) -> torch.Tensor:
+        return MixingRule.entropy(self, inputs)
+
+
+def _over_devices(mean_H: torch.Tensor) -> torch.Tensor:
+    """The mean over the whole batch, of which each device has an equal part."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(mean_H)
+        mean_H /= dist.get_world_size()
+    return mean_H
+
+
+@ATTENTION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class AffineScaledConfig(MixingConfig):
+    """alpha_i softmax_ij + (average alpha - alpha_i) / N, with a learned alpha a token and head.
+
+    Bae et al. 2026 (Affine-Scaled Attention, arXiv 2602.23057). D H parameters a layer.
+    """
+
+    # torch 2.13 makes beta again in the backward pass, of the average that the forward pass has moved since: the
+    # gradients of values are off by up to a tenth, with aot_eager and inductor.
+    compiles = False
+    name: Literal["affine_scaled"] = "affine_scaled"
+    rho: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """What the running average of alpha keeps at each training batch. The paper's."""
+    count: Count = "context"
+    """N: the context of training, or the visible keys i, with which every row sums to the average."""
+
+    def build(self, layer: LayerShape) -> MixingRule:
+        return AffineScaled(layer, self.rho, self.count)

@@ -1,0 +1,42 @@
+"""Softmax with the exponential's second-order Taylor polynomial.
+
+    A_ij = f(z_ij) exp(bias) / sum_m<=i f(z_im) exp(bias),   f(z) = 1 + z + z^2 / 2,   z = scale q k^T
+
+f is at least 1/2, so that no row is empty, but it grows on both sides: very negative logits get weight too. Xue et al.
+2025 (arXiv 2510.11602), "Approximate" of their variants; the polynomial is that of Based (Arora et al. 2024, arXiv
+2402.18668). What positions add is not approximated, since f would raise what ALiBi damps: our reading; theirs have
+RoPE.
+
+Made as softmax(log f(z) + bias), which is stable for any z. Probes of logits are those of the other rules.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
+from models.probes import causal, scaled_products
+
+
+class Approximate(MixingRule):
+    def weights(self, inputs: Inputs) -> torch.Tensor:
+        q_BHTK, k_BHTK, bias_HTT, _ = inputs
+        z_BHTT = scaled_products(q_BHTK, k_BHTK, self.scale)
+        return torch.softmax(causal((z_BHTT * (1 + z_BHTT / 2)).log1p(), bias_HTT), -1)
+
+
+@ATTENTION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class ApproximateConfig(MixingConfig):
+    """Weights in proportion to (1 + z + z^2 / 2) exp(bias), z = scale q_i k_j, j <= i.
+
+    Xue et al. 2025 (Deconstructing Attention, arXiv 2510.11602), Approximate.
+    """
+
+    name: Literal["approximate"] = "approximate"
+    dot_product = True
+
+    def build(self, layer: LayerShape) -> MixingRule:
+        return Approximate(layer.scale)

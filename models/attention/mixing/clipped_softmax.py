@@ -1,0 +1,47 @@
+"""Clipped softmax: clip((zeta - gamma) softmax_j<=i(z_ij) + gamma, 0, 1), gamma = -alpha / T, T the context.
+
+Bondarenko et al. 2023 (arXiv 2306.12929), section 4.1; Qualcomm-AI-research/outlier-free-transformers. Weights below
+-gamma / (zeta - gamma) become exactly 0, so that a head can do nothing without logits that grow; where it clips, at
+either end, there is no gradient. Hidden keys have softmax 0, which gamma <= 0 clips to 0.
+
+A row of n equal logits is clipped to 0 from n = (zeta T + alpha) / alpha on: at the published alpha nearly all rows
+of a fresh model whose logits are small.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.attention.mixing.base import ATTENTION, LayerShape, MixingConfig, MixingRule
+
+
+class ClippedSoftmax(MixingRule):
+    def __init__(self, scale: float, gamma: float, zeta: float) -> None:
+        super().__init__(scale)
+        self.gamma, self.zeta = gamma, zeta
+
+    def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
+        stretched_BHTT = (self.zeta - self.gamma) * torch.softmax(z_BHTT, -1) + self.gamma
+        return stretched_BHTT.clamp(0.0, 1.0)
+
+
+@ATTENTION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class ClippedSoftmaxConfig(MixingConfig):
+    """clip((zeta - gamma) softmax(z) + gamma, 0, 1) of the scaled logits, gamma = -alpha / T, T the context.
+
+    Bondarenko et al. 2023 (Clipped softmax, arXiv 2306.12929), section 4.1.
+    """
+
+    name: Literal["clipped_softmax"] = "clipped_softmax"
+    dot_product = True
+    alpha: Annotated[float, Field(ge=0)] = 12.0
+    """-gamma times the context. The authors' script for OPT-125M, of context 512."""
+    zeta: Annotated[float, Field(ge=1)] = 1.0
+    """Upper end of what softmax is stretched to. Above 1 a weight can reach 1."""
+
+    def build(self, layer: LayerShape) -> MixingRule:
+        return ClippedSoftmax(layer.scale, -self.alpha / layer.context, self.zeta)

@@ -1,0 +1,80 @@
+"""Forgetting attention in the Pro block: keys and values mixed with those of the token before, a norm, an output gate.
+
+    k_t <- a_t k_t-1 + (1 - a_t) k_t,   a = sigmoid(W_k x)      (token 0 has zeros before it)
+    v_t <- e_t v_t-1 + (1 - e_t) v_t,   e = sigmoid(W_v x)
+    o = RMSNorm(forgetting attention) * sigmoid(W_g x)
+
+a and e are one number a token and head, without a bias; the norm is over each head, with weights of its own for each
+(eps 1e-6); W_g has all D channels. Lin et al. 2025 (FoX, arXiv 2503.02130; zhixuan-lin/forgetting-transformer). Their
+QK-norm is the qk_norm axis (qk_norm=rmsnorm, whose weights heads share; theirs don't), their SwiGLU the mlp axis. The
+qk_norm axis and positions act before keys are mixed, their QK-norm acts behind that; they use no positions. The
+matrices are drawn as the init axis has them.
+
+`weights` are of the mixed values, and so are the probes of weights; those of keys and logits are of mixed keys.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from conf.axis import CHECKED
+from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
+from models.attention.mixing.fox import Forgetting
+from models.attention.mixing.head_gate import HeadGate
+from models.layers import Linear
+from models.probes import Stats
+
+EPS = 1e-6
+
+
+def with_previous(y_BHTK: torch.Tensor, share_BHT: torch.Tensor) -> torch.Tensor:
+    """share y_t-1 + (1 - share) y_t in fp32."""
+    y_BHTK, share_BHT1 = y_BHTK.float(), share_BHT[..., None]
+    previous_BHTK = F.pad(y_BHTK[..., :-1, :], (0, 0, 1, 0))
+    return share_BHT1 * previous_BHTK + (1 - share_BHT1) * y_BHTK
+
+
+class ForgettingPro(Forgetting):
+    def __init__(self, layer: LayerShape) -> None:
+        super().__init__(layer)
+        self.key_shift = HeadGate(layer.width, layer.heads, bias=False)
+        self.value_shift = HeadGate(layer.width, layer.heads, bias=False)
+        self.gate = Linear(layer.width, layer.heads * layer.head_dim)
+        self.norm_HK = nn.Parameter(torch.ones(layer.heads, layer.head_dim))
+
+    def keys(self, k_BHTK: torch.Tensor, x_BTD: torch.Tensor | None) -> torch.Tensor:
+        return with_previous(k_BHTK, torch.sigmoid(self.key_shift(x_BTD)))
+
+    def values(self, v_BHTK: torch.Tensor, x_BTD: torch.Tensor | None) -> torch.Tensor:
+        return with_previous(v_BHTK, torch.sigmoid(self.value_shift(x_BTD))).to(v_BHTK.dtype)
+
+    def gated(self, mixed_BHTK: torch.Tensor, x_BTD: torch.Tensor | None) -> torch.Tensor:
+        assert x_BTD is not None, "the output gate reads the layer's input"
+        heads, head_dim = self.norm_HK.shape
+        gate_BHTK = torch.sigmoid(self.gate(x_BTD).float()).unflatten(-1, (heads, head_dim)).transpose(1, 2)
+        normed_BHTK = F.rms_norm(mixed_BHTK.float(), (head_dim,), eps=EPS) * self.norm_HK[:, None]
+        return (normed_BHTK * gate_BHTK).to(mixed_BHTK.dtype)
+
+    def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
+        return self.gated(super().forward(inputs, self.values(v_BHTK, inputs.x_BTD)), inputs.x_BTD)
+
+    def watch_logits(self, inputs: Inputs) -> Stats:
+        return super().watch_logits(inputs._replace(k_BHTK=self.keys(inputs.k_BHTK, inputs.x_BTD)))
+
+
+@ATTENTION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class ForgettingProConfig(MixingConfig):
+    """Forgetting attention over keys and values mixed with the token before, RMSNorm a head, times an output gate.
+
+    Lin et al. 2025 (FoX Pro, arXiv 2503.02130). D^2 + 3 D H + D + H parameters a layer; theirs is with position=none
+    qk_norm=rmsnorm mlp=swiglu.
+    """
+
+    name: Literal["fox_pro"] = "fox_pro"
+
+    def build(self, layer: LayerShape) -> MixingRule:
+        return ForgettingPro(layer)

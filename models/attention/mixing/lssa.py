@@ -1,0 +1,72 @@
+"""Length-scaled softplus attention, LSSA: softplus in the place of the exponential, divided by the sum of the row.
+
+    S_ij = log(head_dim) log(i) cos(q_i, k_j) + bias,    A_ij = softplus(S_ij) / sum_m<=i softplus(S_im)
+
+i counts rows from 1, so that it is the number of visible keys; both logarithms are natural. The first row gives its
+only key 1. Gao et al. 2025 (arXiv 2501.13428). Their code (iminfine/freeatten) was not at hand; the equations are as
+restated by readers of the paper. Our reading: the cosine is of queries and keys behind the positions, and what
+positions add joins S. cos divides by sqrt(|q|^2 + 1e-8), so that queries that start at zero have a gradient.
+
+As S has a scale of its own, that of the parametrization is not read; logits can't grow beyond log(head_dim) log(i).
+Probes of logits are those of the other rules, of scale q k + bias, so that sweeps compare.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingRule
+from models.attention.mixing.scale_free import ScaleFreeConfig
+from models.probes import causal, scaled_products
+
+EPS = 1e-8
+
+
+def visible(length: int, device: torch.device) -> torch.Tensor:
+    """i, the number of keys that each row sees, [T] in fp32."""
+    return torch.arange(1, length + 1, device=device, dtype=torch.float32)
+
+
+def unit(x_BHTK: torch.Tensor) -> torch.Tensor:
+    x_BHTK = x_BHTK.float()
+    return x_BHTK * torch.rsqrt(x_BHTK.square().sum(-1, keepdim=True) + EPS)
+
+
+class LengthScaledSoftplus(MixingRule):
+    def __init__(self, scale: float, head_dim: int) -> None:
+        super().__init__(scale)
+        self.log_dim = math.log(head_dim)
+
+    def weights(self, inputs: Inputs) -> torch.Tensor:
+        q_BHTK, k_BHTK, bias_HTT, _ = inputs
+        log_T = visible(q_BHTK.shape[-2], q_BHTK.device).log()
+        s_BHTT = scaled_products(unit(q_BHTK), unit(k_BHTK), self.log_dim) * log_T[:, None]
+        # softplus(-inf) = 0: what the mask hides has no weight.
+        plus_BHTT = F.softplus(causal(s_BHTT, bias_HTT))
+        return plus_BHTT / plus_BHTT.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+@ATTENTION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class LSSAConfig(ScaleFreeConfig):
+    """softplus(S_ij) / sum_m<=i softplus(S_im), S_ij = log(head_dim) log(i) cos(q_i, k_j) + bias, i counted from 1.
+
+    Gao et al. 2025 (LSSA, arXiv 2501.13428).
+    """
+
+    name: Literal["lssa"] = "lssa"
+
+    def build(self, layer: LayerShape) -> MixingRule:
+        return LengthScaledSoftplus(layer.scale, layer.head_dim)
+
+    def fits(self, config: Any) -> None:
+        super().fits(config)
+        if config.qk_norm.name in ("l2", "fixed"):
+            raise ValueError(
+                f"qk_norm={config.qk_norm.name} sets the length of queries and keys, which attention={self.name} "
+                f"takes out: use qk_norm=none or attention=softmax"
+            )

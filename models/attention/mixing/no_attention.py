@@ -1,0 +1,71 @@
+"""No attention: a gated MLP in its place, W_down (silu(W_gate x) * W_up x), which mixes no tokens.
+
+The "MLP" of Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602), there alone and in patterns with standard
+attention. Its inner width of 4 D / 3 gives it the 4 D^2 parameters of attention, to the nearest whole number. Queries,
+keys, positions and what else belongs to attention have no place in such a block; it reports no probes of attention.
+"""
+
+from typing import Any, Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from conf.axis import CHECKED
+from models.attention.mixing.base import ATTENTION, MixingConfig
+from models.mlp import SwiGLU, hidden_width
+from models.probes import Stats
+
+
+class NoAttention(nn.Module):
+    """In the place of an attention layer: takes and gives what that does."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = SwiGLU(width, hidden_width(width, 4 / 3))
+
+    def forward(
+        self,
+        x_BTD: torch.Tensor,
+        watch: bool = False,
+        first_BHTK: torch.Tensor | None = None,
+        source_BTD: torch.Tensor | None = None,
+        lenders: Any = None,
+    ) -> tuple[torch.Tensor, Stats, None]:
+        return self.mlp(x_BTD), {}, None
+
+
+@ATTENTION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class NoAttentionConfig(MixingConfig):
+    """A gated MLP in the place of attention, with as many parameters.
+
+    Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602).
+    """
+
+    name: Literal["mlp"] = "mlp"
+    mixes = False
+
+    def sublayer(self, width: int) -> nn.Module:
+        return NoAttention(width)
+
+    def fits(self, config: Any) -> None:
+        if self.pattern == "all":
+            off = {"layout": "mha", "qk_source": "stream", "temperature": "none", "sink": "none", "gate": "none"}
+            for axis, name in off.items():
+                chosen = getattr(config, axis).name
+                if config.attention is self and chosen != name:
+                    raise ValueError(
+                        f"attention=mlp has no attention that {axis}={chosen} could act on: "
+                        f"use {axis}={name} or attention=softmax"
+                    )
+        if config.value_residual is not None:
+            raise ValueError(
+                f"attention=mlp has blocks without values, which value_residual={config.value_residual} would add: "
+                f"use value_residual=null or attention=softmax"
+            )
+        if config.placement.has("insert") or config.placement.has("rescale"):
+            raise ValueError(
+                f"attention=mlp has blocks without projections, which placement={config.placement.name} changes: "
+                f"use placement=pre or attention=softmax"
+            )

@@ -1,0 +1,39 @@
+"""Squared-ReLU attention: weights relu(s_ij)^2 / sqrt(T), s = scale q k^T + bias, for j <= i, without normalization.
+
+Wortsman et al. 2023, Fig. E.11, put it in the place of softmax, and logits grow all the same. They don't say what T,
+the "sequence length", is for causal rows. Here it is the context of training, one number for all rows, as are the
+factors L^-alpha of "Replacing softmax with ReLU in vision transformers" (Wortsman et al. 2023, arXiv 2309.08586).
+i + 1, the keys that row i sees, would be another rule; the length of the input would let later tokens scale earlier
+outputs.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.attention.mixing.base import ATTENTION, LayerShape, MixingConfig, MixingRule
+
+
+class SquaredReLU(MixingRule):
+    def __init__(self, scale: float, context: int) -> None:
+        super().__init__(scale)
+        self.root = math.sqrt(context)
+
+    def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
+        # relu(-inf) = 0: what the mask hides has no weight.
+        return torch.relu(z_BHTT).square() / self.root
+
+
+@ATTENTION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class SquaredReLUConfig(MixingConfig):
+    """Weights relu(scale q_i k_j + bias)^2 / sqrt(T), j <= i, T the context. Wortsman et al. 2023, Fig. E.11."""
+
+    name: Literal["relu_squared"] = "relu_squared"
+    dot_product = True
+
+    def build(self, layer: LayerShape) -> MixingRule:
+        return SquaredReLU(layer.scale, layer.context)

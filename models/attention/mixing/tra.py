@@ -1,0 +1,60 @@
+"""Threshold relative attention: keys with positive logits alone, and distances counted in them.
+
+    S_ij = relu(scale q_i k_j + bias),  kept_ij = [S_ij > 0],  D_ij = log sigmoid(W x_i + b) #{kept m: j <= m <= i}
+    A_ij = softmax over the kept j <= i of S_ij + D_ij, 0 for all others; a row without kept keys is zero
+
+with one gate a token and head, of the query; the nearest kept key has count 1. Opper et al. 2025 (TRA, arXiv
+2503.23174). What is dropped leaves all other weights alone. The authors use no other positions (position=none) and
+queries and keys of unit RMS without learned scales, which here is the qk_norm axis (qk_norm=fixed has the same
+directions and fixed lengths). What positions add joins the logit before the threshold, W is drawn as the init axis has
+it and b starts at zero: our readings. Counts have no gradient.
+
+Probes of logits are of scale q k + bias, before the threshold.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from models.attention.mixing.base import ATTENTION, LayerShape, MixingConfig, MixingRule
+from models.attention.mixing.head_gate import HeadGate
+
+
+class ThresholdRelative(MixingRule):
+    def __init__(self, layer: LayerShape) -> None:
+        super().__init__(layer.scale)
+        self.gate = HeadGate(layer.width, layer.heads, bias=True)
+
+    def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
+        kept_BHTT = z_BHTT > 0
+        # From the diagonal back to each key.
+        count_BHTT = kept_BHTT.float().flip(-1).cumsum(-1).flip(-1)
+        delta_BHT1 = F.logsigmoid(self.gate(x_BTD))[..., None]
+        # Finite, so that a row without kept keys is no row of NaN; masked once more, it is one of zeros.
+        lowest = torch.finfo(torch.float32).min
+        scores_BHTT = (z_BHTT + delta_BHT1 * count_BHTT).masked_fill(~kept_BHTT, lowest)
+        return torch.softmax(scores_BHTT, -1) * kept_BHTT
+
+
+@ATTENTION.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class ThresholdRelativeConfig(MixingConfig):
+    """Softmax of z_ij + log sigmoid(W x_i + b) c_ij over keys with z_ij > 0, c_ij how many of these are in j ... i.
+
+    Opper et al. 2025 (TRA, arXiv 2503.23174). D H + H parameters a layer; theirs is with position=none.
+    """
+
+    name: Literal["tra"] = "tra"
+
+    def build(self, layer: LayerShape) -> MixingRule:
+        return ThresholdRelative(layer)
+
+    def fits(self, config: Any) -> None:
+        if config.parametrization.rules_of_matrices(config.model)["blocks.0.attention.query"].init == 0:
+            raise ValueError(
+                f"parametrization={config.parametrization.name} starts queries at zero, where attention=tra keeps no "
+                f"key and gives no gradient: use parametrization=mup_simple or attention=softmax"
+            )

@@ -1,0 +1,78 @@
+"""README's "A rule in ten minutes", done in a copy of the tree: what it says picks the rule up picks it up."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.models.attention.mixing.helpers import RULES
+
+ROOT = Path(__file__).parents[3]
+RULE = "tempered"
+# In one process, since most of the time goes into imports: its tests, a run, the table of axes and the bench.
+DRIVER = """
+import json, runpy, sys
+from pathlib import Path
+import pytest
+
+class Passed:
+    names = []
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" and report.passed:
+            self.names.append(report.nodeid)
+
+rule, out = sys.argv[1], Path(sys.argv[2])
+files = [f"tests/models/attention/test_{rule}.py", "tests/models/attention/mixing/test_rules.py", "tests/train/test_knobs.py",
+         "tests/train/test_axes_table.py"]
+options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-k", rule]
+code = pytest.main([*files, *options], plugins=[Passed()])
+from tests.train.helpers import trained
+rows = trained(out, f"attention={rule}").metrics()
+sys.argv = ["axes_table"]
+runpy.run_module("train.axes_table", run_name="__main__")
+sys.argv = ["bench", "--attention", rule, "--models", "mini-0.02M", "--steps", "1", "--rounds", "1", "--readme"]
+sys.argv += ["--out", str(out / "bench.json")]
+from train.bench.__main__ import main
+main()
+(out / "found.json").write_text(json.dumps({"code": code, "passed": Passed.names, "row": rows[1]}))
+"""
+
+
+def files_of_readme() -> dict[str, str]:
+    section = (ROOT / "README.md").read_text().partition("\n### A rule in ten minutes\n")[2]
+    return dict(re.findall(r"^`([\w/.]+)`,.*?```\w+\n(.*?)^```", section, re.MULTILINE | re.DOTALL))
+
+
+def test_a_rule_of_three_files_is_picked_up_everywhere(tmp_path: Path) -> None:
+    assert RULE not in RULES
+    copy, files = tmp_path / "copy", files_of_readme()
+    folders = [Path(name).parent.as_posix() for name in files]
+    assert folders == ["models/attention", "conf/attention", "tests/models/attention"]
+    for folder in ("conf", "data", "models", "tests", "train"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, copy)
+    for name, text in files.items():
+        (copy / name).write_text(text)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"PYTHONPATH": str(copy)}
+    command = [sys.executable, "-c", DRIVER, RULE, str(tmp_path)]
+    ran = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["code"] == 0, ran.stdout
+    tests = {re.sub(r"\[.*", "", name).rpartition("::")[2] for name in found["passed"]}
+    assert tests >= {
+        "test_a_row", "test_a_prefix_gives_the_same_outputs", "test_gradients_of_both_paths_agree", "test_field",
+        "test_parameter_count", "test_probes_have_one_value_a_head", "test_every_choice_is_documented",
+        "test_many_weights_are_made_for_one_sequence_at_once",
+    }  # fmt: skip
+    assert len(found["passed"]) > 50
+    assert {f"attention/block0/{name}" for name in ("entropy", "support", "sink_rate_by_head")} <= found["row"].keys()
+    readme = (copy / "README.md").read_text()
+    assert "| `tempered` | softmax_j\\<=i((scale q_i k_j + bias) / temperature) | Hinton, Vinyals & Dean 2015" in readme
+    assert re.search(r"^\| `tempered` \|( \**\d+\.\d\d\** \|){6} T\^-?\d\.\d\d \|$", readme, re.MULTILINE)
+    (cost,) = json.loads((tmp_path / "bench.json").read_text())["mini-0.02M"]["rules"]
+    assert cost["rule"] == RULE
