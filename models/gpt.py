@@ -30,8 +30,8 @@ from models.layers import Embedding, Linear
 from models.mlp import MLP, MLPConfig
 from models.norms import NORM, NormConfig
 from models.parametrization import PARAMETRIZATION, ParametrizationConfig, scale_init, set_multipliers
+from models.placement.base import PLACEMENT, Placement, PlacementConfig, Site
 from models.placement.layer_scale import BranchScale, LayerScale
-from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site
 from models.positions import POSITION, PositionConfig, Positions
 from models.probes import Stats, stream_stats
 from models.reparametrization.base import REPARAMETRIZATION, ReparametrizationConfig

@@ -9,7 +9,7 @@ import torch
 from conf.axis import ConfigError, near
 from models.gpt import GPT
 from models.parametrization import Group, rule_of, tensors
-from models.parametrization.table import SUBLAYERS, init_scale, initial_std
+from models.parametrization.base import SUBLAYERS, init_scale, initial_std
 from train.axes_table import table
 from train.config import Config
 from train.terminal import table_console

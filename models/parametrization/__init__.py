@@ -1,6 +1,6 @@
 """The `parametrization` axis: how init, multipliers, LR, decay and epsilon follow the model's size; a file a family."""
 
-from models.parametrization.table import (
+from models.parametrization.base import (
     PARAMETRIZATION,
     Group,
     Kind,

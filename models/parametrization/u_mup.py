@@ -32,7 +32,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from models.init import InitConfig
-from models.parametrization.table import PARAMETRIZATION, ParametrizationConfig, Rule, Sublayer, Tensor
+from models.parametrization.base import PARAMETRIZATION, ParametrizationConfig, Rule, Sublayer, Tensor
 from models.size import SizeConfig
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.parametrization.table import PARAMETRIZATION, ParametrizationConfig, Rule, Tensor
+from models.parametrization.base import PARAMETRIZATION, ParametrizationConfig, Rule, Tensor
 from models.size import SizeConfig
 
 

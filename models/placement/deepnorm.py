@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from models.norms import NormConfig
-from models.placement.wiring import (
+from models.placement.base import (
     PLACEMENT,
     Placement,
     PlacementConfig,

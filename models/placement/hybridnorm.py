@@ -16,8 +16,8 @@ from torch import nn
 from conf.axis import CHECKED
 from models.layers import Linear
 from models.norms import NormConfig
+from models.placement.base import PLACEMENT, NormedHeads, Placement, PlacementConfig, Site, Sublayer
 from models.placement.pre import Plain, Pre
-from models.placement.wiring import PLACEMENT, NormedHeads, Placement, PlacementConfig, Site, Sublayer
 
 
 class NormedStream(Placement):

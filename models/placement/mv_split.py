@@ -16,7 +16,7 @@ from torch import nn
 
 from conf.axis import CHECKED
 from models.norms import NormConfig
-from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
+from models.placement.base import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
 
 
 def running_mean(x_BTD: torch.Tensor) -> torch.Tensor:

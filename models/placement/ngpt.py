@@ -26,7 +26,7 @@ from conf.axis import CHECKED
 from models.init import where
 from models.layers import Embedding, Linear
 from models.norms import NormConfig
-from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
+from models.placement.base import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
 
 
 class Scale(nn.Module):

@@ -7,7 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from models.norms import NormConfig
-from models.placement.wiring import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
+from models.placement.base import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
 
 
 class Post(Placement):

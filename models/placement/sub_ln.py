@@ -15,8 +15,7 @@ from torch import nn
 from conf.axis import CHECKED
 from models.layers import Linear
 from models.norms import NormConfig
-from models.placement.pre import Pre
-from models.placement.wiring import (
+from models.placement.base import (
     PLACEMENT,
     NormedInput,
     Placement,
@@ -25,6 +24,7 @@ from models.placement.wiring import (
     refuse_depth_scaling,
     scale_weights,
 )
+from models.placement.pre import Pre
 
 
 def gamma(depth: int) -> float:

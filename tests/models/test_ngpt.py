@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from conf.axis import ConfigError
 from models.gpt import GPT, initialize
 from models.norms import NORM
+from models.placement.base import PLACEMENT, Site
 from models.placement.ngpt import Scale
-from models.placement.wiring import PLACEMENT, Site
 from tests.conftest import choice, complete, randn, tiny
 from train.module import Proxy
 

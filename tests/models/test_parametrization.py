@@ -6,7 +6,7 @@ import torch
 from conf.axis import ConfigError
 from models.gpt import GPT, initialize
 from models.parametrization import PARAMETRIZATION, Rule, groups, tensors
-from models.parametrization.table import SUBLAYERS
+from models.parametrization.base import SUBLAYERS
 from models.probes import rms
 from tests.conftest import TINY, complete, tiny
 from train.config import Config, compose

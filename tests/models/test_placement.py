@@ -11,11 +11,11 @@ from conf.axis import ConfigError
 from models.attention.mixing.base import Inputs
 from models.gpt import GPT, initialize
 from models.norms import NORM
+from models.placement.base import PLACEMENT, Placement, Site
 from models.placement.deepnorm import alpha, beta
 from models.placement.layer_scale import LayerScale
 from models.placement.peri import relaxed
 from models.placement.sub_ln import gamma
-from models.placement.wiring import PLACEMENT, Placement, Site
 from tests.conftest import choice, complete, largest_difference, randn, tiny
 
 V, T = 32, 8

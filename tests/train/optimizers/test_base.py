@@ -8,7 +8,7 @@ import torch
 
 from data.prepare import prepare
 from models.parametrization import Group, Rule
-from models.parametrization.table import Kind
+from models.parametrization.base import Kind
 from tests.conftest import randn
 from tests.train.helpers import tiny, trained
 from tests.train.optimizers.steps import NAMES, optimizer, updated

@@ -8,7 +8,7 @@ import torch
 from conf.axis import ConfigError, checked
 from models.attention.mixing.base import Inputs
 from models.attention.mixing.denominator import FORMS, DenominatorConfig, FormName
-from models.parametrization.table import tensors
+from models.parametrization.base import tensors
 from tests.conftest import choice
 from tests.models.attention.mixing.helpers import (
     ATTENTION,
