@@ -4,11 +4,12 @@ Importing this package and opening a prepared folder needs numpy and torch only;
 imported when text is prepared.
 """
 
+from conf.axis import import_all
 from data.batches import Prepared, TokenBatches, train_batch, validation_batches
 from data.config import DATA, DataConfig, DataError
-from data.corpora import docstrings, hub, synthetic, textmix  # noqa: F401  (each registers its choice of the axis)
-from data.corpora import text as files
 from data.prepare import open_prepared, prepare
+
+import_all("data.corpora")
 
 __all__ = [
     "DATA",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.models.attention.mixing.helpers import RULES
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 RULE = "tempered"
 # In one process, since most of the time goes into imports: its tests, a run, the table of axes and the bench.
 DRIVER = """
@@ -25,8 +25,8 @@ class Passed:
             self.names.append(report.nodeid)
 
 rule, out = sys.argv[1], Path(sys.argv[2])
-files = [f"tests/models/attention/test_{rule}.py", "tests/models/attention/mixing/test_rules.py", "tests/train/test_knobs.py",
-         "tests/train/test_axes_table.py"]
+files = [f"tests/models/attention/mixing/test_{rule}.py", "tests/models/attention/mixing/test_rules.py",
+         "tests/train/test_knobs.py", "tests/train/test_axes_table.py"]
 options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-k", rule]
 code = pytest.main([*files, *options], plugins=[Passed()])
 from tests.train.helpers import trained
