@@ -19,7 +19,7 @@ def main() -> None:
     for signum in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(signum, note)
     from slurm.task import work
-    from train.terminal import exit_with
+    from train.cli.terminal import exit_with
 
     exit_with(lambda: sys.exit(work(sys.argv[1], int(sys.argv[2]), SIGNALS)))
 

@@ -17,9 +17,9 @@ from conf.axis import ConfigError, checked, near
 from slurm.runs import chosen, runs
 from slurm.status import folder_of
 from slurm.submit import submit
+from train.cli.terminal import exit_with
 from train.config import Config
 from train.launcher import Slurm, in_full
-from train.terminal import exit_with
 
 USAGE = "python -m slurm.resubmit FOLDER [--only failed,timeout,...] [time=... ...]"
 

@@ -14,11 +14,11 @@ from conf.axis import ConfigError
 def main() -> None:
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        from train.help import show_help
+        from train.cli.help import show_help
 
         show_help()
         return
-    from train.terminal import exit_with
+    from train.cli.terminal import exit_with
 
     # Before and after training, where Keeper doesn't listen, as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -31,7 +31,7 @@ def single(overrides: list[str]) -> None:
     asked = [o for o in overrides if o.startswith("show=")]
     config = compose([o for o in overrides if o not in asked])
     if asked:
-        from train.show import show
+        from train.cli.show import show
 
         show(asked[-1].partition("=")[2], config)
     else:
@@ -39,9 +39,9 @@ def single(overrides: list[str]) -> None:
 
 
 def run_and_show(config: Any) -> None:
+    from train.cli.terminal import Progress, say_summary
     from train.run import train
     from train.runfolder import RunFolder
-    from train.terminal import Progress, say_summary
 
     config.launcher.must_be_local()
     with Progress(config) as progress:

@@ -24,7 +24,7 @@ import torch
 from conf.axis import ConfigError
 from models.attention.layer import Attention
 from models.gpt import GPT, Block
-from train.terminal import exit_with, table_console
+from train.cli.terminal import exit_with, table_console
 from train.trained import config_of, model_of, validation_of
 
 SEQUENCES = 16

@@ -10,11 +10,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from train.axes_table import END, README, replaced
+from train.cli.axes import END, README, replaced
+from train.cli.terminal import exit_with
 from train.findings import FINDINGS, Finding
 from train.findings.__main__ import cost, state
 from train.runfolder import read_json
-from train.terminal import exit_with
 
 BEGIN = "<!-- written by python -m train.findings_table -->\n"
 RESULTS = Path(__file__).parent / "findings" / "RESULTS.md"

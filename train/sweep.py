@@ -194,11 +194,11 @@ def _refuse_while_in_slurm(sweep: Sweep) -> None:
 
 
 def main() -> None:
-    from train.terminal import exit_with
+    from train.cli.terminal import exit_with
 
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments) or not arguments:
-        from train.help import show_help
+        from train.cli.help import show_help
 
         show_help()
         return

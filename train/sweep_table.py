@@ -10,9 +10,9 @@ from rich.live import Live
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from train.cli.terminal import duration, number, table_console
 from train.plan import Sweep
 from train.runfolder import ENDED, RunFolder
-from train.terminal import duration, number, table_console
 
 STYLE = {"finished": "green", "diverged": "red", "failed": "bold white on red", "running": "yellow", "pending": "dim"}
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError
+from train.cli.terminal import exit_with
 from train.loggers import require_server, server
 from train.runfolder import read_json
-from train.terminal import exit_with
 
 AT_A_TIME = 8
 CHUNK = 200

@@ -9,9 +9,9 @@ from models.parametrization import PARAMETRIZATION, Rule, groups, tensors
 from models.parametrization.base import SUBLAYERS
 from models.probes import rms
 from tests.conftest import TINY, complete, tiny
+from train.cli.show import rows, show, span
 from train.config import Config, compose
 from train.optimizers import OPTIMIZER
-from train.show import rows, show, span
 
 NAMES = ["standard", "mup_simple", "mup_intermediate", "mup_full"]
 MUP = NAMES[1:]

@@ -151,7 +151,7 @@ def test_an_unknown_outcome_is_refused():
 
 @pytest.mark.parametrize("arguments", [[], ["nowhere"], ["a", "b"]])
 def test_no_sweep_folder_is_one_line(monkeypatch, capsys, tmp_path, arguments):
-    from train.terminal import exit_with
+    from train.cli.terminal import exit_with
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["status", *arguments])

@@ -7,7 +7,7 @@ import pytest
 
 from conf.axis import axes
 from train.__main__ import main
-from train.axes_table import README, definition, documentation, names, renewed, source, table
+from train.cli.axes import README, definition, documentation, names, renewed, source, table
 from train.config import Config, choices, default_choices
 
 CHOICES = [(axis, name) for axis, registry in axes(Config).items() for name in registry.choices]
@@ -24,7 +24,7 @@ def test_every_choice_is_documented(axis: str, name: str) -> None:
 
 
 def test_readme_has_the_table_of_now() -> None:
-    assert renewed(README.read_text()) == README.read_text(), "python -m train.axes_table renews it"
+    assert renewed(README.read_text()) == README.read_text(), "python -m train.cli.axes renews it"
 
 
 def test_readme_has_every_ladder_and_size() -> None:

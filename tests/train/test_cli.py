@@ -80,7 +80,7 @@ def test_multirun_is_hydras(tmp_path):
 def test_bad_input_is_one_line_exit_2_nothing_written(tmp_path, monkeypatch, capsys, overrides, fragments):
     """In this process, for speed; the exit itself is what a shell sees."""
     from train.__main__ import single
-    from train.terminal import exit_with
+    from train.cli.terminal import exit_with
 
     no_data = [o for o in TINY if not o.startswith("data")]
     arguments = [*(no_data if overrides[0].startswith("data=") else TINY), f"out={tmp_path / 'out'}", *overrides]

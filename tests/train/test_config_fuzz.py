@@ -21,10 +21,10 @@ from conf.axis import ConfigError, axes
 from models.size import SizeConfig
 from tests.train.helpers import TINY, tiny
 from train.__main__ import single
+from train.cli.terminal import exit_with
 from train.config import CONF, Config, all_keys, choices, from_file, to_yaml
 from train.grid import refuse_hydra_of_files
 from train.plan import plan
-from train.terminal import exit_with
 
 EXAMPLES: dict[str, Any] = {
     "derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck),

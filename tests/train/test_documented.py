@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.train.helpers import sigterm_kept, swept
-from train.terminal import exit_with
+from train.cli.terminal import exit_with
 
 README = Path(__file__).parents[2] / "README.md"
 SMALL = [
@@ -65,7 +65,7 @@ ELSEWHERE = {
     "train.bench --attention [RULE ...]": ("bench/test_attention.py", "measures time"),
     "train.bench --attention tempered --readme": ("bench/test_attention.py", "writes README"),
     "train attention=tempered": ("test_choices.py", "is a rule that a reader adds"),
-    "train.axes_table": ("test_axes_table.py", "writes README"),
+    "train.cli.axes": ("test_axes_table.py", "writes README"),
     "slurm.resubmit runs/qk_norm --only failed,timeout,preempted launcher.time=8:00:00": (
         "../slurm/test_cluster.py", "needs Slurm",
     ),

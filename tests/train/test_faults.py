@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from conf.axis import ConfigError, checked
 from tests.train.helpers import TINY, assert_same_end, in_process, tiny, trained
+from train.cli.terminal import exit_with
 from train.config import Config
 from train.interrupted import Interrupted
 from train.loggers import NoLogger
@@ -30,7 +31,6 @@ from train.plan import plan
 from train.run import train
 from train.runfolder import RunFolder
 from train.sweep import run as run_sweep
-from train.terminal import exit_with
 
 NOBODY = 65534
 

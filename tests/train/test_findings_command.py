@@ -6,7 +6,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.test_report import fake_sweep
-from train.axes_table import END, README, replaced
+from train.cli.axes import END, README, replaced
 from train.findings import FINDINGS
 from train.findings.__main__ import chosen, state, work
 from train.findings_table import BEGIN, results, table

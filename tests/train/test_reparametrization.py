@@ -9,9 +9,9 @@ import torch
 
 from models.reparametrization.base import REPARAMETRIZATION
 from tests.train.helpers import TINY, tiny, trained
+from train.cli.show import rows
 from train.run import train
 from train.runfolder import RunFolder
-from train.show import rows
 
 LONG = ["steps=40", "watch_every=5", "checkpoint_seconds=0", "accumulate=2", "eval_every=10"]
 KEPT = [f"reparametrization={name}" for name in sorted(REPARAMETRIZATION.choices) if name != "none"] + ["init=lsuv"]

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from train.axes_table import README
 from train.bench.attention import LENGTHS, TOKENS, RuleCost, measure_attention, renewed
 from train.bench.axes import LIMIT, Cost, measure_axes
 from train.bench.costs import TARGETS, first_step_seconds, measure, overrides
-from train.terminal import exit_with, table_console
+from train.cli.axes import README
+from train.cli.terminal import exit_with, table_console
 
 
 def bench(models: list[str], steps: int, count: int) -> dict[str, Any]:

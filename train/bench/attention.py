@@ -23,8 +23,8 @@ from torch.profiler import ProfilerActivity, profile
 from conf.axis import ConfigError, near
 from models.attention.mixing.base import ATTENTION
 from models.gpt import GPT, initialize
-from train.axes_table import END, names, replaced
 from train.bench.axes import COMPANIONS, LIMIT, SETTLE
+from train.cli.axes import END, names, replaced
 from train.config import Config, compose
 
 LENGTHS = (64, 256, 1024)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from conf.axis import ConfigError, near
+from train.cli.terminal import duration, exit_with, table_console
 from train.findings import FINDINGS, Finding, Group, find
 from train.runfolder import read_json
-from train.terminal import duration, exit_with, table_console
 
 GROUPS = ["all", *get_args(Group)]
 

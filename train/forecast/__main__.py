@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
+from train.cli.terminal import exit_with
 from train.figures import save, size_label
 from train.findings import plain
 from train.forecast import say
@@ -35,7 +36,6 @@ from train.forecast.readings import (
 )
 from train.report import Sweep, load_sweep
 from train.runfolder import write_atomically
-from train.terminal import exit_with
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from train.cli.terminal import table_console
 from train.figures import size_label
 from train.forecast.backtest import Score
 from train.forecast.predict import BEYOND, Crossing, Prediction, Row
 from train.forecast.readings import Quantity
-from train.terminal import table_console
 
 if TYPE_CHECKING:
     import pandas as pd

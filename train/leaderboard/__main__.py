@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
-from train.axes_table import replaced
+from train.cli.axes import replaced
+from train.cli.terminal import exit_with, number, table_console
 from train.leaderboard.confirm import confirmation
 from train.leaderboard.figure import figure
 from train.leaderboard.rows import rows, spread
 from train.runfolder import read_json, write_atomically
-from train.terminal import exit_with, number, table_console
 
 if TYPE_CHECKING:
     import pandas as pd

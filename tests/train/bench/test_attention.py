@@ -9,7 +9,6 @@ import torch
 from conf.axis import ConfigError
 from models.attention.mixing.base import ATTENTION
 from tests.train.helpers import TINY, tiny
-from train.axes_table import README, names
 from train.bench import __main__ as bench
 from train.bench import attention as module
 from train.bench.attention import (
@@ -24,6 +23,7 @@ from train.bench.attention import (
     rules,
     table,
 )
+from train.cli.axes import README, names
 
 
 def cost(rule: str, *times: float, refused: str = "") -> RuleCost:

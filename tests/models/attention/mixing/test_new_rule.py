@@ -32,7 +32,7 @@ code = pytest.main([*files, *options], plugins=[Passed()])
 from tests.train.helpers import trained
 rows = trained(out, f"attention={rule}").metrics()
 sys.argv = ["axes_table"]
-runpy.run_module("train.axes_table", run_name="__main__")
+runpy.run_module("train.cli.axes", run_name="__main__")
 sys.argv = ["bench", "--attention", rule, "--models", "mini-0.02M", "--steps", "1", "--rounds", "1", "--readme"]
 sys.argv += ["--out", str(out / "bench.json")]
 from train.bench.__main__ import main

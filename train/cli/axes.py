@@ -1,4 +1,4 @@
-"""The table of all choices in README, from their own docstrings: `python -m train.axes_table` renews it there.
+"""The table of all choices in README, from their own docstrings: `python -m train.cli.axes` renews it there.
 
 The first sentence of a choice's docstring defines it; its source is what the next sentence with a citation cites, by
 authors and year. A file that has one choice alone may say both at its top.
@@ -15,7 +15,7 @@ from conf.axis import Axis, axes
 from train.config import Config, default_choices
 
 README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- written by python -m train.axes_table -->\n", "<!-- end of what it writes -->\n"
+BEGIN, END = "<!-- written by python -m train.cli.axes -->\n", "<!-- end of what it writes -->\n"
 
 # A full stop that ends a sentence: not of an abbreviation, nor of an ellipsis.
 STOP = re.compile(

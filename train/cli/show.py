@@ -10,9 +10,9 @@ from conf.axis import ConfigError, near
 from models.gpt import GPT
 from models.parametrization import Group, rule_of, tensors
 from models.parametrization.base import SUBLAYERS, init_scale, initial_std
-from train.axes_table import table
+from train.cli.axes import table
+from train.cli.terminal import table_console
 from train.config import Config
-from train.terminal import table_console
 
 
 def show(what: str, config: Config) -> None:
