@@ -7,8 +7,8 @@ from pathlib import Path
 
 from slurm.runs import in_queue
 from slurm.submit import arrays, submit, template
-from train.config import Config
-from train.launcher import Slurm
+from train.config.launcher import Slurm
+from train.config.schema import Config
 from train.plan import Sweep
 from train.sweep import prepare_data
 

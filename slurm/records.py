@@ -22,7 +22,7 @@ from train.runfolder import commit, read_json, read_rows, write_atomically
 
 if TYPE_CHECKING:
     # Configs bring all of torch along, which takes seconds to start; slurm.status does without.
-    from train.config import Config
+    from train.config.schema import Config
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Planned:
 
         It takes a millisecond, which those that only want to know how runs are leave out.
         """
-        from train.config import Config
+        from train.config.schema import Config
 
         try:
             config = checked(Config, self.values)

@@ -18,8 +18,8 @@ from slurm.runs import chosen, runs
 from slurm.status import folder_of
 from slurm.submit import submit
 from train.cli.terminal import exit_with
-from train.config import Config
-from train.launcher import Slurm, in_full
+from train.config.launcher import Slurm, in_full
+from train.config.schema import Config
 
 USAGE = "python -m slurm.resubmit FOLDER [--only failed,timeout,...] [time=... ...]"
 

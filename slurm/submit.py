@@ -18,8 +18,8 @@ from filelock import FileLock
 from conf.axis import ConfigError
 from slurm.commands import Refused, call, most_tasks
 from slurm.records import Records
-from train.config import Config
-from train.launcher import Slurm
+from train.config.launcher import Slurm
+from train.config.schema import Config
 from train.runfolder import unwritable
 
 CODE = Path(__file__).resolve().parents[1]

@@ -21,8 +21,8 @@ from conf.axis import ConfigError
 from slurm.commands import Refused, State, call, state_of
 from slurm.records import Planned, Records, read_plan
 from slurm.submit import Array, at_once
-from train.config import Config
-from train.launcher import Slurm
+from train.config.launcher import Slurm
+from train.config.schema import Config
 from train.runfolder import ENDED, RunFolder, commit, read_json
 
 PATIENCE = 300.0

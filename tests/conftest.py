@@ -8,8 +8,8 @@ import torch
 from omegaconf import OmegaConf
 
 from conf.axis import Axis, checked
-from train.config import CONF, Config
-from train.grid import Composer
+from train.config.grid import Composer
+from train.config.schema import CONF, Config
 
 torch.set_num_threads(1)
 

@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def single(overrides: list[str]) -> None:
-    from train.config import compose
+    from train.config.schema import compose
 
     asked = [o for o in overrides if o.startswith("show=")]
     config = compose([o for o in overrides if o not in asked])
@@ -56,8 +56,8 @@ def multirun(arguments: list[str]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from train.config import CONF, compose, from_node, hydra_fault
-    from train.grid import expand, refuse_hydra_of_files
+    from train.config.grid import expand, refuse_hydra_of_files
+    from train.config.schema import CONF, compose, from_node, hydra_fault
 
     overrides = [a for a in arguments if not a.startswith("-")]
     refuse_hydra_of_files(overrides)

@@ -6,7 +6,7 @@ import os
 
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 
-from train.config import Config
+from train.config.schema import Config
 
 
 def started_by_srun(config: Config) -> bool:

@@ -25,7 +25,7 @@ from data.batches import train_batch
 from data.prepare import prepare
 from models.probes import causal_logits
 from train.cli.terminal import exit_with, table_console
-from train.config import Config, compose
+from train.config.schema import Config, compose
 from train.figures import PANEL, colours, panels, save, styled
 from train.module import Proxy
 from train.schedules import Constant

@@ -17,7 +17,7 @@ from data.batches import dealt
 from models.gpt import GPT, initialize
 from models.parametrization import Group, groups
 from models.probes import Stats, merge
-from train.config import Config
+from train.config.schema import Config
 from train.losses import Output
 from train.recorder import Recorder
 from train.relative import RelativeLR

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from train.config import Config, Place
-from train.grid import compose_all, expand
+from train.config.grid import compose_all, expand
+from train.config.schema import Config, Place
 from train.runfolder import RunFolder, unwritable, write_atomically
 
 

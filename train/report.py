@@ -15,10 +15,10 @@ import yaml
 from conf.axis import ConfigError
 from train import columns
 from train.cli.terminal import exit_with, number, table_console
-from train.config import Config, Place
+from train.config.grid import compose_all
+from train.config.schema import Config, Place
 from train.figures import loss_against_lr, run_curves, save, size_label
 from train.findings import Verdict, find
-from train.grid import compose_all
 from train.page import write_page, write_run_page
 from train.runfolder import ENDED, RunFolder, read_json, write_atomically
 from train.sensitivity import OverSeeds, of_runs

@@ -19,7 +19,7 @@ from data.batches import Prepared
 from data.datamodule import TokenDataModule
 from data.prepare import prepare
 from train.cluster import cluster_environment, is_rank_zero
-from train.config import Config, to_yaml
+from train.config.schema import Config, to_yaml
 from train.interrupted import Interrupted
 from train.keeper import CheckpointFile, Keeper, Report
 from train.loggers import Mirror

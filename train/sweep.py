@@ -19,9 +19,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError
-from train.config import Config
+from train.config.launcher import Slurm, in_full
+from train.config.schema import Config
 from train.interrupted import Interrupted
-from train.launcher import Slurm, in_full
 from train.plan import Sweep, plan
 from train.runfolder import ENDED, RunFolder, unwritable
 from train.sweep_table import Table

@@ -10,7 +10,7 @@ from conf.axis import ConfigError
 from data.batches import validation_batches
 from data.prepare import prepare
 from models.gpt import GPT
-from train.config import Config, from_file
+from train.config.schema import Config, from_file
 
 
 def config_of(path: Path) -> Config:

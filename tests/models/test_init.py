@@ -9,7 +9,7 @@ from models.gpt import GPT, initialize
 from models.init import INIT, TRUNCATED_STD, Where, where
 from models.layers import Linear
 from tests.conftest import choice, tiny
-from train.config import Config
+from train.config.schema import Config
 from train.module import Proxy
 
 WIDTH = 512

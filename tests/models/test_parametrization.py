@@ -10,7 +10,7 @@ from models.parametrization.base import SUBLAYERS
 from models.probes import rms
 from tests.conftest import TINY, complete, tiny
 from train.cli.show import rows, show, span
-from train.config import Config, compose
+from train.config.schema import Config, compose
 from train.optimizers import OPTIMIZER
 
 NAMES = ["standard", "mup_simple", "mup_intermediate", "mup_full"]

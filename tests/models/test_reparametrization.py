@@ -22,7 +22,7 @@ from models.reparametrization.sigma import SpectralScale
 from models.reparametrization.tvr import rescaled
 from models.reparametrization.weight_conditioning import RowEquilibration
 from tests.conftest import randn, tiny
-from train.config import Config
+from train.config.schema import Config
 from train.module import Proxy
 
 NAMES = sorted(set(REPARAMETRIZATION.choices) - {"none"})

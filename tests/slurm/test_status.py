@@ -14,8 +14,8 @@ from slurm.status import cells
 from slurm.status import main as status
 from slurm.task import FRUITLESS, Task
 from tests.train.helpers import TINY, tiny, trained
-from train.config import Config
-from train.launcher import Slurm
+from train.config.launcher import Slurm
+from train.config.schema import Config
 from train.plan import plan
 from train.runfolder import RunFolder
 

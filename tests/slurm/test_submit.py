@@ -17,7 +17,7 @@ from slurm.submit import arrays, submit
 from slurm.task import Steps, work_of
 from tests.train.helpers import TINY, tiny
 from train.__main__ import main as train_one
-from train.launcher import Slurm, in_full
+from train.config.launcher import Slurm, in_full
 from train.sweep import Pool
 from train.sweep import main as sweep
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tests.conftest import composer
-from train.config import Config
+from train.config.schema import Config
 from train.plan import plan
 from train.run import train
 from train.runfolder import RunFolder

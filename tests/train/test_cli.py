@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.train.helpers import TINY, tiny
-from train.config import all_keys, choices
+from train.config.schema import all_keys, choices
 from train.runfolder import RunFolder
 
 

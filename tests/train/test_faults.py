@@ -24,7 +24,7 @@ from filelock import FileLock
 from conf.axis import ConfigError, checked
 from tests.train.helpers import TINY, assert_same_end, in_process, tiny, trained
 from train.cli.terminal import exit_with
-from train.config import Config
+from train.config.schema import Config
 from train.interrupted import Interrupted
 from train.loggers import NoLogger
 from train.plan import plan

@@ -16,7 +16,7 @@ import torch
 from conf.axis import checked
 from data.prepare import open_prepared
 from tests.train.helpers import assert_same_end, tiny
-from train.config import Config, from_file
+from train.config.schema import Config, from_file
 from train.report import report
 from train.run import train
 from train.runfolder import RunFolder, read_rows

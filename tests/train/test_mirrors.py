@@ -20,7 +20,7 @@ from conf.axis import ConfigError
 from tests.train.helpers import TINY, in_process, tiny, trained
 from tests.train.sweep_server import serving
 from tests.train.wandb_files import offline_run, records
-from train.config import compose
+from train.config.schema import compose
 from train.runfolder import RunFolder
 from train.sync import run_folders, sync, unsent
 

@@ -12,8 +12,8 @@ import yaml
 from conf.axis import ConfigError
 from tests.train.helpers import trained
 from train import figures
-from train.config import compose
-from train.grid import compose_all
+from train.config.grid import compose_all
+from train.config.schema import compose
 from train.report import Metrics, load_sweep, main, report, table, varying, with_arms
 
 LOSS_INIT = 8.1

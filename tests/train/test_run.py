@@ -9,7 +9,7 @@ from conf.axis import ConfigError
 from data.batches import train_batch
 from data.prepare import prepare
 from tests.train.helpers import TINY, tiny, trained
-from train.config import from_file, to_yaml
+from train.config.schema import from_file, to_yaml
 from train.module import Proxy
 from train.run import train
 from train.runfolder import RunFolder, read_rows

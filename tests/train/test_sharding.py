@@ -11,8 +11,8 @@ from conf.axis import ConfigError, axes
 from tests.conftest import complete
 from tests.train.helpers import TINY, assert_same_end, tiny, trained
 from tests.train.pair import cut, holdings, in_pair, train_each
-from train import shardable
-from train.config import Config
+from train.config import fsdp as shardable
+from train.config.schema import Config
 from train.module import Proxy
 from train.run import train
 from train.runfolder import RunFolder

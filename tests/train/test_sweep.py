@@ -12,9 +12,9 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.helpers import TINY, swept, trained
-from train.config import CONF
+from train.config.grid import compose_all, expand
+from train.config.schema import CONF
 from train.findings import find
-from train.grid import compose_all, expand
 from train.plan import plan
 from train.report import load_sweep
 from train.runfolder import RunFolder
@@ -163,7 +163,7 @@ def write_experiment(monkeypatch, tmp_path, text):
     """A config folder of its own, the real one with an experiment more."""
     import shutil
 
-    import train.config
+    import train.config.schema
 
     shutil.copytree(train.config.CONF, tmp_path / "conf", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "conf" / "experiment" / "trial.yaml").write_text("# @package _global_\n" + text)

@@ -19,7 +19,7 @@ import torch
 from conf.axis import ConfigError, axes, near
 from data.batches import train_batch
 from data.prepare import prepare
-from train.config import Config, compose
+from train.config.schema import Config, compose
 from train.module import Proxy
 
 LIMIT = 1.5

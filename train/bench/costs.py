@@ -23,7 +23,7 @@ from torch import nn
 from data.batches import train_batch
 from data.prepare import prepare
 from models.gpt import GPT, initialize
-from train.config import Config, compose
+from train.config.schema import Config, compose
 from train.run import train
 
 NEVER = 10**9

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from conf.axis import axes, documentation
-from train.config import Place
+from train.config.schema import Place
 
 
 def show_help() -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    from train.config import Config, choices, compose, compose_node
+    from train.config.schema import Config, choices, compose, compose_node
 
     console = Console(highlight=False, soft_wrap=True)
     console.print(

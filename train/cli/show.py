@@ -12,7 +12,7 @@ from models.parametrization import Group, rule_of, tensors
 from models.parametrization.base import SUBLAYERS, init_scale, initial_std
 from train.cli.axes import table
 from train.cli.terminal import table_console
-from train.config import Config
+from train.config.schema import Config
 
 
 def show(what: str, config: Config) -> None:

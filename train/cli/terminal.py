@@ -16,7 +16,7 @@ from train.runfolder import RunFolder
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from train.config import Config
+    from train.config.schema import Config
     from train.recorder import Row
 
 USAGE_ERROR = 2

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conf.axis import ConfigError, near
-from train.config import Config, choices, compose, from_file
+from train.config.schema import Config, choices, compose, from_file
 from train.forecast.fits import Points
 from train.report import Sweep, varying
 from train.sensitivity import lr_sensitivity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from train.grid import compose_all
+from train.config.grid import compose_all
 from train.plan import Sweep
 from train.report import with_arms
 from train.sensitivity import of_runs

@@ -167,7 +167,7 @@ def _sensitivity(found: pd.DataFrame) -> list[list[Any]]:
 
 def _configs(runs: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
     """Config fields that differ between runs, each with its values and which of them each run has; and the others."""
-    from train.config import Config
+    from train.config.schema import Config
 
     varying: dict[str, Any] = {}
     same: dict[str, str] = {}

@@ -9,7 +9,7 @@ from tests.train.helpers import TINY, tiny, trained
 from train.bench import __main__ as bench
 from train.bench import axes as module
 from train.bench.axes import LIMIT, OPTIONS, Cost, Steps, measure_axes, values
-from train.config import Config
+from train.config.schema import Config
 
 TRAINING = {axis: list(a.choices) for axis, a in axes(Config).items() if axis not in ("data", "launcher", "logger")}
 

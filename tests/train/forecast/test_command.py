@@ -9,6 +9,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.test_report import LOSS_INIT, fake_run
+from train.config.grid import compose_all
 from train.forecast.__main__ import main
 from train.forecast.readings import (
     breaking_level,
@@ -20,7 +21,6 @@ from train.forecast.readings import (
     target_size,
     with_readings,
 )
-from train.grid import compose_all
 from train.report import load_sweep
 
 MODELS = ("mini-w32-d1", "mini-0.02M", "mini-w32-d4", "mini-0.1M", "mini-w64-d4", "mini-1.8M")

@@ -8,7 +8,7 @@ import pytest
 from conf.axis import axes
 from tests.conftest import complete
 from tests.train.helpers import trained
-from train.config import Config
+from train.config.schema import Config
 
 CHOICES = [
     f"{axis}={name}"

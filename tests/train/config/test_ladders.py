@@ -6,8 +6,8 @@ import torch
 from conf.axis import ConfigError, checked
 from models.gpt import GPT, SizeConfig
 from tests.conftest import yaml_values
-from train.config import choices, compose
-from train.grid import expand
+from train.config.grid import expand
+from train.config.schema import choices, compose
 from train.plan import plan
 
 SIZES = {name: checked(SizeConfig, yaml_values("model", name)) for name in choices()["model"]}

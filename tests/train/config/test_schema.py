@@ -13,7 +13,7 @@ import yaml
 from conf.axis import Axis, ConfigError, axes, checked, documentation
 from models.size import SizeConfig
 from tests.conftest import choice, complete, tiny, yaml_values
-from train.config import CONF, LONGEST_NAME, Config, Place, all_keys, choices, compose, from_file, to_yaml
+from train.config.schema import CONF, LONGEST_NAME, Config, Place, all_keys, choices, compose, from_file, to_yaml
 
 AXES = axes(Config)
 # Corpora have tests of their own.

@@ -4,8 +4,8 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.helpers import TINY
-from train.config import compose
-from train.grid import Composed, compose_all
+from train.config.grid import Composed, compose_all
+from train.config.schema import compose
 
 POINTS = [
     ["optimizer.lr=0.1", "seed=3"],
@@ -55,6 +55,8 @@ def test_what_follows_another_key_follows_a_point(monkeypatch):
     from omegaconf import OmegaConf
 
     asked = []
-    monkeypatch.setattr("train.grid.from_node", lambda node: asked.append(OmegaConf.to_container(node, resolve=True)))
+    monkeypatch.setattr(
+        "train.config.grid.from_node", lambda node: asked.append(OmegaConf.to_container(node, resolve=True))
+    )
     Composed(OmegaConf.create({"steps": 4, "half": "${steps}", "seed": 0})).config([], ["steps=6"])
     assert asked == [{"steps": 6, "half": 6, "seed": 0}]

@@ -21,8 +21,8 @@ from conf.axis import CHECKED, ConfigError, axes, by_type, checked, checked_fiel
 from data.config import DATA, DataConfig
 from models.gpt import Architecture
 from models.size import SizeConfig
-from train import shardable
-from train.launcher import LAUNCHER, LauncherConfig, Local
+from train.config import fsdp as shardable
+from train.config.launcher import LAUNCHER, LauncherConfig, Local
 from train.loggers import LOGGER, LoggerConfig
 from train.losses import LOSS, LossConfig
 from train.optimizers import OPTIMIZER, OptimizerConfig

@@ -15,7 +15,7 @@ from models.attention.mixing.base import ATTENTION
 from models.size import SizeConfig
 from tests.conftest import TINY, complete, largest_difference, tiny
 from tests.models.attention.mixing.helpers import own_tests
-from train.config import Config
+from train.config.schema import Config
 from train.module import Proxy
 
 # Terms that go with every loss.

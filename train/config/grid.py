@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from pydantic import ValidationError
 
 from conf.axis import ConfigError, near
-from train.config import Config, choices, compose_node, from_node, from_values, hydra_fault, refuse_arms
+from train.config.schema import Config, choices, compose_node, from_node, from_values, hydra_fault, refuse_arms
 
 
 def expand(overrides: Sequence[str]) -> list[tuple[str | None, list[str]]]:

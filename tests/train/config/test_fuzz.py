@@ -16,14 +16,14 @@ import yaml
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-import train.config
+import train.config.schema
 from conf.axis import ConfigError, axes
 from models.size import SizeConfig
 from tests.train.helpers import TINY, tiny
 from train.__main__ import single
 from train.cli.terminal import exit_with
-from train.config import CONF, Config, all_keys, choices, from_file, to_yaml
-from train.grid import refuse_hydra_of_files
+from train.config.grid import refuse_hydra_of_files
+from train.config.schema import CONF, Config, all_keys, choices, from_file, to_yaml
 from train.plan import plan
 
 EXAMPLES: dict[str, Any] = {

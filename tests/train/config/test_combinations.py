@@ -27,7 +27,7 @@ from pydantic.fields import FieldInfo
 from conf.axis import ConfigError, axes, checked
 from models.attention.sinks import KeySinkConfig
 from tests.train.helpers import assert_same_end, tiny
-from train.config import Config, Place
+from train.config.schema import Config, Place
 from train.interrupted import Interrupted
 from train.module import Proxy
 from train.recorder import Row
