@@ -7,9 +7,9 @@ import pytest
 from conf.axis import ConfigError
 from tests.train.test_report import fake_sweep
 from train.cli.axes import END, README, replaced
+from train.docs.findings import BEGIN, results, table
 from train.findings import FINDINGS
 from train.findings.__main__ import chosen, state, work
-from train.findings_table import BEGIN, results, table
 from train.report import load_sweep, write_report
 
 pytestmark = pytest.mark.xdist_group("findings_command")

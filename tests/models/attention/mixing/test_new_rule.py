@@ -26,7 +26,7 @@ class Passed:
 
 rule, out = sys.argv[1], Path(sys.argv[2])
 files = [f"tests/models/attention/mixing/test_{rule}.py", "tests/models/attention/mixing/test_rules.py",
-         "tests/train/config/test_knobs.py", "tests/train/test_axes_table.py"]
+         "tests/train/config/test_knobs.py", "tests/train/docs/test_docs.py"]
 options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-k", rule]
 code = pytest.main([*files, *options], plugins=[Passed()])
 from tests.train.helpers import trained

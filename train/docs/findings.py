@@ -1,4 +1,4 @@
-"""`python -m train.findings_table OUT`: README's table of findings and train/findings/RESULTS.md, from OUT's sweeps.
+"""`python -m train.docs.findings OUT`: README's table of findings and train/findings/RESULTS.md, from OUT's sweeps.
 
 Nothing in either is written by hand: a verdict that changes with the code changes them.
 """
@@ -16,7 +16,7 @@ from train.findings import FINDINGS, Finding
 from train.findings.__main__ import cost, state
 from train.runfolder import read_json
 
-BEGIN = "<!-- written by python -m train.findings_table -->\n"
+BEGIN = "<!-- written by python -m train.docs.findings -->\n"
 RESULTS = Path(__file__).parent / "findings" / "RESULTS.md"
 HEAD = ["finding", "claim", "source", "verdict", "judged", "at N", "effect", "2 cores"]
 
@@ -53,7 +53,7 @@ def results(out: Path) -> str:
     """Each verdict in full: checks with their figures, notes, the first figure of its report."""
     parts = [
         "# Results of the findings\n",
-        "Written by `python -m train.findings_table` from the sweeps of `python -m train.findings all`.\n",
+        "Written by `python -m train.docs.findings` from the sweeps of `python -m train.findings all`.\n",
     ]
     return "\n".join(parts + [_section(finding, out / finding.name) for finding in FINDINGS.values()])
 
@@ -90,7 +90,7 @@ def write(out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m train.findings_table", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m train.docs.findings", description=__doc__)
     parser.add_argument("out", type=Path, nargs="?", default=Path("runs"), help="folder of the sweeps")
     out = parser.parse_args().out
     exit_with(lambda: write(out))
