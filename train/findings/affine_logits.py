@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from train.findings import Finding, Verdict, register
+from train.findings.arms import arms
+from train.findings.logit_checks import bears, no_explosion, slower_logits
 from train.findings.ls_logits import largest_logit
-from train.findings.shared.arms import arms
-from train.findings.shared.logits import bears, no_explosion, slower_logits
-from train.findings.shared.measures import TOLERANCE
-from train.findings.shared.pairs import no_worse, probes_against_lr
+from train.findings.null_claims import TOLERANCE
+from train.findings.pairs import no_worse, probes_against_lr
 
 if TYPE_CHECKING:
     import pandas as pd

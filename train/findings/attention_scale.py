@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from train.figures import against_size, size_label
 from train.findings import Check, Finding, Verdict, register
-from train.findings.shared.arms import Arms, arms, pm
-from train.findings.shared.panels import arms_by_size
-from train.findings.shared.trends import Value, all_of, best_loss, mean, over_n, spread
+from train.findings.arm_figures import arms_by_size
+from train.findings.arms import Arms, arms, pm
+from train.findings.trends import Value, all_of, best_loss, mean, over_n, spread
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from conf.axis import ConfigError
 from train.findings import Finding, Verdict, register
-from train.findings.shared.arms import Arms, arms
-from train.findings.shared.measures import by_value, noise_note, unchanged
-from train.findings.shared.panels import arms_by_size
+from train.findings.arm_figures import arms_by_size
+from train.findings.arms import Arms, arms
+from train.findings.null_claims import by_value, noise_note, unchanged
 
 if TYPE_CHECKING:
     import pandas as pd

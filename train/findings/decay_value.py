@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from train.figures import panels, size_label, styled
 from train.findings import Check, Finding, Verdict, register
-from train.findings.shared.arms import Arms, arms, optimal_lr
-from train.findings.shared.measures import by_value
-from train.findings.shared.panels import arm_colours, arms_legend, loss_panel
-from train.findings.shared.trends import Value, optimum
+from train.findings.arm_figures import arm_colours, arms_legend, loss_panel
+from train.findings.arms import Arms, arms, optimal_lr
+from train.findings.null_claims import by_value
+from train.findings.trends import Value, optimum
 
 if TYPE_CHECKING:
     import pandas as pd

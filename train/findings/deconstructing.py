@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from train.figures import size_label
 from train.findings import Check, Finding, Verdict, register
-from train.findings.shared.arms import Arms, arms
-from train.findings.shared.pairs import best_losses, no_worse
-from train.findings.shared.panels import arms_by_size
-from train.findings.shared.trends import all_of, best_loss, mean
+from train.findings.arm_figures import arms_by_size
+from train.findings.arms import Arms, arms
+from train.findings.pairs import best_losses, no_worse
+from train.findings.trends import all_of, best_loss, mean
 from train.sensitivity import DEGRADED
 
 if TYPE_CHECKING:

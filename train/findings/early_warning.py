@@ -16,9 +16,9 @@ import numpy as np
 
 from train.figures import LOGIT_LABEL, panels, size_label, styled
 from train.findings import Check, Finding, Verdict, register
+from train.findings.arms import Arms
+from train.findings.probes import auc, departure, first_step, labelled, loss_difference, series
 from train.findings.qk_norm import pair
-from train.findings.shared.arms import Arms
-from train.findings.shared.watched import auc, departure, first_step, labelled, loss_difference, series
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from train.findings import Check, Finding, Verdict, register
-from train.findings.shared.arms import Arms, arms
-from train.findings.shared.measures import short
-from train.findings.shared.pairs import average, largest, moved, pairs, probes_against_lr
-from train.findings.shared.watched import labelled
+from train.findings.arms import Arms, arms
+from train.findings.null_claims import short
+from train.findings.pairs import average, largest, moved, pairs, probes_against_lr
+from train.findings.probes import labelled
 
 if TYPE_CHECKING:
     import pandas as pd

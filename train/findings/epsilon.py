@@ -14,10 +14,10 @@ import numpy as np
 
 from train.figures import colours, panels, smooth, styled
 from train.findings import Check, Finding, Verdict, register
-from train.findings.shared.arms import LEAST_DIFFERENCE, Arms, arms, pooled_std
-from train.findings.shared.measures import by_value, tail
-from train.findings.shared.panels import arms_legend
-from train.findings.shared.trends import Value
+from train.findings.arm_figures import arms_legend
+from train.findings.arms import LEAST_DIFFERENCE, Arms, arms, pooled_std
+from train.findings.null_claims import by_value, tail
+from train.findings.trends import Value
 from train.sensitivity import DEGRADED
 
 if TYPE_CHECKING:

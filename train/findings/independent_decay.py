@@ -14,8 +14,8 @@ import numpy as np
 from conf.axis import ConfigError
 from train.figures import against_size, loss_against_lr, size_label
 from train.findings import Check, Finding, Verdict, register
-from train.findings.shared.arms import Arms, arms, on_one_grid, pm
-from train.findings.shared.trends import all_of, in_order
+from train.findings.arms import Arms, arms, on_one_grid, pm
+from train.findings.trends import all_of, in_order
 from train.sensitivity import DEGRADED, OverSeeds, coupled_lr_sensitivity
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import numpy as np
 
 from train.figures import LINES, panels, size_label, styled
 from train.findings import Check, Finding, Verdict, register
-from train.findings.shared.arms import Arms, arms
-from train.findings.shared.pairs import Metrics, Probe, moved, over, pairs
-from train.findings.shared.panels import arm_colours
+from train.findings.arm_figures import arm_colours
+from train.findings.arms import Arms, arms
+from train.findings.pairs import Metrics, Probe, moved, over, pairs
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,9 +14,9 @@ import numpy as np
 from conf.axis import ConfigError
 from train.figures import panels, styled
 from train.findings import Check, Finding, Verdict, register
-from train.findings.shared.arms import LEAST_DIFFERENCE, pooled_std
-from train.findings.shared.measures import short
-from train.findings.shared.trends import Value
+from train.findings.arms import LEAST_DIFFERENCE, pooled_std
+from train.findings.null_claims import short
+from train.findings.trends import Value
 from train.sensitivity import DEGRADED
 
 if TYPE_CHECKING:

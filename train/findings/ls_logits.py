@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from train.findings import Finding, Verdict, register
-from train.findings.shared.arms import arms
-from train.findings.shared.logits import bears, no_explosion, slower_logits
-from train.findings.shared.pairs import probes_against_lr
+from train.findings.arms import arms
+from train.findings.logit_checks import bears, no_explosion, slower_logits
+from train.findings.pairs import probes_against_lr
 
 if TYPE_CHECKING:
     import pandas as pd

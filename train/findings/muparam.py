@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from conf.axis import ConfigError
 from train.figures import against_size, loss_against_lr, size_label
 from train.findings import Check, Finding, Verdict, register
-from train.findings.shared.arms import Arms, arms
-from train.findings.shared.trends import (
+from train.findings.arms import Arms, arms
+from train.findings.trends import (
     Value,
     all_of,
     best_loss,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from train.figures import against_size, loss_against_lr
 from train.findings import Finding, Verdict, register
-from train.findings.shared.arms import arms
-from train.findings.shared.trends import in_order, optima_over_n, steadier_optimum, steady_optimum
+from train.findings.arms import arms
+from train.findings.trends import in_order, optima_over_n, steadier_optimum, steady_optimum
 
 if TYPE_CHECKING:
     import pandas as pd

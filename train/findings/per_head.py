@@ -10,10 +10,10 @@ import numpy as np
 
 from train.figures import size_label
 from train.findings import Check, Finding, Verdict, register
-from train.findings.shared.arms import Arms, arms, pm, pooled_std
-from train.findings.shared.measures import TOLERANCE, noise_note
-from train.findings.shared.panels import arms_by_size
-from train.findings.shared.trends import Value, all_of
+from train.findings.arm_figures import arms_by_size
+from train.findings.arms import Arms, arms, pm, pooled_std
+from train.findings.null_claims import TOLERANCE, noise_note
+from train.findings.trends import Value, all_of
 from train.sensitivity import DEGRADED
 
 if TYPE_CHECKING:

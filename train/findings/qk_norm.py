@@ -15,7 +15,7 @@ import numpy as np
 from conf.axis import ConfigError
 from train.figures import arms_against_lr, arms_in_time, sensitivity_against_size, size_label
 from train.findings import Check, Finding, Verdict, register
-from train.findings.shared.arms import Arms, arms, pm
+from train.findings.arms import Arms, arms, pm
 from train.sensitivity import DEGRADED
 
 if TYPE_CHECKING:

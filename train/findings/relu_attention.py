@@ -13,9 +13,9 @@ import numpy as np
 
 from train.figures import arms_against_lr, size_label
 from train.findings import Check, Finding, Verdict, register
-from train.findings.shared.arms import Arms, arms, pooled_std
-from train.findings.shared.measures import short
-from train.findings.shared.trends import Value, all_of
+from train.findings.arms import Arms, arms, pooled_std
+from train.findings.null_claims import short
+from train.findings.trends import Value, all_of
 
 if TYPE_CHECKING:
     import pandas as pd

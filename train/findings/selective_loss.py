@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from train.figures import size_label
 from train.findings import Check, Finding, Verdict, register
-from train.findings.shared.arms import Arms, arms
-from train.findings.shared.measures import noise_note
-from train.findings.shared.pairs import Pairs, best_losses, pairs
-from train.findings.shared.panels import arms_by_size
-from train.findings.shared.trends import all_of
+from train.findings.arm_figures import arms_by_size
+from train.findings.arms import Arms, arms
+from train.findings.null_claims import noise_note
+from train.findings.pairs import Pairs, best_losses, pairs
+from train.findings.trends import all_of
 
 if TYPE_CHECKING:
     import pandas as pd

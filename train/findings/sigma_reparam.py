@@ -13,8 +13,8 @@ import numpy as np
 
 from train.figures import size_label
 from train.findings import Check, Finding, Verdict, register
-from train.findings.shared.arms import LEAST_DIFFERENCE, Arms, arms
-from train.findings.shared.panels import arms_by_size
+from train.findings.arm_figures import arms_by_size
+from train.findings.arms import LEAST_DIFFERENCE, Arms, arms
 from train.sensitivity import DEGRADED, OverSeeds
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from train.findings import Finding, Verdict, register
-from train.findings.shared.arms import LEAST_DIFFERENCE, Arms, arms
-from train.findings.shared.pairs import lowered, moved, not_above, pairs, probes_against_lr
+from train.findings.arms import LEAST_DIFFERENCE, Arms, arms
+from train.findings.pairs import lowered, moved, not_above, pairs, probes_against_lr
 from train.sensitivity import DEGRADED
 
 if TYPE_CHECKING:

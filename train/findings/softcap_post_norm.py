@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from train.figures import size_label
 from train.findings import Check, Finding, Verdict, register
-from train.findings.shared.arms import LEAST_DIFFERENCE, Arms, arms, pm
-from train.findings.shared.panels import arms_by_size
+from train.findings.arm_figures import arms_by_size
+from train.findings.arms import LEAST_DIFFERENCE, Arms, arms, pm
 from train.sensitivity import OverSeeds
 
 if TYPE_CHECKING:

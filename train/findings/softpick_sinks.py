@@ -6,17 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from train.findings import Finding, Verdict, register
-from train.findings.shared.arms import Arms, arms
-from train.findings.shared.measures import TOLERANCE
-from train.findings.shared.pairs import no_worse, pairs
-from train.findings.shared.sinks import (
-    LONG_TRAINING,
-    SINK,
-    fewer_sinks,
-    less_kurtosis,
-    less_massive,
-    sinks_and_outliers,
-)
+from train.findings.arms import Arms, arms
+from train.findings.null_claims import TOLERANCE
+from train.findings.pairs import no_worse, pairs
+from train.findings.sink_checks import LONG_TRAINING, SINK, fewer_sinks, less_kurtosis, less_massive, sinks_and_outliers
 
 if TYPE_CHECKING:
     import pandas as pd

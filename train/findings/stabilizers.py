@@ -16,8 +16,8 @@ import numpy as np
 
 from train.figures import ARM_COLOURS, panels, size_label, styled
 from train.findings import Check, Finding, Verdict, register
-from train.findings.shared.arms import Arms, arms
-from train.findings.shared.panels import arms_by_size
+from train.findings.arm_figures import arms_by_size
+from train.findings.arms import Arms, arms
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from train.figures import size_label
 from train.findings import Check, Finding, Verdict, register
-from train.findings.shared.arms import Arms, arms, pm
-from train.findings.shared.measures import by_value
-from train.findings.shared.panels import arms_by_size
-from train.findings.shared.trends import LEAST_ERROR, mean, mean_loss, sensitivity, spread
+from train.findings.arm_figures import arms_by_size
+from train.findings.arms import Arms, arms, pm
+from train.findings.null_claims import by_value
+from train.findings.trends import LEAST_ERROR, mean, mean_loss, sensitivity, spread
 from train.sensitivity import DEGRADED
 
 if TYPE_CHECKING:

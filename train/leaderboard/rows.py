@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.findings.shared.arms import pooled_std
+from train.findings.arms import pooled_std
 from train.report import with_arms
 from train.sensitivity import of_runs
 

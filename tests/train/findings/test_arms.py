@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.train.findings.arm_frames import of_losses
-from train.findings.shared.arms import arms
+from train.findings.arms import arms
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.train.findings.watched_frames import passed, pending, sweep
+from tests.train.findings.probe_frames import passed, pending, sweep
 from train.findings.block_rms import draw, judge
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.train.findings.watched_frames import passed, pending, sweep
+from tests.train.findings.probe_frames import passed, pending, sweep
 from train.findings.early_warning import LOGIT, UPDATE, auc, draw, judge
 
 LRS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)

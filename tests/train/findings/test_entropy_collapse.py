@@ -1,6 +1,6 @@
 import pytest
 
-from tests.train.findings.watched_frames import LRS, passed, pending, sweep
+from tests.train.findings.probe_frames import LRS, passed, pending, sweep
 from train.findings.entropy_collapse import draw, judge
 
 BROKEN = LRS[2]

@@ -1,7 +1,7 @@
 import pytest
 
 from conf.axis import ConfigError
-from tests.train.findings.watched_frames import passed, pending, sweep
+from tests.train.findings.probe_frames import passed, pending, sweep
 from train.findings.gradient_rms import draw, judge
 
 MLP, KEY = "gradient/block0/mlp.up/rms", "gradient/block0/attention.key/rms"

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from conf.axis import ConfigError
-from tests.train.findings.watched_frames import passed, pending, sweep
+from tests.train.findings.probe_frames import passed, pending, sweep
 from train.findings import length, sharpness
 
 SEEDS = (0, 1, 2, 3)

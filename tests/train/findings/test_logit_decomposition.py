@@ -3,7 +3,7 @@ import math
 import pytest
 
 from conf.axis import ConfigError
-from tests.train.findings.watched_frames import passed, pending, sweep
+from tests.train.findings.probe_frames import passed, pending, sweep
 from train.findings.logit_decomposition import draw, judge
 
 

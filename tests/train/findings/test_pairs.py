@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from tests.train.findings.watched_frames import pending, sweep
-from train.findings.shared import pairs as p
-from train.findings.shared.arms import arms
-from train.findings.shared.logits import bears, no_explosion, slower_logits
-from train.findings.shared.sinks import fewer_sinks
+from tests.train.findings.probe_frames import pending, sweep
+from train.findings import pairs as p
+from train.findings.arms import arms
+from train.findings.logit_checks import bears, no_explosion, slower_logits
+from train.findings.sink_checks import fewer_sinks
 
 A, B = "softmax", "other"
 SIZES = (1000, 4000)

@@ -5,7 +5,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.arm_frames import of_losses
-from tests.train.findings.watched_frames import passed, pending, sweep
+from tests.train.findings.probe_frames import passed, pending, sweep
 from train.findings import affine_logits, deconstructing, ls_logits, selective_loss, sigmoid_bias
 
 LRS = (1e-3, 1e-2, 1e-1)

@@ -2,7 +2,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.arm_frames import of_losses
-from tests.train.findings.watched_frames import passed, pending
+from tests.train.findings.probe_frames import passed, pending
 from train.findings.sigma_reparam import draw, judge
 
 LRS = (3e-3, 1.4e-2, 6e-2)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.train.findings.frames import bowl, frame
-from train.findings.shared.arms import arms, optimal_lr
-from train.findings.shared.trends import LEAST_ERROR, Value, all_of, best_loss, mean, optimum, slope, spread
+from train.findings.arms import arms, optimal_lr
+from train.findings.trends import LEAST_ERROR, Value, all_of, best_loss, mean, optimum, slope, spread
 
 LRS = (1e-3, 1e-2, 1e-1, 1.0)
 

@@ -6,7 +6,7 @@ import pytest
 from conf.axis import ConfigError
 from tests.train.findings.frames import curve, frame, passed, without
 from train.findings import width_depth
-from train.findings.shared.trends import Value
+from train.findings.trends import Value
 from train.findings.width_depth import DEPTH, JOINT, WIDTH, WITHOUT, at
 
 LRS = (1e-2, 1e-1, 1.0)

@@ -8,10 +8,10 @@ from typing import Any
 
 from train.figures import size_label
 from train.findings import Check
-from train.findings.shared.arms import Arms
-from train.findings.shared.measures import short
-from train.findings.shared.pairs import Metrics, lowered, pairs
-from train.findings.shared.watched import labelled
+from train.findings.arms import Arms
+from train.findings.null_claims import short
+from train.findings.pairs import Metrics, lowered, pairs
+from train.findings.probes import labelled
 
 RISE = 1.25
 """Factor by which the critical LR must rise: as much as `qk_norm` asks it to fall with size."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.findings.shared.arms import Arms
+from train.findings.arms import Arms
 from train.sensitivity import DEGRADED
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 
 from train.figures import size_label
 from train.findings import Check
-from train.findings.shared.arms import LEAST_DIFFERENCE, Arms, optimal_lr, pooled_std
+from train.findings.arms import LEAST_DIFFERENCE, Arms, optimal_lr, pooled_std
 from train.sensitivity import LRSensitivity, OverSeeds, lr_sensitivity
 
 if TYPE_CHECKING:

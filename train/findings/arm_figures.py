@@ -20,7 +20,7 @@ from train.figures import (
     size_ticks,
     styled,
 )
-from train.findings.shared.arms import Arms
+from train.findings.arms import Arms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from train.findings import Check
-from train.findings.shared.arms import Arms
-from train.findings.shared.pairs import Metrics, Pairs, average, largest, lowered, over, pairs, probes_against_lr
+from train.findings.arms import Arms
+from train.findings.pairs import Metrics, Pairs, average, largest, lowered, over, pairs, probes_against_lr
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

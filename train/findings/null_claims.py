@@ -10,8 +10,8 @@ import numpy as np
 from conf.axis import ConfigError
 from train.figures import size_label
 from train.findings import Check
-from train.findings.shared.arms import Arms, pm
-from train.findings.shared.trends import Value, all_of
+from train.findings.arms import Arms, pm
+from train.findings.trends import Value, all_of
 from train.sensitivity import OverSeeds
 
 if TYPE_CHECKING:
