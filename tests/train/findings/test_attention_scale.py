@@ -2,8 +2,8 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.frames import curve, frame, passed, shifted, without
-from train.findings import attention_scale
-from train.findings.attention_scale import FULL, FULL_NONE, ROOT, ROOT_NONE
+from train.findings.claims import attention_scale
+from train.findings.claims.attention_scale import FULL, FULL_NONE, ROOT, ROOT_NONE
 
 LRS = (1e-2, 1e-1, 1.0)
 SMALL, LARGE = 25_000, 600_000

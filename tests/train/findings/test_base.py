@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from conf.axis import ConfigError
-from train.findings import FINDINGS, Check, Verdict, find, qk_norm
+from train.findings import FINDINGS, Check, Verdict, find
+from train.findings.claims import qk_norm
 
 LRS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SIZES = (24_576, 98_304, 589_824)

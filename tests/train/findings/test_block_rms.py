@@ -1,7 +1,7 @@
 import pytest
 
 from tests.train.findings.probe_frames import passed, pending, sweep
-from train.findings.block_rms import draw, judge
+from train.findings.claims.block_rms import draw, judge
 
 
 def probes(size=0.0, lr_power=1.0, block=1.5):

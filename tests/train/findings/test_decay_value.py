@@ -4,7 +4,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.frames import bowl, frame, passed, without
-from train.findings import decay_value
+from train.findings.claims import decay_value
 
 LRS = (3e-3, 6e-3, 1.4e-2, 3e-2, 6e-2, 1.4e-1, 3e-1)
 # null is the paper's 1e-4; names in another order than values.

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.train.findings.probe_frames import passed, pending, sweep
-from train.findings.early_warning import LOGIT, UPDATE, auc, draw, judge
+from train.findings.claims.early_warning import LOGIT, UPDATE, auc, draw, judge
 
 LRS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 LOSSES = dict(zip(LRS, (5.1, 5.05, 5.0, 5.3, 5.6, 6.0), strict=True))

@@ -1,7 +1,7 @@
 import pytest
 
 from tests.train.findings.probe_frames import LRS, passed, pending, sweep
-from train.findings.entropy_collapse import draw, judge
+from train.findings.claims.entropy_collapse import draw, judge
 
 BROKEN = LRS[2]
 

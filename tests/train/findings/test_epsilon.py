@@ -4,7 +4,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.frames import frame, passed, without
-from train.findings import epsilon
+from train.findings.claims import epsilon
 
 N, LR = 590_000, 0.3
 ARMS = {"tiny": {"optimizer.eps": 1e-15}, "near": {"optimizer.eps": 1e-6}, "far": {"optimizer.eps": 1e-4},

@@ -2,7 +2,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.probe_frames import passed, pending, sweep
-from train.findings.gradient_rms import draw, judge
+from train.findings.claims.gradient_rms import draw, judge
 
 MLP, KEY = "gradient/block0/mlp.up/rms", "gradient/block0/attention.key/rms"
 

@@ -2,7 +2,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.frames import curve, frame, passed, without
-from train.findings import independent_decay
+from train.findings.claims import independent_decay
 
 LRS, FIVE = (1e-2, 1e-1, 1.0), (1e-3, 1e-2, 1e-1, 1.0)
 SMALL, LARGE = 25_000, 600_000

@@ -6,7 +6,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.probe_frames import passed, pending, sweep
-from train.findings import length, sharpness
+from train.findings.claims import length, sharpness
 
 SEEDS = (0, 1, 2, 3)
 MULTIPLES = (1, 2, 4, 8, 16)

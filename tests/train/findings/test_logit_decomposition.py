@@ -4,7 +4,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.probe_frames import passed, pending, sweep
-from train.findings.logit_decomposition import draw, judge
+from train.findings.claims.logit_decomposition import draw, judge
 
 
 def probes(norm=10.0, cosine=1.2, extra=1.0):

@@ -6,7 +6,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.frames import curve, frame, passed, without
-from train.findings import logit_divergence
+from train.findings.claims import logit_divergence
 
 LRS = (1e-2, 1e-1, 1.0)
 N = 25_000

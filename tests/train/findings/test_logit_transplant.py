@@ -3,7 +3,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.frames import frame, passed
-from train.findings import logit_transplant
+from train.findings.claims import logit_transplant
 
 LOSSES = {1: 5.0, 10: 4.9, 100: 4.95, 1000: 5.05, 10_000: 6.2, 100_000: 6.5}
 BIGRAM = 6.0

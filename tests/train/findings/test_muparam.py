@@ -3,8 +3,17 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.frames import bowl, frame, passed, shifted, without
-from train.findings import muparam
-from train.findings.muparam import ARMS, FULL, FULL_NONE, INTERMEDIATE, SIMPLE, SIMPLE_NONE, STANDARD, STANDARD_NONE
+from train.findings.claims import muparam
+from train.findings.claims.muparam import (
+    ARMS,
+    FULL,
+    FULL_NONE,
+    INTERMEDIATE,
+    SIMPLE,
+    SIMPLE_NONE,
+    STANDARD,
+    STANDARD_NONE,
+)
 
 LRS = (1e-3, 1e-2, 1e-1, 1.0)
 SIZES = (25_000, 100_000, 400_000)

@@ -4,8 +4,8 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.frames import bowl, frame, passed, without
-from train.findings import parameter_rms
-from train.findings.parameter_rms import STANDARD, TIMES_RMS
+from train.findings.claims import parameter_rms
+from train.findings.claims.parameter_rms import STANDARD, TIMES_RMS
 
 LRS = (1e-3, 1e-2, 1e-1, 1.0)
 SIZES = (25_000, 100_000, 400_000)

@@ -2,7 +2,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.frames import curve, frame, passed, shifted, without
-from train.findings import per_head
+from train.findings.claims import per_head
 
 LRS = (1e-2, 1e-1, 1.0)
 PER_HEAD = {25_000: curve(LRS, (5.2, 5.0, 5.1)), 98_000: curve(LRS, (4.9, 4.7, 4.8))}

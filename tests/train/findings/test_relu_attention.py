@@ -5,7 +5,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.frames import curve, frame, passed, without
-from train.findings import relu_attention
+from train.findings.claims import relu_attention
 
 LRS = (1e-2, 1e-1, 1.0)
 LOGITS = {"softmax": (8, 100, 1e4), "squared ReLU": (5, 50, 2e3), "squared ReLU, qk-norm": (4, 6, 20)}

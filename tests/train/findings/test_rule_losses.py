@@ -6,7 +6,7 @@ import pytest
 from conf.axis import ConfigError
 from tests.train.findings.arm_frames import of_losses
 from tests.train.findings.probe_frames import passed, pending, sweep
-from train.findings import affine_logits, deconstructing, ls_logits, selective_loss, sigmoid_bias
+from train.findings.claims import affine_logits, deconstructing, ls_logits, selective_loss, sigmoid_bias
 
 LRS = (1e-3, 1e-2, 1e-1)
 CURVE = np.array([5.2, 5.0, 5.5])

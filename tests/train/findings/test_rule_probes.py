@@ -4,7 +4,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.probe_frames import passed, pending, sweep
-from train.findings import entmax_zeros, outliers, softpick_sinks
+from train.findings.claims import entmax_zeros, outliers, softpick_sinks
 
 SINK, KURTOSIS, MASSIVE = "attention/block0/sink_rate", "residual/block0/kurtosis", "residual/block0/massive_max"
 PLAIN = {SINK: 0.4, KURTOSIS: 50.0, MASSIVE: 900.0}

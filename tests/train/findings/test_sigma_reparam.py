@@ -3,7 +3,7 @@ import pytest
 from conf.axis import ConfigError
 from tests.train.findings.arm_frames import of_losses
 from tests.train.findings.probe_frames import passed, pending
-from train.findings.sigma_reparam import draw, judge
+from train.findings.claims.sigma_reparam import draw, judge
 
 LRS = (3e-3, 1.4e-2, 6e-2)
 GOOD = {"plain": (5.3, 5.6, 7.5), "sigmaReparam": (5.2, 5.05, 5.3), "LayerNorm": (5.2, 5.0, 5.2)}

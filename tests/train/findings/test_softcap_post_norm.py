@@ -3,7 +3,7 @@ import pytest
 from conf.axis import ConfigError
 from tests.train.findings.arm_frames import of_losses
 from tests.train.findings.probe_frames import passed, pending
-from train.findings.softcap_post_norm import draw, judge
+from train.findings.claims.softcap_post_norm import draw, judge
 
 LRS = (3e-3, 1.4e-2, 6e-2, 3e-1)
 SIZES = (1000, 4000)

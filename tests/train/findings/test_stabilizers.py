@@ -5,7 +5,7 @@ import pytest
 from conf.axis import ConfigError
 from tests.train.findings.arm_frames import of_losses
 from tests.train.findings.probe_frames import passed, pending
-from train.findings.stabilizers import PUBLISHED, draw, judge, tau_b
+from train.findings.claims.stabilizers import PUBLISHED, draw, judge, tau_b
 
 LRS = (6e-3, 1.4e-2, 3e-2, 6e-2, 1.4e-1, 3e-1)
 

@@ -6,7 +6,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.frames import curve, frame, passed, shifted, without
-from train.findings import batch_size, steps
+from train.findings.claims import batch_size, steps
 
 LRS = (1e-2, 1e-1, 1.0)
 # Sensitivities (0.2 + 0 + 0.1) / 3 and 0.6 / 3, of which 0.1 / 3 and 0.4 / 3 are above the best LR.

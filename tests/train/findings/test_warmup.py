@@ -2,7 +2,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.frames import curve, frame, passed, without
-from train.findings import warmup
+from train.findings.claims import warmup
 
 LRS = (1e-2, 1e-1, 1.0)
 SMALL, LARGE = 25_000, 600_000

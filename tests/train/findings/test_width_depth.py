@@ -5,9 +5,9 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.findings.frames import curve, frame, passed, without
-from train.findings import width_depth
+from train.findings.claims import width_depth
+from train.findings.claims.width_depth import DEPTH, JOINT, WIDTH, WITHOUT, at
 from train.findings.trends import Value
-from train.findings.width_depth import DEPTH, JOINT, WIDTH, WITHOUT, at
 
 LRS = (1e-2, 1e-1, 1.0)
 SIZES, JOINT_SIZES = (50_000, 200_000, 800_000), (25_000, 100_000, 600_000)

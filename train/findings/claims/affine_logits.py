@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from train.findings import Finding, Verdict, register
 from train.findings.arms import arms
+from train.findings.claims.ls_logits import largest_logit
 from train.findings.logit_checks import bears, no_explosion, slower_logits
-from train.findings.ls_logits import largest_logit
 from train.findings.null_claims import TOLERANCE
 from train.findings.pairs import no_worse, probes_against_lr
 

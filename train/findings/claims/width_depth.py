@@ -14,7 +14,7 @@ import numpy as np
 from train.figures import against_size, loss_against_lr, size_label
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import Arms, arms
-from train.findings.qk_norm import LARGE_LOGIT
+from train.findings.claims.qk_norm import LARGE_LOGIT
 from train.findings.trends import Value, all_of, best_loss, in_order, mean, over_n, sensitivity, slope
 from train.sensitivity import LRSensitivity
 

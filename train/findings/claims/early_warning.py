@@ -17,8 +17,8 @@ import numpy as np
 from train.figures import LOGIT_LABEL, panels, size_label, styled
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import Arms
+from train.findings.claims.qk_norm import pair
 from train.findings.probes import auc, departure, first_step, labelled, loss_difference, series
-from train.findings.qk_norm import pair
 
 if TYPE_CHECKING:
     import pandas as pd

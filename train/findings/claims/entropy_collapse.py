@@ -21,9 +21,9 @@ import numpy as np
 from train.figures import colours, legend_above, panels, size_label, styled
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import Arms
+from train.findings.claims.qk_norm import pair
 from train.findings.lr_figures import lr_legend, lr_shades
 from train.findings.probes import at_end, auc, departure, first_step, labelled, loss_difference, series
-from train.findings.qk_norm import pair
 from train.sensitivity import DEGRADED
 
 if TYPE_CHECKING:
