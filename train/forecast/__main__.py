@@ -19,11 +19,10 @@ from conf.axis import ConfigError
 from train.cli.terminal import exit_with
 from train.figures import save, size_label
 from train.findings import plain
-from train.forecast import say
+from train.forecast import tables as say
 from train.forecast.backtest import scores, trials
 from train.forecast.figures import backtest_figure, forecast_figure
-from train.forecast.predict import Prediction, predict
-from train.forecast.readings import (
+from train.forecast.measurements import (
     Quantity,
     breaking_level,
     chosen_runs,
@@ -34,6 +33,7 @@ from train.forecast.readings import (
     target_size,
     with_readings,
 )
+from train.forecast.predict import Prediction, predict
 from train.report import Sweep, load_sweep
 from train.runfolder import write_atomically
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from train.forecast.fits import FAMILIES, fit, forecaster
+from train.forecast.measurements import Quantity, breaking_level, points, readable
 from train.forecast.predict import beyond
-from train.forecast.readings import Quantity, breaking_level, points, readable
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,8 +10,8 @@ import numpy as np
 
 from train.figures import colours, panels, size_label, styled
 from train.forecast.backtest import COVERED, Trial
+from train.forecast.measurements import Quantity
 from train.forecast.predict import LEVEL, Prediction
-from train.forecast.readings import Quantity
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from train.forecast.fits import FAMILIES, Family, Forecaster, Points, forecaster
-from train.forecast.readings import Quantity
+from train.forecast.measurements import Quantity
 
 LEVEL = 0.9
 BEYOND = 3.0

@@ -11,7 +11,7 @@ from conf.axis import ConfigError
 from tests.train.test_report import LOSS_INIT, fake_run
 from train.config.grid import compose_all
 from train.forecast.__main__ import main
-from train.forecast.readings import (
+from train.forecast.measurements import (
     breaking_level,
     chosen_runs,
     count,
