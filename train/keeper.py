@@ -17,7 +17,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from data.datamodule import TokenDataModule
 from train.interrupted import Interrupted
 from train.lengths import validate_longer
-from train.loggers import Mirror
+from train.loggers.base import Mirror
 from train.module import Proxy
 from train.recorder import Row, first_nonfinite
 from train.runfolder import RunFolder, save_atomically

@@ -22,7 +22,7 @@ from train.cluster import cluster_environment, is_rank_zero
 from train.config.schema import Config, to_yaml
 from train.interrupted import Interrupted
 from train.keeper import CheckpointFile, Keeper, Report
-from train.loggers import Mirror
+from train.loggers.base import Mirror
 from train.module import Proxy
 from train.recorder import Row
 from train.runfolder import RunFolder, save_atomically, write_atomically

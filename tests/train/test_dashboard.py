@@ -14,13 +14,13 @@ from wandb_workspaces.reports.v2.internal import ReportViewspec
 from wandb_workspaces.workspaces.internal import View
 
 from tests.train.helpers import TINY
-from tests.train.wandb_files import offline_run, selected
+from tests.train.loggers.wandb_files import offline_run, selected
 from train.dashboard.__main__ import main, save
 from train.dashboard.curves import sweep_run
 from train.dashboard.panels import Sections, logged, spread
 from train.dashboard.views import as_text, report, serialized, workspace
 from train.figures import size_label
-from train.loggers import STEP
+from train.loggers.base import STEP
 from train.plan import plan
 from train.report import load_sweep, table
 from train.run import train

@@ -26,7 +26,7 @@ from tests.train.helpers import TINY, assert_same_end, in_process, tiny, trained
 from train.cli.terminal import exit_with
 from train.config.schema import Config
 from train.interrupted import Interrupted
-from train.loggers import NoLogger
+from train.loggers.base import NoLogger
 from train.plan import plan
 from train.run import train
 from train.runfolder import RunFolder

@@ -23,7 +23,7 @@ from models.gpt import Architecture
 from models.size import SizeConfig
 from train.config import fsdp as shardable
 from train.config.launcher import LAUNCHER, LauncherConfig, Local
-from train.loggers import LOGGER, LoggerConfig
+from train.loggers.base import LOGGER, LoggerConfig
 from train.losses import LOSS, LossConfig
 from train.optimizers import OPTIMIZER, OptimizerConfig
 from train.schedules import SCHEDULE, ScheduleConfig

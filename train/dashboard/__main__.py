@@ -14,7 +14,7 @@ from typing import Any
 
 from conf.axis import ConfigError
 from train.cli.terminal import exit_with
-from train.loggers import require_server, server
+from train.loggers.base import require_server, server
 from train.report import Sweep, load_sweep
 from train.runfolder import read_json, unwritable, write_atomically
 from train.sync import unsent

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from conf.axis import ConfigError
 from train.figures import size_label
 from train.findings import Verdict, find
-from train.loggers import CONNECT_SECONDS, STEP
+from train.loggers.base import CONNECT_SECONDS, STEP
 from train.report import COLUMNS, Sweep, cells, markdown, table, varying, with_arms
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import wandb_workspaces.reports.v2 as wr
 
 from train.dashboard.curves import EPS_LINE, OVER_LR, OVER_N, Curve, SweepRun
 from train.figures import LINES, colours
-from train.loggers import STEP, mirrored
+from train.loggers.base import STEP, mirrored
 from train.report import Sweep
 
 MARKS = dict(zip(LINES, ("solid", "dashed", "dotted", "dotdash"), strict=True))

@@ -18,7 +18,7 @@ from wandb_workspaces import expr
 from train.dashboard.curves import SweepRun, plain
 from train.dashboard.panels import Panels, shades
 from train.figures import size_label
-from train.loggers import STEP
+from train.loggers.base import STEP
 from train.report import SHAPE
 
 COLUMNS = (

@@ -18,8 +18,8 @@ from filelock import FileLock
 
 from conf.axis import ConfigError
 from tests.train.helpers import TINY, in_process, tiny, trained
-from tests.train.sweep_server import serving
-from tests.train.wandb_files import offline_run, records
+from tests.train.loggers.sweep_server import serving
+from tests.train.loggers.wandb_files import offline_run, records
 from train.config.schema import compose
 from train.runfolder import RunFolder
 from train.sync import run_folders, sync, unsent

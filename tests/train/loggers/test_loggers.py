@@ -12,8 +12,8 @@ import pytest
 
 from tests.conftest import yaml_values
 from tests.train.helpers import TINY, in_process, tiny, trained
-from tests.train.wandb_files import key, records
-from train.loggers import MOST_NAMES, Mirror, Wandb, mirrored
+from tests.train.loggers.wandb_files import key, records
+from train.loggers.base import MOST_NAMES, Mirror, Wandb, mirrored
 from train.runfolder import RunFolder
 
 
@@ -145,7 +145,7 @@ def test_losing_wandb_never_stops_a_run(tmp_path):
 
 def test_a_hanging_logger_holds_up_nothing(monkeypatch):
     """The build never returns: rows are taken at once, and `finish` gives up waiting."""
-    monkeypatch.setattr("train.loggers.FINISH_SECONDS", 0.1)
+    monkeypatch.setattr("train.loggers.base.FINISH_SECONDS", 0.1)
     mirror = Mirror(lambda: time.sleep(3600), {})
     start = time.monotonic()
     for step in range(1000):
