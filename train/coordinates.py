@@ -28,7 +28,7 @@ from train.cli.terminal import exit_with, table_console
 from train.config.schema import Config, compose
 from train.figures import PANEL, colours, panels, save, styled
 from train.module import Proxy
-from train.schedules import Constant
+from train.optimizers.schedules import Constant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

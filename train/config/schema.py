@@ -26,7 +26,7 @@ from train.config.launcher import LAUNCHER, LauncherConfig, Local
 from train.loggers.base import LOGGER, LoggerConfig
 from train.losses import LOSS, LossConfig
 from train.optimizers import OPTIMIZER, OptimizerConfig
-from train.schedules import SCHEDULE, ScheduleConfig
+from train.optimizers.schedules import SCHEDULE, ScheduleConfig
 
 CONF = Path(conf.__file__).parent
 

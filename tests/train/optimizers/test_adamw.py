@@ -11,7 +11,7 @@ from models.parametrization import Group, Rule
 from tests.conftest import choice, randn, tiny
 from tests.train.optimizers.steps import optimizer, scalars, trace, updated
 from train.optimizers.adamw import AdamW
-from train.schedules import SCHEDULE
+from train.optimizers.schedules import SCHEDULE
 
 GRADIENTS = [0.5, -0.2]
 

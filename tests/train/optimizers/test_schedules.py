@@ -5,7 +5,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.conftest import choice, tiny
-from train.schedules import SCHEDULE, Cosine, ScheduleConfig
+from train.optimizers.schedules import SCHEDULE, Cosine, ScheduleConfig
 
 PEAK = 1e-2
 
