@@ -24,7 +24,7 @@ from conf.axis import ConfigError
 from models.attention.mixing.base import MixingRule
 from models.gpt import GPT
 from train.cli.terminal import exit_with, table_console
-from train.trained import config_of, model_of, validation_of
+from train.results.trained import config_of, model_of, validation_of
 
 FACTORS = (1.0, 2.0, 4.0, 8.0, 16.0)
 

@@ -25,7 +25,7 @@ from conf.axis import ConfigError
 from models.attention.layer import Attention
 from models.gpt import GPT, Block
 from train.cli.terminal import exit_with, table_console
-from train.trained import config_of, model_of, validation_of
+from train.results.trained import config_of, model_of, validation_of
 
 SEQUENCES = 16
 ROUNDING = 1e-6

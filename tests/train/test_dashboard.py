@@ -19,10 +19,10 @@ from train.dashboard.__main__ import main, save
 from train.dashboard.curves import sweep_run
 from train.dashboard.panels import Sections, logged, spread
 from train.dashboard.views import as_text, report, serialized, workspace
-from train.figures import size_label
 from train.loggers.base import STEP
 from train.plan import plan
 from train.report import load_sweep, table
+from train.results.figures import size_label
 from train.run import train
 
 GRID = ["model.width=16,32", "qk_norm=none,layernorm", "optimizer.lr=1e-2,3e-2", "finding=qk_norm"]

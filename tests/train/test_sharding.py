@@ -14,9 +14,9 @@ from tests.train.pair import cut, holdings, in_pair, train_each
 from train.config import fsdp as shardable
 from train.config.schema import Config
 from train.module import Proxy
+from train.results.trained import config_of, model_of
 from train.run import train
 from train.runfolder import RunFolder
-from train.trained import config_of, model_of
 
 FSDP = ["accelerator=cpu", "devices=2", "strategy=fsdp"]
 DDP = ["accelerator=cpu", "devices=2", "strategy=ddp"]

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
-from train.figures import size_label
 from train.findings import Verdict, find
 from train.loggers.base import CONNECT_SECONDS, STEP
 from train.report import COLUMNS, Sweep, cells, markdown, table, varying, with_arms
+from train.results.figures import size_label
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,9 +17,9 @@ from wandb_workspaces import expr
 
 from train.dashboard.curves import SweepRun, plain
 from train.dashboard.panels import Panels, shades
-from train.figures import size_label
 from train.loggers.base import STEP
 from train.report import SHAPE
+from train.results.figures import size_label
 
 COLUMNS = (
     "run:displayName", "run:state", "config:model.value.name", "config:optimizer.value.lr", "config:seed.value",

@@ -40,8 +40,8 @@ def _row(finding: Finding, folder: Path) -> list[str]:
 
 
 def _scale(folder: Path) -> str:
-    from train.figures import size_label
     from train.report import load_sweep
+    from train.results.figures import size_label
 
     if not (folder / "sweep.json").exists():
         return ""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import (
+from train.findings.arms import Arms
+from train.results.figures import (
     ARM_COLOURS,
     ARM_MARKERS,
     cap_line,
@@ -20,7 +21,6 @@ from train.figures import (
     size_ticks,
     styled,
 )
-from train.findings.arms import Arms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conf.axis import ConfigError
-from train.figures import size_label
-from train.sensitivity import LRSensitivity, OverSeeds, lr_sensitivity, of_runs
+from train.results.figures import size_label
+from train.results.sensitivity import LRSensitivity, OverSeeds, lr_sensitivity, of_runs
 
 if TYPE_CHECKING:
     import pandas as pd

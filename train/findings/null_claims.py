@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conf.axis import ConfigError
-from train.figures import size_label
 from train.findings import Check
 from train.findings.arms import Arms, pm
 from train.findings.trends import Value, all_of
-from train.sensitivity import OverSeeds
+from train.results.figures import size_label
+from train.results.sensitivity import OverSeeds
 
 if TYPE_CHECKING:
     import pandas as pd

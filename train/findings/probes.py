@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from train.findings.arms import Arms
-from train.sensitivity import DEGRADED
+from train.results.sensitivity import DEGRADED
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
 from train.cli.terminal import exit_with
-from train.figures import save, size_label
 from train.findings import plain
 from train.forecast import tables as say
 from train.forecast.backtest import scores, trials
@@ -35,6 +34,7 @@ from train.forecast.measurements import (
 )
 from train.forecast.predict import Prediction, predict
 from train.report import Sweep, load_sweep
+from train.results.figures import save, size_label
 from train.runfolder import write_atomically
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import colours, panels, size_label, styled
 from train.forecast.backtest import COVERED, Trial
 from train.forecast.measurements import Quantity
 from train.forecast.predict import LEVEL, Prediction
+from train.results.figures import colours, panels, size_label, styled
 
 if TYPE_CHECKING:
     import pandas as pd

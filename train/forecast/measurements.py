@@ -13,7 +13,7 @@ from conf.axis import ConfigError, near
 from train.config.schema import Config, choices, compose, from_file
 from train.forecast.fits import Points
 from train.report import Sweep, varying
-from train.sensitivity import lr_sensitivity
+from train.results.sensitivity import lr_sensitivity
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -98,7 +98,7 @@ def _cell(row: dict[str, Any], column: str) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """A table for each size, the largest first, the best choice first."""
-    from train.figures import size_label
+    from train.results.figures import size_label
 
     parts = []
     for n, of in table.groupby("size", sort=False):
@@ -111,7 +111,7 @@ def markdown(table: pd.DataFrame) -> str:
 def _write(table: pd.DataFrame, folder: Path, readme: Path | None) -> None:
     from rich.table import Table
 
-    from train.figures import save, size_label
+    from train.results.figures import save, size_label
 
     if table["expected"].notna().any():
         save(figure(table), folder / "leaderboard")

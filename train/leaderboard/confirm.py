@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from train.config.grid import compose_all
 from train.plan import Sweep
 from train.report import with_arms
-from train.sensitivity import of_runs
+from train.results.sensitivity import of_runs
 
 if TYPE_CHECKING:
     import pandas as pd

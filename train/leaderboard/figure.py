@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import size_label, styled
+from train.results.figures import size_label, styled
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,12 +10,12 @@ import numpy as np
 
 from train.findings.arms import pooled_std
 from train.report import with_arms
-from train.sensitivity import of_runs
+from train.results.sensitivity import of_runs
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from train.sensitivity import LRSensitivity
+    from train.results.sensitivity import LRSensitivity
 
 
 def rows(window: pd.DataFrame, seeds: pd.DataFrame | None) -> pd.DataFrame:

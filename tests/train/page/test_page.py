@@ -13,11 +13,11 @@ import pytest
 from tests.train.page.many import many_runs, rows
 from tests.train.test_report import fake_sweep
 from train import page
-from train.figures import colours
 from train.findings import find
 from train.page import payload, write_page
 from train.page.curves import BUDGET
 from train.report import load_sweep, table, with_arms
+from train.results.figures import colours
 
 HOSTILE = "a</script><script>window.broken = 1</script><!--<img src=x onerror=alert(1)>&\u2028\u00e9"
 

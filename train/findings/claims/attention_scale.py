@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from train.figures import against_size, size_label
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arm_figures import arms_by_size
 from train.findings.arms import Arms, arms, pm
 from train.findings.trends import Value, all_of, best_loss, mean, over_n, spread
+from train.results.figures import against_size, size_label
 
 if TYPE_CHECKING:
     import pandas as pd

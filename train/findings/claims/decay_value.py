@@ -12,12 +12,12 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from train.figures import panels, size_label, styled
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arm_figures import arm_colours, arms_legend, loss_panel
 from train.findings.arms import Arms, arms, optimal_lr
 from train.findings.null_claims import by_value
 from train.findings.trends import Value, optimum
+from train.results.figures import panels, size_label, styled
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from train.figures import size_label
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arm_figures import arms_by_size
 from train.findings.arms import Arms, arms
 from train.findings.pairs import best_losses, no_worse
 from train.findings.trends import all_of, best_loss, mean
-from train.sensitivity import DEGRADED
+from train.results.figures import size_label
+from train.results.sensitivity import DEGRADED
 
 if TYPE_CHECKING:
     import pandas as pd

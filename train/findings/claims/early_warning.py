@@ -2,7 +2,7 @@
 
 That the RMS of updates does is held to follow from Wortsman et al. 2023b, who see it rise 1 to 8 steps before loss
 spikes; that attention logits do from Wortsman et al. 2023. Here a run breaks when it degrades
-(`train.sensitivity.DEGRADED`): slow divergence, no spikes, and probes are taken every few steps only.
+(`train.results.sensitivity.DEGRADED`): slow divergence, no spikes, and probes are taken every few steps only.
 
 Thresholds were set with the mini sweep of 2026-11-21 (one seed) in view, but before this code had judged it.
 """
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import LOGIT_LABEL, panels, size_label, styled
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import Arms
 from train.findings.claims.qk_norm import pair
 from train.findings.probes import auc, departure, first_step, labelled, loss_difference, series
+from train.results.figures import LOGIT_LABEL, panels, size_label, styled
 
 if TYPE_CHECKING:
     import pandas as pd

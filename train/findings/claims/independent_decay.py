@@ -1,7 +1,7 @@
 """Independent against coupled weight decay: Figure 6 of Wortsman et al. 2023.
 
 The coupled arm has one LR more at the low end: its sensitivity is the lower one of two windows of the same width
-(`train.sensitivity.coupled_lr_sensitivity`).
+(`train.results.sensitivity.coupled_lr_sensitivity`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conf.axis import ConfigError
-from train.figures import against_size, loss_against_lr, size_label
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import Arms, arms, on_one_grid, pm
 from train.findings.trends import all_of, in_order
-from train.sensitivity import DEGRADED, OverSeeds, coupled_lr_sensitivity
+from train.results.figures import against_size, loss_against_lr, size_label
+from train.results.sensitivity import DEGRADED, OverSeeds, coupled_lr_sensitivity
 
 if TYPE_CHECKING:
     import pandas as pd

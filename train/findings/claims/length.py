@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.figures import LINES, panels, size_label, styled
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arm_figures import arm_colours
 from train.findings.arms import Arms, arms
 from train.findings.pairs import Metrics, Probe, moved, over, pairs
+from train.results.figures import LINES, panels, size_label, styled
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
-from train.figures import against_size, loss_against_lr, size_label
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import Arms, arms
 from train.findings.trends import (
@@ -25,7 +24,8 @@ from train.findings.trends import (
     steadier_optimum,
     steady_optimum,
 )
-from train.sensitivity import DEGRADED, LRSensitivity
+from train.results.figures import against_size, loss_against_lr, size_label
+from train.results.sensitivity import DEGRADED, LRSensitivity
 
 if TYPE_CHECKING:
     import pandas as pd

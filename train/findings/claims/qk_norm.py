@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conf.axis import ConfigError
-from train.figures import arms_against_lr, arms_in_time, sensitivity_against_size, size_label
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import Arms, arms, pm
-from train.sensitivity import DEGRADED
+from train.results.figures import arms_against_lr, arms_in_time, sensitivity_against_size, size_label
+from train.results.sensitivity import DEGRADED
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import arms_against_lr, size_label
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import Arms, arms, pooled_std
 from train.findings.null_claims import short
 from train.findings.trends import Value, all_of
+from train.results.figures import arms_against_lr, size_label
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from train.findings import Finding, Verdict, register
 from train.findings.arms import LEAST_DIFFERENCE, Arms, arms
 from train.findings.pairs import lowered, moved, not_above, pairs, probes_against_lr
-from train.sensitivity import DEGRADED
+from train.results.sensitivity import DEGRADED
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from train.figures import size_label
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arm_figures import arms_by_size
 from train.findings.arms import LEAST_DIFFERENCE, Arms, arms, pm
-from train.sensitivity import OverSeeds
+from train.results.figures import size_label
+from train.results.sensitivity import OverSeeds
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,13 +10,13 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from train.figures import size_label
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arm_figures import arms_by_size
 from train.findings.arms import Arms, arms, pm
 from train.findings.null_claims import by_value
 from train.findings.trends import LEAST_ERROR, mean, mean_loss, sensitivity, spread
-from train.sensitivity import DEGRADED
+from train.results.figures import size_label
+from train.results.sensitivity import DEGRADED
 
 if TYPE_CHECKING:
     import pandas as pd

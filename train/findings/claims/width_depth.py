@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import against_size, loss_against_lr, size_label
 from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import Arms, arms
 from train.findings.claims.qk_norm import LARGE_LOGIT
 from train.findings.trends import Value, all_of, best_loss, in_order, mean, over_n, sensitivity, slope
-from train.sensitivity import LRSensitivity
+from train.results.figures import against_size, loss_against_lr, size_label
+from train.results.sensitivity import LRSensitivity
 
 if TYPE_CHECKING:
     import pandas as pd

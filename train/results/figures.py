@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from train.sensitivity import OverSeeds
+from train.results.sensitivity import OverSeeds
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from train.sensitivity import coupled_lr_sensitivity, lr_sensitivity, of_runs, over_seeds
+from train.results.sensitivity import coupled_lr_sensitivity, lr_sensitivity, of_runs, over_seeds
 
 PAPER_LRS = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
 
