@@ -18,8 +18,8 @@ from train.cli.terminal import exit_with, number, table_console
 from train.config.grid import compose_all
 from train.config.schema import Config, Place
 from train.findings import Verdict, find
-from train.page import write_page, write_run_page
 from train.results.figures import loss_against_lr, run_curves, save, size_label
+from train.results.page.html import write_page, write_run_page
 from train.results.sensitivity import OverSeeds, of_runs
 from train.runfolder import ENDED, RunFolder, read_json, write_atomically
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from slurm.records import Records
-from tests.train.page.many import rows
+from tests.train.results.page.many import rows
 from train.config.schema import Config, to_yaml
 from train.plan import Sweep, plan
 

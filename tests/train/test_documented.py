@@ -69,7 +69,7 @@ ELSEWHERE = {
     "slurm.resubmit runs/qk_norm --only failed,timeout,preempted launcher.time=8:00:00": (
         "../slurm/test_cluster.py", "needs Slurm",
     ),
-    "tests.train.page.speed": ("page/test_browser.py", "measures a browser's time"),
+    "tests.train.results.page.speed": ("page/test_browser.py", "measures a browser's time"),
 }  # fmt: skip
 HELPED = ["train", "train.sweep", "train.report", "train.dashboard", "train.forecast", "train.findings", "train.bench"]
 HELPED += ["train.coordinates", "train.leaderboard", "train.sync", "slurm.status", "slurm.resubmit"]

@@ -8,13 +8,13 @@ import shutil
 import pytest
 
 from tests.train.helpers import trained
-from tests.train.page.browser import MISSING, chromium
-from tests.train.page.many import many_runs, rows
-from tests.train.page.test_page import HOSTILE
+from tests.train.results.page.browser import MISSING, chromium
+from tests.train.results.page.many import many_runs, rows
+from tests.train.results.page.test_page import HOSTILE
 from tests.train.test_report import fake_sweep
 from train.findings import find
-from train.page import write_page
 from train.report import load_sweep, report_run, table, with_arms
+from train.results.page.html import write_page
 
 pytestmark = [pytest.mark.skipif(MISSING is not None, reason=str(MISSING)), pytest.mark.xdist_group("browser")]
 ROWS = "#table tbody tr:not([hidden])"

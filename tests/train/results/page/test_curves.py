@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from tests.train.page.many import rows
-from train.page.curves import LEAST_POINTS, curves, pack, pack_integers, pool, thin
+from tests.train.results.page.many import rows
+from train.results.page.curves import LEAST_POINTS, curves, pack, pack_integers, pool, thin
 
 
 def words(text):

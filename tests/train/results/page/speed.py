@@ -1,4 +1,4 @@
-"""`python -m tests.train.page.speed [RUNS]`: how long a report page of so many runs takes to open in Chromium.
+"""`python -m tests.train.results.page.speed [RUNS]`: how long a report page of so many runs takes to open in Chromium.
 
 Each run has 2,000 steps, 200 watch steps, 6 blocks of 8 heads. Median, least and largest of seven openings, in
 milliseconds from navigation on: the table of runs painted, the whole file read with one run's curves drawn, and the CPU
@@ -11,10 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.train.page.browser import MISSING, Browser, chromium
-from tests.train.page.many import many_runs, rows
-from train.page import write_page
+from tests.train.results.page.browser import MISSING, Browser, chromium
+from tests.train.results.page.many import many_runs, rows
 from train.report import table
+from train.results.page.html import write_page
 
 TIMES = """
 const [page] = performance.getEntriesByType("navigation");

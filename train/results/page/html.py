@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from train.findings import Verdict
-from train.page.curves import BUDGET, CHARTS, HEATMAPS, curves
 from train.results.figures import GUIDES, colours, size_label
+from train.results.page.curves import BUDGET, CHARTS, HEATMAPS, curves
 from train.runfolder import write_atomically
 
 if TYPE_CHECKING:

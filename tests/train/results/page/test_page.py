@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.train.page.many import many_runs, rows
+from tests.train.results.page.many import many_runs, rows
 from tests.train.test_report import fake_sweep
-from train import page
 from train.findings import find
-from train.page import payload, write_page
-from train.page.curves import BUDGET
 from train.report import load_sweep, table, with_arms
 from train.results.figures import colours
+from train.results.page import html as page
+from train.results.page.curves import BUDGET
+from train.results.page.html import payload, write_page
 
 HOSTILE = "a</script><script>window.broken = 1</script><!--<img src=x onerror=alert(1)>&\u2028\u00e9"
 
@@ -141,7 +141,7 @@ def test_the_same_sweep_gives_the_same_bytes(sweep):
 
 
 def test_many_large_runs_fit_into_the_budget(tmp_path, monkeypatch):
-    monkeypatch.setattr("train.page.BUDGET", BUDGET * 20 / 500)
+    monkeypatch.setattr("train.results.page.html.BUDGET", BUDGET * 20 / 500)
     large = rows(steps=2000, watch_every=10, blocks=6, heads=8)
     sweeps = [many_runs(tmp_path / name, 20, of_each) for name, of_each in (("many", large), ("empty", []))]
     full, empty = (write_page(sweep, table(sweep.runs), None).stat().st_size for sweep in sweeps)
