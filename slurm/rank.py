@@ -9,8 +9,8 @@ from pathlib import Path
 
 from slurm.records import read_plan
 from slurm.task import PATIENCE
-from train.interrupted import Interrupted
-from train.run import train
+from train.run.interrupt import Interrupted
+from train.run.trainer import train
 
 
 def main() -> None:

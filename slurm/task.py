@@ -2,7 +2,7 @@
 
 SIGUSR1 comes before the time limit, SIGTERM when the job is preempted, requeued or cancelled. Either leaves
 checkpoints; then, where Slurm hasn't decided itself what becomes of the task, it goes back to the queue by
-$STABILAB_AGAIN. Nothing else requeues: Lightning's own is off (train/cluster.py).
+$STABILAB_AGAIN. Nothing else requeues: Lightning's own is off (train/run/distributed.py).
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ from data.prepare import prepare
 from models.probes import causal_logits
 from train.cli.terminal import exit_with, table_console
 from train.config.schema import Config, compose
-from train.module import Proxy
 from train.optimizers.schedules import Constant
 from train.results.figures import PANEL, colours, panels, save, styled
+from train.run.module import Proxy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

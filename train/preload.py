@@ -6,8 +6,8 @@ import wandb
 
 import data.datamodule
 import data.prepare
-import train.keeper
-import train.module
-import train.run
+import train.run.callback
+import train.run.module
+import train.run.trainer
 
 __all__ = ["data", "lightning", "torch", "train", "wandb"]

@@ -21,8 +21,8 @@ from filelock import FileLock, Timeout
 from conf.axis import ConfigError
 from train.config.launcher import Slurm, in_full
 from train.config.schema import Config
-from train.interrupted import Interrupted
 from train.plan import Sweep, plan
+from train.run.interrupt import Interrupted
 from train.runfolder import ENDED, RunFolder, unwritable
 from train.sweep_table import Table
 
@@ -57,7 +57,7 @@ def work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float 
 
 def _work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float) -> int:
     from conf.axis import checked
-    from train.run import train
+    from train.run.trainer import train
 
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu

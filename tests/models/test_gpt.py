@@ -218,7 +218,7 @@ def test_compiled_model_is_the_same(position: str) -> None:
 
 
 def test_learned_positions_end_with_the_context() -> None:
-    """All others go on: tests/train/test_lengths.py."""
+    """All others go on: tests/train/run/test_long_validation.py."""
     with pytest.raises(RuntimeError):
         gpt("position=learned")(tokens(length=T + 1))
 

@@ -10,7 +10,7 @@ from models.init import INIT, TRUNCATED_STD, Where, where
 from models.layers import Linear
 from tests.conftest import choice, tiny
 from train.config.schema import Config
-from train.module import Proxy
+from train.run.module import Proxy
 
 WIDTH = 512
 

@@ -13,7 +13,7 @@ from models.norms import NORM
 from models.placement.base import PLACEMENT, Site
 from models.placement.ngpt import Scale
 from tests.conftest import choice, complete, randn, tiny
-from train.module import Proxy
+from train.run.module import Proxy
 
 V, T, D, H, DEPTH = 32, 8, 16, 2, 2
 # The dimension along which a matrix [fan-out, fan-in] has vectors of the embedding space.

@@ -23,7 +23,7 @@ from models.reparametrization.tvr import rescaled
 from models.reparametrization.weight_conditioning import RowEquilibration
 from tests.conftest import randn, tiny
 from train.config.schema import Config
-from train.module import Proxy
+from train.run.module import Proxy
 
 NAMES = sorted(set(REPARAMETRIZATION.choices) - {"none"})
 BLOCK = ["attention.query", "attention.key", "attention.value", "attention.out", "mlp.up", "mlp.down"]

@@ -12,7 +12,7 @@ import torch
 from tests.conftest import composer
 from train.config.schema import Config
 from train.plan import plan
-from train.run import train
+from train.run.trainer import train
 from train.runfolder import RunFolder
 from train.sweep import run, work
 

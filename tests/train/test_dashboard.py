@@ -23,7 +23,7 @@ from train.loggers.base import STEP
 from train.plan import plan
 from train.report import load_sweep, table
 from train.results.figures import size_label
-from train.run import train
+from train.run.trainer import train
 
 GRID = ["model.width=16,32", "qk_norm=none,layernorm", "optimizer.lr=1e-2,3e-2", "finding=qk_norm"]
 GRID += ["logger=wandb", "logger.mode=offline"]

@@ -6,7 +6,7 @@ import torch
 from conf.axis import ConfigError
 from tests.train.helpers import tiny, trained
 from train.entropy_bound import bound, measure, of_run
-from train.module import Proxy
+from train.run.module import Proxy
 
 
 def least(norm, keys):

@@ -20,7 +20,7 @@ from conf.axis import ConfigError, axes, near
 from data.batches import train_batch
 from data.prepare import prepare
 from train.config.schema import Config, compose
-from train.module import Proxy
+from train.run.module import Proxy
 
 LIMIT = 1.5
 """Ratio above which a choice is marked."""

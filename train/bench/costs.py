@@ -24,7 +24,7 @@ from data.batches import train_batch
 from data.prepare import prepare
 from models.gpt import GPT, initialize
 from train.config.schema import Config, compose
-from train.run import train
+from train.run.trainer import train
 
 NEVER = 10**9
 SETTLE = 4

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
-from train.interrupted import Interrupted
+from train.run.interrupt import Interrupted
 from train.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from train.config.schema import Config
-    from train.recorder import Row
+    from train.run.recorder import Row
 
 USAGE_ERROR = 2
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)

@@ -1,4 +1,4 @@
-"""What `strategy=fsdp` trains: what tests/train/test_sharding.py has seen to end as replicated devices do.
+"""What `strategy=fsdp` trains: what tests/train/run/test_sharding.py has seen to end as replicated devices do.
 
 The forward and backward pass see whole tensors, so that nearly all choices go. Those that touch weights or gradients
 elsewhere find shards of them.

@@ -9,7 +9,7 @@ from conf.axis import ConfigError
 from models.attention.mixing.base import Inputs
 from tests.conftest import tiny
 from tests.models.test_gpt import gpt, logits, tokens
-from train.module import Proxy
+from train.run.module import Proxy
 
 DEEP = ("model.depth=3", "qk_norm=none")
 FIXED = ["random_embedding", "fixed_sequence"]

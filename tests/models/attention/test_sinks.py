@@ -308,7 +308,7 @@ class TestInTheModel:
 
     def test_sinks_learn_under_mup(self, name: str) -> None:
         """A step of training moves them, in a parametrization that classifies all tensors."""
-        from train.module import Proxy
+        from train.run.module import Proxy
 
         config = tiny(f"sink={name}", "parametrization=mup_full", "placement=sandwich")
         proxy = Proxy(config)

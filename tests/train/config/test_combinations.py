@@ -28,10 +28,10 @@ from conf.axis import ConfigError, axes, checked
 from models.attention.sinks import KeySinkConfig
 from tests.train.helpers import assert_same_end, tiny
 from train.config.schema import Config, Place
-from train.interrupted import Interrupted
-from train.module import Proxy
-from train.recorder import Row
-from train.run import train
+from train.run.interrupt import Interrupted
+from train.run.module import Proxy
+from train.run.recorder import Row
+from train.run.trainer import train
 from train.runfolder import RunFolder
 
 README = Path(__file__).parents[2] / "README.md"

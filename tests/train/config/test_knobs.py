@@ -16,7 +16,7 @@ from models.size import SizeConfig
 from tests.conftest import TINY, complete, largest_difference, tiny
 from tests.models.attention.mixing.helpers import own_tests
 from train.config.schema import Config
-from train.module import Proxy
+from train.run.module import Proxy
 
 # Terms that go with every loss.
 TERMS = {"z_loss": "1e-2", "mu_loss": "1", "max_z": "1e-2", "logit_penalty": "0.1", "soft_cap": "0.5"}

@@ -13,8 +13,8 @@ from data.batches import validation_batches
 from data.prepare import prepare
 from tests.train.helpers import tiny, trained
 from train.losses import LOSS
-from train.module import Proxy
-from train.run import train
+from train.run.module import Proxy
+from train.run.trainer import train
 from train.runfolder import RunFolder
 
 

@@ -12,8 +12,8 @@ from models.parametrization.base import Kind
 from tests.conftest import randn
 from tests.train.helpers import tiny, trained
 from tests.train.optimizers.steps import NAMES, optimizer, updated
-from train.module import Proxy
-from train.run import Job
+from train.run.module import Proxy
+from train.run.trainer import Job
 
 KINDS: list[Kind] = ["hidden", "head", "vector"]
 WITH_EPSILON = [n for n in NAMES if optimizer(n).epsilon(Group([], "vector")) is not None]

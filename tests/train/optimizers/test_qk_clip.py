@@ -11,8 +11,8 @@ from models import probes
 from models.probes import Stats, largest_logit
 from tests.conftest import randn, tiny
 from tests.train.helpers import trained
-from train.module import Proxy
 from train.optimizers import qk_clip
+from train.run.module import Proxy
 
 KEY = "attention/block0/step_max"
 

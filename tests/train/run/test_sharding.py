@@ -10,12 +10,12 @@ import torch
 from conf.axis import ConfigError, axes
 from tests.conftest import complete
 from tests.train.helpers import TINY, assert_same_end, tiny, trained
-from tests.train.pair import cut, holdings, in_pair, train_each
+from tests.train.run.pair import cut, holdings, in_pair, train_each
 from train.config import fsdp as shardable
 from train.config.schema import Config
-from train.module import Proxy
 from train.results.trained import config_of, model_of
-from train.run import train
+from train.run.module import Proxy
+from train.run.trainer import train
 from train.runfolder import RunFolder
 
 FSDP = ["accelerator=cpu", "devices=2", "strategy=fsdp"]

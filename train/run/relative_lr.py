@@ -10,7 +10,7 @@ import torch
 
 from models.parametrization import Group
 from train.optimizers import OptimizerConfig
-from train.tensors import tensor_rms
+from train.run.tensors import tensor_rms
 
 
 class RelativeLR:

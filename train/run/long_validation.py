@@ -13,10 +13,10 @@ import torch
 
 from data.batches import dealt
 from models.probes import Stats, merge
-from train.recorder import Row, summarize
+from train.run.recorder import Row, summarize
 
 if TYPE_CHECKING:
-    from train.module import Proxy
+    from train.run.module import Proxy
 
 OF_WEIGHTS = ("entropy", "top_weight")
 

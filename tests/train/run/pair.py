@@ -13,11 +13,11 @@ from typing import Any
 import lightning.pytorch as pl
 
 from tests.train.helpers import tiny
-from tests.train.test_resume import StopAt
-from train.interrupted import Interrupted
-from train.module import Proxy
-from train.run import train
-from train.tensors import local
+from tests.train.run.test_resume import StopAt
+from train.run.interrupt import Interrupted
+from train.run.module import Proxy
+from train.run.tensors import local
+from train.run.trainer import train
 
 
 def in_pair(work: Callable[..., Any], *args: Any, nodes: int = 1) -> list[Any]:

@@ -10,7 +10,7 @@ import torch
 from models.reparametrization.base import REPARAMETRIZATION
 from tests.train.helpers import TINY, tiny, trained
 from train.cli.show import rows
-from train.run import train
+from train.run.trainer import train
 from train.runfolder import RunFolder
 
 LONG = ["steps=40", "watch_every=5", "checkpoint_seconds=0", "accumulate=2", "eval_every=10"]

@@ -18,7 +18,7 @@ from data.prepare import open_prepared
 from tests.train.helpers import assert_same_end, tiny
 from train.config.schema import Config, from_file
 from train.report import report
-from train.run import train
+from train.run.trainer import train
 from train.runfolder import RunFolder, read_rows
 
 # Large enough for each part to take a while: 5 chunks of tokens, 40 checkpoints of half a megabyte.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import randn
-from train.tensors import tensor_rms
+from train.run.tensors import tensor_rms
 
 
 def test_of_tensors_of_many_shapes() -> None:

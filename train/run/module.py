@@ -19,10 +19,10 @@ from models.parametrization import Group, groups
 from models.probes import Stats, merge
 from train.config.schema import Config
 from train.losses import Output
-from train.recorder import Recorder
-from train.relative import RelativeLR
-from train.sharding import reshard, shard
-from train.tensors import local, tensor_norms, tensor_rms
+from train.run.recorder import Recorder
+from train.run.relative_lr import RelativeLR
+from train.run.sharding import reshard, shard
+from train.run.tensors import local, tensor_norms, tensor_rms
 
 Hidden = Callable[[torch.Tensor, bool], tuple[torch.Tensor, Stats]]
 

@@ -9,9 +9,9 @@ from torch import nn
 from models.parametrization import Group, Rule
 from tests.conftest import choice, randn
 from tests.train.helpers import tiny, trained
-from train.module import Proxy
 from train.optimizers import OPTIMIZER
-from train.relative import RelativeLR
+from train.run.module import Proxy
+from train.run.relative_lr import RelativeLR
 
 RULE = Rule(least_rms=1e-3)
 FACTORS = [0.5, 1.0, 0.75, 0.25]

@@ -25,10 +25,10 @@ from conf.axis import ConfigError, checked
 from tests.train.helpers import TINY, assert_same_end, in_process, tiny, trained
 from train.cli.terminal import exit_with
 from train.config.schema import Config
-from train.interrupted import Interrupted
 from train.loggers.base import NoLogger
 from train.plan import plan
-from train.run import train
+from train.run.interrupt import Interrupted
+from train.run.trainer import train
 from train.runfolder import RunFolder
 from train.sweep import run as run_sweep
 

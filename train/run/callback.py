@@ -15,11 +15,11 @@ import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from data.datamodule import TokenDataModule
-from train.interrupted import Interrupted
-from train.lengths import validate_longer
 from train.loggers.base import Mirror
-from train.module import Proxy
-from train.recorder import Row, first_nonfinite
+from train.run.interrupt import Interrupted
+from train.run.long_validation import validate_longer
+from train.run.module import Proxy
+from train.run.recorder import Row, first_nonfinite
 from train.runfolder import RunFolder, save_atomically
 
 Report = Callable[[Row], None]

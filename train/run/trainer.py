@@ -18,15 +18,15 @@ import torch
 from data.batches import Prepared
 from data.datamodule import TokenDataModule
 from data.prepare import prepare
-from train.cluster import cluster_environment, is_rank_zero
 from train.config.schema import Config, to_yaml
-from train.interrupted import Interrupted
-from train.keeper import CheckpointFile, Keeper, Report
 from train.loggers.base import Mirror
-from train.module import Proxy
-from train.recorder import Row
+from train.run.callback import CheckpointFile, Keeper, Report
+from train.run.distributed import cluster_environment, is_rank_zero
+from train.run.interrupt import Interrupted
+from train.run.module import Proxy
+from train.run.recorder import Row
+from train.run.sharding import Sharded, whole
 from train.runfolder import RunFolder, save_atomically, write_atomically
-from train.sharding import Sharded, whole
 
 Summary = dict[str, Any]
 
@@ -225,7 +225,7 @@ def _quiet_lightning() -> None:
         ".*your dataloader is not resumable.*",
         ".*treespec.*is deprecated.*",
         ".*GPU available but not used.*",
-        # It needn't be: see train/cluster.py.
+        # It needn't be: see train/run/distributed.py.
         ".*`srun` command is available.*",
         # Nothing here changes what a block puts out in place.
         "FSDP2-wrapped module .* returned a view tensor",

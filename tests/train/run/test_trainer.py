@@ -10,8 +10,8 @@ from data.batches import train_batch
 from data.prepare import prepare
 from tests.train.helpers import TINY, tiny, trained
 from train.config.schema import from_file, to_yaml
-from train.module import Proxy
-from train.run import train
+from train.run.module import Proxy
+from train.run.trainer import train
 from train.runfolder import RunFolder, read_rows
 
 
