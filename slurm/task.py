@@ -23,7 +23,7 @@ from slurm.records import Planned, Records, read_plan
 from slurm.submit import Array, at_once
 from train.config.launcher import Slurm
 from train.config.schema import Config
-from train.runfolder import ENDED, RunFolder, commit, read_json
+from train.runfolder.folder import ENDED, RunFolder, commit, read_json
 
 PATIENCE = 300.0
 """Seconds that a run waits for a process that still trains it, on a node that Slurm has given up."""

@@ -41,7 +41,7 @@ def single(overrides: list[str]) -> None:
 def run_and_show(config: Any) -> None:
     from train.cli.terminal import Progress, say_summary
     from train.run.trainer import train
-    from train.runfolder import RunFolder
+    from train.runfolder.folder import RunFolder
 
     config.launcher.must_be_local()
     with Progress(config) as progress:

@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 
-from train.columns import frame
-from train.runfolder import RunFolder, write_atomically
+from train.runfolder.folder import RunFolder, write_atomically
+from train.runfolder.parquet import frame
 
 
 class CsvFile(Logger):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from train.config.grid import compose_all, expand
 from train.config.schema import Config, Place
-from train.runfolder import RunFolder, unwritable, write_atomically
+from train.runfolder.folder import RunFolder, unwritable, write_atomically
 
 
 @dataclass

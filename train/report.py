@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from conf.axis import ConfigError
-from train import columns
 from train.cli.terminal import exit_with, number, table_console
 from train.config.grid import compose_all
 from train.config.schema import Config, Place
@@ -21,7 +20,8 @@ from train.findings import Verdict, find
 from train.results.figures import loss_against_lr, run_curves, save, size_label
 from train.results.page.html import write_page, write_run_page
 from train.results.sensitivity import OverSeeds, of_runs
-from train.runfolder import ENDED, RunFolder, read_json, write_atomically
+from train.runfolder import parquet as columns
+from train.runfolder.folder import ENDED, RunFolder, read_json, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,7 +23,7 @@ from train.config.launcher import Slurm, in_full
 from train.config.schema import Config
 from train.plan import Sweep, plan
 from train.run.interrupt import Interrupted
-from train.runfolder import ENDED, RunFolder, unwritable
+from train.runfolder.folder import ENDED, RunFolder, unwritable
 from train.sweep_table import Table
 
 STOP_SECONDS = 20.0

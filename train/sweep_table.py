@@ -12,7 +12,7 @@ from rich.text import Text
 
 from train.cli.terminal import duration, number, table_console
 from train.plan import Sweep
-from train.runfolder import ENDED, RunFolder
+from train.runfolder.folder import ENDED, RunFolder
 
 STYLE = {"finished": "green", "diverged": "red", "failed": "bold white on red", "running": "yellow", "pending": "dim"}
 

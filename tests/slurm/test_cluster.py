@@ -24,7 +24,7 @@ from slurm.resubmit import resubmit
 from slurm.runs import Run, in_queue, runs
 from tests.train.helpers import TINY, assert_same_end, trained
 from train.plan import Sweep, plan
-from train.runfolder import RunFolder
+from train.runfolder.folder import RunFolder
 from train.sweep import launch
 
 CLUSTER = Path(__file__).parents[2] / "slurm" / "one_machine" / "cluster.sh"

@@ -13,7 +13,7 @@ from tests.conftest import composer
 from train.config.schema import Config
 from train.plan import plan
 from train.run.trainer import train
-from train.runfolder import RunFolder
+from train.runfolder.folder import RunFolder
 from train.sweep import run, work
 
 # A language of 64 tokens: prepared in a blink, learnt in a few steps.

@@ -10,7 +10,7 @@ import pytest
 
 from tests.train.helpers import TINY, tiny
 from train.config.schema import all_keys, choices
-from train.runfolder import RunFolder
+from train.runfolder.folder import RunFolder
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

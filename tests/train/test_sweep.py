@@ -17,7 +17,7 @@ from train.config.schema import CONF
 from train.findings import find
 from train.plan import plan
 from train.report import load_sweep
-from train.runfolder import RunFolder
+from train.runfolder.folder import RunFolder
 
 
 def sweep(*overrides: str) -> subprocess.CompletedProcess[str]:

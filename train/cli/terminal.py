@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
 from train.run.interrupt import Interrupted
-from train.runfolder import RunFolder
+from train.runfolder.folder import RunFolder
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -16,7 +16,7 @@ from conf.axis import ConfigError
 from train.cli.terminal import exit_with
 from train.loggers.base import require_server, server
 from train.report import Sweep, load_sweep
-from train.runfolder import read_json, unwritable, write_atomically
+from train.runfolder.folder import read_json, unwritable, write_atomically
 from train.sync import unsent
 
 PROJECT = "stabilab"

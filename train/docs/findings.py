@@ -14,7 +14,7 @@ from train.cli.axes import END, README, replaced
 from train.cli.terminal import exit_with
 from train.findings import FINDINGS, Finding
 from train.findings.__main__ import cost, state
-from train.runfolder import read_json
+from train.runfolder.folder import read_json
 
 BEGIN = "<!-- written by python -m train.docs.findings -->\n"
 RESULTS = Path(__file__).parent / "findings" / "RESULTS.md"

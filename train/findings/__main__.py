@@ -15,7 +15,7 @@ from typing import Any, get_args
 from conf.axis import ConfigError, near
 from train.cli.terminal import duration, exit_with, table_console
 from train.findings import FINDINGS, Finding, Group, find
-from train.runfolder import read_json
+from train.runfolder.folder import read_json
 
 GROUPS = ["all", *get_args(Group)]
 

@@ -35,7 +35,7 @@ from train.forecast.measurements import (
 from train.forecast.predict import Prediction, predict
 from train.report import Sweep, load_sweep
 from train.results.figures import save, size_label
-from train.runfolder import write_atomically
+from train.runfolder.folder import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

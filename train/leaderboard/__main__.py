@@ -19,7 +19,7 @@ from train.cli.terminal import exit_with, number, table_console
 from train.leaderboard.confirm import confirmation
 from train.leaderboard.figure import figure
 from train.leaderboard.rows import rows, spread
-from train.runfolder import read_json, write_atomically
+from train.runfolder.folder import read_json, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

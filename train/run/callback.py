@@ -20,7 +20,7 @@ from train.run.interrupt import Interrupted
 from train.run.long_validation import validate_longer
 from train.run.module import Proxy
 from train.run.recorder import Row, first_nonfinite
-from train.runfolder import RunFolder, save_atomically
+from train.runfolder.folder import RunFolder, save_atomically
 
 Report = Callable[[Row], None]
 

@@ -26,7 +26,7 @@ from train.run.interrupt import Interrupted
 from train.run.module import Proxy
 from train.run.recorder import Row
 from train.run.sharding import Sharded, whole
-from train.runfolder import RunFolder, save_atomically, write_atomically
+from train.runfolder.folder import RunFolder, save_atomically, write_atomically
 
 Summary = dict[str, Any]
 

@@ -32,7 +32,7 @@ from train.run.interrupt import Interrupted
 from train.run.module import Proxy
 from train.run.recorder import Row
 from train.run.trainer import train
-from train.runfolder import RunFolder
+from train.runfolder.folder import RunFolder
 
 README = Path(__file__).parents[2] / "README.md"
 AXES = {name: axis for name, axis in axes(Config).items() if name != "data" and name not in Place.__dataclass_fields__}

@@ -14,7 +14,7 @@ from tests.conftest import yaml_values
 from tests.train.helpers import TINY, in_process, tiny, trained
 from tests.train.loggers.wandb_files import key, records
 from train.loggers.base import MOST_NAMES, Mirror, Wandb, mirrored
-from train.runfolder import RunFolder
+from train.runfolder.folder import RunFolder
 
 
 def offline_file(folder: Path) -> Path:

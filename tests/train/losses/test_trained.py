@@ -15,7 +15,7 @@ from tests.train.helpers import tiny, trained
 from train.losses import LOSS
 from train.run.module import Proxy
 from train.run.trainer import train
-from train.runfolder import RunFolder
+from train.runfolder.folder import RunFolder
 
 
 class Cut(pl.Callback):

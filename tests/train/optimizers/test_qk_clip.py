@@ -156,7 +156,7 @@ def test_two_processes_share_a_maximum(tmp_path: Path) -> None:
     import sys
 
     from tests.train.helpers import TINY
-    from train.runfolder import RunFolder
+    from train.runfolder.folder import RunFolder
 
     one = trained(tmp_path / "one", *RUN, "optimizer.lr=1e-3")
     command = [sys.executable, "-m", "train", *TINY, *RUN, "optimizer.lr=1e-3", f"out={tmp_path / 'two'}"]

@@ -29,7 +29,7 @@ from train.loggers.base import NoLogger
 from train.plan import plan
 from train.run.interrupt import Interrupted
 from train.run.trainer import train
-from train.runfolder import RunFolder
+from train.runfolder.folder import RunFolder
 from train.sweep import run as run_sweep
 
 NOBODY = 65534

@@ -19,7 +19,7 @@ from tests.train.helpers import assert_same_end, tiny
 from train.config.schema import Config, from_file
 from train.report import report
 from train.run.trainer import train
-from train.runfolder import RunFolder, read_rows
+from train.runfolder.folder import RunFolder, read_rows
 
 # Large enough for each part to take a while: 5 chunks of tokens, 40 checkpoints of half a megabyte.
 LONG = [

@@ -11,7 +11,7 @@ from models.reparametrization.base import REPARAMETRIZATION
 from tests.train.helpers import TINY, tiny, trained
 from train.cli.show import rows
 from train.run.trainer import train
-from train.runfolder import RunFolder
+from train.runfolder.folder import RunFolder
 
 LONG = ["steps=40", "watch_every=5", "checkpoint_seconds=0", "accumulate=2", "eval_every=10"]
 KEPT = [f"reparametrization={name}" for name in sorted(REPARAMETRIZATION.choices) if name != "none"] + ["init=lsuv"]

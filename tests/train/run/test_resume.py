@@ -12,7 +12,7 @@ from tests.train.helpers import assert_same_end, in_process, tiny, trained
 from train.optimizers import OPTIMIZER
 from train.run.interrupt import Interrupted
 from train.run.trainer import train
-from train.runfolder import RunFolder
+from train.runfolder.folder import RunFolder
 
 LONG = ["steps=300", "watch_every=5", "checkpoint_seconds=0", "accumulate=2", "eval_every=50"]
 

@@ -16,7 +16,7 @@ from train.config.schema import Config
 from train.results.trained import config_of, model_of
 from train.run.module import Proxy
 from train.run.trainer import train
-from train.runfolder import RunFolder
+from train.runfolder.folder import RunFolder
 
 FSDP = ["accelerator=cpu", "devices=2", "strategy=fsdp"]
 DDP = ["accelerator=cpu", "devices=2", "strategy=ddp"]

@@ -12,7 +12,7 @@ from tests.train.helpers import TINY, tiny, trained
 from train.config.schema import from_file, to_yaml
 from train.run.module import Proxy
 from train.run.trainer import train
-from train.runfolder import RunFolder, read_rows
+from train.runfolder.folder import RunFolder, read_rows
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ import numpy as np
 from train.findings import Verdict
 from train.results.figures import GUIDES, colours, size_label
 from train.results.page.curves import BUDGET, CHARTS, HEATMAPS, curves
-from train.runfolder import write_atomically
+from train.runfolder.folder import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.runfolder import RunFolder
+from train.runfolder.folder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
