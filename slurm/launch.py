@@ -9,8 +9,8 @@ from slurm.runs import in_queue
 from slurm.submit import arrays, submit, template
 from train.config.launcher import Slurm
 from train.config.schema import Config
-from train.plan import Sweep
 from train.sweep import prepare_data
+from train.sweeps.plan import Sweep
 
 
 def launch(sweep: Sweep, launcher: Slurm) -> int:

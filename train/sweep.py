@@ -21,10 +21,10 @@ from filelock import FileLock, Timeout
 from conf.axis import ConfigError
 from train.config.launcher import Slurm, in_full
 from train.config.schema import Config
-from train.plan import Sweep, plan
 from train.run.interrupt import Interrupted
 from train.runfolder.folder import ENDED, RunFolder, unwritable
-from train.sweep_table import Table
+from train.sweeps.live_table import Table
+from train.sweeps.plan import Sweep, plan
 
 STOP_SECONDS = 20.0
 
@@ -87,7 +87,7 @@ class Pool:
     def __post_init__(self) -> None:
         # Children are forked from a server that has imported everything already: 0.1 s a run instead of 4 s.
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["train.deaf", "train.preload"])
+        self.context.set_forkserver_preload(["train.deaf", "train.sweeps.preload"])
 
     def step(self) -> list[str]:
         """Starts what fits; the names of the runs that ended since the last call."""

@@ -23,9 +23,9 @@ from slurm.records import Records
 from slurm.resubmit import resubmit
 from slurm.runs import Run, in_queue, runs
 from tests.train.helpers import TINY, assert_same_end, trained
-from train.plan import Sweep, plan
 from train.runfolder.folder import RunFolder
 from train.sweep import launch
+from train.sweeps.plan import Sweep, plan
 
 CLUSTER = Path(__file__).parents[2] / "slurm" / "one_machine" / "cluster.sh"
 LOCK = "/var/lib/stabilab-slurm/tests.lock"

@@ -16,8 +16,8 @@ from slurm.task import FRUITLESS, Task
 from tests.train.helpers import TINY, tiny, trained
 from train.config.launcher import Slurm
 from train.config.schema import Config
-from train.plan import plan
 from train.runfolder.folder import RunFolder
+from train.sweeps.plan import plan
 
 FAILED = {"state": "failed", "slurm": "7_0"}
 RUNNING = {"state": "running", "step": 30, "tokens_per_second": 64.0, "loss": 2.5}

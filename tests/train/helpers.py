@@ -11,10 +11,10 @@ import torch
 
 from tests.conftest import composer
 from train.config.schema import Config
-from train.plan import plan
 from train.run.trainer import train
 from train.runfolder.folder import RunFolder
 from train.sweep import run, work
+from train.sweeps.plan import plan
 
 # A language of 64 tokens: prepared in a blink, learnt in a few steps.
 TINY = [
@@ -65,7 +65,7 @@ def assert_same_end(cut: RunFolder, uncut: RunFolder) -> None:
 def in_process(config: Config, parent: Path) -> Any:
     """The run in a process of its own, started as a sweep starts it, so that it can be killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.preload"])
+    context.set_forkserver_preload(["train.sweeps.preload"])
     process = context.Process(target=work, args=(config.values(), parent, None))
     process.start()
     return process

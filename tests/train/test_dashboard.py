@@ -20,10 +20,10 @@ from train.dashboard.curves import sweep_run
 from train.dashboard.panels import Sections, logged, spread
 from train.dashboard.views import as_text, report, serialized, workspace
 from train.loggers.base import STEP
-from train.plan import plan
 from train.report import load_sweep, table
 from train.results.figures import size_label
 from train.run.trainer import train
+from train.sweeps.plan import plan
 
 GRID = ["model.width=16,32", "qk_norm=none,layernorm", "optimizer.lr=1e-2,3e-2", "finding=qk_norm"]
 GRID += ["logger=wandb", "logger.mode=offline"]
@@ -68,7 +68,7 @@ def folder(tmp_path_factory):
     base = [o for o in TINY if o.partition("=")[0] not in given]
     overrides = [*base, *GRID, f"out={tmp_path_factory.mktemp('dashboard')}"]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.preload"])
+    context.set_forkserver_preload(["train.sweeps.preload"])
     process = context.Process(target=train_and_write, args=(overrides,))
     process.start()
     process.join()

@@ -15,9 +15,9 @@ from tests.train.helpers import TINY, swept, trained
 from train.config.grid import compose_all, expand
 from train.config.schema import CONF
 from train.findings import find
-from train.plan import plan
 from train.report import load_sweep
 from train.runfolder.folder import RunFolder
+from train.sweeps.plan import plan
 
 
 def sweep(*overrides: str) -> subprocess.CompletedProcess[str]:

@@ -35,9 +35,9 @@ def chosen(names: list[str]) -> list[Finding]:
 
 def judge(findings: list[Finding], overrides: list[str]) -> int:
     """Runs and reports one after the other; the exit code: 1 when a run failed."""
-    from train.plan import plan
     from train.report import load_sweep, write_report
     from train.sweep import launch
+    from train.sweeps.plan import plan
 
     # All planned before any is run, so that a bad override stops them here. Which runs a sweep shares with those before
     # it is looked up when its turn comes.

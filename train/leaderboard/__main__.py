@@ -24,7 +24,7 @@ from train.runfolder.folder import read_json, write_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-    from train.plan import Sweep
+    from train.sweeps.plan import Sweep
 
 EXPERIMENT = "leaderboard_attention"
 BEGIN, END = "<!-- written by python -m train.leaderboard -->\n", "<!-- end of what it writes -->\n"
@@ -34,9 +34,9 @@ STEPS, ROUNDS = 5, 3
 
 def leaderboard(overrides: list[str], times: bool, only_report: bool, readme: Path | None) -> int:
     """The exit code: 1 when a run failed."""
-    from train.plan import plan
     from train.report import load_sweep, varying
     from train.sweep import launch
+    from train.sweeps.plan import plan
 
     if not any(o.startswith("experiment=") for o in overrides):
         overrides = [f"experiment={EXPERIMENT}", *overrides]

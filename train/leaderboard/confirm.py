@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from train.config.grid import compose_all
-from train.plan import Sweep
 from train.report import with_arms
 from train.results.sensitivity import of_runs
+from train.sweeps.plan import Sweep
 
 if TYPE_CHECKING:
     import pandas as pd

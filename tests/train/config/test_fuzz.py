@@ -24,7 +24,7 @@ from train.__main__ import single
 from train.cli.terminal import exit_with
 from train.config.grid import refuse_hydra_of_files
 from train.config.schema import CONF, Config, all_keys, choices, from_file, to_yaml
-from train.plan import plan
+from train.sweeps.plan import plan
 
 EXAMPLES: dict[str, Any] = {
     "derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck),

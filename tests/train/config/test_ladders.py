@@ -8,7 +8,7 @@ from models.gpt import GPT, SizeConfig
 from tests.conftest import yaml_values
 from train.config.grid import expand
 from train.config.schema import choices, compose
-from train.plan import plan
+from train.sweeps.plan import plan
 
 SIZES = {name: checked(SizeConfig, yaml_values("model", name)) for name in choices()["model"]}
 # Depth and width of each rung. Wortsman et al. 2023, sections 2.1 and 3.2.3; the mini ladders have the same shapes.

@@ -26,7 +26,7 @@ def in_pair(work: Callable[..., Any], *args: Any, nodes: int = 1) -> list[Any]:
     Raises AssertionError with the traceback of one that fails.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.preload"])
+    context.set_forkserver_preload(["train.sweeps.preload"])
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     pipes = [context.Pipe(duplex=False) for _ in range(2)]

@@ -26,11 +26,11 @@ from tests.train.helpers import TINY, assert_same_end, in_process, tiny, trained
 from train.cli.terminal import exit_with
 from train.config.schema import Config
 from train.loggers.base import NoLogger
-from train.plan import plan
 from train.run.interrupt import Interrupted
 from train.run.trainer import train
 from train.runfolder.folder import RunFolder
 from train.sweep import run as run_sweep
+from train.sweeps.plan import plan
 
 NOBODY = 65534
 
@@ -256,7 +256,7 @@ def limited(values: dict[str, Any], parent: Path, errors: Path, size: int | None
 
 def in_limits(config: Config, parent: Path, errors: Path, size: int | None = None, user: int | None = None) -> int:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.preload"])
+    context.set_forkserver_preload(["train.sweeps.preload"])
     process = context.Process(target=limited, args=(config.values(), parent, errors, size, user))
     process.start()
     process.join(120)

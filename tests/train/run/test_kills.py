@@ -36,7 +36,7 @@ def command(values: dict[str, Any], parent: Path) -> None:
 
 def started(config: Config, parent: Path) -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.preload", "train.report"])
+    context.set_forkserver_preload(["train.sweeps.preload", "train.report"])
     process = context.Process(target=command, args=(config.values(), parent))
     process.start()
     return process

@@ -11,8 +11,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from train.cli.terminal import duration, number, table_console
-from train.plan import Sweep
 from train.runfolder.folder import ENDED, RunFolder
+from train.sweeps.plan import Sweep
 
 STYLE = {"finished": "green", "diverged": "red", "failed": "bold white on red", "running": "yellow", "pending": "dim"}
 
