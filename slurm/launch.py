@@ -9,8 +9,7 @@ from slurm.runs import in_queue
 from slurm.submit import arrays, submit, template
 from train.config.launcher import Slurm
 from train.config.schema import Config
-from train.sweep import prepare_data
-from train.sweeps.plan import Sweep
+from train.sweeps.plan import Sweep, prepare_data
 
 
 def launch(sweep: Sweep, launcher: Slurm) -> int:

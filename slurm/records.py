@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError, checked
-from train.runfolder.folder import commit, read_json, read_rows, write_atomically
+from train.runfolder.files import read_json, read_rows, write_atomically
+from train.runfolder.provenance import commit
 
 if TYPE_CHECKING:
     # Configs bring all of torch along, which takes seconds to start; slurm.status does without.

@@ -11,7 +11,8 @@ from typing import Any
 from conf.axis import ConfigError, near
 from slurm.commands import Refused, State, states
 from slurm.records import Planned, Records
-from train.runfolder.folder import ENDED, RunFolder, read_json
+from train.runfolder.files import read_json
+from train.runfolder.folder import ENDED, RunFolder
 
 BY_SLURM = {
     "TIMEOUT": "timeout",

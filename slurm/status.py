@@ -9,7 +9,8 @@ from pathlib import Path
 
 from conf.axis import ConfigError
 from slurm.runs import OPEN, Run, runs
-from train.cli.terminal import duration, exit_with, number, table_console
+from train.cli.format import duration, number
+from train.cli.terminal import exit_with, table_console
 
 STYLE = {"finished": "green", "diverged": "red", "running": "yellow", "queued": "dim"}
 MANY = 500

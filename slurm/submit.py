@@ -20,7 +20,7 @@ from slurm.commands import Refused, call, most_tasks
 from slurm.records import Records
 from train.config.launcher import Slurm
 from train.config.schema import Config
-from train.runfolder.folder import unwritable
+from train.runfolder.files import unwritable
 
 CODE = Path(__file__).resolve().parents[1]
 

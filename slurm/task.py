@@ -23,7 +23,9 @@ from slurm.records import Planned, Records, read_plan
 from slurm.submit import Array, at_once
 from train.config.launcher import Slurm
 from train.config.schema import Config
-from train.runfolder.folder import ENDED, RunFolder, commit, read_json
+from train.runfolder.files import read_json
+from train.runfolder.folder import ENDED, RunFolder
+from train.runfolder.provenance import commit
 
 PATIENCE = 300.0
 """Seconds that a run waits for a process that still trains it, on a node that Slurm has given up."""
@@ -211,7 +213,7 @@ def _because(folder: RunFolder) -> str:
 
 
 def work_of(plan: Path, configs: list[Config]) -> Work:
-    from train.sweep import Pool, visible_gpus
+    from train.sweeps.pool import Pool, visible_gpus
 
     if not configs:
         return Steps(plan, [])

@@ -8,8 +8,9 @@ import torch
 from omegaconf import OmegaConf
 
 from conf.axis import Axis, checked
+from train.config.choices import CONF
 from train.config.grid import Composer
-from train.config.schema import CONF, Config
+from train.config.schema import Config
 
 torch.set_num_threads(1)
 

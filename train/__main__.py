@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def single(overrides: list[str]) -> None:
-    from train.config.schema import compose
+    from train.config.compose import compose
 
     asked = [o for o in overrides if o.startswith("show=")]
     config = compose([o for o in overrides if o not in asked])
@@ -39,7 +39,7 @@ def single(overrides: list[str]) -> None:
 
 
 def run_and_show(config: Any) -> None:
-    from train.cli.terminal import Progress, say_summary
+    from train.cli.progress import Progress, say_summary
     from train.run.trainer import train
     from train.runfolder.folder import RunFolder
 
@@ -56,8 +56,10 @@ def multirun(arguments: list[str]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from train.config.choices import CONF
+    from train.config.compose import compose, from_node
     from train.config.grid import expand, refuse_hydra_of_files
-    from train.config.schema import CONF, compose, from_node, hydra_fault
+    from train.config.messages import hydra_fault
 
     overrides = [a for a in arguments if not a.startswith("-")]
     refuse_hydra_of_files(overrides)

@@ -25,9 +25,10 @@ from data.batches import train_batch
 from data.prepare import prepare
 from models.probes import causal_logits
 from train.cli.terminal import exit_with, table_console
-from train.config.schema import Config, compose
+from train.config.compose import compose
+from train.config.schema import Config
 from train.optimizers.schedules import Constant
-from train.results.figures import PANEL, colours, panels, save, styled
+from train.results.style import PANEL, colours, panels, save, styled
 from train.run.module import Proxy
 
 if TYPE_CHECKING:

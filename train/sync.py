@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError
 from train.cli.terminal import exit_with
-from train.loggers.base import require_server, server
-from train.runfolder.folder import read_json
+from train.loggers.wandb import require_server, server
+from train.runfolder.files import read_json
 
 AT_A_TIME = 8
 CHUNK = 200

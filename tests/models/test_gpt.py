@@ -17,7 +17,7 @@ from models.norms import NORM
 from models.positions import POSITION
 from models.probes import weight_stats
 from tests.conftest import largest_difference, randn, tiny, yaml_values
-from train.config.schema import choices
+from train.config.choices import choices
 
 V, T = 32, 8
 

@@ -10,7 +10,8 @@ from models.parametrization.base import SUBLAYERS
 from models.probes import rms
 from tests.conftest import TINY, complete, tiny
 from train.cli.show import rows, show, span
-from train.config.schema import Config, compose
+from train.config.compose import compose
+from train.config.schema import Config
 from train.optimizers import OPTIMIZER
 
 NAMES = ["standard", "mup_simple", "mup_intermediate", "mup_full"]

@@ -18,8 +18,8 @@ from slurm.task import Steps, work_of
 from tests.train.helpers import TINY, tiny
 from train.__main__ import main as train_one
 from train.config.launcher import Slurm, in_full
-from train.sweep import Pool
 from train.sweep import main as sweep
+from train.sweeps.pool import Pool
 
 
 def runs(count: int, *overrides: str):

@@ -13,8 +13,9 @@ from tests.conftest import composer
 from train.config.schema import Config
 from train.run.trainer import train
 from train.runfolder.folder import RunFolder
-from train.sweep import run, work
+from train.sweeps.local import run
 from train.sweeps.plan import plan
+from train.sweeps.pool import work
 
 # A language of 64 tokens: prepared in a blink, learnt in a few steps.
 TINY = [

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from slurm.records import Records
 from tests.train.results.page.many import rows
-from train.config.schema import Config, to_yaml
+from train.config.compose import to_yaml
+from train.config.schema import Config
 from train.sweeps.plan import Sweep, plan
 
 GRID = ["model=mini-0.02M,mini-0.1M", "qk_norm=none,layernorm", "optimizer.lr=1e-3,3e-3,1e-2,3e-2,1e-1"]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.train.helpers import TINY, tiny
-from train.config.schema import all_keys, choices
+from train.config.choices import choices
+from train.config.messages import all_keys
 from train.runfolder.folder import RunFolder
 
 

@@ -15,13 +15,14 @@ from wandb_workspaces.workspaces.internal import View
 
 from tests.train.helpers import TINY
 from tests.train.loggers.wandb_files import offline_run, selected
+from train.cli.format import size_label
 from train.dashboard.__main__ import main, save
 from train.dashboard.curves import sweep_run
 from train.dashboard.panels import Sections, logged, spread
 from train.dashboard.views import as_text, report, serialized, workspace
-from train.loggers.base import STEP
-from train.report import load_sweep, table
-from train.results.figures import size_label
+from train.loggers.mirror import STEP
+from train.results.sweep import load_sweep
+from train.results.table import table
 from train.run.trainer import train
 from train.sweeps.plan import plan
 

@@ -11,10 +11,13 @@ import yaml
 
 from conf.axis import ConfigError
 from tests.train.helpers import trained
+from train.config.compose import compose
 from train.config.grid import compose_all
-from train.config.schema import compose
-from train.report import Metrics, load_sweep, main, report, table, varying, with_arms
+from train.report import main, report
 from train.results import figures
+from train.results.arms import varying, with_arms
+from train.results.sweep import Metrics, load_sweep
+from train.results.table import table
 
 LOSS_INIT = 8.1
 LRS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)

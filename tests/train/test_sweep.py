@@ -12,10 +12,10 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.helpers import TINY, swept, trained
+from train.config.choices import CONF
 from train.config.grid import compose_all, expand
-from train.config.schema import CONF
-from train.findings import find
-from train.report import load_sweep
+from train.findings.base import find
+from train.results.sweep import load_sweep
 from train.runfolder.folder import RunFolder
 from train.sweeps.plan import plan
 

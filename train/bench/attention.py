@@ -25,7 +25,8 @@ from models.attention.mixing.base import ATTENTION
 from models.gpt import GPT, initialize
 from train.bench.axes import COMPANIONS, LIMIT, SETTLE
 from train.cli.axes import END, names, replaced
-from train.config.schema import Config, compose
+from train.config.compose import compose
+from train.config.schema import Config
 
 LENGTHS = (64, 256, 1024)
 TOKENS = 1024

@@ -19,7 +19,8 @@ import torch
 from conf.axis import ConfigError, axes, near
 from data.batches import train_batch
 from data.prepare import prepare
-from train.config.schema import Config, compose
+from train.config.compose import compose
+from train.config.schema import Config
 from train.run.module import Proxy
 
 LIMIT = 1.5

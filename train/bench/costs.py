@@ -23,7 +23,8 @@ from torch import nn
 from data.batches import train_batch
 from data.prepare import prepare
 from models.gpt import GPT, initialize
-from train.config.schema import Config, compose
+from train.config.compose import compose
+from train.config.schema import Config
 from train.run.trainer import train
 
 NEVER = 10**9

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from conf.axis import Axis, axes
-from train.config.schema import Config, default_choices
+from train.config.choices import default_choices
+from train.config.schema import Config
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- written by python -m train.cli.axes -->\n", "<!-- end of what it writes -->\n"

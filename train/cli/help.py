@@ -12,7 +12,9 @@ def show_help() -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    from train.config.schema import Config, choices, compose, compose_node
+    from train.config.choices import choices
+    from train.config.compose import compose, compose_node
+    from train.config.schema import Config
 
     console = Console(highlight=False, soft_wrap=True)
     console.print(

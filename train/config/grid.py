@@ -13,7 +13,10 @@ from omegaconf import DictConfig
 from pydantic import ValidationError
 
 from conf.axis import ConfigError, near
-from train.config.schema import Config, choices, compose_node, from_node, from_values, hydra_fault, refuse_arms
+from train.config.choices import choices
+from train.config.compose import compose_node, from_node, from_values, refuse_arms
+from train.config.messages import hydra_fault
+from train.config.schema import Config
 
 
 def expand(overrides: Sequence[str]) -> list[tuple[str | None, list[str]]]:

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-import conf
-from conf.axis import CHECKED, ConfigError, axes, by_type, checked, checked_field, near
+from conf.axis import CHECKED, axes, by_type, checked_field, near
 from data.config import DATA, DataConfig
 from models.gpt import Architecture
-from models.size import SizeConfig
 from train.config import fsdp as shardable
+from train.config.choices import default_choices, experiments
 from train.config.launcher import LAUNCHER, LauncherConfig, Local
-from train.loggers.base import LOGGER, LoggerConfig
+from train.loggers import LOGGER, LoggerConfig
 from train.losses import LOSS, LossConfig
 from train.optimizers import OPTIMIZER, OptimizerConfig
 from train.optimizers.schedules import SCHEDULE, ScheduleConfig
-
-CONF = Path(conf.__file__).parent
-
-GLOBAL, HEADER = ("experiment", "ladder", "scale"), "# @package _global_"
-"""Groups whose files set keys of the whole config, and how such a file begins."""
 
 Count = Annotated[int, Field(ge=1)]
 LONGEST_NAME = 200
@@ -203,191 +193,3 @@ def _canonical(part: Any) -> str:
         text = json.dumps(_plain(part), sort_keys=True)
         object.__setattr__(part, CANONICAL, text)
     return text
-
-
-@cache
-def default_choices() -> Mapping[str, str]:
-    """The choice of each group that conf/config.yaml names. Read once: every run's name asks for it."""
-    entries = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
-    return {k: v for entry in entries if isinstance(entry, dict) for k, v in entry.items()}
-
-
-@cache
-def experiments() -> Sequence[str]:
-    """Names of the experiment files, which are those of the findings that they test."""
-    return choices()["experiment"]
-
-
-def choices() -> dict[str, list[str]]:
-    """Config groups and their choices, from the folders of conf/."""
-    groups: dict[str, list[str]] = {}
-    for path in sorted(CONF.glob("**/*.yaml")):
-        group = path.parent.relative_to(CONF).as_posix()
-        if group != ".":
-            groups.setdefault(group, []).append(path.stem)
-    return groups
-
-
-def compose(overrides: Sequence[str]) -> Config:
-    """The checked config for Hydra overrides; ConfigError, one line, when any of them can't be used."""
-    refuse_arms(overrides)
-    return from_node(compose_node(overrides))
-
-
-def refuse_arms(overrides: Sequence[str]) -> None:
-    """Arms make a sweep's points and are no part of a point: on a command line they would change nothing."""
-    for override in overrides:
-        if override.lstrip("+~").partition("=")[0].partition(".")[0] == "arms":
-            raise ConfigError(f"{override}: arms are an experiment's own: write one with others in conf/experiment/")
-
-
-def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:
-    """What Hydra composes from conf/, unchecked. Hydra's own faults become ConfigError."""
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    previous = GlobalHydra.instance().hydra if GlobalHydra.instance().is_initialized() else None
-    GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise yaml_fault(error) from None
-    except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
-        raise hydra_fault(error, overrides) from None
-    finally:
-        GlobalHydra.instance().clear()
-        GlobalHydra.instance().hydra = previous
-
-
-def from_node(node: Any) -> Config:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-    try:
-        values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} has no value yet: give it as {error.full_key}=...") from None
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}: give it a value of its own") from None
-    assert isinstance(values, dict)
-    return from_values({str(k): v for k, v in values.items()})
-
-
-def from_values(values: Mapping[str, Any]) -> Config:
-    """The checked config of plain values as Hydra composes them."""
-    for group in GLOBAL:
-        if group in values:
-            raise ConfigError(f"{group}: its file is empty or doesn't begin with the line {HEADER}")
-    return checked(Config, {k: v for k, v in values.items() if k not in ("hydra", "arms")})
-
-
-def from_file(path: Path) -> Config:
-    """The config of a run folder's config.yaml; ConfigError where that is damaged."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise yaml_fault(error, path) from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} is no config: a mapping of keys to values is needed")
-    return checked(Config, values)
-
-
-def to_yaml(config: Config) -> str:
-    return yaml.safe_dump(config.values(), sort_keys=False)
-
-
-def yaml_fault(error: Exception, path: Path | None = None) -> ConfigError:
-    """One line for a YAML file that can't be read: which, where, why."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is not None:
-        name = mark.name if path is None else path
-        return ConfigError(f"{name}, line {mark.line + 1}: {getattr(error, 'problem', error)}: correct the YAML")
-    broken = path or next((p for p in sorted(CONF.glob("**/*.yaml")) if not _is_text(p)), CONF)
-    return ConfigError(f"{broken}: {error}: it has to be YAML in UTF-8")
-
-
-def _is_text(path: Path) -> bool:
-    try:
-        yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.reader.ReaderError):
-        return False
-    except yaml.YAMLError:
-        pass
-    return True
-
-
-def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
-    """One line for what Hydra refuses: an unknown key, an unknown choice, a malformed override."""
-    text = " ".join(f"{error} {error.__cause__ or ''}".split())
-    known = choices()
-    for override in overrides:
-        if not _readable(override):
-            return ConfigError(
-                f"can't read the override {override!r}: write key=value, quote values with special characters"
-            )
-        key, _, value = override.lstrip("+~").partition("=")
-        group = key.partition("@")[0]
-        # Hydra trips over a number, a list or null for a choice, with a plain Python error.
-        refused = f"'{group}/{value}'" in text or type(error) in (TypeError, ValueError)
-        there = (CONF / group / f"{value}.yaml").exists()  # a choice in a folder of its own, experiment=paper/qk_norm
-        if refused and group in known and not there:
-            return ConfigError(f"{group}={value} is not a choice: {near(value, known[group])}")
-        alone = override in text or len(overrides) == 1
-        if "Cannot merge DictConfig with ListConfig" in text and alone and group not in known:
-            return ConfigError(f"{override} is a mapping where a list should be: {key}=[a,b]")
-        where = re.search(r"full_key: (\S+)", text)
-        named = f"'{key}'" in text or (where is not None and f"{key}.".startswith(f"{where[1]}."))
-        if named and ("not in struct" in text or "Could not override" in text):
-            inner = where[1] if where is not None and where[1].startswith(f"{key}.") else key
-            return ConfigError(f"unknown key {inner}: {_near_key(inner)}")
-    if "no viable alternative" in text or "token recognition" in text:
-        return ConfigError(f"an interpolation can't be read ({text}): write ${{key}}, or quote the value")
-    if found := re.search(r"Could not find '(\w+)/([^']*)'", text):  # in a file's own list of defaults
-        group, value = found.groups()
-        return ConfigError(f"{group}={value} is not a choice: {near(value, known.get(group, []))}")
-    text = text.partition(" Available options")[0].partition(" full_key:")[0]
-    files = [o.lstrip("+").replace("=", "/") for o in overrides if o.lstrip("+").partition("=")[0] in GLOBAL]
-    if files:
-        return ConfigError(f"{text}: correct conf/{' or conf/'.join(files)}.yaml, which begins with {HEADER}")
-    return ConfigError(f"{text}: see python -m train --help")
-
-
-def _readable(override: str) -> bool:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        return bool(OverridesParser.create().parse_override(override).key_or_group)
-    except HydraException:
-        return False
-
-
-def _near_key(key: str) -> str:
-    """The choices that have this key, the keys that end in the same name, or the closest one."""
-    axis, _, field = key.partition(".")
-    configs = axes(Config)[axis].choices if axis in axes(Config) else {}
-    owners = [choice for choice, config in configs.items() if field in config.__dataclass_fields__]
-    if owners:
-        return f"only {axis}={' or '.join(owners)} has it"
-    known = list(all_keys())
-    last = {k.rpartition(".")[2] for k in known}
-    # The same name elsewhere, else the closest; without a dot, that of a field of any axis.
-    wanted = key.rpartition(".")[2]
-    if wanted not in last:
-        wanted = next(iter(difflib.get_close_matches(key, [*known, *(() if "." in key else last)], n=1)), "")
-    found = [k for k in known if wanted in (k, k.rpartition(".")[2])]
-    return f"did you mean {' or '.join(found)}?" if found else "see python -m train --help"
-
-
-def all_keys() -> dict[str, None]:
-    """Every key that some config has, in the order of the config; a field of an axis is `axis.field`."""
-    found = axes(Config)
-    keys: dict[str, None] = {}
-    for name in Config.__dataclass_fields__:
-        keys[name] = None
-        parts = [*found[name].choices.values()] if name in found else [SizeConfig] if name == "model" else []
-        keys |= {f"{name}.{field}": None for part in parts for field in part.__dataclass_fields__}
-    return keys

@@ -14,9 +14,9 @@ from typing import Any
 
 from conf.axis import ConfigError
 from train.cli.terminal import exit_with
-from train.loggers.base import require_server, server
-from train.report import Sweep, load_sweep
-from train.runfolder.folder import read_json, unwritable, write_atomically
+from train.loggers.wandb import require_server, server
+from train.results.sweep import Sweep, load_sweep
+from train.runfolder.files import read_json, unwritable, write_atomically
 from train.sync import unsent
 
 PROJECT = "stabilab"

@@ -15,10 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
-from train.findings import Verdict, find
-from train.loggers.base import CONNECT_SECONDS, STEP
-from train.report import COLUMNS, Sweep, cells, markdown, table, varying, with_arms
-from train.results.figures import size_label
+from train.cli.format import size_label
+from train.findings.base import find
+from train.loggers.mirror import STEP
+from train.loggers.wandb import CONNECT_SECONDS
+from train.report import markdown
+from train.results.arms import varying, with_arms
+from train.results.sweep import Sweep
+from train.results.table import COLUMNS, cells, table
+from train.results.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

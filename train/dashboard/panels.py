@@ -13,9 +13,9 @@ import numpy as np
 import wandb_workspaces.reports.v2 as wr
 
 from train.dashboard.curves import EPS_LINE, OVER_LR, OVER_N, Curve, SweepRun
-from train.loggers.base import STEP, mirrored
-from train.report import Sweep
-from train.results.figures import LINES, colours
+from train.loggers.mirror import STEP, mirrored
+from train.results.style import LINES, colours
+from train.results.sweep import Sweep
 
 MARKS = dict(zip(LINES, ("solid", "dashed", "dotted", "dotdash"), strict=True))
 MOST_BLOCKS = 6

@@ -15,11 +15,11 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
+from train.cli.format import size_label
 from train.dashboard.curves import SweepRun, plain
 from train.dashboard.panels import Panels, shades
-from train.loggers.base import STEP
-from train.report import SHAPE
-from train.results.figures import size_label
+from train.loggers.mirror import STEP
+from train.results.sweep import SHAPE
 
 COLUMNS = (
     "run:displayName", "run:state", "config:model.value.name", "config:optimizer.value.lr", "config:seed.value",

@@ -12,9 +12,9 @@ from typing import Any
 
 from train.cli.axes import END, README, replaced
 from train.cli.terminal import exit_with
-from train.findings import FINDINGS, Finding
-from train.findings.__main__ import cost, state
-from train.runfolder.folder import read_json
+from train.findings.base import Finding, all_findings
+from train.findings.status import cost, state
+from train.runfolder.files import read_json
 
 BEGIN = "<!-- written by python -m train.docs.findings -->\n"
 RESULTS = Path(__file__).parent / "findings" / "RESULTS.md"
@@ -23,7 +23,7 @@ HEAD = ["finding", "claim", "source", "verdict", "judged", "at N", "effect", "2 
 
 def table(out: Path) -> str:
     """A row for each finding; the effect is the figures of the first check that fails, else of the first."""
-    rows = [_row(finding, out / finding.name) for finding in FINDINGS.values()]
+    rows = [_row(finding, out / finding.name) for finding in all_findings().values()]
     lines = [f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * len(HEAD), *rows)]
     return "\n".join(lines) + "\n"
 
@@ -40,8 +40,8 @@ def _row(finding: Finding, folder: Path) -> list[str]:
 
 
 def _scale(folder: Path) -> str:
-    from train.report import load_sweep
-    from train.results.figures import size_label
+    from train.cli.format import size_label
+    from train.results.sweep import load_sweep
 
     if not (folder / "sweep.json").exists():
         return ""
@@ -55,7 +55,7 @@ def results(out: Path) -> str:
         "# Results of the findings\n",
         "Written by `python -m train.docs.findings` from the sweeps of `python -m train.findings all`.\n",
     ]
-    return "\n".join(parts + [_section(finding, out / finding.name) for finding in FINDINGS.values()])
+    return "\n".join(parts + [_section(finding, out / finding.name) for finding in all_findings().values()])
 
 
 def _section(finding: Finding, folder: Path) -> str:
@@ -81,7 +81,7 @@ def write(out: Path) -> None:
     RESULTS.write_text(results(out))
     pictures = RESULTS.parent / "results"
     pictures.mkdir(exist_ok=True)
-    for finding in FINDINGS.values():
+    for finding in all_findings().values():
         report = out / finding.name / "report"
         figures = read_json(report / "verdict.json").get("figures")
         if figures:

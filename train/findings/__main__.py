@@ -8,14 +8,13 @@ judges them, and draws. Groups stand for their findings: `core` (an hour on 2 co
 from __future__ import annotations
 
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
 from conf.axis import ConfigError, near
-from train.cli.terminal import duration, exit_with, table_console
-from train.findings import FINDINGS, Finding, Group, find
-from train.runfolder.folder import read_json
+from train.cli.terminal import exit_with, table_console
+from train.findings.base import Finding, Group, all_findings, find
+from train.findings.status import cost, state
 
 GROUPS = ["all", *get_args(Group)]
 
@@ -25,17 +24,18 @@ def chosen(names: list[str]) -> list[Finding]:
     found: dict[str, Finding] = {}
     for name in names:
         if name in GROUPS:
-            found |= {f.name: f for f in FINDINGS.values() if name in ("all", f.group)}
-        elif name in FINDINGS:
+            found |= {f.name: f for f in all_findings().values() if name in ("all", f.group)}
+        elif name in all_findings():
             found[name] = find(name)
         else:
-            raise ConfigError(f"finding={name} is not known: {near(name, [*FINDINGS, *GROUPS])}")
+            raise ConfigError(f"finding={name} is not known: {near(name, [*all_findings(), *GROUPS])}")
     return list(found.values())
 
 
 def judge(findings: list[Finding], overrides: list[str]) -> int:
     """Runs and reports one after the other; the exit code: 1 when a run failed."""
-    from train.report import load_sweep, write_report
+    from train.report import write_report
+    from train.results.sweep import load_sweep
     from train.sweep import launch
     from train.sweeps.plan import plan
 
@@ -50,26 +50,6 @@ def judge(findings: list[Finding], overrides: list[str]) -> int:
         write_report(load_sweep(sweep.folder))
     show([(finding, state(sweep.folder)) for finding, sweep in sweeps.items()])
     return failed
-
-
-def state(folder: Path) -> dict[str, Any]:
-    """The verdict in a sweep folder, with the runs that have ended and when they were judged; {} without one."""
-    verdict, planned = read_json(folder / "report" / "verdict.json"), read_json(folder / "sweep.json")
-    if not planned:
-        return {}
-    judged = (folder / "report" / "verdict.json").stat().st_mtime if verdict else None
-    return {
-        "runs": len(planned.get("runs", [])),
-        "ended": sum((folder / run["folder"] / "summary.json").exists() for run in planned.get("runs", [])),
-        "state": verdict.get("state", "not judged"),
-        "checks": [check["passed"] for check in verdict.get("checks", [])],
-        "judged": judged and datetime.fromtimestamp(judged).date().isoformat(),
-        "folder": str(folder),
-    }
-
-
-def cost(finding: Finding) -> str:
-    return duration(60 * finding.minutes) + ("" if finding.group == "core" else f", {finding.group}")
 
 
 COLOUR = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
@@ -116,7 +96,7 @@ def work(names: list[str], overrides: list[str]) -> int:
     if names:
         return judge(chosen(names), overrides)
     out = Path(next((o.partition("=")[2] for o in overrides if o.startswith("out=")), "runs"))
-    show([(finding, state(out / finding.name)) for finding in FINDINGS.values()])
+    show([(finding, state(out / finding.name)) for finding in all_findings().values()])
     print(f"of the sweeps in {out}; run and judge: python -m train.findings NAME or {', '.join(GROUPS)}")
     return 0
 

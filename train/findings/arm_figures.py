@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from train.cli.format import size_label
 from train.findings.arms import Arms
-from train.results.figures import (
+from train.results.style import (
     ARM_COLOURS,
     ARM_MARKERS,
     cap_line,
@@ -17,7 +18,6 @@ from train.results.figures import (
     lr_axis,
     panels,
     plain_ticks,
-    size_label,
     size_ticks,
     styled,
 )

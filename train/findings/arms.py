@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conf.axis import ConfigError
-from train.results.figures import size_label
+from train.cli.format import size_label
 from train.results.sensitivity import LRSensitivity, OverSeeds, lr_sensitivity, of_runs
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ import dataclasses
 import math
 from typing import Any
 
-from train.findings import Check
+from train.cli.format import size_label
 from train.findings.arms import Arms
 from train.findings.null_claims import short
 from train.findings.pairs import Metrics, lowered, pairs
 from train.findings.probes import labelled
-from train.results.figures import size_label
+from train.results.verdict import Check
 
 RISE = 1.25
 """Factor by which the critical LR must rise: as much as `qk_norm` asks it to fall with size."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.results.figures import colours, lr_axis, panels, size_label, size_ticks, styled
+from train.cli.format import size_label
+from train.results.style import colours, lr_axis, panels, size_ticks, styled
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conf.axis import ConfigError
-from train.findings import Check
+from train.cli.format import size_label
 from train.findings.arms import Arms, pm
 from train.findings.trends import Value, all_of
-from train.results.figures import size_label
 from train.results.sensitivity import OverSeeds
+from train.results.verdict import Check
 
 if TYPE_CHECKING:
     import pandas as pd

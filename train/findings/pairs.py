@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.findings import Check
+from train.cli.format import size_label
 from train.findings.arm_figures import arm_colours
 from train.findings.arms import Arms
 from train.findings.null_claims import short
 from train.findings.probes import at_end, labelled
 from train.findings.trends import Value, all_of, best_loss, mean
-from train.results.figures import LINES, line_over_seeds, lr_axis, panels, size_label, styled
+from train.results.style import LINES, line_over_seeds, lr_axis, panels, styled
+from train.results.verdict import Check
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from train.findings import Check
 from train.findings.arms import Arms
 from train.findings.pairs import Metrics, Pairs, average, largest, lowered, over, pairs, probes_against_lr
+from train.results.verdict import Check
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.findings import Check
+from train.cli.format import size_label
 from train.findings.arms import LEAST_DIFFERENCE, Arms, optimal_lr, pooled_std
-from train.results.figures import size_label
 from train.results.sensitivity import LRSensitivity, OverSeeds, lr_sensitivity
+from train.results.verdict import Check
 
 if TYPE_CHECKING:
     import pandas as pd

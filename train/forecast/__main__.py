@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
+from train.cli.format import size_label
 from train.cli.terminal import exit_with
-from train.findings import plain
 from train.forecast import tables as say
 from train.forecast.backtest import scores, trials
 from train.forecast.figures import backtest_figure, forecast_figure
@@ -33,9 +33,10 @@ from train.forecast.measurements import (
     with_readings,
 )
 from train.forecast.predict import Prediction, predict
-from train.report import Sweep, load_sweep
-from train.results.figures import save, size_label
-from train.runfolder.folder import write_atomically
+from train.results.style import save
+from train.results.sweep import Sweep, load_sweep
+from train.results.verdict import plain
+from train.runfolder.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from train.cli.format import size_label
 from train.forecast.backtest import COVERED, Trial
 from train.forecast.measurements import Quantity
 from train.forecast.predict import LEVEL, Prediction
-from train.results.figures import colours, panels, size_label, styled
+from train.results.style import colours, panels, styled
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conf.axis import ConfigError, near
-from train.config.schema import Config, choices, compose, from_file
+from train.config.choices import choices
+from train.config.compose import compose, from_file
+from train.config.schema import Config
 from train.forecast.fits import Points
-from train.report import Sweep, varying
+from train.results.arms import varying
 from train.results.sensitivity import lr_sensitivity
+from train.results.sweep import Sweep
 
 if TYPE_CHECKING:
     import pandas as pd

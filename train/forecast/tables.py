@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from train.cli.format import size_label
 from train.cli.terminal import table_console
 from train.forecast.backtest import Score
 from train.forecast.measurements import Quantity
 from train.forecast.predict import BEYOND, Crossing, Prediction, Row
-from train.results.figures import size_label
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
 from train.cli.axes import replaced
-from train.cli.terminal import exit_with, number, table_console
+from train.cli.format import number
+from train.cli.terminal import exit_with, table_console
 from train.leaderboard.confirm import confirmation
 from train.leaderboard.figure import figure
 from train.leaderboard.rows import rows, spread
-from train.runfolder.folder import read_json, write_atomically
+from train.runfolder.files import read_json, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +35,8 @@ STEPS, ROUNDS = 5, 3
 
 def leaderboard(overrides: list[str], times: bool, only_report: bool, readme: Path | None) -> int:
     """The exit code: 1 when a run failed."""
-    from train.report import load_sweep, varying
+    from train.results.arms import varying
+    from train.results.sweep import load_sweep
     from train.sweep import launch
     from train.sweeps.plan import plan
 
@@ -98,7 +100,7 @@ def _cell(row: dict[str, Any], column: str) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """A table for each size, the largest first, the best choice first."""
-    from train.results.figures import size_label
+    from train.cli.format import size_label
 
     parts = []
     for n, of in table.groupby("size", sort=False):
@@ -111,7 +113,8 @@ def markdown(table: pd.DataFrame) -> str:
 def _write(table: pd.DataFrame, folder: Path, readme: Path | None) -> None:
     from rich.table import Table
 
-    from train.results.figures import save, size_label
+    from train.cli.format import size_label
+    from train.results.style import save
 
     if table["expected"].notna().any():
         save(figure(table), folder / "leaderboard")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from train.config.grid import compose_all
-from train.report import with_arms
+from train.results.arms import with_arms
 from train.results.sensitivity import of_runs
 from train.sweeps.plan import Sweep
 

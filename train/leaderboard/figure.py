@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.results.figures import size_label, styled
+from train.cli.format import size_label
+from train.results.style import styled
 
 if TYPE_CHECKING:
     import pandas as pd

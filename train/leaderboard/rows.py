@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from train.findings.arms import pooled_std
-from train.report import with_arms
+from train.results.arms import with_arms
 from train.results.sensitivity import of_runs
 
 if TYPE_CHECKING:

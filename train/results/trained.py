@@ -10,7 +10,8 @@ from conf.axis import ConfigError
 from data.batches import validation_batches
 from data.prepare import prepare
 from models.gpt import GPT
-from train.config.schema import Config, from_file
+from train.config.compose import from_file
+from train.config.schema import Config
 
 
 def config_of(path: Path) -> Config:

@@ -15,12 +15,13 @@ import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from data.datamodule import TokenDataModule
-from train.loggers.base import Mirror
+from train.loggers.mirror import Mirror
 from train.run.interrupt import Interrupted
 from train.run.long_validation import validate_longer
 from train.run.module import Proxy
 from train.run.recorder import Row, first_nonfinite
-from train.runfolder.folder import RunFolder, save_atomically
+from train.runfolder.files import save_atomically
+from train.runfolder.folder import RunFolder
 
 Report = Callable[[Row], None]
 

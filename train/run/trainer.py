@@ -18,15 +18,17 @@ import torch
 from data.batches import Prepared
 from data.datamodule import TokenDataModule
 from data.prepare import prepare
-from train.config.schema import Config, to_yaml
-from train.loggers.base import Mirror
+from train.config.compose import to_yaml
+from train.config.schema import Config
+from train.loggers.mirror import Mirror
 from train.run.callback import CheckpointFile, Keeper, Report
 from train.run.distributed import cluster_environment, is_rank_zero
 from train.run.interrupt import Interrupted
 from train.run.module import Proxy
 from train.run.recorder import Row
 from train.run.sharding import Sharded, whole
-from train.runfolder.folder import RunFolder, save_atomically, write_atomically
+from train.runfolder.files import save_atomically, write_atomically
+from train.runfolder.folder import RunFolder
 
 Summary = dict[str, Any]
 

@@ -15,11 +15,10 @@ import os
 import pickle
 import platform
 import socket
-import subprocess
 import time
 import zipfile
 from collections.abc import Iterable, Mapping
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,75 +26,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError
+from train.runfolder.files import read_json, read_rows, unwritable, write_atomically
+from train.runfolder.provenance import commit, slurm_task
 
 ENDED = ("finished", "diverged")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file is the old one or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def save_atomically(path: Path, tensors: Mapping[str, Any]) -> None:
-    """The same for tensors; on a full disk OSError, as for text."""
-    import torch
-
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(tensors, file)
-    except RuntimeError as error:  # torch's writer trips over its own closing when the file can't be written
-        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} when there is none or it is damaged."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; a last line that was cut off is left out."""
-    rows = []
-    if path.exists():
-        for number, line in enumerate(path.read_text(errors="replace").splitlines(keepends=True), 1):
-            if not line.endswith("\n"):
-                break
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                raise ConfigError(
-                    f"{path}: line {number} is damaged: delete the folder to train the run again"
-                ) from None
-    return rows
-
-
-@cache
-def commit() -> str | None:
-    """The git commit of this code, with + when files differ from it."""
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
-    except OSError:
-        return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None
-
-
-def slurm_task() -> str | None:
-    """The task of a Slurm array that this process belongs to, 17_0, or its job, or none."""
-    job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{job}_{task}" if job and task else os.environ.get("SLURM_JOB_ID")
-
-
-def unwritable(folder: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"out={folder}: {error.strerror}: choose a folder that can be written")
 
 
 class RunFolder:

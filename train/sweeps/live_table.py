@@ -10,7 +10,8 @@ from rich.live import Live
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from train.cli.terminal import duration, number, table_console
+from train.cli.format import duration, number
+from train.cli.terminal import table_console
 from train.runfolder.folder import ENDED, RunFolder
 from train.sweeps.plan import Sweep
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from train.config.grid import compose_all, expand
 from train.config.schema import Config, Place
-from train.runfolder.folder import RunFolder, unwritable, write_atomically
+from train.runfolder.files import unwritable, write_atomically
+from train.runfolder.folder import RunFolder
 
 
 @dataclass
@@ -97,3 +98,11 @@ def _folder_name(overrides: Sequence[str], config: Config) -> str:
     if len(readable) <= 60 and all(c.isalnum() or c in "-_=.," for c in readable):
         return readable
     return f"{chosen}-{hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:8]}"
+
+
+def prepare_data(configs: list[Config]) -> None:
+    """Token files of all runs, before the first of them starts."""
+    for config in {json.dumps(c.values()["data"]): c for c in configs}.values():
+        from data.prepare import prepare
+
+        prepare(config.data, Path(config.cache).expanduser(), progress=config.progress)

@@ -22,8 +22,11 @@ from models.size import SizeConfig
 from tests.train.helpers import TINY, tiny
 from train.__main__ import single
 from train.cli.terminal import exit_with
+from train.config.choices import CONF, choices
+from train.config.compose import from_file, to_yaml
 from train.config.grid import refuse_hydra_of_files
-from train.config.schema import CONF, Config, all_keys, choices, from_file, to_yaml
+from train.config.messages import all_keys
+from train.config.schema import Config
 from train.sweeps.plan import plan
 
 EXAMPLES: dict[str, Any] = {

@@ -4,8 +4,8 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.helpers import TINY
+from train.config.compose import compose
 from train.config.grid import Composed, compose_all
-from train.config.schema import compose
 
 POINTS = [
     ["optimizer.lr=0.1", "seed=3"],

@@ -6,8 +6,9 @@ import torch
 from conf.axis import ConfigError, checked
 from models.gpt import GPT, SizeConfig
 from tests.conftest import yaml_values
+from train.config.choices import choices
+from train.config.compose import compose
 from train.config.grid import expand
-from train.config.schema import choices, compose
 from train.sweeps.plan import plan
 
 SIZES = {name: checked(SizeConfig, yaml_values("model", name)) for name in choices()["model"]}

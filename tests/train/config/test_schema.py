@@ -13,7 +13,10 @@ import yaml
 from conf.axis import Axis, ConfigError, axes, checked, documentation
 from models.size import SizeConfig
 from tests.conftest import choice, complete, tiny, yaml_values
-from train.config.schema import CONF, LONGEST_NAME, Config, Place, all_keys, choices, compose, from_file, to_yaml
+from train.config.choices import CONF, choices
+from train.config.compose import compose, from_file, to_yaml
+from train.config.messages import all_keys
+from train.config.schema import LONGEST_NAME, Config, Place
 
 AXES = axes(Config)
 # Corpora have tests of their own.

@@ -8,7 +8,8 @@ import pytest
 from conf.axis import axes
 from train.__main__ import main
 from train.cli.axes import README, definition, documentation, names, renewed, source, table
-from train.config.schema import Config, choices, default_choices
+from train.config.choices import choices, default_choices
+from train.config.schema import Config
 
 CHOICES = [(axis, name) for axis, registry in axes(Config).items() for name in registry.choices]
 # Corpora, logs and launchers have none that define them.

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from conf.axis import ConfigError
-from train.findings import FINDINGS, Check, Verdict, find
+from train.findings.base import all_findings, find
 from train.findings.claims import qk_norm
+from train.results.verdict import Check, Verdict
 
 LRS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SIZES = (24_576, 98_304, 589_824)
@@ -252,7 +253,7 @@ def test_to_json_is_plain():
 
 
 def test_registry():
-    assert find("qk_norm") is FINDINGS["qk_norm"]
+    assert find("qk_norm") is all_findings()["qk_norm"]
     with pytest.raises(ConfigError, match="finding=qk_nrom is not known: did you mean qk_norm"):
         find("qk_nrom")
 

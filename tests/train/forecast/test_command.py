@@ -21,7 +21,7 @@ from train.forecast.measurements import (
     target_size,
     with_readings,
 )
-from train.report import load_sweep
+from train.results.sweep import load_sweep
 
 MODELS = ("mini-w32-d1", "mini-0.02M", "mini-w32-d4", "mini-0.1M", "mini-w64-d4", "mini-1.8M")
 LRS = (0.006, 0.03, 0.06)

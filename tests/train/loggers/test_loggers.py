@@ -13,7 +13,8 @@ import pytest
 from tests.conftest import yaml_values
 from tests.train.helpers import TINY, in_process, tiny, trained
 from tests.train.loggers.wandb_files import key, records
-from train.loggers.base import MOST_NAMES, Mirror, Wandb, mirrored
+from train.loggers.mirror import MOST_NAMES, Mirror, mirrored
+from train.loggers.wandb import Wandb
 from train.runfolder.folder import RunFolder
 
 
@@ -145,7 +146,7 @@ def test_losing_wandb_never_stops_a_run(tmp_path):
 
 def test_a_hanging_logger_holds_up_nothing(monkeypatch):
     """The build never returns: rows are taken at once, and `finish` gives up waiting."""
-    monkeypatch.setattr("train.loggers.base.FINISH_SECONDS", 0.1)
+    monkeypatch.setattr("train.loggers.mirror.FINISH_SECONDS", 0.1)
     mirror = Mirror(lambda: time.sleep(3600), {})
     start = time.monotonic()
     for step in range(1000):

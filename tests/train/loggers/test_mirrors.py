@@ -20,7 +20,7 @@ from conf.axis import ConfigError
 from tests.train.helpers import TINY, in_process, tiny, trained
 from tests.train.loggers.sweep_server import serving
 from tests.train.loggers.wandb_files import offline_run, records
-from train.config.schema import compose
+from train.config.compose import compose
 from train.runfolder.folder import RunFolder
 from train.sync import run_folders, sync, unsent
 

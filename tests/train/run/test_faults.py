@@ -29,7 +29,7 @@ from train.loggers.base import NoLogger
 from train.run.interrupt import Interrupted
 from train.run.trainer import train
 from train.runfolder.folder import RunFolder
-from train.sweep import run as run_sweep
+from train.sweeps.local import run as run_sweep
 from train.sweeps.plan import plan
 
 NOBODY = 65534

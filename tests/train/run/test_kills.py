@@ -16,10 +16,12 @@ import torch
 from conf.axis import checked
 from data.prepare import open_prepared
 from tests.train.helpers import assert_same_end, tiny
-from train.config.schema import Config, from_file
+from train.config.compose import from_file
+from train.config.schema import Config
 from train.report import report
 from train.run.trainer import train
-from train.runfolder.folder import RunFolder, read_rows
+from train.runfolder.files import read_rows
+from train.runfolder.folder import RunFolder
 
 # Large enough for each part to take a while: 5 chunks of tokens, 40 checkpoints of half a megabyte.
 LONG = [

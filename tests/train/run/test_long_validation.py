@@ -12,7 +12,7 @@ from models.gpt import GPT
 from models.positions import POSITION
 from tests.conftest import choice, randn
 from tests.train.helpers import tiny, trained
-from train.report import _flat
+from train.results.sweep import _flat
 from train.runfolder.folder import RunFolder
 
 LENGTHS = "eval_lengths=[1,2,4]"

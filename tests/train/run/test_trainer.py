@@ -9,10 +9,11 @@ from conf.axis import ConfigError
 from data.batches import train_batch
 from data.prepare import prepare
 from tests.train.helpers import TINY, tiny, trained
-from train.config.schema import from_file, to_yaml
+from train.config.compose import from_file, to_yaml
 from train.run.module import Proxy
 from train.run.trainer import train
-from train.runfolder.folder import RunFolder, read_rows
+from train.runfolder.files import read_rows
+from train.runfolder.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

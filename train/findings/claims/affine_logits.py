@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from train.findings import Finding, Verdict, register
 from train.findings.arms import arms
+from train.findings.base import Finding, register
 from train.findings.claims.ls_logits import largest_logit
 from train.findings.logit_checks import bears, no_explosion, slower_logits
 from train.findings.null_claims import TOLERANCE
 from train.findings.pairs import no_worse, probes_against_lr
+from train.results.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arm_figures import arms_by_size
 from train.findings.arms import Arms, arms, pm
+from train.findings.base import Finding, register
 from train.findings.trends import Value, all_of, best_loss, mean, over_n, spread
-from train.results.figures import against_size, size_label
+from train.results.figures import against_size
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

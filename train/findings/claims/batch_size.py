@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from conf.axis import ConfigError
-from train.findings import Finding, Verdict, register
 from train.findings.arm_figures import arms_by_size
 from train.findings.arms import Arms, arms
+from train.findings.base import Finding, register
 from train.findings.null_claims import by_value, noise_note, unchanged
+from train.results.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arms import Arms
+from train.findings.base import Finding, register
 from train.findings.claims.gradient_rms import of_blocks
 from train.findings.claims.qk_norm import pair
 from train.findings.lr_figures import over_sizes_and_lrs
 from train.findings.probes import at_end, changes, end_grid, exponents
-from train.results.figures import size_label
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

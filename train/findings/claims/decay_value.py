@@ -12,12 +12,14 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arm_figures import arm_colours, arms_legend, loss_panel
 from train.findings.arms import Arms, arms, optimal_lr
+from train.findings.base import Finding, register
 from train.findings.null_claims import by_value
 from train.findings.trends import Value, optimum
-from train.results.figures import panels, size_label, styled
+from train.results.style import panels, styled
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

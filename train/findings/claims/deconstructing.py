@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arm_figures import arms_by_size
 from train.findings.arms import Arms, arms
+from train.findings.base import Finding, register
 from train.findings.pairs import best_losses, no_worse
 from train.findings.trends import all_of, best_loss, mean
-from train.results.figures import size_label
 from train.results.sensitivity import DEGRADED
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arms import Arms
+from train.findings.base import Finding, register
 from train.findings.claims.qk_norm import pair
 from train.findings.probes import auc, departure, first_step, labelled, loss_difference, series
-from train.results.figures import LOGIT_LABEL, panels, size_label, styled
+from train.results.style import LOGIT_LABEL, panels, styled
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import Arms, arms
+from train.findings.base import Finding, register
 from train.findings.null_claims import short
 from train.findings.pairs import average, largest, moved, pairs, probes_against_lr
 from train.findings.probes import labelled
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

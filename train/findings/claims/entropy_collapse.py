@@ -1,7 +1,7 @@
 """Attention entropy collapses before the loss breaks: Zhai et al. 2023, on the runs of qk_norm without qk-norm.
 
 Their runs diverge when the LR doubles; ours fall back to what a model can do without attention, so a run that breaks is
-one that degrades (`train.results.sensitivity.DEGRADED`), held against the run of the best LR at its size and seed. Both see the
+one that degrades (`DEGRADED`), held against the run of the best LR at its size and seed. Both see the
 same batches, so the difference of their training losses is free of what batches differ in.
 
 The entropy bound of their theorem 3.1 needs the spectral norm of W_K W_Q^T and that of the layer's input, which no
@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arms import Arms
+from train.findings.base import Finding, register
 from train.findings.claims.qk_norm import pair
 from train.findings.lr_figures import lr_legend, lr_shades
 from train.findings.probes import at_end, auc, departure, first_step, labelled, loss_difference, series
-from train.results.figures import colours, legend_above, panels, size_label, styled
 from train.results.sensitivity import DEGRADED
+from train.results.style import colours, legend_above, panels, styled
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

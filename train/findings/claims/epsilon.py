@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.findings import Check, Finding, Verdict, register
 from train.findings.arm_figures import arms_legend
 from train.findings.arms import LEAST_DIFFERENCE, Arms, arms, pooled_std
+from train.findings.base import Finding, register
 from train.findings.null_claims import by_value, tail
 from train.findings.trends import Value
-from train.results.figures import colours, panels, smooth, styled
 from train.results.sensitivity import DEGRADED
+from train.results.style import colours, panels, smooth, styled
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conf.axis import ConfigError
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arms import Arms, arms, on_one_grid, pm
+from train.findings.base import Finding, register
 from train.findings.trends import all_of, in_order
-from train.results.figures import against_size, loss_against_lr, size_label
+from train.results.figures import against_size, loss_against_lr
 from train.results.sensitivity import DEGRADED, OverSeeds, coupled_lr_sensitivity
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arms import Arms
+from train.findings.base import Finding, register
 from train.findings.claims.qk_norm import pair
 from train.findings.lr_figures import lr_legend, lr_shades
 from train.findings.probes import series
-from train.results.figures import colours, legend_above, panels, size_label, styled
+from train.results.style import colours, legend_above, panels, styled
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arm_figures import arm_colours, arms_by_size, arms_legend
 from train.findings.arms import Arms, arms, pm, pooled_std
+from train.findings.base import Finding, register
 from train.findings.null_claims import short
 from train.findings.trends import Value, all_of
-from train.results.figures import panels, size_label, styled
+from train.results.style import panels, styled
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conf.axis import ConfigError
-from train.findings import Check, Finding, Verdict, register
 from train.findings.arms import LEAST_DIFFERENCE, pooled_std
+from train.findings.base import Finding, register
 from train.findings.null_claims import short
 from train.findings.trends import Value
-from train.results.figures import panels, styled
 from train.results.sensitivity import DEGRADED
+from train.results.style import panels, styled
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

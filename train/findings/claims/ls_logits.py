@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from train.findings import Finding, Verdict, register
 from train.findings.arms import arms
+from train.findings.base import Finding, register
 from train.findings.logit_checks import bears, no_explosion, slower_logits
 from train.findings.pairs import probes_against_lr
+from train.results.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arms import Arms, arms
+from train.findings.base import Finding, register
 from train.findings.trends import (
     Value,
     all_of,
@@ -24,8 +25,9 @@ from train.findings.trends import (
     steadier_optimum,
     steady_optimum,
 )
-from train.results.figures import against_size, loss_against_lr, size_label
+from train.results.figures import against_size, loss_against_lr
 from train.results.sensitivity import DEGRADED, LRSensitivity
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from train.findings import Finding, Verdict, register
 from train.findings.arms import Arms, arms
+from train.findings.base import Finding, register
 from train.findings.pairs import pairs
 from train.findings.sink_checks import LONG_TRAINING, SINK, fewer_sinks, less_kurtosis, less_massive, sinks_and_outliers
+from train.results.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from train.findings import Finding, Verdict, register
 from train.findings.arms import arms
+from train.findings.base import Finding, register
 from train.findings.trends import in_order, optima_over_n, steadier_optimum, steady_optimum
 from train.results.figures import against_size, loss_against_lr
+from train.results.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arm_figures import arms_by_size
 from train.findings.arms import Arms, arms, pm, pooled_std
+from train.findings.base import Finding, register
 from train.findings.null_claims import TOLERANCE, noise_note
 from train.findings.trends import Value, all_of
-from train.results.figures import size_label
 from train.results.sensitivity import DEGRADED
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conf.axis import ConfigError
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arms import Arms, arms, pm
-from train.results.figures import arms_against_lr, arms_in_time, sensitivity_against_size, size_label
+from train.findings.base import Finding, register
+from train.results.figures import arms_against_lr, arms_in_time, sensitivity_against_size
 from train.results.sensitivity import DEGRADED
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arms import Arms, arms, pooled_std
+from train.findings.base import Finding, register
 from train.findings.null_claims import short
 from train.findings.trends import Value, all_of
-from train.results.figures import arms_against_lr, size_label
+from train.results.figures import arms_against_lr
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

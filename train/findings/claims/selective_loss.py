@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arm_figures import arms_by_size
 from train.findings.arms import Arms, arms
+from train.findings.base import Finding, register
 from train.findings.null_claims import noise_note
 from train.findings.pairs import Pairs, best_losses, pairs
 from train.findings.trends import all_of
-from train.results.figures import size_label
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

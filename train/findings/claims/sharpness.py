@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arm_figures import arm_colours
 from train.findings.arms import Arms, arms
+from train.findings.base import Finding, register
 from train.findings.claims.length import last, lengths, multiples_axis
 from train.findings.pairs import LOWER, Metrics, moved, over, pairs
-from train.results.figures import LINES, panels, size_label, styled
+from train.results.style import LINES, panels, styled
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

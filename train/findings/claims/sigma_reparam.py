@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arm_figures import arms_by_size
 from train.findings.arms import LEAST_DIFFERENCE, Arms, arms
-from train.results.figures import size_label
+from train.findings.base import Finding, register
 from train.results.sensitivity import DEGRADED, OverSeeds
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from train.findings import Finding, Verdict, register
 from train.findings.arms import LEAST_DIFFERENCE, Arms, arms
+from train.findings.base import Finding, register
 from train.findings.pairs import lowered, moved, not_above, pairs, probes_against_lr
 from train.results.sensitivity import DEGRADED
+from train.results.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arm_figures import arms_by_size
 from train.findings.arms import LEAST_DIFFERENCE, Arms, arms, pm
-from train.results.figures import size_label
+from train.findings.base import Finding, register
 from train.results.sensitivity import OverSeeds
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from train.findings import Finding, Verdict, register
 from train.findings.arms import Arms, arms
+from train.findings.base import Finding, register
 from train.findings.null_claims import TOLERANCE
 from train.findings.pairs import no_worse, pairs
 from train.findings.sink_checks import LONG_TRAINING, SINK, fewer_sinks, less_kurtosis, less_massive, sinks_and_outliers
+from train.results.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,6 +1,6 @@
 """Which stabilizer bears which learning rate: Table 4 of Rybakov et al. 2024, in small.
 
-Their runs diverge; ours degrade (`train.results.sensitivity.DEGRADED`), each arm held against its own best loss. QK-clip, which
+Their runs diverge; ours degrade (`DEGRADED`), each arm held against its own best loss. QK-clip, which
 their table doesn't have, is drawn and not judged.
 """
 
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arm_figures import arms_by_size
 from train.findings.arms import Arms, arms
-from train.results.figures import ARM_COLOURS, panels, size_label, styled
+from train.findings.base import Finding, register
+from train.results.style import ARM_COLOURS, panels, styled
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

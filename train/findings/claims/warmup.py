@@ -10,13 +10,14 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arm_figures import arms_by_size
 from train.findings.arms import Arms, arms, pm
+from train.findings.base import Finding, register
 from train.findings.null_claims import by_value
 from train.findings.trends import LEAST_ERROR, mean, mean_loss, sensitivity, spread
-from train.results.figures import size_label
 from train.results.sensitivity import DEGRADED
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.findings import Check, Finding, Verdict, register
+from train.cli.format import size_label
 from train.findings.arms import Arms, arms
+from train.findings.base import Finding, register
 from train.findings.claims.qk_norm import LARGE_LOGIT
 from train.findings.trends import Value, all_of, best_loss, in_order, mean, over_n, sensitivity, slope
-from train.results.figures import against_size, loss_against_lr, size_label
+from train.results.figures import against_size, loss_against_lr
 from train.results.sensitivity import LRSensitivity
+from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

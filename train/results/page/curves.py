@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from train.results.figures import smooth
+from train.results.style import smooth
 
 POINTS = 200
 """Most points of a curve."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from train.report import Metrics, Sweep
+from train.results.sweep import Metrics, Sweep
 
 RATES = [1e-3 * 2**i for i in range(10)]
 

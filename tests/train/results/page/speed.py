@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tests.train.results.page.browser import MISSING, Browser, chromium
 from tests.train.results.page.many import many_runs, rows
-from train.report import table
 from train.results.page.html import write_page
+from train.results.table import table
 
 TIMES = """
 const [page] = performance.getEntriesByType("navigation");

@@ -12,9 +12,12 @@ from tests.train.results.page.browser import MISSING, chromium
 from tests.train.results.page.many import many_runs, rows
 from tests.train.results.page.test_page import HOSTILE
 from tests.train.test_report import fake_sweep
-from train.findings import find
-from train.report import load_sweep, report_run, table, with_arms
+from train.findings.base import find
+from train.report import report_run
+from train.results.arms import with_arms
 from train.results.page.html import write_page
+from train.results.sweep import load_sweep
+from train.results.table import table
 
 pytestmark = [pytest.mark.skipif(MISSING is not None, reason=str(MISSING)), pytest.mark.xdist_group("browser")]
 ROWS = "#table tbody tr:not([hidden])"

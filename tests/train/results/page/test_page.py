@@ -12,12 +12,15 @@ import pytest
 
 from tests.train.results.page.many import many_runs, rows
 from tests.train.test_report import fake_sweep
-from train.findings import find
-from train.report import load_sweep, table, with_arms
-from train.results.figures import colours
+from train.findings.base import find
+from train.results.arms import with_arms
 from train.results.page import html as page
 from train.results.page.curves import BUDGET
-from train.results.page.html import payload, write_page
+from train.results.page.html import write_page
+from train.results.page.payload import payload
+from train.results.style import colours
+from train.results.sweep import load_sweep
+from train.results.table import table
 
 HOSTILE = "a</script><script>window.broken = 1</script><!--<img src=x onerror=alert(1)>&\u2028\u00e9"
 

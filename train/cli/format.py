@@ -1,0 +1,37 @@
+"""Numbers, durations and model sizes as short text."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+if TYPE_CHECKING:
+    pass
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """Short text of a number: four significant digits, exponent beyond 1e5; - for none."""
+    if not isinstance(value, int | float):
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.{digits}f}" if 1e-2 <= abs(value) < 100 else f"{value:.{digits}g}"
+
+
+def duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def size_label(n: float) -> str:
+    """Short text of a parameter count: 98304 -> 98k, 2359296 -> 2.4M."""
+    for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        # 999,600 is 1.0M, not 1000k.
+        if n >= 0.9995 * scale:
+            return f"{n / scale:.1f}{unit}" if n < 9.95 * scale else f"{n / scale:.0f}{unit}"
+    return f"{n:.0f}"

@@ -1,0 +1,83 @@
+"""The progress line of one run and the summary at its end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from train.cli.format import duration, number
+from train.runfolder.folder import RunFolder
+
+if TYPE_CHECKING:
+    from train.config.schema import Config
+    from train.run.recorder import Row
+
+
+class Progress:
+    """A line with step, loss, LR, largest logit, speed and ETA: redrawn on a terminal, every ten seconds in a log."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._bar: Any = None
+        self._task: Any = None
+        self._printed = 0.0
+
+    def __enter__(self) -> Progress:
+        if self.config.progress and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[line]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self.config.readable(), total=self.config.steps, line="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def report(self, row: Row) -> None:
+        if not self.config.progress:
+            return
+        parts = [f"loss {number(row['loss'])}", f"lr {row['lr']:.2e}"]
+        if "attention/logit_max" in row:
+            parts.append(f"max logit {number(row['attention/logit_max'])}")
+        parts.append(f"{row['tokens_per_second']:,.0f} tok/s")
+        line, step = "  ".join(parts), row["step"] + 1
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step, line=line)
+        elif time.monotonic() - self._printed >= 10:
+            left = (self.config.steps - step) * self.config.batch_size * self.config.context / row["tokens_per_second"]
+            self._printed = time.monotonic()
+            print(f"step {step}/{self.config.steps}  {line}  ETA {duration(left)}", file=sys.stderr, flush=True)
+
+
+def say_summary(config: Config, summary: dict[str, Any], folder: RunFolder) -> None:
+    """What a run found, and where it is."""
+    state = summary["state"]
+    if state == "diverged":
+        state += f" at step {summary['diverged_step']}"
+    logits = f"{number(summary['logit_max_final'])} at the end, {number(summary['logit_max'])} at most"
+    entropy = f"{number(summary['entropy_final'])} nats at the end, least {number(summary['entropy_min'])}"
+    rows = {
+        "state": state,
+        "model": f"{config.model.name}, N = {summary['N']:,} of {summary['parameters']:,} parameters",
+        "trained": f"{summary['steps_done']:,} steps, {summary['tokens']:,} tokens in {duration(summary['seconds'])}",
+        "validation loss": f"{number(summary['loss_init'])} at init, {number(summary['loss_final'])} at the end",
+        "max attention logit": logits,
+        "attention entropy": entropy,
+        "gradient RMS / eps": f"{number(summary['final'].get('adam/gradient_over_eps_min'))} at the end, least tensor",
+        "folder": folder.path,
+        "curves": f"python -m train.report {folder.path}",
+    }
+    for name, text in rows.items():
+        print(f"{name:21}{text}")

@@ -1,0 +1,85 @@
+"""Composes a config: from overrides, from plain values, from the file in a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from conf.axis import ConfigError, checked
+from train.config.choices import CONF, GLOBAL, HEADER
+from train.config.messages import hydra_fault, yaml_fault
+from train.config.schema import Config
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The checked config for Hydra overrides; ConfigError, one line, when any of them can't be used."""
+    refuse_arms(overrides)
+    return from_node(compose_node(overrides))
+
+
+def refuse_arms(overrides: Sequence[str]) -> None:
+    """Arms make a sweep's points and are no part of a point: on a command line they would change nothing."""
+    for override in overrides:
+        if override.lstrip("+~").partition("=")[0].partition(".")[0] == "arms":
+            raise ConfigError(f"{override}: arms are an experiment's own: write one with others in conf/experiment/")
+
+
+def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:
+    """What Hydra composes from conf/, unchecked. Hydra's own faults become ConfigError."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    previous = GlobalHydra.instance().hydra if GlobalHydra.instance().is_initialized() else None
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise yaml_fault(error) from None
+    except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
+        raise hydra_fault(error, overrides) from None
+    finally:
+        GlobalHydra.instance().clear()
+        GlobalHydra.instance().hydra = previous
+
+
+def from_node(node: Any) -> Config:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    try:
+        values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} has no value yet: give it as {error.full_key}=...") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}: give it a value of its own") from None
+    assert isinstance(values, dict)
+    return from_values({str(k): v for k, v in values.items()})
+
+
+def from_values(values: Mapping[str, Any]) -> Config:
+    """The checked config of plain values as Hydra composes them."""
+    for group in GLOBAL:
+        if group in values:
+            raise ConfigError(f"{group}: its file is empty or doesn't begin with the line {HEADER}")
+    return checked(Config, {k: v for k, v in values.items() if k not in ("hydra", "arms")})
+
+
+def from_file(path: Path) -> Config:
+    """The config of a run folder's config.yaml; ConfigError where that is damaged."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise yaml_fault(error, path) from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is no config: a mapping of keys to values is needed")
+    return checked(Config, values)
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(config.values(), sort_keys=False)

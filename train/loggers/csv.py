@@ -1,0 +1,44 @@
+"""`logger=csv`: the metrics as one CSV file, for spreadsheets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED
+from train.loggers.base import LOGGER, Logger, LoggerConfig
+from train.runfolder.files import write_atomically
+from train.runfolder.folder import RunFolder
+from train.runfolder.parquet import frame
+
+
+class CsvFile:
+    """Writes metrics.csv from metrics.jsonl when a run ends or stops, so that a resumed run loses no row.
+
+    Lightning's CSVLogger deletes what an earlier attempt wrote, and rewrites its file for every new column.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Does nothing: the rows are in metrics.jsonl already."""
+
+    def log_hyperparams(self, params: Any) -> None:
+        """Does nothing: they are in config.yaml."""
+
+    def finalize(self, status: str) -> None:
+        write_atomically(self.folder / "metrics.csv", frame(RunFolder(self.folder)).to_csv(index=False))
+
+
+@LOGGER.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Csv(LoggerConfig):
+    """metrics.csv in the run folder, written whenever the run ends or stops: a row a step, a column a metric."""
+
+    name: Literal["csv"] = "csv"
+
+    def build(self, folder: Path, *, run_id: str, run_name: str, group: str | None) -> Logger:
+        return CsvFile(folder)

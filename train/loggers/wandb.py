@@ -1,0 +1,104 @@
+"""`logger=wandb`: Weights & Biases, online or offline."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlparse
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from conf.axis import CHECKED, ConfigError
+from train.loggers.base import LOGGER, Logger, LoggerConfig
+
+CONNECT_SECONDS = 20.0
+
+REACH_SECONDS = 5.0
+
+JOB_TYPE = "train"
+
+
+@LOGGER.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Wandb(LoggerConfig):
+    """Weights & Biases. The run id is the config's hash, so a resumed or requeued run continues its own curves."""
+
+    name: Literal["wandb"] = "wandb"
+    project: str = "stabilab"
+    """W&B project."""
+    entity: str | None = None
+    """W&B team or user; null is the key's owner."""
+    mode: Literal["auto", "online", "offline"] = "auto"
+    """auto is online where a key is set (WANDB_API_KEY or `wandb login`) and offline where none is."""
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
+    """W&B tags of the run."""
+    notes: str | None = None
+    """W&B notes of the run."""
+
+    def offline(self) -> bool:
+        if self.mode != "auto":
+            return self.mode == "offline"
+        if os.environ.get("WANDB_MODE"):
+            return os.environ["WANDB_MODE"] != "online"
+        return not has_key()
+
+    def asks_again(self) -> bool:
+        """The agent of a W&B sweep gives each point a run of its own, also the point that another has trained."""
+        return "WANDB_SWEEP_ID" in os.environ
+
+    def build(self, folder: Path, *, run_id: str, run_name: str, group: str | None) -> Logger:
+        import wandb
+        from lightning.pytorch.loggers import WandbLogger
+
+        os.environ.setdefault("WANDB_SILENT", "true")
+        logger = WandbLogger(
+            name=run_name,
+            save_dir=folder,
+            id=run_id,
+            project=self.project,
+            entity=self.entity,
+            group=group,
+            job_type=JOB_TYPE,
+            tags=list(self.tags),
+            notes=self.notes,
+            offline=self.offline(),
+            resume=None if self.offline() else "allow",
+            # The host, its paths and the remote of the code, whose address can hold a key, are nobody else's business.
+            settings=wandb.Settings(init_timeout=CONNECT_SECONDS, x_disable_machine_info=True, host="", console="off"),
+        )
+        # Lightning 2.6 always passes it and wandb 0.31 warns of it in every run.
+        logger._wandb_init.pop("anonymous", None)
+        return logger
+
+
+def server() -> str:
+    """The address of the W&B server."""
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+
+
+def has_key() -> bool:
+    """Whether WANDB_API_KEY or `wandb login` (netrc) has a key for that server."""
+    host = urlparse(server()).hostname or ""
+    paths = (Path(os.environ.get("NETRC", "~/.netrc")).expanduser(), Path("~/_netrc").expanduser())
+    found = any(path.is_file() and host in path.read_text(errors="ignore") for path in paths)
+    return bool(os.environ.get("WANDB_API_KEY")) or found
+
+
+def require_server(purpose: str, otherwise: str) -> None:
+    """ConfigError where there is no key, or no answer at the server's address, before wandb waits for it."""
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        raise ConfigError(f"WANDB_MODE={os.environ['WANDB_MODE']}: unset it to {purpose}, {otherwise}")
+    if not has_key():
+        raise ConfigError(f"no W&B key for {server()}: run `wandb login` or set WANDB_API_KEY, {otherwise}")
+    address = urlparse(server())
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return  # a proxy has its own way there
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        fault = f"{server()} does not answer ({error})"
+        raise ConfigError(f"{fault}: check the network or WANDB_BASE_URL, {otherwise}") from None

@@ -1,0 +1,41 @@
+"""Arms: the settings that tell runs of one size apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from train.config.schema import Config, Place
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SETTINGS = {*Config.__dataclass_fields__} - {*Place.__dataclass_fields__, "model", "seed"}
+
+
+def varying(runs: pd.DataFrame) -> list[str]:
+    """Config columns that tell arms apart: all that differ between runs but size, LR, seed and place.
+
+    A field of an axis counts when it differs between runs of the same choice, else the choice's name says it all.
+    """
+    known = runs[runs["seed"].notna()]
+    config = [c for c in known if c.partition(".")[0] in SETTINGS and c not in ("optimizer.lr", "loss")]
+    differ = [c for c in config if known[c].nunique(dropna=False) > 1]
+    arms = []
+    for column in differ:
+        choice = f"{column.partition('.')[0]}.name"
+        if choice == column or choice not in differ or (known.groupby(choice)[column].nunique(dropna=False) > 1).any():
+            arms.append(column)
+    return arms
+
+
+def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
+    """The same with a column `arm`: what tells the run from others of its size, as text. An experiment's stay."""
+    if "arm" in runs:
+        return runs
+    columns = varying(runs)
+    texts = [
+        ", ".join(f"{c.removesuffix('.name')}={v:g}" if isinstance(v, float) else f"{c.removesuffix('.name')}={v}"
+                  for c, v in zip(columns, values, strict=True) if v == v and v is not None)
+        for values in runs[columns].itertuples(index=False)
+    ]  # fmt: skip
+    return runs.assign(arm=texts)

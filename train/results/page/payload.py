@@ -1,0 +1,153 @@
+"""The JSON that the report page draws from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from train.cli.format import size_label
+from train.results.page.curves import CHARTS, HEATMAPS
+from train.results.style import GUIDES, colours
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+COLUMNS = (
+    ("run", "run", "words", "folder of the run"),
+    ("state", "state", "words", "finished, diverged, or what kept it from ending"),
+    ("N", "N", "size", "parameters, without embedding and head"),
+    ("arm", "arm", "words", "what tells the run from others of its size"),
+    ("optimizer.lr", "LR", "exact", "peak learning rate"),
+    ("seed", "seed", "whole", "seed of weights and data order"),
+    ("loss", "loss", "measured", "final validation loss in nats; a diverged run counts as its loss at initialisation"),
+    ("logit_max", "max logit", "measured", "largest attention logit of the whole run"),
+    ("entropy_final", "entropy", "measured", "attention entropy at the end, in nats, mean over blocks and heads"),
+    (
+        "final.adam/gradient_over_eps_min",
+        "gradient / \u03b5",
+        "measured",
+        "RMS of the least gradient over epsilon at the end",
+    ),
+    ("diverged_step", "diverged at", "whole", "step at which the run diverged"),
+    ("seconds", "seconds", "rounded", "wall time of training"),
+)
+"""Column of `Sweep.runs`, its title in the table of runs, how it is written (KINDS in core.js), and its meaning."""
+
+CURVES = 500
+"""Most runs of which a page holds the curves; its tables and the charts over LR and N have all."""
+
+
+def with_curves(runs: pd.DataFrame) -> list[int]:
+    """Places of the runs whose curves the page holds, CURVES at most: first seeds first, over all arms, sizes, LRs."""
+    place = runs.reset_index(drop=True)
+    nth = place.groupby(["arm", "size", "optimizer.lr"], dropna=False, sort=False).cumcount()
+    order = place.assign(nth=nth, seed=place["seed"].fillna(-1)).sort_values(["nth", "seed"], kind="stable")
+    return sorted(order.index[:CURVES].tolist())
+
+
+def payload(runs: pd.DataFrame, found: pd.DataFrame) -> dict[str, Any]:
+    """What the page's tables and the charts of the whole sweep show, by column."""
+    runs = runs.assign(arm=runs["arm"].fillna(""))
+    arms = list(dict.fromkeys(runs["arm"]))
+    columns = [c for c in COLUMNS if c[0] in runs and (c[0] != "arm" or any(arms))]
+    depths = runs["model.depth"].dropna().astype(int).unique().tolist() if "model.depth" in runs else []
+    sizes = sorted(runs["size"].dropna().astype(int).unique().tolist())
+    varying, same = _configs(runs)
+    return {
+        "columns": [dict(zip(("key", "title", "kind", "about"), column, strict=True)) for column in columns],
+        "runs": {key: [_plain(v) for v in runs[key]] for key, *_ in columns},
+        "size": [_plain(v) for v in runs["size"]],
+        "ended": [bool(v) for v in runs["ended"]],
+        "loss_init": [_plain(v) for v in runs["loss_init"]] if "loss_init" in runs else [],
+        "arms": arms,
+        "armOf": [arms.index(arm) for arm in runs["arm"]],
+        "sizes": [[n, size_label(n)] for n in sizes],
+        "sensitivity": _sensitivity(found),
+        "varying": varying,
+        "same": same,
+        "charts": CHARTS,
+        "heatmaps": HEATMAPS,
+        "guides": list(GUIDES),
+        "shades": {n: _shades(n) for n in {3, len(sizes), *depths} if n},
+        "viridis": _viridis(np.linspace(0, 1, 64)),
+    }
+
+
+def _sensitivity(found: pd.DataFrame) -> list[list[Any]]:
+    """Arm, N, LR sensitivity and its standard deviation over seeds, for each complete curve."""
+    if "lr_sensitivity" not in found:
+        return []
+    known = found[found["lr_sensitivity"].notna()]
+    columns = [known[c] for c in ("arm", "N", "lr_sensitivity", "lr_sensitivity_std")]
+    return [[_plain(v) for v in row] for row in zip(*columns, strict=True)]
+
+
+def _configs(runs: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
+    """Config fields that differ between runs, each with its values and which of them each run has; and the others."""
+    from train.config.schema import Config
+
+    varying: dict[str, Any] = {}
+    same: dict[str, str] = {}
+    for key in runs:
+        if key.partition(".")[0] in Config.__dataclass_fields__ and key != "loss":
+            texts = [_text(v) for v in runs[key]]
+            values = list(dict.fromkeys(texts))
+            if len(values) == 1:
+                same[key] = values[0]
+            else:
+                varying[key] = {"values": values, "of": [values.index(text) for text in texts]}
+    return varying, same
+
+
+def _text(value: Any) -> str:
+    value = _plain(value)
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: null for what is missing or not finite, an integer where a column made it a float."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    return value if isinstance(value, str | int | bool) or value is None else str(value)
+
+
+def _shades(count: int) -> list[list[str]]:
+    """`count` colours for light ground, those of the figures, and for dark ground: in both the last stands out most."""
+    light = [_hex(colour) for colour in colours(range(count)).values()]
+    return [light, _viridis(np.linspace(0.42, 0.95, count) if count > 1 else np.array([0.7]))]
+
+
+def _viridis(places: np.ndarray) -> list[str]:
+    import matplotlib
+
+    return [_hex(colour) for colour in matplotlib.colormaps["viridis"](places)]
+
+
+def _hex(colour: Sequence[float]) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colour[:3])
+
+
+def _facts(runs: pd.DataFrame) -> str:
+    counts = runs["state"].value_counts()
+    states = ", ".join(f"{count} {state}" for state, count in counts.items())
+    lrs, seeds = runs["optimizer.lr"].dropna(), runs["seed"].dropna().nunique()
+    sizes, arms = runs["size"].nunique(), runs["arm"].nunique()
+    parts = [f"{len(runs)} runs: {states}", _count(sizes, "size"), _count(arms, "arm"), _count(seeds, "seed")]
+    if len(lrs):
+        grid = f"LR {lrs.min():g}" + (f" to {lrs.max():g}, {lrs.nunique()} points" if lrs.nunique() > 1 else "")
+        parts.append(grid)
+    return " \u00b7 ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

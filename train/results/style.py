@@ -1,0 +1,205 @@
+"""The style of all figures: a colour for each size, a line style for each arm, axes and legends."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import numpy as np
+
+from train.cli.format import size_label
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+
+R = TypeVar("R")
+
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.92",
+    "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    # TrueType, embedded: text in the PDF stays text.
+    "pdf.fonttype": 42,
+}
+
+PANEL = (2.35, 2.1)
+"""Width and height of one panel in inches; three make a page's text width."""
+
+LINES = ("-", "--", ":", "-.")
+
+LOGIT_LABEL = "max attention logit"
+
+GUIDES = {1e3: "$10^3$", 1e4: "$10^4$"}
+"""Logits at which loss deteriorates and at which all models diverged (Wortsman et al. 2023, Figures 10 and 9)."""
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Draws under STYLE, whatever the caller's matplotlib settings are."""
+
+    @functools.wraps(draw)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+@styled
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Writes stem.png and stem.pdf; the same figure gives the same bytes."""
+    paths = [stem.with_suffix(".png"), stem.with_suffix(".pdf")]
+    figure.savefig(paths[0])
+    figure.savefig(paths[1], metadata={"CreationDate": None})
+    return paths
+
+
+def colours(sizes: Sequence[int]) -> dict[int, Any]:
+    """Viridis from green to dark violet: even in lightness, readable without colour vision, no pale yellow.
+
+    Sizes that are written alike have one colour.
+    """
+    import matplotlib
+
+    ordered = sorted(set(sizes))
+    labels = list(dict.fromkeys(map(size_label, ordered)))
+    places = np.linspace(0.72, 0.05, len(labels)) if len(labels) > 1 else [0.35]
+    shades = {label: matplotlib.colormaps["viridis"](place) for label, place in zip(labels, places, strict=True)}
+    return {n: shades[size_label(n)] for n in ordered}
+
+
+def panels(columns: int, rows: int = 1, width: float = PANEL[0]) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, PANEL[1] * rows + 0.35))
+    return figure, list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
+
+
+def legend_above(figure: Figure, sizes: Mapping[int, Any], lines: Mapping[str, str], extra: Sequence[Any] = ()) -> None:
+    """Above the panels, clear of the data: a colour for each size, then a line style for each arm."""
+    from matplotlib.lines import Line2D
+
+    by_label = {size_label(n): colour for n, colour in sizes.items()}
+    handles = [Line2D([], [], color=colour, label=f"N = {label}") for label, colour in by_label.items()]
+    if len(lines) > 1:
+        handles += [Line2D([], [], color="0.3", ls=style, label=label) for label, style in lines.items()]
+    columns = max(2, int(figure.get_figwidth() / 0.95))
+    figure.legend(handles=[*handles, *extra], loc="outside upper center", ncols=columns, columnspacing=1.2)
+
+
+def line_over_seeds(axes: Axes, runs: pd.DataFrame, column: str, colour: Any, style: str) -> None:
+    """Median over seeds against LR, with a band from the smallest to the largest; a diverged run's place is a cross."""
+    by_lr = runs.groupby("optimizer.lr")[column]
+    middle = by_lr.median()
+    axes.plot(
+        middle.index, middle, color=colour, linestyle=style, marker="o", markeredgecolor=colour, zorder=3,
+        markerfacecolor=colour if style == "-" else "white",
+    )  # fmt: skip
+    if runs["seed"].nunique() > 1:
+        axes.fill_between(middle.index, by_lr.min(), by_lr.max(), color=colour, alpha=0.15, linewidth=0)
+    broke = runs[runs["state"] == "diverged"]
+    axes.plot(broke["optimizer.lr"], broke[column], "x", color=colour, markersize=6, markeredgewidth=1.4, zorder=4)
+
+
+def arm_lines(lines: Mapping[str, str]) -> dict[str, str]:
+    """A line style for each arm, first solid."""
+    return {arm: LINES[i % len(LINES)] for i, arm in enumerate(lines)}
+
+
+def cross_handle() -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color="0.3", marker="x", linestyle="", markersize=6, markeredgewidth=1.4, label="diverged")
+
+
+def cap_line(axes: Axes, loss_init: float) -> None:
+    axes.axhline(loss_init, color="0.45", linestyle=":", linewidth=0.9, zorder=1)
+    axes.annotate(
+        "loss at init", (0, loss_init), xycoords=("axes fraction", "data"), xytext=(2, -2), textcoords="offset points",
+        color="0.35", fontsize=6.5, va="top",
+    )  # fmt: skip
+
+
+def logit_guides(axes: Axes) -> None:
+    """Dotted lines at the published logits, those that the data come near to."""
+    top = axes.get_ylim()[1]
+    for level, label in GUIDES.items():
+        if level < 3 * top:
+            axes.axhline(level, color="0.45", linestyle=":", linewidth=0.9, zorder=1)
+            axes.annotate(
+                label, (1, level), xycoords=("axes fraction", "data"), xytext=(1, 0), textcoords="offset points",
+                color="0.35", fontsize=6.5, va="center",
+            )  # fmt: skip
+
+
+ARM_COLOURS = ("#21506e", "#b5542b", "#3b8f6b", "#8a4f9e", "#c99a2e", "#5aa0c8", "#d680ab", "#7a5636")
+
+ARM_MARKERS = "os^Dv<P>"
+
+
+def size_ticks(axes: Axes, sizes: Sequence[int]) -> None:
+    """A tick at each N of a log axis, but at those so close to the last that their labels would overlap."""
+    shown: list[int] = []
+    for n in sorted(sizes):
+        if not shown or n > 1.15 * shown[-1]:
+            shown.append(n)
+    axes.set_xticks(shown, [size_label(n) for n in shown])
+    axes.set_xticks([], minor=True)
+
+
+def lr_axis(axes: Axes) -> None:
+    """A log axis of peak learning rates: powers of ten, and 2 and 5 times these where it spans less than a decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set(xscale="log", xlabel="peak learning rate")
+    low, high = axes.get_xlim()
+    if high / low < 30:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def plain_ticks(axes: Axes) -> None:
+    """0.2, 0.5, 1 in place of powers of ten, for a log axis that spans less than two decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_ylim()
+    if high / low < 100:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low > 4 else (1, 1.5, 2, 3, 4, 5, 7)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def smooth(loss: pd.Series) -> pd.Series:
+    """Running median over 1% of the run: batches differ in difficulty, and a divergence is not averaged away."""
+    return loss.rolling(max(1, len(loss) // 100), center=True, min_periods=1).median()

@@ -1,0 +1,87 @@
+"""The table of a sweep: a row for each size and arm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from train.cli.format import number, size_label
+from train.results.arms import with_arms
+from train.results.sensitivity import OverSeeds, of_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def table(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row for each size and arm: LR sensitivity, best loss and LR, where it degrades, and the largest logit there.
+
+    A curve with runs missing has no sensitivity: over fewer LRs it would be another number.
+    """
+    import pandas as pd
+
+    rows = []
+    for (n, arm), group in with_arms(runs).groupby(["size", "arm"], sort=True):
+        ended = group[group["ended"]]
+        row = {
+            "N": int(n),
+            "arm": arm,
+            "runs": len(group),
+            "ended": len(ended),
+            "diverged": int((ended["state"] == "diverged").sum()),
+        }
+        curve = _curve(group)
+        if curve is not None:
+            by_lr = ended.groupby("optimizer.lr")
+            losses, first = by_lr["loss"].median(), curve.median("first_degraded_lr")
+            row |= {
+                "seeds": len(curve.by_seed),
+                "lr_sensitivity": curve.mean if len(losses) > 1 else None,
+                "lr_sensitivity_std": curve.std,
+                "best_loss": losses.min(),
+                "best_lr": losses.idxmin(),
+                "first_degraded_lr": first,
+                "critical_lr": curve.median("critical_lr"),
+                "first_diverging_lr": curve.median("first_diverging_lr"),
+                "logit_max_at_first_degraded": None if first is None else _near(by_lr["logit_max"].median(), first),
+                "logit_max_at_best": by_lr["logit_max"].median()[losses.idxmin()],
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _curve(group: pd.DataFrame) -> OverSeeds | None:
+    try:
+        return of_runs(group) if group["ended"].all() else None
+    except ValueError:
+        return None
+
+
+def _near(values: pd.Series, lr: float) -> float:
+    """The value at the LR nearest to `lr`: a median over seeds may lie between two points of the grid."""
+    import numpy as np
+
+    return float(values.iloc[int(np.argmin(np.abs(np.log(values.index.to_numpy() / lr))))])
+
+
+COLUMNS = {
+    "N": "N", "arm": "arm", "ended": "runs", "lr_sensitivity": "LR sensitivity", "best_loss": "best loss",
+    "best_lr": "at LR", "first_degraded_lr": "first degraded LR", "logit_max_at_first_degraded": "max logit there",
+    "diverged": "diverged",
+}  # fmt: skip
+
+
+def cells(found: pd.DataFrame) -> list[list[str]]:
+    """The table as text, a list for each row."""
+    rows = []
+    for record in found.to_dict("records"):
+        get = {k: (v if v == v else None) for k, v in record.items()}
+        spread = get.get("lr_sensitivity_std")
+        text = {k: f"{v:.3g}" if isinstance(v := get.get(k), float) else "-" for k in COLUMNS}
+        text |= {k: f"{get[k]:.3f}" for k in ("lr_sensitivity", "best_loss") if get.get(k) is not None}
+        if spread is not None and text["lr_sensitivity"] != "-":
+            text["lr_sensitivity"] += f" ± {spread:.3f}"
+        text |= {"N": size_label(record["N"]), "arm": record["arm"] or "-", "diverged": str(record["diverged"])}
+        text["ended"] = f"{record['ended']} of {record['runs']}"
+        text["logit_max_at_first_degraded"] = number(get.get("logit_max_at_first_degraded"))
+        rows.append([text[k] for k in COLUMNS])
+    return rows

@@ -1,0 +1,49 @@
+"""Trains a sweep on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from filelock import FileLock, Timeout
+
+from conf.axis import ConfigError
+from train.runfolder.files import unwritable
+from train.sweeps.live_table import Table
+from train.sweeps.plan import Sweep, prepare_data
+from train.sweeps.pool import Pool, slots
+
+
+def run(sweep: Sweep) -> int:
+    """Runs what is not finished, with a live table; the exit code: 1 when a run failed."""
+    # It ends the loop below; the children get theirs from `stop` (on Ctrl-C the terminal sends it too).
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sweep.configs[0].launcher.must_be_local()
+    sweep.configs[0].logger.must_be_there()
+    lock = FileLock(sweep.folder / ".lock")
+    try:
+        sweep.folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"{sweep.folder}: another sweep works in this folder; wait or choose another out=") from None
+    except OSError as error:
+        raise unwritable(sweep.folder.parent, error) from None
+    sweep.write_plan()
+    todo = sweep.to_do()
+    prepare_data(todo)
+    todo.sort(key=lambda c: -c.steps * c.batch_size * c.context * c.model.depth * c.model.width**2)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, sweep.configs[0].threads)))
+    pool = Pool(sweep.folder, slots(sweep.configs[0]), todo)
+    with Table(sweep, len(pool.free)) as table:
+        try:
+            while pool.waiting or pool.running:
+                table.update(pool.step(), list(pool.running))
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            pool.stop()
+            table.update([], [])
+            raise
+        finally:
+            lock.release()
+    return table.say_end()

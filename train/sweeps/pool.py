@@ -1,0 +1,116 @@
+"""Processes for the runs of a sweep, at most one a core or GPU."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from train.config.schema import Config
+from train.run.interrupt import Interrupted
+from train.runfolder.folder import ENDED, RunFolder
+
+STOP_SECONDS = 20.0
+
+
+def slots(config: Config) -> list[str | None]:
+    """One entry a process that runs at a time: the GPU it sees, or None for a core."""
+    import torch
+
+    if config.accelerator in ("auto", "cuda") and torch.cuda.is_available():
+        return [*visible_gpus(torch.cuda.device_count())]
+    return [None] * max(1, len(os.sched_getaffinity(0)) // max(1, config.threads))
+
+
+def visible_gpus(count: int) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES has to be for each of them alone: a scheduler may have given others than the first."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [name.strip() for name in given.split(",") if name.strip()][:count] or [str(i) for i in range(count)]
+
+
+def work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float = 0.0) -> None:
+    """Trains one run in a process of its own; what it prints goes to log.txt in its folder."""
+    # The server that this is forked from ignores them; until a checkpoint can be written they end the process.
+    for signum in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signum, signal.default_int_handler)
+    try:
+        sys.exit(_work(values, parent, gpu, patience))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float) -> int:
+    from conf.axis import checked
+    from train.run.trainer import train
+
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    config = checked(Config, values)
+    folder = RunFolder(parent / config.run_name())
+    folder.path.mkdir(parents=True, exist_ok=True)
+    log = os.open(folder.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        train(config, parent=parent, patience=patience)
+    except Interrupted:
+        return 130
+    return 0
+
+
+@dataclass
+class Pool:
+    """Runs the processes of a sweep, at most one a slot."""
+
+    folder: Path
+    free: list[str | None]
+    waiting: list[Config]
+    patience: float = 0.0
+    running: dict[str, tuple[Any, str | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Children are forked from a server that has imported everything already: 0.1 s a run instead of 4 s.
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["train.sweeps.preload"])
+
+    def step(self) -> list[str]:
+        """Starts what fits; the names of the runs that ended since the last call."""
+        ended = [name for name, (process, _) in self.running.items() if not process.is_alive()]
+        for name in ended:
+            process, slot = self.running.pop(name)
+            process.join()
+            self.free.append(slot)
+            self._note_death(name, process.exitcode)
+        while self.free and self.waiting:
+            config, slot = self.waiting.pop(0), self.free.pop(0)
+            process = self.context.Process(target=work, args=(config.values(), self.folder, slot, self.patience))
+            process.start()
+            self.running[config.run_name()] = (process, slot)
+        return ended
+
+    def _note_death(self, name: str, exitcode: int) -> None:
+        folder = RunFolder(self.folder / name)
+        if folder.is_claimed():  # by a process of a sweep that was killed itself: what it says counts
+            return
+        with suppress(OSError):  # of one run's folder, or of a full disk: no reason to stop the others
+            if exitcode < 0 and folder.state() in ("running", "pending"):
+                folder.set_status("failed", reason=f"killed by {signal.Signals(-exitcode).name}")
+            elif exitcode == 1 and folder.state() not in (*ENDED, "failed"):
+                folder.set_status("failed", reason=f"exit code 1, see {folder.path / 'log.txt'}")
+
+    def stop(self, seconds: float = STOP_SECONDS, signum: int = signal.SIGTERM) -> None:
+        """Asks every process for a checkpoint and waits for it."""
+        for process, _ in self.running.values():
+            if process.is_alive():
+                os.kill(process.pid, signum)
+        deadline = time.monotonic() + seconds
+        for process, _ in self.running.values():
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
