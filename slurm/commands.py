@@ -21,7 +21,7 @@ LIVE = (
 
 
 @dataclass(frozen=True)
-class State:
+class TaskState:
     """Slurm's word for a task, RUNNING or TIMEOUT, and its reason for it."""
 
     word: str
@@ -51,7 +51,7 @@ def call(*command: str, text: str | None = None) -> str:
     return done.stdout
 
 
-def states(tasks: Iterable[str]) -> dict[str, State]:
+def states(tasks: Iterable[str]) -> dict[str, TaskState]:
     """Slurm's state of each task, 17_0, that it still knows of. Refused where there is no Slurm."""
     wanted = set(tasks)
     jobs = sorted({task.partition("_")[0] for task in wanted}, key=int)
@@ -62,12 +62,12 @@ def states(tasks: Iterable[str]) -> dict[str, State]:
     return (_ended(gone) if gone else {}) | queued
 
 
-def state_of(task: str) -> State | None:
+def state_of(task: str) -> TaskState | None:
     """What the controller has of one task."""
     return _shown(call("scontrol", "show", "job", "-o", task)).get(task)
 
 
-def _queued(jobs: list[str]) -> dict[str, State]:
+def _queued(jobs: list[str]) -> dict[str, TaskState]:
     try:
         lines = call("squeue", "-h", "-r", "-j", ",".join(jobs), "-o", "%i|%T|%r").splitlines()
     except Refused as fault:
@@ -77,10 +77,10 @@ def _queued(jobs: list[str]) -> dict[str, State]:
     return _table(line.split("|") for line in lines)
 
 
-def _ended(jobs: list[str]) -> dict[str, State]:
+def _ended(jobs: list[str]) -> dict[str, TaskState]:
     """From the accounting database, else, for some minutes after a job's end, from the controller."""
     try:
-        lines = call("sacct", "-n", "-X", "-P", "-j", ",".join(jobs), "-o", "JobID,State,ExitCode").splitlines()
+        lines = call("sacct", "-n", "-X", "-P", "-j", ",".join(jobs), "-o", "JobID,TaskState,ExitCode").splitlines()
         accounted = _table(line.split("|") for line in lines)
     except Refused:
         accounted = {}
@@ -95,22 +95,22 @@ def _ended(jobs: list[str]) -> dict[str, State]:
     return ended
 
 
-def _table(rows: Iterable[list[str]]) -> dict[str, State]:
-    found: dict[str, State] = {}
+def _table(rows: Iterable[list[str]]) -> dict[str, TaskState]:
+    found: dict[str, TaskState] = {}
     for job, word, reason in rows:
         number, _, tasks = job.partition("_")
         # `CANCELLED by 1000`
-        state = State(word.partition(" ")[0], "" if reason in ("None", "0:0") else reason)
+        state = TaskState(word.partition(" ")[0], "" if reason in ("None", "0:0") else reason)
         found |= {f"{number}_{task}": state for task in expand(tasks)}
     return found
 
 
-def _shown(text: str) -> dict[str, State]:
-    found: dict[str, State] = {}
+def _shown(text: str) -> dict[str, TaskState]:
+    found: dict[str, TaskState] = {}
     for line in text.splitlines():
         values = dict(re.findall(r"(\w+)=(\S*)", line))
         said = {key: "" if value == "None" else value for key, value in values.items()}
-        state = State(said.get("JobState", ""), said.get("Reason", ""), bool(said.get("PreemptTime")))
+        state = TaskState(said.get("JobState", ""), said.get("Reason", ""), bool(said.get("PreemptTime")))
         job, tasks = values.get("ArrayJobId", ""), expand(values.get("ArrayTaskId", ""))
         found |= {f"{job}_{task}": state for task in tasks}
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.axis import ConfigError, near
-from slurm.commands import Refused, State, states
+from slurm.commands import Refused, TaskState, states
 from slurm.records import Planned, Records
 from train.runfolder.files import read_json
 from train.runfolder.folder import ENDED, RunFolder
@@ -40,7 +40,7 @@ class Run:
     task: str | None
     planned: Planned | None
     """None where it was never submitted."""
-    slurm: State | None
+    slurm: TaskState | None
     status: dict[str, Any]
     summary: dict[str, Any]
 
@@ -114,7 +114,7 @@ def _submitted(sweep: Path, without_slurm: Callable[[Refused], None] | None = No
     return {name: _run(sweep / name, task, run, known.get(task)) for name, (task, run) in latest.items()}
 
 
-def _run(path: Path, task: str | None = None, planned: Planned | None = None, slurm: State | None = None) -> Run:
+def _run(path: Path, task: str | None = None, planned: Planned | None = None, slurm: TaskState | None = None) -> Run:
     folder = RunFolder(path)
     return Run(folder, task, planned, slurm, folder.status(), folder.summary())
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from conf.axis import ConfigError
-from slurm.commands import Refused, State, call, state_of
+from slurm.commands import Refused, TaskState, call, state_of
 from slurm.records import Planned, Records, read_plan
 from slurm.submit import Array, at_once
 from train.config.launcher import Slurm
@@ -199,7 +199,7 @@ def name() -> str:
     return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
 
 
-def _state() -> State | None:
+def _state() -> TaskState | None:
     try:
         return state_of(name())
     except Refused as fault:

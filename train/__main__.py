@@ -20,7 +20,7 @@ def main() -> None:
         return
     from train.cli.terminal import exit_with
 
-    # Before and after training, where Keeper doesn't listen, as Ctrl-C.
+    # Before and after training, where RunCallback doesn't listen, as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     exit_with(lambda: multirun(arguments) if {"-m", "--multirun"} & set(arguments) else single(arguments))
 
@@ -39,15 +39,15 @@ def single(overrides: list[str]) -> None:
 
 
 def run_and_show(config: Any) -> None:
-    from train.cli.progress import Progress, say_summary
+    from train.cli.progress import Progress, print_summary
     from train.run.trainer import train
     from train.runfolder.folder import RunFolder
 
-    config.launcher.must_be_local()
+    config.launcher.require_local()
     with Progress(config) as progress:
         summary = train(config, progress.report)
     if summary:
-        say_summary(config, summary, RunFolder(Path(config.out) / config.run_name()))
+        print_summary(config, summary, RunFolder(Path(config.out) / config.run_name()))
 
 
 def multirun(arguments: list[str]) -> None:

@@ -71,7 +71,7 @@ def of_run(path: Path) -> list[float]:
     return losses(model_of(path, config), batches)
 
 
-def say(paths: Sequence[Path]) -> None:
+def print_table(paths: Sequence[Path]) -> None:
     from rich.table import Table
 
     console = table_console(soft_wrap=True)
@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.amplification", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs that have ended")
     paths = parser.parse_args().runs
-    exit_with(lambda: say(paths))
+    exit_with(lambda: print_table(paths))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from train.config.compose import compose
 from train.config.schema import Config
 from train.optimizers.schedules import Constant
 from train.results.style import PANEL, colours, panels, save, styled
-from train.run.module import Proxy
+from train.run.module import ProxyModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +86,7 @@ def slope(sizes: Sequence[int], values: Sequence[float]) -> float:
 def changes(config: Config, batches: Sequence[torch.Tensor]) -> dict[str, list[float]]:
     """RMS of the change of each activation on the first batch, after each step."""
     torch.manual_seed(config.seed)
-    proxy = Proxy(config)
+    proxy = ProxyModule(config)
     proxy.calibrate(batches[0])
     optimizer: Any = proxy.configure_optimizers()
     probe_BT = batches[0][:, :-1]
@@ -103,7 +103,7 @@ def changes(config: Config, batches: Sequence[torch.Tensor]) -> dict[str, list[f
 
 
 @torch.no_grad()
-def activations(proxy: Proxy, tokens_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+def activations(proxy: ProxyModule, tokens_BT: torch.Tensor) -> dict[str, torch.Tensor]:
     """The output of the middle and of the last block, the last one's attention logits, and the output logits.
 
     Blocks at a fixed share of the depth: the first one of a deeper model does less of the work, and should.
@@ -253,7 +253,7 @@ def size_axis(ax: Any, slopes: Slopes) -> None:
     ax.minorticks_off()
 
 
-def say(slopes: Slopes) -> None:
+def print_slopes(slopes: Slopes) -> None:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), title=f"exponent of the change against {slopes.over}")
@@ -285,7 +285,7 @@ def run(arguments: Sequence[str]) -> None:
     for over in overs:
         for name in names:
             found.append(check([f"parametrization={name}", *rest], over))
-            say(found[-1])
+            print_slopes(found[-1])
     folder = Path(configs[0].out) / "-".join(["coordinates", *names, *(overs if overs != ["width"] else [])])
     folder.mkdir(parents=True, exist_ok=True)
     files = save(draw(found[0]) if len(found) == 1 else draw_together(found), folder / "coordinates")

@@ -143,7 +143,7 @@ def of_run(path: Path) -> list[Measured]:
     return measure(model_of(path, config), first_BT1[:, :-1])
 
 
-def say(paths: Sequence[Path]) -> None:
+def print_table(paths: Sequence[Path]) -> None:
     from rich.table import Table
 
     console = table_console(soft_wrap=True)
@@ -166,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.entropy_bound", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs without qk-norm")
     paths = parser.parse_args().runs
-    exit_with(lambda: say(paths))
+    exit_with(lambda: print_table(paths))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from train.results.arms import with_arms
 from train.results.figures import loss_against_lr, run_curves
 from train.results.page.html import write_page, write_run_page
 from train.results.style import save
-from train.results.sweep import Metrics, Sweep, _row, load_sweep
+from train.results.sweep import Metrics, SweepResults, _row, load_sweep
 from train.results.table import COLUMNS, cells, table
 from train.results.verdict import Verdict
 from train.runfolder.files import write_atomically
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def markdown(sweep: Sweep, found: pd.DataFrame, verdict: Verdict | None) -> str:
+def markdown(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None) -> str:
     lines = [f"# {sweep.name}", ""]
     if verdict:
         lines += [
@@ -43,7 +43,7 @@ def markdown(sweep: Sweep, found: pd.DataFrame, verdict: Verdict | None) -> str:
 MARKS = {True: "pass", False: "FAIL", None: "open"}
 
 
-def write_report(sweep: Sweep) -> Verdict | None:
+def write_report(sweep: SweepResults) -> Verdict | None:
     """Writes SWEEP/report/ and prints what is in it; the verdict, where the sweep names a finding."""
     folder = sweep.path / "report"
     folder.mkdir(exist_ok=True)
@@ -67,12 +67,12 @@ def write_report(sweep: Sweep) -> Verdict | None:
     for name, figure in figures.items():
         save(figure, folder / name)
     write_page(sweep, found, verdict, trouble)
-    say(sweep, found, verdict, trouble)
+    print_report(sweep, found, verdict, trouble)
     print(f"{folder}: {', '.join(sorted(p.name for p in folder.iterdir() if not p.name.startswith('.')))}")
     return verdict
 
 
-def say(sweep: Sweep, found: pd.DataFrame, verdict: Verdict | None, trouble: str | None) -> None:
+def print_report(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None, trouble: str | None) -> None:
     from rich.markup import escape
     from rich.table import Table
 

@@ -17,15 +17,15 @@ from data.corpora.base import Corpus, TextConfig, hf_datasets
 VALIDATION_DOCUMENTS = 4096
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     repository: str
     subset: str
     validation_split: str | None
 
 
 PLACES = {
-    "c4": Place("allenai/c4", "en", "validation"),
-    "fineweb": Place("HuggingFaceFW/fineweb", "sample-10BT", None),
+    "c4": Location("allenai/c4", "en", "validation"),
+    "fineweb": Location("HuggingFaceFW/fineweb", "sample-10BT", None),
 }
 
 

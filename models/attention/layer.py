@@ -32,7 +32,7 @@ class Attention(nn.Module):
         """Give the largest logit of each head at every training step."""
         self.value_residual: nn.Module | None = None
         """Makes the values that are attended to of the first block's and the layer's own."""
-        self.behind_positions: nn.Module | None = None
+        self.after_positions: nn.Module | None = None
         """What a placement does to q and k once the positions have turned them."""
         self.temperature: Temperature | None = None
         """Multiplies q behind all that, and values."""
@@ -77,8 +77,8 @@ class Attention(nn.Module):
         v_BHTK = self.qk_norm.values(v_BHTK)
         factor = None if self.temperature is None else self.temperature(q_BHTK)
         q_BHTK, k_BHTK = self.rotate(q_BHTK, k_BHTK)
-        if self.behind_positions is not None:
-            q_BHTK, k_BHTK = self.behind_positions(q_BHTK, k_BHTK)
+        if self.after_positions is not None:
+            q_BHTK, k_BHTK = self.after_positions(q_BHTK, k_BHTK)
         if factor is not None:
             q_BHTK = q_BHTK * factor
         q_BHTK, k_BHTK = (z_BHTK.expand(len(x_BTD), -1, -1, -1) for z_BHTK in (q_BHTK, k_BHTK))

@@ -2,28 +2,28 @@
 
 from models.parametrization.base import (
     PARAMETRIZATION,
-    Group,
     Kind,
+    ParameterGroup,
     ParametrizationConfig,
-    Rule,
     Tensor,
+    TensorScaling,
     groups,
-    rule_of,
     scale_init,
+    scaling_of,
     set_multipliers,
     tensors,
 )
 
 __all__ = [
     "PARAMETRIZATION",
-    "Group",
     "Kind",
+    "ParameterGroup",
     "ParametrizationConfig",
-    "Rule",
     "Tensor",
+    "TensorScaling",
     "groups",
-    "rule_of",
     "scale_init",
+    "scaling_of",
     "set_multipliers",
     "tensors",
 ]

@@ -24,7 +24,7 @@ SUBLAYERS: tuple[Sublayer, ...] = ("attention", "mlp")
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class TensorScaling:
     """What a parametrization does with one tensor; each factor multiplies what the other axes give."""
 
     init: float = 1.0
@@ -63,38 +63,38 @@ class Tensor:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Group:
+class ParameterGroup:
     """Parameters of one kind that an optimizer treats alike."""
 
     parameters: Sequence[nn.Parameter]
     kind: Kind = "vector"
-    rule: Rule = Rule()
+    scaling: TensorScaling = TensorScaling()
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ParametrizationConfig(Choice):
     name: str
 
-    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
+    def scaling(self, tensor: Tensor, size: SizeConfig) -> TensorScaling:
         """The row of the table for this tensor."""
-        return Rule()
+        return TensorScaling()
 
     scales_with_depth = False  # whether it has factors that hold the effect of the number of blocks
     sets_std = False  # whether the std of the initial weights is the table's, not the init axis's at this width
 
     def reference_std(self, tensor: Tensor, size: SizeConfig, init: InitConfig) -> float | None:
-        """The std that `Rule.init` multiplies; None where the init axis doesn't know it before it has drawn."""
+        """The std that `TensorScaling.init` multiplies; None where the init axis draws before it knows."""
         return initial_std(tensor, size, init)
 
-    def rules_of_matrices(self, size: SizeConfig) -> dict[str, Rule]:
-        """The rows of the matrices that every model has, without a model: for axes that clash with some rule."""
+    def matrix_scalings(self, size: SizeConfig) -> dict[str, TensorScaling]:
+        """The rows of the matrices that every model has, without a model: for axes that clash with some scaling."""
         with torch.device("meta"):
             module = Linear(size.width, size.width)
         attention = [f"blocks.0.attention.{name}" for name in ("query", "key", "value", "out")]
         kinds: dict[str, Kind] = dict.fromkeys((*attention, "blocks.0.mlp.up", "blocks.0.mlp.down"), "hidden")
         kinds["head"] = "head"
         return {
-            name: self.rule(Tensor(f"{name}.weight", cast(nn.Parameter, module.weight), kind, module), size)
+            name: self.scaling(Tensor(f"{name}.weight", cast(nn.Parameter, module.weight), kind, module), size)
             for name, kind in kinds.items()
         }
 
@@ -167,14 +167,14 @@ def initial_std(tensor: Tensor, size: SizeConfig, init: InitConfig, width_ratio:
 def init_scale(config: ParametrizationConfig, tensor: Tensor, size: SizeConfig, init: InitConfig) -> float:
     """What multiplies the weights that the init axis has drawn, so that the table's std comes out."""
     reference, drawn = config.reference_std(tensor, size, init), initial_std(tensor, size, init)
-    factor = config.rule(tensor, size).init
+    factor = config.scaling(tensor, size).init
     return factor if reference is None or drawn is None else factor * (reference / drawn)
 
 
 def set_multipliers(config: ParametrizationConfig, model: nn.Module, size: SizeConfig) -> None:
     for tensor in tensors(model):
         if isinstance(tensor.module, Linear | Embedding):
-            tensor.module.multiplier = config.rule(tensor, size).multiplier
+            tensor.module.multiplier = config.scaling(tensor, size).multiplier
 
 
 @torch.no_grad()
@@ -186,17 +186,17 @@ def scale_init(config: ParametrizationConfig, model: nn.Module, size: SizeConfig
             tensor.parameter.mul_(factor)
 
 
-def rule_of(config: ParametrizationConfig, tensor: Tensor, size: SizeConfig) -> Rule:
+def scaling_of(config: ParametrizationConfig, tensor: Tensor, size: SizeConfig) -> TensorScaling:
     """The row of the table as the optimizer gets it."""
-    return dataclasses.replace(config.rule(tensor, size), decays=getattr(tensor.module, "decays", True))
+    return dataclasses.replace(config.scaling(tensor, size), decays=getattr(tensor.module, "decays", True))
 
 
-def groups(config: ParametrizationConfig, model: nn.Module, size: SizeConfig) -> list[Group]:
-    """The parameters by kind and rule, each exactly once."""
-    found: dict[tuple[Kind, Rule], list[nn.Parameter]] = {}
+def groups(config: ParametrizationConfig, model: nn.Module, size: SizeConfig) -> list[ParameterGroup]:
+    """The parameters by kind and scaling, each exactly once."""
+    found: dict[tuple[Kind, TensorScaling], list[nn.Parameter]] = {}
     for tensor in tensors(model):
-        found.setdefault((tensor.kind, rule_of(config, tensor, size)), []).append(tensor.parameter)
-    return [Group(parameters, kind, rule) for (kind, rule), parameters in found.items()]
+        found.setdefault((tensor.kind, scaling_of(config, tensor, size)), []).append(tensor.parameter)
+    return [ParameterGroup(parameters, kind, scaling) for (kind, scaling), parameters in found.items()]
 
 
 @PARAMETRIZATION.register

@@ -32,7 +32,14 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from models.init import InitConfig
-from models.parametrization.base import PARAMETRIZATION, ParametrizationConfig, Rule, Sublayer, Tensor, initial_std
+from models.parametrization.base import (
+    PARAMETRIZATION,
+    ParametrizationConfig,
+    Sublayer,
+    Tensor,
+    TensorScaling,
+    initial_std,
+)
 from models.size import SizeConfig
 
 
@@ -61,18 +68,18 @@ class MuP(ParametrizationConfig):
         """What the init axis gives at the base width."""
         return initial_std(tensor, size, init, width_ratio=size.width / self.base_width)
 
-    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
+    def scaling(self, tensor: Tensor, size: SizeConfig) -> TensorScaling:
         m_d = size.width / self.base_width
         eps = 1 / m_d if tensor.in_block else 1.0
         match tensor.kind:
             case "embedding":
-                return Rule(multiplier=self.alpha_in, eps=eps)
+                return TensorScaling(multiplier=self.alpha_in, eps=eps)
             case "hidden":
-                return Rule(init=m_d**-0.5, lr=1 / m_d, decay=m_d, eps=eps)
+                return TensorScaling(init=m_d**-0.5, lr=1 / m_d, decay=m_d, eps=eps)
             case "head":
-                return Rule(multiplier=self.alpha_out / m_d, eps=eps)
+                return TensorScaling(multiplier=self.alpha_out / m_d, eps=eps)
             case "vector":
-                return Rule(eps=eps)
+                return TensorScaling(eps=eps)
 
     def attention_scale(self, head_dim: int) -> float:
         return math.sqrt(self.base_head_dim) / head_dim
@@ -89,12 +96,12 @@ class DepthConfig(MuP):
         """m_L."""
         return max(1, size.depth) / self.base_depth
 
-    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
-        rule, m_L = super().rule(tensor, size), self.depth_ratio(size)
+    def scaling(self, tensor: Tensor, size: SizeConfig) -> TensorScaling:
+        scaling, m_L = super().scaling(tensor, size), self.depth_ratio(size)
         if not tensor.in_block:
-            return rule
-        lr = rule.lr * m_L ** (self.alpha - 1)
-        return dataclasses.replace(rule, lr=lr, eps=rule.eps * m_L**-self.alpha)
+            return scaling
+        lr = scaling.lr * m_L ** (self.alpha - 1)
+        return dataclasses.replace(scaling, lr=lr, eps=scaling.eps * m_L**-self.alpha)
 
     def branch_scale(self, size: SizeConfig, sublayer: Sublayer) -> float:
         return self.depth_ratio(size) ** -self.alpha

@@ -32,7 +32,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from models.init import InitConfig
-from models.parametrization.base import PARAMETRIZATION, ParametrizationConfig, Rule, Sublayer, Tensor
+from models.parametrization.base import PARAMETRIZATION, ParametrizationConfig, Sublayer, Tensor, TensorScaling
 from models.size import SizeConfig
 
 
@@ -59,18 +59,18 @@ class UnitMuP(ParametrizationConfig):
     def reference_std(self, tensor: Tensor, size: SizeConfig, init: InitConfig) -> float | None:
         return 1.0
 
-    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
+    def scaling(self, tensor: Tensor, size: SizeConfig) -> TensorScaling:
         depth = max(1, size.depth) ** -0.5 if tensor.in_block else 1.0
         match tensor.kind:
             case "embedding":
-                return Rule(lr=tensor.parameter.shape[1] ** -0.5)
+                return TensorScaling(lr=tensor.parameter.shape[1] ** -0.5)
             case "hidden":
                 fan_in = tensor.parameter.shape[1]
-                return Rule(multiplier=fan_in**-0.5, lr=fan_in**-0.5 * depth)
+                return TensorScaling(multiplier=fan_in**-0.5, lr=fan_in**-0.5 * depth)
             case "head":
-                return Rule(multiplier=self.alpha_loss / tensor.parameter.shape[1])
+                return TensorScaling(multiplier=self.alpha_loss / tensor.parameter.shape[1])
             case "vector":
-                return Rule(lr=depth)
+                return TensorScaling(lr=depth)
 
     def attention_scale(self, head_dim: int) -> float:
         return self.alpha_attention / head_dim

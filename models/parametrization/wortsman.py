@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.parametrization.base import PARAMETRIZATION, ParametrizationConfig, Rule, Tensor
+from models.parametrization.base import PARAMETRIZATION, ParametrizationConfig, Tensor, TensorScaling
 from models.size import SizeConfig
 
 
@@ -25,8 +25,8 @@ class MuPSimple(ParametrizationConfig):
     base_width: Annotated[int, Field(ge=1)] = 256
     """Width at which this is the standard parametrization; 256 is the paper's smallest model."""
 
-    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
-        return Rule(lr=self.base_width / size.width) if tensor.kind in ("hidden", "head") else Rule()
+    def scaling(self, tensor: Tensor, size: SizeConfig) -> TensorScaling:
+        return TensorScaling(lr=self.base_width / size.width) if tensor.kind in ("hidden", "head") else TensorScaling()
 
 
 @PARAMETRIZATION.register
@@ -39,9 +39,9 @@ class MuPIntermediate(MuPSimple):
 
     name: Literal["mup_intermediate"] = "mup_intermediate"  # type: ignore[assignment]
 
-    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
+    def scaling(self, tensor: Tensor, size: SizeConfig) -> TensorScaling:
         init = math.sqrt(self.base_width / size.width) if tensor.kind == "head" else 1.0
-        return dataclasses.replace(super().rule(tensor, size), init=init)
+        return dataclasses.replace(super().scaling(tensor, size), init=init)
 
 
 @PARAMETRIZATION.register
@@ -54,9 +54,9 @@ class MuPFull(MuPIntermediate):
 
     name: Literal["mup_full"] = "mup_full"  # type: ignore[assignment]
 
-    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
-        rule = super().rule(tensor, size)
-        return dataclasses.replace(rule, init=0.0) if tensor.name.endswith("attention.query.weight") else rule
+    def scaling(self, tensor: Tensor, size: SizeConfig) -> TensorScaling:
+        scaling = super().scaling(tensor, size)
+        return dataclasses.replace(scaling, init=0.0) if tensor.name.endswith("attention.query.weight") else scaling
 
     def attention_scale(self, head_dim: int) -> float:
         return 1 / head_dim
@@ -86,5 +86,5 @@ class ParameterRMS(ParametrizationConfig):
     least_rms: Annotated[float, Field(gt=0)] = 1e-3
     """Taken where the weights are smaller, so that those that start at zero move."""
 
-    def rule(self, tensor: Tensor, size: SizeConfig) -> Rule:
-        return Rule(least_rms=self.least_rms)
+    def scaling(self, tensor: Tensor, size: SizeConfig) -> TensorScaling:
+        return TensorScaling(least_rms=self.least_rms)

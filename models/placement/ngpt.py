@@ -126,7 +126,7 @@ class NGPTConfig(PlacementConfig):
 
     def insert(self, attention: Any, mlp: nn.Module, norm: NormConfig) -> None:
         width = attention.query.in_features
-        attention.behind_positions = UnitQK(attention.heads, width, self.s_qk)
+        attention.after_positions = UnitQK(attention.heads, width, self.s_qk)
         for part in list(mlp.modules()):
             if isinstance(getattr(part, "up", None), Linear):
                 gated = hasattr(part, "gate")

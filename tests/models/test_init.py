@@ -10,7 +10,7 @@ from models.init import INIT, TRUNCATED_STD, Where, where
 from models.layers import Linear
 from tests.conftest import choice, tiny
 from train.config.schema import Config
-from train.run.module import Proxy
+from train.run.module import ProxyModule
 
 WIDTH = 512
 
@@ -178,8 +178,8 @@ def tokens_of(config: Config, seed: int = 0) -> torch.Tensor:
     return torch.randint(config.data.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def calibrated(*overrides: str) -> Proxy:
-    proxy = Proxy(tiny("init=lsuv", *LSUV, *overrides))
+def calibrated(*overrides: str) -> ProxyModule:
+    proxy = ProxyModule(tiny("init=lsuv", *LSUV, *overrides))
     proxy.calibrate(tokens_of(proxy.config))
     return proxy
 
@@ -216,7 +216,7 @@ class TestLSUV:
         assert abs(stds.pop("head") - 1) > 0.1
         assert len(stds) == 2 * (7 if "mlp=swiglu" in overrides else 6)
         assert all(abs(std - 1) <= tol + 1e-5 for std in stds.values()), stds
-        before = Proxy(proxy.config)
+        before = ProxyModule(proxy.config)
         stds = output_stds(before.model, tokens_of(proxy.config)[:, :-1])
         assert any(abs(std - 1) > 0.1 for std in stds.values())
 
@@ -231,7 +231,7 @@ class TestLSUV:
 
     def test_one_pass_is_what_layer_after_layer_gives(self) -> None:
         """As published: a forward pass for each measurement, layers in order of execution."""
-        proxy = Proxy(tiny("init=lsuv", *LSUV))
+        proxy = ProxyModule(tiny("init=lsuv", *LSUV))
         model, tokens = proxy.model, tokens_of(proxy.config)[:, :-1]
         for name in [n for n in output_stds(model, tokens) if n != "head"]:
             for _ in range(10):
@@ -245,7 +245,7 @@ class TestLSUV:
 
     def test_what_is_constant_is_left_alone(self) -> None:
         """A norm over heads of one feature is zero whatever it is given."""
-        proxy = Proxy(tiny("init=lsuv", *LSUV, "model.heads=16", "position=alibi", "qk_norm=qkv"))
+        proxy = ProxyModule(tiny("init=lsuv", *LSUV, "model.heads=16", "position=alibi", "qk_norm=qkv"))
         proxy.calibrate(tokens_of(proxy.config))
         assert all(p.isfinite().all() for p in proxy.model.parameters())
 
@@ -262,7 +262,7 @@ class TestLSUV:
         assert abs(output_stds(proxy.model, tokens_of(proxy.config)[:, :-1])["head"] - 1) <= 0.1
 
     def test_other_inits_take_no_notice_of_tokens(self) -> None:
-        proxy = Proxy(tiny())
+        proxy = ProxyModule(tiny())
         before = [p.detach().clone() for p in proxy.model.parameters()]
         proxy.calibrate(tokens_of(proxy.config))
         assert all(torch.equal(a, b) for a, b in zip(before, proxy.model.parameters(), strict=True))

@@ -13,7 +13,7 @@ from models.norms import NORM
 from models.placement.base import PLACEMENT, Site
 from models.placement.ngpt import Scale
 from tests.conftest import choice, complete, randn, tiny
-from train.run.module import Proxy
+from train.run.module import ProxyModule
 
 V, T, D, H, DEPTH = 32, 8, 16, 2, 2
 # The dimension along which a matrix [fan-out, fan-in] has vectors of the embedding space.
@@ -46,7 +46,7 @@ def written_out(model: Any, mlp: str) -> torch.Tensor:
         a, m = block.attention, block.mlp
         q, k, v = ((h @ p.weight.T).unflatten(-1, (H, -1)).transpose(1, 2) for p in (a.query, a.key, a.value))
         q, k = a._positions[0].rotate(q, k)
-        s_qk = (a.behind_positions.scale.weight * (1 / D**-0.5)).view(1, H, 1, D // H)
+        s_qk = (a.after_positions.scale.weight * (1 / D**-0.5)).view(1, H, 1, D // H)
         q, k = s_qk * norm(q), s_qk * norm(k)
         logits = math.sqrt(D // H) * q @ k.mT
         weights = logits.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf).softmax(-1)
@@ -129,7 +129,7 @@ def lengths(model: GPT) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
 def test_matrices_are_made_of_unit_vectors_from_the_start_and_after_each_step(mlp: str) -> None:
     config = tiny("model.depth=2", *complete("placement=ngpt", f"mlp={mlp}", "optimizer.lr=0.1"))
-    proxy = Proxy(config)
+    proxy = ProxyModule(config)
     optimizer: Any = proxy.configure_optimizers()
     batches = torch.randint(V, (2, 4, T + 1), generator=torch.Generator().manual_seed(0))
     start = {n: p.detach().clone() for n, p in proxy.model.named_parameters()}
@@ -161,7 +161,7 @@ def test_starts_and_scalings() -> None:
     sizes = {n.split(".", 2)[-1]: len(m.weight) for n, m in scales.items() if n.startswith("blocks.0.")}
     hidden = model.blocks[0].mlp.up.out_features
     assert sizes == {
-        "attention_norms.alpha": D, "mlp_norms.alpha": D, "attention.behind_positions.scale": D,
+        "attention_norms.alpha": D, "mlp_norms.alpha": D, "attention.after_positions.scale": D,
         "mlp.up.scale": hidden, "mlp.gate.scale": hidden,
     }  # fmt: skip
     assert len(model.head.map.scale.weight) == V

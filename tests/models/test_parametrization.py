@@ -5,7 +5,7 @@ import torch
 
 from conf.axis import ConfigError
 from models.gpt import GPT, initialize
-from models.parametrization import PARAMETRIZATION, Rule, groups, tensors
+from models.parametrization import PARAMETRIZATION, TensorScaling, groups, tensors
 from models.parametrization.base import SUBLAYERS
 from models.probes import rms
 from tests.conftest import TINY, complete, tiny
@@ -45,7 +45,7 @@ def test_every_parameter_has_one_learning_rate(name):
 def test_linear_layers_learn_by_base_over_width(name):
     config = config_of(name)
     model = model_of(config)
-    scale = {id(p): g.rule.lr for g in groups(config.parametrization, model, config.model) for p in g.parameters}
+    scale = {id(p): g.scaling.lr for g in groups(config.parametrization, model, config.model) for p in g.parameters}
     for tensor in tensors(model):
         expected = 1.0 if "norm" in tensor.name or tensor.name == "embedding.weight" else 16 / 64
         assert scale[id(tensor.parameter)] == expected, tensor.name
@@ -57,7 +57,7 @@ def test_at_the_base_width_it_is_the_standard_one(name):
     standard = model_of(tiny("parametrization=standard", *WIDE)).state_dict()
     config = tiny(f"parametrization={name}", "parametrization.base_width=64", *WIDE)
     assert all(torch.equal(w, standard[n]) for n, w in model_of(config).state_dict().items())
-    assert {g.rule for g in groups(config.parametrization, model_of(config), config.model)} == {Rule()}
+    assert {g.scaling for g in groups(config.parametrization, model_of(config), config.model)} == {TensorScaling()}
 
 
 @pytest.mark.parametrize(("name", "scale"), [("mup_simple", 1.0), ("mup_intermediate", 0.5), ("mup_full", 0.5)])
@@ -152,9 +152,9 @@ class TestTables:
     @pytest.mark.parametrize(
         ("name", "hidden", "vector", "branch"),
         [
-            ("mup", Rule(init=0.5, lr=0.25, decay=4, eps=0.25), Rule(eps=0.25), 1),
-            ("depth_mup", Rule(init=0.5, lr=0.125, decay=4, eps=0.125), Rule(lr=0.5, eps=0.125), 0.5),
-            ("completep", Rule(init=0.5, lr=0.25, decay=4, eps=0.0625), Rule(eps=0.0625), 0.25),
+            ("mup", TensorScaling(init=0.5, lr=0.25, decay=4, eps=0.25), TensorScaling(eps=0.25), 1),
+            ("depth_mup", TensorScaling(init=0.5, lr=0.125, decay=4, eps=0.125), TensorScaling(lr=0.5, eps=0.125), 0.5),
+            ("completep", TensorScaling(init=0.5, lr=0.25, decay=4, eps=0.0625), TensorScaling(eps=0.0625), 0.25),
         ],
     )
     def test_rules(self, name, hidden, vector, branch):
@@ -162,9 +162,13 @@ class TestTables:
         model = model_of(config)
         for tensor in tensors(model):
             inside = {"hidden": hidden, "vector": vector}
-            outside = {"embedding": Rule(multiplier=3), "head": Rule(multiplier=5 / 4), "vector": Rule()}
+            outside = {
+                "embedding": TensorScaling(multiplier=3),
+                "head": TensorScaling(multiplier=5 / 4),
+                "vector": TensorScaling(),
+            }
             expected = (inside if tensor.in_block else outside)[tensor.kind]
-            assert config.parametrization.rule(tensor, config.model) == expected, tensor.name
+            assert config.parametrization.scaling(tensor, config.model) == expected, tensor.name
         assert {config.parametrization.branch_scale(config.model, sublayer) for sublayer in SUBLAYERS} == {branch}
         optimizer = config.optimizer.build(groups(config.parametrization, model, config.model))
         factors = {id(p): (g["lr"] / 0.01, g["eps"] / 1e-8) for g in optimizer.param_groups for p in g["params"]}
@@ -191,7 +195,7 @@ class TestTables:
         standard = model_of(tiny("parametrization=standard", f"init={init}", *WIDE))
         model = model_of(config)
         assert all(torch.equal(w, standard.state_dict()[n]) for n, w in model.state_dict().items())
-        assert {g.rule for g in groups(config.parametrization, model, config.model)} == {Rule()}
+        assert {g.scaling for g in groups(config.parametrization, model, config.model)} == {TensorScaling()}
         tokens = torch.arange(16).reshape(2, 8)
         assert torch.equal(model(tokens)[0], standard(tokens)[0])
 
@@ -236,14 +240,14 @@ class TestUnitMuP:
         """`lr_scale_func_adam` of unit-scaling, at width 64 and four blocks."""
         config = config_of("u_mup", "model.depth=4")
         expected = {
-            "embedding.weight": Rule(lr=1 / 8),
-            "blocks.0.attention.key.weight": Rule(lr=1 / 16, multiplier=1 / 8),
-            "blocks.3.mlp.down.weight": Rule(lr=1 / 32, multiplier=1 / 16),
-            "blocks.1.mlp_norms.input.weight": Rule(lr=1 / 2),
-            "final_norm.weight": Rule(),
-            "head.weight": Rule(multiplier=1 / 64),
+            "embedding.weight": TensorScaling(lr=1 / 8),
+            "blocks.0.attention.key.weight": TensorScaling(lr=1 / 16, multiplier=1 / 8),
+            "blocks.3.mlp.down.weight": TensorScaling(lr=1 / 32, multiplier=1 / 16),
+            "blocks.1.mlp_norms.input.weight": TensorScaling(lr=1 / 2),
+            "final_norm.weight": TensorScaling(),
+            "head.weight": TensorScaling(multiplier=1 / 64),
         }
-        found = {t.name: config.parametrization.rule(t, config.model) for t in tensors(model_of(config))}
+        found = {t.name: config.parametrization.scaling(t, config.model) for t in tensors(model_of(config))}
         assert {name: found[name] for name in expected} == expected
         assert config.parametrization.attention_scale(16) == 1 / 16
 

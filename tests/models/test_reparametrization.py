@@ -23,7 +23,7 @@ from models.reparametrization.tvr import rescaled
 from models.reparametrization.weight_conditioning import RowEquilibration
 from tests.conftest import randn, tiny
 from train.config.schema import Config
-from train.run.module import Proxy
+from train.run.module import ProxyModule
 
 NAMES = sorted(set(REPARAMETRIZATION.choices) - {"none"})
 BLOCK = ["attention.query", "attention.key", "attention.value", "attention.out", "mlp.up", "mlp.down"]
@@ -41,7 +41,7 @@ class Steps:
 
     def __init__(self, *overrides: str) -> None:
         self.config = tiny(*overrides)
-        self.proxy = Proxy(self.config)
+        self.proxy = ProxyModule(self.config)
         self.model = self.proxy.model
         self.optimizer: Any = self.proxy.configure_optimizers()
         self.step = 0

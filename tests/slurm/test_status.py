@@ -6,7 +6,7 @@ import pytest
 
 import slurm.runs
 from conf.axis import ConfigError
-from slurm.commands import State, _shown, _table
+from slurm.commands import TaskState, _shown, _table
 from slurm.records import Planned, Records
 from slurm.resubmit import changed, resubmit
 from slurm.runs import OPEN, Run, chosen
@@ -50,9 +50,9 @@ RUNNING = {"state": "running", "step": 30, "tokens_per_second": 64.0, "loss": 2.
     ],
 )
 def test_outcome(tmp_path, own, word, outcome):
-    run = Run(RunFolder(tmp_path), "7_0", None, word and State(word), own, {})
+    run = Run(RunFolder(tmp_path), "7_0", None, word and TaskState(word), own, {})
     assert run.outcome == outcome
-    ended = Run(RunFolder(tmp_path), "7_0", None, word and State(word), {"state": "diverged"}, {"loss_final": 9})
+    ended = Run(RunFolder(tmp_path), "7_0", None, word and TaskState(word), {"state": "diverged"}, {"loss_final": 9})
     assert ended.outcome == "diverged", "whatever Slurm says"
 
 
@@ -66,10 +66,10 @@ def in_plan(config: Config) -> Planned:
 
 def test_a_line_of_the_table(tmp_path):
     """64 tokens a second, 8 x 16 a step: 200 - 31 steps take 338 seconds."""
-    run = Run(RunFolder(tmp_path / "r"), "7_0", in_plan(tiny("steps=200")), State("RUNNING"), RUNNING, {})
+    run = Run(RunFolder(tmp_path / "r"), "7_0", in_plan(tiny("steps=200")), TaskState("RUNNING"), RUNNING, {})
     assert cells(run) == ["r", "running", "running", "RUNNING", "7_0", "30/200", "2.500", "5m38s", ""]
     failed = {"state": "failed", "reason": "ValueError: x", "step": 3, "slurm": "7_0"}
-    run = Run(RunFolder(tmp_path / "r"), "7_0", in_plan(tiny("steps=200")), State("FAILED", "1:0"), failed, {})
+    run = Run(RunFolder(tmp_path / "r"), "7_0", in_plan(tiny("steps=200")), TaskState("FAILED", "1:0"), failed, {})
     assert cells(run) == ["r", "failed", "failed", "FAILED", "7_0", "3/200", "-", "-", "ValueError: x; 1:0"]
 
 
@@ -77,15 +77,15 @@ def test_what_slurm_prints_is_read():
     """Lines as squeue -r, sacct and scontrol of Slurm 22.05 print them."""
     rows = ["17_0|RUNNING|None", "17_1|PENDING|BeginTime", "18_2|CANCELLED by 1000|0:0", "19_[3-5%2]|PENDING|Priority"]
     assert _table(row.split("|") for row in rows) == {
-        "17_0": State("RUNNING"),
-        "17_1": State("PENDING", "BeginTime"),
-        "18_2": State("CANCELLED"),
-        **{f"19_{i}": State("PENDING", "Priority") for i in (3, 4, 5)},
+        "17_0": TaskState("RUNNING"),
+        "17_1": TaskState("PENDING", "BeginTime"),
+        "18_2": TaskState("CANCELLED"),
+        **{f"19_{i}": TaskState("PENDING", "Priority") for i in (3, 4, 5)},
     }
     shown = "JobId=3 ArrayJobId=1 ArrayTaskId=1 JobName=a b JobState=TIMEOUT Reason=TimeLimit ExitCode=0:9\n"
-    assert _shown(shown) == {"1_1": State("TIMEOUT", "TimeLimit")}
+    assert _shown(shown) == {"1_1": TaskState("TIMEOUT", "TimeLimit")}
     shown = "JobId=3 ArrayJobId=1 ArrayTaskId=1 JobState=COMPLETING Reason=None PreemptTime=2026-11-21T17:49:28\n"
-    assert _shown(shown) == {"1_1": State("COMPLETING", preempted=True)}
+    assert _shown(shown) == {"1_1": TaskState("COMPLETING", preempted=True)}
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def sweep(tmp_path, monkeypatch):
     RunFolder(failed).set_status("failed", reason="ValueError: x", slurm="7_1")
     RunFolder(late).set_status("running", step=3)
     words = ("COMPLETED", "FAILED", "TIMEOUT", "PENDING")
-    known = {f"7_{task}": State(word) for task, word in enumerate(words)}
+    known = {f"7_{task}": TaskState(word) for task, word in enumerate(words)}
     monkeypatch.setattr(slurm.runs, "states", lambda tasks: {task: known[task] for task in tasks})
     return planned
 

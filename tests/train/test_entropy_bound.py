@@ -6,7 +6,7 @@ import torch
 from conf.axis import ConfigError
 from tests.train.helpers import tiny, trained
 from train.entropy_bound import bound, measure, of_run
-from train.run.module import Proxy
+from train.run.module import ProxyModule
 
 
 def least(norm, keys):
@@ -40,7 +40,7 @@ def test_random_logits_are_never_below():
 
 def test_a_models_entropy_is_that_of_its_probe_and_above_both_bounds():
     config = tiny("qk_norm=none")
-    model = Proxy(config).model.eval()
+    model = ProxyModule(config).model.eval()
     tokens = torch.randint(0, 64, (4, config.context), generator=torch.Generator().manual_seed(1))
     blocks = measure(model, tokens)
     _, stats = model.hidden(tokens, True)

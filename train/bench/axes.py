@@ -21,7 +21,7 @@ from data.batches import train_batch
 from data.prepare import prepare
 from train.config.compose import compose
 from train.config.schema import Config
-from train.run.module import Proxy
+from train.run.module import ProxyModule
 
 LIMIT = 1.5
 """Ratio above which a choice is marked."""
@@ -50,7 +50,7 @@ class Cost:
     """The error of a choice that goes neither with the default config nor has companions here."""
 
 
-class ByHand(Proxy):
+class BareModule(ProxyModule):
     """A proxy that counts its steps without a trainer; none is a watch step."""
 
     def __init__(self, config: Config) -> None:
@@ -69,7 +69,7 @@ class Steps:
     """Training steps by hand: what Lightning calls on the module in each, in its order, so that runs take turns."""
 
     def __init__(self, config: Config) -> None:
-        self.config, self.module = config, ByHand(config)
+        self.config, self.module = config, BareModule(config)
         self.optimizer = self.module.configure_optimizers()
         self.tokens = prepare(config.data, Path(config.cache).expanduser()).train
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from conf.axis import axes, documentation
-from train.config.schema import Place
+from train.config.schema import Runtime
 
 
 def show_help() -> None:
@@ -38,7 +38,7 @@ def show_help() -> None:
     console.print("\n[bold]Fields of a run[/] (with their defaults)")
     _fields(console, Config, "", values)
     console.print("\n[bold]Where and how[/] (none of these changes a run's numbers or name)")
-    _fields(console, Place, "", values)
+    _fields(console, Runtime, "", values)
     for name, axis in axes(Config).items():
         console.print(f"\n[bold]Fields of {name}[/]")
         configs = list(axis.choices.values())
@@ -60,7 +60,7 @@ def _fields(
     """Those in `keep`, all by default, with their values where they are known."""
     from rich.markup import escape
 
-    place = () if config is Place else Place.__dataclass_fields__
+    place = () if config is Runtime else Runtime.__dataclass_fields__
     texts = documentation(config)
     for name in config.__pydantic_fields__:
         if name in texts and name not in place and (keep is None or name in keep):

@@ -11,7 +11,7 @@ from train.runfolder.folder import RunFolder
 
 if TYPE_CHECKING:
     from train.config.schema import Config
-    from train.run.recorder import Row
+    from train.run.recorder import MetricsRow
 
 
 class Progress:
@@ -45,7 +45,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def report(self, row: Row) -> None:
+    def report(self, row: MetricsRow) -> None:
         if not self.config.progress:
             return
         parts = [f"loss {number(row['loss'])}", f"lr {row['lr']:.2e}"]
@@ -61,7 +61,7 @@ class Progress:
             print(f"step {step}/{self.config.steps}  {line}  ETA {duration(left)}", file=sys.stderr, flush=True)
 
 
-def say_summary(config: Config, summary: dict[str, Any], folder: RunFolder) -> None:
+def print_summary(config: Config, summary: dict[str, Any], folder: RunFolder) -> None:
     """What a run found, and where it is."""
     state = summary["state"]
     if state == "diverged":

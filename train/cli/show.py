@@ -8,7 +8,7 @@ import torch
 
 from conf.axis import ConfigError, near
 from models.gpt import GPT
-from models.parametrization import Group, rule_of, tensors
+from models.parametrization import ParameterGroup, scaling_of, tensors
 from models.parametrization.base import SUBLAYERS, init_scale, initial_std
 from train.cli.axes import table
 from train.cli.terminal import table_console
@@ -70,12 +70,12 @@ def rows(config: Config) -> list[list[str]]:
         model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
     found = []
     for tensor in tensors(model):
-        rule = rule_of(config.parametrization, tensor, config.model)
+        scaling = scaling_of(config.parametrization, tensor, config.model)
         init = init_scale(config.parametrization, tensor, config.model, config.init)
         drawn = None if tensor.kind == "vector" else initial_std(tensor, config.model, config.init)
-        group = Group([tensor.parameter], tensor.kind, rule)
+        group = ParameterGroup([tensor.parameter], tensor.kind, scaling)
         decay, fixed = config.optimizer.decay_at_peak(group), config.optimizer.fixed_decay(group)
-        rms = " x RMS" if rule.least_rms is not None else ""
+        rms = " x RMS" if scaling.least_rms is not None else ""
         shape = "x".join(map(str, tensor.parameter.shape)) or "scalar"
         found.append(
             [
@@ -84,10 +84,10 @@ def rows(config: Config) -> list[list[str]]:
                 shape,
                 f"{init:.4g}",
                 "-" if drawn is None else f"{init * drawn:.4g}",
-                f"{rule.multiplier:.4g}",
+                f"{scaling.multiplier:.4g}",
                 f"{config.optimizer.lr * config.optimizer.lr_scale(group):.4g}{rms}",
                 f"{decay:.4g}{rms if decay != fixed else ''}",
-                f"{rule.eps:.4g}",
+                f"{scaling.eps:.4g}",
             ]
         )
     return found

@@ -20,7 +20,7 @@ TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")
 class LauncherConfig:
     name: str
 
-    def must_be_local(self) -> None:
+    def require_local(self) -> None:
         """For commands that train themselves: ConfigError where the runs belong into a queue."""
         if self.name != "local":
             raise ConfigError(

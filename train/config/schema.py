@@ -29,7 +29,7 @@ LONGEST_NAME = 200
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Place:
+class Runtime:
     """Where and how a run happens. Nothing here changes its numbers by more than rounding: none enters the hash."""
 
     out: str
@@ -60,8 +60,8 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Config(Architecture, Place):
-    """One run. Everything but the fields of Place decides its numbers and enters its hash."""
+class Config(Architecture, Runtime):
+    """One run. Everything but the fields of Runtime decides its numbers and enters its hash."""
 
     loss: Annotated[LossConfig, LOSS]
     optimizer: Annotated[OptimizerConfig, OPTIMIZER]
@@ -139,7 +139,7 @@ class Config(Architecture, Place):
 
     @cached_property
     def _digest(self) -> str:
-        names = set(_names(type(self))) - Place.__dataclass_fields__.keys()
+        names = set(_names(type(self))) - Runtime.__dataclass_fields__.keys()
         if not self.eval_lengths:  # measures more and changes nothing: without it, the run that it was
             names.remove("eval_lengths")
         # json.dumps of all of them with sorted keys.
@@ -159,7 +159,7 @@ class Config(Architecture, Place):
         defaults = default_choices()
         for axis in axes(Config):
             name = getattr(self, axis).name
-            if axis not in ("qk_norm", *Place.__dataclass_fields__) and name != defaults.get(axis, name):
+            if axis not in ("qk_norm", *Runtime.__dataclass_fields__) and name != defaults.get(axis, name):
                 chosen.append(f"{axis}_{name}")
         end = f"-lr{self.optimizer.lr:g}-seed{self.seed}"
         return "-".join(chosen)[: LONGEST_NAME - len(end)] + end

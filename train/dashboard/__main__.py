@@ -15,14 +15,14 @@ from typing import Any
 from conf.axis import ConfigError
 from train.cli.terminal import exit_with
 from train.loggers.wandb import require_server, server
-from train.results.sweep import Sweep, load_sweep
+from train.results.sweep import SweepResults, load_sweep
 from train.runfolder.files import read_json, unwritable, write_atomically
 from train.sync import unsent
 
 PROJECT = "stabilab"
 
 
-def configured(sweep: Sweep, field: str) -> str | None:
+def configured(sweep: SweepResults, field: str) -> str | None:
     """The W&B project or entity of the sweep's runs; ConfigError where they have several."""
     column = f"logger.{field}"
     found = sorted({v for v in sweep.runs[column] if isinstance(v, str)}) if column in sweep.runs else []
@@ -31,7 +31,7 @@ def configured(sweep: Sweep, field: str) -> str | None:
     return found[0] if found else None
 
 
-def save(views: dict[str, Any], sweep: Sweep, where: str) -> None:
+def save(views: dict[str, Any], sweep: SweepResults, where: str) -> None:
     """Creates workspace and report in W&B, or brings those up to date that SWEEP/dashboard.json knows."""
     path = sweep.path / "dashboard.json"
     known = read_json(path)
@@ -85,7 +85,7 @@ def dashboard(folder: Path, project: str | None, entity: str | None, file: Path 
     _say(sweep, held, sections, builder.left_out)
 
 
-def _send(held: Any, sections: Any, sweep: Sweep, project: str, entity: str | None) -> dict[str, Any]:
+def _send(held: Any, sections: Any, sweep: SweepResults, project: str, entity: str | None) -> dict[str, Any]:
     import wandb
 
     from train.dashboard.curves import log
@@ -99,7 +99,7 @@ def _send(held: Any, sections: Any, sweep: Sweep, project: str, entity: str | No
     return {name: make(held, sections, entity=entity, project=project) for name, make in views.items()}
 
 
-def _say(sweep: Sweep, held: Any, sections: Any, left_out: list[str]) -> None:
+def _say(sweep: SweepResults, held: Any, sections: Any, left_out: list[str]) -> None:
     panels = sum(map(len, sections.values()))
     verdict = f"; {held.verdict.finding}: {held.verdict.state}" if held.verdict else ""
     print(f"{panels} panels in {len(sections)} sections over {len(held.runs)} runs of group {held.name}{verdict}")

@@ -21,7 +21,7 @@ from train.loggers.mirror import STEP
 from train.loggers.wandb import CONNECT_SECONDS
 from train.report import markdown
 from train.results.arms import varying, with_arms
-from train.results.sweep import Sweep
+from train.results.sweep import SweepResults
 from train.results.table import COLUMNS, cells, table
 from train.results.verdict import Verdict
 
@@ -83,7 +83,7 @@ class SweepRun:
         return found + [{STEP: step, EPS_LINE: 1.0} for step in (0, self.steps - 1)]
 
 
-def sweep_run(sweep: Sweep) -> SweepRun:
+def sweep_run(sweep: SweepResults) -> SweepRun:
     runs = with_arms(sweep.runs)
     runs["arm"] = runs["arm"].replace("", "all runs")
     columns = varying(sweep.runs)
@@ -110,7 +110,7 @@ def sweep_run(sweep: Sweep) -> SweepRun:
     return SweepRun(sweep.name, runs, settings, sensitivity, losses, steps, text, verdict, trouble, tables)
 
 
-def _judge(sweep: Sweep) -> tuple[Verdict | None, str | None]:
+def _judge(sweep: SweepResults) -> tuple[Verdict | None, str | None]:
     try:
         return (find(sweep.finding).verdict(sweep.runs, sweep.metrics) if sweep.finding else None), None
     except ConfigError as fault:

@@ -15,7 +15,7 @@ import wandb_workspaces.reports.v2 as wr
 from train.dashboard.curves import EPS_LINE, OVER_LR, OVER_N, Curve, SweepRun
 from train.loggers.mirror import STEP, mirrored
 from train.results.style import LINES, colours
-from train.results.sweep import Sweep
+from train.results.sweep import SweepResults
 
 MARKS = dict(zip(LINES, ("solid", "dashed", "dotted", "dotdash"), strict=True))
 MOST_BLOCKS = 6
@@ -26,7 +26,7 @@ SHOWN = ("embedding", "head", "attention.query", "attention.out", "mlp.up", "mlp
 Panels = list[Any]
 
 
-def logged(sweep: Sweep) -> set[str]:
+def logged(sweep: SweepResults) -> set[str]:
     """The names that W&B's history of these runs has, from each run's first two rows: all probes fall on step 0."""
     names: set[str] = set()
     for run in sweep.runs["run"]:

@@ -13,10 +13,10 @@ from typing import Any, get_args
 
 from conf.axis import ConfigError, near
 from train.cli.terminal import exit_with, table_console
-from train.findings.base import Finding, Group, all_findings, find
+from train.findings.base import Finding, FindingGroup, all_findings, find
 from train.findings.status import cost, state
 
-GROUPS = ["all", *get_args(Group)]
+GROUPS = ["all", *get_args(FindingGroup)]
 
 
 def chosen(names: list[str]) -> list[Finding]:
@@ -43,7 +43,7 @@ def judge(findings: list[Finding], overrides: list[str]) -> int:
     # it is looked up when its turn comes.
     sweeps = {finding: plan([f"experiment={finding.name}", *overrides]) for finding in findings}
     for sweep in sweeps.values():
-        sweep.configs[0].launcher.must_be_local()
+        sweep.configs[0].launcher.require_local()
     failed = 0
     for sweep in sweeps.values():
         failed |= launch(sweep)

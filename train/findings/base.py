@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-Group = Literal["core", "rules", "slow"]
+FindingGroup = Literal["core", "rules", "slow"]
 """What is run together: all of `core` takes an hour on 2 cores, `rules` are the claims on attention rules."""
 
 
@@ -34,7 +34,7 @@ class Finding:
     """Figures by file name."""
     minutes: float
     """What its experiment takes on 2 cores when no run is there yet, from the time of a run of each size."""
-    group: Group = "core"
+    group: FindingGroup = "core"
 
     def verdict(self, runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Verdict:
         """What the runs say of the claim, with the claim and its source."""

@@ -34,7 +34,7 @@ from train.forecast.measurements import (
 )
 from train.forecast.predict import Prediction, predict
 from train.results.style import save
-from train.results.sweep import Sweep, load_sweep
+from train.results.sweep import SweepResults, load_sweep
 from train.results.verdict import plain
 from train.runfolder.files import write_atomically
 
@@ -51,7 +51,7 @@ SAME = 1.01
 """Sizes closer than this factor are the same model."""
 
 
-def load(arguments: argparse.Namespace) -> tuple[Sweep, pd.DataFrame, list[Quantity], list[str]]:
+def load(arguments: argparse.Namespace) -> tuple[SweepResults, pd.DataFrame, list[Quantity], list[str]]:
     """The sweep, its runs with readings, the quantities that it has, and notes."""
     sweep = load_sweep(arguments.folder)
     runs, notes = chosen_runs(sweep, arguments.where)

@@ -16,7 +16,7 @@ from train.config.schema import Config
 from train.forecast.fits import Points
 from train.results.arms import varying
 from train.results.sensitivity import lr_sensitivity
-from train.results.sweep import Sweep
+from train.results.sweep import SweepResults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,7 @@ def read(quantity: Quantity, rows: pd.DataFrame, steps: int, at: float) -> float
     return float(nearest[quantity.column]) if reached else math.nan
 
 
-def chosen_runs(sweep: Sweep, where: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+def chosen_runs(sweep: SweepResults, where: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
     """Ended runs of one arm, which differ in size, LR and seed only, and notes on what was chosen.
 
     Without a filter on qk_norm the arm without it is taken, whose logits grow. ConfigError when more differs.
@@ -109,7 +109,7 @@ def _text(value: Any) -> Any:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def with_readings(sweep: Sweep, runs: pd.DataFrame, quantities: Sequence[Quantity], at: float) -> pd.DataFrame:
+def with_readings(sweep: SweepResults, runs: pd.DataFrame, quantities: Sequence[Quantity], at: float) -> pd.DataFrame:
     """The runs with a column for each quantity (by its name) and `broken`: diverged, or degraded on its LR grid."""
     found = runs.copy()
     for quantity in quantities:
@@ -163,7 +163,7 @@ def points(runs: pd.DataFrame, name: str) -> Points:
     return Points(*(np.log10(runs[column].to_numpy(dtype=float)) for column in ("size", "optimizer.lr", name)))
 
 
-def target_size(sweep: Sweep, runs: pd.DataFrame, target: str) -> float:
+def target_size(sweep: SweepResults, runs: pd.DataFrame, target: str) -> float:
     """N of a model of conf/model built as this sweep's are, or a number such as 1.8M, 2e9."""
     if target in choices()["model"]:
         config = from_file(sweep.path / str(runs["run"].iloc[0]) / "config.yaml")

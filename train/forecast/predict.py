@@ -31,7 +31,7 @@ class Crossing:
 
 
 @dataclass(frozen=True)
-class Row:
+class ForecastRow:
     """What is forecast for one learning rate of the target."""
 
     lr: float
@@ -54,7 +54,7 @@ class Prediction:
     seen: Points
     """The points that the forecast is made from."""
     model: Forecaster
-    rows: list[Row]
+    rows: list[ForecastRow]
 
     def lr_crossing(self, level: float) -> float | None:
         """The LR at which the target is at the level, between two of the grid, log-log. None: beyond the grid."""
@@ -80,7 +80,7 @@ def predict(
         rate = float(f"{10**lr:.6g}")
         own = [(value, broken) for at, value, broken in later if math.isclose(at, rate, rel_tol=1e-6)]
         rows.append(
-            Row(
+            ForecastRow(
                 lr=rate, value=10**forecast.mean, low=10**low, high=10**high,
                 passes={level: beyond(quantity, model, math.log10(target), lr, level) for level in quantity.levels},
                 crossing={level: crossing(quantity, seen, model, target, lr, level) for level in quantity.levels},

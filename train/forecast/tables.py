@@ -9,7 +9,7 @@ from train.cli.format import size_label
 from train.cli.terminal import table_console
 from train.forecast.backtest import Score
 from train.forecast.measurements import Quantity
-from train.forecast.predict import BEYOND, Crossing, Prediction, Row
+from train.forecast.predict import BEYOND, Crossing, ForecastRow, Prediction
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +52,7 @@ def _table(prediction: Prediction, level: float | None) -> Any:
     return table
 
 
-def _measured(row: Row) -> str:
+def _measured(row: ForecastRow) -> str:
     texts = [f"{short(v)}{' broke' if b else ''}" for v, b in zip(row.measured, row.broken, strict=True)]
     return ", ".join(texts) or "-"
 

@@ -28,10 +28,10 @@ class LoggerConfig:
         """Returns a logger that keeps its files in `folder`, or None."""
         raise NotImplementedError
 
-    def must_be_there(self) -> None:
+    def require_package(self) -> None:
         """ConfigError where a package that it needs is missing."""
 
-    def asks_again(self) -> bool:
+    def relogs_ended_runs(self) -> bool:
         """Whether a run that has ended is to be logged once more."""
         return False
 

@@ -24,6 +24,6 @@ class TensorBoard(LoggerConfig):
 
         return TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
 
-    def must_be_there(self) -> None:
+    def require_package(self) -> None:
         if find_spec("tensorboard") is None and find_spec("tensorboardX") is None:
             raise ConfigError("logger=tensorboard needs a package that isn't here: pip install tensorboard")

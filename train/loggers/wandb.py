@@ -45,7 +45,7 @@ class Wandb(LoggerConfig):
             return os.environ["WANDB_MODE"] != "online"
         return not has_key()
 
-    def asks_again(self) -> bool:
+    def relogs_ended_runs(self) -> bool:
         """The agent of a W&B sweep gives each point a run of its own, also the point that another has trained."""
         return "WANDB_SWEEP_ID" in os.environ
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.parametrization import Group
+from models.parametrization import ParameterGroup
 from train.optimizers.base import OPTIMIZER, OptimizerConfig, follows_weights
 
 
@@ -41,12 +41,12 @@ class Adafactor(OptimizerConfig):
                 f"{config.parametrization.name} does: use parametrization=standard or optimizer=adamw"
             )
 
-    def epsilon(self, group: Group) -> float:
-        return self.eps * group.rule.eps
+    def epsilon(self, group: ParameterGroup) -> float:
+        return self.eps * group.scaling.eps
 
-    def param_group(self, group: Group) -> dict[str, Any]:
+    def param_group(self, group: ParameterGroup) -> dict[str, Any]:
         return super().param_group(group) | {"eps": (self.epsilon(group), self.eps2)}
 
-    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+    def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         chosen = [self.param_group(g) for g in groups]
         return torch.optim.Adafactor(chosen, beta2_decay=self.beta2_decay, d=self.update_clip)

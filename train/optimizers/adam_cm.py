@@ -9,9 +9,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.parametrization import Group
+from models.parametrization import ParameterGroup
 from train.optimizers.adamw import AdamFields
-from train.optimizers.base import OPTIMIZER, ByHand
+from train.optimizers.base import OPTIMIZER, ManualOptimizer
 
 
 @OPTIMIZER.register
@@ -36,12 +36,12 @@ class AdamCM(AdamFields):
     synced: bool = True
     """Priority: the sum of the gradient norms of all tensors, or each tensor's own. Default of the authors."""
 
-    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+    def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         chosen = [self.param_group(g) for g in groups]
         return CriticalMomenta(chosen, self.betas, self.topc, self.priority_decay, self.synced)
 
 
-class CriticalMomenta(ByHand):
+class CriticalMomenta(ManualOptimizer):
     """No transfer to the host: what leaves the buffer is decided on the device."""
 
     def __init__(

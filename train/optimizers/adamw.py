@@ -9,8 +9,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.parametrization import Group
-from train.optimizers.base import OPTIMIZER, ByHand, OptimizerConfig
+from models.parametrization import ParameterGroup
+from train.optimizers.base import OPTIMIZER, ManualOptimizer, OptimizerConfig
 
 Change = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -27,8 +27,8 @@ class AdamFields(OptimizerConfig):
     """Added to the root of the bias-corrected second moment; 0 would make 0/0 of a row that gets no gradient.
     Wortsman et al. 2023, section 2.1."""
 
-    def epsilon(self, group: Group) -> float | None:
-        return self.eps * group.rule.eps
+    def epsilon(self, group: ParameterGroup) -> float | None:
+        return self.eps * group.scaling.eps
 
     @property
     def betas(self) -> tuple[float, float]:
@@ -52,7 +52,7 @@ class AdamW(AdamFields):
         """What is done to u before it is taken; any of them leaves torch's kernel for ours."""
         return [] if self.update_clip is None else [clip_update(self.update_clip)]
 
-    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+    def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         chosen = [self.param_group(g) for g in groups]
         if changes := self.changes():
             return ChangedAdamW(chosen, self.betas, changes)
@@ -66,7 +66,7 @@ def clip_update(largest: float) -> Change:
     return clipped
 
 
-class ChangedAdamW(ByHand):
+class ChangedAdamW(ManualOptimizer):
     """AdamW whose u goes through `changes`, functions of u and the gradient, before the step."""
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], changes: Sequence[Change]) -> None:

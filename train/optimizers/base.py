@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED, Axis, Choice
 from models.gpt import GPT
-from models.parametrization import Group
+from models.parametrization import ParameterGroup
 from models.probes import Stats
 from train.optimizers import qk_clip
 
@@ -55,7 +55,7 @@ class OptimizerConfig(Choice):
         if self.qk_clip is not None:
             qk_clip.fits(self.qk_clip, config)
 
-    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+    def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         """An optimizer over all parameters; its param_groups keep the multiplier of their LR as `lr_scale`.
 
         All that its next update depends on is in its state_dict.
@@ -83,11 +83,11 @@ class OptimizerConfig(Choice):
         """The weights as they are judged and kept, in place of those that are trained where these are others."""
         yield
 
-    def lr_scale(self, group: Group) -> float:
+    def lr_scale(self, group: ParameterGroup) -> float:
         """The LR of a group's tensors, divided by `lr`."""
-        return group.rule.lr
+        return group.scaling.lr
 
-    def epsilon(self, group: Group) -> float | None:
+    def epsilon(self, group: ParameterGroup) -> float | None:
         """What is added to the root of the second moment or bounds it from below; None without such a thing."""
         return None
 
@@ -95,21 +95,21 @@ class OptimizerConfig(Choice):
         """lambda in the units of the mode."""
         return PAPER_DECAY[self.decay] if self.weight_decay is None else self.weight_decay
 
-    def decay_at_peak(self, group: Group) -> float:
+    def decay_at_peak(self, group: ParameterGroup) -> float:
         """The share of a weight that decay takes in a step at the peak."""
-        rate = group.rule.decay_in(self.decay) * self.decay_rate()
+        rate = group.scaling.decay_in(self.decay) * self.decay_rate()
         return self.lr * self.lr_scale(group) * rate if self.decay == "coupled" else rate
 
-    def fixed_decay(self, group: Group) -> float:
+    def fixed_decay(self, group: ParameterGroup) -> float:
         """What of it doesn't follow the LR."""
         return 0.0 if self.decay == "coupled" else self.decay_at_peak(group)
 
-    def param_group(self, group: Group) -> dict[str, Any]:
+    def param_group(self, group: ParameterGroup) -> dict[str, Any]:
         """The group as torch's optimizers take it. They multiply weight_decay by lr_t."""
         scale = self.lr_scale(group)
         lr = self.lr * scale
         # Divided by the group's peak, lr_t lambda becomes s_t lambda, whatever the scale.
-        rate = group.rule.decay_in(self.decay) * self.decay_rate() / (lr if self.decay == "independent" else 1.0)
+        rate = group.scaling.decay_in(self.decay) * self.decay_rate() / (lr if self.decay == "independent" else 1.0)
         made = {"params": list(group.parameters), "lr": lr, "lr_scale": scale, "weight_decay": rate}
         epsilon = self.epsilon(group)
         return made if epsilon is None else made | {"eps": epsilon}
@@ -120,11 +120,11 @@ OPTIMIZER: Axis[OptimizerConfig] = Axis("optimizer")
 
 def follows_weights(config: Any) -> bool:
     """Whether the parametrization multiplies LRs by the RMS of the weights."""
-    rules = config.parametrization.rules_of_matrices(config.model)
-    return any(rule.least_rms is not None for rule in rules.values())
+    scalings = config.parametrization.matrix_scalings(config.model)
+    return any(s.least_rms is not None for s in scalings.values())
 
 
-class ByHand(torch.optim.Optimizer):
+class ManualOptimizer(torch.optim.Optimizer):
     """Base of the optimizers that are written here."""
 
     @torch.no_grad()

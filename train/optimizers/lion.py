@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.parametrization import Group
+from models.parametrization import ParameterGroup
 from train.optimizers.base import OPTIMIZER, OptimizerConfig
 
 
@@ -26,7 +26,7 @@ class Lion(OptimizerConfig):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay rate of the momentum. Chen et al. 2023; default of optimi."""
 
-    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+    def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         from optimi import Lion as Optimi
 
         betas = self.beta1, self.beta2

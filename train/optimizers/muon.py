@@ -9,9 +9,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.parametrization import Group
+from models.parametrization import ParameterGroup
 from train.optimizers.adamw import AdamFields
-from train.optimizers.base import OPTIMIZER, ByHand
+from train.optimizers.base import OPTIMIZER, ManualOptimizer
 
 
 @OPTIMIZER.register
@@ -40,19 +40,19 @@ class Muon(AdamFields):
     """LR of AdamW's tensors, divided by that of the hidden matrices. Liu et al. 2025, section 2.2: the same."""
 
     @staticmethod
-    def orthogonalizes(group: Group) -> bool:
+    def orthogonalizes(group: ParameterGroup) -> bool:
         return group.kind == "hidden" and all(p.ndim == 2 for p in group.parameters)
 
-    def lr_scale(self, group: Group) -> float:
-        return group.rule.lr * (1.0 if self.orthogonalizes(group) else self.adam_lr)
+    def lr_scale(self, group: ParameterGroup) -> float:
+        return group.scaling.lr * (1.0 if self.orthogonalizes(group) else self.adam_lr)
 
-    def epsilon(self, group: Group) -> float | None:
+    def epsilon(self, group: ParameterGroup) -> float | None:
         return None if self.orthogonalizes(group) else super().epsilon(group)
 
-    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+    def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         # A map of a layer may bring vectors among the hidden tensors.
         split = [
-            Group(list(parameters), group.kind, group.rule)
+            ParameterGroup(list(parameters), group.kind, group.scaling)
             for group in groups
             for _, parameters in groupby(sorted(group.parameters, key=lambda p: p.ndim), key=lambda p: p.ndim)
         ]
@@ -74,7 +74,7 @@ class Muon(AdamFields):
         return Combined(parts)
 
 
-class Combined(ByHand):
+class Combined(ManualOptimizer):
     """Several optimizers as one: it owns their groups and their state, and lends them out for each step."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.parametrization import Group
+from models.parametrization import ParameterGroup
 from train.optimizers.adamw import AdamW
 from train.optimizers.base import OPTIMIZER
 
@@ -24,7 +24,7 @@ class OrthoGrad(AdamW):
     lr: Annotated[float, Field(gt=0)] = 1e-2
     """Peak learning rate of the schedule."""
 
-    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+    def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         from pytorch_optimizer import OrthoGrad as Wrapper
 
         return Wrapper(super().build(groups))

@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.parametrization import Group
+from models.parametrization import ParameterGroup
 from train.optimizers.adamw import AdamFields
 from train.optimizers.base import OPTIMIZER, follows_weights
 
@@ -60,7 +60,7 @@ class ScheduleFree(AdamFields):
                 f"with the weights: use parametrization=standard or optimizer=adamw"
             )
 
-    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+    def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         from schedulefree import AdamWScheduleFree
 
         made = AdamWScheduleFree(

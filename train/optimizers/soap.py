@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.parametrization import Group
+from models.parametrization import ParameterGroup
 from train.optimizers.adamw import AdamFields
 from train.optimizers.base import OPTIMIZER
 
@@ -35,13 +35,13 @@ class SOAP(AdamFields):
     max_precondition_dim: Annotated[int, Field(ge=1)] = 10_000
     """Longest side of a matrix that gets a preconditioner. Default of the authors."""
 
-    def param_group(self, group: Group) -> dict[str, Any]:
+    def param_group(self, group: ParameterGroup) -> dict[str, Any]:
         longest = self.max_precondition_dim
         if group.kind in ("embedding", "head"):
             longest = min(longest, max(p.shape[-1] for p in group.parameters))
         return super().param_group(group) | {"max_precondition_dim": longest}
 
-    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+    def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         import pytorch_optimizer
 
         return pytorch_optimizer.SOAP(

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.parametrization import Group
+from models.parametrization import ParameterGroup
 from train.optimizers.adamw import AdamFields
 from train.optimizers.base import OPTIMIZER
 
@@ -28,7 +28,7 @@ class StableAdamW(AdamFields):
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the root of the bias-corrected second moment. Default of optimi and of the paper."""
 
-    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+    def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         from optimi import StableAdamW as Optimi
 
         # The loop: the Triton kernel sums in any order, the foreach path is deprecated.

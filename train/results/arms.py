@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from train.config.schema import Config, Place
+from train.config.schema import Config, Runtime
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SETTINGS = {*Config.__dataclass_fields__} - {*Place.__dataclass_fields__, "model", "seed"}
+SETTINGS = {*Config.__dataclass_fields__} - {*Runtime.__dataclass_fields__, "model", "seed"}
 
 
 def varying(runs: pd.DataFrame) -> list[str]:

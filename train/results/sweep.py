@@ -53,7 +53,7 @@ class Metrics(Mapping[str, "pd.DataFrame"]):
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepResults:
     path: Path
     name: str
     finding: str | None
@@ -88,7 +88,7 @@ class Sweep:
         return f"Left out, {len(rest)} of {len(self.runs)} runs: {', '.join(names)}" if names else None
 
 
-def load_sweep(path: Path | str) -> Sweep:
+def load_sweep(path: Path | str) -> SweepResults:
     """A sweep folder as tidy frames. ConfigError when there is no sweep in it."""
     import pandas as pd
 
@@ -120,7 +120,7 @@ def load_sweep(path: Path | str) -> Sweep:
             f"{path}: no run has started, and the overrides in sweep.json don't fit conf/: start it again"
         )
     runs["size"] = runs.groupby(SHAPE)["N"].transform("min").fillna(12 * runs["model.depth"] * runs["model.width"] ** 2)
-    return Sweep(
+    return SweepResults(
         path, listed.get("name", path.name), listed.get("finding"), runs, Metrics({f.path.name: f for f in folders})
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     pass
 
-State = Literal["reproduced", "not reproduced", "inconclusive"]
+VerdictWord = Literal["reproduced", "not reproduced", "inconclusive"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Verdict:
     """Where it is published."""
 
     @property
-    def state(self) -> State:
+    def state(self) -> VerdictWord:
         """Any check that fails decides; without one, any check that is open."""
         passed = [check.passed for check in self.checks]
         if False in passed:

@@ -18,12 +18,12 @@ from data.datamodule import TokenDataModule
 from train.loggers.mirror import Mirror
 from train.run.interrupt import Interrupted
 from train.run.long_validation import validate_longer
-from train.run.module import Proxy
-from train.run.recorder import Row, first_nonfinite
+from train.run.module import ProxyModule
+from train.run.recorder import MetricsRow, first_nonfinite
 from train.runfolder.files import save_atomically
 from train.runfolder.folder import RunFolder
 
-Report = Callable[[Row], None]
+OnRow = Callable[[MetricsRow], None]
 
 AGREE_EVERY = 10
 """Steps after which the processes of a run on several devices ask each other whether one was told to stop."""
@@ -36,7 +36,7 @@ class CheckpointFile(TorchCheckpointIO):
         save_atomically(Path(path), checkpoint)
 
 
-class Keeper(pl.Callback):
+class RunCallback(pl.Callback):
     """Acts at the end of each optimizer step, on rank 0 for all that is written.
 
     Rows are written and divergence is judged at watch steps; checkpoints fall on watch steps too, so that a run that
@@ -50,7 +50,7 @@ class Keeper(pl.Callback):
         validation: list[torch.Tensor],
         longer: dict[int, list[torch.Tensor]],
         tokens_per_step: int,
-        report: Report,
+        report: OnRow,
     ) -> None:
         self.folder, self.mirror, self.report = folder, mirror, report
         self.validation, self.longer = validation, longer
@@ -62,7 +62,7 @@ class Keeper(pl.Callback):
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, Proxy)
+        assert isinstance(module, ProxyModule)
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._handlers[signum] = signal.signal(signum, self._asked_to_stop)
         if trainer.is_global_zero:
@@ -85,7 +85,7 @@ class Keeper(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(module, Proxy)
+        assert isinstance(module, ProxyModule)
         if (batch_idx + 1) % module.config.accumulate:
             return
         step, config = trainer.global_step - 1, module.config
@@ -122,12 +122,12 @@ class Keeper(pl.Callback):
         """Whether any process wishes it: a checkpoint takes all of them, signals and clocks aren't simultaneous."""
         return wish if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(wish, all=False)
 
-    def _write_rows(self, rows: list[Row]) -> None:
+    def _write_rows(self, rows: list[MetricsRow]) -> None:
         self.folder.append(self.folder.metrics_path, rows)
         for row in rows:
             self.mirror.row(row)
 
-    def _tell(self, step: int, row: Row) -> None:
+    def _tell(self, step: int, row: MetricsRow) -> None:
         now = time.monotonic()
         took, steps = now - self._clock, step - self._timed_step + 1
         self.seconds += took
@@ -145,7 +145,7 @@ class Keeper(pl.Callback):
         self._saved = time.monotonic()
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, Proxy)
+        assert isinstance(module, ProxyModule)
         if self.diverged_step is None:
             self.loss_final = module.validate(self.validation)
             # The last update has no step after it whose loss would tell.

@@ -13,16 +13,16 @@ import torch
 
 from data.batches import dealt
 from models.probes import Stats, merge
-from train.run.recorder import Row, summarize
+from train.run.recorder import MetricsRow, summarize
 
 if TYPE_CHECKING:
-    from train.run.module import Proxy
+    from train.run.module import ProxyModule
 
 OF_WEIGHTS = ("entropy", "top_weight")
 
 
 @torch.no_grad()
-def validate_longer(module: Proxy, batches: Mapping[int, list[torch.Tensor]]) -> Row:
+def validate_longer(module: ProxyModule, batches: Mapping[int, list[torch.Tensor]]) -> MetricsRow:
     """Of batches x_BT1 by their length over the context, each a mean over tokens:
 
     `validation/loss_at_4x`, over all tokens; `..._tail`, over the last context's worth of each sequence, whose tokens
@@ -30,14 +30,14 @@ def validate_longer(module: Proxy, batches: Mapping[int, list[torch.Tensor]]) ->
     `validation/entropy_at_4x`, `top_weight_at_4x`: the probes of the attention weights, means over all rows, heads and
     blocks (of several devices, of the first one's share).
     """
-    row: Row = {}
+    row: MetricsRow = {}
     with module.trainer.precision_plugin.forward_context(), module.evaluating():
         for multiple, found in batches.items():
             row |= {f"validation/{k}": v for k, v in _at(module, multiple, found).items()}
     return row
 
 
-def _at(module: Proxy, multiple: int, batches: list[torch.Tensor]) -> Row:
+def _at(module: ProxyModule, multiple: int, batches: list[torch.Tensor]) -> MetricsRow:
     context = module.config.context
     rank, world = module.trainer.global_rank, module.trainer.world_size
     total, stats = torch.zeros(3, device=module.device), Stats()
@@ -61,5 +61,5 @@ def _at(module: Proxy, multiple: int, batches: list[torch.Tensor]) -> Row:
     return losses | {f"{name}_at_{multiple}x": fmean(values) for name, values in blocks.items() if values}
 
 
-def _of_blocks(probes: Row, name: str) -> list[float]:
+def _of_blocks(probes: MetricsRow, name: str) -> list[float]:
     return [v for k, v in probes.items() if k.startswith("attention/block") and k.rpartition("/")[2] == name]

@@ -15,7 +15,7 @@ from torch import nn
 
 from data.batches import dealt
 from models.gpt import GPT, initialize
-from models.parametrization import Group, groups
+from models.parametrization import ParameterGroup, groups
 from models.probes import Stats, merge
 from train.config.schema import Config
 from train.losses import Output
@@ -36,7 +36,7 @@ def tensor_name(parameter: str) -> str:
     return name
 
 
-class Proxy(pl.LightningModule):
+class ProxyModule(pl.LightningModule):
     """Trains `model`; the statistics of each optimizer step go to `recorder`."""
 
     def __init__(self, config: Config) -> None:
@@ -77,8 +77,8 @@ class Proxy(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         chosen = groups(self.config.parametrization, self.model, self.config.model)
         if of_loss := list(self.objective.parameters()):
-            chosen.append(Group(of_loss))
-        alone = {id(p): Group([p], group.kind, group.rule) for group in chosen for p in group.parameters}
+            chosen.append(ParameterGroup(of_loss))
+        alone = {id(p): ParameterGroup([p], group.kind, group.scaling) for group in chosen for p in group.parameters}
         self.epsilons = [self.config.optimizer.epsilon(alone[id(p)]) for p in self.tensors]
         self._relative = RelativeLR(self.tensors, [alone[id(p)] for p in self.tensors], self.config.optimizer)
         self._optimizer = self.config.optimizer.build(chosen)

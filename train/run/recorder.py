@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from models.probes import Stats, is_max, is_rms, over_rows
 
-Row = dict[str, Any]
+MetricsRow = dict[str, Any]
 
 # Over blocks: how a summary line of all of them is taken.
 OVER_BLOCKS: dict[str, Callable[[list[float]], float]] = {"logit_max": max, "entropy": fmean, "sink_rate": fmean}
@@ -22,13 +22,13 @@ class Recorder:
     """Keeps the statistics of each step on the device until `flush` turns them into rows."""
 
     def __init__(self) -> None:
-        self._steps: list[tuple[Row, Stats]] = []
+        self._steps: list[tuple[MetricsRow, Stats]] = []
 
-    def add(self, host: Row, stats: Stats) -> None:
+    def add(self, host: MetricsRow, stats: Stats) -> None:
         """One step: values that the host knows (`step`, `lr`), and device tensors."""
         self._steps.append((host, {name: value.detach() for name, value in stats.items()}))
 
-    def flush(self) -> list[Row]:
+    def flush(self) -> list[MetricsRow]:
         """The rows since the last flush, reduced over all ranks."""
         if not self._steps:
             return []
@@ -59,9 +59,9 @@ class Recorder:
         return torch.where(largest, top, torch.where(square, mean.sqrt(), mean))
 
 
-def summarize(row: Row) -> Row:
+def summarize(row: MetricsRow) -> MetricsRow:
     """Adds what is derived on the host: over heads (the lists keep the name + `_by_head`), blocks and tensors."""
-    done: Row = {}
+    done: MetricsRow = {}
     blocks: dict[str, list[float]] = {}
     row = over_rows(row)
     for name, value in row.items():
@@ -84,7 +84,7 @@ def summarize(row: Row) -> Row:
     return done
 
 
-def first_nonfinite(rows: list[Row]) -> int | None:
+def first_nonfinite(rows: list[MetricsRow]) -> int | None:
     """The first step whose loss is NaN or infinite, or whose gradient is NaN.
 
     A finite loss can hide NaN: torch's fused attention on CPUs (2.13) gives zeros for queries that are NaN in contexts
@@ -93,5 +93,5 @@ def first_nonfinite(rows: list[Row]) -> int | None:
     return next((row["step"] for row in rows if not _is_sound(row)), None)
 
 
-def _is_sound(row: Row) -> bool:
+def _is_sound(row: MetricsRow) -> bool:
     return math.isfinite(row.get("loss", 0.0)) and not math.isnan(row.get("gradient/norm", 0.0))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from models.parametrization import Group
+from models.parametrization import ParameterGroup
 from train.optimizers import OptimizerConfig
 from train.run.tensors import tensor_rms
 
@@ -16,12 +16,14 @@ from train.run.tensors import tensor_rms
 class RelativeLR:
     """Of the tensors whose rule asks for it; the others are left alone."""
 
-    def __init__(self, tensors: Sequence[torch.Tensor], groups: Sequence[Group], optimizer: OptimizerConfig) -> None:
+    def __init__(
+        self, tensors: Sequence[torch.Tensor], groups: Sequence[ParameterGroup], optimizer: OptimizerConfig
+    ) -> None:
         """A group for each of the tensors."""
-        chosen = [i for i, group in enumerate(groups) if group.rule.least_rms is not None]
+        chosen = [i for i, group in enumerate(groups) if group.scaling.least_rms is not None]
         self.count, self.places = len(tensors), chosen
         self.tensors = [tensors[i] for i in chosen]
-        self.least = [groups[i].rule.least_rms for i in chosen]
+        self.least = [groups[i].scaling.least_rms for i in chosen]
         self.decay = [optimizer.fixed_decay(groups[i]) for i in chosen]
         self.before: list[torch.Tensor] = []
         self.scale: torch.Tensor | None = None

@@ -21,11 +21,11 @@ from data.prepare import prepare
 from train.config.compose import to_yaml
 from train.config.schema import Config
 from train.loggers.mirror import Mirror
-from train.run.callback import CheckpointFile, Keeper, Report
+from train.run.callback import CheckpointFile, OnRow, RunCallback
 from train.run.distributed import cluster_environment, is_rank_zero
 from train.run.interrupt import Interrupted
-from train.run.module import Proxy
-from train.run.recorder import Row
+from train.run.module import ProxyModule
+from train.run.recorder import MetricsRow
 from train.run.sharding import Sharded, whole
 from train.runfolder.files import save_atomically, write_atomically
 from train.runfolder.folder import RunFolder
@@ -35,7 +35,7 @@ Summary = dict[str, Any]
 
 def train(
     config: Config,
-    report: Report = lambda row: None,
+    report: OnRow = lambda row: None,
     parent: Path | None = None,
     callbacks: Sequence[pl.Callback] = (),
     patience: float = 0.0,
@@ -54,7 +54,7 @@ def train(
     )
     if folder.has_ended():
         return _found(config, folder, mirror)
-    config.logger.must_be_there()
+    config.logger.require_package()
     prepared = prepare(config.data, Path(config.cache).expanduser(), progress=config.progress)
     job = Job(config, folder, prepared, report, callbacks)
     if not is_rank_zero(config):
@@ -87,7 +87,7 @@ def train(
 def _found(config: Config, folder: RunFolder, mirror: Mirror) -> Summary:
     """The summary of a run that has ended; who asks under another id than the run's own gets its rows too."""
     summary = folder.summary()
-    if config.logger.asks_again() and is_rank_zero(config):
+    if config.logger.relogs_ended_runs() and is_rank_zero(config):
         for row in folder.metrics():
             mirror.row(row)
         mirror.finish(summary["state"], summary)
@@ -110,7 +110,7 @@ class Job:
     """One attempt at a run."""
 
     def __init__(
-        self, config: Config, folder: RunFolder, prepared: Prepared, report: Report, callbacks: Sequence[pl.Callback]
+        self, config: Config, folder: RunFolder, prepared: Prepared, report: OnRow, callbacks: Sequence[pl.Callback]
     ) -> None:
         self.config, self.folder, self.report, self.callbacks = config, folder, report, callbacks
         # Here, before the folder is claimed: too little text is bad input.
@@ -133,14 +133,14 @@ class Job:
         if config.threads:
             torch.set_num_threads(config.threads)
         _quiet_lightning()
-        module = Proxy(config)
+        module = ProxyModule(config)
         tokens = config.batch_size * config.context
-        keeper = Keeper(folder, mirror, self.validation, self.longer, tokens, self.report)
+        keeper = RunCallback(folder, mirror, self.validation, self.longer, tokens, self.report)
         trainer = self._trainer([keeper, *self.callbacks])
         try:
             trainer.fit(module, datamodule=self.data, ckpt_path=folder.sound_checkpoint(), weights_only=True)
         except SystemExit as stop:
-            # Lightning's answer to a Ctrl-C that Keeper didn't get: during its own start, or the second one.
+            # Lightning's answer to a Ctrl-C that RunCallback didn't get: during its own start, or the second one.
             raise (stop.__context__ if isinstance(stop.__context__, KeyboardInterrupt) else stop) from None
         # The weights stay; the optimizer's state has served.
         with module.evaluating():
@@ -176,7 +176,9 @@ class Job:
         )
 
 
-def summarize(config: Config, module: Proxy, keeper: Keeper, rows: list[Row], seconds: float) -> Summary:
+def summarize(
+    config: Config, module: ProxyModule, keeper: RunCallback, rows: list[MetricsRow], seconds: float
+) -> Summary:
     """What the run found: state, losses, where it broke, and its probes at the end and at their extremes."""
     loss_init, loss_final = module.loss_init, keeper.loss_final
     broke = loss_final is None or not loss_final <= loss_init
@@ -208,7 +210,7 @@ def summarize(config: Config, module: Proxy, keeper: Keeper, rows: list[Row], se
     }
 
 
-def _onset(rows: list[Row], loss_init: float, nonfinite: int | None) -> int | None:
+def _onset(rows: list[MetricsRow], loss_init: float, nonfinite: int | None) -> int | None:
     """The step at which divergence began: the start of the last stretch of losses above the loss at initialisation."""
     onset = nonfinite
     for row in reversed([r for r in rows if nonfinite is None or r["step"] < nonfinite]):

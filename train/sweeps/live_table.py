@@ -18,7 +18,7 @@ from train.sweeps.plan import Sweep
 STYLE = {"finished": "green", "diverged": "red", "failed": "bold white on red", "running": "yellow", "pending": "dim"}
 
 
-class Table:
+class LiveTable:
     """Redrawn twice a second on a terminal; in a log, a line for each run that ends."""
 
     def __init__(self, sweep: Sweep, jobs: int) -> None:
@@ -32,7 +32,7 @@ class Table:
         self.before = sum(self.cost[n] for n, s in self.status.items() if s.get("state") in ENDED)
         self.live: Live | None = None
 
-    def __enter__(self) -> Table:
+    def __enter__(self) -> LiveTable:
         done = sum(s.get("state") in ENDED for s in self.status.values())
         text = f"{len(self.status)} runs in {self.sweep.folder}, {done} done already, {self.jobs} at a time"
         self.console.print(text, soft_wrap=True)
@@ -121,7 +121,7 @@ class Table:
         left = duration(took * (total - done) / fresh) if fresh > 0 else "?"
         return f"{duration(took)} so far" + (f", {left} to go" if done < total else "")
 
-    def say_end(self) -> int:
+    def print_end(self) -> int:
         """What came of it and where it is; the exit code."""
         states = [s.get("state", "pending") for s in self.status.values()]
         counts = ", ".join(f"{states.count(state)} {state}" for state in STYLE if state in states)
@@ -142,7 +142,7 @@ def _cost(config: Any) -> float:
 
 
 def _grid(points: list[list[str]]) -> tuple[list[str], list[str], dict[tuple[str, str], int]]:
-    """Row labels, column labels and which point stands where, from the overrides that differ between points."""
+    """MetricsRow labels, column labels and which point stands where, from the overrides that differ between points."""
     common = set(points[0]).intersection(*map(set, points[1:])) if len(points) > 1 else set()
     varying = [[o for o in point if o not in common] for point in points]
     rows, columns, cells = dict[str, None](), dict[str, None](), {}

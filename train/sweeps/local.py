@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError
 from train.runfolder.files import unwritable
-from train.sweeps.live_table import Table
+from train.sweeps.live_table import LiveTable
 from train.sweeps.plan import Sweep, prepare_data
 from train.sweeps.pool import Pool, slots
 
@@ -19,8 +19,8 @@ def run(sweep: Sweep) -> int:
     """Runs what is not finished, with a live table; the exit code: 1 when a run failed."""
     # It ends the loop below; the children get theirs from `stop` (on Ctrl-C the terminal sends it too).
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sweep.configs[0].launcher.must_be_local()
-    sweep.configs[0].logger.must_be_there()
+    sweep.configs[0].launcher.require_local()
+    sweep.configs[0].logger.require_package()
     lock = FileLock(sweep.folder / ".lock")
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def run(sweep: Sweep) -> int:
     todo.sort(key=lambda c: -c.steps * c.batch_size * c.context * c.model.depth * c.model.width**2)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, sweep.configs[0].threads)))
     pool = Pool(sweep.folder, slots(sweep.configs[0]), todo)
-    with Table(sweep, len(pool.free)) as table:
+    with LiveTable(sweep, len(pool.free)) as table:
         try:
             while pool.waiting or pool.running:
                 table.update(pool.step(), list(pool.running))
@@ -46,4 +46,4 @@ def run(sweep: Sweep) -> int:
             raise
         finally:
             lock.release()
-    return table.say_end()
+    return table.print_end()

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from train.config.grid import compose_all, expand
-from train.config.schema import Config, Place
+from train.config.schema import Config, Runtime
 from train.runfolder.files import unwritable, write_atomically
 from train.runfolder.folder import RunFolder
 
@@ -88,7 +88,7 @@ def plan(overrides: Sequence[str]) -> Sweep:
 def _folder_name(overrides: Sequence[str], config: Config) -> str:
     """The experiment's name and what was changed of it; a hash where that is long."""
     changed = sorted(
-        o for o in overrides if o.partition("=")[0].split(".")[0] not in ("experiment", *Place.__dataclass_fields__)
+        o for o in overrides if o.partition("=")[0].split(".")[0] not in ("experiment", *Runtime.__dataclass_fields__)
     )
     chosen = next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "sweep")
     chosen = chosen.replace("/", "-")

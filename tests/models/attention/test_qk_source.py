@@ -9,7 +9,7 @@ from conf.axis import ConfigError
 from models.attention.mixing.base import Inputs
 from tests.conftest import tiny
 from tests.models.test_gpt import gpt, logits, tokens
-from train.run.module import Proxy
+from train.run.module import ProxyModule
 
 DEEP = ("model.depth=3", "qk_norm=none")
 FIXED = ["random_embedding", "fixed_sequence"]
@@ -117,7 +117,7 @@ def test_a_longer_input_than_the_sequence_is_an_error(name: str) -> None:
 
 
 def test_a_run_keeps_its_first_training_sequence() -> None:
-    proxy = Proxy(tiny("qk_source=fixed_sequence"))
+    proxy = ProxyModule(tiny("qk_source=fixed_sequence"))
     batch = tokens(4, T + 1, seed=3)
     proxy.calibrate(batch)
     assert torch.equal(proxy.model.state_dict()["qk_source.tokens_T"], batch[0, :-1])

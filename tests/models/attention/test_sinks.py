@@ -308,10 +308,10 @@ class TestInTheModel:
 
     def test_sinks_learn_under_mup(self, name: str) -> None:
         """A step of training moves them, in a parametrization that classifies all tensors."""
-        from train.run.module import Proxy
+        from train.run.module import ProxyModule
 
         config = tiny(f"sink={name}", "parametrization=mup_full", "placement=sandwich")
-        proxy = Proxy(config)
+        proxy = ProxyModule(config)
         optimizer: Any = proxy.configure_optimizers()
         before = {n: p.detach().clone() for n, p in proxy.model.named_parameters()}
         for step in range(2):

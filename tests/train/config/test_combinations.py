@@ -27,15 +27,17 @@ from pydantic.fields import FieldInfo
 from conf.axis import ConfigError, axes, checked
 from models.attention.sinks import KeySinkConfig
 from tests.train.helpers import assert_same_end, tiny
-from train.config.schema import Config, Place
+from train.config.schema import Config, Runtime
 from train.run.interrupt import Interrupted
-from train.run.module import Proxy
-from train.run.recorder import Row
+from train.run.module import ProxyModule
+from train.run.recorder import MetricsRow
 from train.run.trainer import train
 from train.runfolder.folder import RunFolder
 
 README = Path(__file__).parents[2] / "README.md"
-AXES = {name: axis for name, axis in axes(Config).items() if name != "data" and name not in Place.__dataclass_fields__}
+AXES = {
+    name: axis for name, axis in axes(Config).items() if name != "data" and name not in Runtime.__dataclass_fields__
+}
 # A run can be cut at a watch step and between two.
 STEPS, WATCH_EVERY, WATCHED = 3, 2, (0, 2)
 
@@ -81,7 +83,9 @@ def options(owner: Any, values: dict[str, Any], prefix: str = "") -> dict[str, l
 
 @cache
 def of_run() -> dict[str, list[Any]]:
-    found = {key: given for key, given in options(Config, defaults()).items() if key not in Place.__dataclass_fields__}
+    found = {
+        key: given for key, given in options(Config, defaults()).items() if key not in Runtime.__dataclass_fields__
+    }
     # What is compiled is tested with the loop; it takes minutes.
     del found["compile"]
     return found | {"accumulate": [1, 2], "model.heads": [2, 4, 16]}
@@ -258,7 +262,7 @@ def documented() -> re.Pattern[str]:
     return re.compile(f"(step|{'|'.join(texts)})(_by_head)?")
 
 
-def assert_reported(row: Row, config: Config, tensors: dict[str, float | None]) -> None:
+def assert_reported(row: MetricsRow, config: Config, tensors: dict[str, float | None]) -> None:
     expected, off = EVERY_STEP, set(ONLY) | adam(tensors)
     if config.optimizer.qk_clip is not None:
         expected = expected | {"qk_clip/heads"}
@@ -292,7 +296,7 @@ def check(drawn: Drawn, cut_at: int, turn: int) -> None:
         start, *rows = RunFolder(uncut / config.run_name()).metrics()
     assert start.keys() == {"step", "validation/loss"}
     assert [row["step"] for row in rows] == list(range(STEPS))
-    proxy = Proxy(config)
+    proxy = ProxyModule(config)
     proxy.configure_optimizers()
     tensors = dict(zip(proxy.tensor_names, proxy.epsilons, strict=True))
     for row in rows:

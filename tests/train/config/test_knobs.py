@@ -16,7 +16,7 @@ from models.size import SizeConfig
 from tests.conftest import TINY, complete, largest_difference, tiny
 from tests.models.attention.mixing.helpers import own_tests
 from train.config.schema import Config
-from train.run.module import Proxy
+from train.run.module import ProxyModule
 
 # Terms that go with every loss.
 TERMS = {"z_loss": "1e-2", "mu_loss": "1", "max_z": "1e-2", "logit_penalty": "0.1", "soft_cap": "0.5"}
@@ -181,7 +181,7 @@ TRAINING = {name: axis for name, axis in axes(Config).items() if name not in ("d
 def outcome(*overrides: str) -> dict[str, torch.Tensor]:
     """The weights before and after the updates of a run of four steps, and the logits after them."""
     config = tiny(*complete(*overrides))
-    proxy = Proxy(config)
+    proxy = ProxyModule(config)
     tokens = torch.randint(
         config.data.vocab_size,
         (config.steps, config.batch_size, config.context + 1),

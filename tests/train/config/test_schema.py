@@ -16,7 +16,7 @@ from tests.conftest import choice, complete, tiny, yaml_values
 from train.config.choices import CONF, choices
 from train.config.compose import compose, from_file, to_yaml
 from train.config.messages import all_keys
-from train.config.schema import LONGEST_NAME, Config, Place
+from train.config.schema import LONGEST_NAME, Config, Runtime
 
 AXES = axes(Config)
 # Corpora have tests of their own.
@@ -85,14 +85,14 @@ class TestYAML:
         ]  # fmt: skip
 
     @pytest.mark.parametrize(
-        "owner", [Place, Config, SizeConfig, *(c for a in AXES.values() for c in a.choices.values())]
+        "owner", [Runtime, Config, SizeConfig, *(c for a in AXES.values() for c in a.choices.values())]
     )
     def test_every_field_is_documented(self, owner: Any) -> None:
         undocumented = [
             name
             for name in owner.__pydantic_fields__
             if name not in documentation(owner) and name not in AXES and name not in ("name", "model")
-            if owner is not Config or name not in Place.__dataclass_fields__
+            if owner is not Config or name not in Runtime.__dataclass_fields__
         ]
         assert undocumented == []
 
@@ -267,14 +267,14 @@ OTHER_CHOICES = [
     f"{axis}={name}"
     for axis in AXES
     for name in choices()[axis]
-    if axis not in ("data", *Place.__dataclass_fields__) and name != getattr(tiny(), axis).name
+    if axis not in ("data", *Runtime.__dataclass_fields__) and name != getattr(tiny(), axis).name
 ]
 
 
 class TestDigest:
     def test_the_tables_cover_every_field(self) -> None:
         """A new field needs a line above: does it change a run's numbers, or is it a place?"""
-        assert PLACE.keys() == Place.__dataclass_fields__.keys()
+        assert PLACE.keys() == Runtime.__dataclass_fields__.keys()
         keys = {k for k in flat(tiny().values()) if k.partition(".")[0] not in PLACE}
         names = {f"{axis}.name" for axis in AXES}
         assert NUMBERS.keys() == keys - names

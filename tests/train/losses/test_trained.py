@@ -13,7 +13,7 @@ from data.batches import validation_batches
 from data.prepare import prepare
 from tests.train.helpers import tiny, trained
 from train.losses import LOSS
-from train.run.module import Proxy
+from train.run.module import ProxyModule
 from train.run.trainer import train
 from train.runfolder.folder import RunFolder
 
@@ -55,7 +55,7 @@ def test_the_objective_of_the_default_is_the_loss_and_z_loss(tmp_path: Path) -> 
 def test_validation_is_plain_cross_entropy_of_the_capped_logits(name: str, tmp_path: Path) -> None:
     overrides = [f"loss={name}", "loss.soft_cap=1"]
     run, config = trained(tmp_path, *overrides), tiny(*overrides)
-    model = Proxy(config).model
+    model = ProxyModule(config).model
     model.load_state_dict(weights(run))
     tokens = prepare(config.data, Path(config.cache).expanduser()).validation
     losses = [
@@ -81,7 +81,7 @@ def test_a_cut_run_ends_to_the_bit_like_an_uncut_one(name: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["noisy_softmax", "tempnet"])
 def test_noise_differs_from_step_to_step_and_between_micro_batches(name: str) -> None:
-    proxy = Proxy(tiny(f"loss={name}"))
+    proxy = ProxyModule(tiny(f"loss={name}"))
     tokens = torch.randint(64, (8, 17), generator=torch.Generator().manual_seed(0))
     drawn = [float(proxy.loss_of(tokens, False, step, micro)[0].detach()) for step, micro in ((0, 0), (1, 0), (0, 1))]
     assert len(set(drawn)) == 3
@@ -92,7 +92,7 @@ def test_tempnet_is_trained_probed_and_in_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="cut"):
         train(config, parent=tmp_path, callbacks=[Cut(9)])
     folder = RunFolder(tmp_path / config.run_name())
-    saved, start = torch.load(folder.checkpoint, weights_only=True)["state_dict"], Proxy(config)
+    saved, start = torch.load(folder.checkpoint, weights_only=True)["state_dict"], ProxyModule(config)
     names = [n for n, _ in start.objective.named_parameters()]
     assert len(names) == 7
     for name in names:
@@ -108,7 +108,7 @@ def test_tempnet_is_trained_probed_and_in_checkpoints(tmp_path: Path) -> None:
 
 def test_progress_goes_from_zero_to_one() -> None:
     """The penalty of MaxSup weighs 0.1 at the first step and 0.2 at the last."""
-    proxy, plain = Proxy(tiny("loss=maxsup", "steps=12")), Proxy(tiny("loss=cross_entropy", "steps=12"))
+    proxy, plain = ProxyModule(tiny("loss=maxsup", "steps=12")), ProxyModule(tiny("loss=cross_entropy", "steps=12"))
     tokens = torch.randint(64, (8, 17), generator=torch.Generator().manual_seed(0))
     terms = [float((proxy.loss_of(tokens, False, s)[0] - plain.loss_of(tokens, False, s)[0]).detach()) for s in (0, 11)]
     assert terms[1] / terms[0] == pytest.approx(2, rel=1e-4)

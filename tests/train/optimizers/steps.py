@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.parametrization import Group, Kind, Rule
+from models.parametrization import Kind, ParameterGroup, TensorScaling
 from tests.conftest import choice
 from train.optimizers import OPTIMIZER, OptimizerConfig
 
-PLAIN = Rule()
+PLAIN = TensorScaling()
 NAMES = sorted(OPTIMIZER.choices)
 
 
@@ -23,11 +23,11 @@ def trace(
     gradients: list[torch.Tensor],
     factors: list[float] | None = None,
     kind: Kind = "hidden",
-    rule: Rule = PLAIN,
+    rule: TensorScaling = PLAIN,
 ) -> list[torch.Tensor]:
     """The parameter after each step, the LR set as the loop sets it: peak times factor times the group's scale."""
     parameter = nn.Parameter(start.clone())
-    made = config.build([Group([parameter], kind, rule)])
+    made = config.build([ParameterGroup([parameter], kind, rule)])
     found = []
     for gradient, factor in zip(gradients, factors or [1.0] * len(gradients), strict=True):
         parameter.grad = gradient.clone()

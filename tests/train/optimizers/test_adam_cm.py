@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.parametrization import Group
+from models.parametrization import ParameterGroup
 from tests.conftest import randn
 from tests.train.optimizers.steps import optimizer, scalars, trace
 
@@ -22,7 +22,7 @@ def test_equations(synced: bool) -> None:
     config = optimizer("adam_cm", topc=3, priority_decay=0.9, synced=synced, weight_decay=0.01)
     starts = [randn(4, dtype=torch.float64), randn(3, 2, dtype=torch.float64)]
     parameters = [nn.Parameter(s.clone()) for s in starts]
-    made = config.build([Group(parameters[:1]), Group(parameters[1:])])
+    made = config.build([ParameterGroup(parameters[:1]), ParameterGroup(parameters[1:])])
     theta, m, v = list(starts), [0 * s for s in starts], [0 * s for s in starts]
     buffers: list[list[list]] = [[], []]
     replaced = 0
@@ -58,7 +58,7 @@ def test_equations(synced: bool) -> None:
 
 def test_smaller_gradients_never_enter_a_full_buffer_without_decay() -> None:
     weight = nn.Parameter(torch.zeros(2))
-    made = optimizer("adam_cm", topc=2, priority_decay=1.0).build([Group([weight])])
+    made = optimizer("adam_cm", topc=2, priority_decay=1.0).build([ParameterGroup([weight])])
     seen = []
     for size in (4.0, 3.0, 2.0, 1.0):
         weight.grad = torch.tensor([size, 0.0])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from conf.axis import ConfigError
-from models.parametrization import Group, Rule
+from models.parametrization import ParameterGroup, TensorScaling
 from tests.conftest import choice, randn, tiny
 from tests.train.optimizers.steps import optimizer, scalars, trace, updated
 from train.optimizers.adamw import AdamW
@@ -121,7 +121,7 @@ class TestDecay:
         """NanoDO excludes none: norms and embeddings too."""
         model = nn.ModuleList([nn.Linear(3, 3, bias=False), nn.LayerNorm(3, bias=False), nn.Embedding(4, 3)])
         before = [p.detach().clone() for p in model.parameters()]
-        optimizer = adamw(weight_decay=0.1).build([Group(list(model.parameters()))])
+        optimizer = adamw(weight_decay=0.1).build([ParameterGroup(list(model.parameters()))])
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
         optimizer.step()
@@ -145,7 +145,7 @@ class TestEpsilon:
         assert float(found) == pytest.approx(-0.1 / 1.1, rel=1e-3)
 
     def test_is_known_to_the_probes(self) -> None:
-        assert adamw(eps=1e-6).epsilon(Group([], rule=Rule(eps=0.5))) == 5e-7
+        assert adamw(eps=1e-6).epsilon(ParameterGroup([], rule=TensorScaling(eps=0.5))) == 5e-7
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ class TestUpdateClip:
 
     def test_each_tensor_has_its_own_rms(self) -> None:
         a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
-        made = adamw(decay="none", update_clip=0.5, eps=1.0).build([Group([a, b])])
+        made = adamw(decay="none", update_clip=0.5, eps=1.0).build([ParameterGroup([a, b])])
         a.grad, b.grad = torch.tensor([99.0, 99.0]), torch.tensor([0.25, 0.25])
         made.step()
         # u = g / (|g| + 1): 0.99 is cut to 0.5, 0.2 is left alone.
@@ -238,7 +238,7 @@ class TestOrthoGrad:
 
     def test_gradient(self) -> None:
         weight = nn.Parameter(torch.tensor([1.0, 2.0]))
-        made = optimizer("orthograd", lr=1e-30).build([Group([weight])])
+        made = optimizer("orthograd", lr=1e-30).build([ParameterGroup([weight])])
         weight.grad = torch.tensor([3.0, 1.0])
         made.step()
         torch.testing.assert_close(weight.grad, torch.tensor([2.828427, -1.414214]))

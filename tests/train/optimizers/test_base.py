@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from data.prepare import prepare
-from models.parametrization import Group, Rule
+from models.parametrization import ParameterGroup, TensorScaling
 from models.parametrization.base import Kind
 from tests.conftest import randn
 from tests.train.helpers import tiny, trained
 from tests.train.optimizers.steps import NAMES, optimizer, updated
-from train.run.module import Proxy
+from train.run.module import ProxyModule
 from train.run.trainer import Job
 
 KINDS: list[Kind] = ["hidden", "head", "vector"]
-WITH_EPSILON = [n for n in NAMES if optimizer(n).epsilon(Group([], "vector")) is not None]
+WITH_EPSILON = [n for n in NAMES if optimizer(n).epsilon(ParameterGroup([], "vector")) is not None]
 
 
-def taken(config: Any, kind: Kind, rule: Rule, factor: float = 1.0) -> float:
+def taken(config: Any, kind: Kind, rule: TensorScaling, factor: float = 1.0) -> float:
     """The share of its weights that a tensor without gradients loses in a step."""
     start, zero = torch.ones(3, 3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64)
     # SOAP's first step is none.
@@ -33,16 +33,16 @@ class TestDecay:
     @pytest.mark.parametrize("mode", ["independent", "coupled", "none"])
     def test_share(self, name: str, kind: Kind, mode: str) -> None:
         """s_t lambda, or s_t eta lambda with the factor and the LR of the tensor's own group."""
-        rule, given = Rule(lr=0.25, decay=2.0), {} if mode == "none" else {"weight_decay": 0.03}
+        rule, given = TensorScaling(lr=0.25, decay=2.0), {} if mode == "none" else {"weight_decay": 0.03}
         config = optimizer(name, lr=0.5, decay=mode, **given)
         expected = {"independent": 0.03, "coupled": 0.06 * 0.5 * 0.25, "none": 0.0}[mode]
-        assert config.decay_at_peak(Group([], kind, rule)) == pytest.approx(expected, rel=1e-12)
+        assert config.decay_at_peak(ParameterGroup([], kind, rule)) == pytest.approx(expected, rel=1e-12)
         for factor in (1.0, 0.3):
             assert taken(config, kind, rule, factor) == pytest.approx(factor * expected, rel=1e-9, abs=1e-15)
 
     @pytest.mark.parametrize("mode", ["independent", "coupled"])
     def test_off_where_a_reparametrization_takes_its_place(self, name: str, mode: str) -> None:
-        assert taken(optimizer(name, decay=mode, weight_decay=0.5), "hidden", Rule(decays=False)) == 0
+        assert taken(optimizer(name, decay=mode, weight_decay=0.5), "hidden", TensorScaling(decays=False)) == 0
 
     def test_defaults_are_the_paper_s(self, name: str) -> None:
         assert (optimizer(name).decay, optimizer(name).decay_rate()) == ("independent", 1e-4)
@@ -55,7 +55,7 @@ def test_the_lr_of_a_group(name: str, kind: Kind) -> None:
     """A quarter by the rule is a quarter by the config."""
     start, gradients = randn(4, 6), [randn(4, 6, seed=i) for i in (1, 2, 3)]
     lr = optimizer(name).lr
-    by_rule = updated(optimizer(name, decay="none"), start, gradients, kind=kind, rule=Rule(lr=0.25))
+    by_rule = updated(optimizer(name, decay="none"), start, gradients, kind=kind, rule=TensorScaling(lr=0.25))
     assert torch.equal(by_rule, updated(optimizer(name, lr=0.25 * lr, decay="none"), start, gradients, kind=kind))
     assert not torch.equal(by_rule, updated(optimizer(name, decay="none"), start, gradients, kind=kind))
 
@@ -63,7 +63,7 @@ def test_the_lr_of_a_group(name: str, kind: Kind) -> None:
 @pytest.mark.parametrize("name", WITH_EPSILON)
 def test_the_epsilon_of_a_group(name: str) -> None:
     start, gradients = randn(4, 6), [1e-3 * randn(4, 6, seed=i) for i in (1, 2, 3)]
-    by_rule = updated(optimizer(name, eps=1e-3), start, gradients, kind="vector", rule=Rule(eps=4.0))
+    by_rule = updated(optimizer(name, eps=1e-3), start, gradients, kind="vector", rule=TensorScaling(eps=4.0))
     assert torch.equal(by_rule, updated(optimizer(name, eps=4e-3), start, gradients, kind="vector"))
     assert not torch.equal(by_rule, updated(optimizer(name, eps=1e-3), start, gradients, kind="vector"))
 
@@ -72,16 +72,18 @@ def test_which_have_an_epsilon() -> None:
     """The probe of gradients against it says nothing for a sign or an orthogonalized momentum."""
     assert set(NAMES) - set(WITH_EPSILON) == {"lion"}
     matrix = [torch.nn.Parameter(randn(2, 2))]
-    assert optimizer("muon").epsilon(Group(matrix, "hidden")) is None
-    assert optimizer("muon").epsilon(Group(matrix, "head", Rule(eps=0.5))) == 5e-9
-    assert optimizer("adafactor").epsilon(Group(matrix)) == torch.finfo(torch.float32).eps
+    assert optimizer("muon").epsilon(ParameterGroup(matrix, "hidden")) is None
+    assert optimizer("muon").epsilon(ParameterGroup(matrix, "head", TensorScaling(eps=0.5))) == 5e-9
+    assert optimizer("adafactor").epsilon(ParameterGroup(matrix)) == torch.finfo(torch.float32).eps
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_is_in_one_group_with_its_multiplier(name: str) -> None:
     parameters = [torch.nn.Parameter(randn(*shape)) for shape in ((4, 6), (6, 4), (9, 6), (6,), ())]
     groups = [
-        Group(parameters[:2], "hidden", Rule(lr=0.5)), Group(parameters[2:3], "embedding"), Group(parameters[3:]),
+        ParameterGroup(parameters[:2], "hidden", TensorScaling(lr=0.5)),
+        ParameterGroup(parameters[2:3], "embedding"),
+        ParameterGroup(parameters[3:]),
     ]  # fmt: skip
     made = optimizer(name).build(groups)
     assert sorted(id(p) for g in made.param_groups for p in g["params"]) == sorted(map(id, parameters))
@@ -96,7 +98,7 @@ def test_every_parameter_is_in_one_group_with_its_multiplier(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tensor_without_a_gradient_is_left_alone(name: str) -> None:
     used, unused = (torch.nn.Parameter(randn(3, 3)) for _ in range(2))
-    made = optimizer(name).build([Group([used, unused], "hidden")])
+    made = optimizer(name).build([ParameterGroup([used, unused], "hidden")])
     for _ in range(3):
         used.grad = randn(3, 3, seed=1)
         made.step()
@@ -130,7 +132,7 @@ def test_schedule_free_keeps_its_mean(tmp_path: Path) -> None:
     assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
     assert [r["loss"] for r in run.metrics()[1:]] == [r["loss"] for r in often.metrics()[1:]]
     config = tiny(*given)
-    proxy = Proxy(config)
+    proxy = ProxyModule(config)
     proxy.model.load_state_dict(weights[0])
     batches = Job(config, run, prepare(config.data, Path(config.cache).expanduser()), lambda row: None, ()).validation
     losses = [

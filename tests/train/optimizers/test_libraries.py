@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
-from models.parametrization import Group
+from models.parametrization import ParameterGroup
 from tests.conftest import randn, tiny
 from tests.train.optimizers.steps import optimizer, scalars, trace, updated
 
@@ -138,7 +138,7 @@ class TestMuon:
     def test_hidden_vectors_too(self) -> None:
         matrix, vector = torch.nn.Parameter(randn(4, 3)), torch.nn.Parameter(randn(4))
         config = optimizer("muon")
-        made = config.build([Group([vector, matrix], "hidden")])
+        made = config.build([ParameterGroup([vector, matrix], "hidden")])
         before = vector.detach().clone()
         matrix.grad, vector.grad = randn(4, 3, seed=1), randn(4, seed=2)
         made.step()
@@ -162,7 +162,7 @@ class TestScheduleFree:
             x = (1 - c) * x + c * z
             y = (1 - beta) * z + beta * x
         parameter = torch.nn.Parameter(start.clone())
-        made = config.build([Group([parameter])])
+        made = config.build([ParameterGroup([parameter])])
         for g, s in zip(gradients, factors, strict=True):
             parameter.grad = g.clone()
             made.param_groups[0]["lr"] = config.lr * s
@@ -249,7 +249,7 @@ class TestSOAP:
     def test_preconditioned_sides(self, kind: Any, sides: list[int]) -> None:
         """Of a vocabulary of 9 and a width of 6, the width alone."""
         weight = torch.nn.Parameter(randn(9, 6))
-        made = optimizer("soap").build([Group([weight], kind)])
+        made = optimizer("soap").build([ParameterGroup([weight], kind)])
         weight.grad = randn(9, 6, seed=1)
         made.step()
         assert [len(side) for side in made.state[weight]["GG"]] == sides

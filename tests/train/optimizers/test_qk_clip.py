@@ -12,14 +12,14 @@ from models.probes import Stats, largest_logit
 from tests.conftest import randn, tiny
 from tests.train.helpers import trained
 from train.optimizers import qk_clip
-from train.run.module import Proxy
+from train.run.module import ProxyModule
 
 KEY = "attention/block0/step_max"
 
 
-def proxy_of(*overrides: str) -> Proxy:
+def proxy_of(*overrides: str) -> ProxyModule:
     """Of one block with weights four times as large as at the start, so that logits are above one."""
-    proxy = Proxy(tiny("qk_norm=none", "optimizer.qk_clip=1", "position=learned", *overrides))
+    proxy = ProxyModule(tiny("qk_norm=none", "optimizer.qk_clip=1", "position=learned", *overrides))
     with torch.no_grad():
         for block in proxy.model.blocks:
             for projection in (block.attention.query, block.attention.key):
@@ -27,7 +27,7 @@ def proxy_of(*overrides: str) -> Proxy:
     return proxy
 
 
-def maxima(proxy: Proxy, tokens_BT: torch.Tensor) -> Stats:
+def maxima(proxy: ProxyModule, tokens_BT: torch.Tensor) -> Stats:
     _, stats = proxy.model(tokens_BT)
     return stats
 
@@ -51,7 +51,7 @@ class TestLargestLogit:
 
     def test_is_there_only_where_it_is_asked_for(self) -> None:
         assert set(maxima(proxy_of(), tokens())) == {KEY}
-        assert maxima(Proxy(tiny("qk_norm=none")), tokens()) == {}
+        assert maxima(ProxyModule(tiny("qk_norm=none")), tokens()) == {}
         proxy = proxy_of()
         with proxy.evaluating():
             assert maxima(proxy, tokens()) == {}

@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 from tests.train.helpers import tiny
 from tests.train.run.test_resume import StopAt
 from train.run.interrupt import Interrupted
-from train.run.module import Proxy
+from train.run.module import ProxyModule
 from train.run.tensors import local
 from train.run.trainer import train
 
@@ -71,7 +71,7 @@ class Holdings(pl.Callback):
     """Elements that this process has of parameters, gradients and optimizer state, after the last step."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
-        assert isinstance(module, Proxy)
+        assert isinstance(module, ProxyModule)
         gradients = [p.grad for p in module.tensors if p.grad is not None]
         states = [v for state in trainer.optimizers[0].state.values() for v in state.values() if v.dim()]
         self.found = [sum(local(x).numel() for x in kind) for kind in (module.tensors, gradients, states)]

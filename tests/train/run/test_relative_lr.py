@@ -6,21 +6,23 @@ import pytest
 import torch
 from torch import nn
 
-from models.parametrization import Group, Rule
+from models.parametrization import ParameterGroup, TensorScaling
 from tests.conftest import choice, randn
 from tests.train.helpers import tiny, trained
 from train.optimizers import OPTIMIZER
-from train.run.module import Proxy
+from train.run.module import ProxyModule
 from train.run.relative_lr import RelativeLR
 
-RULE = Rule(least_rms=1e-3)
+RULE = TensorScaling(least_rms=1e-3)
 FACTORS = [0.5, 1.0, 0.75, 0.25]
 
 
-def moved(start: torch.Tensor, gradients: list[torch.Tensor], rule: Rule = RULE, **changes: Any) -> torch.Tensor:
+def moved(
+    start: torch.Tensor, gradients: list[torch.Tensor], rule: TensorScaling = RULE, **changes: Any
+) -> torch.Tensor:
     config = choice(OPTIMIZER, "adamw", **changes)
     parameter = nn.Parameter(start.clone())
-    group = Group([parameter], "hidden", rule)
+    group = ParameterGroup([parameter], "hidden", rule)
     optimizer = config.build([group])
     relative = RelativeLR([parameter], [group], config)
     for gradient, factor in zip(gradients, FACTORS, strict=True):
@@ -56,10 +58,12 @@ def test_is_the_equation(decay: str, scale: float) -> None:
 
 def test_other_tensors_are_left_alone() -> None:
     start, gradients = randn(7), [randn(7, seed=i) for i in range(4)]
-    assert torch.equal(moved(start, gradients, Rule(), lr=0.1), moved(start, gradients, Rule(), lr=0.1))
+    assert torch.equal(
+        moved(start, gradients, TensorScaling(), lr=0.1), moved(start, gradients, TensorScaling(), lr=0.1)
+    )
     config = choice(OPTIMIZER, "adamw")
-    assert RelativeLR([start], [Group([])], config).factors() == 1.0
-    relative = RelativeLR([start, 4 * torch.ones(3)], [Group([]), Group([], rule=RULE)], config)
+    assert RelativeLR([start], [ParameterGroup([])], config).factors() == 1.0
+    relative = RelativeLR([start, 4 * torch.ones(3)], [ParameterGroup([]), ParameterGroup([], rule=RULE)], config)
     relative.start()
     torch.testing.assert_close(relative.factors(), torch.tensor([1.0, 4.0]))
 
@@ -83,7 +87,7 @@ def test_a_run_divides_its_updates_by_the_tensor_s_own_lr(tmp_path) -> None:
 
 
 def test_the_loop_uses_it() -> None:
-    proxy = Proxy(tiny("parametrization=parameter_rms", "optimizer.decay=none", "optimizer.lr=0.1"))
+    proxy = ProxyModule(tiny("parametrization=parameter_rms", "optimizer.decay=none", "optimizer.lr=0.1"))
     optimizer: Any = proxy.configure_optimizers()
     before = {n: p.detach().clone() for n, p in proxy.model.named_parameters()}
     proxy.step_loss(torch.arange(17).repeat(8, 1), 0).backward()

@@ -14,7 +14,7 @@ from tests.train.run.pair import cut, holdings, in_pair, train_each
 from train.config import fsdp as shardable
 from train.config.schema import Config
 from train.results.trained import config_of, model_of
-from train.run.module import Proxy
+from train.run.module import ProxyModule
 from train.run.trainer import train
 from train.runfolder.folder import RunFolder
 
@@ -102,7 +102,7 @@ def test_two_nodes_are_two_devices(tmp_path):
 def test_each_device_holds_its_part_alone(tmp_path):
     """Half of the parameters, of their gradients and of Adam's two moments; a row more of what has 63."""
     config, found = tiny(*UNEVEN), in_pair(holdings, tmp_path, [*UNEVEN, *FSDP])
-    count = sum(p.numel() for p in Proxy(config).tensors)
+    count = sum(p.numel() for p in ProxyModule(config).tensors)
     odd = 2 * config.model.width  # embedding and head
     assert found == [[n, n, 2 * n] for n in ((count + odd) // 2, (count - odd) // 2)]
 

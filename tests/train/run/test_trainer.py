@@ -10,7 +10,7 @@ from data.batches import train_batch
 from data.prepare import prepare
 from tests.train.helpers import TINY, tiny, trained
 from train.config.compose import from_file, to_yaml
-from train.run.module import Proxy
+from train.run.module import ProxyModule
 from train.run.trainer import train
 from train.runfolder.files import read_rows
 from train.runfolder.folder import RunFolder
@@ -60,7 +60,7 @@ def test_loss_at_init_is_the_untrained_model_on_the_validation_set(run):
     config = tiny()
     tokens = prepare(config.data, Path(config.cache).expanduser()).validation
     batches = validation_batches(tokens, batch_size=8, context=16, count=2)
-    module = Proxy(config)
+    module = ProxyModule(config)
     with torch.no_grad():
         losses = [float(module.loss_of(x_BT1, False)[1]["loss"]) for x_BT1 in batches]
     assert run.summary()["loss_init"] == pytest.approx(sum(losses) / 2, rel=1e-6)
@@ -76,7 +76,7 @@ def test_probes_only_on_watch_steps_and_the_loss_on_all(run):
 def test_first_watch_step_against_definitions(run):
     """Every per-tensor metric of step 0, from one backward pass and one AdamW step written out."""
     config = tiny()
-    module, row = Proxy(config), run.metrics()[1]
+    module, row = ProxyModule(config), run.metrics()[1]
     loss, stats = module.loss_of(first_batch(config), True)
     loss.backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in module.tensors))

@@ -47,7 +47,7 @@ ORDER = ["batch", "running median", *(label for _, label in SINGLE.values() if l
 BLOCK = re.compile(
     r"attention/block(?P<a>\d+)/(?P<what>logit_max|entropy)(_by_head)?|adam/block(?P<b>\d+)/.+/gradient_over_eps"
 )
-Points = tuple[list[int], list[Any]]
+Series = tuple[list[int], list[Any]]
 """Steps, and at each a number or a number a head."""
 
 
@@ -80,13 +80,13 @@ def curves(rows: Iterable[Mapping[str, Any]], share: float = math.inf) -> dict[s
 
 def _read(
     rows: Iterable[Mapping[str, Any]],
-) -> tuple[dict[tuple[str, str], Points], dict[tuple[str, str], Points], int | None]:
+) -> tuple[dict[tuple[str, str], Series], dict[tuple[str, str], Series], int | None]:
     """Series by chart and label in the order in which the page shows them, lists by head alike, and where loss broke.
 
     Values that are not finite are no points of a curve; among tensors the least finite one counts.
     """
-    series: dict[tuple[str, str], Points] = {}
-    heads: dict[tuple[str, str], Points] = {}
+    series: dict[tuple[str, str], Series] = {}
+    heads: dict[tuple[str, str], Series] = {}
     names: dict[str, tuple[str, str] | None] = {}
     broken = None
     for row in rows:
@@ -111,12 +111,12 @@ def _read(
     return dict(sorted(series.items(), key=_rank)), dict(sorted(of_lists.items(), key=_rank)), broken
 
 
-def _rank(item: tuple[tuple[str, str], Points]) -> tuple[int, int]:
+def _rank(item: tuple[tuple[str, str], Series]) -> tuple[int, int]:
     label = item[0][1]
     return (ORDER.index(label), 0) if label in ORDER else (len(ORDER), int(label.removeprefix("block ")))
 
 
-def _add(found: dict[tuple[str, str], Points], name: tuple[str, str], step: int, value: Any) -> None:
+def _add(found: dict[tuple[str, str], Series], name: tuple[str, str], step: int, value: Any) -> None:
     x, y = found.setdefault(name, ([], []))
     x.append(step)
     y.append(value)
@@ -135,9 +135,9 @@ def _name(metric: str) -> tuple[str, str] | None:
 
 
 def _resolution(
-    series: Mapping[tuple[str, str], Points], heads: Mapping[tuple[str, str], Points], share: float
+    series: Mapping[tuple[str, str], Series], heads: Mapping[tuple[str, str], Series], share: float
 ) -> tuple[int, int]:
-    """Points a curve and columns a heatmap: POINTS and COLUMNS where they fit into the share, else fewer.
+    """Series a curve and columns a heatmap: POINTS and COLUMNS where they fit into the share, else fewer.
 
     The loss keeps its points whatever the share is.
     """

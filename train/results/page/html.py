@@ -24,14 +24,14 @@ from train.runfolder.files import write_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-    from train.results.sweep import Sweep
+    from train.results.sweep import SweepResults
 
 HERE = Path(__file__).parent
 SCRIPTS = ("core.js", "chart.js", "heatmap.js", "rates.js", "run.js", "table.js", "start.js")
 MARKS = {True: ("pass", "pass"), False: ("fail", "FAIL"), None: ("open", "open")}
 
 
-def write_page(sweep: Sweep, found: pd.DataFrame, verdict: Verdict | None, trouble: str | None = None) -> Path:
+def write_page(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None, trouble: str | None = None) -> Path:
     """Writes SWEEP/report/report.html; `found` is the table of arms and sizes, `trouble` why there is no verdict."""
     from train.results.arms import with_arms
     from train.results.table import COLUMNS as TITLES
@@ -54,7 +54,7 @@ def write_page(sweep: Sweep, found: pd.DataFrame, verdict: Verdict | None, troub
 
 
 def write_run_page(path: Path, run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Writes RUN/report/report.html from the run's row of `Sweep.runs` and its metrics."""
+    """Writes RUN/report/report.html from the run's row of `SweepResults.runs` and its metrics."""
     import pandas as pd
 
     values = payload(pd.DataFrame([{"arm": "", "size": run.get("N"), **run}]), pd.DataFrame())

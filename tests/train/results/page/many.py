@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from train.results.sweep import Metrics, Sweep
+from train.results.sweep import Metrics, SweepResults
 
 RATES = [1e-3 * 2**i for i in range(10)]
 
@@ -45,7 +45,7 @@ def rows(steps=2000, blocks=6, heads=8, watch_every=10):
     return found
 
 
-def many_runs(path: Path, count: int, of_each) -> Sweep:
+def many_runs(path: Path, count: int, of_each) -> SweepResults:
     """`count` runs over two arms, five sizes, ten LRs and seeds, each with the same metrics."""
     grid = list(itertools.islice(itertools.product(range(count), ["none", "layernorm"], range(5), RATES), count))
     runs = pd.DataFrame(
@@ -56,4 +56,4 @@ def many_runs(path: Path, count: int, of_each) -> Sweep:
         for seed, arm, size, lr in grid
     )  # fmt: skip
     (path / "report").mkdir(parents=True)
-    return Sweep(path, "many", None, runs, Repeated(of_each))
+    return SweepResults(path, "many", None, runs, Repeated(of_each))
