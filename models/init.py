@@ -241,7 +241,7 @@ class LayerSequentialUnitVariance(OrthogonalInit):
                 f"{sets}, and placement={config.placement.name} has a scale of its own for the weights: "
                 f"use init=orthogonal or placement=pre"
             )
-        rules = config.parametrization.rules_of_matrices(config.model)
+        rules = config.parametrization.matrix_scalings(config.model)
         if any(rules[name].init != 1 or rules[name].multiplier != 1 for name in rules if self.head or name != "head"):
             raise ValueError(
                 f"{sets}, and parametrization={config.parametrization.name} has a scale of its own for the weights: "

@@ -51,7 +51,7 @@ class ReparametrizationConfig(Choice):
                 f"reparametrization={self.name} changes matrices that placement={config.placement.name} keeps in "
                 f"bounds itself: use reparametrization=none or placement=pre"
             )
-        rules = config.parametrization.rules_of_matrices(config.model)
+        rules = config.parametrization.matrix_scalings(config.model)
         if self.divides and any(rule.init == 0 for rule in rules.values()):
             raise ValueError(
                 f"reparametrization={self.name} divides by the norm of matrices of which "

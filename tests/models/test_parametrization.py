@@ -157,7 +157,7 @@ class TestTables:
             ("completep", TensorScaling(init=0.5, lr=0.25, decay=4, eps=0.0625), TensorScaling(eps=0.0625), 0.25),
         ],
     )
-    def test_rules(self, name, hidden, vector, branch):
+    def test_scalings(self, name, hidden, vector, branch):
         config = self.of(name, "parametrization.alpha_in=3", "parametrization.alpha_out=5")
         model = model_of(config)
         for tensor in tensors(model):
@@ -236,7 +236,7 @@ class TestUnitMuP:
             for tensor in tensors(model):
                 assert float(rms(tensor.parameter)) == pytest.approx(1, rel=0.03), (init, tensor.name)
 
-    def test_rules(self):
+    def test_scalings(self):
         """`lr_scale_func_adam` of unit-scaling, at width 64 and four blocks."""
         config = config_of("u_mup", "model.depth=4")
         expected = {

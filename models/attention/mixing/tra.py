@@ -53,7 +53,7 @@ class ThresholdRelativeConfig(MixingConfig):
         return ThresholdRelative(layer)
 
     def fits(self, config: Any) -> None:
-        if config.parametrization.rules_of_matrices(config.model)["blocks.0.attention.query"].init == 0:
+        if config.parametrization.matrix_scalings(config.model)["blocks.0.attention.query"].init == 0:
             raise ValueError(
                 f"parametrization={config.parametrization.name} starts queries at zero, where attention=tra keeps no "
                 f"key and gives no gradient: use parametrization=mup_simple or attention=softmax"
