@@ -321,9 +321,9 @@ def check_decay(model: GPT, config: Config, free: set[str]) -> None:
     """Only the matrices called so are without decay."""
     name = {id(p): n for n, p in model.named_parameters()}
     found = groups(config.parametrization, model, config.model)
-    without = {name[id(p)] for g in found if not g.rule.decays for p in g.parameters}
+    without = {name[id(p)] for g in found if not g.scaling.decays for p in g.parameters}
     assert without == {f"{n}.weight" for n in free}
-    assert {g.rule.decays for g in found} == {True, False}
+    assert {g.scaling.decays for g in found} == {True, False}
 
 
 class TestLAWN:

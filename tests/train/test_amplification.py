@@ -10,7 +10,7 @@ from conf.axis import ConfigError
 from models.attention.mixing.base import Inputs
 from tests.models.test_gpt import gpt, logits, tokens
 from tests.train.helpers import trained
-from train.amplification import FACTORS, amplified, losses, of_run, say
+from train.amplification import FACTORS, amplified, losses, of_run, print_table
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi"])
@@ -47,7 +47,7 @@ def test_losses_of_a_run(tmp_path, capsys) -> None:
     found = of_run(run.path)
     assert len(found) == len(FACTORS) == len(set(found))
     assert found[0] == pytest.approx(run.summary()["loss_final"], rel=1e-5)
-    say([run.path])
+    print_table([run.path])
     shown = capsys.readouterr().out
     assert f"{found[-1] / found[0] - 1:+.1%}" in shown
     assert run.path.name in shown

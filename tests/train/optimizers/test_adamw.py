@@ -145,7 +145,7 @@ class TestEpsilon:
         assert float(found) == pytest.approx(-0.1 / 1.1, rel=1e-3)
 
     def test_is_known_to_the_probes(self) -> None:
-        assert adamw(eps=1e-6).epsilon(ParameterGroup([], rule=TensorScaling(eps=0.5))) == 5e-7
+        assert adamw(eps=1e-6).epsilon(ParameterGroup([], scaling=TensorScaling(eps=0.5))) == 5e-7
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_the_lr_of_a_group(name: str, kind: Kind) -> None:
     """A quarter by the rule is a quarter by the config."""
     start, gradients = randn(4, 6), [randn(4, 6, seed=i) for i in (1, 2, 3)]
     lr = optimizer(name).lr
-    by_rule = updated(optimizer(name, decay="none"), start, gradients, kind=kind, rule=TensorScaling(lr=0.25))
+    by_rule = updated(optimizer(name, decay="none"), start, gradients, kind=kind, scaling=TensorScaling(lr=0.25))
     assert torch.equal(by_rule, updated(optimizer(name, lr=0.25 * lr, decay="none"), start, gradients, kind=kind))
     assert not torch.equal(by_rule, updated(optimizer(name, decay="none"), start, gradients, kind=kind))
 
@@ -63,7 +63,7 @@ def test_the_lr_of_a_group(name: str, kind: Kind) -> None:
 @pytest.mark.parametrize("name", WITH_EPSILON)
 def test_the_epsilon_of_a_group(name: str) -> None:
     start, gradients = randn(4, 6), [1e-3 * randn(4, 6, seed=i) for i in (1, 2, 3)]
-    by_rule = updated(optimizer(name, eps=1e-3), start, gradients, kind="vector", rule=TensorScaling(eps=4.0))
+    by_rule = updated(optimizer(name, eps=1e-3), start, gradients, kind="vector", scaling=TensorScaling(eps=4.0))
     assert torch.equal(by_rule, updated(optimizer(name, eps=4e-3), start, gradients, kind="vector"))
     assert not torch.equal(by_rule, updated(optimizer(name, eps=1e-3), start, gradients, kind="vector"))
 

@@ -13,12 +13,12 @@ from train.optimizers import OPTIMIZER
 from train.run.module import ProxyModule
 from train.run.relative_lr import RelativeLR
 
-RULE = TensorScaling(least_rms=1e-3)
+SCALING = TensorScaling(least_rms=1e-3)
 FACTORS = [0.5, 1.0, 0.75, 0.25]
 
 
 def moved(
-    start: torch.Tensor, gradients: list[torch.Tensor], rule: TensorScaling = RULE, **changes: Any
+    start: torch.Tensor, gradients: list[torch.Tensor], rule: TensorScaling = SCALING, **changes: Any
 ) -> torch.Tensor:
     config = choice(OPTIMIZER, "adamw", **changes)
     parameter = nn.Parameter(start.clone())
@@ -63,7 +63,7 @@ def test_other_tensors_are_left_alone() -> None:
     )
     config = choice(OPTIMIZER, "adamw")
     assert RelativeLR([start], [ParameterGroup([])], config).factors() == 1.0
-    relative = RelativeLR([start, 4 * torch.ones(3)], [ParameterGroup([]), ParameterGroup([], rule=RULE)], config)
+    relative = RelativeLR([start, 4 * torch.ones(3)], [ParameterGroup([]), ParameterGroup([], scaling=SCALING)], config)
     relative.start()
     torch.testing.assert_close(relative.factors(), torch.tensor([1.0, 4.0]))
 

@@ -32,7 +32,7 @@ D = H * K
 
 def own_tests(rule: str) -> ModuleType:
     """The module of a rule's own tests: every rule has one."""
-    return importlib.import_module(f"tests.models.attention.test_{rule}")
+    return importlib.import_module(f"tests.models.attention.mixing.test_{rule}")
 
 
 def build(
