@@ -163,11 +163,11 @@ def write_experiment(monkeypatch, tmp_path, text):
     """A config folder of its own, the real one with an experiment more."""
     import shutil
 
-    import train.config.schema
+    import train.config.choices
 
-    shutil.copytree(train.config.CONF, tmp_path / "conf", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(train.config.choices.CONF, tmp_path / "conf", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "conf" / "experiment" / "trial.yaml").write_text("# @package _global_\n" + text)
-    monkeypatch.setattr(train.config, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(train.config.choices, "CONF", tmp_path / "conf")
 
 
 ARMS = """

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from conf.axis import ConfigError, checked
-from train.config.choices import CONF, GLOBAL, HEADER
+from train.config import choices as groups
+from train.config.choices import GLOBAL, HEADER
 from train.config.messages import hydra_fault, yaml_fault
 from train.config.schema import Config
 
@@ -37,7 +38,7 @@ def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:
     previous = GlobalHydra.instance().hydra if GlobalHydra.instance().is_initialized() else None
     GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        with hydra.initialize_config_dir(str(groups.CONF), version_base="1.3"):
             return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise yaml_fault(error) from None

@@ -11,7 +11,8 @@ import yaml
 
 from conf.axis import ConfigError, axes, near
 from models.size import SizeConfig
-from train.config.choices import CONF, GLOBAL, HEADER, choices
+from train.config import choices as groups
+from train.config.choices import GLOBAL, HEADER, choices
 from train.config.schema import Config
 
 
@@ -21,7 +22,7 @@ def yaml_fault(error: Exception, path: Path | None = None) -> ConfigError:
     if mark is not None:
         name = mark.name if path is None else path
         return ConfigError(f"{name}, line {mark.line + 1}: {getattr(error, 'problem', error)}: correct the YAML")
-    broken = path or next((p for p in sorted(CONF.glob("**/*.yaml")) if not _is_text(p)), CONF)
+    broken = path or next((p for p in sorted(groups.CONF.glob("**/*.yaml")) if not _is_text(p)), groups.CONF)
     return ConfigError(f"{broken}: {error}: it has to be YAML in UTF-8")
 
 
@@ -48,7 +49,7 @@ def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
         group = key.partition("@")[0]
         # Hydra trips over a number, a list or null for a choice, with a plain Python error.
         refused = f"'{group}/{value}'" in text or type(error) in (TypeError, ValueError)
-        there = (CONF / group / f"{value}.yaml").exists()  # a choice in a folder of its own, experiment=paper/qk_norm
+        there = (groups.CONF / group / f"{value}.yaml").exists()  # a choice in a folder of its own, experiment=paper/qk_norm
         if refused and group in known and not there:
             return ConfigError(f"{group}={value} is not a choice: {near(value, known[group])}")
         alone = override in text or len(overrides) == 1

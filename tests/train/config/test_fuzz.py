@@ -16,7 +16,7 @@ import yaml
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-import train.config.schema
+import train.config.choices
 from conf.axis import ConfigError, axes
 from models.size import SizeConfig
 from tests.train.helpers import TINY, tiny
@@ -226,9 +226,9 @@ SPOILS = [
 def experiments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A config folder that may be written, as whoever adds an experiment does."""
     own = shutil.copytree(CONF, tmp_path_factory.mktemp("conf") / "conf", ignore=shutil.ignore_patterns("__pycache__"))
-    train.config.CONF = own
+    train.config.choices.CONF = own
     yield own / "experiment"
-    train.config.CONF = CONF
+    train.config.choices.CONF = CONF
 
 
 @st.composite

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
+import train.loggers
 from conf.axis import ConfigError
 from tests.train.helpers import TINY, in_process, tiny, trained
 from tests.train.loggers.sweep_server import serving
@@ -192,7 +193,7 @@ def test_an_agent_of_a_wandb_sweep_trains_its_points(tmp_path):
     plain = {key: yaml.safe_load(value) for key, _, value in (o.partition("=") for o in TINY)}
     common = plain | {"qk_norm": "none", "logger": "wandb", "logger.mode": "offline", "out": str(tmp_path / "runs")}
     points = 2 * [common | {"optimizer.lr": 0.0123, "seed": 2}]
-    shipped = Path(compose.__code__.co_filename).parent / "wandb_sweep.yaml"
+    shipped = Path(train.loggers.__file__).parent / "wandb_sweep.yaml"
     with serving(points) as server:
         # The agent starts `python`.
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

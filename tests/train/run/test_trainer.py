@@ -207,7 +207,7 @@ def test_failure_is_kept_with_its_reason(tmp_path):
     (path,) = tmp_path.iterdir()
     status = RunFolder(path).status()
     assert (status["state"], status["reason"]) == ("failed", "RuntimeError: the callback broke")
-    assert "test_run.py" in status["traceback"]
+    assert "test_trainer.py" in status["traceback"]
 
 
 def test_bf16_keeps_master_weights_and_statistics_in_fp32(run, tmp_path):

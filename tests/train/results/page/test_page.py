@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,7 +15,7 @@ from tests.train.results.page.many import many_runs, rows
 from tests.train.test_report import fake_sweep
 from train.findings.base import find
 from train.results.arms import with_arms
-from train.results.page import html as page
+from train.results.page import payload as page_payload
 from train.results.page.curves import BUDGET
 from train.results.page.html import write_page
 from train.results.page.payload import payload
@@ -93,7 +94,7 @@ def test_verdict_and_table_are_text(sweep):
     text = write_page(sweep, table(sweep.runs), verdict).read_text("ascii")
     static = re.sub(r"<[^>]+>", " ", text[: text.index('id="data"')])
     for check in verdict.checks:
-        assert page.escape(check.claim) in static
+        assert escape(check.claim) in static
     assert f"qk_norm:  {verdict.state}" in static
     assert "Wortsman et al. 2023" in static
     assert "mini-0.02M-none-lr0.01-seed0 (failed)" in static
@@ -161,7 +162,7 @@ def test_500_runs_are_a_short_head_and_then_their_curves(tmp_path):
 
 def test_of_many_runs_the_first_seeds_have_curves_and_the_page_says_so(tmp_path, monkeypatch):
     """250 runs are 2 arms x 5 sizes x 10 LRs, of the first half of which there is a third seed."""
-    monkeypatch.setattr(page, "CURVES", 100)
+    monkeypatch.setattr(page_payload, "CURVES", 100)
     sweep = many_runs(tmp_path / "many", 250, rows(steps=20, blocks=1, heads=1))
     text = write_page(sweep, table(sweep.runs), None).read_text()
     held = [int(i) for i in re.findall(r'id="run-(\d+)"', text)]
@@ -169,16 +170,16 @@ def test_of_many_runs_the_first_seeds_have_curves_and_the_page_says_so(tmp_path,
     assert sweep.runs.loc[held, "seed"].tolist() == [0] * 100
     assert len(sweep.runs.loc[held].drop_duplicates(["qk_norm.name", "size", "optimizer.lr"])) == 100
     assert "holds the curves of 100 of the 250 runs" in text
-    monkeypatch.setattr(page, "CURVES", 250)
+    monkeypatch.setattr(page_payload, "CURVES", 250)
     text = write_page(sweep, table(sweep.runs), None).read_text()
     assert "holds the curves of" not in text
     assert len(re.findall(r'id="run-\d+"', text)) == 250
 
 
 def test_values_are_plain():
-    assert [page._plain(v) for v in (np.float64(3.0), np.int64(2), math.nan, math.inf, None, True, pd.NA, 0.5)] == [
+    assert [page_payload._plain(v) for v in (np.float64(3.0), np.int64(2), math.nan, math.inf, None, True, pd.NA, 0.5)] == [
         3, 2, None, None, None, True, "<NA>", 0.5,
     ]  # fmt: skip
-    assert [page._text(v) for v in (1e-8, 64.0, None, math.nan, True, "none", 0.1)] == [
+    assert [page_payload._text(v) for v in (1e-8, 64.0, None, math.nan, True, "none", 0.1)] == [
         "1e-08", "64", "not set", "not set", "true", "none", "0.1",
     ]  # fmt: skip
