@@ -49,7 +49,8 @@ def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
         group = key.partition("@")[0]
         # Hydra trips over a number, a list or null for a choice, with a plain Python error.
         refused = f"'{group}/{value}'" in text or type(error) in (TypeError, ValueError)
-        there = (groups.CONF / group / f"{value}.yaml").exists()  # a choice in a folder of its own, experiment=paper/qk_norm
+        # A choice may lie in a folder of its own: experiment=paper/qk_norm.
+        there = (groups.CONF / group / f"{value}.yaml").exists()
         if refused and group in known and not there:
             return ConfigError(f"{group}={value} is not a choice: {near(value, known[group])}")
         alone = override in text or len(overrides) == 1

@@ -177,7 +177,8 @@ def test_of_many_runs_the_first_seeds_have_curves_and_the_page_says_so(tmp_path,
 
 
 def test_values_are_plain():
-    assert [page_payload._plain(v) for v in (np.float64(3.0), np.int64(2), math.nan, math.inf, None, True, pd.NA, 0.5)] == [
+    values = (np.float64(3.0), np.int64(2), math.nan, math.inf, None, True, pd.NA, 0.5)
+    assert [page_payload._plain(v) for v in values] == [
         3, 2, None, None, None, True, "<NA>", 0.5,
     ]  # fmt: skip
     assert [page_payload._text(v) for v in (1e-8, 64.0, None, math.nan, True, "none", 0.1)] == [
