@@ -31,10 +31,10 @@ class Where:
     """Whether it is the last matrix of a sublayer, whose output joins the residual stream."""
 
 
-def where(name: str, depth: int) -> Where:
-    """Of the module called `name`: attention's last matrix is called `out`, an MLP's `down`."""
+def where(name: str, depth: int, module: nn.Module | None = None) -> Where:
+    """Of a layer by its full name."""
     found = re.match(r"blocks\.(\d+)\.", name)
-    residual = found is not None and name.rpartition(".")[2] in ("out", "down")
+    residual = isinstance(module, Linear) and module.writes_stream
     return Where(int(found[1]) if found else None, depth, residual)
 
 
@@ -52,7 +52,7 @@ class InitConfig(Choice):
             if isinstance(module, nn.Embedding):
                 self.embedding(module.weight, generator)
             elif isinstance(module, nn.Linear):
-                self.matrix(module.weight, where(name, len(blocks)), generator)
+                self.matrix(module.weight, where(name, len(blocks), module), generator)
 
     def calibrate(self, model: Any, tokens_BT: torch.Tensor) -> None:
         """Changes the weights of a GPT that is otherwise ready to train by what it does on its first batch."""

@@ -9,15 +9,15 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED, Axis
-from models.layers import Linear
+from models.layers import Make, plain
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class MLPConfig:
     name: str
 
-    def build(self, width: int) -> nn.Module:
-        """A module that maps x_BTD to the same shape."""
+    def build(self, width: int, make: Make = plain) -> nn.Module:
+        """A module that maps x_BTD to the same shape, its matrices made by `make`."""
         raise NotImplementedError
 
 
@@ -31,10 +31,10 @@ def hidden_width(width: int, expand: float) -> int:
 class GELU(nn.Module):
     """W_down gelu(W_up x). Hendrycks & Gimpel 2016; the tanh form is Flax's default, so the paper's."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, make: Make = plain) -> None:
         super().__init__()
-        self.up = Linear(width, hidden)
-        self.down = Linear(hidden, width)
+        self.up = make("activated", width, hidden)
+        self.down = make("down", hidden, width)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return self.down(F.gelu(self.up(x_BTD), approximate="tanh"))
@@ -50,11 +50,11 @@ class SquaredReLU(GELU):
 class SwiGLU(nn.Module):
     """W_down (silu(W_gate x) * W_up x). Shazeer 2020."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, make: Make = plain) -> None:
         super().__init__()
-        self.gate = Linear(width, hidden)
-        self.up = Linear(width, hidden)
-        self.down = Linear(hidden, width)
+        self.gate = make("activated", width, hidden)
+        self.up = make("multiplied", width, hidden)
+        self.down = make("down", hidden, width)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
@@ -69,8 +69,8 @@ class GELUConfig(MLPConfig):
     expand: Annotated[float, Field(gt=0)] = 4.0
     """Hidden width / model width."""
 
-    def build(self, width: int) -> nn.Module:
-        return GELU(width, hidden_width(width, self.expand))
+    def build(self, width: int, make: Make = plain) -> nn.Module:
+        return GELU(width, hidden_width(width, self.expand), make)
 
 
 @MLP.register
@@ -82,8 +82,8 @@ class SquaredReLUConfig(MLPConfig):
     expand: Annotated[float, Field(gt=0)] = 4.0
     """Hidden width / model width."""
 
-    def build(self, width: int) -> nn.Module:
-        return SquaredReLU(width, hidden_width(width, self.expand))
+    def build(self, width: int, make: Make = plain) -> nn.Module:
+        return SquaredReLU(width, hidden_width(width, self.expand), make)
 
 
 @MLP.register
@@ -95,5 +95,5 @@ class SwiGLUConfig(MLPConfig):
     expand: Annotated[float, Field(gt=0)] = 8 / 3
     """Hidden width / model width; 8/3 gives the parameters of an ungated layer of width 4 (Shazeer 2020, section 3)."""
 
-    def build(self, width: int) -> nn.Module:
-        return SwiGLU(width, hidden_width(width, self.expand))
+    def build(self, width: int, make: Make = plain) -> nn.Module:
+        return SwiGLU(width, hidden_width(width, self.expand), make)

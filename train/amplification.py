@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 
 from conf.axis import ConfigError
-from models.attention.mixing.base import MixingRule
 from models.gpt import GPT
 from train.cli.terminal import exit_with, table_console
 from train.results.trained import config_of, model_of, validation_of
@@ -38,8 +37,7 @@ def amplified(model: GPT, factor: float) -> Iterator[None]:
         bias_HTT = None if inputs.bias_HTT is None else factor * inputs.bias_HTT
         return inputs._replace(q_BHTK=factor * inputs.q_BHTK, bias_HTT=bias_HTT), v_BHTK
 
-    mixes = {block.attention.mix for block in model.blocks if hasattr(block.attention, "mix")}
-    hooks = [mix.register_forward_pre_hook(multiply) for mix in mixes if isinstance(mix, MixingRule)]
+    hooks = [mixer.rule.register_forward_pre_hook(multiply) for mixer in model.mixers() if mixer.rule is not None]
     try:
         yield
     finally:
@@ -63,9 +61,9 @@ def of_run(path: Path) -> list[float]:
     config = config_of(path)
     rules = config.attention.of_blocks(config.model.depth)
     for rule in rules:
-        if rule.mixes and not rule.dot_product:
+        if rule.has_weights and not rule.dot_product:
             raise ConfigError(f"{path}: attention={rule.name} is no function of logits q k^T that could be multiplied")
-    if not any(rule.mixes for rule in rules):
+    if not any(rule.has_weights for rule in rules):
         raise ConfigError(f"{path}: no block of this run has attention")
     batches = validation_of(config, batch_size=config.batch_size, count=config.eval_batches)
     return losses(model_of(path, config), batches)

@@ -112,7 +112,7 @@ def activations(proxy: ProxyModule, tokens_BT: torch.Tensor) -> dict[str, torch.
     blocks: Any = proxy.model.blocks
 
     def keep(name: str) -> Any:
-        return lambda module, inputs, output: found.update({name: output[0]})
+        return lambda module, inputs, output: found.update({name: output})
 
     def keep_logits(module: Any, inputs: Any, output: Any) -> None:
         q_BHTK, k_BHTK, bias_HTT, _ = inputs[0]
@@ -121,7 +121,7 @@ def activations(proxy: ProxyModule, tokens_BT: torch.Tensor) -> dict[str, torch.
 
     hooks = [
         blocks[(len(blocks) - 1) // 2].register_forward_hook(keep("middle block")),
-        *(mix.register_forward_hook(keep_logits) for mix in [getattr(blocks[-1].attention, "mix", None)] if mix),
+        *(rule.register_forward_hook(keep_logits) for rule in [blocks[-1].attention.rule] if rule is not None),
         blocks[-1].register_forward_hook(keep("last block")),
     ]
     logits_BTV = proxy.model(tokens_BT)[0]

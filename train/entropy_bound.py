@@ -91,6 +91,7 @@ def measure(model: GPT, tokens_BT: torch.Tensor) -> list[Measured]:
     hooks = []
     for index, block in enumerate(model.blocks):
         assert isinstance(block, Block)
+        assert isinstance(block.attention, Attention)
         attention = block.attention
 
         def see_logits(

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 
 from models.attention.gates import OfSlices
-from models.layers import Linear
+from models.layers import Linear, Make, Role
 
 DualStreamName = Literal["independent", "kronecker", "dense"]
 
@@ -35,8 +35,8 @@ ADDING = ("pre", "pre_mlp", "peri", "sandwich", "res_post")
 class Kronecker(Linear):
     """(A (x) I) x with A [H, H]."""
 
-    def __init__(self, heads: int) -> None:
-        super().__init__(heads, heads)
+    def __init__(self, heads: int, role: Role | None = None) -> None:
+        super().__init__(heads, heads, role)
         self.heads = heads
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
@@ -44,13 +44,17 @@ class Kronecker(Linear):
         return super().forward(x_BTKH).transpose(-1, -2).flatten(-2)
 
 
-def separate(attention: Any, name: DualStreamName) -> None:
-    """Gives an attention layer the maps of values and outputs that `name` says."""
-    heads, head_dim = attention.heads, attention.head_dim
-    if name == "kronecker":
-        attention.value, attention.out = Kronecker(heads), Kronecker(heads)
-    elif name == "independent":
-        attention.value, attention.out = (OfSlices(heads, head_dim, head_dim) for _ in range(2))
+def separated(name: DualStreamName, heads: int, make: Make) -> Make:
+    """Makes the maps of values and outputs that `name` says, all else as `make` does."""
+
+    def made(role: Role, fan_in: int, fan_out: int) -> Linear:
+        if role not in ("value", "out") or name == "dense":
+            return make(role, fan_in, fan_out)
+        if name == "kronecker":
+            return Kronecker(heads, role)
+        return OfSlices(heads, fan_in // heads, fan_out // heads, role)
+
+    return made
 
 
 def fits(name: DualStreamName, config: Any) -> None:
@@ -62,7 +66,7 @@ def fits(name: DualStreamName, config: Any) -> None:
     if config.placement.name not in ADDING:
         refuse(f"adds to two streams, placement={config.placement.name} does not keep them apart", "placement=pre")
     for rule in config.attention.of_blocks(config.model.depth):
-        if not rule.mixes:
+        if not rule.has_weights:
             refuse(f"has a stream of attention, attention={rule.name} has blocks without", "attention=softmax")
     if config.layout.name != "mha":
         refuse(f"has a value of each head's channel, layout={config.layout.name} makes them otherwise", "layout=mha")

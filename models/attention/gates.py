@@ -14,7 +14,7 @@ from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
 from models.attention.mixing.base import LayerShape
-from models.layers import Linear
+from models.layers import Linear, Role
 
 
 class Gate(nn.Module):
@@ -36,8 +36,8 @@ class OfSlices(Linear):
     An init that depends on the fan-out sees that of all heads.
     """
 
-    def __init__(self, heads: int, fan_in: int, fan_out: int) -> None:
-        super().__init__(fan_in, heads * fan_out)
+    def __init__(self, heads: int, fan_in: int, fan_out: int, role: Role | None = None) -> None:
+        super().__init__(fan_in, heads * fan_out, role)
         self.heads = heads
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

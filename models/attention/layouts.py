@@ -9,23 +9,21 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
-from models.attention.layer import Attention
-from models.attention.mixing.base import MixingRule
-from models.attention.qk_norm import QKTransform
+from models.attention.layer import QKV, Attention, Parts
 from models.layers import Linear
+from models.mixer import LogitRows
 from models.norms import RMSNorm
 from models.positions import PositionConfig, Positions, Rotary
-
-QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LayoutConfig(Choice):
     name: str
 
-    def build(self, width: int, heads: int, qk_norm: QKTransform, positions: Positions, mix: MixingRule) -> Attention:
+    def build(self, width: int, heads: int, parts: Parts) -> Attention:
         raise NotImplementedError
 
     def positions(self, config: PositionConfig, width: int, heads: int, context: int) -> Positions:
@@ -37,19 +35,17 @@ LAYOUT: Axis[LayoutConfig] = Axis("layout")
 
 
 class GroupedQuery(Attention):
-    def __init__(
-        self, width: int, heads: int, qk_norm: QKTransform, positions: Positions, mix: MixingRule, kv_heads: int
-    ) -> None:
-        super().__init__(width, heads, qk_norm, positions, mix)
+    def __init__(self, width: int, heads: int, parts: Parts, kv_heads: int) -> None:
+        narrow = kv_heads * (width // heads)
+        key, value = parts.make("key", width, narrow), parts.make("value", width, narrow)
+        super().__init__(width, heads, parts, {"key": key, "value": value})
         self.group = heads // kv_heads
-        self.key = Linear(width, kv_heads * self.head_dim)
-        self.value = Linear(width, kv_heads * self.head_dim)
 
     def project(self, x_BTD: torch.Tensor, source_BTD: torch.Tensor) -> QKV:
         q_BHTK, k_BGTK, v_BGTK = super().project(x_BTD, source_BTD)
         return q_BHTK, k_BGTK.repeat_interleave(self.group, 1), v_BGTK.repeat_interleave(self.group, 1)
 
-    def logit_rows(self) -> list[tuple[Linear, slice, float]]:
+    def logit_rows(self) -> LogitRows:
         """A key serves several heads, so a factor of one head's logits is its query's alone."""
         return [(self.query, slice(None), 1.0)]
 
@@ -57,31 +53,28 @@ class GroupedQuery(Attention):
 class Latent(Attention):
     """`rope_dim` features of each head are turned by the positions, the last ones; their key is one for all heads."""
 
+    query_down: Linear
+    query_norm: RMSNorm
+    latent: Linear
+    latent_norm: RMSNorm
+    rope_key: Linear
+
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        qk_norm: QKTransform,
-        positions: Positions,
-        mix: MixingRule,
-        *,
-        rope_dim: int,
-        query_rank: int | None,
-        latent_rank: int,
+        self, width: int, heads: int, parts: Parts, *, rope_dim: int, query_rank: int | None, latent_rank: int
     ) -> None:
-        super().__init__(width, heads, qk_norm, positions, mix)
-        self.rope_dim = rope_dim
-        if query_rank is not None:
-            self.query_down = Linear(width, query_rank)
-            self.query_norm = RMSNorm(query_rank, 1e-6)
-            self.query = Linear(query_rank, width)
-        self.query_is_low_rank = query_rank is not None
-        self.latent = Linear(width, latent_rank)
-        self.latent_norm = RMSNorm(latent_rank, 1e-6)
-        self.rope_key = Linear(width, rope_dim)
         # Two matrices where DeepSeek's code has one, as keys and values are apart in all layouts.
-        self.key = Linear(latent_rank, heads * (self.head_dim - rope_dim))
-        self.value = Linear(latent_rank, width)
+        projections = {
+            "key": parts.make("key", latent_rank, width - heads * rope_dim),
+            "value": parts.make("value", latent_rank, width),
+        }
+        more: dict[str, nn.Module] = {}
+        if query_rank is not None:
+            projections["query"] = parts.make("query", query_rank, width)
+            more |= {"query_down": Linear(width, query_rank), "query_norm": RMSNorm(query_rank, 1e-6)}
+        more |= {"latent": Linear(width, latent_rank), "latent_norm": RMSNorm(latent_rank, 1e-6)}
+        super().__init__(width, heads, parts, projections, more | {"rope_key": Linear(width, rope_dim)})
+        self.rope_dim = rope_dim
+        self.query_is_low_rank = query_rank is not None
 
     def project(self, x_BTD: torch.Tensor, source_BTD: torch.Tensor) -> QKV:
         query_in_BTR = self.query_norm(self.query_down(x_BTD)) if self.query_is_low_rank else x_BTD
@@ -101,7 +94,7 @@ class Latent(Attention):
         )
         return q_BHTK, k_BHTK
 
-    def logit_rows(self) -> list[tuple[Linear, slice, float]]:
+    def logit_rows(self) -> LogitRows:
         """The shared key serves all heads, so that its queries take the whole factor. Kimi Team 2025, section 2.1."""
         still, turned = slice(0, self.head_dim - self.rope_dim), slice(self.head_dim - self.rope_dim, None)
         return [(self.query, still, 0.5), (self.query, turned, 1.0), (self.key, still, 0.5)]
@@ -114,8 +107,8 @@ class MultiHead(LayoutConfig):
 
     name: Literal["mha"] = "mha"
 
-    def build(self, width: int, heads: int, qk_norm: QKTransform, positions: Positions, mix: MixingRule) -> Attention:
-        return Attention(width, heads, qk_norm, positions, mix)
+    def build(self, width: int, heads: int, parts: Parts) -> Attention:
+        return Attention(width, heads, parts)
 
 
 @LAYOUT.register
@@ -132,8 +125,8 @@ class GroupedQueryConfig(LayoutConfig):
     kv_heads: Annotated[int, Field(ge=1)] = 1
     """Heads of keys and values, a divisor of model.heads, which would be `mha`; 1 is MQA."""
 
-    def build(self, width: int, heads: int, qk_norm: QKTransform, positions: Positions, mix: MixingRule) -> Attention:
-        return GroupedQuery(width, heads, qk_norm, positions, mix, self.kv_heads)
+    def build(self, width: int, heads: int, parts: Parts) -> Attention:
+        return GroupedQuery(width, heads, parts, self.kv_heads)
 
     def fits(self, config: Any) -> None:
         heads = config.model.heads
@@ -175,13 +168,11 @@ class LatentConfig(LayoutConfig):
     def rope_dim(self, head_dim: int) -> int:
         return 2 * max(1, round(self.rope * head_dim / 2))
 
-    def build(self, width: int, heads: int, qk_norm: QKTransform, positions: Positions, mix: MixingRule) -> Attention:
+    def build(self, width: int, heads: int, parts: Parts) -> Attention:
         return Latent(
             width,
             heads,
-            qk_norm,
-            positions,
-            mix,
+            parts,
             rope_dim=self.rope_dim(width // heads),
             query_rank=None if self.query_rank is None else max(1, round(self.query_rank * width)),
             latent_rank=max(1, round(self.latent_rank * width)),

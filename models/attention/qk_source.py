@@ -18,20 +18,40 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
+from models.carry import Carry
+
+
+class SideStream:
+    """A stream next to the model's own in one forward pass: the base stays as it starts."""
+
+    def __init__(self, x_BTD: torch.Tensor) -> None:
+        """[B or 1, T, D]."""
+        self.x_BTD = x_BTD
+
+    def advance(self, block: nn.Module) -> torch.Tensor:
+        """What the block's queries and keys are made of. The stream is then the one after the block."""
+        return self.x_BTD
+
+
+class ThroughBlocks(SideStream):
+    """Goes through the same blocks as the model's own."""
+
+    def __init__(self, x_BTD: torch.Tensor) -> None:
+        super().__init__(x_BTD)
+        self.carry = Carry()
+
+    def advance(self, block: nn.Module) -> torch.Tensor:
+        self.x_BTD = block(self.x_BTD, self.carry)
+        assert self.carry.read_BTD is not None
+        return self.carry.read_BTD
 
 
 class QKSource(nn.Module):
     """The residual stream itself, as every attention has it; others are made by subclasses."""
 
-    def start(self, model: Any, x_BTD: torch.Tensor, length: int) -> torch.Tensor | None:
-        """The stream next to the one that starts as `x`, of `length` tokens of data, [B or 1, T, D], or None."""
+    def start(self, model: Any, x_BTD: torch.Tensor, length: int) -> SideStream | None:
+        """The stream next to the one that starts as `x`, of `length` tokens of data."""
         return None
-
-    def advance(
-        self, block: Any, side_BTD: torch.Tensor, first_BHTK: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """What a block's queries and keys are made of, the side stream behind it, and the block's values there."""
-        raise NotImplementedError
 
     def draw(self, generator: torch.Generator, std: float) -> None:
         """Fills what starts at random; `std` is that of embeddings."""
@@ -41,13 +61,8 @@ class QKSource(nn.Module):
 
 
 class Embedding(QKSource):
-    def start(self, model: Any, x_BTD: torch.Tensor, length: int) -> torch.Tensor | None:
-        return x_BTD
-
-    def advance(
-        self, block: Any, side_BTD: torch.Tensor, first_BHTK: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        return side_BTD, side_BTD, None
+    def start(self, model: Any, x_BTD: torch.Tensor, length: int) -> SideStream:
+        return SideStream(x_BTD)
 
 
 class Fixed(QKSource):
@@ -61,12 +76,6 @@ class Fixed(QKSource):
             raise ValueError(f"qk_source={self.name} has a sequence of {self.context} tokens, not of {length}")
         return slice(length)
 
-    def advance(
-        self, block: Any, side_BTD: torch.Tensor, first_BHTK: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        next_BTD, _, values_BHTK, read_BTD = block.run(side_BTD, first_BHTK=first_BHTK)
-        return read_BTD, next_BTD, values_BHTK
-
 
 class RandomEmbedding(Fixed):
     embedding_TD: torch.Tensor
@@ -75,8 +84,8 @@ class RandomEmbedding(Fixed):
         super().__init__("random_embedding", context)
         self.register_buffer("embedding_TD", torch.zeros(context, width))
 
-    def start(self, model: Any, x_BTD: torch.Tensor, length: int) -> torch.Tensor | None:
-        return model.enter(self.embedding_TD[None, self.up_to(length)])
+    def start(self, model: Any, x_BTD: torch.Tensor, length: int) -> SideStream:
+        return ThroughBlocks(model.enter(self.embedding_TD[None, self.up_to(length)]))
 
     def draw(self, generator: torch.Generator, std: float) -> None:
         self.embedding_TD.normal_(0, std, generator=generator)
@@ -89,8 +98,8 @@ class FixedSequence(Fixed):
         super().__init__("fixed_sequence", context)
         self.register_buffer("tokens_T", torch.zeros(context, dtype=torch.long))
 
-    def start(self, model: Any, x_BTD: torch.Tensor, length: int) -> torch.Tensor | None:
-        return model.enter(model.embedding(self.tokens_T[None, self.up_to(length)]))
+    def start(self, model: Any, x_BTD: torch.Tensor, length: int) -> SideStream:
+        return ThroughBlocks(model.enter(model.embedding(self.tokens_T[None, self.up_to(length)])))
 
     def keep(self, tokens_T: torch.Tensor) -> None:
         self.tokens_T.copy_(tokens_T)

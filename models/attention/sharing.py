@@ -10,56 +10,49 @@ What is handed on is the queries and keys, not a T x T matrix, so that each rule
 Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
-from models.attention.mixing.base import Inputs, MixingRule
-from models.layers import Linear
-from models.probes import Stats
+from models.attention.gates import Gate
+from models.carry import Carry
+from models.layers import Linear, Make, plain
+from models.mixer import TokenMixer
 
 
-class Lender(NamedTuple):
-    """What the blocks of a group see of its first, in one forward pass."""
+class Borrowing(TokenMixer):
+    """An attention layer without queries and keys: W_out (weights of the lender) V + W_c h. It has no probes."""
 
-    mix: MixingRule
-    inputs: Inputs
-
-
-class Borrowing(nn.Module):
-    """An attention layer without queries and keys: W_out (weights of the lender) V + W_c h."""
-
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        make: Make = plain,
+        gate: Gate | None = None,
+        value_residual: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.heads = heads
-        self.head_dim = width // heads
-        self.value = Linear(width, width)
-        self.out = Linear(width, width)
+        self.value = make("value", width, width)
+        self.out = make("out", width, width)
         self.compensation = Linear(width, width)
-        self.value_residual: nn.Module | None = None
-        self.gate: nn.Module | None = None
+        self.gate = gate
+        self.value_residual = value_residual
 
     def draw(self, generator: torch.Generator) -> None:
         self.compensation.weight.zero_()
 
-    def forward(
-        self,
-        x_BTD: torch.Tensor,
-        watch: bool = False,
-        first_BHTK: torch.Tensor | None = None,
-        source_BTD: torch.Tensor | None = None,
-        lenders: list[Lender] | None = None,
-    ) -> tuple[torch.Tensor, Stats, torch.Tensor]:
-        """As Attention's, but for probes: the weights are those of the lender."""
-        assert lenders
-        mix, inputs = lenders[-1]
+    def forward(self, x_BTD: torch.Tensor, carry: Carry) -> torch.Tensor:
+        assert carry.lender is not None
+        mix, inputs = carry.lender
         v_BHTK = self.value(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        seen_BHTK = v_BHTK if self.value_residual is None else self.value_residual(first_BHTK, v_BHTK)
+        seen_BHTK = v_BHTK if self.value_residual is None else self.value_residual(carry.first_BHTK, v_BHTK)
         mixed_BHTK = mix(inputs, seen_BHTK)
         if self.gate is not None:
             mixed_BHTK = self.gate(mixed_BHTK, x_BTD)
-        return self.out(mixed_BHTK.transpose(1, 2).flatten(2)) + self.compensation(x_BTD), {}, v_BHTK
+        return self.out(mixed_BHTK.transpose(1, 2).flatten(2)) + self.compensation(x_BTD)
 
 
 def fits(group: int, config: Any) -> None:
@@ -77,7 +70,7 @@ def fits(group: int, config: Any) -> None:
         refuse(f"has blocks with values alone, which layout={config.layout.name} doesn't say how to make", "layout=mha")
     if config.qk_source.name != "stream":
         refuse(f"hands queries and keys on, qk_source={config.qk_source.name} makes them elsewhere", "qk_source=stream")
-    if config.attention.pattern != "all" or not config.attention.mixes:
+    if config.attention.pattern != "all" or not config.attention.has_weights:
         refuse(
             f"takes the weights of a group's first block, attention={config.attention.name} with its pattern doesn't "
             f"have the same rule in all",

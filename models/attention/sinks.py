@@ -151,7 +151,7 @@ class KeySinkConfig(SinkConfig):
 
     def fits(self, config: Any) -> None:
         for rule in config.attention.of_blocks(config.model.depth):
-            why = unfit(rule, config, self.has_value) if rule.mixes else ""
+            why = unfit(rule, config, self.has_value) if rule.has_weights else ""
             if why:
                 raise ValueError(
                     f"sink={self.name} puts a key in front of the others, and attention={rule.name} {why}: "

@@ -87,7 +87,7 @@ class TemperatureConfig(Choice):
 
     def fits(self, config: Any) -> None:
         for rule in config.attention.of_blocks(config.model.depth):
-            if rule.mixes and not rule.dot_product:
+            if rule.has_weights and not rule.dot_product:
                 raise ValueError(
                     f"temperature={self.name} multiplies logits q k^T, which attention={rule.name} doesn't have: "
                     f"use attention=softmax or temperature=none"

@@ -15,12 +15,13 @@ from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
 from models.init import InitConfig, where
-from models.layers import Embedding, Linear
+from models.layers import Embedding, Linear, Role
 from models.size import SizeConfig
 
 Kind = Literal["embedding", "hidden", "head", "vector"]
 Sublayer = Literal["attention", "mlp"]
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "mlp")
+MIXER_ROLES: tuple[Role, ...] = ("query", "key", "value", "out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Tensor:
     module: nn.Module
 
     @property
+    def role(self) -> Role | None:
+        """That of a matrix."""
+        return self.module.role if isinstance(self.module, Linear) else None
+
+    @property
     def in_block(self) -> bool:
         return self.name.startswith("blocks.")
 
@@ -88,15 +94,15 @@ class ParametrizationConfig(Choice):
 
     def matrix_scalings(self, size: SizeConfig) -> dict[str, TensorScaling]:
         """The rows of the matrices that every model has, without a model: for axes that clash with some scaling."""
-        with torch.device("meta"):
-            module = Linear(size.width, size.width)
-        attention = [f"blocks.0.attention.{name}" for name in ("query", "key", "value", "out")]
-        kinds: dict[str, Kind] = dict.fromkeys((*attention, "blocks.0.mlp.up", "blocks.0.mlp.down"), "hidden")
-        kinds["head"] = "head"
-        return {
-            name: self.scaling(Tensor(f"{name}.weight", cast(nn.Parameter, module.weight), kind, module), size)
-            for name, kind in kinds.items()
-        }
+        roles: dict[str, Role] = {f"blocks.0.attention.{role}": role for role in MIXER_ROLES}
+        roles |= {"blocks.0.mlp.up": "activated", "blocks.0.mlp.down": "down"}
+
+        def row(name: str, kind: Kind, role: Role | None) -> TensorScaling:
+            with torch.device("meta"):
+                module = Linear(size.width, size.width, role)
+            return self.scaling(Tensor(f"{name}.weight", cast(nn.Parameter, module.weight), kind, module), size)
+
+        return {name: row(name, "hidden", role) for name, role in roles.items()} | {"head": row("head", "head", None)}
 
     def attention_scale(self, head_dim: int) -> float:
         """What multiplies q k^T."""
@@ -161,7 +167,7 @@ def initial_std(tensor: Tensor, size: SizeConfig, init: InitConfig, width_ratio:
     if tensor.kind == "embedding":
         return init.embedding_std(fan_in / width_ratio)
     rows = fan_out / (width_ratio if tensor.kind == "hidden" else 1.0)
-    return init.matrix_std(rows, fan_in / width_ratio, where(tensor.name.removesuffix(".weight"), size.depth))
+    return init.matrix_std(rows, fan_in / width_ratio, where(tensor.name, size.depth, tensor.module))
 
 
 def init_scale(config: ParametrizationConfig, tensor: Tensor, size: SizeConfig, init: InitConfig) -> float:

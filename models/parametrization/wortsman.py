@@ -56,7 +56,7 @@ class MuPFull(MuPIntermediate):
 
     def scaling(self, tensor: Tensor, size: SizeConfig) -> TensorScaling:
         scaling = super().scaling(tensor, size)
-        return dataclasses.replace(scaling, init=0.0) if tensor.name.endswith("attention.query.weight") else scaling
+        return dataclasses.replace(scaling, init=0.0) if tensor.role == "query" else scaling
 
     def attention_scale(self, head_dim: int) -> float:
         return 1 / head_dim

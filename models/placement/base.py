@@ -18,7 +18,7 @@ from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
 from models.init import InitConfig
-from models.layers import Linear
+from models.layers import Linear, Role
 from models.norms import NormConfig
 
 Sublayer = Callable[[torch.Tensor], torch.Tensor]
@@ -40,9 +40,9 @@ class Placement(nn.Module):
     They stand last in the branch, behind an output norm: in front of it the norm would take them out again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scale: nn.Module | None = None) -> None:
         super().__init__()
-        self.scale: nn.Module = nn.Identity()
+        self.scale: nn.Module = nn.Identity() if scale is None else scale
 
     def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
         """The residual stream after the sublayer, fp32."""
@@ -55,14 +55,21 @@ class PlacementConfig(Choice):
     final_norm = True  # whether the published form has a norm before the head
     scales_with_depth = False  # whether it has factors of the number of blocks
 
-    def build(self, norm: NormConfig, site: Site) -> Placement:
+    def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
+        """What stands around a sublayer, whose branch is multiplied by `scale`."""
         raise NotImplementedError
 
-    def insert(self, attention: Any, mlp: nn.Module, norm: NormConfig) -> None:
-        """Puts the norms in place that stand inside a block's sublayers."""
+    def projection(self, role: Role, fan_in: int, fan_out: int, norm: NormConfig, head_dim: int) -> Linear:
+        """A matrix inside of a sublayer, with the norm that the placement has in front of it or after it."""
+        return Linear(fan_in, fan_out, role)
 
-    def complete(self, model: Any) -> None:
-        """Puts in place what the placement has outside of the blocks."""
+    def after_positions(self, width: int, heads: int) -> nn.Module | None:
+        """What acts on queries and keys once positions have turned them."""
+        return None
+
+    def head_map(self, width: int, vocab_size: int) -> nn.Module | None:
+        """The matrix of the head as a function of its trained weight, where that isn't the weight itself."""
+        return None
 
     def attention_scale(self, head_dim: int, scale: float) -> float:
         """What multiplies q k^T, for which the parametrization has `scale`."""
@@ -89,11 +96,11 @@ PLACEMENT: Axis[PlacementConfig] = Axis("placement")
 
 
 class NormedInput(Linear):
-    """W N(x): the projection with a norm before it, under the projection's own name."""
+    """W N(x)."""
 
-    def __init__(self, projection: Linear, norm: NormConfig) -> None:
-        super().__init__(projection.in_features, projection.out_features)
-        self.norm = norm.build(projection.in_features)
+    def __init__(self, fan_in: int, fan_out: int, role: Role, norm: NormConfig) -> None:
+        super().__init__(fan_in, fan_out, role)
+        self.norm = norm.build(fan_in)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return super().forward(self.norm(x_BTD))
@@ -102,8 +109,8 @@ class NormedInput(Linear):
 class NormedHeads(Linear):
     """N(W x) for each head on its own, the parameters of N shared across heads, as those of qk_norm are."""
 
-    def __init__(self, projection: Linear, norm: NormConfig, head_dim: int) -> None:
-        super().__init__(projection.in_features, projection.out_features)
+    def __init__(self, fan_in: int, fan_out: int, role: Role, norm: NormConfig, head_dim: int) -> None:
+        super().__init__(fan_in, fan_out, role)
         self.norm = norm.build(head_dim)
         self.head_dim = head_dim
 
@@ -114,15 +121,14 @@ class NormedHeads(Linear):
 
 @torch.no_grad()
 def scale_weights(blocks: Sequence[Any], gain: float) -> None:
-    """Multiplies the value and output projections and the matrices of the MLP, but neither queries nor keys.
+    """Multiplies the matrices of the branches: values, output projections and MLPs, but neither queries nor keys.
 
     These are the tensors, and this is the way, of DeepNorm and Magneto in torchscale (`architecture/decoder.py`).
     """
     for block in blocks:
-        # A norm inside may have matrices of its own: they are none of the MLP's.
-        mlp = [m for name, m in block.mlp.named_modules() if isinstance(m, Linear) and "norm" not in name.split(".")]
-        for linear in (block.attention.value, block.attention.out, *mlp):
-            linear.weight.mul_(gain)
+        for module in block.modules():
+            if isinstance(module, Linear) and module.in_branch:
+                module.weight.mul_(gain)
 
 
 def refuse_depth_scaling(placement: str, init: InitConfig) -> None:

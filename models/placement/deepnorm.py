@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
+from torch import nn
 
 from conf.axis import CHECKED
 from models.norms import NormConfig
@@ -32,8 +33,8 @@ def beta(depth: int) -> float:
 
 
 class DeepNorm(Placement):
-    def __init__(self, norm: NormConfig, width: int, depth: int) -> None:
-        super().__init__()
+    def __init__(self, norm: NormConfig, width: int, depth: int, scale: nn.Module | None = None) -> None:
+        super().__init__(scale)
         self.stream = norm.build(width)
         self.alpha = alpha(depth)
 
@@ -54,8 +55,8 @@ class DeepNormConfig(PlacementConfig):
     final_norm = False
     scales_with_depth = True
 
-    def build(self, norm: NormConfig, site: Site) -> Placement:
-        return DeepNorm(norm, site.width, site.depth)
+    def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
+        return DeepNorm(norm, site.width, site.depth, scale)
 
     def rescale(self, blocks: Sequence[Any]) -> None:
         if blocks:

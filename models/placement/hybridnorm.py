@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED
-from models.layers import Linear
+from models.layers import Linear, Role
 from models.norms import NormConfig
 from models.placement.base import PLACEMENT, NormedHeads, Placement, PlacementConfig, Site, Sublayer
 from models.placement.pre import Plain, Pre
@@ -23,8 +23,8 @@ from models.placement.pre import Plain, Pre
 class NormedStream(Placement):
     """N(x) + F(N(x)), one N: post-norm of what came before."""
 
-    def __init__(self, norm: NormConfig, width: int) -> None:
-        super().__init__()
+    def __init__(self, norm: NormConfig, width: int, scale: nn.Module | None = None) -> None:
+        super().__init__(scale)
         self.stream = norm.build(width)
 
     def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
@@ -41,14 +41,15 @@ class HybridNormConfig(PlacementConfig):
     first_block: Literal["hybrid", "pre"] = "hybrid"
     """Form of block 0; pre is HybridNorm*, whose block 0 is pre-norm around attention and MLP."""
 
-    def build(self, norm: NormConfig, site: Site) -> Placement:
+    def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
         if site.block == 0 and self.first_block == "pre":
-            return Pre(norm, site.width)
-        return Plain() if site.sublayer == "attention" else NormedStream(norm, site.width)
+            return Pre(norm, site.width, scale)
+        return Plain(scale) if site.sublayer == "attention" else NormedStream(norm, site.width, scale)
 
-    def insert(self, attention: Any, mlp: nn.Module, norm: NormConfig) -> None:
-        value: Linear = attention.value
-        attention.value = NormedHeads(value, norm, attention.head_dim)
+    def projection(self, role: Role, fan_in: int, fan_out: int, norm: NormConfig, head_dim: int) -> Linear:
+        if role == "value":
+            return NormedHeads(fan_in, fan_out, role, norm, head_dim)
+        return Linear(fan_in, fan_out, role)
 
     def fits(self, config: Any) -> None:
         super().fits(config)

@@ -24,3 +24,10 @@ class LayerScale(BranchScale):
 
     def forward(self, y_BTD: torch.Tensor) -> torch.Tensor:
         return self.weight * super().forward(y_BTD)
+
+
+def branch_scale(width: int, layer_scale: float | None, factor: float) -> BranchScale | None:
+    """What multiplies a branch: the factor of the parametrization, and LayerScale with its start; None without both."""
+    if layer_scale is not None:
+        return LayerScale(width, layer_scale, factor)
+    return None if factor == 1.0 else BranchScale(factor)

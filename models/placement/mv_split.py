@@ -26,8 +26,8 @@ def running_mean(x_BTD: torch.Tensor) -> torch.Tensor:
 
 
 class MVSplit(Placement):
-    def __init__(self, norm: NormConfig, width: int, alpha: float, beta: float) -> None:
-        super().__init__()
+    def __init__(self, norm: NormConfig, width: int, alpha: float, beta: float, scale: nn.Module | None = None) -> None:
+        super().__init__(scale)
         self.stream = norm.build(width)
         self.alpha = nn.Parameter(torch.full((width,), alpha))
         self.beta = nn.Parameter(torch.full((width,), beta))
@@ -57,5 +57,5 @@ class MVSplitConfig(PlacementConfig):
     beta: float = 0.03
     """Initial gain a channel of what differs from the mean in the branch; erwold/mv-split."""
 
-    def build(self, norm: NormConfig, site: Site) -> Placement:
-        return MVSplit(norm, site.width, self.alpha, self.beta)
+    def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
+        return MVSplit(norm, site.width, self.alpha, self.beta, scale)

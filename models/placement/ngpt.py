@@ -23,8 +23,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED
-from models.init import where
-from models.layers import Embedding, Linear
+from models.layers import Embedding, Linear, Role
 from models.norms import NormConfig
 from models.placement.base import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
 
@@ -45,8 +44,8 @@ class Scale(nn.Module):
 
 
 class NGPT(Placement):
-    def __init__(self, width: int, alpha: float) -> None:
-        super().__init__()
+    def __init__(self, width: int, alpha: float, scale: nn.Module | None = None) -> None:
+        super().__init__(scale)
         self.alpha = Scale(width, alpha, width**-0.5)
 
     def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
@@ -70,11 +69,11 @@ class UnitQK(nn.Module):
 
 
 class ScaledOutput(Linear):
-    """factor * s * W x: the projection with a scale behind it, under the projection's own name."""
+    """factor * s * W x."""
 
-    def __init__(self, projection: Linear, init: float, factor: float) -> None:
-        super().__init__(projection.in_features, projection.out_features)
-        self.scale = Scale(projection.out_features, init, 1.0)
+    def __init__(self, fan_in: int, fan_out: int, role: Role, init: float, factor: float) -> None:
+        super().__init__(fan_in, fan_out, role)
+        self.scale = Scale(fan_out, init, 1.0)
         self.factor = factor
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
@@ -118,32 +117,32 @@ class NGPTConfig(PlacementConfig):
     s_z: Start = 1.0
     """Initial scale of the output logits; NVIDIA/ngpt."""
 
-    def build(self, norm: NormConfig, site: Site) -> Placement:
-        return NGPT(site.width, self.alpha)
+    def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
+        return NGPT(site.width, self.alpha, scale)
 
     def attention_scale(self, head_dim: int, scale: float) -> float:
         return math.sqrt(head_dim)
 
-    def insert(self, attention: Any, mlp: nn.Module, norm: NormConfig) -> None:
-        width = attention.query.in_features
-        attention.after_positions = UnitQK(attention.heads, width, self.s_qk)
-        for part in list(mlp.modules()):
-            if isinstance(getattr(part, "up", None), Linear):
-                gated = hasattr(part, "gate")
-                for name in ("up", "gate") if gated else ("up",):
-                    factor = 1.0 if gated and name == "up" else math.sqrt(width)
-                    setattr(part, name, ScaledOutput(getattr(part, name), self.s_uv, factor))
+    def projection(self, role: Role, fan_in: int, fan_out: int, norm: NormConfig, head_dim: int) -> Linear:
+        match role:
+            case "activated":
+                return ScaledOutput(fan_in, fan_out, role, self.s_uv, math.sqrt(fan_in))
+            case "multiplied":
+                return ScaledOutput(fan_in, fan_out, role, self.s_uv, 1.0)
+        return Linear(fan_in, fan_out, role)
 
-    def complete(self, model: Any) -> None:
-        head: Linear = model.head
-        head.map = ScaledRows(head.out_features, self.s_z, head.in_features**-0.5)
+    def after_positions(self, width: int, heads: int) -> nn.Module:
+        return UnitQK(heads, width, self.s_qk)
+
+    def head_map(self, width: int, vocab_size: int) -> nn.Module:
+        return ScaledRows(vocab_size, self.s_z, width**-0.5)
 
     @torch.no_grad()
     def constrain(self, model: Any) -> None:
-        for name, module in model.named_modules():
+        for module in model.modules():
             if isinstance(module, Linear | Embedding):
                 # The embedding dimension is what a matrix reads, for the last of a sublayer what it writes.
-                along = 0 if where(name, len(model.blocks)).residual else 1
+                along = 0 if isinstance(module, Linear) and module.writes_stream else 1
                 module.weight.copy_(F.normalize(module.weight, dim=along))
 
     def fits(self, config: Any) -> None:

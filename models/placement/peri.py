@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
+from torch import nn
 
 from conf.axis import CHECKED
 from models.norms import NormConfig
@@ -13,8 +14,8 @@ from models.placement.base import PLACEMENT, Placement, PlacementConfig, Site, S
 class Peri(Placement):
     """x + N_out(F(N_in(x)))."""
 
-    def __init__(self, norm: NormConfig, width: int) -> None:
-        super().__init__()
+    def __init__(self, norm: NormConfig, width: int, scale: nn.Module | None = None) -> None:
+        super().__init__(scale)
         self.input = norm.build(width)
         self.output = norm.build(width)
 
@@ -54,8 +55,8 @@ class PeriConfig(PlacementConfig):
 
     name: Literal["peri"] = "peri"
 
-    def build(self, norm: NormConfig, site: Site) -> Placement:
-        return Peri(norm, site.width)
+    def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
+        return Peri(norm, site.width, scale)
 
 
 @PLACEMENT.register
@@ -68,8 +69,8 @@ class SandwichConfig(PlacementConfig):
 
     name: Literal["sandwich"] = "sandwich"
 
-    def build(self, norm: NormConfig, site: Site) -> Placement:
-        return Sandwich(norm, site.width)
+    def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
+        return Sandwich(norm, site.width, scale)
 
     def fits(self, config: Any) -> None:
         super().fits(config)

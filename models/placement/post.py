@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 from pydantic.dataclasses import dataclass
+from torch import nn
 
 from conf.axis import CHECKED
 from models.norms import NormConfig
@@ -13,8 +14,8 @@ from models.placement.base import PLACEMENT, Placement, PlacementConfig, Site, S
 class Post(Placement):
     """N(x + F(x))."""
 
-    def __init__(self, norm: NormConfig, width: int) -> None:
-        super().__init__()
+    def __init__(self, norm: NormConfig, width: int, scale: nn.Module | None = None) -> None:
+        super().__init__(scale)
         self.stream = norm.build(width)
 
     def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
@@ -24,8 +25,8 @@ class Post(Placement):
 class ResPost(Placement):
     """x + N(F(x))."""
 
-    def __init__(self, norm: NormConfig, width: int) -> None:
-        super().__init__()
+    def __init__(self, norm: NormConfig, width: int, scale: nn.Module | None = None) -> None:
+        super().__init__(scale)
         self.output = norm.build(width)
 
     def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
@@ -43,8 +44,8 @@ class PostConfig(PlacementConfig):
     name: Literal["post"] = "post"
     final_norm = False
 
-    def build(self, norm: NormConfig, site: Site) -> Placement:
-        return Post(norm, site.width)
+    def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
+        return Post(norm, site.width, scale)
 
 
 @PLACEMENT.register
@@ -58,5 +59,5 @@ class ResPostConfig(PlacementConfig):
 
     name: Literal["res_post"] = "res_post"
 
-    def build(self, norm: NormConfig, site: Site) -> Placement:
-        return ResPost(norm, site.width)
+    def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
+        return ResPost(norm, site.width, scale)

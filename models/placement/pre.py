@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
+from torch import nn
 
 from conf.axis import CHECKED
 from models.norms import NormConfig
@@ -18,8 +19,8 @@ class Plain(Placement):
 
 
 class Pre(Placement):
-    def __init__(self, norm: NormConfig, width: int) -> None:
-        super().__init__()
+    def __init__(self, norm: NormConfig, width: int, scale: nn.Module | None = None) -> None:
+        super().__init__(scale)
         self.input = norm.build(width)
 
     def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
@@ -33,8 +34,8 @@ class PreConfig(PlacementConfig):
 
     name: Literal["pre"] = "pre"
 
-    def build(self, norm: NormConfig, site: Site) -> Placement:
-        return Pre(norm, site.width)
+    def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
+        return Pre(norm, site.width, scale)
 
     def fits(self, config: Any) -> None:
         """Also without norms: x + F(x)."""
@@ -50,5 +51,5 @@ class PreMLPConfig(PlacementConfig):
 
     name: Literal["pre_mlp"] = "pre_mlp"
 
-    def build(self, norm: NormConfig, site: Site) -> Placement:
-        return Plain() if site.sublayer == "attention" else Pre(norm, site.width)
+    def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
+        return Plain(scale) if site.sublayer == "attention" else Pre(norm, site.width, scale)

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED
-from models.layers import Linear
+from models.layers import Linear, Role
 from models.norms import NormConfig
 from models.placement.base import (
     PLACEMENT,
@@ -42,14 +42,13 @@ class SubLNConfig(PlacementConfig):
     name: Literal["sub_ln"] = "sub_ln"
     scales_with_depth = True
 
-    def build(self, norm: NormConfig, site: Site) -> Placement:
-        return Pre(norm, site.width)
+    def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
+        return Pre(norm, site.width, scale)
 
-    def insert(self, attention: Any, mlp: nn.Module, norm: NormConfig) -> None:
-        attention.out = NormedInput(attention.out, norm)
-        for part in list(mlp.modules()):
-            if isinstance(getattr(part, "down", None), Linear):
-                part.down = NormedInput(part.down, norm)  # type: ignore[arg-type]
+    def projection(self, role: Role, fan_in: int, fan_out: int, norm: NormConfig, head_dim: int) -> Linear:
+        if role in ("out", "down"):
+            return NormedInput(fan_in, fan_out, role, norm)
+        return Linear(fan_in, fan_out, role)
 
     def rescale(self, blocks: Sequence[Any]) -> None:
         if blocks:

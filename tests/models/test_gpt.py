@@ -12,6 +12,7 @@ from torch import nn
 from conf.axis import ConfigError
 from models.attention.mixing.base import ATTENTION
 from models.attention.qk_norm import QK_NORM
+from models.carry import Carry
 from models.gpt import GPT, fp32_head, initialize
 from models.norms import NORM
 from models.positions import POSITION
@@ -22,9 +23,9 @@ from train.config.choices import choices
 V, T = 32, 8
 
 
-def gpt(*overrides: str, vocab_size: int = V) -> GPT:
+def gpt(*overrides: str, vocab_size: int = V, keep_maxima: bool = False) -> GPT:
     config = tiny(*overrides)
-    model = GPT(config, vocab_size=vocab_size, context=config.context)
+    model = GPT(config, vocab_size=vocab_size, context=config.context, keep_maxima=keep_maxima)
     initialize(model, config, 0)
     return model
 
@@ -119,7 +120,7 @@ class TestForward:
         model, tokens_BT = gpt("model.depth=2"), tokens()
         x = model.embedding.weight[tokens_BT]
         for block in model.blocks:
-            x = x + block.attention(block.attention_norms.input(x))[0]
+            x = x + block.attention(block.attention_norms.input(x), Carry())
             x = x + block.mlp(block.mlp_norms.input(x))
         expected = model.final_norm(x) @ model.head.weight.T
         torch.testing.assert_close(logits(model, tokens_BT), expected, atol=1e-5, rtol=1e-5)
@@ -128,7 +129,7 @@ class TestForward:
         model = gpt("model.depth=2")
         seen: list[torch.dtype] = []
         for block in model.blocks:
-            block.register_forward_hook(lambda _m, _i, out: seen.append(out[0].dtype))
+            block.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
         with torch.autocast("cpu", torch.bfloat16):
             model(tokens())
         assert seen == [torch.float32] * 2
@@ -169,7 +170,7 @@ class TestForward:
         assert set(stats) == names
         x = model.embedding(tokens())
         for index, block in enumerate(model.blocks):
-            x, _, _ = block(x)
+            x = block(x, Carry())
             expected = x.double().square().mean().sqrt().item()
             assert stats[f"residual/block{index}/rms"].item() == pytest.approx(expected, rel=1e-6)
 

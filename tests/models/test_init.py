@@ -156,9 +156,11 @@ def test_orthogonal_matrices_have_unit_singular_values(name: str) -> None:
 
 
 def test_where_a_matrix_stands() -> None:
-    assert where("blocks.11.attention.out", 12) == Where(11, 12, True)
-    assert where("blocks.0.mlp.experts.3.down", 2) == Where(0, 2, True)
-    assert where("blocks.0.mlp.up", 2) == Where(0, 2, False)
+    """The role of a matrix tells whether it writes to the stream, its name in which block it is."""
+    assert where("blocks.11.attention.out", 12, Linear(2, 2, "out")) == Where(11, 12, True)
+    assert where("blocks.0.mlp.experts.3.last", 2, Linear(2, 2, "down")) == Where(0, 2, True)
+    assert where("blocks.0.mlp.up", 2, Linear(2, 2, "activated")) == Where(0, 2, False)
+    assert where("blocks.0.attention.gate.out", 2, Linear(2, 2)) == Where(0, 2, False)
     assert where("head", 2) == Where(None, 2, False)
 
 

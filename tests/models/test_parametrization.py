@@ -304,7 +304,7 @@ def residual_change(name: str, width: int) -> float:
     base = [] if name == "standard" else ["parametrization.base_width=32"]
     config = tiny(f"parametrization={name}", *base, f"model.width={width}", "model.depth=2", "optimizer.lr=0.003")
     model, seen = model_of(config), []
-    model.blocks[1].register_forward_hook(lambda module, inputs, output: seen.append(output[0].detach()))
+    model.blocks[1].register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
     optimizer = config.optimizer.build(groups(config.parametrization, model, config.model))
     tokens = torch.arange(32).reshape(4, 8)
     for _ in range(3):

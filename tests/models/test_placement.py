@@ -9,6 +9,7 @@ from torch import nn
 
 from conf.axis import ConfigError
 from models.attention.mixing.base import Inputs
+from models.carry import Carry
 from models.gpt import GPT, initialize
 from models.norms import NORM
 from models.placement.base import PLACEMENT, Placement, Site
@@ -116,7 +117,7 @@ def mv_split(x: torch.Tensor, u: torch.Tensor, alpha: Any, beta: Any) -> torch.T
 def run_block(name: str, block: Any, x: torch.Tensor, depth: int) -> torch.Tensor:
     """One block written out from the equations of the papers."""
     att, mlp = block.attention_norms, block.mlp_norms
-    attend, feed = (lambda h: block.attention(h)[0]), block.mlp
+    attend, feed = (lambda h: block.attention(h, Carry())), block.mlp
     match name:
         case "pre":
             x = x + attend(att.input(x))
@@ -178,8 +179,8 @@ def test_rybakov_s_qkv_norm() -> None:
     """No norm before attention, N(q), N(k), N(v) in it: what it adds doesn't depend on the size of the stream."""
     block: Any = gpt("placement=pre_mlp", "qk_norm=qkv").blocks[0]
     x = 100 * randn(2, T, 16)
-    added = block.attention_norms(x, lambda h: block.attention(h)[0]) - x
-    larger = block.attention_norms(64 * x, lambda h: block.attention(h)[0]) - 64 * x
+    added = block.attention_norms(x, lambda h: block.attention(h, Carry())) - x
+    larger = block.attention_norms(64 * x, lambda h: block.attention(h, Carry())) - 64 * x
     torch.testing.assert_close(larger, added, atol=2e-3, rtol=0)
     torch.testing.assert_close(added, qkv_attention(block, x, block.attention.qk_norm.value), atol=1e-4, rtol=0)
 
@@ -239,7 +240,7 @@ def test_residual_stream_is_fp32_and_close_under_autocast(name: str) -> None:
     model = gpt(f"placement={name}")
     seen: list[torch.dtype] = []
     for block in model.blocks:
-        block.register_forward_hook(lambda _m, _i, out: seen.append(out[0].dtype))
+        block.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
     exact = model(tokens())[0]
     with torch.autocast("cpu", torch.bfloat16):
         found = model(tokens())[0]

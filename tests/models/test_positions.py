@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from conf.axis import ConfigError, import_all
-from models.attention.layer import Attention
+from models.attention.layer import Attention, Parts
 from models.attention.mixing.softmax import Softmax
 from models.attention.qk_norm import QK_NORM
+from models.carry import Carry
 from models.positions import POSITION, Positions
 from tests.conftest import choice, randn, tiny
 
@@ -106,20 +107,19 @@ class TestALiBi:
     def test_logits_get_the_bias(self) -> None:
         """With zero queries the weights are softmax(-slope distance), and the largest logit is 0, on the diagonal."""
         rule = Softmax(K**-0.5)
-        attention = Attention(
-            D, H, choice(QK_NORM, "none").build(heads=H, head_dim=K, context=T), positions("alibi"), rule
-        )
+        no_norm = choice(QK_NORM, "none").build(heads=H, head_dim=K, context=T)
+        attention = Attention(D, H, Parts(mix=rule, qk_norm=no_norm, positions=positions("alibi")))
         attention.query.weight.data.zero_()
         attention.value.weight.data.copy_(torch.eye(D))
         attention.out.weight.data.copy_(torch.eye(D))
         x_BTD = randn(B, T, D)
-        found, stats, _ = attention(x_BTD, True)
+        found = attention(x_BTD, carry := Carry(watch=True))
         for h in range(H):
             slope, heads = 2 ** (-8 * (h + 1) / H), slice(h * K, (h + 1) * K)
             for t in (0, 3, T - 1):
                 weights = torch.softmax(-slope * torch.arange(t, -1, -1.0), 0)
                 torch.testing.assert_close(found[0, t, heads], weights @ x_BTD[0, : t + 1, heads], atol=1e-5, rtol=0)
-        assert torch.equal(stats["logit_max"], torch.zeros(H))
+        assert torch.equal(carry.stats["attention/block0/logit_max"], torch.zeros(H))
 
 
 class TestLearned:
@@ -152,9 +152,10 @@ def test_order_is_seen_through_positions_alone(name: str) -> None:
     torch.manual_seed(0)
     made = positions(name)
     rule = Softmax(K**-0.5)
-    attention = Attention(D, H, choice(QK_NORM, "none").build(heads=H, head_dim=K, context=T), made, rule)
+    no_norm = choice(QK_NORM, "none").build(heads=H, head_dim=K, context=T)
+    attention = Attention(D, H, Parts(mix=rule, qk_norm=no_norm, positions=made))
     x_BTD = randn(B, T, D)
     swapped_BTD = x_BTD[:, [1, 0, *range(2, T)]]
-    last, last_swapped = (attention(made.embed(x))[0][:, -1] for x in (x_BTD, swapped_BTD))
+    last, last_swapped = (attention(made.embed(x), Carry())[:, -1] for x in (x_BTD, swapped_BTD))
     difference = (last_swapped - last).abs().max()
     assert difference < 1e-6 if name == "none" else difference > 1e-3

@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from conf.axis import ConfigError, near
 from models.attention.mixing.base import ATTENTION
+from models.carry import Carry
 from models.gpt import GPT, initialize
 from train.bench.axes import COMPANIONS, LIMIT, SETTLE
 from train.cli.axes import END, names, replaced
@@ -66,7 +67,7 @@ class Layer:
     def step(self) -> None:
         self.x_BTD.grad = None
         self.layer.zero_grad()
-        self.layer(self.x_BTD)[0].backward(self.gradient_BTD)
+        self.layer(self.x_BTD, Carry()).backward(self.gradient_BTD)
 
     def seconds(self) -> float:
         """CPU time of a step."""
@@ -81,7 +82,7 @@ class Layer:
         # Else the profiler writes a line to stderr whenever it starts and stops.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            self.layer(self.x_BTD)[0].backward(self.gradient_BTD)
+            self.layer(self.x_BTD, Carry()).backward(self.gradient_BTD)
         events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
         held = most = 0
         for event in sorted(events, key=lambda e: e.start_ns()):

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED, axes, by_type, checked_field, near
 from data.config import DATA, DataConfig
-from models.gpt import Architecture
+from models.architecture import Architecture
 from train.config import fsdp as shardable
 from train.config.choices import default_choices, experiments
 from train.config.launcher import LAUNCHER, LauncherConfig, Local

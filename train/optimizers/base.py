@@ -62,10 +62,10 @@ class OptimizerConfig(Choice):
         """
         raise NotImplementedError
 
-    def prepare(self, model: GPT) -> None:
-        """Asks the model for the statistics that after_step needs at every step."""
-        if self.qk_clip is not None:
-            qk_clip.keep_maxima(model)
+    @property
+    def needs_maxima(self) -> bool:
+        """Whether after_step needs the largest logit of each head."""
+        return self.qk_clip is not None
 
     def after_step(self, model: GPT, stats: Stats, optimizer: Any) -> None:
         """Changes weights after an update; `stats` are those of the step's forward passes."""

@@ -46,13 +46,6 @@ def fits(tau: float, config: Any) -> None:
         )
 
 
-def keep_maxima(model: GPT) -> None:
-    """From now on each training forward pass says the largest logit of each head."""
-    blocks: Any = model.blocks
-    for block in blocks:
-        block.attention.keep_maximum = True
-
-
 def shrink(
     model: GPT,
     stats: Stats,

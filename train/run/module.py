@@ -42,9 +42,13 @@ class ProxyModule(pl.LightningModule):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
+        self.model = GPT(
+            config,
+            vocab_size=config.data.vocab_size,
+            context=config.context,
+            keep_maxima=config.optimizer.needs_maxima,
+        )
         initialize(self.model, config, config.seed)
-        config.optimizer.prepare(self.model)
         self.objective = config.loss.build(vocab_size=config.data.vocab_size, seed=config.seed)
         self._take_model()
         self.recorder = Recorder()

@@ -8,7 +8,7 @@ Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -28,6 +28,9 @@ from models.probes import (
     weight_entropy,
     weight_stats,
 )
+
+if TYPE_CHECKING:
+    from models.mixer import TokenMixer
 
 LONGEST = 2048
 """Tokens of a sequence up to which probes make its H T^2 weights."""
@@ -157,7 +160,7 @@ class MixingConfig(Choice):
     name: str
     dot_product = False  # whether it is a function of scale q_i k_j, plus what positions add: what qk_clip relies on
     compiles = True  # whether torch.compile gives its gradients
-    mixes = True  # whether it mixes tokens; a config that doesn't has a `sublayer` in place of attention
+    has_weights = True  # whether it is a rule of T x T weights inside an attention layer; else it has a `mixer`
     pattern: Annotated[
         patterns.Pattern, BeforeValidator(_pattern), Field(examples=["odd", "bilateral", ("self", "softmax")])
     ] = "all"
@@ -168,8 +171,8 @@ class MixingConfig(Choice):
     def build(self, layer: LayerShape) -> MixingRule:
         raise NotImplementedError
 
-    def sublayer(self, width: int) -> nn.Module:
-        """What stands in the place of a block's attention where the config doesn't mix; called as that is."""
+    def mixer(self, width: int) -> "TokenMixer":
+        """What stands in the place of a block's attention where the config is no rule of T x T weights."""
         raise NotImplementedError
 
     def of_block(self, block: int, depth: int) -> "MixingConfig":

@@ -9,30 +9,21 @@ from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
-from torch import nn
 
 from conf.axis import CHECKED
 from models.attention.mixing.base import ATTENTION, MixingConfig
+from models.carry import Carry
+from models.mixer import TokenMixer
 from models.mlp import SwiGLU, hidden_width
-from models.probes import Stats
 
 
-class NoAttention(nn.Module):
-    """In the place of an attention layer: takes and gives what that does."""
-
+class NoAttention(TokenMixer):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.mlp = SwiGLU(width, hidden_width(width, 4 / 3))
 
-    def forward(
-        self,
-        x_BTD: torch.Tensor,
-        watch: bool = False,
-        first_BHTK: torch.Tensor | None = None,
-        source_BTD: torch.Tensor | None = None,
-        lenders: Any = None,
-    ) -> tuple[torch.Tensor, Stats, None]:
-        return self.mlp(x_BTD), {}, None
+    def forward(self, x_BTD: torch.Tensor, carry: Carry) -> torch.Tensor:
+        return self.mlp(x_BTD)
 
 
 @ATTENTION.register
@@ -44,9 +35,9 @@ class NoAttentionConfig(MixingConfig):
     """
 
     name: Literal["mlp"] = "mlp"
-    mixes = False
+    has_weights = False
 
-    def sublayer(self, width: int) -> nn.Module:
+    def mixer(self, width: int) -> TokenMixer:
         return NoAttention(width)
 
     def fits(self, config: Any) -> None:
@@ -64,7 +55,7 @@ class NoAttentionConfig(MixingConfig):
                 f"attention=mlp has blocks without values, which value_residual={config.value_residual} would add: "
                 f"use value_residual=null or attention=softmax"
             )
-        if config.placement.has("insert") or config.placement.has("rescale"):
+        if config.placement.has("projection") or config.placement.has("rescale"):
             raise ValueError(
                 f"attention=mlp has blocks without projections, which placement={config.placement.name} changes: "
                 f"use placement=pre or attention=softmax"

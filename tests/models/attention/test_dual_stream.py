@@ -50,7 +50,7 @@ def values(model: Any, batch: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
     """What each block's attention makes values of, and queries and keys of."""
     found: list[tuple[torch.Tensor, ...]] = []
     for block in model.blocks:
-        block.attention.register_forward_pre_hook(lambda _, args: found.append((args[0], args[3])))
+        block.attention.register_forward_pre_hook(lambda _, args: found.append((args[0], args[1].source_BTD)))
     model(batch)
     return found
 

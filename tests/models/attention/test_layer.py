@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from models.carry import Carry
 from models.positions import POSITION
 from tests.conftest import choice, randn
 from tests.models.attention.mixing.helpers import B, D, H, K, T, layer, output
@@ -26,10 +27,10 @@ class TestLayer:
 
     def test_probes_only_when_watched(self) -> None:
         attention, x_BTD = layer("softmax"), randn(B, T, D)
-        unwatched, nothing, _ = attention(x_BTD)
-        watched, probes, _ = attention(x_BTD, True)
-        assert nothing == {}
-        assert probes
+        one, other = Carry(), Carry(watch=True)
+        unwatched, watched = attention(x_BTD, one), attention(x_BTD, other)
+        assert one.stats == {}
+        assert "attention/block0/entropy" in other.stats
         assert torch.equal(watched, unwatched)
 
     def test_positions_are_not_owned_by_the_layer(self) -> None:

@@ -12,20 +12,21 @@ import torch
 from conf.axis import ConfigError
 from models.attention.layer import Attention
 from models.attention.mixing.base import MixingRule
+from models.carry import Carry
 from models.gpt import GPT
 from models.positions import Rotary
 from models.probes import largest_logit
 from tests.conftest import randn, tiny
 from tests.models.test_gpt import gpt, logits, tokens
-from train.optimizers.qk_clip import keep_maxima, shrink
+from train.optimizers.qk_clip import shrink
 
 B, H, T, D = 2, 4, 8, 32
 K = D // H
 WIDE = ("model.width=32", "model.heads=4", "qk_norm=none")
 
 
-def attention(*overrides: str) -> tuple[GPT, Any]:
-    model = gpt(*WIDE, *overrides)
+def attention(*overrides: str, keep_maxima: bool = False) -> tuple[GPT, Any]:
+    model = gpt(*WIDE, *overrides, keep_maxima=keep_maxima)
     return model, model.blocks[0].attention
 
 
@@ -33,7 +34,7 @@ def seen(layer: Attention, x_BTD: torch.Tensor) -> list[torch.Tensor]:
     """The queries, keys and values that the mixing rule gets."""
     found: list[torch.Tensor] = []
     hook = layer.mix.register_forward_pre_hook(lambda _, args: found.extend([*args[0][:2], args[1]]))
-    layer(x_BTD)
+    layer(x_BTD, Carry())
     hook.remove()
     return found
 
@@ -101,7 +102,7 @@ class TestLatent:
             z = z.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
             heads.append(z.softmax(-1) @ (c_kv @ layer.value.weight[h * K : (h + 1) * K].T))
         expected = torch.cat(heads, -1) @ layer.out.weight.T
-        torch.testing.assert_close(layer(x_BTD)[0], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(layer(x_BTD, Carry()), expected, atol=1e-5, rtol=1e-5)
 
     def test_all_that_keys_and_values_need_is_the_latent_and_the_shared_key(self) -> None:
         """Keys absorbed into queries: products with the latent itself, of rank latent + rope features a token."""
@@ -153,8 +154,7 @@ class TestLatent:
 @pytest.mark.parametrize("layout", ["mha", "gqa", "mla"])
 @pytest.mark.parametrize("position", ["rope", "none"])
 def test_qk_clip_brings_the_largest_logit_to_tau(layout: str, position: str) -> None:
-    model, layer = attention(f"layout={layout}", f"position={position}", "model.depth=2")
-    keep_maxima(model)
+    model, layer = attention(f"layout={layout}", f"position={position}", "model.depth=2", keep_maxima=True)
     batch = tokens(4)
     _, stats = model(batch)
     s_H = stats["attention/block0/step_max"].clone()
@@ -191,7 +191,8 @@ def test_value_residual(layout: str, residual: str) -> None:
     x_BTD, first_BHTK = randn(B, T, D), randn(B, H, T, K, seed=1)
     found: list[torch.Tensor] = []
     layer.mix.register_forward_pre_hook(lambda _, args: found.append(args[1]))
-    _, _, own_BHTK = layer(x_BTD, False, first_BHTK)
+    layer(x_BTD, Carry(first_BHTK=first_BHTK))
+    _, _, own_BHTK = layer.project(x_BTD, x_BTD)
     torch.testing.assert_close(found[0], 0.5 * (first_BHTK + own_BHTK))
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from conf.axis import import_all
-from models.attention.layer import Attention
+from models.attention.layer import Attention, Parts
 from models.attention.mixing.softmax import Softmax
 from models.attention.qk_norm import QK_NORM
+from models.carry import Carry
 from models.positions import POSITION
 from tests.conftest import choice, randn
 
@@ -34,7 +35,8 @@ def logits(normalize: nn.Module, q: torch.Tensor, k: torch.Tensor) -> torch.Tens
 def attention_layer(name: str, position: str = "rope") -> Attention:
     torch.manual_seed(0)
     rule = Softmax(K**-0.5)
-    return Attention(H * K, H, norm(name), choice(POSITION, position).build(H * K, H, T), rule)
+    positions = choice(POSITION, position).build(H * K, H, T)
+    return Attention(H * K, H, Parts(mix=rule, qk_norm=norm(name), positions=positions))
 
 
 Q = torch.tensor([[1, 0], [0.5, -1], [2, 1], [-1, 0.5]])
@@ -118,17 +120,17 @@ class TestQKV:
         x = randn(B, T, H * K)
         for name, same in (("qkv", True), ("layernorm", False)):
             attention = attention_layer(name)
-            before = attention(x)[0]
+            before = attention(x, Carry())
             attention.value.weight.data *= 10
-            torch.testing.assert_close(attention(x)[0], before if same else 10 * before, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(attention(x, Carry()), before if same else 10 * before, atol=1e-5, rtol=1e-4)
 
     def test_values_are_layer_normed_head_by_head(self) -> None:
         attention, x = attention_layer("qkv"), randn(B, T, H * K)
         attention.qk_norm.value.weight.data = torch.linspace(0.5, 2, K)
         projected = attention.value(x).unflatten(-1, (H, K)).transpose(1, 2)
         expected = nn.functional.layer_norm(projected, (K,), None, None, 1e-6) * attention.qk_norm.value.weight
-        out, _, values = attention(x)
-        torch.testing.assert_close(values, expected)
+        out = attention(x, carry := Carry())
+        torch.testing.assert_close(carry.first_BHTK, expected)
         # The first token attends to itself alone.
         torch.testing.assert_close(out[:, 0], attention.out(expected[:, :, 0].flatten(1)))
 
@@ -195,17 +197,17 @@ def test_without_a_norm_logits_are_not_bounded() -> None:
 @pytest.mark.parametrize("which", ["query", "key"])
 def test_outputs_do_not_depend_on_the_size_of_the_projections(name: str, which: str) -> None:
     attention, x = attention_layer(name), randn(B, T, H * K)
-    before = attention(x)[0]
+    before = attention(x, Carry())
     getattr(attention, which).weight.data *= 8
-    torch.testing.assert_close(attention(x)[0], before, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(attention(x, Carry()), before, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("which", ["query", "key"])
 def test_without_a_norm_they_do(which: str) -> None:
     attention, x = attention_layer("none"), randn(B, T, H * K)
-    before = attention(x)[0]
+    before = attention(x, Carry())
     getattr(attention, which).weight.data *= 8
-    assert (attention(x)[0] - before).abs().max() > 1e-2
+    assert (attention(x, Carry()) - before).abs().max() > 1e-2
 
 
 def test_layernorm_removes_the_mean_and_rms_does_not() -> None:
@@ -256,7 +258,8 @@ def test_norms_come_before_rope(name: str) -> None:
     def largest(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return (q @ k.mT / math.sqrt(K))[:, :, visible].amax((0, 2))
 
-    found = attention(x, True)[1]["logit_max"]
+    attention(x, carry := Carry(watch=True))
+    found = carry.stats["attention/block0/logit_max"]
     norm_first = largest(*rope.rotate(*attention.qk_norm(q, k)))
     rope_first = largest(*attention.qk_norm(*rope.rotate(q, k)))
     torch.testing.assert_close(found, norm_first, atol=1e-5, rtol=1e-5)

@@ -7,6 +7,7 @@ import torch
 
 from conf.axis import ConfigError
 from models.attention.mixing.base import Inputs
+from models.carry import Carry
 from tests.conftest import tiny
 from tests.models.test_gpt import gpt, logits, tokens
 from train.run.module import ProxyModule
@@ -67,7 +68,7 @@ def test_random_embeddings_go_through_the_blocks() -> None:
         for found, matrix in ((q_BHTK, block.attention.query), (k_BHTK, block.attention.key)):
             expected = matrix(read_BTD).unflatten(-1, (2, -1)).transpose(1, 2).expand_as(found)
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-        side_BTD = block(side_BTD)[0]
+        side_BTD = block(side_BTD, Carry())
 
 
 def test_random_embeddings_are_the_seed_s_and_are_saved() -> None:

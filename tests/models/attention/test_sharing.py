@@ -16,9 +16,9 @@ DEEP = ("model.depth=4", "qk_norm=none")
 def weights(model: Any, batch: torch.Tensor) -> list[torch.Tensor]:
     """What each block's attention weighs its values with."""
     found: list[torch.Tensor] = []
-    mixes = {block.attention.mix for block in model.blocks if hasattr(block.attention, "mix")}
-    for mix in mixes:
-        mix.register_forward_pre_hook(lambda m, args: found.append(m.weights(args[0])))
+    for mixer in model.mixers():
+        if mixer.rule is not None:
+            mixer.rule.register_forward_pre_hook(lambda rule, args: found.append(rule.weights(args[0])))
     model(batch)
     return found
 
@@ -49,7 +49,7 @@ def test_composition() -> None:
     }
     second.compensation.weight.data = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
     (a_BHTT, *_), seen = weights(model, tokens()), []
-    second.register_forward_hook(lambda _, args, output: seen.append((args[0], output[0])))
+    second.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
     model(tokens())
     ((h_BTD, output_BTD),) = seen
     v_BHTK = second.value(h_BTD).unflatten(-1, (2, -1)).transpose(1, 2)
@@ -81,10 +81,9 @@ def test_probes_are_of_the_lenders() -> None:
 
 
 def test_qk_clip_acts_on_the_lenders() -> None:
-    from train.optimizers.qk_clip import keep_maxima, shrink
+    from train.optimizers.qk_clip import shrink
 
-    model = gpt(*DEEP, "share_attention=2")
-    keep_maxima(model)
+    model = gpt(*DEEP, "share_attention=2", keep_maxima=True)
     _, stats = model(tokens())
     assert sorted(stats) == ["attention/block0/step_max", "attention/block2/step_max"]
     with torch.no_grad():

@@ -10,6 +10,7 @@ import torch
 from conf.axis import ConfigError
 from models.attention.mixing.base import Inputs, LayerShape, MixingRule
 from models.attention.sinks import SINK, KeySink, Sink, unfit
+from models.carry import Carry
 from models.gpt import GPT, initialize
 from tests.conftest import choice, complete, largest_difference, randn, tiny
 from tests.models.attention.mixing.helpers import LOGITS, RULES, WEIGHTS, B, D, H, K, T, alibi, build, mixing, qkv
@@ -178,7 +179,7 @@ class TestKeyed:
 def test_every_rule_has_it_or_refuses_it(rule: str) -> None:
     """What a rule mixes with a learned key and value is what its explicit weights say, whatever its fast path is."""
     config = tiny(*complete(f"attention={rule}"))
-    if unfit(config.attention, config, has_value=True) or not config.attention.mixes:
+    if unfit(config.attention, config, has_value=True) or not config.attention.has_weights:
         with pytest.raises(ConfigError, match=rf"sink=kv_bias.* attention={rule} "):
             tiny(*complete("sink=kv_bias", f"attention={rule}"))
         return
@@ -262,10 +263,9 @@ class TestToken:
         model = gpt("sink=token", "model.depth=2", "value_residual=identity", *overrides)
         assert model.sink_token.weight.shape == (1, 16)
         x = torch.cat([model.sink_token.weight.expand(2, 1, -1), model.embedding.weight[tokens()]], 1)
-        x, first = model.positions.embed(x), None
+        x, carry = model.positions.embed(x), Carry()
         for block in model.blocks:
-            x, _, values = block(x, False, first)
-            first = values if first is None else first
+            x = block(x, carry)
         expected = model.final_norm(x)[:, 1:] @ model.head.weight.T
         found = model(tokens())[0]
         assert found.shape == (2, 8, V)

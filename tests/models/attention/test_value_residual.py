@@ -7,6 +7,7 @@ import torch
 
 from conf.axis import ConfigError
 from models.attention.mixing.base import Inputs
+from models.carry import Carry
 from models.gpt import GPT, initialize
 from tests.conftest import complete, largest_difference, randn, tiny
 
@@ -78,8 +79,7 @@ def test_the_first_block_has_none(name: str, depth: int) -> None:
 def test_without_values_of_its_own_a_block_attends_over_the_first_ones(name: str) -> None:
     model = gpt("model.depth=2", f"value_residual={name}")
     model.blocks[1].attention.value.weight.data.zero_()
-    out, _, values = model.blocks[1].attention(randn(2, T, 16), False, randn(2, 2, T, 8, seed=1))
-    assert values.abs().max() == 0
+    out = model.blocks[1].attention(randn(2, T, 16), Carry(first_BHTK=randn(2, 2, T, 8, seed=1)))
     assert out.abs().max() > 0
 
 
@@ -87,7 +87,7 @@ def test_without_values_of_its_own_a_block_attends_over_the_first_ones(name: str
 def test_gradients_reach_the_first_values_and_every_parameter(name: str) -> None:
     model = gpt("model.depth=3", f"value_residual={name}")
     first = randn(2, 2, T, 8, seed=1).requires_grad_()
-    model.blocks[2].attention(randn(2, T, 16), False, first)[0].sin().sum().backward()
+    model.blocks[2].attention(randn(2, T, 16), Carry(first_BHTK=first)).sin().sum().backward()
     assert first.grad is not None
     assert first.grad.abs().max() > 0
     model.zero_grad()
@@ -113,7 +113,9 @@ def test_causality_and_prefixes(name: str, placement: str) -> None:
 def test_values_of_hybridnorm_are_mixed_behind_their_norm() -> None:
     model = gpt("model.depth=2", "placement=hybridnorm", "value_residual=identity", "norm=rmsnorm")
     x, attention = randn(2, T, 16), model.blocks[0].attention
-    values = attention(x)[2]
+    attention(x, carry := Carry())
+    values = carry.first_BHTK
+    assert values is not None
     torch.testing.assert_close(values.square().mean(-1), torch.ones(2, 2, T), atol=1e-3, rtol=0)
     torch.testing.assert_close(values, attention.value(x).unflatten(-1, (2, -1)).transpose(1, 2))
 

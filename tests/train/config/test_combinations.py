@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, example, given, note, settings, strategies
 from pydantic.fields import FieldInfo
 
 from conf.axis import ConfigError, axes, checked
+from models.attention.mixing.base import MixingConfig
 from models.attention.sinks import KeySinkConfig
 from tests.train.helpers import assert_same_end, tiny
 from train.config.schema import Config, Runtime
@@ -223,19 +224,23 @@ ONLY: dict[str, Callable[[Config], bool]] = {
     "output/noise": lambda c: c.loss.name == "noisy_softmax",
     "output/kept": lambda c: c.loss.name == "eslm",
     "output/temperature": lambda c: c.loss.name == "tempnet",
-    "attention/block0/sink_share": lambda c: c.sink.name in KEYED and c.attention.of_block(0, c.model.depth).mixes,
+    "attention/block0/sink_share": lambda c: c.sink.name in KEYED and first_rule(c).has_weights,
     "qk_clip/heads": lambda c: c.optimizer.qk_clip is not None,
 }
 EVERY_STEP = {"step", "lr", "loss", "objective", "gradient/norm"}
 
 
+def first_rule(config: Config) -> MixingConfig:
+    return config.attention.of_block(0, config.model.depth)
+
+
 def probes(config: Config, tensors: dict[str, float | None]) -> set[str]:
     """What a watch step reports whatever is chosen, and what these choices add; epsilons of the tensors by name."""
     names = {"output/logit_mean", "output/logit_max", "output/log_z", "output/log_z_squared"}
-    if any(rule.mixes for rule in config.attention.of_blocks(config.model.depth)):
+    if any(rule.has_weights for rule in config.attention.of_blocks(config.model.depth)):
         names |= {f"attention/{name}" for name in ("logit_max", "entropy", "entropy_min", "sink_rate")}
     for block in range(config.model.depth):
-        if config.attention.of_block(block, config.model.depth).mixes and block % config.share_attention == 0:
+        if config.attention.of_block(block, config.model.depth).has_weights and block % config.share_attention == 0:
             of_block = [*ATTENTION, *(["sink_share"] if config.sink.name in KEYED else [])]
             names |= {f"attention/block{block}/{name}{of}" for name in of_block for of in ("", "_by_head")}
             names.add(f"attention/block{block}/diversity")

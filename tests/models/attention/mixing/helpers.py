@@ -16,16 +16,17 @@ import torch
 from torch import nn
 
 from conf.axis import import_all
-from models.attention.layer import Attention
+from models.attention.layer import Attention, Parts
 from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingRule
 from models.attention.qk_norm import QK_NORM
+from models.carry import Carry
 from models.positions import POSITION
 from tests.conftest import choice, randn
 
 import_all("models.attention.mixing")
 
 # Of those that mix tokens.
-RULES = sorted(name for name, config in ATTENTION.choices.items() if config.mixes)
+RULES = sorted(name for name, config in ATTENTION.choices.items() if config.has_weights)
 B, H, T, K = 3, 2, 12, 8
 D = H * K
 
@@ -65,7 +66,8 @@ def mixing(rule: str, context: int = T) -> MixingRule:
 def layer(rule: str, position: str = "rope", qk_norm: str = "none") -> Attention:
     torch.manual_seed(0)
     positions = choice(POSITION, position).build(D, H, T)
-    return Attention(D, H, choice(QK_NORM, qk_norm).build(heads=H, head_dim=K, context=T), positions, mixing(rule))
+    norm = choice(QK_NORM, qk_norm).build(heads=H, head_dim=K, context=T)
+    return Attention(D, H, Parts(mix=mixing(rule), qk_norm=norm, positions=positions))
 
 
 def qkv(length: int = T, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -82,7 +84,7 @@ def alibi(length: int = T) -> torch.Tensor | None:
 
 
 def output(attention: nn.Module, x_BTD: torch.Tensor) -> torch.Tensor:
-    return attention(x_BTD)[0]
+    return attention(x_BTD, Carry())
 
 
 # Softmax of a fixed lower-triangular matrix of logits, its outputs and row entropies: in float64, by hand.

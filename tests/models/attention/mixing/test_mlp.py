@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
+from models.carry import Carry
 from tests.conftest import largest_difference, randn, tiny
 from tests.models.test_gpt import gpt, logits, tokens
 
@@ -18,7 +19,7 @@ def test_it_is_a_gated_mlp_that_mixes_no_tokens() -> None:
     x_BTD = randn(2, 8, 24)
     gate, up, down = (layer.mlp.get_parameter(f"{name}.weight") for name in ("gate", "up", "down"))
     expected = (torch.nn.functional.silu(x_BTD @ gate.T) * (x_BTD @ up.T)) @ down.T
-    torch.testing.assert_close(layer(x_BTD)[0], expected)
+    torch.testing.assert_close(layer(x_BTD, Carry()), expected)
     one, other = tokens(1), tokens(1)
     other[0, 3] = (other[0, 3] + 1) % 32
     differ = (logits(model, one) - logits(model, other)).abs().amax((0, 2)) > 0
