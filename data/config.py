@@ -50,12 +50,15 @@ class TokenSource(Protocol):
         """Token ids after `start` in chunks, each with the position behind it; the same chunks from any of them."""
 
 
+VocabSize = Annotated[int, Field(ge=2, le=2**31)]
+
+
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class DataConfig:
     """What a run trains on. The choices of the axis extend it, one per module of this package."""
 
     name: str
-    vocab_size: Annotated[int, Field(ge=2, le=2**31)]
+    vocab_size: VocabSize
     """Number of token ids: the rows of the model's embedding and head."""
 
     def fingerprint(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from data import tokenizer as tokenizers_
-from data.config import DataConfig, DataError, Position, Split
+from data.config import DataConfig, DataError, Position, Split, VocabSize
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -31,7 +31,8 @@ VALIDATION_SHARE = 0.04
 class TextConfig(DataConfig):
     """A corpus of documents and the tokenizer that turns them into tokens; an end-of-text token follows each."""
 
-    tokenizer: str
+    vocab_size: VocabSize = 2048
+    tokenizer: str = tokenizers_.TRAINED
     """`bpe`: byte-level BPE trained on the train documents until it has vocab_size tokens. Or the path of a
     tokenizer.json, or `hub:<repo>` for the one of a repository on the Hugging Face hub."""
 

@@ -36,7 +36,7 @@ class Docstrings(TextConfig):
     """
 
     name: Literal["docstrings"] = "docstrings"
-    packages: Annotated[tuple[str, ...], Field(min_length=1)]
+    packages: Annotated[tuple[str, ...], Field(min_length=1)] = ("torch", "sympy", "stdlib")
     """Installed distributions whose docstrings are read; `stdlib` is Python's standard library."""
 
     def fingerprint(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from data import tokenizer as tokenizers_
-from data.config import DATA, DataError, one_line
+from data.config import DATA, DataError, VocabSize, one_line
 from data.corpora.base import Corpus, TextConfig, hf_datasets
 
 # Documents for validation, about 2 M tokens: the first of the validation split, or where there is none of the stream.
@@ -33,9 +33,9 @@ PLACES = {
 class HubConfig(TextConfig):
     """The beginning of a dataset on the hub, in its own order."""
 
-    max_tokens: Annotated[int, Field(ge=1)]
+    max_tokens: Annotated[int, Field(ge=1)] = 100_000_000
     """How much of the train split is tokenised: up to the document that reaches it."""
-    revision: str
+    revision: str = "main"
     """Git revision of the dataset on the hub: a commit hash pins the text, `main` is today's."""
 
     def fingerprint(self) -> dict[str, Any]:
@@ -64,9 +64,14 @@ class HubConfig(TextConfig):
 @DATA.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class C4(HubConfig):
-    """C4, English (Raffel et al. 2020): with T5's vocabulary the data of Wortsman et al. 2023, App. A."""
+    """C4, English (Raffel et al. 2020): with T5's vocabulary the data of Wortsman et al. 2023, App. A.
+
+    They give the vocabulary as 32101; the tokenizer itself has 32100 tokens.
+    """
 
     name: Literal["c4"] = "c4"
+    vocab_size: VocabSize = 32_101
+    tokenizer: str = "hub:google-t5/t5-base"
 
 
 @DATA.register
@@ -75,3 +80,5 @@ class FineWeb(HubConfig):
     """FineWeb, sample of 10 billion tokens (Penedo et al. 2024)."""
 
     name: Literal["fineweb"] = "fineweb"
+    vocab_size: VocabSize = 50_257
+    tokenizer: str = "hub:openai-community/gpt2"

@@ -27,18 +27,18 @@ class Synthetic(DataConfig):
     """One long sample of a first-order Markov chain; token k is the (k+1)-th most frequent one."""
 
     name: Literal["synthetic"] = "synthetic"
-    vocab_size: Annotated[int, Field(ge=2, le=8192)]
+    vocab_size: Annotated[int, Field(ge=2, le=8192)] = 512
     """Number of tokens V; the transition matrix has V^2 entries of 8 bytes."""
-    zipf_exponent: Annotated[float, Field(ge=0)]
+    zipf_exponent: Annotated[float, Field(ge=0)] = 1.0
     """s in the unigram law pi_k proportional to (k+1)^-s; about 1 in natural language (Zipf 1949), 0 is uniform."""
-    sigma: Annotated[float, Field(ge=0, le=4)]
+    sigma: Annotated[float, Field(ge=0, le=4)] = 3.0
     """Sharpness: standard deviation of the log of the random matrix behind the transitions. At 0 tokens are
     independent and the entropy rate is the unigram entropy; it falls as sigma grows."""
-    tokens: Annotated[int, Field(ge=1)]
+    tokens: Annotated[int, Field(ge=1)] = 2**23
     """Length of the train sample, in tokens."""
-    validation_tokens: Annotated[int, Field(ge=1)]
+    validation_tokens: Annotated[int, Field(ge=1)] = 2**19
     """Length of the validation sample, in tokens."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the language and of the samples."""
 
     def fingerprint(self) -> dict[str, Any]:

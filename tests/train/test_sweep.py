@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from conf.axis import ConfigError
+from tests.train.config.helpers import own_conf
 from tests.train.helpers import TINY, swept, trained
 from train.config.choices import CONF
 from train.config.grid import compose_all, expand
@@ -159,15 +160,12 @@ def test_a_killed_run_is_a_failure_of_its_own(tmp_path):
     assert other.state() == "finished"
 
 
-def write_experiment(monkeypatch, tmp_path, text):
-    """A config folder of its own, the real one with an experiment more."""
-    import shutil
-
-    import train.config.choices
-
-    shutil.copytree(train.config.choices.CONF, tmp_path / "conf", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "conf" / "experiment" / "trial.yaml").write_text("# @package _global_\n" + text)
-    monkeypatch.setattr(train.config.choices, "CONF", tmp_path / "conf")
+@pytest.fixture
+def trial(tmp_path):
+    """An experiment more than conf/ has, with the arms below."""
+    with own_conf(tmp_path) as conf:
+        (conf / "experiment" / "trial.yaml").write_text("# @package _global_\n" + ARMS)
+        yield
 
 
 ARMS = """
@@ -176,7 +174,7 @@ arms:
   clipped: {optimizer.clip: 0.5, seed: 3}
   decayed:
     - {optimizer.decay: coupled}
-    - {optimizer.decay: coupled, optimizer.lr: "0.1,0.2", seed: null}
+    - {optimizer.decay: coupled, optimizer.lr: "0.1,0.2", seed: 5}
   left out: null
 
 hydra:
@@ -187,8 +185,8 @@ hydra:
 """
 
 
-def test_arms_are_grids_of_their_own(monkeypatch, tmp_path):
-    write_experiment(monkeypatch, tmp_path, ARMS.replace("seed: null", "seed: 5"))
+@pytest.mark.usefixtures("trial")
+def test_arms_are_grids_of_their_own():
     points = expand(["experiment=trial", "steps=7"])
     assert [arm for arm, _ in points] == ["plain"] * 4 + ["clipped"] * 2 + ["decayed"] * 6
     assert points[4][1] == ["optimizer.clip=0.5", "seed=3", "experiment=trial", "steps=7", "optimizer.lr=0.01"]
@@ -197,8 +195,8 @@ def test_arms_are_grids_of_their_own(monkeypatch, tmp_path):
     assert [arm for arm, _ in narrowed] == ["plain", "clipped", "decayed", "decayed"]
 
 
-def test_a_sweep_names_the_arm_of_each_run(monkeypatch, tmp_path):
-    write_experiment(monkeypatch, tmp_path, ARMS.replace("seed: null", "seed: 5"))
+@pytest.mark.usefixtures("trial")
+def test_a_sweep_names_the_arm_of_each_run(tmp_path):
     planned = plan(["experiment=trial", *TINY, "seed=0", f"out={tmp_path / 'out'}"])
     planned.write_plan()
     listed = json.loads((planned.folder / "sweep.json").read_text())["runs"]

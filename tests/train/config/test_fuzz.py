@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 import string
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -16,13 +15,13 @@ import yaml
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-import train.config.choices
 from conf.axis import ConfigError, axes
 from models.size import SizeConfig
+from tests.train.config.helpers import own_conf
 from tests.train.helpers import TINY, tiny
 from train.__main__ import single
 from train.cli.terminal import exit_with
-from train.config.choices import CONF, choices
+from train.config.choices import choices
 from train.config.compose import from_file, to_yaml
 from train.config.grid import refuse_hydra_of_files
 from train.config.messages import all_keys
@@ -225,10 +224,8 @@ SPOILS = [
 @pytest.fixture(scope="module")
 def experiments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A config folder that may be written, as whoever adds an experiment does."""
-    own = shutil.copytree(CONF, tmp_path_factory.mktemp("conf") / "conf", ignore=shutil.ignore_patterns("__pycache__"))
-    train.config.choices.CONF = own
-    yield own / "experiment"
-    train.config.choices.CONF = CONF
+    with own_conf(tmp_path_factory.mktemp("conf")) as own:
+        yield own / "experiment"
 
 
 @st.composite

@@ -3,9 +3,10 @@
 import pytest
 
 from conf.axis import ConfigError
+from tests.train.config.helpers import own_conf
 from tests.train.helpers import TINY
 from train.config.compose import compose
-from train.config.grid import Composed, compose_all
+from train.config.grid import compose_all
 
 POINTS = [
     ["optimizer.lr=0.1", "seed=3"],
@@ -50,13 +51,15 @@ def test_what_one_run_refuses_a_grid_refuses_with_the_same_words(override):
     assert str(found.value) == str(alone.value)
 
 
-def test_what_follows_another_key_follows_a_point(monkeypatch):
+def test_what_follows_another_key_follows_a_point(tmp_path):
     """No file of conf/ has such a value; an experiment may."""
-    from omegaconf import OmegaConf
+    with own_conf(tmp_path) as conf:
+        (conf / "experiment" / "follows.yaml").write_text("# @package _global_\neval_every: ${steps}\n")
+        points = [[*TINY, "experiment=follows", f"steps={steps}"] for steps in (6, 8)]
+        assert [c.eval_every for c in compose_all(points)] == [6, 8]
 
-    asked = []
-    monkeypatch.setattr(
-        "train.config.grid.from_node", lambda node: asked.append(OmegaConf.to_container(node, resolve=True))
-    )
-    Composed(OmegaConf.create({"steps": 4, "half": "${steps}", "seed": 0})).config([], ["steps=6"])
-    assert asked == [{"steps": 6, "half": 6, "seed": 0}]
+
+def test_mappings_are_merged_into_what_each_point_has():
+    points = [[*TINY, f"data={{{value}}}"] for value in ("zipf_exponent:0.5", "sigma:1")]
+    found = [(c.data.zipf_exponent, c.data.sigma) for c in compose_all(points)]
+    assert found == [(0.5, 3.0), (1.0, 1.0)]

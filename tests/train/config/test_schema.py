@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from conf.axis import Axis, ConfigError, axes, checked, documentation
+from conf.axis import ConfigError, axes, checked, documentation
 from models.size import SizeConfig
 from tests.conftest import choice, complete, tiny, yaml_values
-from train.config.choices import CONF, choices
+from train.config.choices import CONF, choices, shared_fields
 from train.config.compose import compose, from_file, to_yaml
 from train.config.messages import all_keys
 from train.config.schema import LONGEST_NAME, Config, Runtime
+from train.docs.conf import files as conf_files
 
 AXES = axes(Config)
-# Corpora have tests of their own.
-YAML_CHOICES = [(axis, name) for axis in AXES if axis != "data" for name in choices()[axis]]
+YAML_CHOICES = [(axis, name) for axis in AXES for name in choices()[axis]]
 
 
 def fault(*overrides: str) -> str:
@@ -37,29 +36,20 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def shared(axis: str) -> dict[str, Any]:
-    """The fields that all choices of an axis have: conf/config.yaml gives them."""
-    return yaml.safe_load((CONF / "config.yaml").read_text()).get(axis, {})
-
-
 class TestYAML:
     @pytest.mark.parametrize("axis", AXES)
     def test_one_file_for_each_registered_choice(self, axis: str) -> None:
         assert AXES[axis].title == axis
         assert sorted(AXES[axis].choices) == sorted(choices()[axis])
 
-    @pytest.mark.parametrize(("axis", "name"), YAML_CHOICES)
-    def test_keys_are_the_fields_and_values_are_valid(self, axis: str, name: str) -> None:
-        registry: Axis[Any] = AXES[axis]
-        values, config = yaml_values(axis, name), registry.choices[name]
-        assert list(values) == [f.name for f in fields(config) if f.name not in shared(axis)]
-        assert values["name"] == name
-        assert isinstance(checked(config, shared(axis) | values), config)
+    def test_files_of_choices_are_written_from_the_dataclasses(self) -> None:
+        assert {path: path.read_text() for path in conf_files()} == conf_files(), "python -m train.docs writes them"
 
     @pytest.mark.parametrize(("axis", "name"), YAML_CHOICES)
-    def test_values_are_the_defaults_of_the_fields(self, axis: str, name: str) -> None:
-        """Two places that say one thing must say the same."""
-        assert choice(AXES[axis], name, **shared(axis)) == AXES[axis].choices[name]()
+    def test_a_file_read_back_has_the_defaults(self, axis: str, name: str) -> None:
+        """As Hydra reads it, with what config.yaml sets for all choices of the axis."""
+        given = {"path": "x"} if name == "text" else {}
+        assert choice(AXES[axis], name, **shared_fields(axis), **given) == AXES[axis].choices[name](**given)
 
     @pytest.mark.parametrize("name", choices()["model"])
     def test_sizes(self, name: str) -> None:

@@ -1,0 +1,28 @@
+"""A config folder of a test's own."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from train.config import choices, compose, messages
+
+CACHED = (choices.experiments, choices.default_choices, choices.default_fields, choices.sizes)
+
+
+@contextmanager
+def own_conf(parent: Path) -> Iterator[Path]:
+    """Has everything read a copy of conf/ that may be written, as an author of an experiment does."""
+    real = choices.CONF
+    _point_to(shutil.copytree(real, parent / "conf", ignore=shutil.ignore_patterns("__pycache__")))
+    try:
+        yield parent / "conf"
+    finally:
+        _point_to(real)
+
+
+def _point_to(folder: Path) -> None:
+    for module in (choices, compose, messages):
+        module.CONF = folder
+    for function in CACHED:
+        function.cache_clear()

@@ -1,0 +1,42 @@
+"""Writes the YAML file of every choice in conf/<axis>/ from the defaults of its dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from conf.axis import axes
+from train.config.choices import CONF, shared_fields
+from train.config.schema import Config
+
+REQUIRED = "???"
+"""How OmegaConf writes a field that has to be given."""
+
+
+def files() -> dict[Path, str]:
+    """Returns the text of conf/<axis>/<choice>.yaml for each registered choice."""
+    return {
+        CONF / axis / f"{name}.yaml": text(choice, without=shared_fields(axis))
+        for axis, registry in axes(Config).items()
+        for name, choice in registry.choices.items()
+    }
+
+
+def text(choice: type, without: dict[str, Any]) -> str:
+    """Returns a line for each field of the choice; conf/config.yaml has those that all choices of its axis share."""
+    lines = [f"# Written by python -m train.docs from the defaults of {choice.__module__}.{choice.__name__}."]
+    fields = [field for field in dataclasses.fields(choice) if field.name not in without]
+    return "\n".join([*lines, *(f"{field.name}: {_yaml(_default(field))}" for field in fields)]) + "\n"
+
+
+def _default(field: Any) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return REQUIRED if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
