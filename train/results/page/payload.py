@@ -137,7 +137,7 @@ def _hex(colour: Sequence[float]) -> str:
     return "#" + "".join(f"{round(255 * part):02x}" for part in colour[:3])
 
 
-def _facts(runs: pd.DataFrame) -> str:
+def facts(runs: pd.DataFrame) -> str:
     counts = runs["state"].value_counts()
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     lrs, seeds = runs["optimizer.lr"].dropna(), runs["seed"].dropna().nunique()

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,10 +15,9 @@ from tests.train.results.page.many import many_runs, rows
 from tests.train.test_report import fake_sweep
 from train.findings.base import find
 from train.results.arms import with_arms
-from train.results.page import html as page
+from train.results.page import payload as page
 from train.results.page.curves import BUDGET
 from train.results.page.html import write_page
-from train.results.page.payload import payload
 from train.results.style import colours
 from train.results.sweep import load_sweep
 from train.results.table import table
@@ -93,7 +93,7 @@ def test_verdict_and_table_are_text(sweep):
     text = write_page(sweep, table(sweep.runs), verdict).read_text("ascii")
     static = re.sub(r"<[^>]+>", " ", text[: text.index('id="data"')])
     for check in verdict.checks:
-        assert page.escape(check.claim) in static
+        assert escape(check.claim) in static
     assert f"qk_norm:  {verdict.state}" in static
     assert "Wortsman et al. 2023" in static
     assert "mini-0.02M-none-lr0.01-seed0 (failed)" in static
@@ -101,7 +101,7 @@ def test_verdict_and_table_are_text(sweep):
 
 
 def test_colours_are_those_of_the_figures(sweep):
-    light, dark = payload(with_arms(sweep.runs), table(sweep.runs))["shades"][3]
+    light, dark = page.payload(with_arms(sweep.runs), table(sweep.runs))["shades"][3]
     expected = ["#" + "".join(f"{round(255 * c):02x}" for c in rgba[:3]) for rgba in colours([1, 2, 3]).values()]
     assert light == expected
     lightness = [0.2126 * int(c[1:3], 16) + 0.7152 * int(c[3:5], 16) + 0.0722 * int(c[5:], 16) for c in dark]
