@@ -176,9 +176,9 @@ def test_of_many_runs_the_first_seeds_have_curves_and_the_page_says_so(tmp_path,
 
 
 def test_values_are_plain():
-    assert [page._plain(v) for v in (np.float64(3.0), np.int64(2), math.nan, math.inf, None, True, pd.NA, 0.5)] == [
-        3, 2, None, None, None, True, "<NA>", 0.5,
-    ]  # fmt: skip
-    assert [page._text(v) for v in (1e-8, 64.0, None, math.nan, True, "none", 0.1)] == [
-        "1e-08", "64", "not set", "not set", "true", "none", "0.1",
+    mixed = [np.float64(3.0), np.int64(2), math.nan, math.inf, None, True, pd.NA, 0.5]
+    assert page._plain(pd.Series(mixed, dtype=object)) == [3, 2, None, None, None, True, "<NA>", 0.5]
+    assert page._plain(pd.Series([1.0, math.nan])) == [1, None]
+    assert [page._text(v) for v in (1e-8, 64, None, True, "none", 0.1)] == [
+        "1e-08", "64", "not set", "true", "none", "0.1",
     ]  # fmt: skip
