@@ -3,6 +3,7 @@
 It listens to Slurm's signals before anything is imported that takes seconds, so that none of them finds it deaf.
 """
 
+import argparse
 import signal
 import sys
 from types import FrameType
@@ -18,10 +19,14 @@ def note(signum: int, frame: FrameType | None) -> None:
 def main() -> None:
     for signum in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(signum, note)
+    parser = argparse.ArgumentParser(prog="python -m slurm.job", description=__doc__)
+    parser.add_argument("plan")
+    parser.add_argument("task", type=int)
+    given = parser.parse_args()
     from slurm.task import work
     from train.cli.terminal import exit_with
 
-    exit_with(lambda: sys.exit(work(sys.argv[1], int(sys.argv[2]), SIGNALS)))
+    exit_with(lambda: sys.exit(work(given.plan, given.task, SIGNALS)))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
-import sys
 from pathlib import Path
 
 from slurm.records import read_plan
@@ -16,7 +16,11 @@ from train.run.trainer import train
 def main() -> None:
     for signum in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(signum, signal.default_int_handler)
-    plan, name = Path(sys.argv[1]), sys.argv[2]
+    parser = argparse.ArgumentParser(prog="python -m slurm.rank", description=__doc__)
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("name")
+    given = parser.parse_args()
+    plan, name = given.plan, given.name
     try:
         (config,) = [run.config for run in read_plan(plan) if run.name == name]
         parent = plan.parents[1]

@@ -8,20 +8,17 @@ nothing of them) or new (never submitted).
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from conf.axis import ConfigError, checked, near
 from slurm.runs import chosen, runs
-from slurm.status import folder_of
 from slurm.submit import submit
 from train.cli.terminal import exit_with
 from train.config.launcher import Slurm, in_full
 from train.config.schema import Config
-
-USAGE = "python -m slurm.resubmit FOLDER [--only failed,timeout,...] [time=... ...]"
 
 
 def changed(launcher: Slurm, overrides: Sequence[str]) -> Slurm:
@@ -64,19 +61,15 @@ def resubmit(folder: Path, words: Sequence[str], overrides: Sequence[str]) -> li
 
 
 def main() -> None:
-    arguments, words = sys.argv[1:], list[str]()
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return
-    if "--only" in arguments:
-        at = arguments.index("--only")
-        words = [word for word in "".join(arguments[at + 1 : at + 2]).split(",") if word]
-        if not words:
-            raise ConfigError(f"--only has no value; usage: {USAGE}")
-        del arguments[at : at + 2]
-    overrides = [a for a in arguments if "=" in a and not Path(a).exists()]
-    folder = folder_of([a for a in arguments if a not in overrides], USAGE)
-    resubmit(folder, words, in_full(["launcher=slurm", *overrides])[1:])
+    parser = argparse.ArgumentParser(prog="python -m slurm.resubmit", description=__doc__)
+    parser.add_argument("folder", type=Path, help="sweep folder")
+    parser.add_argument(
+        "--only", default="", metavar="failed,timeout,...", help="outcomes; by default all that are open"
+    )
+    parser.add_argument("overrides", nargs="*", help="settings of the launcher")
+    given = parser.parse_intermixed_args()
+    words = [word for word in given.only.split(",") if word]
+    resubmit(given.folder, words, in_full(["launcher=slurm", *given.overrides])[1:])
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from conf.axis import ConfigError
 from slurm.runs import OPEN, Run, runs
 from train.cli.format import duration, number
 from train.cli.terminal import exit_with, table_console
@@ -71,17 +71,10 @@ def show(found: Sequence[Run], folder: Path) -> None:
         console.print(f"judge and draw: python -m train.report {folder}", soft_wrap=True)
 
 
-def folder_of(arguments: list[str], usage: str) -> Path:
-    if len(arguments) != 1:
-        raise ConfigError(f"usage: {usage}")
-    return Path(arguments[0])
-
-
 def main() -> None:
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        return
-    folder = folder_of(sys.argv[1:], "python -m slurm.status FOLDER")
+    parser = argparse.ArgumentParser(prog="python -m slurm.status", description=__doc__)
+    parser.add_argument("folder", type=Path, help="sweep folder")
+    folder = parser.parse_args().folder
     show(runs(folder, lambda fault: print(f"{fault}; what follows is the folder's own word", file=sys.stderr)), folder)
 
 

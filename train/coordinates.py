@@ -10,9 +10,9 @@ smallest where they aren't given.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -296,11 +296,10 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        return
-    exit_with(lambda: run(sys.argv[1:]))
+    parser = argparse.ArgumentParser(prog="python -m train.coordinates", description=__doc__)
+    parser.add_argument("overrides", nargs="*", help="over=width,depth and overrides of the config")
+    overrides = parser.parse_args().overrides
+    exit_with(lambda: run(overrides))
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def test_an_unknown_outcome_is_refused():
 
 
 @pytest.mark.parametrize("arguments", [[], ["nowhere"], ["a", "b"]])
-def test_no_sweep_folder_is_one_line(monkeypatch, capsys, tmp_path, arguments):
+def test_no_sweep_folder_is_said_last(monkeypatch, capsys, tmp_path, arguments):
     from train.cli.terminal import exit_with
 
     monkeypatch.chdir(tmp_path)
@@ -158,7 +158,9 @@ def test_no_sweep_folder_is_one_line(monkeypatch, capsys, tmp_path, arguments):
     with pytest.raises(SystemExit) as stopped:
         exit_with(status)
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    *usage, last = capsys.readouterr().err.splitlines()
+    assert "error: " in last
+    assert len(usage) == (arguments != ["nowhere"])
 
 
 def test_a_time_limit_without_progress_ends_after_three(tmp_path):

@@ -262,7 +262,7 @@ def test_the_report_says_claim_source_verdict_and_sensitivity(made, written):
 def test_wandb_workspaces_reads_back_what_it_wrote(made):
     for view, model, kind in (
         (made.views["workspace"], View, ws.Workspace),
-        (made.views["report"], ReportViewspec, wr.OnRow),
+        (made.views["report"], ReportViewspec, wr.Report),
     ):
         before = serialized(view)
         again = serialized(kind._from_model(model.model_validate(before)))

@@ -23,7 +23,7 @@ from train.report import markdown
 from train.results.arms import varying, with_arms
 from train.results.sweep import SweepResults
 from train.results.table import COLUMNS, cells, table
-from train.results.verdict import Verdict
+from train.results.verdict import Verdict, jsonable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,7 @@ def sweep_run(sweep: SweepResults) -> SweepRun:
     runs = with_arms(sweep.runs)
     runs["arm"] = runs["arm"].replace("", "all runs")
     columns = varying(sweep.runs)
-    settings = {str(arm): {c: plain(group[c].iloc[0]) for c in columns} for arm, group in runs.groupby("arm")}
+    settings = {str(arm): jsonable({c: group[c].iloc[0] for c in columns}) for arm, group in runs.groupby("arm")}
     found, (verdict, trouble) = table(sweep.runs), _judge(sweep)
     names = _size_names(sorted(runs["size"].unique()))
     points: dict[str, dict[float, float]] = {arm: {} for arm in settings}
@@ -103,7 +103,7 @@ def sweep_run(sweep: SweepResults) -> SweepRun:
     listed = runs[list(dict.fromkeys([*RUNS, *columns]))]
     tables = {
         "lr_sensitivity_table": (list(COLUMNS.values()), cells(found)),
-        "runs_table": (list(listed.columns), [[plain(v) for v in row] for row in listed.itertuples(index=False)]),
+        "runs_table": (list(listed.columns), jsonable(listed.to_numpy().tolist())),
     }
     steps = int(runs["steps"].max())
     text = markdown(sweep, found, verdict)
@@ -126,12 +126,6 @@ def _size_names(sizes: Sequence[float]) -> dict[float, str]:
     """Short names; whole numbers where short ones would be the same."""
     short = [size_label(n) for n in sizes]
     return {n: name if short.count(name) == 1 else str(int(n)) for n, name in zip(sizes, short, strict=True)}
-
-
-def plain(value: Any) -> Any:
-    """A value of a frame as Python's own; None for NaN."""
-    value = value.item() if hasattr(value, "item") else value
-    return None if value != value else value
 
 
 def log(held: SweepRun, folder: Path, *, project: str, entity: str | None, offline: bool) -> None:

@@ -16,10 +16,11 @@ import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
 from train.cli.format import size_label
-from train.dashboard.curves import SweepRun, plain
+from train.dashboard.curves import SweepRun
 from train.dashboard.panels import Panels, shades
 from train.loggers.mirror import STEP
 from train.results.sweep import SHAPE
+from train.results.verdict import jsonable
 
 COLUMNS = (
     "run:displayName", "run:state", "config:model.value.name", "config:optimizer.value.lr", "config:seed.value",
@@ -118,7 +119,7 @@ def as_text(value: Any) -> str:
     """As JavaScript writes it: 0.00001, 1e-8, 16 for 16.0, true."""
     if isinstance(value, float) and value == value:
         return np.format_float_positional(value, trim="-") if abs(value) >= 1e-6 else repr(value).replace("e-0", "e-")
-    return value if isinstance(value, str) else json.dumps(plain(value))
+    return value if isinstance(value, str) else json.dumps(jsonable(value))
 
 
 def _size_columns(held: SweepRun) -> list[str]:

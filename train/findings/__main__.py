@@ -7,6 +7,7 @@ judges them, and draws. Groups stand for their findings: `core` (an hour on 2 co
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -83,12 +84,11 @@ def show(states: list[tuple[Finding, dict[str, Any]]]) -> None:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return
-    names = [a for a in arguments if "=" not in a]
-    overrides = [a for a in arguments if "=" in a]
+    parser = argparse.ArgumentParser(prog="python -m train.findings", description=__doc__)
+    parser.add_argument("words", nargs="*", metavar="NAME | key=value", help="findings or groups, and overrides")
+    words = parser.parse_args().words
+    names = [word for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word]
     exit_with(lambda: sys.exit(work(names, overrides)))
 
 

@@ -85,21 +85,13 @@ def over(values: Sequence[float] | np.ndarray) -> Value | None:
 
     The error is half of what Student's t makes of their spread, so that two errors are the 95 % interval of few too.
     """
+    from scipy.stats import t
+
     found = np.asarray(values, dtype=float)
     if len(found) < LEAST_PAIRS or not np.isfinite(found).all():
         return None
     error = float(np.std(found, ddof=1)) / math.sqrt(len(found))
-    return Value(float(np.mean(found)), error * t_95(len(found) - 1) / 2)
-
-
-def t_95(degrees: int) -> float:
-    """Two-sided 95 % quantile of Student's t: Cornish and Fisher's expansion in 1 / degrees, within 1 % from 3 on."""
-    z, d = 1.959964, float(degrees)
-    g1 = (z**3 + z) / 4
-    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
-    return z + g1 / d + g2 / d**2 + g3 / d**3 + g4 / d**4
+    return Value(float(np.mean(found)), error * float(t.ppf(0.975, len(found) - 1)) / 2)
 
 
 def pairs(sweep: Arms, metrics: Metrics, base: str, arm: str, of: Probe | str, healthy: bool = True) -> Pairs:

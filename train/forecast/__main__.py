@@ -35,7 +35,7 @@ from train.forecast.measurements import (
 from train.forecast.predict import Prediction, predict
 from train.results.style import save
 from train.results.sweep import SweepResults, load_sweep
-from train.results.verdict import plain
+from train.results.verdict import jsonable
 from train.runfolder.files import write_atomically
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def backtest(arguments: argparse.Namespace) -> None:
 def write(folder: Path, name: str, figure: Any, values: dict[str, Any]) -> None:
     report = folder / "report"
     report.mkdir(exist_ok=True)
-    write_atomically(report / f"{name}.json", json.dumps(plain(values), indent=1))
+    write_atomically(report / f"{name}.json", json.dumps(jsonable(values), indent=1))
     files = [*save(figure, report / name), report / f"{name}.json"]
     print(", ".join(map(str, files)))
 

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
-LARGEST_T = 1e6
 DOUBLING = math.log10(2)
 
 
@@ -86,23 +85,20 @@ class Fitted:
 
 def fit(family: Family, points: Points) -> Fitted:
     """Least squares, or Theil-Sen. Learning rates with too few sizes get no curve."""
+    from scipy.stats import theilslopes
+
     groups = {None: points} if family.pooled else {lr: points.where(points.lr == lr) for lr in set(points.lr.tolist())}
     coefficients: dict[float | None, Array] = {}
     for key, group in groups.items():
         rows = family.columns(group.n, group.lr)
         if len(group.sizes) < family.sizes or np.linalg.matrix_rank(rows) < rows.shape[1]:
             continue
-        solved = theil_sen(group.n, group.value) if family.robust else np.linalg.pinv(rows) @ group.value
-        coefficients[key] = solved.astype(np.float64)
+        if family.robust:
+            line = theilslopes(group.value, group.n, method="joint")
+            coefficients[key] = np.array([line.intercept, line.slope])
+        else:
+            coefficients[key] = (np.linalg.pinv(rows) @ group.value).astype(np.float64)
     return Fitted(family, coefficients)
-
-
-def theil_sen(x: Array, y: Array) -> Array:
-    """Intercept and slope: the median of the slopes between points of different x, then of what is left."""
-    first, second = np.triu_indices(len(x), 1)
-    apart = x[first] != x[second]
-    slope = np.median((y[second] - y[first])[apart] / (x[second] - x[first])[apart])
-    return np.array([np.median(y - slope * x), slope])
 
 
 @dataclass(frozen=True)
@@ -149,12 +145,16 @@ class Forecast:
 
     def interval(self, level: float) -> tuple[float, float]:
         """Central interval of that probability."""
-        half = t_quantile(0.5 + level / 2, self.df) * self.spread
+        from scipy.stats import t
+
+        half = float(t.ppf(0.5 + level / 2, self.df)) * self.spread
         return self.mean - half, self.mean + half
 
     def above(self, level: float) -> float:
         """Probability of a value above `level` (log10)."""
-        return t_cdf((self.mean - level) / self.spread, self.df) if self.spread else float(self.mean > level)
+        from scipy.stats import t
+
+        return float(t.cdf((self.mean - level) / self.spread, self.df)) if self.spread else float(self.mean > level)
 
 
 @dataclass(frozen=True)
@@ -212,24 +212,3 @@ def scale(errors: HeldOut) -> tuple[float, int]:
 def distance(n: Array | float, largest: Array | float) -> Array:
     """Decades beyond the largest size seen, at least DOUBLING: nearer than that an error is noise, no smaller."""
     return np.maximum(np.asarray(n) - largest, DOUBLING)
-
-
-def t_cdf(t: float, df: int) -> float:
-    """Student's distribution with a whole number of degrees of freedom (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(df))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    term, total = (cosine, 0.0) if df % 2 else (1.0, 0.0)
-    for k in range(3 if df % 2 else 2, df + 1, 2):
-        total += term
-        term *= (k - 1) / k * cosine * cosine
-    inside = 2 / math.pi * (angle + sine * total) if df % 2 else sine * total
-    return 0.5 + inside / 2
-
-
-def t_quantile(p: float, df: int) -> float:
-    """The value that t_cdf maps to p, by bisection."""
-    low, high = -LARGEST_T, LARGEST_T
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_cdf(middle, df) < p else (low, middle)
-    return (low + high) / 2

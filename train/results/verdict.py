@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    pass
+from pydantic_core import to_jsonable_python
 
 VerdictWord = Literal["reproduced", "not reproduced", "inconclusive"]
 
@@ -49,18 +47,15 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a number that is not finite becomes null."""
-        values = {"finding": self.finding, "state": self.state, **asdict(self)}
-        found = plain(values)
-        assert isinstance(found, dict)
+        found: dict[str, Any] = jsonable({"finding": self.finding, "state": self.state, **vars(self)})
         return found
 
 
-def plain(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """What JSON can hold: text for keys, Python's own numbers, null for those that are not finite."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return to_jsonable_python(value, inf_nan_mode="null", fallback=_own)
+
+
+def _own(value: Any) -> Any:
+    """Python's own number for one of NumPy; the text of anything else that JSON has no word for."""
+    return value.item() if hasattr(value, "item") else str(value)

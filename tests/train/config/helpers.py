@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from train.config import choices, compose, messages
+from train.config import choices
 
 CACHED = (choices.experiments, choices.default_choices, choices.default_fields, choices.sizes)
 
@@ -22,7 +22,6 @@ def own_conf(parent: Path) -> Iterator[Path]:
 
 
 def _point_to(folder: Path) -> None:
-    for module in (choices, compose, messages):
-        module.CONF = folder
+    choices.CONF = folder
     for function in CACHED:
         function.cache_clear()

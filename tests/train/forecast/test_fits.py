@@ -14,9 +14,6 @@ from train.forecast.fits import (
     forecaster,
     held_out,
     scale,
-    t_cdf,
-    t_quantile,
-    theil_sen,
 )
 
 FAMILY = {family.name: family for family in FAMILIES}
@@ -39,16 +36,6 @@ def straight(n, lr):
 
 def flat(n, lr):
     return 0.5 + 0.7 * n + 1.2 * lr
-
-
-@pytest.mark.parametrize(
-    ("df", "p", "value"),
-    [(1, 0.95, 6.3138), (2, 0.95, 2.9200), (3, 0.975, 3.1824), (4, 0.75, 0.7407), (5, 0.95, 2.0150),
-     (10, 0.995, 3.1693), (30, 0.975, 2.0423), (7, 0.5, 0.0), (4, 0.05, -2.1318)],
-)  # fmt: skip
-def test_students_distribution_is_the_printed_table(df: int, p: float, value: float) -> None:
-    assert t_quantile(p, df) == pytest.approx(value, abs=6e-5)
-    assert t_cdf(t_quantile(p, df), df) == pytest.approx(p, abs=1e-12)
 
 
 def test_a_quadratic_has_its_coefficients_back() -> None:
@@ -78,14 +65,15 @@ def test_a_plane_takes_the_learning_rates_together() -> None:
 def test_theil_sen_resists_what_moves_least_squares() -> None:
     y = 2 + 0.5 * SIZES
     y[3] += 3
-    assert theil_sen(SIZES, y) == pytest.approx([2, 0.5], abs=1e-9)
-    moved = fit(FAMILY["line"], Points(SIZES, np.zeros(7), y)).coefficients[0.0]
+    seen = Points(SIZES, np.zeros(7), y)
+    assert fit(FAMILY["theil-sen"], seen).coefficients[0.0] == pytest.approx([2, 0.5], abs=1e-9)
+    moved = fit(FAMILY["line"], seen).coefficients[0.0]
     assert abs(moved[1] - 0.5) > 0.05
 
 
 def test_theil_sen_takes_no_slope_between_two_seeds_of_a_size() -> None:
-    x, y = np.array([1.0, 1.0, 2.0, 2.0]), np.array([1.0, 3.0, 4.0, 6.0])
-    assert theil_sen(x, y)[1] == pytest.approx(3.0)
+    seen = Points(np.array([1.0, 1.0, 2.0, 2.0]), np.zeros(4), np.array([1.0, 3.0, 4.0, 6.0]))
+    assert fit(FAMILY["theil-sen"], seen).coefficients[0.0][1] == pytest.approx(3.0)
 
 
 def test_a_learning_rate_with_too_few_sizes_has_no_curve() -> None:

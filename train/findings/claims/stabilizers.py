@@ -6,13 +6,10 @@ their table doesn't have, is drawn and not judged.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from operator import le, lt
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from train.cli.format import size_label
 from train.findings.arm_figures import arms_by_size
@@ -45,15 +42,10 @@ BASELINE, LAST = "baseline", "QKV-norm"
 
 def tau_b(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Kendall's rank correlation with ties (Kendall 1945); None where one side is all ties."""
-    pairs = list(itertools.combinations(range(len(a)), 2))
-    x = np.array([np.sign(_minus(a[i], a[j])) for i, j in pairs])
-    y = np.array([np.sign(_minus(b[i], b[j])) for i, j in pairs])
-    scale = math.sqrt(float((x != 0).sum()) * float((y != 0).sum()))
-    return float((x * y).sum() / scale) if scale else None
+    from scipy.stats import kendalltau
 
-
-def _minus(a: float, b: float) -> float:
-    return 0.0 if a == b else a - b
+    found = float(kendalltau(a, b).statistic)
+    return None if math.isnan(found) else found
 
 
 def judge(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Verdict:

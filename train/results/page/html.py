@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.results.page.curves import BUDGET, curves
-from train.results.page.payload import _facts, payload, with_curves
+from train.results.page.payload import facts, payload, with_curves
 from train.results.verdict import Verdict
 from train.runfolder.files import write_atomically
 
@@ -28,7 +25,9 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 SCRIPTS = ("core.js", "chart.js", "heatmap.js", "rates.js", "run.js", "table.js", "start.js")
-MARKS = {True: ("pass", "pass"), False: ("fail", "FAIL"), None: ("open", "open")}
+MARKS = {True: "pass", False: "FAIL", None: "open"}
+KINDS = {"reproduced": "pass", "not reproduced": "fail", "inconclusive": "open"}
+"""Classes of page.css by the verdict's state."""
 
 
 def write_page(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None, trouble: str | None = None) -> Path:
@@ -41,14 +40,17 @@ def write_page(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None
     shown = set(with_curves(runs))
     share = BUDGET / len(shown)
     packed = [curves(sweep.metrics.rows(name), share) if i in shown else None for i, name in enumerate(runs["run"])]
-    static = _verdict(verdict, trouble) + _table(list(TITLES.values()), cells(found))
+    notes = []
     if len(shown) < len(runs):
-        static += (
-            f'<p class="note">This page holds the curves of {len(shown)} of the {len(runs)} runs, of each arm, size '
-            "and LR those of the first seeds; python -m train.report RUN draws those of any other.</p>"
+        notes.append(
+            f"This page holds the curves of {len(shown)} of the {len(runs)} runs, of each arm, size and LR those of "
+            "the first seeds; python -m train.report RUN draws those of any other."
         )
-    static += f'<p class="note">{escape(left_out)}</p>' if (left_out := sweep.left_out()) else ""
-    text = page(sweep.name, _facts(runs), static, payload(runs, found), packed)
+    notes += [left_out] if (left_out := sweep.left_out()) else []
+    text = page(
+        sweep.name, facts(runs), payload(runs, found), packed,
+        verdict=verdict, trouble=trouble, titles=list(TITLES.values()), rows=cells(found), notes=notes,
+    )  # fmt: skip
     write_atomically(sweep.path / "report" / "report.html", text)
     return sweep.path / "report" / "report.html"
 
@@ -58,14 +60,17 @@ def write_run_page(path: Path, run: Mapping[str, Any], rows: Sequence[Mapping[st
     import pandas as pd
 
     values = payload(pd.DataFrame([{"arm": "", "size": run.get("N"), **run}]), pd.DataFrame())
-    write_atomically(path / "report" / "report.html", page(path.name, "", "", values, [curves(rows, BUDGET)]))
+    write_atomically(path / "report" / "report.html", page(path.name, "", values, [curves(rows, BUDGET)]))
     return path / "report" / "report.html"
 
 
 def page(
-    title: str, facts: str, static: str, values: Mapping[str, Any], runs: Sequence[Mapping[str, Any] | None]
+    title: str, facts: str, values: Mapping[str, Any], runs: Sequence[Mapping[str, Any] | None], **static: Any
 ) -> str:
-    """The file's text, in ASCII so that no encoding can spoil it. `static` is HTML, `title` and `facts` are text."""
+    """The file's text, in ASCII so that no encoding can spoil it. `static` are page.html's values for the verdict, the
+    table of arms and sizes, and the notes."""
+    from jinja2 import Environment, FileSystemLoader
+
     # A browser hashes what stands between the tags, newlines included.
     css = (HERE / "page.css").read_text("utf-8")
     script = "(() => {\n" + "".join((HERE / name).read_text("utf-8") for name in SCRIPTS) + "})();\n"
@@ -73,61 +78,15 @@ def page(
         ["default-src 'none'", f"style-src '{_hash(css)}'", f"script-src '{_hash(script)}'", "img-src data:",
          "base-uri 'none'", "form-action 'none'"]
     )  # fmt: skip
-    elements = (
-        f'<script type="application/json" id="run-{i}">{_json(run)}</script>' for i, run in enumerate(runs) if run
-    )
-    parts = {
-        "policy": policy, "title": escape(title), "css": css, "facts": escape(facts), "static": static,
-        "data": _json(values), "script": script, "runs": "\n".join(elements),
-    }  # fmt: skip
-    template = (HERE / "page.html").read_text("utf-8")
-    # One pass: what is put in is not searched for placeholders.
-    filled = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
-    return filled.encode("ascii", "xmlcharrefreplace").decode()
+    jinja = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, keep_trailing_newline=True)
+    # `tojson` also escapes what could end a script element or open a comment in it.
+    jinja.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    text = jinja.get_template("page.html").render(
+        title=title, facts=facts, policy=policy, css=css, script=script, data=values, marks=MARKS, kinds=KINDS,
+        runs=[(number, run) for number, run in enumerate(runs) if run], **static,
+    )  # fmt: skip
+    return text.encode("ascii", "xmlcharrefreplace").decode()
 
 
 def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('ascii')).digest()).decode()}"
-
-
-def _json(value: Any) -> str:
-    """JSON that can stand in a script element: nothing in it can end the element or open a comment."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _verdict(verdict: Verdict | None, trouble: str | None) -> str:
-    if trouble:
-        return f'<section><h2>Verdict</h2><p class="note">No verdict: {escape(trouble)}</p></section>'
-    if verdict is None:
-        return ""
-    kind = {"reproduced": "pass", "not reproduced": "fail"}.get(verdict.state, "open")
-    checks = "".join(
-        f'<tr><td class="mark {MARKS[c.passed][0]}">{MARKS[c.passed][1]}</td>'
-        f'<td>{escape(c.claim)}<div class="figures">{escape(c.text)}</div></td></tr>'
-        for c in verdict.checks
-    )
-    notes = "".join(f"<li>{escape(note)}</li>" for note in verdict.notes)
-    return (
-        f'<section aria-labelledby="verdict-title"><h2 id="verdict-title" class="verdict">{escape(verdict.finding)}: '
-        f'<span class="{kind}">{verdict.state}</span></h2>'
-        f'<p class="claim">{escape(verdict.claim)} <cite>{escape(verdict.source)}</cite></p>'
-        f'<table class="checks"><caption class="unseen">Checks</caption><tbody>{checks}</tbody></table>'
-        f'<ul class="notes">{notes}</ul></section>'
-    )
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Arms and sizes; the second column is text, the others are numbers."""
-
-    def row(values: Sequence[str], tag: str, more: str = "") -> str:
-        kinds = ["" if i == 1 else ' class="number"' for i in range(len(values))]
-        return "".join(f"<{tag}{k}{more}>{escape(v)}</{tag}>" for k, v in zip(kinds, values, strict=True))
-
-    head = row(titles, "th", ' scope="col"')
-    body = "".join(f"<tr>{row(values, 'td')}</tr>" for values in rows)
-    return (
-        '<section aria-labelledby="arms-title"><h2 id="arms-title">Arms and sizes</h2><div class="scroll" tabindex="0" '
-        'role="region" aria-labelledby="arms-title"><table class="arms"><thead>'
-        f"<tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
-    )

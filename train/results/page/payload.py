@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from train.cli.format import size_label
 from train.results.page.curves import CHARTS, HEATMAPS
 from train.results.style import GUIDES, colours
+from train.results.verdict import jsonable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,10 +59,10 @@ def payload(runs: pd.DataFrame, found: pd.DataFrame) -> dict[str, Any]:
     varying, same = _configs(runs)
     return {
         "columns": [dict(zip(("key", "title", "kind", "about"), column, strict=True)) for column in columns],
-        "runs": {key: [_plain(v) for v in runs[key]] for key, *_ in columns},
-        "size": [_plain(v) for v in runs["size"]],
+        "runs": {key: _plain(runs[key]) for key, *_ in columns},
+        "size": _plain(runs["size"]),
         "ended": [bool(v) for v in runs["ended"]],
-        "loss_init": [_plain(v) for v in runs["loss_init"]] if "loss_init" in runs else [],
+        "loss_init": _plain(runs["loss_init"]) if "loss_init" in runs else [],
         "arms": arms,
         "armOf": [arms.index(arm) for arm in runs["arm"]],
         "sizes": [[n, size_label(n)] for n in sizes],
@@ -82,8 +82,8 @@ def _sensitivity(found: pd.DataFrame) -> list[list[Any]]:
     if "lr_sensitivity" not in found:
         return []
     known = found[found["lr_sensitivity"].notna()]
-    columns = [known[c] for c in ("arm", "N", "lr_sensitivity", "lr_sensitivity_std")]
-    return [[_plain(v) for v in row] for row in zip(*columns, strict=True)]
+    columns = [_plain(known[c]) for c in ("arm", "N", "lr_sensitivity", "lr_sensitivity_std")]
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _configs(runs: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
@@ -94,7 +94,7 @@ def _configs(runs: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
     same: dict[str, str] = {}
     for key in runs:
         if key.partition(".")[0] in Config.__dataclass_fields__ and key != "loss":
-            texts = [_text(v) for v in runs[key]]
+            texts = [_text(v) for v in _plain(runs[key])]
             values = list(dict.fromkeys(texts))
             if len(values) == 1:
                 same[key] = values[0]
@@ -104,21 +104,17 @@ def _configs(runs: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _text(value: Any) -> str:
-    value = _plain(value)
     if isinstance(value, float):
         return f"{value:.10g}"
     return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON has it: null for what is missing or not finite, an integer where a column made it a float."""
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return None
-        return int(value) if value.is_integer() and abs(value) < 2**53 else value
-    return value if isinstance(value, str | int | bool) or value is None else str(value)
+def _plain(column: pd.Series) -> list[Any]:
+    """Values as JSON has them: null for what is missing or not finite, an integer where a column made it a float."""
+    return [
+        int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+        for value in jsonable(column.tolist())
+    ]
 
 
 def _shades(count: int) -> list[list[str]]:
@@ -137,7 +133,7 @@ def _hex(colour: Sequence[float]) -> str:
     return "#" + "".join(f"{round(255 * part):02x}" for part in colour[:3])
 
 
-def _facts(runs: pd.DataFrame) -> str:
+def facts(runs: pd.DataFrame) -> str:
     counts = runs["state"].value_counts()
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     lrs, seeds = runs["optimizer.lr"].dropna(), runs["seed"].dropna().nunique()

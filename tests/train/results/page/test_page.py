@@ -15,10 +15,9 @@ from tests.train.results.page.many import many_runs, rows
 from tests.train.test_report import fake_sweep
 from train.findings.base import find
 from train.results.arms import with_arms
-from train.results.page import payload as page_payload
+from train.results.page import payload as page
 from train.results.page.curves import BUDGET
 from train.results.page.html import write_page
-from train.results.page.payload import payload
 from train.results.style import colours
 from train.results.sweep import load_sweep
 from train.results.table import table
@@ -102,7 +101,7 @@ def test_verdict_and_table_are_text(sweep):
 
 
 def test_colours_are_those_of_the_figures(sweep):
-    light, dark = payload(with_arms(sweep.runs), table(sweep.runs))["shades"][3]
+    light, dark = page.payload(with_arms(sweep.runs), table(sweep.runs))["shades"][3]
     expected = ["#" + "".join(f"{round(255 * c):02x}" for c in rgba[:3]) for rgba in colours([1, 2, 3]).values()]
     assert light == expected
     lightness = [0.2126 * int(c[1:3], 16) + 0.7152 * int(c[3:5], 16) + 0.0722 * int(c[5:], 16) for c in dark]
@@ -162,7 +161,7 @@ def test_500_runs_are_a_short_head_and_then_their_curves(tmp_path):
 
 def test_of_many_runs_the_first_seeds_have_curves_and_the_page_says_so(tmp_path, monkeypatch):
     """250 runs are 2 arms x 5 sizes x 10 LRs, of the first half of which there is a third seed."""
-    monkeypatch.setattr(page_payload, "CURVES", 100)
+    monkeypatch.setattr(page, "CURVES", 100)
     sweep = many_runs(tmp_path / "many", 250, rows(steps=20, blocks=1, heads=1))
     text = write_page(sweep, table(sweep.runs), None).read_text()
     held = [int(i) for i in re.findall(r'id="run-(\d+)"', text)]
@@ -170,17 +169,16 @@ def test_of_many_runs_the_first_seeds_have_curves_and_the_page_says_so(tmp_path,
     assert sweep.runs.loc[held, "seed"].tolist() == [0] * 100
     assert len(sweep.runs.loc[held].drop_duplicates(["qk_norm.name", "size", "optimizer.lr"])) == 100
     assert "holds the curves of 100 of the 250 runs" in text
-    monkeypatch.setattr(page_payload, "CURVES", 250)
+    monkeypatch.setattr(page, "CURVES", 250)
     text = write_page(sweep, table(sweep.runs), None).read_text()
     assert "holds the curves of" not in text
     assert len(re.findall(r'id="run-\d+"', text)) == 250
 
 
 def test_values_are_plain():
-    values = (np.float64(3.0), np.int64(2), math.nan, math.inf, None, True, pd.NA, 0.5)
-    assert [page_payload._plain(v) for v in values] == [
-        3, 2, None, None, None, True, "<NA>", 0.5,
-    ]  # fmt: skip
-    assert [page_payload._text(v) for v in (1e-8, 64.0, None, math.nan, True, "none", 0.1)] == [
-        "1e-08", "64", "not set", "not set", "true", "none", "0.1",
+    mixed = [np.float64(3.0), np.int64(2), math.nan, math.inf, None, True, pd.NA, 0.5]
+    assert page._plain(pd.Series(mixed, dtype=object)) == [3, 2, None, None, None, True, "<NA>", 0.5]
+    assert page._plain(pd.Series([1.0, math.nan])) == [1, None]
+    assert [page._text(v) for v in (1e-8, 64, None, True, "none", 0.1)] == [
+        "1e-08", "64", "not set", "true", "none", "0.1",
     ]  # fmt: skip
