@@ -23,7 +23,7 @@ from train.results.sweep import SHAPE
 
 COLUMNS = (
     "run:displayName", "run:state", "config:model.value.name", "config:optimizer.value.lr", "config:seed.value",
-    "summary:N", "summary:loss", "summary:state", "summary:logit_max", "summary:entropy_final",
+    "summary:N", "summary:validation/loss", "summary:state", "summary:logit_max", "summary:entropy_final",
 )  # fmt: skip
 LR = "optimizer.lr"
 

@@ -226,7 +226,7 @@ ONLY: dict[str, Callable[[Config], bool]] = {
     "attention/block0/sink_share": lambda c: c.sink.name in KEYED and c.attention.of_block(0, c.model.depth).mixes,
     "qk_clip/heads": lambda c: c.optimizer.qk_clip is not None,
 }
-EVERY_STEP = {"step", "lr", "loss", "objective", "gradient/norm"}
+EVERY_STEP = {"step", "train/lr", "train/loss", "train/objective", "gradient/norm"}
 
 
 def probes(config: Config, tensors: dict[str, float | None]) -> set[str]:
