@@ -75,7 +75,7 @@ class Run:
     @property
     def seconds_left(self) -> float:
         """At its last speed; NaN when it isn't running."""
-        rate, step = self.status.get("tokens_per_second"), self.status.get("step")
+        rate, step = self.status.get("train/tokens_per_second"), self.status.get("step")
         if self.outcome != "running" or self.planned is None or not rate or step is None:
             return math.nan
         values = self.planned.values

@@ -20,7 +20,7 @@ COLUMNS = ("run", "outcome", "status.json", "Slurm", "task", "step", "loss", "to
 
 def cells(run: Run) -> list[str]:
     """A line of the table."""
-    loss = run.summary.get("loss_final") if run.summary else run.status.get("loss")
+    loss = run.summary.get("validation/loss_final") if run.summary else run.status.get("train/loss")
     step = run.summary.get("steps_done") if run.summary else run.status.get("step")
     steps = f"{step or 0}/{run.planned.values['steps']}" if run.planned else str(step or 0)
     seconds = run.seconds_left

@@ -20,7 +20,7 @@ from train.runfolder.folder import RunFolder
 from train.sweeps.plan import plan
 
 FAILED = {"state": "failed", "slurm": "7_0"}
-RUNNING = {"state": "running", "step": 30, "tokens_per_second": 64.0, "loss": 2.5}
+RUNNING = {"state": "running", "step": 30, "train/tokens_per_second": 64.0, "train/loss": 2.5}
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,9 @@ RUNNING = {"state": "running", "step": 30, "tokens_per_second": 64.0, "loss": 2.
 def test_outcome(tmp_path, own, word, outcome):
     run = Run(RunFolder(tmp_path), "7_0", None, word and TaskState(word), own, {})
     assert run.outcome == outcome
-    ended = Run(RunFolder(tmp_path), "7_0", None, word and TaskState(word), {"state": "diverged"}, {"loss_final": 9})
+    ended = Run(
+        RunFolder(tmp_path), "7_0", None, word and TaskState(word), {"state": "diverged"}, {"validation/loss_final": 9}
+    )
     assert ended.outcome == "diverged", "whatever Slurm says"
 
 

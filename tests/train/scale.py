@@ -35,7 +35,8 @@ def summary(config: Config, steps: int, last: dict) -> dict:
     return {
         "name": config.run_name(), "state": "diverged" if broke else "finished",
         "diverged_step": 200 if broke else None, "steps_above_init": 0, "steps_done": steps, "N": n,
-        "loss_init": 8.1, "loss_final": 9.0 if broke else 5 + 10 * lr, "loss": 8.1 if broke else 5 + 10 * lr,
+        "validation/loss_init": 8.1, "validation/loss_final": 9.0 if broke else 5 + 10 * lr,
+        "validation/loss": 8.1 if broke else 5 + 10 * lr,
         "parameters": 90_000, "tokens": 10**6, "seconds": 60.0, "logit_max": 1e4 * lr, "logit_max_final": 1e4 * lr,
         "entropy_final": 2.0, "entropy_min": 1.0, "final": values,
     }  # fmt: skip
@@ -100,7 +101,7 @@ def main() -> None:
         # Where PATH is empty there is none.
         measure("status", "-m", "slurm.status", str(sweep.folder), PATH="")
         measure("report", "-m", "train.report", str(sweep.folder))
-        history = f"from train.report import load_sweep; load_sweep({str(sweep.folder)!r}).history('loss')"
+        history = f"from train.report import load_sweep; load_sweep({str(sweep.folder)!r}).history('train/loss')"
         measure("history of loss", "-c", history)
         measure("history again", "-c", history)
         page = sweep.folder / "report" / "report.html"

@@ -46,7 +46,7 @@ def test_losses_of_a_run(tmp_path, capsys) -> None:
     run = trained(tmp_path, "qk_norm=none")
     found = of_run(run.path)
     assert len(found) == len(FACTORS) == len(set(found))
-    assert found[0] == pytest.approx(run.summary()["loss_final"], rel=1e-5)
+    assert found[0] == pytest.approx(run.summary()["validation/loss_final"], rel=1e-5)
     print_table([run.path])
     shown = capsys.readouterr().out
     assert f"{found[-1] / found[0] - 1:+.1%}" in shown

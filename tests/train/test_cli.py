@@ -29,7 +29,7 @@ def test_a_run_ends_with_what_it_found_and_where(tmp_path):
     assert done.returncode == 0, done.stderr
     folder = RunFolder(tmp_path / tiny().run_name())
     summary = folder.summary()
-    found = [f"{summary['loss_final']:.3f}", f"{summary['logit_max']:.3f}"]
+    found = [f"{summary['validation/loss_final']:.3f}", f"{summary['logit_max']:.3f}"]
     for text in ("finished", "12 steps", *found, str(folder.path)):
         assert text in done.stdout
     assert done.stderr == ""

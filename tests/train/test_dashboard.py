@@ -149,8 +149,11 @@ def test_every_metric_of_every_panel_is_in_the_runs(made, written):
     ("panel", "name"),
     [
         (wr.LinePlot(x=STEP, y=["attention/logits_max"]), "attention/logits_max"),
-        (wr.LinePlot(x="tokens", y=["loss"]), "tokens"),
-        (wr.ScatterPlot(x=wr.Config("optimizer.rate"), y=wr.SummaryMetric("loss")), "config:optimizer.value.rate"),
+        (wr.LinePlot(x="tokens", y=["train/loss"]), "tokens"),
+        (
+            wr.ScatterPlot(x=wr.Config("optimizer.rate"), y=wr.SummaryMetric("validation/loss")),
+            "config:optimizer.value.rate",
+        ),
         (wr.ScatterPlot(x=wr.Config("optimizer.lr"), y=wr.SummaryMetric("final")), "summary:final"),
         (wr.WeavePanelSummaryTable(table_name="tabel"), "tabel"),
     ],
@@ -202,7 +205,7 @@ def test_the_sweeps_run_holds_lr_sensitivity_as_the_report_has_it(made):
     run = made.sweep.runs.iloc[0]
     name = f"sweep/loss/qk_norm_{run['qk_norm.name']}/{size_label(run['size'])}"
     at = [row[name] for row in own.history if row.get("sweep/lr") == run["optimizer.lr"]]
-    assert at == [pytest.approx(run["loss"])]
+    assert at == [pytest.approx(run["validation/loss"])]
     assert made.held.verdict is not None
     assert own.summary["verdict"] == made.held.verdict.state
     assert own.summary["runs_table"]["nrows"] == 8
@@ -279,7 +282,7 @@ def test_wandb_workspaces_reads_back_what_it_wrote(made):
 def test_other_results_are_another_run(made, folder):
     assert sweep_run(load_sweep(folder)).id == made.held.id
     changed = load_sweep(folder)
-    changed.runs.loc[0, ["loss", "loss_final"]] += 0.01
+    changed.runs.loc[0, ["validation/loss", "validation/loss_final"]] += 0.01
     assert sweep_run(changed).id != made.held.id
 
 

@@ -43,8 +43,8 @@ def fake_run(path, config, loss, logit, state=None):
     width, depth = config.model.width, config.model.depth
     gains = 2 * 32 * depth if config.qk_norm.name == "layernorm" else 0
     summary = {
-        "name": path.name, "state": state, "loss_init": LOSS_INIT, "loss_final": loss,
-        "loss": LOSS_INIT if loss is None else loss, "diverged_step": None if loss is not None else 200,
+        "name": path.name, "state": state, "validation/loss_init": LOSS_INIT, "validation/loss_final": loss,
+        "validation/loss": LOSS_INIT if loss is None else loss, "diverged_step": None if loss is not None else 200,
         "N": 12 * depth * width**2 + gains, "logit_max": logit, "logit_max_final": logit,
         "entropy_final": 2.9 / (1 + 0.3 * math.log10(logit) ** 1.5), "entropy_min": 0.5,
         "final": {"attention/block0/q_norm": 5.0},
@@ -56,7 +56,7 @@ def fake_run(path, config, loss, logit, state=None):
             share = (step + 1) / config.steps
             row = {
                 "step": step,
-                "loss": end + (LOSS_INIT - end) * math.exp(-8 * share) + 0.05 * noise.standard_normal(),
+                "train/loss": end + (LOSS_INIT - end) * math.exp(-8 * share) + 0.05 * noise.standard_normal(),
             }
             if step == -1:
                 row["validation/loss"] = LOSS_INIT
@@ -115,13 +115,18 @@ def test_load_sweep_gives_a_row_a_run(folder):
         "mini-0.1M",
         0,
     )
-    assert (row["loss"], row["loss_init"], row["logit_max"], row["state"]) == (5.216, 8.1, 13, "finished")
+    assert (row["validation/loss"], row["validation/loss_init"], row["logit_max"], row["state"]) == (
+        5.216,
+        8.1,
+        13,
+        "finished",
+    )
     assert row["final.attention/block0/q_norm"] == 5.0
     # N counts qk-norm's gains; size is the shape's.
     assert (row["N"], row["size"]) == (98_304 + 128, 98_304)
     broke = sweep.runs.set_index("run").loc["mini-0.6M-none-lr0.3-seed0"]
-    assert (broke["loss"], broke["state"], broke["ended"]) == (8.1, "diverged", True)
-    assert math.isnan(broke["loss_final"])
+    assert (broke["validation/loss"], broke["state"], broke["ended"]) == (8.1, "diverged", True)
+    assert math.isnan(broke["validation/loss_final"])
 
 
 def test_history_gives_a_row_a_step(folder):
@@ -132,7 +137,7 @@ def test_history_gives_a_row_a_step(folder):
     assert list(found.columns[:5]) == ["run", "size", "optimizer.lr", "seed", "step"]
     name = "mini-0.1M-layernorm-lr0.03-seed0"
     one = found[found["run"] == name].reset_index(drop=True)
-    assert one["loss"].equals(sweep.metrics[name]["loss"])
+    assert one["train/loss"].equals(sweep.metrics[name]["train/loss"])
     assert set(one["size"]) == {98_304}
     assert set(one["optimizer.lr"]) == {0.03}
 
@@ -188,7 +193,7 @@ def test_arms_are_what_varies():
         {"run": list("abcd"), "size": 1, "seed": [0, 0, 1, 1], "optimizer.lr": [0.1, 0.2, 0.1, 0.2],
          "qk_norm.name": ["none", "none", "layernorm", "layernorm"], "qk_norm.eps": [None, None, 1e-6, 1e-6],
          "optimizer.weight_decay": [0.0, 1e-4, 0.0, 1e-4], "model.width": [1, 2, 3, 4], "out": list("abcd"),
-         "logger.name": ["none", "wandb"] * 2, "loss": [1.0, 2.0, 3.0, 4.0], "loss.name": "cross_entropy"}
+         "logger.name": ["none", "wandb"] * 2, "validation/loss": [1.0, 2.0, 3.0, 4.0], "loss.name": "cross_entropy"}
     )  # fmt: skip
     # qk_norm.eps differs only because none has none.
     assert varying(runs) == ["qk_norm.name", "optimizer.weight_decay"]
@@ -300,27 +305,30 @@ def test_sizes_are_told_apart_by_lightness():
 def test_columns_are_those_of_the_rows_and_follow_them(tmp_path):
     """The first reading of an ended run writes metrics.parquet; rows that change, as of a resumed run, count."""
     folder = trained(tmp_path)
-    metrics, wanted = Metrics({"run": folder}), ["step", "loss", "attention/logit_max", "validation/loss", "nothing"]
+    metrics, wanted = (
+        Metrics({"run": folder}),
+        ["step", "train/loss", "attention/logit_max", "validation/loss", "nothing"],
+    )
     expected = metrics["run"][wanted[:-1]]
     for _ in range(2):
         pd.testing.assert_frame_equal(metrics.columns("run", wanted), expected)
     parquet = folder.path / "metrics.parquet"
     made = parquet.stat().st_mtime_ns
-    assert metrics.columns("run", ["loss"])["loss"].tolist()[1:] == expected["loss"].tolist()[1:]
+    assert metrics.columns("run", ["train/loss"])["train/loss"].tolist()[1:] == expected["train/loss"].tolist()[1:]
     assert parquet.stat().st_mtime_ns == made
     folder.rewind(5)
     folder.set_status("running")
     pd.testing.assert_frame_equal(metrics.columns("run", wanted), expected[expected["step"] < 5])
-    folder.append(folder.metrics_path, [{"step": 5, "loss": 7.0}])
-    assert metrics.columns("run", ["loss"])["loss"].iloc[-1] == 7.0
+    folder.append(folder.metrics_path, [{"step": 5, "train/loss": 7.0}])
+    assert metrics.columns("run", ["train/loss"])["train/loss"].iloc[-1] == 7.0
     assert parquet.stat().st_mtime_ns == made, "no file is made of a run that goes on"
     folder.set_status("finished")
-    assert metrics.columns("run", ["loss"])["loss"].iloc[-1] == 7.0
+    assert metrics.columns("run", ["train/loss"])["train/loss"].iloc[-1] == 7.0
     assert parquet.stat().st_mtime_ns > made
 
 
 def test_what_can_not_be_kept_is_read_all_the_same(tmp_path):
     folder = trained(tmp_path)
     (folder.path / f"metrics.parquet.{os.getpid()}").mkdir()
-    assert len(Metrics({"run": folder}).columns("run", ["loss"])) == 13
+    assert len(Metrics({"run": folder}).columns("run", ["train/loss"])) == 13
     assert not (folder.path / "metrics.parquet").exists()

@@ -48,15 +48,20 @@ class Progress:
     def report(self, row: MetricsRow) -> None:
         if not self.config.progress:
             return
-        parts = [f"loss {number(row['loss'])}", f"lr {row['lr']:.2e}"]
+        parts = [f"loss {number(row['train/loss'])}", f"lr {row['train/lr']:.2e}"]
         if "attention/logit_max" in row:
             parts.append(f"max logit {number(row['attention/logit_max'])}")
-        parts.append(f"{row['tokens_per_second']:,.0f} tok/s")
+        parts.append(f"{row['train/tokens_per_second']:,.0f} tok/s")
         line, step = "  ".join(parts), row["step"] + 1
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, line=line)
         elif time.monotonic() - self._printed >= 10:
-            left = (self.config.steps - step) * self.config.batch_size * self.config.context / row["tokens_per_second"]
+            left = (
+                (self.config.steps - step)
+                * self.config.batch_size
+                * self.config.context
+                / row["train/tokens_per_second"]
+            )
             self._printed = time.monotonic()
             print(f"step {step}/{self.config.steps}  {line}  ETA {duration(left)}", file=sys.stderr, flush=True)
 
@@ -68,11 +73,13 @@ def print_summary(config: Config, summary: dict[str, Any], folder: RunFolder) ->
         state += f" at step {summary['diverged_step']}"
     logits = f"{number(summary['logit_max_final'])} at the end, {number(summary['logit_max'])} at most"
     entropy = f"{number(summary['entropy_final'])} nats at the end, least {number(summary['entropy_min'])}"
+    first, final = summary["validation/loss_init"], summary["validation/loss_final"]
     rows = {
         "state": state,
         "model": f"{config.model.name}, N = {summary['N']:,} of {summary['parameters']:,} parameters",
         "trained": f"{summary['steps_done']:,} steps, {summary['tokens']:,} tokens in {duration(summary['seconds'])}",
-        "validation loss": f"{number(summary['loss_init'])} at init, {number(summary['loss_final'])} at the end",
+        "validation loss": f"{number(first)} at init, {number(final)} at the end",
+        "training loss": f"{number(summary['train/loss'])}, mean of the last 1 % of steps",
         "max attention logit": logits,
         "attention entropy": entropy,
         "gradient RMS / eps": f"{number(summary['final'].get('adam/gradient_over_eps_min'))} at the end, least tensor",

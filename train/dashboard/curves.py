@@ -32,7 +32,18 @@ JOB_TYPE = "sweep"
 OVER_N, OVER_LR = "sweep/N", "sweep/lr"
 EPS_LINE = "sweep/gradient_equals_eps"
 """1 at the first and the last step: where the RMS of a gradient is the optimizer's epsilon."""
-RUNS = ("run", "state", "arm", "N", "optimizer.lr", "seed", "loss", "loss_init", "logit_max", "entropy_final")
+RUNS = (
+    "run",
+    "state",
+    "arm",
+    "N",
+    "optimizer.lr",
+    "seed",
+    "validation/loss",
+    "validation/loss_init",
+    "logit_max",
+    "entropy_final",
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,7 @@ def sweep_run(sweep: SweepResults) -> SweepRun:
     sensitivity = [Curve(f"sweep/lr_sensitivity/{slug(arm)}", arm, None, at) for arm, at in points.items() if at]
     losses = []
     for (arm, size), group in runs[runs["ended"]].groupby(["arm", "size"]):
-        median = group.groupby("optimizer.lr")["loss"].median().dropna()
+        median = group.groupby("optimizer.lr")["validation/loss"].median().dropna()
         at = {float(lr): float(loss) for lr, loss in median.items()}
         losses.append(Curve(f"sweep/loss/{slug(str(arm))}/{names[size]}", str(arm), int(size), at))
     listed = runs[list(dict.fromkeys([*RUNS, *columns]))]

@@ -95,9 +95,9 @@ class Sections:
             ],
             "Update RMS over LR": self._tensors("update", "rms", "Update RMS / LR"),
             "Loss": [
-                *self.line("Training loss (nats)", "loss"),
+                *self.line("Training loss (nats)", "train/loss"),
                 *self.line("Validation loss (nats)", "validation/loss"),
-                *self.line("Learning rate", "lr"),
+                *self.line("Learning rate", "train/lr"),
             ],
         }
         return {name: panels for name, panels in sections.items() if panels}
@@ -107,7 +107,7 @@ class Sections:
         return [
             *self.curves("LR sensitivity against N", held.sensitivity, OVER_N, title_y="LR sensitivity (nats)"),
             *self.curves("Final loss against LR", held.losses, OVER_LR, title_y="final loss (nats)"),
-            *self.over_lr("Final loss against LR, each run", "loss"),
+            *self.over_lr("Final loss against LR, each run", "validation/loss"),
             wr.MarkdownPanel(markdown=held.text, layout=wr.Layout(w=12, h=10)),
             wr.WeavePanelSummaryTable(table_name="lr_sensitivity_table", layout=wr.Layout(w=12, h=8)),
             wr.WeavePanelSummaryTable(table_name="runs_table", layout=wr.Layout(w=24, h=10)),

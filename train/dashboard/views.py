@@ -24,7 +24,7 @@ from train.results.verdict import jsonable
 
 COLUMNS = (
     "run:displayName", "run:state", "config:model.value.name", "config:optimizer.value.lr", "config:seed.value",
-    "summary:N", "summary:loss", "summary:state", "summary:logit_max", "summary:entropy_final",
+    "summary:N", "summary:validation/loss", "summary:state", "summary:logit_max", "summary:entropy_final",
 )  # fmt: skip
 LR = "optimizer.lr"
 

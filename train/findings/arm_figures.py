@@ -44,12 +44,12 @@ def loss_panel(axes: Axes, sweep: Arms, n: int) -> None:
     """Final loss against LR at one size: median over seeds, with a band from the smallest to the largest."""
     for arm, colour in arm_colours(sweep).items():
         if len(runs := sweep.ended(arm, n)):
-            line_over_seeds(axes, runs, "loss", colour, "-")
+            line_over_seeds(axes, runs, "validation/loss", colour, "-")
     lr_axis(axes)
     axes.set_title(f"N = {size_label(n)}")
     broke = sweep.runs[sweep.runs["ended"] & (sweep.runs["state"] == "diverged")]
     if len(broke):
-        cap_line(axes, float(broke["loss_init"].median()))
+        cap_line(axes, float(broke["validation/loss_init"].median()))
 
 
 def sensitivity_panel(axes: Axes, sweep: Arms) -> None:

@@ -184,7 +184,7 @@ def probes_against_lr(sweep: Arms, metrics: Metrics, probes: Mapping[str, Probe]
         runs = sweep.ended(arm, n)
         if not len(runs):
             continue
-        line_over_seeds(axes[0], runs, "loss", colour, styles[n])
+        line_over_seeds(axes[0], runs, "validation/loss", colour, styles[n])
         for panel, of in zip(axes[1:], probes.values(), strict=True):
             shown = runs.assign(value=[of(metrics[run]) for run in runs["run"]]).dropna(subset=["value"])
             if len(shown):

@@ -96,7 +96,9 @@ def loss_difference(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.Series:
 
     A step whose loss is not finite, or that the run didn't reach, is infinitely far.
     """
-    own, other = (frame[frame["step"] >= 0].set_index("step")["loss"].astype(float) for frame in (rows, reference))
+    own, other = (
+        frame[frame["step"] >= 0].set_index("step")["train/loss"].astype(float) for frame in (rows, reference)
+    )
     gap = (own.reindex(other.index) - other).fillna(np.inf)
     return gap.rolling(max(1, round(WINDOW * len(gap))), center=True, min_periods=1).median()
 

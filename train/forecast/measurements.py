@@ -117,7 +117,9 @@ def with_readings(sweep: SweepResults, runs: pd.DataFrame, quantities: Sequence[
         found[quantity.name] = [read(quantity, sweep.metrics[run], int(steps), at) for run, steps in named]
     found["broken"] = found["state"] == "diverged"
     for _, group in found.groupby(["size", "seed"]):
-        lrs, losses, init = (group[column].tolist() for column in ("optimizer.lr", "loss_final", "loss_init"))
+        lrs, losses, init = (
+            group[column].tolist() for column in ("optimizer.lr", "validation/loss_final", "validation/loss_init")
+        )
         curve = lr_sensitivity(lrs, losses, init)
         bad = dict(zip(curve.lrs, curve.degraded, strict=True))
         found.loc[group.index, "broken"] |= np.array([bad[lr] for lr in lrs])

@@ -84,7 +84,7 @@ def _confirmed(seeds: pd.DataFrame | None, size: Any, arm: Any) -> dict[str, Any
     if not runs["ended"].all():
         return {}
     # A run that is lost counts as the loss at initialisation, as in an LR sensitivity.
-    losses = np.minimum(runs["loss_final"].fillna(math.inf), runs["loss_init"]).tolist()
+    losses = np.minimum(runs["validation/loss_final"].fillna(math.inf), runs["validation/loss_init"]).tolist()
     if not losses:
         return {}
     std = float(np.std(losses, ddof=1)) if len(losses) > 1 else math.nan

@@ -53,10 +53,15 @@ class Mirror:
 
     def __init__(self, build: Callable[[], Logger | None], config: Mapping[str, Any]) -> None:
         self.logger: Logger | None = None
+        self._config = dict(config)
         self._actions: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
-        self._actions.put(lambda: self.logger.log_hyperparams(dict(config)) if self.logger else None)
+        self._actions.put(lambda: self.logger.log_hyperparams(self._config) if self.logger else None)
         self._thread = threading.Thread(target=self._work, args=(build,), daemon=True)
         self._started = False
+
+    def describe(self, values: Mapping[str, Any]) -> None:
+        """Adds to the config that is sent; before the first training step."""
+        self._config |= values
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Sends one metrics row; a per-head list goes as a histogram to W&B and stays local elsewhere."""

@@ -52,14 +52,14 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def forward(self, output: Output, targets_N: torch.Tensor, watch: bool) -> tuple[torch.Tensor, Stats]:
-        """The scalar to minimise. Statistics: it as `objective`, plain cross-entropy as `loss`, more with `watch`."""
+        """The scalar to minimise. Statistics: it as train/objective, cross-entropy as train/loss, more with `watch`."""
         uncapped_NV = output.logits_NV
         if self.config.soft_cap is not None:
             output = dataclasses.replace(output, logits_NV=self.soft_capped(uncapped_NV))
         loss, cross_entropy_N, log_z_N, max_N, found = self.with_z_loss(output, targets_N)
         for term in self.auxiliary(output):
             loss = loss + term
-        stats: Stats = {"loss": cross_entropy_N.mean(), "objective": loss.detach()}
+        stats: Stats = {"train/loss": cross_entropy_N.mean(), "train/objective": loss.detach()}
         if watch:
             stats["output/logit_mean"] = output.logits_NV.detach().mean()
             stats["output/logit_max"] = max_N.max()

@@ -18,7 +18,7 @@ def varying(runs: pd.DataFrame) -> list[str]:
     A field of an axis counts when it differs between runs of the same choice, else the choice's name says it all.
     """
     known = runs[runs["seed"].notna()]
-    config = [c for c in known if c.partition(".")[0] in SETTINGS and c not in ("optimizer.lr", "loss")]
+    config = [c for c in known if c.partition(".")[0] in SETTINGS and c != "optimizer.lr"]
     differ = [c for c in config if known[c].nunique(dropna=False) > 1]
     arms = []
     for column in differ:

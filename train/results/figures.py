@@ -48,7 +48,7 @@ def arms_against_lr(runs: pd.DataFrame, lines: Mapping[str, str]) -> Figure:
     """
     figure, (loss, logit, entropy) = panels(3)
     shades, styles = colours(runs["size"].unique().tolist()), arm_lines(lines)
-    for axes, column in ((loss, "loss"), (logit, "logit_max"), (entropy, "entropy_final")):
+    for axes, column in ((loss, "validation/loss"), (logit, "logit_max"), (entropy, "entropy_final")):
         for (n, arm), group in runs.groupby(["size", "arm"]):
             if group[column].notna().any():
                 line_over_seeds(axes, group, column, shades[n], styles[arm])
@@ -60,7 +60,7 @@ def arms_against_lr(runs: pd.DataFrame, lines: Mapping[str, str]) -> Figure:
     logit_guides(logit)
     broke = runs[runs["state"] == "diverged"]
     if len(broke):
-        cap_line(loss, float(runs["loss_init"].median()))
+        cap_line(loss, float(runs["validation/loss_init"].median()))
     labels = {label: styles[arm] for arm, label in lines.items()}
     legend_above(figure, shades, labels, [cross_handle()] if len(broke) else [])
     return figure
@@ -134,7 +134,7 @@ def arms_in_time(
         if {"attention/block0/q_norm", "attention/block0/k_norm"} <= set(trained):
             norms = trained["attention/block0/q_norm"] * trained["attention/block0/k_norm"]
         values = (
-            smooth(trained["loss"]), trained.get("attention/block0/logit_max"), norms,
+            smooth(trained["train/loss"]), trained.get("attention/block0/logit_max"), norms,
             trained.get("attention/block0/cosine_of_max_pair"),
         )  # fmt: skip
         for panel, value in zip(axes, values, strict=True):
@@ -171,12 +171,12 @@ def loss_against_lr(runs: pd.DataFrame) -> Figure:
         if i:
             panel.sharey(axes[0])  # before anything is drawn, else the first panel's limits cut off the others'
         for n, group in runs[runs["arm"] == arm].groupby("size"):
-            line_over_seeds(panel, group, "loss", shades[n], "-")
+            line_over_seeds(panel, group, "validation/loss", shades[n], "-")
         lr_axis(panel)
         panel.set_title(arm)
         panel.set_ylabel("final validation loss (nats)" if i % columns == 0 else "")
         if len(broke):
-            cap_line(panel, float(broke["loss_init"].median()))
+            cap_line(panel, float(broke["validation/loss_init"].median()))
     for panel in axes[len(arms) :]:
         panel.remove()
     legend_above(figure, shades, {}, [cross_handle()] if len(broke) else [])
@@ -188,8 +188,8 @@ def run_curves(rows: pd.DataFrame) -> Figure:
     """One run against step: loss, then by block largest logit, entropy, and gradient RMS over AdamW's epsilon."""
     figure, (loss, logit, entropy, gradient) = panels(2, rows=2, width=2.9)
     trained = rows[rows["step"] >= 0]
-    loss.plot(trained["step"], trained["loss"], color="0.7", linewidth=0.6, label="batch")
-    loss.plot(trained["step"], smooth(trained["loss"]), color="0.15", label="running median")
+    loss.plot(trained["step"], trained["train/loss"], color="0.7", linewidth=0.6, label="batch")
+    loss.plot(trained["step"], smooth(trained["train/loss"]), color="0.15", label="running median")
     if "validation/loss" in rows:
         seen = rows[rows["validation/loss"].notna()]
         loss.plot(seen["step"], seen["validation/loss"], "o", color="#b5542b", label="validation")

@@ -165,7 +165,7 @@ def of_runs(runs: pd.DataFrame, margin: float = DEGRADED) -> OverSeeds:
     seeds: dict[int, pd.DataFrame] = {int(seed): group for seed, group in runs.groupby("seed")}
     return over_seeds(
         {s: g["optimizer.lr"].tolist() for s, g in seeds.items()},
-        {s: g["loss_final"].tolist() for s, g in seeds.items()},
-        {s: g["loss_init"].tolist() for s, g in seeds.items()},
+        {s: g["validation/loss_final"].tolist() for s, g in seeds.items()},
+        {s: g["validation/loss_init"].tolist() for s, g in seeds.items()},
         margin,
     )

@@ -59,8 +59,8 @@ class SweepResults:
     finding: str | None
     runs: pd.DataFrame
     """A row for each run that the sweep lists: `run`, `state`, `ended`, the config (`optimizer.lr`, ...), the summary
-    (`N`, `loss`, ..., `final.<metric>`), `size`: N without the few parameters in which arms of one shape differ, and
-    `arm` where the experiment names its arms."""
+    (`N`, `validation/loss`, ..., `final.<metric>`), `size`: N without the few parameters in which arms of one shape
+    differ, and `arm` where the experiment names its arms."""
     metrics: Metrics
 
     def history(self, *metrics: str) -> pd.DataFrame:
@@ -106,9 +106,9 @@ def load_sweep(path: Path | str) -> SweepResults:
     for column in (
         "optimizer.lr",
         "seed",
-        "loss",
-        "loss_final",
-        "loss_init",
+        "validation/loss",
+        "validation/loss_final",
+        "validation/loss_init",
         "logit_max",
         "entropy_final",
         "N",
@@ -142,7 +142,7 @@ def _row(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
     state, summary = folder.state(), folder.summary()
     if not folder.path.is_dir():
         state = "missing"
-    elif state in ENDED and not math.isfinite(summary.get("loss_init") or math.nan):
+    elif state in ENDED and not math.isfinite(summary.get("validation/loss_init") or math.nan):
         state = "without summary"
     config = planned or {}
     if (folder.path / "config.yaml").exists():

@@ -32,7 +32,7 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
         curve = _curve(group)
         if curve is not None:
             by_lr = ended.groupby("optimizer.lr")
-            losses, first = by_lr["loss"].median(), curve.median("first_degraded_lr")
+            losses, first = by_lr["validation/loss"].median(), curve.median("first_degraded_lr")
             row |= {
                 "seeds": len(curve.by_seed),
                 "lr_sensitivity": curve.mean if len(losses) > 1 else None,

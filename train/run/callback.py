@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +16,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 
 from data.datamodule import TokenDataModule
 from train.loggers.mirror import Mirror
+from train.run.derived import bits_per_byte, speed, tokens_per_step
 from train.run.interrupt import Interrupted
 from train.run.long_validation import validate_longer
 from train.run.module import ProxyModule
@@ -27,6 +28,9 @@ OnRow = Callable[[MetricsRow], None]
 
 AGREE_EVERY = 10
 """Steps after which the processes of a run on several devices ask each other whether one was told to stop."""
+
+IN_STATUS = ("train/loss", "train/lr", "train/tokens_per_second", "train/flops_per_second", "attention/logit_max")
+"""Metrics that status.json repeats of the newest row."""
 
 
 class CheckpointFile(TorchCheckpointIO):
@@ -49,16 +53,15 @@ class RunCallback(pl.Callback):
         mirror: Mirror,
         validation: list[torch.Tensor],
         longer: dict[int, list[torch.Tensor]],
-        tokens_per_step: int,
+        bytes_per_token: float | None,
         report: OnRow,
     ) -> None:
         self.folder, self.mirror, self.report = folder, mirror, report
         self.validation, self.longer = validation, longer
-        self.tokens_per_step = tokens_per_step
+        self.bytes_per_token = bytes_per_token
         self.diverged_step: int | None = None
         self.loss_final: float | None = None
         self.interrupt: int | None = None
-        self.seconds = 0.0
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -72,7 +75,8 @@ class RunCallback(pl.Callback):
             module.calibrate(trainer.datamodule.first_batch())  # type: ignore[attr-defined]
             module.loss_init = module.validate(self.validation)
             if trainer.is_global_zero:
-                self._write_rows([{"step": -1, "validation/loss": module.loss_init}])
+                first = {"step": -1, "train/tokens": 0} | self._validated(module.loss_init)
+                self._write_rows([first], {})
         self._clock = self._saved = self._told = time.monotonic()
         self._timed_step = trainer.global_step
 
@@ -95,16 +99,19 @@ class RunCallback(pl.Callback):
         if not (watching or validating or stopping):
             return
         rows = module.recorder.flush()
+        took, rates = self._timed(module, step)
         if watching:
             self.diverged_step = first_nonfinite(rows)
             trainer.should_stop = self.diverged_step is not None
         if validating:
-            rows[-1]["validation/loss"] = module.validate(self.validation)
+            rows[-1] |= self._validated(module.validate(self.validation))
         if step == config.steps - 1 and not trainer.should_stop:
-            rows[-1] |= validate_longer(module, self.longer)
+            rows[-1] |= self._last_validation(module, step)
         if trainer.is_global_zero:
-            self._write_rows(rows)
-            self._tell(step, rows[-1])
+            self.folder.append(self.folder.timing_path, [{"step": step, "seconds": took, **rates}])
+            self._write_rows(rows, rates)
+            self._tell(step, rows[-1] | rates)
+        self._clock = time.monotonic()
         if trainer.should_stop or step == config.steps - 1:
             return  # There is nothing to go on with: a run that was told to stop ends instead.
         due = watching and self._any(trainer, time.monotonic() - self._saved >= config.checkpoint_seconds)
@@ -122,39 +129,51 @@ class RunCallback(pl.Callback):
         """Whether any process wishes it: a checkpoint takes all of them, signals and clocks aren't simultaneous."""
         return wish if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(wish, all=False)
 
-    def _write_rows(self, rows: list[MetricsRow]) -> None:
+    def _validated(self, loss: float) -> MetricsRow:
+        return {"validation/loss": loss} | bits_per_byte(loss, self.bytes_per_token)
+
+    def _last_validation(self, module: ProxyModule, step: int) -> MetricsRow:
+        """What the last row has of validation; nothing where the last update broke the model.
+
+        That update has no step after it whose loss would tell.
+        """
+        row = validate_longer(module, self.longer)
+        loss = module.validate(self.validation)
+        if not (math.isfinite(loss) and module.has_finite_weights()):
+            self.diverged_step = step
+            return row
+        self.loss_final = loss
+        return self._validated(loss) | row
+
+    def _write_rows(self, rows: list[MetricsRow], rates: Mapping[str, float]) -> None:
+        """Writes the rows and mirrors them. Rates go to the mirror alone: metrics.jsonl is a function of the config."""
         self.folder.append(self.folder.metrics_path, rows)
-        for row in rows:
+        for row in rows[:-1]:
             self.mirror.row(row)
+        self.mirror.row({**rows[-1], **rates})
+
+    def _timed(self, module: ProxyModule, step: int) -> tuple[float, dict[str, float]]:
+        """Seconds and speed of the steps since the last call, validation and the writing of rows left out."""
+        took, steps = time.monotonic() - self._clock, step - self._timed_step + 1
+        self._timed_step = step + 1
+        tokens = steps * tokens_per_step(module.config)
+        return took, speed(module.config, module.model.parameter_count(), tokens, took)
 
     def _tell(self, step: int, row: MetricsRow) -> None:
+        self.report(row)
         now = time.monotonic()
-        took, steps = now - self._clock, step - self._timed_step + 1
-        self.seconds += took
-        self._clock, self._timed_step = now, step + 1
-        rate = steps * self.tokens_per_step / took if took else math.nan
-        self.folder.append(self.folder.timing_path, [{"step": step, "seconds": took, "tokens_per_second": rate}])
-        self.report(row | {"tokens_per_second": rate})
         if now - self._told > 0.5:
             self._told = now
-            shown = {k: row.get(k) for k in ("loss", "lr", "attention/logit_max")}
-            self.folder.set_status("running", step=step, tokens_per_second=rate, **shown)
+            self.folder.set_status("running", step=step, **{k: row.get(k) for k in IN_STATUS})
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.folder.checkpoint)
         self._saved = time.monotonic()
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, ProxyModule)
-        if self.diverged_step is None:
-            self.loss_final = module.validate(self.validation)
-            # The last update has no step after it whose loss would tell.
-            if not (math.isfinite(self.loss_final) and module.has_finite_weights()):
-                self.loss_final, self.diverged_step = None, trainer.global_step - 1
-        else:
-            self.diverged_step = (
-                first_nonfinite(self.folder.metrics()) if trainer.is_global_zero else self.diverged_step
-            )
+        if self.diverged_step is not None and trainer.is_global_zero:
+            first = first_nonfinite(self.folder.metrics())
+            self.diverged_step = self.diverged_step if first is None else first
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         self._give_signals_back()

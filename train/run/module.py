@@ -19,6 +19,7 @@ from models.parametrization import ParameterGroup, groups
 from models.probes import Stats, merge
 from train.config.schema import Config
 from train.losses import Output
+from train.run.derived import tokens_per_step
 from train.run.recorder import Recorder
 from train.run.relative_lr import RelativeLR
 from train.run.sharding import reshard, shard
@@ -156,7 +157,8 @@ class ProxyModule(pl.LightningModule):
                 own_lr_N = torch.tensor([own_lr[id(p)] for p in self.tensors], device=rms.device)
                 self._record_each("update", "rms", rms / (own_lr_N * self._relative.factors()))
             self._before = []
-        self.recorder.add({"step": step, "lr": lr}, self._stats)
+        tokens = (step + 1) * tokens_per_step(self.config)
+        self.recorder.add({"step": step, "train/tokens": tokens, "train/lr": lr}, self._stats)
         self._stats = {}
 
     def update(self, optimizer: Any, step: int, closure: Any = None) -> float:

@@ -25,7 +25,7 @@ class Recorder:
         self._steps: list[tuple[MetricsRow, Stats]] = []
 
     def add(self, host: MetricsRow, stats: Stats) -> None:
-        """One step: values that the host knows (`step`, `lr`), and device tensors."""
+        """One step: values that the host knows (`step`, `train/lr`), and device tensors."""
         self._steps.append((host, {name: value.detach() for name, value in stats.items()}))
 
     def flush(self) -> list[MetricsRow]:
@@ -94,4 +94,4 @@ def first_nonfinite(rows: list[MetricsRow]) -> int | None:
 
 
 def _is_sound(row: MetricsRow) -> bool:
-    return math.isfinite(row.get("loss", 0.0)) and not math.isnan(row.get("gradient/norm", 0.0))
+    return math.isfinite(row.get("train/loss", 0.0)) and not math.isnan(row.get("gradient/norm", 0.0))

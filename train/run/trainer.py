@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,10 +19,12 @@ import torch
 from data.batches import Prepared
 from data.datamodule import TokenDataModule
 from data.prepare import prepare
+from models.gpt import GPT
 from train.config.compose import to_yaml
 from train.config.schema import Config
 from train.loggers.mirror import Mirror
 from train.run.callback import CheckpointFile, OnRow, RunCallback
+from train.run.derived import bits_per_byte, speed, tokens_per_step, values_in_force
 from train.run.distributed import cluster_environment, is_rank_zero
 from train.run.interrupt import Interrupted
 from train.run.module import ProxyModule
@@ -50,7 +53,7 @@ def train(
     group = parent.name if parent else config.finding
     mirror = Mirror(
         lambda: config.logger.build(folder.path, run_id=config.digest(), run_name=config.run_name(), group=group),
-        config.values(),
+        config.values() | {"derived": values_in_force(config)},
     )
     if folder.has_ended():
         return _found(config, folder, mirror)
@@ -124,6 +127,7 @@ class Job:
             eval_batches=config.eval_batches,
             eval_lengths=config.eval_lengths,
         )
+        self.bytes_per_token = prepared.bytes_per_token
         self.validation = self.data.validation()
         self.longer = self.data.longer_validation()
 
@@ -134,8 +138,8 @@ class Job:
             torch.set_num_threads(config.threads)
         _quiet_lightning()
         module = ProxyModule(config)
-        tokens = config.batch_size * config.context
-        keeper = RunCallback(folder, mirror, self.validation, self.longer, tokens, self.report)
+        mirror.describe(sizes(config, module.model))
+        keeper = RunCallback(folder, mirror, self.validation, self.longer, self.bytes_per_token, self.report)
         trainer = self._trainer([keeper, *self.callbacks])
         try:
             trainer.fit(module, datamodule=self.data, ckpt_path=folder.sound_checkpoint(), weights_only=True)
@@ -149,7 +153,7 @@ class Job:
                 save_atomically(folder.path / "weights.pt", weights)
         if not trainer.is_global_zero:
             return {}
-        summary = summarize(config, module, keeper, folder.metrics(), folder.seconds())
+        summary = summarize(config, module, keeper, folder.metrics(), folder.seconds(), self.bytes_per_token)
         write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1))
         folder.set_status(summary["state"], seconds=folder.seconds(), step=summary["steps_done"])
         folder.checkpoint.unlink(missing_ok=True)
@@ -177,44 +181,70 @@ class Job:
 
 
 def summarize(
-    config: Config, module: ProxyModule, keeper: RunCallback, rows: list[MetricsRow], seconds: float
+    config: Config,
+    module: ProxyModule,
+    keeper: RunCallback,
+    rows: list[MetricsRow],
+    seconds: float,
+    bytes_per_token: float | None,
 ) -> Summary:
-    """What the run found: state, losses, where it broke, and its probes at the end and at their extremes."""
+    """Returns what the run found: state, losses, where it broke, and its probes at the end and at their extremes.
+
+    `validation/loss` is the loss that the run is judged by: the final one, or that at initialisation where it diverged.
+    """
     loss_init, loss_final = module.loss_init, keeper.loss_final
     broke = loss_final is None or not loss_final <= loss_init
     watched = [r for r in rows if "attention/logit_max" in r or "residual/block0/rms" in r]
-    finite = [r for r in watched if math.isfinite(r["loss"])] or watched
+    finite = [r for r in watched if math.isfinite(r["train/loss"])] or watched
     trained = [r for r in rows if r["step"] >= 0]
-    above = [r["step"] for r in trained if r["loss"] > loss_init]
+    above = [r["step"] for r in trained if r["train/loss"] > loss_init]
     last = finite[-1] if finite else {}
     logit_max = [r["attention/logit_max"] for r in finite if "attention/logit_max" in r]
     entropy = [r["attention/entropy_min"] for r in finite if "attention/entropy_min" in r]
+    judged = loss_init if broke or loss_final is None else loss_final
+    size = sizes(config, module.model)
+    tokens = len(trained) * tokens_per_step(config)
     return {
         "name": config.run_name(),
         "state": "diverged" if broke else "finished",
-        "loss_init": loss_init,
-        "loss_final": loss_final,
-        "loss": loss_init if broke else loss_final,
+        "validation/loss_init": loss_init,
+        "validation/loss_final": loss_final,
+        "validation/loss": judged,
+        **bits_per_byte(judged, bytes_per_token),
+        "train/loss": last_train_loss(trained, config.steps),
         "diverged_step": _onset(trained, loss_init, keeper.diverged_step) if broke else None,
         "steps_above_init": len(above),
         "steps_done": len(trained),
-        "N": module.model.parameter_count(),
-        "parameters": sum(p.numel() for p in module.model.parameters()),
-        "tokens": len(trained) * config.batch_size * config.context,
+        **size,
+        "tokens": tokens,
         "seconds": seconds,
+        **speed(config, size["N"], tokens, seconds),
         "logit_max": max(logit_max, default=None),
         "logit_max_final": logit_max[-1] if logit_max else None,
         "entropy_final": last.get("attention/entropy"),
         "entropy_min": min(entropy, default=None),
         "final": {k: v for k, v in last.items() if not isinstance(v, list)},
+        "derived": values_in_force(config),
     }
+
+
+def last_train_loss(rows: list[MetricsRow], steps: int) -> float | None:
+    """Returns the mean training loss of the run's last 1 % of steps, at least one; None where one isn't finite."""
+    loss = fmean(row["train/loss"] for row in rows[-max(1, steps // 100) :])
+    return loss if math.isfinite(loss) else None
+
+
+def sizes(config: Config, model: GPT) -> dict[str, int]:
+    """Returns N, all parameters, and the tokens of the whole run."""
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"N": model.parameter_count(), "parameters": parameters, "tokens": config.steps * tokens_per_step(config)}
 
 
 def _onset(rows: list[MetricsRow], loss_init: float, nonfinite: int | None) -> int | None:
     """The step at which divergence began: the start of the last stretch of losses above the loss at initialisation."""
     onset = nonfinite
     for row in reversed([r for r in rows if nonfinite is None or r["step"] < nonfinite]):
-        if row["loss"] <= loss_init:
+        if row["train/loss"] <= loss_init:
             break
         onset = row["step"]
     return onset

@@ -77,7 +77,7 @@ class LiveTable:
         status = self.status[name]
         state = str(status.get("state", "pending"))
         if state in ENDED:
-            text = number(self.summary[name].get("loss_final")) if state == "finished" else "diverged"
+            text = number(self.summary[name].get("validation/loss_final")) if state == "finished" else "diverged"
         elif state == "running":
             text = f"{100 * (status.get('step') or 0) // self.sweep.configs[index].steps}%"
         else:
@@ -91,15 +91,12 @@ class LiveTable:
         status, summary = self.status[name], self.summary.get(name) or {}
         state = str(status.get("state", "pending"))
         if summary:
-            return (
-                f"{name}  {state}  loss {number(summary['loss_final'])}  max logit {number(summary['logit_max'])}  "
-                f"in {duration(summary['seconds'])}"
-            )
+            loss, logit = number(summary["validation/loss_final"]), number(summary["logit_max"])
+            return f"{name}  {state}  loss {loss}  max logit {logit}  in {duration(summary['seconds'])}"
         if state == "running":
-            loss, logit = number(status.get("loss")), number(status.get("attention/logit_max"))
-            return (
-                f"{name}  step {status.get('step', 0)}  loss {loss}  lr {status.get('lr') or 0:.1e}  max logit {logit}"
-            )
+            loss, logit = number(status.get("train/loss")), number(status.get("attention/logit_max"))
+            step, lr = status.get("step", 0), status.get("train/lr") or 0
+            return f"{name}  step {step}  loss {loss}  lr {lr:.1e}  max logit {logit}"
         return f"{name}  {state}  {status.get('reason') or ''}"
 
     def _done(self) -> str:

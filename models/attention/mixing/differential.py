@@ -77,9 +77,11 @@ class DifferentialConfig(MixingConfig):
     lambda_init: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Part of lambda that isn't learned, of all blocks; null is the paper's 0.8 - 0.6 exp(-0.3 l) of block l."""
 
+    def lambda_of(self, block: int) -> float:
+        return 0.8 - 0.6 * math.exp(-0.3 * block) if self.lambda_init is None else self.lambda_init
+
     def build(self, layer: LayerShape) -> MixingRule:
-        start = 0.8 - 0.6 * math.exp(-0.3 * layer.block) if self.lambda_init is None else self.lambda_init
-        return Differential(layer.scale, layer.head_dim, start)
+        return Differential(layer.scale, layer.head_dim, self.lambda_of(layer.block))
 
     def fits(self, config: Any) -> None:
         if config.model.heads % 2:

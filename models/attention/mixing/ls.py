@@ -98,9 +98,11 @@ class LongShortConfig(MixingConfig):
     window: Annotated[int, Field(ge=1)] | None = None
     """Tokens that local heads see, the token itself among them; null is 100/1024 of the context, at least 2."""
 
+    def window_for(self, context: int) -> int:
+        return max(2, round(context * 100 / 1024)) if self.window is None else self.window
+
     def build(self, layer: LayerShape) -> MixingRule:
-        window = max(2, round(layer.context * 100 / 1024)) if self.window is None else self.window
-        return LongShort(layer.scale, layer.heads, self.global_heads, window)
+        return LongShort(layer.scale, layer.heads, self.global_heads, self.window_for(layer.context))
 
     def fits(self, config: Any) -> None:
         if self.global_heads >= config.model.heads:

@@ -47,5 +47,5 @@ def test_two_steps(override: str, tmp_path: Path) -> None:
     assert run.status()["state"] == "finished"
     rows = run.metrics()
     assert [r["step"] for r in rows] == [-1, 0, 1]
-    assert all(math.isfinite(r["loss"]) for r in rows[1:])
-    assert math.isfinite(run.summary()["loss"])
+    assert all(math.isfinite(r["train/loss"]) for r in rows[1:])
+    assert math.isfinite(run.summary()["validation/loss"])

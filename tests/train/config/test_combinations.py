@@ -227,7 +227,7 @@ ONLY: dict[str, Callable[[Config], bool]] = {
     "attention/block0/sink_share": lambda c: c.sink.name in KEYED and first_rule(c).has_weights,
     "qk_clip/heads": lambda c: c.optimizer.qk_clip is not None,
 }
-EVERY_STEP = {"step", "lr", "loss", "objective", "gradient/norm"}
+EVERY_STEP = {"step", "train/lr", "train/loss", "train/objective", "gradient/norm"}
 
 
 def first_rule(config: Config) -> MixingConfig:

@@ -15,7 +15,8 @@ def of_losses(losses, lrs, sizes=(1000,), seeds=(0,), noise=0.0):
                     final = loss + noise * random.standard_normal()
                     rows.append(
                         {"run": f"{arm}-{n}-{lr}-{seed}", "arm": arm, "size": n, "N": n, "optimizer.lr": lr,
-                         "seed": seed, "steps": 400, "loss_final": final, "loss": final, "loss_init": 8.0,
+                         "seed": seed, "steps": 400, "validation/loss_final": final, "validation/loss": final,
+                         "validation/loss_init": 8.0,
                          "state": "finished", "ended": True}
                     )  # fmt: skip
     return pd.DataFrame(rows)

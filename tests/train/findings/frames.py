@@ -27,7 +27,8 @@ def frame(
                     final = loss + noise * random.standard_normal()
                     rows.append(
                         {"run": f"{arm}-{n}-{lr:g}-{seed}", "arm": arm, "size": n, "N": n, "optimizer.lr": lr,
-                         "seed": seed, "loss_final": final, "loss": final, "loss_init": INIT, "logit_max": 10.0,
+                         "seed": seed, "validation/loss_final": final, "validation/loss": final,
+                         "validation/loss_init": INIT, "logit_max": 10.0,
                          "state": "finished", "ended": True, **(columns or {}).get(arm, {})}
                     )  # fmt: skip
     return pd.DataFrame(rows)

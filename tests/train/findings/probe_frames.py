@@ -24,10 +24,11 @@ def sweep(of, sizes=SIZES, lrs=LRS, seeds=(0,), losses=None, arms=("none", "laye
                     run = f"{n}-{arm}-{lr}-{seed}"
                     rows.append(
                         {"run": run, "size": n, "N": n, "arm": arm, "qk_norm.name": arm, "optimizer.lr": lr,
-                         "seed": seed, "steps": STEPS, "model.depth": 2, "loss_final": final, "loss": final,
-                         "loss_init": 8.0, "logit_max": 10.0, "state": "finished", "ended": True}
+                         "seed": seed, "steps": STEPS, "model.depth": 2, "validation/loss_final": final,
+                         "validation/loss": final,
+                         "validation/loss_init": 8.0, "logit_max": 10.0, "state": "finished", "ended": True}
                     )  # fmt: skip
-                    metrics[run] = rows_of({"loss": lambda step, final=final: final} | of(arm, n, lr, seed))
+                    metrics[run] = rows_of({"train/loss": lambda step, final=final: final} | of(arm, n, lr, seed))
     return pd.DataFrame(rows), metrics
 
 
@@ -37,7 +38,7 @@ def rows_of(columns):
     frame = pd.DataFrame({"step": steps})
     for name, value in columns.items():
         values = np.array([value(s) if callable(value) else value for s in steps], dtype=float)
-        frame[name] = values if name == "loss" else np.where(steps % EVERY == 0, values, np.nan)
+        frame[name] = values if name == "train/loss" else np.where(steps % EVERY == 0, values, np.nan)
     return frame
 
 

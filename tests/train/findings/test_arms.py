@@ -15,7 +15,7 @@ from train.findings.arms import arms
 def test_the_spread_says_of_what(lrs, what):
     """Over one LR every sensitivity is zero."""
     frame = of_losses({"a": [5.0, 5.4][: len(lrs)]}, lrs, seeds=(0, 1, 2), noise=0.1)
-    losses = frame.pivot_table(index="seed", columns="optimizer.lr", values="loss").to_numpy()
+    losses = frame.pivot_table(index="seed", columns="optimizer.lr", values="validation/loss").to_numpy()
     expected = np.std(losses.mean(1) - losses.min(1) if len(lrs) > 1 else losses[:, 0], ddof=1)
     (note,) = [note for note in arms("test", frame, ["a"]).notes() if note.startswith("Seeds")]
     found = re.fullmatch(rf"Seeds a curve: 3; pooled standard deviation of {what} (\S+) nats", note)

@@ -52,8 +52,8 @@ def test_a_large_change_fails_the_slight_one():
 def test_a_null_claim_needs_known_and_small_noise():
     assert passed(judge(seeds=(0,), noise=0.0)) == [True, None, True]
     runs = frame(GOOD, seeds=(0, 1))
-    moved = runs["loss_final"] + 0.2 * (runs["seed"] == 1) * runs["arm"].isin([ROOT, FULL])
-    assert passed(attention_scale.judge(runs.assign(loss_final=moved), {}))[:2] == [None, None]
+    moved = runs["validation/loss_final"] + 0.2 * (runs["seed"] == 1) * runs["arm"].isin([ROOT, FULL])
+    assert passed(attention_scale.judge(runs.assign(**{"validation/loss_final": moved}), {}))[:2] == [None, None]
 
 
 def test_missing_runs_and_wrong_arms():

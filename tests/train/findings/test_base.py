@@ -38,10 +38,11 @@ def frame(none=NONE, norm=NORM, seeds=(0,), noise=0.0, norm_name="layernorm"):
                     final = None if loss is None else loss + noise * random.standard_normal()
                     rows.append(
                         {"run": f"{n}-{arm}-{lr}-{seed}", "size": n, "N": n, "qk_norm.name": arm, "optimizer.lr": lr,
-                         "seed": seed, "loss_final": final, "loss": 8.1 if loss is None else final, "loss_init": 8.1,
+                         "seed": seed, "validation/loss_final": final,
+                         "validation/loss": 8.1 if loss is None else final, "validation/loss_init": 8.1,
                          "logit_max": logit, "state": "diverged" if loss is None else "finished", "ended": True}
                     )  # fmt: skip
-    return pd.DataFrame(rows).astype({"loss_final": float})
+    return pd.DataFrame(rows).astype({"validation/loss_final": float})
 
 
 def passed(verdict):
@@ -199,7 +200,7 @@ def test_seeds_and_their_spread():
     runs = frame(none=none, seeds=(0, 1))
     # The last LR of seed 1 is a nat higher: sensitivity + 0.2, sample standard deviation 0.2 / sqrt(2).
     last = (runs["seed"] == 1) & (runs["optimizer.lr"] == 3e-1) & (runs["qk_norm.name"] == "none")
-    verdict = judge(runs.assign(loss_final=runs["loss_final"] + last))
+    verdict = judge(runs.assign(**{"validation/loss_final": runs["validation/loss_final"] + last}))
     size = verdict.checks[0].numbers["sizes"][0]
     assert size["without"] == pytest.approx(0.4569 + 0.1)
     assert size["std_without"] == pytest.approx(0.2 / 2**0.5)
@@ -211,7 +212,7 @@ def test_seeds_and_their_spread():
 def test_a_difference_within_two_standard_errors_fails():
     runs = frame(seeds=(0, 1))
     wild = (runs["seed"] == 1) & (runs["optimizer.lr"] == 3e-1) & (runs["qk_norm.name"] == "layernorm")
-    verdict = judge(runs.assign(loss_final=runs["loss_final"] + 1.5 * wild))
+    verdict = judge(runs.assign(**{"validation/loss_final": runs["validation/loss_final"] + 1.5 * wild}))
     assert verdict.checks[0].passed is False
 
 

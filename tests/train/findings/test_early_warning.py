@@ -20,7 +20,7 @@ def probes(logit=True, update=True, departure=50, late=0):
         return {
             "attention/block0/logit_max": switched(logit, 10.0, 1000.0 * lr), "attention/entropy": 2.0,
             "update/embedding/rms": 0.1, "update/head/rms": switched(update, 0.3, 0.9), "gradient/norm": 1.0,
-            "residual/block0/rms": 1.0, "loss": lambda step: 5.5 if bad and step >= departure else 5.0,
+            "residual/block0/rms": 1.0, "train/loss": lambda step: 5.5 if bad and step >= departure else 5.0,
         }  # fmt: skip
 
     return of

@@ -11,10 +11,10 @@ def probes(collapse=20, departure=50, floor=0.01, everywhere=False):
 
     def of(arm, n, lr, seed):
         if lr != BROKEN and not everywhere:
-            return {"attention/entropy": 2.0, "loss": lambda step: 5.0}
+            return {"attention/entropy": 2.0, "train/loss": lambda step: 5.0}
         return {
             "attention/entropy": lambda step: floor if step >= collapse else 2.0,
-            "loss": lambda step: 5.5 if step >= departure and lr == BROKEN else 5.0,
+            "train/loss": lambda step: 5.5 if step >= departure and lr == BROKEN else 5.0,
         }
 
     return of
@@ -47,7 +47,7 @@ def test_a_spike_is_no_departure():
     def of(arm, n, lr, seed):
         found = probes(collapse=40, departure=60)(arm, n, lr, seed)
         if lr == BROKEN:
-            found["loss"] = lambda step: 7.0 if 10 <= step < 14 or step >= 60 else 5.0
+            found["train/loss"] = lambda step: 7.0 if 10 <= step < 14 or step >= 60 else 5.0
         return found
 
     assert judge(*sweep(of)).checks[0].numbers["runs"][0]["departure"] == 60

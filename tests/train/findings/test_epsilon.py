@@ -25,7 +25,7 @@ def rows(arm, rms):
     late, watched = step >= 75, step % 2 == 0
     ratio = np.where(late, gradient / ARMS[arm]["optimizer.eps"], 1e3)
     return pd.DataFrame(
-        {"step": step, "loss": 6.0, f"adam/{epsilon.PLACE}/gradient_over_eps": np.where(watched, ratio, np.nan),
+        {"step": step, "train/loss": 6.0, f"adam/{epsilon.PLACE}/gradient_over_eps": np.where(watched, ratio, np.nan),
          f"update/{epsilon.PLACE}/rms": np.where(watched, np.where(late, update, 1.0), np.nan)}
     )  # fmt: skip
 
@@ -58,7 +58,7 @@ def test_negative_control_epsilon_without_effect(seeds, noise):
 
 def test_noise_leaves_the_losses_open():
     runs, metrics = sweep(losses=LOSSES | {"far": 5.15})
-    apart = runs.assign(loss_final=runs["loss_final"] + 0.2 * (runs["seed"] == 1))
+    apart = runs.assign(**{"validation/loss_final": runs["validation/loss_final"] + 0.2 * (runs["seed"] == 1)})
     assert passed(epsilon.judge(apart, metrics)) == [True, None, None]
     # A standard deviation of 0.2 / sqrt(2) in two seeds each.
     assert epsilon.judge(apart, metrics).checks[1].numbers["gain"]["error"] == pytest.approx(0.2 / 2**0.5)
@@ -77,7 +77,7 @@ def test_without_an_epsilon_of_the_right_size():
 
 def test_a_diverged_run_counts_as_the_loss_at_init():
     runs, metrics = sweep()
-    runs.loc[runs["arm"] == "far", "loss_final"] = None
+    runs.loc[runs["arm"] == "far", "validation/loss_final"] = None
     check = epsilon.judge(runs, metrics).checks[2]
     assert check.numbers["cost"]["value"] == pytest.approx(8.0 - 5.0)
 

@@ -22,7 +22,7 @@ def with_last_row(runs, metrics, of, noise=0.0):
             for name, x in of(arm, m).items()
         }
         frame = metrics[run]
-        metrics[run] = pd.concat([frame, pd.DataFrame([{"step": frame["step"].max() + 1, "loss": 5.0} | values])])
+        metrics[run] = pd.concat([frame, pd.DataFrame([{"step": frame["step"].max() + 1, "train/loss": 5.0} | values])])
     return runs, metrics
 
 

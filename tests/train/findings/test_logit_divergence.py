@@ -24,7 +24,7 @@ def rows(levels, factor, sign=1):
     z2 = np.exp(log) * factor ** np.interp(steps, (100, 950), (0, 1))
     mean = sign * np.sqrt(z2) / 10
     return pd.DataFrame(
-        {"step": steps, "loss": 5.0, "output/log_z_squared": z2, "output/logit_mean": mean,
+        {"step": steps, "train/loss": 5.0, "output/log_z_squared": z2, "output/logit_mean": mean,
          "parameter/head/rms": 2**late, "parameter/final_norm/rms": 1.5**late}
     )  # fmt: skip
 

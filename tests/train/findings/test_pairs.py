@@ -46,7 +46,7 @@ def test_pairs_of_runs_that_are_not_degraded():
     assert found.change(log=False, share=0.5).value == -2
     frame, metrics = made(twice)
     assert p.pairs(frame, metrics, A, B, p.average("residual/kurtosis")).values[0]["base"] == 6.0
-    assert p.pairs(frame, metrics, A, B, "loss").values[0]["base"] == 5.2
+    assert p.pairs(frame, metrics, A, B, "validation/loss").values[0]["base"] == 5.2
     lacking = p.pairs(frame, metrics, A, B, p.average("residual/none"))
     assert (list(lacking.values), lacking.without, lacking.change()) == ([], 8, None)
 

@@ -68,8 +68,8 @@ def test_missing_runs_and_wrong_arms():
 
 def test_the_optimum_is_averaged_over_seeds_in_log():
     runs = frame(losses(FALLING, STEADY), seeds=(0, 1))
-    other = frame(losses((4e-2, 4e-2, 2e-2), STEADY), seeds=(1,)).set_index("run")["loss_final"]
-    runs["loss_final"] = runs["run"].map(other).fillna(runs["loss_final"])
+    other = frame(losses((4e-2, 4e-2, 2e-2), STEADY), seeds=(1,)).set_index("run")["validation/loss_final"]
+    runs["validation/loss_final"] = runs["run"].map(other).fillna(runs["validation/loss_final"])
     sizes = parameter_rms.judge(runs, {}).checks[0].numbers[STANDARD]["sizes"]
     assert sizes[0]["lr"] == pytest.approx(math.sqrt(8e-2 * 4e-2))
 

@@ -23,7 +23,7 @@ class TestSigmoid:
 
         def columns(arm, n, lr, seed):
             higher, bump, norm = given[arm]
-            return {"loss": lambda s: 8 - 0.02 * s + higher + bump * (5 <= s <= 8), "gradient/norm": norm}
+            return {"train/loss": lambda s: 8 - 0.02 * s + higher + bump * (5 <= s <= 8), "gradient/norm": norm}
 
         runs, metrics = sweep(columns, seeds=(0, 1), arms=sigmoid_bias.ARMS)
         return sigmoid_bias.judge(runs, metrics)
@@ -45,7 +45,8 @@ class TestSigmoid:
 
     def test_a_spike_of_one_batch_is_no_rise(self):
         runs, metrics = sweep(
-            lambda *_: {"loss": lambda s: 8 - 0.02 * s + 3.0 * (s == 6), "gradient/norm": 1}, arms=sigmoid_bias.ARMS
+            lambda *_: {"train/loss": lambda s: 8 - 0.02 * s + 3.0 * (s == 6), "gradient/norm": 1},
+            arms=sigmoid_bias.ARMS,
         )
         assert sigmoid_bias.rise(metrics[runs["run"][0]]) < 0.05
 

@@ -55,7 +55,7 @@ def test_one_seed_decides_neither_no_change_nor_a_change():
 def test_too_much_noise_to_have_seen_a_difference():
     runs = frame({"a": SIZES, "b": SIZES, "c": SIZES}, (0, 1), 0.0, STEPS)
     wild = (runs["seed"] == 1) & (runs["optimizer.lr"] == 1.0) & (runs["arm"] == "c")
-    runs = runs.assign(loss_final=runs["loss_final"] + 0.3 * wild)
+    runs = runs.assign(**{"validation/loss_final": runs["validation/loss_final"] + 0.3 * wild})
     check = steps.judge(runs, {}).checks[1]
     assert check.passed is None
     # Two of six curves have seeds 0.1 nats apart: a variance of 0.005 each, error = pooled sd * sqrt(1/2 + 1/2).

@@ -35,7 +35,13 @@ def test_slope_and_its_error():
 
 def test_spread_over_seeds():
     runs = frame({"a": {100: bowl(LRS, 3e-2, 5.0), 200: bowl(LRS, 3e-2, 4.0)}}, seeds=(0, 1))
-    found = arms("f", runs.assign(loss_final=runs["loss_final"] + 0.1 * runs["seed"] * (runs["size"] == 100)), ["a"])
+    found = arms(
+        "f",
+        runs.assign(
+            **{"validation/loss_final": runs["validation/loss_final"] + 0.1 * runs["seed"] * (runs["size"] == 100)}
+        ),
+        ["a"],
+    )
     # Sample variances 0.005 and 0.
     assert spread(found, best_loss) == pytest.approx(0.05)
     assert mean(found, found.curves[100, "a"], best_loss).error == pytest.approx(0.05 / 2**0.5)

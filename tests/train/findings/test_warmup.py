@@ -78,7 +78,9 @@ def test_missing_runs_leave_it_open():
 def test_noise_widens_what_is_needed():
     runs = frame(GOOD, seeds=(0, 1), columns=COLUMNS)
     wild = (runs["seed"] == 1) & (runs["optimizer.lr"] == 1.0)
-    assert passed(judge(runs.assign(loss_final=runs["loss_final"] + 1.2 * wild)))[0] is False
+    assert (
+        passed(judge(runs.assign(**{"validation/loss_final": runs["validation/loss_final"] + 1.2 * wild})))[0] is False
+    )
 
 
 def test_arms_must_differ_in_warmup():

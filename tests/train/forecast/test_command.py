@@ -214,7 +214,10 @@ def test_runs_without_the_metric_are_left_out_and_counted(law, monkeypatch, caps
     rows = [line for line in (path / "metrics.jsonl").read_text().splitlines() if json.loads(line)["step"] < 40]
     (path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
     (path / "status.json").write_text(json.dumps({"state": "diverged"}))
-    summary = json.loads((path / "summary.json").read_text()) | {"loss_final": None, "loss": LOSS_INIT}
+    summary = json.loads((path / "summary.json").read_text()) | {
+        "validation/loss_final": None,
+        "validation/loss": LOSS_INIT,
+    }
     (path / "summary.json").write_text(json.dumps(summary))
     command(monkeypatch, law, "--target", "mini-1.8M", "--at", "0.5")
     said = capsys.readouterr().out

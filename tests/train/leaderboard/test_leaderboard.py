@@ -39,7 +39,7 @@ def confirming(runs: pd.DataFrame, losses: dict[str, list[float]]) -> pd.DataFra
         row = runs[runs["run"] == name].iloc[0].to_dict()
         for seed, loss in enumerate(losses[row["arm"].partition("=")[2]], 1):
             new = name.replace("-seed0-00000", f"-seed{seed}-abcde")
-            found.append(row | {"run": new, "seed": seed, "loss_final": loss})
+            found.append(row | {"run": new, "seed": seed, "validation/loss_final": loss})
     return pd.DataFrame(found)
 
 

@@ -57,7 +57,7 @@ def test_offline_file_holds_identity_config_and_metrics(run):
     rows = {r["step"]: r for r in run.metrics()}
     mirrored = {h["trainer/global_step"]: h for h in history if "trainer/global_step" in h}
     for step in (0, 3, 4, 8, 11):
-        assert mirrored[step]["loss"] == pytest.approx(rows[step]["loss"], rel=1e-6)
+        assert mirrored[step]["train/loss"] == pytest.approx(rows[step]["train/loss"], rel=1e-6)
     assert mirrored[8]["attention/block1/logit_max"] == pytest.approx(rows[8]["attention/block1/logit_max"])
 
 
@@ -150,7 +150,7 @@ def test_a_hanging_logger_holds_up_nothing(monkeypatch):
     mirror = Mirror(lambda: time.sleep(3600), {})
     start = time.monotonic()
     for step in range(1000):
-        mirror.row({"step": step, "loss": 1.0})
+        mirror.row({"step": step, "train/loss": 1.0})
     mirror.finish("finished", {})
     assert time.monotonic() - start < 5
 

@@ -69,13 +69,13 @@ def test_both_attempts_are_one_run(requeued):
     expected = requeued.metrics()
     assert [row["_step"] for row in history] == [row["step"] + 1 for row in expected]
     assert [row["trainer/global_step"] for row in history] == [row["step"] for row in expected]
-    ours, theirs = ([row["loss"] for row in rows[1:]] for rows in (history, expected))
+    ours, theirs = ([row["train/loss"] for row in rows[1:]] for rows in (history, expected))
     assert ours == pytest.approx(theirs, rel=1e-6)
 
 
 def test_the_last_summary_is_the_runs(requeued):
     summary, held = requeued.summary(), offline_run(unsent(requeued.path)[-1]).summary
-    for key in ("loss", "loss_init", "loss_final", "logit_max", "N", "steps_done"):
+    for key in ("validation/loss", "validation/loss_init", "validation/loss_final", "logit_max", "N", "steps_done"):
         assert held[key] == pytest.approx(summary[key]), key
     assert held["state"] == "finished"
     codes = [
@@ -182,9 +182,9 @@ def test_a_server_gets_a_requeued_run_once(requeued, openwandb, tmp_path):
     (history,) = data.glob("files/*/stabilab/*/wandb-history.jsonl")
     rows = [json.loads(line) for line in history.read_text().splitlines()]
     assert sorted(row["_step"] for row in rows) == list(range(STEPS + 1))
-    expected = {row["step"] + 1: row.get("loss", math.nan) for row in requeued.metrics()}
+    expected = {row["step"] + 1: row.get("train/loss", math.nan) for row in requeued.metrics()}
     for row in rows:
-        assert row.get("loss", math.nan) == pytest.approx(expected[row["_step"]], rel=1e-6, nan_ok=True)
+        assert row.get("train/loss", math.nan) == pytest.approx(expected[row["_step"]], rel=1e-6, nan_ok=True)
 
 
 def test_an_agent_of_a_wandb_sweep_trains_its_points(tmp_path):
@@ -215,5 +215,5 @@ def test_an_agent_of_a_wandb_sweep_trains_its_points(tmp_path):
     assert sorted(found) == ids == ["agentrun0", "agentrun1"]
     for run, folder in found.values():
         assert (run.config["optimizer"]["lr"], run.config["seed"]) == (0.0123, 2)
-        assert run.summary[sweep["metric"]["name"]] == folder.summary()["loss"]
+        assert run.summary[sweep["metric"]["name"]] == folder.summary()["validation/loss"]
         assert [row["_step"] for row in run.history] == list(range(13))

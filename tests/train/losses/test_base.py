@@ -42,7 +42,7 @@ class TestDefault:
         torch.testing.assert_close(
             torch.autograd.grad(loss, out.logits_NV), torch.autograd.grad(expected, out.logits_NV)
         )
-        assert stats.keys() == {"loss", "objective"}
+        assert stats.keys() == {"train/loss", "train/objective"}
 
     def test_is_one_softmax_to_the_bit(self) -> None:
         from train.losses import cross_entropy_z
@@ -51,7 +51,7 @@ class TestDefault:
         loss, stats = choice(LOSS, "cross_entropy").build(vocab_size=V, seed=0)(out, y, False)
         fused_N, cross_entropy_N, *_ = cross_entropy_z(out.logits_NV, y, C)
         assert torch.equal(loss, fused_N.mean())
-        assert torch.equal(stats["loss"], cross_entropy_N.mean())
+        assert torch.equal(stats["train/loss"], cross_entropy_N.mean())
         assert not list(choice(LOSS, "cross_entropy").build(vocab_size=V, seed=0).parameters())
 
     def test_a_negative_coefficient_is_refused(self) -> None:
@@ -66,9 +66,9 @@ class TestReported:
         plain = F.cross_entropy(out.logits_NV, y).detach()
         made = objective(name, z_loss=0.3, mu_loss=0.1)
         total, stats = made(out, y, True)
-        torch.testing.assert_close(stats["loss"], plain)
+        torch.testing.assert_close(stats["train/loss"], plain)
         torch.testing.assert_close(made.cross_entropy(out.logits_NV, y), plain)
-        assert torch.equal(stats["objective"], total.detach())
+        assert torch.equal(stats["train/objective"], total.detach())
         assert float((total.detach() - plain).abs()) > 1e-3
 
     @pytest.mark.parametrize("name", CAPPED)
@@ -77,7 +77,7 @@ class TestReported:
         plain = F.cross_entropy(2 * torch.tanh(out.logits_NV / 2), y).detach()
         made = objective(name, soft_cap=2.0)
         _, stats = made(out, y, True)
-        torch.testing.assert_close(stats["loss"], plain)
+        torch.testing.assert_close(stats["train/loss"], plain)
         torch.testing.assert_close(made.cross_entropy(out.logits_NV, y), plain)
         assert float(stats["output/logit_max"]) < 2 < float(stats["output/uncapped_logit_max"])
 
@@ -86,7 +86,7 @@ class TestReported:
         out, y, made = output(), targets(), objective(name)
         (unwatched, short), (watched, full) = made(out, y, False), made(out, y, True)
         assert torch.equal(unwatched, watched)
-        assert short.keys() == {"loss", "objective"}
+        assert short.keys() == {"train/loss", "train/objective"}
         assert not any(s.requires_grad for s in full.values())
 
     def test_probes(self) -> None:
@@ -94,8 +94,8 @@ class TestReported:
         _, stats = objective("cross_entropy")(out, y, True)
         z = out.logits_NV.detach().double()
         expected = {
-            "loss": F.cross_entropy(z, y),
-            "objective": F.cross_entropy(z, y),
+            "train/loss": F.cross_entropy(z, y),
+            "train/objective": F.cross_entropy(z, y),
             "output/logit_mean": z.mean(),
             "output/logit_max": z.max(),
             "output/log_z": z.logsumexp(-1).mean(),
@@ -209,7 +209,7 @@ class TestNumerics:
         logits[2, 3] = bad
         loss, stats = objective(name)(of_logits(logits), targets(), True)
         assert not loss.isfinite()
-        assert not stats["loss"].isfinite()
+        assert not stats["train/loss"].isfinite()
 
     @pytest.mark.parametrize("name", NAMES)
     def test_autocast_changes_nothing(self, name: str) -> None:

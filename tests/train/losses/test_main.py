@@ -254,7 +254,7 @@ class TestESLM:
         )
         assert found.item() == pytest.approx(mean)
         assert stats["output/kept"].item() == pytest.approx(count / 5)
-        assert stats["loss"].item() == pytest.approx(1.32)
+        assert stats["train/loss"].item() == pytest.approx(1.32)
 
     @pytest.mark.parametrize("score", ["loss", "entropy"])
     def test_dropped_tokens_have_no_gradient(self, score: str) -> None:

@@ -39,16 +39,16 @@ def test_two_steps(name: str, tmp_path: Path) -> None:
     start, *rows = run.metrics()
     assert run.state() == "finished"
     assert len(rows) == 2
-    assert all(math.isfinite(row[key]) for row in rows for key in ("loss", "objective", "gradient/norm"))
+    assert all(math.isfinite(row[key]) for row in rows for key in ("train/loss", "train/objective", "gradient/norm"))
     # The same data and start for all: what is trained is no part of the first loss.
-    assert rows[0]["loss"] == pytest.approx(start["validation/loss"], rel=0.05)
-    assert run.summary()["loss_final"] < 6
+    assert rows[0]["train/loss"] == pytest.approx(start["validation/loss"], rel=0.05)
+    assert run.summary()["validation/loss_final"] < 6
 
 
 def test_the_objective_of_the_default_is_the_loss_and_z_loss(tmp_path: Path) -> None:
     for row in trained(tmp_path, "watch_every=1").metrics()[1:]:
-        expected = row["loss"] + 1e-4 * row["output/log_z_squared"]
-        assert row["objective"] == pytest.approx(expected, rel=1e-6)
+        expected = row["train/loss"] + 1e-4 * row["output/log_z_squared"]
+        assert row["train/objective"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["spherical", "eslm", "tempnet"])
@@ -62,7 +62,7 @@ def test_validation_is_plain_cross_entropy_of_the_capped_logits(name: str, tmp_p
         F.cross_entropy(torch.tanh(model(x_BT1[:, :-1])[0]).flatten(0, 1), x_BT1[:, 1:].flatten()).item()
         for x_BT1 in validation_batches(tokens, batch_size=config.batch_size, context=config.context, count=2)
     ]
-    assert run.summary()["loss_final"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+    assert run.summary()["validation/loss_final"] == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["noisy_softmax", "tempnet", "maxsup"])

@@ -130,7 +130,7 @@ def test_schedule_free_keeps_its_mean(tmp_path: Path) -> None:
     run, often = trained(tmp_path / "a", *given), trained(tmp_path / "b", *given, "eval_every=3")
     weights = [torch.load(r.path / "weights.pt", weights_only=True) for r in (run, often)]
     assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
-    assert [r["loss"] for r in run.metrics()[1:]] == [r["loss"] for r in often.metrics()[1:]]
+    assert [r["train/loss"] for r in run.metrics()[1:]] == [r["train/loss"] for r in often.metrics()[1:]]
     config = tiny(*given)
     proxy = ProxyModule(config)
     proxy.model.load_state_dict(weights[0])
@@ -139,4 +139,4 @@ def test_schedule_free_keeps_its_mean(tmp_path: Path) -> None:
         float(proxy.objective.cross_entropy(proxy.model(b[:, :-1])[0].flatten(0, 1), b[:, 1:].flatten()))
         for b in batches
     ]
-    assert sum(losses) / len(losses) == pytest.approx(run.summary()["loss_final"], rel=1e-5)
+    assert sum(losses) / len(losses) == pytest.approx(run.summary()["validation/loss_final"], rel=1e-5)

@@ -96,7 +96,7 @@ def test_coupled_decay_takes_the_better_window():
 def runs(*seeds):
     return pd.DataFrame(
         [
-            {"seed": seed, "optimizer.lr": lr, "loss_final": loss, "loss_init": 8.0}
+            {"seed": seed, "optimizer.lr": lr, "validation/loss_final": loss, "validation/loss_init": 8.0}
             for seed, losses in enumerate(seeds)
             for lr, loss in zip([1e-3, 1e-2, 1e-1], losses, strict=False)
         ]

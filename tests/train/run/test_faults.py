@@ -97,13 +97,13 @@ class TestNotFinite:
         run = trained(tmp_path, f"context={context}", callbacks=[At(step, spoils_queries(value))])
         summary, rows = run.summary(), run.metrics()[1:]
         assert (run.state(), summary["diverged_step"]) == ("diverged", min(step, 11))
-        assert summary["loss"] == summary["loss_init"]
-        assert summary["loss_final"] is None
+        assert summary["validation/loss"] == summary["validation/loss_init"]
+        assert summary["validation/loss_final"] is None
         if step < 12:
             (watched,) = [r for r in rows if r["step"] >= step and "attention/block0/entropy" in r]
             for name in ("logit_max", "entropy", "entropy_min"):
                 assert not math.isfinite(watched[f"attention/{name}"])
-        assert all(math.isfinite(r["loss"]) and math.isfinite(r["gradient/norm"]) for r in rows[:step])
+        assert all(math.isfinite(r["train/loss"]) and math.isfinite(r["gradient/norm"]) for r in rows[:step])
 
     def test_the_kernel_hides_it(self) -> None:
         """What the check of gradients is for; where this fails, torch has mended it."""

@@ -56,7 +56,7 @@ def test_losses_are_those_of_the_trained_model(tmp_path, run, longer, multiple, 
 
 
 def test_once_the_context_is_the_validation_loss(longer):
-    last, final = longer.metrics()[-1], longer.summary()["loss_final"]
+    last, final = longer.metrics()[-1], longer.summary()["validation/loss_final"]
     for name in ("loss_at_1x", "loss_at_1x_tail", "loss_at_1x_alone"):
         assert last[f"validation/{name}"] == pytest.approx(final, rel=1e-6)
     assert longer.summary()["final"]["validation/loss_at_4x_tail"] == last["validation/loss_at_4x_tail"]
@@ -79,7 +79,7 @@ def test_training_is_the_same_to_the_bit(run, longer):
     assert len(added) == 15
     rows = [{k: v for k, v in row.items() if k not in added} for row in longer.metrics()]
     assert rows == run.metrics()
-    assert longer.summary()["loss_final"] == run.summary()["loss_final"]
+    assert longer.summary()["validation/loss_final"] == run.summary()["validation/loss_final"]
 
 
 def test_without_lengths_a_run_is_the_one_that_it_was():

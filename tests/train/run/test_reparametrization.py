@@ -55,7 +55,7 @@ def test_two_processes_are_one_big_batch(override: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "two").iterdir()
     for ours, theirs in zip(RunFolder(path).metrics(), one.metrics(), strict=True):
-        for name in {"loss", "validation/loss"} & theirs.keys():
+        for name in {"train/loss", "validation/loss"} & theirs.keys():
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4), (theirs["step"], name)
     ours, theirs = (torch.load(folder / "weights.pt", weights_only=True) for folder in (path, one.path))
     assert ours.keys() == theirs.keys()
@@ -65,7 +65,7 @@ def test_two_processes_are_one_big_batch(override: str, tmp_path: Path) -> None:
 
 def test_the_loss_at_init_is_that_of_the_calibrated_model(tmp_path: Path) -> None:
     calibrated, orthogonal = (trained(tmp_path, f"init={name}", "steps=1").summary() for name in ("lsuv", "orthogonal"))
-    assert calibrated["loss_init"] != orthogonal["loss_init"]
+    assert calibrated["validation/loss_init"] != orthogonal["validation/loss_init"]
 
 
 @pytest.mark.slow
@@ -73,7 +73,7 @@ def test_the_loss_at_init_is_that_of_the_calibrated_model(tmp_path: Path) -> Non
 def test_compiled_run_agrees(override: str, tmp_path: Path) -> None:
     eager, compiled = (trained(tmp_path / c, override, f"compile={c}", "steps=4") for c in ("false", "true"))
     for ours, theirs in zip(compiled.metrics(), eager.metrics(), strict=True):
-        for name in {"loss", "validation/loss"} & theirs.keys():
+        for name in {"train/loss", "validation/loss"} & theirs.keys():
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
 
 

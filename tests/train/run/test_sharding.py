@@ -113,7 +113,7 @@ def test_a_run_that_diverges_ends_as_replicated(tmp_path):
     in_pair(train_each, [(tmp_path / how[2], [*overflow, *how], []) for how in (DDP, FSDP)])
     ddp, fsdp = (RunFolder(tmp_path / how[2] / tiny(*overflow).run_name()).summary() for how in (DDP, FSDP))
     assert fsdp["state"] == "diverged"
-    for name in ("loss_init", "diverged_step", "steps_done", "loss_final"):
+    for name in ("validation/loss_init", "diverged_step", "steps_done", "validation/loss_final"):
         assert fsdp[name] == ddp[name]
 
 

@@ -46,10 +46,13 @@ def test_folder_suffices_to_redo_everything(run):
 
 def test_summary_agrees_with_rows(run):
     summary, rows = run.summary(), run.metrics()
-    assert summary["loss_init"] == rows[0]["validation/loss"]
-    assert summary["loss"] == summary["loss_final"] < summary["loss_init"]
+    assert summary["validation/loss_init"] == rows[0]["validation/loss"]
+    assert summary["validation/loss"] == summary["validation/loss_final"] < summary["validation/loss_init"]
     assert summary["logit_max"] == max(r["attention/logit_max"] for r in rows if "attention/logit_max" in r)
-    assert summary["tokens"] == 12 * 8 * 16
+    assert rows[-1]["validation/loss"] == summary["validation/loss_final"]
+    assert summary["train/loss"] == rows[-1]["train/loss"]  # 1 % of 12 steps is less than one
+    assert [r["train/tokens"] for r in rows] == [8 * 16 * n for n in range(13)]
+    assert summary["tokens"] == 12 * 8 * 16 == rows[-1]["train/tokens"]
 
 
 def test_loss_at_init_is_the_untrained_model_on_the_validation_set(run):
@@ -62,15 +65,15 @@ def test_loss_at_init_is_the_untrained_model_on_the_validation_set(run):
     batches = validation_batches(tokens, batch_size=8, context=16, count=2)
     module = ProxyModule(config)
     with torch.no_grad():
-        losses = [float(module.loss_of(x_BT1, False)[1]["loss"]) for x_BT1 in batches]
-    assert run.summary()["loss_init"] == pytest.approx(sum(losses) / 2, rel=1e-6)
+        losses = [float(module.loss_of(x_BT1, False)[1]["train/loss"]) for x_BT1 in batches]
+    assert run.summary()["validation/loss_init"] == pytest.approx(sum(losses) / 2, rel=1e-6)
 
 
 def test_probes_only_on_watch_steps_and_the_loss_on_all(run):
     for row in run.metrics()[1:]:
         watched = row["step"] % 4 == 0 or row["step"] == 11
         assert ("attention/block0/logit_max" in row) == watched
-        assert {"loss", "lr", "gradient/norm"} <= row.keys()
+        assert {"train/loss", "train/lr", "gradient/norm"} <= row.keys()
 
 
 def test_first_watch_step_against_definitions(run):
@@ -81,9 +84,9 @@ def test_first_watch_step_against_definitions(run):
     loss.backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in module.tensors))
     assert row["gradient/norm"] == pytest.approx(norm, rel=1e-5)
-    assert row["loss"] == pytest.approx(float(stats["loss"]), rel=1e-6)
+    assert row["train/loss"] == pytest.approx(float(stats["train/loss"]), rel=1e-6)
     lr = config.optimizer.lr * config.schedule.factor(0, steps=12, peak=config.optimizer.lr)
-    assert row["lr"] == lr
+    assert row["train/lr"] == lr
     for name, p in zip(module.tensor_names, module.tensors, strict=True):
         rms = float(p.grad.square().mean().sqrt())
         assert row[f"parameter/{name}/rms"] == pytest.approx(float(p.detach().square().mean().sqrt()), rel=1e-5)
@@ -113,27 +116,28 @@ def test_heads_blocks_and_model(run):
 def test_watching_changes_nothing(run, tmp_path):
     seldom = trained(tmp_path, "watch_every=100")
     assert all(torch.equal(a, b) for a, b in zip(weights(run).values(), weights(seldom).values(), strict=True))
-    losses = [r["loss"] for r in seldom.metrics()[1:]]
-    assert losses == [r["loss"] for r in run.metrics()[1:]]
+    losses = [r["train/loss"] for r in seldom.metrics()[1:]]
+    assert losses == [r["train/loss"] for r in run.metrics()[1:]]
 
 
 @pytest.mark.parametrize("accumulate", [2, 8])
 def test_accumulation_is_the_big_batch(run, tmp_path, accumulate):
     parts = trained(tmp_path, f"accumulate={accumulate}")
     for whole, split in zip(run.metrics()[1:3], parts.metrics()[1:3], strict=True):
-        assert split["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+        assert split["train/loss"] == pytest.approx(whole["train/loss"], rel=1e-5)
         assert split["gradient/norm"] == pytest.approx(whole["gradient/norm"], rel=1e-4)
     whole, split = run.metrics()[1], parts.metrics()[1]
     for name in ("attention/block0/logit_max", "attention/block1/entropy", "residual/block1/rms", "output/logit_max"):
         assert split[name] == pytest.approx(whole[name], rel=2e-3)
-    assert parts.summary()["loss_final"] == pytest.approx(run.summary()["loss_final"], rel=1e-3)
+    assert parts.summary()["validation/loss_final"] == pytest.approx(run.summary()["validation/loss_final"], rel=1e-3)
 
 
 def test_eval_every_adds_validations_and_nothing_else(run, tmp_path):
     often = trained(tmp_path, "eval_every=3")
     validated = {r["step"]: r["validation/loss"] for r in often.metrics() if "validation/loss" in r}
-    assert list(validated) == [-1, 2, 5, 8]
-    assert often.summary()["loss_final"] == run.summary()["loss_final"]
+    assert list(validated) == [-1, 2, 5, 8, 11]
+    assert validated[11] == often.summary()["validation/loss_final"]
+    assert often.summary()["validation/loss_final"] == run.summary()["validation/loss_final"]
 
 
 def test_seed_decides_weights_and_order(run, tmp_path):
@@ -154,7 +158,7 @@ def test_clip_bounds_the_step(tmp_path):
 
 def test_a_schedule_that_ends_at_zero_moves_nothing(tmp_path):
     row = trained(tmp_path, "schedule.min_lr=0").metrics()[-1]
-    assert row["lr"] == 0
+    assert row["train/lr"] == 0
     assert row["update/head/rms"] == 0
 
 
@@ -164,14 +168,14 @@ def test_nan_ends_the_run_as_diverged(tmp_path):
     run = trained(tmp_path, *overflow)
     summary = run.summary()
     assert run.state() == summary["state"] == "diverged"
-    assert summary["loss_final"] is None
-    assert summary["loss"] == summary["loss_init"]
+    assert summary["validation/loss_final"] is None
+    assert summary["validation/loss"] == summary["validation/loss_init"]
     rows = run.metrics()[1:]
     assert summary["steps_done"] < 40
     broken = summary["diverged_step"]
-    assert all(r["loss"] <= summary["loss_init"] for r in rows if r["step"] == broken - 1)
-    assert not rows[broken]["loss"] <= summary["loss_init"]
-    assert not math.isfinite(rows[-1]["loss"])
+    assert all(r["train/loss"] <= summary["validation/loss_init"] for r in rows if r["step"] == broken - 1)
+    assert not rows[broken]["train/loss"] <= summary["validation/loss_init"]
+    assert not math.isfinite(rows[-1]["train/loss"])
     assert train(tiny(*overflow), parent=tmp_path) == summary
 
 
@@ -179,7 +183,7 @@ def test_ending_above_the_loss_at_init_is_diverged_too(tmp_path):
     run = trained(tmp_path, "optimizer.lr=30", "steps=12")
     summary = run.summary()
     assert summary["state"] == "diverged"
-    assert summary["loss_final"] > summary["loss_init"] == summary["loss"]
+    assert summary["validation/loss_final"] > summary["validation/loss_init"] == summary["validation/loss"]
     assert summary["steps_above_init"] >= 12 - summary["diverged_step"]
 
 
@@ -213,16 +217,16 @@ def test_failure_is_kept_with_its_reason(tmp_path):
 def test_bf16_keeps_master_weights_and_statistics_in_fp32(run, tmp_path):
     half = trained(tmp_path, "precision=bf16")
     assert {w.dtype for w in weights(half).values()} == {torch.float32}
-    assert half.summary()["loss_init"] == pytest.approx(run.summary()["loss_init"], abs=5e-3)
-    assert half.metrics()[1]["loss"] != run.metrics()[1]["loss"], "products do run in bf16"
-    assert half.summary()["loss_final"] == pytest.approx(run.summary()["loss_final"], abs=0.05)
+    assert half.summary()["validation/loss_init"] == pytest.approx(run.summary()["validation/loss_init"], abs=5e-3)
+    assert half.metrics()[1]["train/loss"] != run.metrics()[1]["train/loss"], "products do run in bf16"
+    assert half.summary()["validation/loss_final"] == pytest.approx(run.summary()["validation/loss_final"], abs=0.05)
 
 
 @pytest.mark.slow
 def test_compiled_run_agrees(run, tmp_path):
     compiled = trained(tmp_path, "compile=true")
     for ours, theirs in zip(compiled.metrics()[1:4], run.metrics()[1:4], strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
     assert weights(compiled).keys() == weights(run).keys()
 
 
@@ -239,7 +243,7 @@ def test_two_processes_are_one_big_batch(run, tmp_path):
     assert ddp.path.name == run.path.name
     for ours, theirs in zip(ddp.metrics()[1:], run.metrics()[1:], strict=True):
         assert ours["step"] == theirs["step"]
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
     ours, theirs = ddp.metrics()[1], run.metrics()[1]
     assert ours.keys() == theirs.keys()
     for name in ("attention/block0/logit_max", "output/logit_max", "gradient/norm", "attention/block1/entropy"):

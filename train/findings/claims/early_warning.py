@@ -72,7 +72,7 @@ PROBES: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
     "update RMS, embedding": _column("update/embedding/rms"),
     "gradient norm": _column("gradient/norm"),
     "residual RMS, last block": _last_block,
-    "training loss": _column("loss"),
+    "training loss": _column("train/loss"),
 }
 
 

@@ -68,7 +68,10 @@ def means(sweep: Arms, metrics: Mapping[str, pd.DataFrame]) -> dict[str, Means]:
     out."""
     rows = sweep.runs[(sweep.runs["size"] == sweep.runs["size"].max()) & sweep.runs["ended"]]
     rows = rows[rows["optimizer.lr"] == rows["optimizer.lr"].max()]
-    losses = {arm: np.minimum(g["loss_final"].fillna(math.inf), g["loss_init"]) for arm, g in rows.groupby("arm")}
+    losses = {
+        arm: np.minimum(g["validation/loss_final"].fillna(math.inf), g["validation/loss_init"])
+        for arm, g in rows.groupby("arm")
+    }
     noise = pooled_std(list(losses.values()))
     found = {}
     for arm in (name for name in sweep.names if name in losses):
@@ -197,7 +200,7 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     for record in rows.to_dict("records"):
         frame, colour = metrics[record["run"]], shades[record["arm"]]
         trained = frame[frame["step"] >= 0]
-        loss.plot(trained["step"], smooth(trained["loss"]), color=colour, linewidth=0.9)
+        loss.plot(trained["step"], smooth(trained["train/loss"]), color=colour, linewidth=0.9)
         for panel, column, factor in (
             (gradient, f"adam/{PLACE}/gradient_over_eps", record["optimizer.eps"]), (update, f"update/{PLACE}/rms", 1.0)
         ):  # fmt: skip

@@ -62,7 +62,7 @@ class Drift:
             return math.nan
         last = rows["step"].max()
         window = rows[(rows["step"] >= start * last) & (rows["step"] <= (start + WINDOW) * last)]
-        values = window[window[LOG_Z2].notna() | ~np.isfinite(window["loss"])][column].abs()
+        values = window[window[LOG_Z2].notna() | ~np.isfinite(window["train/loss"])][column].abs()
         mean = float(values.mean()) if len(values) else math.nan
         return math.log(mean) if 0 < mean < math.inf else mean if math.isnan(mean) else math.inf
 

@@ -81,7 +81,9 @@ def points(runs: pd.DataFrame) -> Points:
     if of_kappa["size"].nunique() > 1 or runs["optimizer.lr"].nunique() > 1 or runs.loc[flat, "size"].nunique() > 1:
         raise ConfigError("finding logit_transplant needs runs of one size and one LR, this sweep has several")
     keys = kappas.where(~flat, 0.0)
-    chosen = runs.assign(key=keys, capped=np.minimum(runs["loss_final"].fillna(math.inf), runs["loss_init"]))
+    chosen = runs.assign(
+        key=keys, capped=np.minimum(runs["validation/loss_final"].fillna(math.inf), runs["validation/loss_init"])
+    )
     chosen = chosen[chosen["key"].notna()]
     complete = {float(key): g["capped"] for key, g in chosen.groupby("key") if g["ended"].all()}
     noise = pooled_std(complete.values())
@@ -171,8 +173,8 @@ def draw(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> dict[str, F
     points(runs)
     figure, (loss, entropy) = panels(2, width=2.9)
     ended = runs[runs["ended"]]
-    blocks, bigram = ended[ended["model.depth"] > 0], ended[ended["model.depth"] == 0]["loss"]
-    for panel, column in ((loss, "loss"), (entropy, "entropy_final")):
+    blocks, bigram = ended[ended["model.depth"] > 0], ended[ended["model.depth"] == 0]["validation/loss"]
+    for panel, column in ((loss, "validation/loss"), (entropy, "entropy_final")):
         by_kappa = blocks.groupby(KAPPA)[column]
         panel.plot(by_kappa.median().index, by_kappa.median(), color="#21506e", marker="o", zorder=3)
         panel.plot(blocks[KAPPA], blocks[column], "o", color="#21506e", markersize=2, alpha=0.6)

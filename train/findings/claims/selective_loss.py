@@ -28,7 +28,7 @@ NO_GAIN = 0.01
 
 def judge(runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Verdict:
     sweep = arms(NAME, runs, ARMS)
-    checks = [lower(pairs(sweep, metrics, SOFTMAX, SELECTIVE, "loss")), lower_best(sweep)]
+    checks = [lower(pairs(sweep, metrics, SOFTMAX, SELECTIVE, "validation/loss")), lower_best(sweep)]
     return Verdict(NAME, checks, [*noise_note(sweep), *sweep.notes()])
 
 

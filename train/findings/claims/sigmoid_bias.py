@@ -34,7 +34,7 @@ def early(rows: pd.DataFrame, column: str) -> pd.Series:
 
 
 def early_loss(rows: pd.DataFrame) -> float:
-    return float(early(rows, "loss").mean())
+    return float(early(rows, "train/loss").mean())
 
 
 def early_gradient(rows: pd.DataFrame) -> float:
@@ -44,7 +44,7 @@ def early_gradient(rows: pd.DataFrame) -> float:
 
 def rise(rows: pd.DataFrame) -> float:
     """Nats by which the training loss, in a running median over five batches, rises most above what it was before."""
-    loss = early(rows, "loss").rolling(5, center=True, min_periods=1).median()
+    loss = early(rows, "train/loss").rolling(5, center=True, min_periods=1).median()
     return float((loss - loss.cummin()).max()) if len(loss) else math.nan
 
 

@@ -35,7 +35,7 @@ HEATMAPS: Mapping[str, Mapping[str, Any]] = {
     "entropy": {"title": "Attention entropy by head", "unit": "nats", "log": False, "pool": "min"},
 }
 SINGLE = {
-    "loss": ("loss", "batch"),
+    "train/loss": ("loss", "batch"),
     "validation/loss": ("loss", "validation"),
     "gradient/norm": ("norm", "before clipping"),
     "output/log_z": ("output", "log Z"),
@@ -99,7 +99,7 @@ def _read(
                 _add(heads, name, step, [math.nan if v is None else v for v in value])
             elif math.isfinite(value):
                 at[name] = min(value, at.get(name, math.inf))
-            elif metric == "loss" and broken is None:
+            elif metric == "train/loss" and broken is None:
                 broken = step
         for name, value in at.items():
             if step >= 0 or name == ("loss", "validation"):

@@ -23,7 +23,12 @@ COLUMNS = (
     ("arm", "arm", "words", "what tells the run from others of its size"),
     ("optimizer.lr", "LR", "exact", "peak learning rate"),
     ("seed", "seed", "whole", "seed of weights and data order"),
-    ("loss", "loss", "measured", "final validation loss in nats; a diverged run counts as its loss at initialisation"),
+    (
+        "validation/loss",
+        "validation loss",
+        "measured",
+        "final validation loss in nats; a diverged run counts as its loss at initialisation",
+    ),
     ("logit_max", "max logit", "measured", "largest attention logit of the whole run"),
     ("entropy_final", "entropy", "measured", "attention entropy at the end, in nats, mean over blocks and heads"),
     (
@@ -62,7 +67,7 @@ def payload(runs: pd.DataFrame, found: pd.DataFrame) -> dict[str, Any]:
         "runs": {key: _plain(runs[key]) for key, *_ in columns},
         "size": _plain(runs["size"]),
         "ended": [bool(v) for v in runs["ended"]],
-        "loss_init": _plain(runs["loss_init"]) if "loss_init" in runs else [],
+        "validation/loss_init": _plain(runs["validation/loss_init"]) if "validation/loss_init" in runs else [],
         "arms": arms,
         "armOf": [arms.index(arm) for arm in runs["arm"]],
         "sizes": [[n, size_label(n)] for n in sizes],
@@ -93,7 +98,7 @@ def _configs(runs: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
     varying: dict[str, Any] = {}
     same: dict[str, str] = {}
     for key in runs:
-        if key.partition(".")[0] in Config.__dataclass_fields__ and key != "loss":
+        if key.partition(".")[0] in Config.__dataclass_fields__:
             texts = [_text(v) for v in _plain(runs[key])]
             values = list(dict.fromkeys(texts))
             if len(values) == 1:

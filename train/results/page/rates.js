@@ -1,5 +1,5 @@
 const AXES = {
-  loss: { title: "final validation loss", unit: "nats", log: false },
+  "validation/loss": { title: "final validation loss", unit: "nats", log: false },
   logit_max: { title: "max attention logit", unit: "", log: true },
   entropy_final: { title: "attention entropy at the end", unit: "nats", log: false, zero: true },
 };
@@ -67,11 +67,11 @@ function drawRates(choose) {
   for (const metric of Object.keys(AXES)) {
     if (!data.runs[metric]?.some((v) => v != null)) continue;
     const input = make("input", { type: "radio", name: "metric", value: metric });
-    input.checked = metric === "loss";
+    input.checked = metric === "validation/loss";
     input.onchange = () => draw(metric);
     $("metric").append(make("label", {}, input, AXES[metric].title));
   }
-  draw("loss");
+  draw("validation/loss");
 }
 
 /** One arm's chart; `values` are those of all arms, so that the charts share their range. */
@@ -94,7 +94,7 @@ function ratePanel(arm, series, metric, { grid, values, guides, choose }) {
 
 function rateGuides(metric, values, lines) {
   if (metric === "logit_max") return logitGuides(values);
-  if (metric !== "loss" || !lines.some((s) => s.crosses.length)) return [];
+  if (metric !== "validation/loss" || !lines.some((s) => s.crosses.length)) return [];
   return [[median(data.loss_init.filter((v, i) => v != null && data.ended[i])), "loss at init"]];
 }
 

@@ -28,7 +28,7 @@ def rows(steps=2000, blocks=6, heads=8, watch_every=10):
     noise = np.random.default_rng(0)
     found = [{"step": -1, "validation/loss": 8.1}]
     for step in range(steps):
-        row = {"step": step, "loss": 5 + 3 * math.exp(-step / 100) + 0.1 * noise.standard_normal()}
+        row = {"step": step, "train/loss": 5 + 3 * math.exp(-step / 100) + 0.1 * noise.standard_normal()}
         if step % watch_every == 0:
             row |= {f"output/{name}": float(noise.standard_normal()) for name in ("log_z", "logit_mean", "logit_max")}
             row |= {"output/log_z_squared": 60 + float(noise.random()), "gradient/norm": float(noise.random())}
@@ -51,8 +51,10 @@ def many_runs(path: Path, count: int, of_each) -> SweepResults:
     runs = pd.DataFrame(
         {"run": f"size{size}-qk_{arm}-lr{lr:g}-seed{seed}-0123456789ab", "state": "finished", "ended": True,
          "seed": seed, "N": 24_576 * 4**size, "size": 24_576 * 4**size, "model.depth": 6, "model.width": 32 * 2**size,
-         "model.heads": 8, "qk_norm.name": arm, "optimizer.lr": lr, "loss": 5 + lr * size, "loss_final": 5 + lr * size,
-         "loss_init": 8.1, "logit_max": 1e3 * lr, "entropy_final": 2.0, "diverged_step": None, "seconds": 60.0}
+         "model.heads": 8, "qk_norm.name": arm, "optimizer.lr": lr, "validation/loss": 5 + lr * size,
+         "validation/loss_final": 5 + lr * size,
+         "validation/loss_init": 8.1, "logit_max": 1e3 * lr, "entropy_final": 2.0, "diverged_step": None,
+         "seconds": 60.0}
         for seed, arm, size, lr in grid
     )  # fmt: skip
     (path / "report").mkdir(parents=True)

@@ -57,7 +57,9 @@ def click_header(page, title):
     return page.run("return [...document.querySelectorAll('#table [aria-sort]')].map(e => [e.innerText, e.ariaSort])")
 
 
-@pytest.mark.parametrize(("column", "title"), [("loss", "loss"), ("optimizer.lr", "LR"), ("run", "run"), ("N", "N")])
+@pytest.mark.parametrize(
+    ("column", "title"), [("validation/loss", "validation loss"), ("optimizer.lr", "LR"), ("run", "run"), ("N", "N")]
+)
 def test_sorting(page, sweep, column, title):
     known, missing = (sweep.runs[f(sweep.runs[column])] for f in (lambda c: c.notna(), lambda c: c.isna()))
     assert click_header(page, title) == [[title, "ascending"]]
@@ -123,7 +125,7 @@ def test_a_click_on_a_run_shows_its_curves(page, sweep):
     assert set(drawn) == {"batch", "running median", "validation"}
     assert 150 < len(drawn["batch"]) <= 200 < len(recorded)
     # The largest loss of all 600 is the highest point.
-    losses = [r["loss"] for r in recorded]
+    losses = [r["train/loss"] for r in recorded]
     x, _ = min(drawn["batch"], key=lambda p: p[1])
     first, last = drawn["batch"][0][0], drawn["batch"][-1][0]
     assert x == pytest.approx(first + (last - first) * losses.index(max(losses)) / (STEPS - 1), abs=0.2)
@@ -211,7 +213,9 @@ def test_loss_against_lr_and_sensitivity(page, sweep):
     groups = page.all("#rate-charts figure:first-of-type [data-series]")
     assert [len(g.find_elements("css selector", "circle")) for g in groups] == [4, 5, 5]  # one of the smallest failed
     assert [len(g.find_elements("css selector", ".cross")) for g in groups] == [0, 0, 1]
-    losses = sweep.runs[(sweep.runs["size"] == 98_304) & (sweep.runs["qk_norm.name"] == "none")]["loss"].tolist()
+    losses = sweep.runs[(sweep.runs["size"] == 98_304) & (sweep.runs["qk_norm.name"] == "none")][
+        "validation/loss"
+    ].tolist()
     heights = [float(c.get_attribute("cy")) for c in groups[1].find_elements("css selector", "circle")]
     scale = (heights[0] - heights[1]) / (losses[0] - losses[1])
     assert [h - heights[0] for h in heights] == pytest.approx([scale * (v - losses[0]) for v in losses], abs=0.05)

@@ -71,7 +71,7 @@ def test_curves_are_the_metrics():
                 for label, x, y in series}  # fmt: skip
     x, y = by_label["loss", "batch"]
     assert x.tolist() == list(range(150))
-    assert y == pytest.approx([row["loss"] for row in recorded[1:]], rel=2**-16)
+    assert y == pytest.approx([row["train/loss"] for row in recorded[1:]], rel=2**-16)
     assert [a.tolist() for a in by_label["loss", "validation"]] == [[-1], [pytest.approx(8.1, rel=2**-16)]]
     watched = [row for row in recorded if "gradient/norm" in row]
     for label, metric in {
@@ -99,7 +99,7 @@ def test_the_least_gradient_of_a_block_counts():
 
 
 def test_a_loss_that_breaks_is_no_point_but_is_marked():
-    found = curves([{"step": i, "loss": loss} for i, loss in enumerate([3.0, 4.0, math.nan, math.inf])])
+    found = curves([{"step": i, "train/loss": loss} for i, loss in enumerate([3.0, 4.0, math.nan, math.inf])])
     assert found["broken"] == 2
     assert unpacked(found["curves"]["loss"][0][2]).tolist() == [3.0, 4.0]
 

@@ -73,8 +73,8 @@ def test_the_payload_is_the_sweep(sweep):
     values = json.loads(data["data"])
     assert values["runs"]["run"] == sweep.runs["run"].tolist()
     # A run that never started has no loss, and JSON has no NaN.
-    assert values["runs"]["loss"][:3] == [5.885, None, 5.224]
-    assert (values["runs"]["loss"][24], values["runs"]["diverged_step"][24]) == (8.1, 200)
+    assert values["runs"]["validation/loss"][:3] == [5.885, None, 5.224]
+    assert (values["runs"]["validation/loss"][24], values["runs"]["diverged_step"][24]) == (8.1, 200)
     assert [values["arms"][i] for i in values["armOf"]] == with_arms(sweep.runs)["arm"].tolist()
     assert values["sizes"] == [[24_576, "25k"], [98_304, "98k"], [589_824, "590k"]]
     complete = found[found["lr_sensitivity"].notna()]

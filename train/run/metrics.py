@@ -1,0 +1,280 @@
+"""Every name that a run records: its unit, its definition, what it is taken over, and how it is summed up over depth.
+
+A name is where/what. In patterns {block} stands for block0, block1, ...; {tensor} for a weight such as block0/mlp.up,
+embedding or head; {multiple} for a length of eval_lengths. A metric with a value a head is also a list, `..._by_head`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+Over = Literal["max", "mean", "min"]
+File = Literal["metrics.jsonl", "timing.jsonl"]
+
+PLACEHOLDERS = {"{block}": r"block\d+", "{tensor}": r"(?:block\d+/|loss/)?[^/]+", "{multiple}": r"\d+"}
+BY_HEAD = "_by_head"
+
+
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    unit: str
+    definition: str
+    taken_over: str
+    summed_up: Over | None = None
+    """How values of all blocks or tensors become one in W&B and TensorBoard."""
+    by_head: bool = False
+    needs: str = ""
+    """Overrides of the default config with which it is recorded; "" where it always is."""
+    file: File = "metrics.jsonl"
+
+    @property
+    def of_each(self) -> bool:
+        """Whether there is one for each block or each tensor."""
+        return "{block}" in self.name or "{tensor}" in self.name
+
+    def matches(self, name: str) -> bool:
+        return _pattern(self.name, self.by_head).fullmatch(name) is not None
+
+
+@cache
+def _pattern(name: str, by_head: bool) -> re.Pattern[str]:
+    text = re.escape(name).replace(r"\{", "{").replace(r"\}", "}")
+    for placeholder, what in PLACEHOLDERS.items():
+        text = text.replace(placeholder, what)
+    return re.compile(text + (f"(?:{BY_HEAD})?" if by_head else ""))
+
+
+@cache
+def metric_of(name: str) -> Metric | None:
+    """Returns the entry of a recorded name, None for a name without one."""
+    return next((metric for metric in METRICS if metric.matches(name)), None)
+
+
+LAST = "in the last row"
+TOKENS, ROWS = "tokens of the batch", "batch, queries, heads"
+VALIDATION = "tokens of the validation batches"
+
+TRAINING = (
+    Metric("step", "steps", "Optimizer step, from 0; the row of step -1 is the validation before training.", "-"),
+    Metric("train/tokens", "tokens", "Training tokens seen, those of this step included.", "all devices"),
+    Metric("train/lr", "1", "Learning rate of the step, before the parametrization's multipliers.", "-"),
+    Metric("train/loss", "nats/token", "Cross-entropy before the update, whatever is minimised.", TOKENS),
+    Metric("train/objective", "nats/token", "What is minimised: the chosen loss with its auxiliary terms.", TOKENS),
+    Metric("seconds", "s", "Time of the steps since the row before, without validation.", "-", file="timing.jsonl"),
+    Metric(
+        "train/tokens_per_second",
+        "tokens/s",
+        "Training tokens a second since the row before, without validation.",
+        "all devices",
+        file="timing.jsonl",
+    ),
+    Metric(
+        "train/flops_per_second",
+        "FLOP/s",
+        "Model FLOPs a second, 6 N + 12 depth width context + 6 vocabulary width a token (Chowdhery et al. 2022, PaLM, "
+        "appendix B); probes, validation and recomputation are not counted.",
+        "all devices",
+        file="timing.jsonl",
+    ),
+)
+
+LENGTHS = "eval_lengths=[2]"
+VALIDATED = (
+    Metric(
+        "validation/loss",
+        "nats/token",
+        "Cross-entropy on the fixed validation set; at step -1 at initialisation, at the last step the final one, "
+        "between them with eval_every.",
+        VALIDATION,
+    ),
+    Metric(
+        "validation/bits_per_byte",
+        "bits/byte",
+        "validation/loss / ln 2 / bytes of text per token of the validation split; for text alone.",
+        VALIDATION,
+        needs="data=textmix",
+    ),
+    Metric(
+        "validation/loss_at_{multiple}x",
+        "nats/token",
+        f"Cross-entropy on the validation text in sequences of so many contexts, {LAST}. Positions go on; constants "
+        "that rules take from the context stay.",
+        "all tokens of these",
+        needs=LENGTHS,
+    ),
+    Metric(
+        "validation/loss_at_{multiple}x_tail",
+        "nats/token",
+        f"The same over the last context of each sequence, whose tokens all see more than in training, {LAST}.",
+        "tokens of the last context",
+        needs=LENGTHS,
+    ),
+    Metric(
+        "validation/loss_at_{multiple}x_alone",
+        "nats/token",
+        f"Of these tokens as a sequence of their own, as in training, {LAST}.",
+        "tokens of the last context",
+        needs=LENGTHS,
+    ),
+    Metric(
+        "validation/entropy_at_{multiple}x",
+        "nats",
+        f"Entropy of the attention weights at that length, {LAST}.",
+        "rows, heads, blocks (of several devices, the first one's)",
+        needs=LENGTHS,
+    ),
+    Metric(
+        "validation/top_weight_at_{multiple}x",
+        "1",
+        f"Largest share of a row of the attention weights at that length, {LAST}.",
+        "rows, heads, blocks (of several devices, the first one's)",
+        needs=LENGTHS,
+    ),
+)
+
+
+def _attention(what: str, unit: str, definition: str, taken_over: str, summed_up: Over, needs: str = "") -> Metric:
+    return Metric(f"attention/{{block}}/{what}", unit, definition, taken_over, summed_up, by_head=True, needs=needs)
+
+
+ATTENTION = (
+    _attention(
+        "logit_max",
+        "1",
+        "Largest attention logit: scaled, biased by positions, causally visible, before softmax and before the cap of "
+        "attention=softcap.",
+        "batch, pairs, heads",
+        "max",
+    ),
+    _attention("q_norm", "1", "L2 norm of the queries as they enter the logits, mean.", "batch, tokens, heads", "max"),
+    _attention("k_norm", "1", "L2 norm of the keys as they enter the logits, mean.", "batch, tokens, heads", "max"),
+    _attention("cosine_mean", "1", "cos(q_i, k_j), mean.", "batch, visible pairs, heads", "mean"),
+    _attention(
+        "cosine_of_max_pair",
+        "1",
+        "Cosine of the pair with the largest logit, mean over heads.",
+        "heads (and devices, each its own pair)",
+        "mean",
+    ),
+    _attention(
+        "entropy",
+        "nats",
+        "-sum_j p log p with p = |w| / sum_j |w| of each row of weights w; a mean, here and below, over the rows that "
+        "have any weight. In contexts above 2,048 it is the only probe of the weights.",
+        ROWS,
+        "mean",
+    ),
+    _attention("top_weight", "1", "Largest p of a row, mean.", ROWS, "mean"),
+    _attention("support", "keys", "Keys that share a row, 1 / sum_j p^2, mean.", ROWS, "mean"),
+    _attention(
+        "sink_rate",
+        "share",
+        "Share of the sequences in which the mean of p_i1 over the first 64 rows is above 0.3 (Gu et al. 2024, arXiv "
+        "2410.10781, section 3.2).",
+        "sequences, heads",
+        "mean",
+    ),
+    _attention("sink_mass", "share", "p_i1, the first key's share of a row, mean.", ROWS, "mean"),
+    _attention("row_sum", "1", "Sum of the signed weights of a row, mean; 1 where a rule normalizes.", ROWS, "mean"),
+    _attention("zero_rows", "share", "Share of the rows whose weights are all zero.", ROWS, "mean"),
+    _attention("zero_weights", "share", "Share of exact zeros among the weights of visible keys.", ROWS, "mean"),
+    *(
+        _attention(
+            f"local_focus_{back}",
+            "share",
+            f"p_{{i, i-{back}}}, the weight of the key {back} before the query's own, mean (LocFoc of Xue et al. 2025, "
+            "arXiv 2510.11602, section 4.4).",
+            ROWS,
+            "mean",
+        )
+        for back in range(4)
+    ),
+    Metric(
+        "attention/{block}/diversity",
+        "1",
+        "Standard deviation of p_ij over heads, divided by their number, mean (HeadDiv of Xue et al. 2025).",
+        "batch, visible pairs",
+        "mean",
+    ),
+    _attention(
+        "sink_share",
+        "share",
+        "The share |w| / sum |w| that a sink's key takes, mean; the other probes are then of the remaining weights.",
+        ROWS,
+        "mean",
+        needs="sink=off_by_one",
+    ),
+    Metric("attention/logit_max", "1", "Largest attention logit of all blocks.", "blocks, batch, pairs, heads"),
+    Metric("attention/entropy", "nats", "Entropy of the attention weights, mean.", "blocks, batch, queries, heads"),
+    Metric("attention/entropy_min", "nats", "Entropy of the head that has the lowest.", "batch, queries"),
+    Metric("attention/sink_rate", "share", "Sink rate, mean.", "blocks, sequences, heads"),
+)
+
+MODEL = (
+    Metric("residual/{block}/rms", "1", "RMS of the residual stream after the block.", "batch, tokens, width", "max"),
+    Metric(
+        "residual/{block}/kurtosis",
+        "1",
+        "mean_d (x - mean)^4 / (mean_d (x - mean)^2)^2 of a token, mean; 3 without a privileged basis (Elhage et al. "
+        "2023).",
+        "batch, tokens",
+        "max",
+    ),
+    Metric(
+        "residual/{block}/massive_max",
+        "1",
+        "Largest |x| over the median |x| of a sequence; massive from about 1,000 on (Sun et al. 2024, arXiv "
+        "2402.17762).",
+        "sequences",
+        "max",
+    ),
+    Metric("output/logit_mean", "1", "Output logit, mean.", "tokens, vocabulary"),
+    Metric("output/logit_max", "1", "Largest output logit.", "tokens, vocabulary"),
+    Metric("output/log_z", "nats", "log Z = logsumexp of the output logits, mean.", TOKENS),
+    Metric("output/log_z_squared", "nats^2", "(log Z)^2, mean: the target of the z-loss.", TOKENS),
+    Metric(
+        "output/uncapped_logit_max",
+        "1",
+        "Largest output logit before loss.soft_cap; all other metrics are after it.",
+        "tokens, vocabulary",
+        needs="loss.soft_cap=30",
+    ),
+    Metric("output/zeta", "1", "The target's standardized logit, mean.", TOKENS, needs="loss=spherical"),
+    Metric("output/noise", "1", "What the target's logit is lowered by, mean.", TOKENS, needs="loss=noisy_softmax"),
+    Metric("output/kept", "share", "Share of the tokens that the loss keeps.", TOKENS, needs="loss=eslm"),
+    Metric("output/temperature", "1", "Temperature of the output softmax, mean.", TOKENS, needs="loss=tempnet"),
+)
+
+OPTIMIZER = (
+    Metric("parameter/{tensor}/rms", "1", "RMS of the weights before the update.", "elements", "mean"),
+    Metric("gradient/{tensor}/rms", "nats", "RMS of the gradient before clipping.", "elements", "mean"),
+    Metric("gradient/norm", "nats", "Global L2 norm of the gradient before clipping.", "all parameters"),
+    Metric(
+        "adam/{tensor}/gradient_over_eps",
+        "1",
+        "RMS of the clipped gradient over the optimizer's epsilon, for tensors whose update has one.",
+        "elements",
+        "min",
+    ),
+    Metric("adam/gradient_over_eps_min", "1", "The least of adam/{tensor}/gradient_over_eps.", "tensors"),
+    Metric(
+        "update/{tensor}/rms",
+        "1",
+        "RMS of the change of the weights, decay included, over the tensor's learning rate.",
+        "elements",
+        "max",
+    ),
+    Metric(
+        "qk_clip/heads",
+        "heads",
+        "Heads whose queries and keys were made smaller, their largest logit being above optimizer.qk_clip.",
+        "blocks, heads",
+        needs="optimizer.qk_clip=1e-3 qk_norm=none",
+    ),
+)
+
+METRICS = (*TRAINING, *VALIDATED, *ATTENTION, *MODEL, *OPTIMIZER)
