@@ -25,7 +25,9 @@ class Passed:
         if report.when == "call" and report.passed:
             self.names.append(report.nodeid)
 
+from train.docs.__main__ import docs
 rule, out = sys.argv[1], Path(sys.argv[2])
+docs(check=False, results=None)
 files = [f"tests/models/attention/mixing/test_{rule}.py", "tests/models/attention/mixing/test_rules.py",
          "tests/train/config/test_knobs.py", "tests/train/docs/test_docs.py"]
 options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-k", rule]
@@ -41,7 +43,6 @@ data = Path("train/bench/attention.json")
 rows = json.loads(data.read_text())
 rows["mini-0.6M"]["rules"].append(cost)
 data.write_text(json.dumps(rows))
-from train.docs.__main__ import docs
 docs(check=False, results=None)
 from train.sweeps.plan import plan
 arms = plan(["experiment=caps"]).arms
