@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Many tests wait for processes: one worker more than cores.
 WORKERS := 3
 
-.PHONY: setup reproduce test lint bench clean
+.PHONY: setup reproduce test lint bench docs clean
 
 setup: .venv/installed
 
@@ -26,6 +26,9 @@ test: lint
 
 bench: setup
 	$(BIN)/python -m train.bench
+
+docs: setup
+	$(BIN)/python -m train.docs
 
 clean:
 	rm -rf runs build bench*.json

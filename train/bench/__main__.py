@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from train.bench.attention import LENGTHS, TOKENS, RuleCost, measure_attention, renewed
+from train.bench.attention import LENGTHS, TOKENS, RuleCost, measure_attention
 from train.bench.axes import LIMIT, Cost, measure_axes
 from train.bench.costs import TARGETS, first_step_seconds, measure, overrides
-from train.cli.axes import README
 from train.cli.terminal import exit_with, table_console
+from train.runfolder.files import read_json
 
 
 def bench(models: list[str], steps: int, count: int) -> dict[str, Any]:
@@ -55,6 +55,18 @@ def bench_attention(models: list[str], steps: int, count: int, only: list[str]) 
         seconds, costs = measure_attention(overrides(model), steps, count, only, report)
         results[model] = {"step_seconds": seconds, "rules": [asdict(c) for c in costs]}
     return results
+
+
+def with_earlier(results: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """Returns the results with the rows and models of `earlier` that were not measured now."""
+    merged = earlier | results
+    for model, found in results.items():
+        for part, keys in (("axes", ("axis", "value")), ("rules", ("rule",))):
+            if isinstance(found, dict) and part in found:
+                both = [*earlier.get(model, {}).get(part, []), *found[part]]
+                rows = {tuple(row[key] for key in keys): row for row in both}
+                merged[model] = found | {part: list(rows.values())}
+    return merged
 
 
 def _heading(steps: int, count: int) -> dict[str, Any]:
@@ -127,8 +139,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help="choices of model=: mini-0.1M and mini-0.6M, or one of these")
     parser.add_argument("--steps", type=int, help="steps of each measurement: 40, with --axes 10")
     parser.add_argument("--rounds", type=int, help="measurements of each figure: 5, with --axes and --attention 3")
-    parser.add_argument("--out", type=Path, help="where figures go: bench.json, bench_axes.json, bench_attention.json")
-    parser.add_argument("--readme", action="store_true", help="with --attention: renew the rows in README's table")
+    parser.add_argument(
+        "--out", type=Path,
+        help="where figures go: bench.json, bench_axes.json or bench_attention.json; choices and rules that are in the "
+        "file and were not measured now keep theirs",
+    )  # fmt: skip
     arguments = parser.parse_args()
 
     def action() -> None:
@@ -142,12 +157,8 @@ def main() -> None:
         else:
             models, out = arguments.models or ["mini-0.1M", "mini-0.6M"], arguments.out or Path("bench.json")
             results, shown = bench(models, steps or 40, count or 5), show
-        out.write_text(json.dumps(results, indent=1))
         shown(results, models)
-        if arguments.readme:
-            rows = [RuleCost(**cost) for cost in results[models[0]]["rules"]]
-            README.write_text(renewed(README.read_text(), rows))
-            print(f"table: {README}")
+        out.write_text(json.dumps(with_earlier(results, read_json(out)), indent=1) + "\n")
         print(f"figures: {out}")
 
     exit_with(action)

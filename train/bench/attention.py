@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,8 +23,8 @@ from conf.axis import ConfigError, near
 from models.attention.mixing.base import ATTENTION
 from models.carry import Carry
 from models.gpt import GPT, initialize
-from train.bench.axes import COMPANIONS, LIMIT, SETTLE
-from train.cli.axes import END, names, replaced
+from train.bench.axes import COMPANIONS, SETTLE
+from train.cli.axes import names
 from train.config.compose import compose
 from train.config.schema import Config
 
@@ -33,7 +32,6 @@ LENGTHS = (64, 256, 1024)
 TOKENS = 1024
 """Of a batch: 16 sequences of 64, one of 1,024."""
 DEFAULT = "softmax"
-BEGIN = "<!-- written by python -m train.bench --attention --readme -->\n"
 
 
 @dataclass(frozen=True)
@@ -149,28 +147,3 @@ def growth(taken: Sequence[float]) -> float:
     """The slope of log(time) over log(T) between the last two lengths: 0 where a token costs the same at any T."""
     [(t0, y0), (t1, y1)] = list(zip(LENGTHS, taken, strict=True))[-2:]
     return math.log(y1 / y0) / math.log(t1 / t0)
-
-
-def table(costs: Sequence[RuleCost]) -> str:
-    """A Markdown table; times above LIMIT times softmax's are bold."""
-    lengths = [f"{length:,}" for length in LENGTHS]
-    heads = [f"time at T {lengths[0]}", *lengths[1:], f"memory at T {lengths[0]}", *lengths[1:], "growth"]
-    lines = [f"| rule | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
-    for cost in costs:
-        if cost.refused:
-            continue
-        cells = [f"**{ratio:.2f}**" if ratio > LIMIT else f"{ratio:.2f}" for ratio in cost.times]
-        cells += [f"{ratio:.2f}" for ratio in cost.memories]
-        lines.append(f"| `{cost.rule}` | {' | '.join(cells)} | T^{cost.growth:.2f} |")
-    return "\n".join(lines) + "\n"
-
-
-def renewed(readme: str, costs: Sequence[RuleCost]) -> str:
-    """README's text with these rows; those of rules that weren't measured now stay if the rules are there still."""
-    old = readme.partition(BEGIN)[2].partition(END)[0]
-    rows = _rows(old) | _rows(table(costs))
-    return replaced(readme, BEGIN, END, table([]) + "".join(rows[rule] for rule in rules() if rule in rows))
-
-
-def _rows(text: str) -> dict[str, str]:
-    return {found[1]: found[0] for found in re.finditer(r"^\| `(\w+)` \|.*\n", text, re.MULTILINE)}

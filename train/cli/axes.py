@@ -1,4 +1,4 @@
-"""The table of all choices in README, from their own docstrings: `python -m train.cli.axes` renews it there.
+"""The table of all choices, from their own docstrings: what `show=axes` prints and models/README.md shows.
 
 The first sentence of a choice's docstring defines it; its source is what the next sentence with a citation cites, by
 authors and year. A file that has one choice alone may say both at its top.
@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 from conf.axis import Axis, axes
 from train.config.choices import default_choices
 from train.config.schema import Config
-
-README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- written by python -m train.cli.axes -->\n", "<!-- end of what it writes -->\n"
 
 # A full stop that ends a sentence: not of an abbreviation, nor of an ellipsis.
 STOP = re.compile(
@@ -80,21 +76,3 @@ def _markdown(text: str) -> str:
     """Escaped, but for what stands in backticks, where only the column's border has to be."""
     parts = re.split("(`[^`]*`)", text)
     return "".join(re.sub(r"\|" if i % 2 else r"[\\|*<]", r"\\\g<0>", part) for i, part in enumerate(parts))
-
-
-def replaced(text: str, begin: str, end: str, new: str) -> str:
-    """The text with `new` between the two lines that mark its place."""
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not closed:
-        raise ValueError(f"README has no lines {begin!r} and {end!r}")
-    return before + found + new + closed + after
-
-
-def renewed(readme: str) -> str:
-    """README's text with the table of now."""
-    return replaced(readme, BEGIN, END, table())
-
-
-if __name__ == "__main__":
-    README.write_text(renewed(README.read_text()))

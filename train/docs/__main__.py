@@ -1,29 +1,71 @@
-"""`python -m train.docs`: writes every generated file again and prints those that changed."""
+"""`python -m train.docs`: writes every generated file and every generated part of a page, and says what changed.
+
+Each module of this package with `files() -> dict[Path, str]` returns the full text of the files that it generates, by
+their paths from the root of the repository. Everything they return follows from the code and from data files in git.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import pkgutil
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import train.docs
+from train.cli.terminal import exit_with
+from train.docs.collect import collect
+from train.docs.markers import ROOT
 
 
-def files() -> dict[Path, str]:
-    """Returns the full text of every generated file."""
-    found: dict[Path, str] = {}
-    for module in pkgutil.iter_modules(train.docs.__path__):
-        if module.name != "__main__":
-            found |= getattr(importlib.import_module(f"train.docs.{module.name}"), "files", dict)()
-    return found
+def generators() -> list[ModuleType]:
+    """Returns the modules of this package that generate files, sorted by name."""
+    names = sorted(found.name for found in pkgutil.iter_modules(train.docs.__path__) if found.name != "__main__")
+    modules = [importlib.import_module(f"train.docs.{name}") for name in names]
+    return [module for module in modules if hasattr(module, "files")]
+
+
+def differing(module: ModuleType) -> dict[Path, str]:
+    """Returns the files of one generator whose text on disk is not what it returns."""
+    files: dict[Path, str] = module.files()
+    return {path: text for path, text in files.items()
+            if not (ROOT / path).is_file() or (ROOT / path).read_text() != text}  # fmt: skip
+
+
+def write() -> list[Path]:
+    """Writes what differs. A page may have parts of several generators, so each reads what those before it wrote."""
+    changed = []
+    for module in generators():
+        for path, text in differing(module).items():
+            (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+            (ROOT / path).write_text(text)
+            changed.append(path)
+    return list(dict.fromkeys(changed))
+
+
+def docs(check: bool, results: Path | None) -> int:
+    """Returns the exit code: 1 when something differs that was only to be checked."""
+    if results is not None:
+        for path in collect(results):
+            print(f"from {results}: {path.relative_to(ROOT)}")
+    changed = [path for module in generators() for path in differing(module)] if check else write()
+    for path in changed:
+        print(f"differs, python -m train.docs writes it: {path}" if check else f"wrote {path}")
+    if not changed:
+        print("all generated files are up to date")
+    return int(check and bool(changed))
 
 
 def main() -> None:
-    for path, text in files().items():
-        if not path.exists() or path.read_text() != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-            print(path)
+    parser = argparse.ArgumentParser(prog="python -m train.docs", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when something differs")
+    parser.add_argument(
+        "--results", type=Path, metavar="RUNS",
+        help="first renew verdicts, leaderboard and the pictures in git from the sweeps in this folder",
+    )  # fmt: skip
+    given = parser.parse_args()
+    exit_with(lambda: sys.exit(docs(given.check, given.results)))
 
 
 if __name__ == "__main__":

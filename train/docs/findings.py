@@ -1,100 +1,107 @@
-"""`python -m train.docs.findings OUT`: README's table of findings and train/findings/RESULTS.md, from OUT's sweeps.
+"""The verdicts: counts in README.md, a table in train/findings/README.md, every check in train/findings/RESULTS.md.
 
-Nothing in either is written by hand: a verdict that changes with the code changes them.
+All of it follows from train/findings/verdicts.json, which `python -m train.docs --results RUNS` renews, and from the
+claims in train/findings/claims.
 """
 
 from __future__ import annotations
 
-import argparse
-import shutil
+import json
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from train.cli.axes import END, README, replaced
-from train.cli.terminal import exit_with
-from train.findings.base import Finding, all_findings
-from train.findings.status import cost, state
-from train.runfolder.files import read_json
+from train.docs.markers import ROOT, page
+from train.findings.base import Finding, FindingGroup, all_findings
+from train.findings.status import cost
+from train.report import MARKS
+from train.results.verdict import VerdictWord
 
-BEGIN = "<!-- written by python -m train.docs.findings -->\n"
-RESULTS = Path(__file__).parent / "findings" / "RESULTS.md"
+VERDICTS = ROOT / "train/findings/verdicts.json"
+RESULTS = ROOT / "train/findings/results"
+"""The pictures that git keeps; a finding without one here has it in the report of its sweep alone."""
+
 HEAD = ["finding", "claim", "source", "verdict", "judged", "at N", "effect", "2 cores"]
+GROUPS = {
+    "core": "the core reference and its neighbours",
+    "rules": "attention rules",
+    "slow": "the same, longer sweeps",
+}
+NOT_RUN: dict[str, Any] = {"state": "not run", "judged": "", "sizes": "", "checks": [], "notes": [], "figure": ""}
 
 
-def table(out: Path) -> str:
-    """A row for each finding; the effect is the figures of the first check that fails, else of the first."""
-    rows = [_row(finding, out / finding.name) for finding in all_findings().values()]
-    lines = [f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * len(HEAD), *rows)]
-    return "\n".join(lines) + "\n"
+def files() -> dict[Path, str]:
+    found = verdicts()
+    return {
+        **page("README.md", {"scoreboard": scoreboard(found)}),
+        **page("train/findings/README.md", {"scoreboard": scoreboard(found), "verdicts": table(found)}),
+        Path("train/findings/RESULTS.md"): results(found),
+    }
 
 
-def _row(finding: Finding, folder: Path) -> list[str]:
-    found = state(folder)
-    verdict, effect = found.get("state", "not run"), ""
-    if found.get("judged"):
-        checks = read_json(folder / "report" / "verdict.json")["checks"]
-        verdict = f"**{verdict}**, {sum(c['passed'] is True for c in checks)} of {len(checks)}"
-        effect = next((c for c in checks if c["passed"] is False), checks[0])["text"].replace("|", "\\|")
-    judged = found.get("judged") or ""
-    return [f"`{finding.name}`", finding.claim, finding.source, verdict, judged, _scale(folder), effect, cost(finding)]
+def verdicts() -> dict[str, dict[str, Any]]:
+    """Returns the verdict, checks and notes of each finding by name."""
+    found: dict[str, dict[str, Any]] = json.loads(VERDICTS.read_text())
+    return found
 
 
-def _scale(folder: Path) -> str:
-    from train.cli.format import size_label
-    from train.results.sweep import load_sweep
-
-    if not (folder / "sweep.json").exists():
-        return ""
-    sizes = sorted(load_sweep(folder).runs["size"].unique())
-    return " to ".join(size_label(n) for n in dict.fromkeys([sizes[0], sizes[-1]]))
-
-
-def results(out: Path) -> str:
-    """Each verdict in full: checks with their figures, notes, the first figure of its report."""
-    parts = [
-        "# Results of the findings\n",
-        "Written by `python -m train.docs.findings` from the sweeps of `python -m train.findings all`.\n",
-    ]
-    return "\n".join(parts + [_section(finding, out / finding.name) for finding in all_findings().values()])
-
-
-def _section(finding: Finding, folder: Path) -> str:
-    from train.report import MARKS
-
-    verdict: dict[str, Any] = read_json(folder / "report" / "verdict.json")
-    found = state(folder)
-    lines = [f"## {finding.name}: {found.get('state', 'not run')}", "", f"{finding.claim} {finding.source}.", ""]
-    if verdict:
-        lines += [f"{found['judged']}, {found['ended']} of {found['runs']} runs.", ""]
-        lines += ["| check | | figures |", "|---|---|---|"]
-        for check in verdict["checks"]:
-            text = check["text"].replace("|", "\\|")
-            lines.append(f"| {check['claim']} | {MARKS[check['passed']]} | {text} |")
-        lines += ["", *(f"- {note}" for note in verdict["notes"]), ""]
-        if verdict.get("figures"):
-            lines += [f"![{verdict['figures'][0].replace('_', ' ')}](results/{finding.name}.png)", ""]
-    return "\n".join(lines)
-
-
-def write(out: Path) -> None:
-    README.write_text(replaced(README.read_text(), BEGIN, END, table(out)))
-    RESULTS.write_text(results(out))
-    pictures = RESULTS.parent / "results"
-    pictures.mkdir(exist_ok=True)
+def scoreboard(found: dict[str, dict[str, Any]]) -> str:
+    """Returns the counts of findings by group and verdict, and of checks."""
+    words = get_args(VerdictWord)
+    counts = {group: Counter[str]() for group in get_args(FindingGroup)}
+    checks = Counter[bool | None]()
     for finding in all_findings().values():
-        report = out / finding.name / "report"
-        figures = read_json(report / "verdict.json").get("figures")
-        if figures:
-            shutil.copyfile(report / f"{figures[0]}.png", pictures / f"{finding.name}.png")
-    print(f"{README}, {RESULTS}, {pictures}")
+        verdict = found.get(finding.name, NOT_RUN)
+        counts[finding.group][verdict["state"]] += 1
+        checks.update(check["passed"] for check in verdict["checks"])
+    lines = [f"| findings | {' | '.join(words)} |", f"|---|{'---|' * len(words)}"]
+    lines += [f"| {GROUPS[group]} (`{group}`) | {' | '.join(str(of[word]) for word in words)} |"
+              for group, of in counts.items()]  # fmt: skip
+    total = sum(counts.values(), Counter[str]())
+    lines.append(f"| **all {total.total()}** | {' | '.join(f'**{total[word]}**' for word in words)} |")
+    said = f"Of their {checks.total()} checks {checks[True]} pass, {checks[None]} are open and {checks[False]} fail."
+    return "\n".join([*lines, "", said]) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m train.docs.findings", description=__doc__)
-    parser.add_argument("out", type=Path, nargs="?", default=Path("runs"), help="folder of the sweeps")
-    out = parser.parse_args().out
-    exit_with(lambda: write(out))
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Returns a row for each finding; its effect is that of the first check that fails, else of the first."""
+    rows = [_row(finding, found.get(finding.name, NOT_RUN)) for finding in all_findings().values()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * len(HEAD), *rows)) + "\n"
 
 
-if __name__ == "__main__":
-    main()
+def _row(finding: Finding, found: dict[str, Any]) -> list[str]:
+    verdict, effect, checks = found["state"], "", found["checks"]
+    if checks:
+        verdict = f"**{verdict}**, {sum(c['passed'] is True for c in checks)} of {len(checks)}"
+        effect = _cell(next((c for c in checks if c["passed"] is False), checks[0])["text"])
+    link = f"[`{finding.name}`](RESULTS.md#{finding.name})"
+    judged = found["judged"] or ""
+    return [link, _cell(finding.claim), finding.source, verdict, judged, found["sizes"], effect, cost(finding)]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def results(found: dict[str, dict[str, Any]]) -> str:
+    """Returns every verdict in full: its checks with their figures, notes, and the picture if git keeps it."""
+    head = (
+        "# Results of the findings\n\n"
+        "Written by `python -m train.docs` from [verdicts.json](verdicts.json). A check is *open* where the runs\n"
+        "can't decide it. `python -m train.findings all` trains, judges and draws everything again, each finding in\n"
+        "`runs/NAME/report`; a few of the figures are shown here.\n"
+    )
+    sections = [_section(finding, found.get(finding.name, NOT_RUN)) for finding in all_findings().values()]
+    return "\n".join([head, *sections])
+
+
+def _section(finding: Finding, found: dict[str, Any]) -> str:
+    lines = [f"## {finding.name}", "", f"**{found['state'].capitalize()}.** {finding.claim} {finding.source}.", ""]
+    if found["checks"]:
+        lines += [f"Judged on {found['judged']}, {found['ended']} of {found['runs']} runs.", ""]
+        lines += ["| check | | figures |", "|---|---|---|"]
+        lines += [f"| {_cell(c['claim'])} | {MARKS[c['passed']]} | {_cell(c['text'])} |" for c in found["checks"]]
+        lines += ["", *(f"- {note}" for note in found["notes"]), ""]
+        if (RESULTS / f"{finding.name}.png").exists():
+            lines += [f"![{found['figure']}](results/{finding.name}.png)", ""]
+    return "\n".join(lines)

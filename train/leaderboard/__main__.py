@@ -9,12 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.axis import ConfigError
-from train.cli.axes import replaced
 from train.cli.format import number
 from train.cli.terminal import exit_with, table_console
 from train.leaderboard.confirm import confirmation
@@ -28,12 +25,10 @@ if TYPE_CHECKING:
     from train.sweeps.plan import Sweep
 
 EXPERIMENT = "leaderboard_attention"
-BEGIN, END = "<!-- written by python -m train.leaderboard -->\n", "<!-- end of what it writes -->\n"
-PICTURE = "train/leaderboard/leaderboard.png"
 STEPS, ROUNDS = 5, 3
 
 
-def leaderboard(overrides: list[str], times: bool, only_report: bool, readme: Path | None) -> int:
+def leaderboard(overrides: list[str], times: bool, only_report: bool) -> int:
     """The exit code: 1 when a run failed."""
     from train.results.arms import varying
     from train.results.sweep import load_sweep
@@ -57,7 +52,7 @@ def leaderboard(overrides: list[str], times: bool, only_report: bool, readme: Pa
         write_atomically(folder / "step_times.json", json.dumps(step_times(window, axes)))
     # Measured at the largest size alone.
     table["step"] = table["arm"].map(read_json(folder / "step_times.json")).where(table["size"] == table["size"].max())
-    _write(table, folder, readme)
+    _write(table, folder)
     return failed
 
 
@@ -98,19 +93,7 @@ def _cell(row: dict[str, Any], column: str) -> str:
     return f"{value:,.0f}" if column == "N" else f"{value:.2f}" if column in ("step", "sink_rate") else number(value)
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A table for each size, the largest first, the best choice first."""
-    from train.cli.format import size_label
-
-    parts = []
-    for n, of in table.groupby("size", sort=False):
-        lines = [f"N = {size_label(n)}:", "", f"| {' | '.join(COLUMNS.values())} |"]
-        lines += ["|" + "---|" * len(COLUMNS), *(f"| {' | '.join(row)} |" for row in cells(of))]
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
-
-
-def _write(table: pd.DataFrame, folder: Path, readme: Path | None) -> None:
+def _write(table: pd.DataFrame, folder: Path) -> None:
     from rich.table import Table
 
     from train.cli.format import size_label
@@ -119,7 +102,6 @@ def _write(table: pd.DataFrame, folder: Path, readme: Path | None) -> None:
     if table["expected"].notna().any():
         save(figure(table), folder / "leaderboard")
     table.drop(columns=["lrs", "window", "losses"], errors="ignore").to_csv(folder / "leaderboard.csv", index=False)
-    write_atomically(folder / "leaderboard.md", markdown(table))
     console = table_console()
     for n, of in table.groupby("size", sort=False):
         shown = Table(box=None, title=f"N = {size_label(n)}", title_justify="left", padding=(0, 2, 0, 0))
@@ -131,14 +113,7 @@ def _write(table: pd.DataFrame, folder: Path, readme: Path | None) -> None:
     noise = spread(table)
     if noise is not None:
         print(f"standard deviation of a loss between seeds, pooled: {noise:.4f} nats")
-    if readme is not None:
-        if table["expected"].isna().all():
-            raise ConfigError(f"--readme {readme}: no choice has all of its runs yet, run the same command again")
-        (readme.parent / PICTURE).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / "leaderboard.png", readme.parent / PICTURE)
-        text = f"![Loss of each rule at each learning rate, and at its best]({PICTURE})\n\n{markdown(table)}"
-        readme.write_text(replaced(readme.read_text(), BEGIN, END, text))
-    print(f"{folder}: leaderboard.md, leaderboard.csv, leaderboard.png, leaderboard.pdf")
+    print(f"{folder}: leaderboard.csv, leaderboard.png, leaderboard.pdf")
 
 
 def main() -> None:
@@ -148,9 +123,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="experiment=NAME and overrides of its grid")
     parser.add_argument("--no-times", action="store_true", help="measure no step times")
     parser.add_argument("--only-report", action="store_true", help="train nothing")
-    parser.add_argument("--readme", type=Path, help="write the table of the largest size into this file")
     given = parser.parse_args()
-    exit_with(lambda: sys.exit(leaderboard(given.overrides, not given.no_times, given.only_report, given.readme)))
+    exit_with(lambda: sys.exit(leaderboard(given.overrides, not given.no_times, given.only_report)))
 
 
 if __name__ == "__main__":

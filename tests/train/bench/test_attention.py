@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -11,19 +12,9 @@ from models.attention.mixing.base import ATTENTION
 from tests.train.helpers import TINY, tiny
 from train.bench import __main__ as bench
 from train.bench import attention as module
-from train.bench.attention import (
-    BEGIN,
-    LENGTHS,
-    TOKENS,
-    Layer,
-    RuleCost,
-    growth,
-    measure_attention,
-    renewed,
-    rules,
-    table,
-)
-from train.cli.axes import README, names
+from train.bench.attention import LENGTHS, TOKENS, Layer, RuleCost, growth, measure_attention, rules
+from train.cli.axes import names
+from train.docs.bench import attention_table
 
 
 def cost(rule: str, *times: float, refused: str = "") -> RuleCost:
@@ -84,38 +75,42 @@ def test_growth_is_between_the_last_two_lengths() -> None:
     assert growth([5.0, 3.0, 6.0]) == pytest.approx(0.5)
 
 
-def test_what_is_dear_is_marked() -> None:
-    *_, row = table([cost("softcap", 1.5, 1.51, 2.0)]).splitlines()
+def test_times_above_the_limit_are_bold() -> None:
+    *_, row = attention_table([asdict(cost("softcap", 1.5, 1.51, 2.0))]).splitlines()
     assert row == "| `softcap` | 1.50 | **1.51** | **2.00** | 1.00 | 2.00 | 4.00 | T^0.50 |"
-    assert len(table([cost("softcap", refused="no")]).splitlines()) == 2
+    assert len(attention_table([asdict(cost("softcap", refused="no"))]).splitlines()) == 2
 
 
-def test_rows_that_are_not_measured_stay_while_their_rules_exist() -> None:
-    rows = "| `softcap` | old |\n| `gone` | old |\n| `softmax` | old |\n"
-    text = f"a\n{BEGIN}old head\n{rows}<!-- end of what it writes -->\nb\n"
-    found = renewed(text, [cost("relu_squared", 1, 1, 1), cost("softmax", 1, 1, 1)])
-    assert found.startswith(f"a\n{BEGIN}| rule |")
-    assert found.endswith("| `softcap` | old |\n<!-- end of what it writes -->\nb\n")
-    rows = [line.split("`")[1] for line in found.splitlines() if line.startswith("| `")]
+def test_the_table_has_measured_rules_that_exist_in_the_order_of_the_registry() -> None:
+    costs = [asdict(cost(rule, 1, 1, 1)) for rule in ("softcap", "gone", "relu_squared", "softmax")]
+    rows = [line.split("`")[1] for line in attention_table(costs).splitlines()[2:]]
     assert rows == [rule for rule in rules() if rule in ("softmax", "relu_squared", "softcap")]
-    assert renewed(found, []) == found
 
 
-def test_readme_has_a_table_of_rules_that_exist() -> None:
-    assert renewed(README.read_text(), []) == README.read_text()
+def test_rows_that_are_not_measured_now_stay_in_the_file() -> None:
+    rows = {name: asdict(cost(name, 1, 1, 1)) for name in ("softcap", "fox")}
+    new = rows["softcap"] | {"growth": 2.0}
+    earlier = {
+        "torch": "1",
+        "mini-0.1M": {"rules": []},
+        "mini-0.6M": {"step_seconds": [1], "rules": list(rows.values())},
+    }
+    merged = bench.with_earlier({"torch": "2", "mini-0.6M": {"step_seconds": [2], "rules": [new]}}, earlier)
+    assert merged == {
+        "torch": "2", "mini-0.1M": {"rules": []}, "mini-0.6M": {"step_seconds": [2], "rules": [new, rows["fox"]]},
+    }  # fmt: skip
+    assert bench.with_earlier(earlier, {}) == earlier
 
 
 def test_command(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(module, "LENGTHS", (4, 8, 16))
-    out, readme = tmp_path / "attention.json", tmp_path / "README.md"
-    readme.write_text(README.read_text())
-    monkeypatch.setattr(bench, "README", readme)
+    out = tmp_path / "attention.json"
     command = ["bench", "--attention", "softcap", "--models", "mini-0.02M", "--steps", "1", "--rounds", "1"]
-    monkeypatch.setattr("sys.argv", [*command, "--readme", "--out", str(out)])
+    monkeypatch.setattr("sys.argv", [*command, "--out", str(out)])
     bench.main()
     (found,) = json.loads(out.read_text())["mini-0.02M"]["rules"]
     assert found["rule"] == "softcap"
-    assert f"| `softcap` | {found['times'][0]:.2f}".replace("**", "") in readme.read_text().replace("**", "")
     printed = capsys.readouterr().out
     assert "softcap" in printed
+    assert f"{found['times'][0]:.2f}" in printed
     assert f"figures: {out}" in printed

@@ -35,7 +35,7 @@ from train.run.recorder import MetricsRow
 from train.run.trainer import train
 from train.runfolder.folder import RunFolder
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[3] / "train" / "run" / "README.md"
 AXES = {
     name: axis for name, axis in axes(Config).items() if name != "data" and name not in Runtime.__dataclass_fields__
 }

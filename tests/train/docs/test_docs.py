@@ -1,15 +1,19 @@
-"""README's table of axes: every choice has a definition and a source, and the table is that of now."""
+"""Every choice has a definition and a source, and what is on disk is what train.docs returns."""
 
 import re
 import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from conf.axis import axes
+from conf.axis import ConfigError, axes
 from train.__main__ import main
-from train.cli.axes import README, definition, documentation, names, renewed, source, table
-from train.config.choices import choices, default_choices
+from train.cli.axes import definition, documentation, names, source, table
+from train.config.choices import default_choices
 from train.config.schema import Config
+from train.docs import __main__ as command
+from train.docs.markers import marks, replaced
 
 CHOICES = [(axis, name) for axis, registry in axes(Config).items() for name in registry.choices]
 # Corpora, logs and launchers have none that define them.
@@ -24,13 +28,34 @@ def test_every_choice_is_documented(axis: str, name: str) -> None:
     assert axis in UNCITED or source(text), f"the docstring of {axis}={name} cites no work by authors and year"
 
 
-def test_readme_has_the_table_of_now() -> None:
-    assert renewed(README.read_text()) == README.read_text(), "python -m train.cli.axes renews it"
+@pytest.mark.parametrize("module", command.generators(), ids=lambda module: module.__name__.rpartition(".")[2])
+def test_files_on_disk_are_what_it_returns(module: ModuleType) -> None:
+    assert list(command.differing(module)) == [], "python -m train.docs writes them"
 
 
-def test_readme_has_every_ladder_and_size() -> None:
-    text = README.read_text()
-    assert [name for name in (*choices()["ladder"], *choices()["model"]) if f"`{name}`" not in text] == []
+def test_writes_what_differs_and_checks_without_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = {path: text for module in command.generators() for path, text in module.files().items()}
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    assert command.docs(check=True, results=None) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert command.docs(check=False, results=None) == 0
+    assert {path: (tmp_path / path).read_text() for path in expected} == expected
+    (tmp_path / "README.md").write_text("")
+    assert command.docs(check=True, results=None) == 1
+    capsys.readouterr()
+    assert command.docs(check=False, results=None) == 0
+    assert capsys.readouterr().out == "wrote README.md\n"
+    assert command.docs(check=True, results=None) == 0
+
+
+def test_a_part_is_replaced_between_its_marks() -> None:
+    begin, end = marks("x")
+    assert replaced(f"a\n{begin}old\n{end}b\n", begin, end, "new\n") == f"a\n{begin}new\n{end}b\n"
+    for text in ("a\n", f"{begin}a\n", f"{end}{begin}"):
+        with pytest.raises(ConfigError, match="no generated part between"):
+            replaced(text, begin, end, "new\n")
 
 
 def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

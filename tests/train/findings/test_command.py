@@ -1,13 +1,15 @@
-"""`python -m train.findings`, its list, and README's table that is written from the same sweeps."""
+"""`python -m train.findings`, its list, and the verdicts that the documentation collects from the same sweeps."""
 
+import json
 from datetime import datetime
 
 import pytest
 
 from conf.axis import ConfigError
 from tests.train.test_report import fake_sweep
-from train.cli.axes import END, README, replaced
-from train.docs.findings import BEGIN, results, table
+from train.docs import collect as collecting
+from train.docs.collect import entry
+from train.docs.findings import results, scoreboard, table, verdicts
 from train.findings.__main__ import chosen, work
 from train.findings.base import all_findings
 from train.findings.status import state
@@ -52,20 +54,43 @@ def test_list(out, capsys):
     assert f"1 reproduced, 1 not judged, {len(all_findings()) - 2} not run" in shown
 
 
-def test_table_and_results(out):
-    rows = {line.split("`")[1]: line for line in table(out).splitlines()[2:]}
+def test_collected_verdicts_make_the_pages(out):
+    found = {name: entry(out / name) for name in ("qk_norm", "gradient_rms")}
+    rows = {line.split("`")[1]: line for line in table(found).splitlines()[2:]}
     assert list(rows) == list(all_findings())
     today = datetime.now().date()
     assert f"| **reproduced**, 4 of 4 | {today} | 25k to 590k | lower at 3 of 3 sizes" in rows["qk_norm"]
     assert "| not judged |" in rows["gradient_rms"]
     assert "| not run |" in rows["steps"]
-    text = results(out)
-    assert "## qk_norm: reproduced" in text
+    text = results(found)
+    assert "## qk_norm\n\n**Reproduced.** Without qk-layernorm" in text
     assert "![loss and logits against lr](results/qk_norm.png)" in text
+    assert f"| **all {len(all_findings())}** | **1** | **0** | **0** |" in scoreboard(found)
+    assert "Of their 4 checks 4 pass, 0 are open and 0 fail." in scoreboard(found)
 
 
-def test_readme_has_a_row_for_each_finding():
-    text = README.read_text()
-    held = text.partition(BEGIN)[2].partition(END)[0]
-    assert [line.split("`")[1] for line in held.splitlines()[2:]] == list(all_findings())
-    assert replaced(text, BEGIN, END, held) == text
+def test_the_verdicts_in_git_are_of_findings_that_exist():
+    assert list(verdicts()) == list(all_findings())
+
+
+def test_collecting_keeps_what_the_folder_does_not_have(out, tmp_path, monkeypatch):
+    known = verdicts()
+    for name in ("verdicts.json", "leaderboard.csv"):
+        (tmp_path / name).write_text("")
+    pictures = tmp_path / "results"
+    pictures.mkdir()
+    (pictures / "qk_norm.png").write_bytes(b"old")
+    monkeypatch.setattr(collecting, "verdicts", lambda: known)
+    monkeypatch.setattr(collecting, "VERDICTS", tmp_path / "verdicts.json")
+    monkeypatch.setattr(collecting, "RESULTS", pictures)
+    monkeypatch.setattr(collecting, "LEADERBOARD", tmp_path / "leaderboard.csv")
+    assert collecting.collect(out) == [tmp_path / "verdicts.json", pictures / "qk_norm.png"]
+    written = json.loads((tmp_path / "verdicts.json").read_text())
+    changed = {name for name in known if written[name] != known[name]}
+    assert changed == {"qk_norm", "gradient_rms"}
+    assert [p.name for p in pictures.iterdir()] == ["qk_norm.png"]
+    assert (pictures / "qk_norm.png").read_bytes() == (
+        out / "qk_norm/report/loss_and_logits_against_lr.png"
+    ).read_bytes()
+    with pytest.raises(ConfigError, match="is not a folder"):
+        collecting.collect(tmp_path / "none")

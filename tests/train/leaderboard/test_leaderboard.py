@@ -10,7 +10,8 @@ import pytest
 
 from tests.train.findings.frames import INIT, frame
 from tests.train.helpers import sigterm_kept
-from train.leaderboard.__main__ import BEGIN, END, PICTURE, cells, leaderboard, markdown
+from train.docs.leaderboard import markdown
+from train.leaderboard.__main__ import cells, leaderboard
 from train.leaderboard.confirm import SEEDS, best_runs
 from train.leaderboard.figure import figure
 from train.leaderboard.rows import rows, spread
@@ -117,7 +118,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         f"out={tmp_path}",
     ]  # fmt: skip
     with sigterm_kept():
-        assert leaderboard(overrides, times=False, only_report=False, readme=None) == 0
+        assert leaderboard(overrides, times=False, only_report=False) == 0
     (folder,) = [p for p in tmp_path.iterdir() if not p.name.endswith("-seeds")]
     table = pd.read_csv(folder / "report" / "leaderboard.csv")
     assert set(table["arm"]) == {"softmax", "relu_squared"}
@@ -125,14 +126,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     seeds = json.loads((tmp_path / f"{folder.name}-seeds" / "sweep.json").read_text())["runs"]
     assert len(seeds) == 2 * len(SEEDS)
     capsys.readouterr()
-    readme = tmp_path / "README.md"
-    readme.write_text(f"above\n{BEGIN}old\n{END}below\n")
-    assert leaderboard(overrides, times=False, only_report=True, readme=readme) == 0
+    assert leaderboard(overrides, times=False, only_report=True) == 0
     said = capsys.readouterr().out
     assert "softmax" in said
     assert "done already" not in said
-    written = readme.read_text()
-    assert written.startswith(f"above\n{BEGIN}![")
-    assert written.endswith(f"{END}below\n")
-    assert [f"| {rule} |" in written for rule in ("softmax", "relu_squared")] == [True, True]
-    assert (tmp_path / PICTURE).stat().st_size > 10_000
+    assert (folder / "report" / "leaderboard.png").stat().st_size > 10_000
+    # The page that is made of the file says what the command printed.
+    text = markdown(table)
+    assert [f"| {rule} |" in text for rule in ("softmax", "relu_squared")] == [True, True]
+    for row in cells(table):
+        assert f"| {' | '.join(row)} |" in text
+        assert row[1] in said

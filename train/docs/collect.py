@@ -1,0 +1,66 @@
+"""Copies what the pages show of finished sweeps into the repository: verdicts, the leaderboard and a few pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from conf.axis import ConfigError
+from train.docs.findings import RESULTS, VERDICTS, verdicts
+from train.docs.leaderboard import LEADERBOARD
+from train.findings.base import all_findings
+from train.findings.status import state
+from train.leaderboard.__main__ import EXPERIMENT
+from train.runfolder.files import read_json, write_atomically
+
+
+def collect(out: Path) -> list[Path]:
+    """Renews the data files and the pictures in git from the sweeps in `out`, and returns what it wrote.
+
+    Findings without a sweep there keep their verdicts, pictures that are not in git stay out of it.
+    """
+    if not out.is_dir():
+        raise ConfigError(f"--results {out} is not a folder: give the one that holds the sweeps")
+    found = {name: entry(out / name) for name in all_findings() if (out / name / "sweep.json").exists()}
+    known = verdicts() | found
+    text = json.dumps({name: known[name] for name in all_findings() if name in known}, indent=1, ensure_ascii=False)
+    write_atomically(VERDICTS, text + "\n")
+    written = [VERDICTS]
+    for name, kept in found.items():
+        if kept["figure"]:
+            figure = kept["figure"].replace(" ", "_") + ".png"
+            written += _copied(out / name / "report" / figure, RESULTS / f"{name}.png")
+    report = out / EXPERIMENT / "report"
+    written += _copied(report / "leaderboard.png", LEADERBOARD.with_suffix(".png"))
+    written += _copied(report / "leaderboard.csv", LEADERBOARD)
+    return written
+
+
+def entry(folder: Path) -> dict[str, Any]:
+    """Returns what verdicts.json holds of a finding's sweep."""
+    found, verdict = state(folder), read_json(folder / "report" / "verdict.json")
+    checks = [{key: check[key] for key in ("claim", "passed", "text")} for check in verdict.get("checks", [])]
+    figures = verdict.get("figures") or [""]
+    return {
+        "state": found["state"], "judged": found["judged"], "ended": found["ended"], "runs": found["runs"],
+        "sizes": _sizes(folder), "checks": checks, "notes": verdict.get("notes", []),
+        "figure": figures[0].replace("_", " "),
+    }  # fmt: skip
+
+
+def _sizes(folder: Path) -> str:
+    from train.cli.format import size_label
+    from train.results.sweep import load_sweep
+
+    sizes = sorted(load_sweep(folder).runs["size"].unique())
+    return " to ".join(size_label(n) for n in dict.fromkeys([sizes[0], sizes[-1]]))
+
+
+def _copied(source: Path, destination: Path) -> list[Path]:
+    """Copies over a file that is in the repository already; a missing source leaves it as it is."""
+    if not source.exists() or not destination.exists():
+        return []
+    shutil.copyfile(source, destination)
+    return [destination]

@@ -1,0 +1,31 @@
+"""train/leaderboard/README.md: a table for each model size, from leaderboard.csv."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from train.cli.format import size_label
+from train.docs.markers import ROOT, page
+from train.leaderboard.__main__ import COLUMNS, cells
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEADERBOARD = ROOT / "train/leaderboard/leaderboard.csv"
+
+
+def files() -> dict[Path, str]:
+    import pandas as pd
+
+    return page("train/leaderboard/README.md", {"leaderboard": markdown(pd.read_csv(LEADERBOARD))})
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Returns a table for each size, the largest first, the best choice first."""
+    parts = []
+    for n, of in table.groupby("size", sort=False):
+        lines = [f"N = {size_label(n)}:", "", f"| {' | '.join(COLUMNS.values())} |"]
+        lines += ["|" + "---|" * len(COLUMNS), *(f"| {' | '.join(row)} |" for row in cells(of))]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
