@@ -119,16 +119,6 @@ def checked(config: type[T], values: Mapping[str, Any]) -> T:
         raise ConfigError(_one_line(error, config)) from None
 
 
-def checked_field(config: type, name: str, value: Any) -> Any:
-    """What one field of the config dataclass makes of a plain value, by itself; raises pydantic's ValidationError."""
-    return _field_adapters(config)[name].validate_json(to_json(value, inf_nan_mode="constants"), strict=True)
-
-
-@by_type
-def _field_adapters(config: type) -> Mapping[str, TypeAdapter[Any]]:
-    return {name: TypeAdapter(hint) for name, hint in _hints(config).items()}
-
-
 @by_type
 def _adapter(config: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -47,9 +48,10 @@ def default_fields() -> Mapping[str, Any]:
 
 
 @cache
-def sizes() -> Mapping[str, Mapping[str, Any]]:
-    """Returns the fields of each size in conf/model/."""
-    return {name: _read(f"model/{name}") for name in choices()["model"]}
+def size(name: str) -> Mapping[str, Any] | None:
+    """Returns the fields of a size in conf/model/; None for a name that none of them has."""
+    plain = re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", name)
+    return _read(f"model/{name}") if plain and (CONF / "model" / f"{name}.yaml").is_file() else None
 
 
 def shared_fields(axis: str) -> dict[str, Any]:

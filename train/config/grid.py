@@ -39,7 +39,7 @@ def _product(overrides: Sequence[str]) -> list[list[str]]:
     fixed: list[str] = []
     axes: dict[str, list[str]] = {}
     for text in overrides:
-        key, values = _values(text)
+        key, values = key_and_values(text)
         fixed = [f for f in fixed if f.partition("=")[0] != key]
         if values is None:
             axes.pop(key, None)
@@ -79,7 +79,7 @@ class Composer:
 
     def _for_hydra(self, point: Sequence[str]) -> tuple[str, ...]:
         """Returns the overrides that Hydra has to apply: choices, +key, ~key, and mappings, which it merges."""
-        found = [o for o in point if _key(o) in self.groups or not o[0].isalpha() or isinstance(_parsed(o)[1], dict)]
+        found = [o for o in point if _key(o) in self.groups or not o[0].isalpha() or isinstance(parsed(o)[1], dict)]
         special = [o.lstrip("+~").partition("=")[0] for o in found if _key(o) not in self.groups]
         if any(f"{key}.".startswith(f"{_key(o)}.") or f"{_key(o)}.".startswith(f"{key}.")
                for key in special for o in point if o not in found):  # fmt: skip
@@ -99,7 +99,7 @@ def _set(node: DictConfig, text: str) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    key, value = _parsed(text)
+    key, value = parsed(text)
     try:
         OmegaConf.update(node, key, value, force_add=False)
     except OmegaConfBaseException as error:
@@ -111,7 +111,7 @@ def _key(override: str) -> str:
 
 
 @cache
-def _parsed(text: str) -> tuple[str, Any]:
+def parsed(text: str) -> tuple[str, Any]:
     """Key and value of an override, in Hydra's grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -119,7 +119,7 @@ def _parsed(text: str) -> tuple[str, Any]:
     return override.key_or_group, override.value()
 
 
-def _values(text: str) -> tuple[str, list[str] | None]:
+def key_and_values(text: str) -> tuple[str, list[str] | None]:
     """The key of an override and, where it has several values, an override for each."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Glob, Override

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from conf.axis import CHECKED, axes, by_type, checked_field, near
+from conf.axis import CHECKED, near
 from data.config import DATA, DataConfig
 from models.architecture import Architecture
 from train.config import fsdp as shardable
-from train.config.choices import default_choices, experiments
+from train.config import names
+from train.config.choices import experiments
 from train.config.launcher import LAUNCHER, LauncherConfig, Local
 from train.loggers import LOGGER, LoggerConfig
 from train.losses import LOSS, LossConfig
@@ -24,8 +24,7 @@ from train.optimizers import OPTIMIZER, OptimizerConfig
 from train.optimizers.schedules import SCHEDULE, ScheduleConfig
 
 Count = Annotated[int, Field(ge=1)]
-LONGEST_NAME = 200
-"""Characters of a run's readable name; file systems take 255 with the hash. What is cut off is in the hash."""
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -34,6 +33,9 @@ class Runtime:
 
     out: str
     """Folder for run and sweep folders."""
+    name: Annotated[str, Field(pattern=NAME, max_length=names.LONGEST)] | None
+    """Name of your own, letters, digits and -_. alone: a run's folder is NAME-<hash>, a sweep's NAME. Null calls a run
+    after what is not default, a sweep after what it varies."""
     cache: str
     """Folder for prepared token files; ~ is the home folder."""
     logger: Annotated[LoggerConfig, LOGGER]
@@ -124,72 +126,34 @@ class Config(Architecture, Runtime):
         return self
 
     def values(self) -> dict[str, Any]:
-        """Plain values, as in config.yaml."""
-        return {name: _plain(getattr(self, name)) for name in _names(type(self))}
+        """Returns plain values, as in config.yaml."""
+        return asdict(self)
 
-    def changed(self, values: Mapping[str, Any]) -> Config:
-        """With other plain values in these fields, as strictly checked as all are by `from_values`; what a grid leaves
-        alone is shared. Raises pydantic's ValidationError, whose paths lack the field."""
-        found = {name: getattr(self, name) for name in _names(type(self))}
-        return Config(**found | {name: checked_field(Config, name, value) for name, value in values.items()})
+    @classmethod
+    def fields_of_hash(cls) -> list[str]:
+        """Returns the names of the fields that decide a run's numbers, in the order of the config."""
+        return [field.name for field in fields(cls) if field.name not in Runtime.__dataclass_fields__]
 
     def digest(self) -> str:
-        """Eight hex digits of a hash over everything that decides the run's numbers."""
+        """Returns eight hex digits of a hash over everything that decides the run's numbers."""
         return self._digest
 
     @cached_property
     def _digest(self) -> str:
-        names = set(_names(type(self))) - Runtime.__dataclass_fields__.keys()
+        values = self.values()
+        hashed = {name: values[name] for name in self.fields_of_hash()}
         if not self.eval_lengths:  # measures more and changes nothing: without it, the run that it was
-            names.remove("eval_lengths")
-        # json.dumps of all of them with sorted keys.
-        parts = (f'"{name}": {_canonical(getattr(self, name))}' for name in sorted(names))
-        return hashlib.sha256(f"{{{', '.join(parts)}}}".encode()).hexdigest()[:8]
+            del hashed["eval_lengths"]
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
 
     def run_name(self) -> str:
-        """Readable part and hash; the run folder's name, W&B's run id is its hash."""
+        """Returns the run folder's name: `name` or else the readable part, and the hash, which is W&B's run id."""
         return self._run_name
 
     @cached_property
     def _run_name(self) -> str:
-        return f"{self.readable()}-{self.digest()}"
+        return f"{self.name or self.readable()}-{self.digest()}"
 
     def readable(self) -> str:
-        chosen = [self.model.name, f"qk_{self.qk_norm.name}"]
-        defaults = default_choices()
-        for axis in axes(Config):
-            name = getattr(self, axis).name
-            if axis not in ("qk_norm", *Runtime.__dataclass_fields__) and name != defaults.get(axis, name):
-                chosen.append(f"{axis}_{name}")
-        end = f"-lr{self.optimizer.lr:g}-seed{self.seed}"
-        return "-".join(chosen)[: LONGEST_NAME - len(end)] + end
-
-
-@by_type
-def _names(config: type) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(config))
-
-
-CANONICAL = "_canonical"
-SCALARS = frozenset((type(None), bool, int, float, str))
-
-
-def _plain(value: Any) -> Any:
-    """As dataclasses.asdict, without its copies of what can't change: a sweep asks for the values of all its runs."""
-    if type(value) in SCALARS:
-        return value
-    if isinstance(value, tuple | list):
-        return type(value)(map(_plain, value))
-    own = value if isinstance(value, dict) else {name: getattr(value, name) for name in _names(type(value))}
-    return {name: v if type(v) in SCALARS else _plain(v) for name, v in own.items()}
-
-
-def _canonical(part: Any) -> str:
-    """The JSON of a field, keys sorted; that of a choice is made once, and stays with it."""
-    if type(part) in SCALARS or isinstance(part, tuple):
-        return json.dumps(_plain(part))
-    text = vars(part).get(CANONICAL)
-    if text is None:
-        text = json.dumps(_plain(part), sort_keys=True)
-        object.__setattr__(part, CANONICAL, text)
-    return text
+        """Returns what tells the run from others: each field that is not its default. See train.config.names."""
+        return names.readable(self)

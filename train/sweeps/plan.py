@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from conf.axis import ConfigError
 from train.config.grid import compose_all, expand
-from train.config.schema import Config, Runtime
+from train.config.schema import Config
 from train.runfolder.files import unwritable, write_atomically
 from train.runfolder.folder import RunFolder
+from train.sweeps.folder_name import sweep_folder
 
 
 @dataclass
@@ -72,32 +73,22 @@ class Sweep:
 
 
 def plan(overrides: Sequence[str]) -> Sweep:
-    """The sweep that the overrides describe, all of its configs checked; raises ConfigError for the first bad one."""
-    points, configs, arms, seen = [], [], [], set()
+    """Returns the sweep that the overrides describe, all configs checked; raises ConfigError for the first bad one."""
     expanded = expand(overrides)
-    for (arm, point), config in zip(expanded, compose_all([point for _, point in expanded]), strict=True):
+    composed = compose_all([point for _, point in expanded])
+    if len({config.name for config in composed}) > 1:
+        raise ConfigError("name: a sweep has one, its runs can't differ in it: give one value")
+    folder = sweep_folder(overrides, Path(composed[0].out), composed[0].name)
+    points, configs, arms, seen = [], [], [], set()
+    for (arm, point), found in zip(expanded, composed, strict=True):
+        # The name is the sweep's; its runs are told apart by what they are.
+        config = found if found.name is None else replace(found, name=None)
         if (arm, config.run_name()) not in seen:
             seen.add((arm, config.run_name()))
             points.append(point)
             configs.append(config)
             arms.append(arm)
-    folder = Path(configs[0].out) / _folder_name(overrides, configs[0])
     return Sweep(folder, list(overrides), points, configs, arms)
-
-
-def _folder_name(overrides: Sequence[str], config: Config) -> str:
-    """The experiment's name and what was changed of it; a hash where that is long."""
-    changed = sorted(
-        o for o in overrides if o.partition("=")[0].split(".")[0] not in ("experiment", *Runtime.__dataclass_fields__)
-    )
-    chosen = next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "sweep")
-    chosen = chosen.replace("/", "-")
-    if not changed:
-        return chosen
-    readable = "-".join([chosen, *changed])
-    if len(readable) <= 60 and all(c.isalnum() or c in "-_=.," for c in readable):
-        return readable
-    return f"{chosen}-{hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:8]}"
 
 
 def prepare_data(configs: list[Config]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from train.config import choices
 
-CACHED = (choices.experiments, choices.default_choices, choices.default_fields, choices.sizes)
+CACHED = (choices.experiments, choices.default_choices, choices.default_fields, choices.size)
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def test_takes_the_place_of_the_sizes_of_an_experiment_and_a_scale() -> None:
 
 
 def test_folder_names_the_ladder() -> None:
-    assert plan(["ladder=mini_width", "out=x"]).folder.name == "sweep-ladder=mini_width"
+    assert plan(["ladder=mini_width", "out=x"]).folder.name == "ladder=mini_width"
 
 
 def test_unknown_ladder() -> None:

@@ -1,4 +1,4 @@
-"""The whole config: its YAML files, its one-line errors, its hash, its folder name."""
+"""The whole config: its YAML files, its one-line errors, its hash."""
 
 import hashlib
 import json
@@ -12,10 +12,10 @@ import pytest
 from conf.axis import ConfigError, axes, checked, documentation
 from models.size import SizeConfig
 from tests.conftest import choice, complete, tiny, yaml_values
-from train.config.choices import CONF, choices, shared_fields
+from train.config.choices import choices, shared_fields
 from train.config.compose import compose, from_file, to_yaml
 from train.config.messages import all_keys
-from train.config.schema import LONGEST_NAME, Config, Runtime
+from train.config.schema import Config, Runtime
 from train.docs.conf import files as conf_files
 
 AXES = axes(Config)
@@ -191,6 +191,7 @@ class TestErrors:
 # with the choices.
 PLACE = {
     "out": "elsewhere",
+    "name": "mine",
     "cache": "elsewhere",
     "logger": "wandb",
     "accelerator": "cpu",
@@ -270,10 +271,10 @@ class TestDigest:
         assert NUMBERS.keys() == keys - names
 
     @pytest.mark.parametrize("field", PLACE)
-    def test_a_place_changes_neither_hash_nor_name(self, field: str) -> None:
+    def test_a_place_changes_neither_hash_nor_readable_name(self, field: str) -> None:
         config = tiny(f"{field}={PLACE[field]}")
         assert getattr(config, field) != getattr(tiny(), field)
-        assert config.run_name() == tiny().run_name()
+        assert (config.digest(), config.readable()) == (tiny().digest(), tiny().readable())
 
     @pytest.mark.parametrize("override", [*(f"{k}={v}" for k, v in NUMBERS.items()), *OTHER_CHOICES])
     def test_everything_else_changes_the_hash(self, override: str) -> None:
@@ -301,32 +302,3 @@ class TestDigest:
         path.write_text(to_yaml(config))
         assert from_file(path) == config
         assert from_file(path).digest() == config.digest()
-
-
-class TestRunName:
-    def test_a_long_name_fits_a_file_system(self) -> None:
-        """Every axis at another choice than the default's: 255 bytes is what a folder's name may have."""
-        many = [
-            "attention=relu_squared", "norm=dyt", "placement=peri", "position=alibi", "mlp=relu2", "init=gpt2",
-            "parametrization=inverse_scale", "reparametrization=mu_centering", "loss=label_smoothing",
-            "optimizer=stable_adamw", "schedule=constant",
-        ]  # fmt: skip
-        config, other = tiny(*many), tiny(*many, "layer_scale=0.1")
-        assert len(config.readable()) == LONGEST_NAME
-        assert config.readable().endswith("-lr0.01-seed0")
-        assert config.run_name() != other.run_name()
-
-    def test_readable_part_and_hash(self) -> None:
-        assert compose(["model=mini-0.1M", "data=textmix"]).readable() == "mini-0.1M-qk_layernorm-lr0.01-seed0"
-        config = tiny("qk_norm=none", "norm=rmsnorm", "optimizer.lr=3e-4", "seed=7")
-        assert config.readable() == "tiny-qk_none-norm_rmsnorm-data_synthetic-lr0.0003-seed7"
-        assert config.run_name() == f"{config.readable()}-{config.digest()}"
-
-    @pytest.mark.parametrize("lr", ["1e-10", "0.1", "123456"])
-    def test_is_a_plain_file_name(self, lr: str) -> None:
-        name = tiny(f"optimizer.lr={lr}", "schedule.min_lr=0").run_name()
-        assert re.fullmatch(r"[\w.+-]+", name)
-
-    def test_defaults_come_from_the_config_folder(self) -> None:
-        assert (CONF / "config.yaml").is_file()
-        assert compose([]).attention.name == "softmax"

@@ -35,7 +35,7 @@ def first_batch(config):
 def test_folder_suffices_to_redo_everything(run):
     config = tiny()
     assert from_file(run.path / "config.yaml").digest() == config.digest()
-    assert run.path.name == f"tiny-qk_layernorm-data_synthetic-lr0.01-seed0-{config.digest()}"
+    assert run.path.name == f"{config.readable()}-{config.digest()}"
     status = run.status()
     assert (status["state"], status["step"]) == ("finished", 12)
     assert {"host", "pid", "commit", "versions", "seconds"} <= status.keys()

@@ -1,0 +1,157 @@
+"""Names of runs and of parts of sweeps: short forms of fields and their values.
+
+A run's name has each field that enters the hash and is not its default. Its parts are joined by `-`, which no value
+has but an exponent or a known size: two configs with different hashes have different names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from conf.axis import axes
+from train.config.choices import default_choices, default_fields, size
+
+LONGEST = 200
+"""Characters of a run's readable name; file systems take 255 with the hash."""
+
+SHORT: Mapping[str, str] = {
+    "model.name": "name",
+    "model.width": "w",
+    "model.depth": "d",
+    "model.heads": "h",
+    "attention": "",
+    "attention.pattern": "pattern",
+    "layout": "",
+    "qk_source": "qk_of_",
+    "temperature": "temperature_",
+    "sink": "sink_",
+    "gate": "gate_",
+    "qk_norm": "qk_",
+    "norm": "norm_",
+    "placement": "",
+    "position": "pos_",
+    "mlp": "",
+    "init": "init_",
+    "parametrization": "",
+    "reparametrization": "rep_",
+    "loss": "loss_",
+    "optimizer": "",
+    "optimizer.lr": "lr",
+    "optimizer.clip": "clip",
+    "optimizer.qk_clip": "qk_clip",
+    "optimizer.decay": "decay",
+    "optimizer.weight_decay": "wd",
+    "schedule": "",
+    "schedule.warmup_steps": "warmup",
+    "data": "",
+    "data.vocab_size": "vocab",
+    "context": "ctx",
+    "batch_size": "bs",
+    "accumulate": "acc",
+    "steps": "steps",
+    "seed": "s",
+    "precision": "",
+}
+"""What stands for a field, or before the choice of an axis. A field that isn't here is called by its whole path."""
+
+PLAIN = frozenset(string.ascii_letters + string.digits + "_.")
+
+
+def readable(config: Any) -> str:
+    """Returns a run's name without its hash: the size, what is not default, and always LR and seed."""
+    parts = [*_size(config.model), *_changed(config)]
+    return shortened(parts, [part("optimizer.lr", config.optimizer.lr), part("seed", config.seed)], LONGEST)
+
+
+def shortened(parts: Sequence[str], end: Sequence[str], limit: int) -> str:
+    """Joins all parts, or where that is too long the first of them, `+N` for the N left out, and the end.
+
+    Two runs that differ in what is left out alone differ in the hash after it.
+    """
+    kept = len(parts)
+    while len(name := _joined(parts, kept, end)) > limit and kept:
+        kept -= 1
+    return name[:limit]
+
+
+def _joined(parts: Sequence[str], kept: int, end: Sequence[str]) -> str:
+    left_out = [] if kept == len(parts) else [f"+{len(parts) - kept}"]
+    return "-".join([*parts[:kept], *left_out, *end])
+
+
+def _size(model: Any) -> Iterator[str]:
+    """Yields the name of a size of conf/model/, or the shape, as w32-d3."""
+    default = default_choices()["model"]
+    named = size(model.name)
+    if named == dataclasses.asdict(model):
+        yield model.name
+        return
+    yield from (part("model.width", model.width), part("model.depth", model.depth))
+    # Heads follow from the width where they have the dimension that the named size gives them.
+    like = named or size(default) or {}
+    follows = model.heads == max(1, model.width * like["heads"] // like["width"])
+    if not follows or size(f"w{model.width}-d{model.depth}"):
+        yield part("model.heads", model.heads)
+    if named and model.name != default:
+        yield f"{SHORT['model.name']}={model.name}"
+    elif not named:
+        yield part("model.name", model.name)
+
+
+def _changed(config: Any) -> Iterator[str]:
+    """Yields the choices and fields that are not the default ones, but for size, LR and seed."""
+    registries = axes(type(config))
+    for name in config.fields_of_hash():
+        value = getattr(config, name)
+        if name in registries:
+            if value.name != default_choices()[name]:
+                yield part(name, value.name)
+            yield from _changed_of_choice(name, value)
+        elif name not in ("model", "seed") and text(value) != text(default_fields()[name]):
+            yield part(name, value)
+
+
+def _changed_of_choice(axis: str, choice: Any) -> Iterator[str]:
+    for field in dataclasses.fields(choice):
+        key, value = f"{axis}.{field.name}", getattr(choice, field.name)
+        required = field.default is dataclasses.MISSING
+        if key != "optimizer.lr" and field.name != "name" and (required or text(value) != text(field.default)):
+            yield part(key, value)
+
+
+def part(key: str, value: Any) -> str:
+    """Returns the short form of a field and its value: lr0.01, qk_none, decay=coupled."""
+    return attached(SHORT.get(key, key), text(value))
+
+
+def attached(short: str, value: str) -> str:
+    """Puts a number right after a letter, a choice after its prefix, and anything else after `=`."""
+    number = value[:1].isdigit() and re.fullmatch(r"[\d.]+(e-?\d+)?", value)
+    direct = not short or short.endswith("_") or (number and not short[-1].isdigit())
+    return f"{short}{'' if direct else '='}{value}"
+
+
+def text(value: Any) -> str:
+    """Returns a value in letters, digits and `-_.+=`; no two values of a field have the same text.
+
+    Items of a list are joined by `+`. In a string any other character than letters, digits, `_` and `.` is its code in
+    UTF-8, `=2f` for a slash; an empty one is `=`.
+    """
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int | float):
+        return _number(value)
+    if isinstance(value, list | tuple):
+        return "+".join(map(text, value))
+    return "".join(c if c in PLAIN else "".join(f"={b:02x}" for b in c.encode()) for c in str(value)) or "="
+
+
+def _number(value: float) -> str:
+    """The shortest digits that give the number back: %g would give two near numbers the same name."""
+    digits, _, exponent = repr(value).partition("e")
+    return digits.removesuffix(".0") + (f"e{int(exponent)}" if exponent else "")

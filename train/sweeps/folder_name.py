@@ -1,0 +1,101 @@
+"""The folder of a sweep: called after what it varies, and found again by the same command."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from conf.axis import axes
+from train.config.choices import experiments
+from train.config.grid import key_and_values, parsed
+from train.config.names import SHORT, attached, shortened, text
+from train.config.schema import Config, Runtime
+from train.runfolder.files import read_json
+
+LONGEST, LONGEST_PART = 100, 60
+"""Characters of a folder's name without its hash, and of a part of it."""
+
+
+def sweep_folder(overrides: Sequence[str], out: Path, name: str | None) -> Path:
+    """Returns the folder: `name`, or the experiment, then fixed overrides, then varied keys.
+
+    A hash of the overrides is appended where the name was cut, where another sweep has that folder already, and where
+    an experiment would have it.
+    """
+    if name is not None:
+        return out / name
+    earlier = out / _earlier_name(overrides)
+    if (earlier / "sweep.json").exists():
+        return earlier
+    own = _identity(overrides)
+    parts = _parts(overrides)
+    if own == [f"experiment={_experiment(overrides)}"]:
+        return out / parts[0]
+    readable = shortened([part[:LONGEST_PART] for part in parts], [], LONGEST)
+    hashed = out / f"{readable}-{hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]}"
+    whole = readable == "-".join(parts) and readable not in _folders_of_experiments()
+    if not whole or (hashed / "sweep.json").exists() or _is_of_another(out / readable, own):
+        return hashed
+    return out / readable
+
+
+def _identity(overrides: Sequence[str]) -> list[str]:
+    """The overrides that decide what a sweep's runs are."""
+    return sorted(o for o in overrides if _key(o).partition(".")[0] not in Runtime.__dataclass_fields__)
+
+
+def _is_of_another(folder: Path, own: list[str]) -> bool:
+    file = folder / "sweep.json"
+    return file.exists() and _identity(read_json(file).get("overrides", [])) != own
+
+
+def _parts(overrides: Sequence[str]) -> list[str]:
+    changed = {_key(o): o for o in _identity(overrides) if _key(o) != "experiment"}
+    varied = [key for key, o in changed.items() if key_and_values(o)[1] is not None]
+    fixed = [_fixed(key, o) for key, o in changed.items() if key not in varied]
+    chosen = _experiment(overrides)
+    return [*([_plain(chosen)] if chosen else []), *fixed, *map(_varied, varied)] or ["sweep"]
+
+
+def _experiment(overrides: Sequence[str]) -> str | None:
+    return next((o.partition("=")[2] for o in reversed(overrides) if _key(o) == "experiment"), None)
+
+
+def _folders_of_experiments() -> set[str]:
+    return {_plain(name) for name in experiments()}
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+").partition("=")[0]
+
+
+def _fixed(key: str, override: str) -> str:
+    """steps4000, qk_none, mini-0.1M; a model's name says enough without its key."""
+    value = parsed(override)[1]
+    short = key if isinstance(value, dict) else "" if key == "model" else SHORT.get(key, key)
+    return _plain(attached(short, _plain(value)))
+
+
+def _varied(key: str) -> str:
+    """lr, qk_norm, seed."""
+    short = key if key in axes(Config) else SHORT.get(key, key)
+    return short if len(short) > 1 else key.rpartition(".")[2]
+
+
+def _plain(value: object) -> str:
+    """Only characters that a folder's name may have; the hash settles it where two values look alike then."""
+    shown = str(value) if isinstance(value, str | dict) else text(value)
+    return re.sub(r"[^A-Za-z0-9_.=+-]+", "_", shown.replace("/", "-"))
+
+
+def _earlier_name(overrides: Sequence[str]) -> str:
+    """The name that earlier versions gave, so that their sweeps go on in the folders that they have."""
+    changed = [o for o in _identity(overrides) if _key(o) != "experiment"]
+    chosen = next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "sweep").replace("/", "-")
+    readable = "-".join([chosen, *changed])
+    if len(readable) <= 60 and all(c.isalnum() or c in "-_=.," for c in readable):
+        return readable
+    return f"{chosen}-{hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:8]}"
