@@ -111,17 +111,17 @@ def pairs(sweep: Arms, metrics: Metrics, base: str, arm: str, of: Probe | str, h
     return Pairs(base, arm, found, without, sweep.gaps(base, arm))
 
 
-def lowered(claim: str, found: Pairs, factor: float = LOWER, least: float = 0.0) -> Check:
-    """Passes when the arm's number is below that of the base by `factor`, in the geometric mean over pairs, with two
+def lowered(claim: str, found: Pairs, least: float = 0.0) -> Check:
+    """Passes when the arm's number is below that of the base by LOWER, in the geometric mean over pairs, with two
     errors to spare; fails when it surely is not. Open with runs missing, with less than LEAST_PAIRS pairs, and where
     the base's median is not above `least`: there is nothing to lower."""
     change, nothing = found.change(), found.middle("base") <= least
     needed = f"; nothing to lower, {short(least)} and less is none" if nothing else ""
     return Check(
         claim=claim,
-        passed=change.below(-math.log(factor)) if change and not found.gaps and not nothing else None,
+        passed=change.below(-math.log(LOWER)) if change and not found.gaps and not nothing else None,
         numbers={
-            "log_change": change and change.numbers(), "needed_factor": factor, "least_base": least, **found.numbers(),
+            "log_change": change and change.numbers(), "needed_factor": LOWER, "least_base": least, **found.numbers(),
         },
         text=f"{found}" + (f": {change.factor()}" if change else "") + needed,
     )  # fmt: skip

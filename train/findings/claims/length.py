@@ -35,7 +35,7 @@ SOURCE = (
     "al. 2025 (LSSAR, arXiv 2501.13428), abstract; Nakanishi 2025 (Scalable-Softmax, arXiv 2501.19399), abstract; "
     "Zhang et al. 2024 (Entropy-ABF, arXiv 2401.07004)"
 )
-ARMS = ROPE, ALIBI, FOX, LSSAR, SSMAX, ABF, NOPE = (
+ARMS = ROPE, ALIBI, FOX, LSSAR, SSMAX, ABF, _ = (
     "RoPE", "ALiBi", "FoX, no positions", "LSSAR", "SSMax", "Entropy-ABF", "no positions",
 )  # fmt: skip
 FOUR, SIXTEEN = 4, 16
