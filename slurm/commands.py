@@ -37,12 +37,12 @@ class Refused(ConfigError):  # noqa: N818 - what Slurm did
     """Slurm refused a command."""
 
 
-def call(*command: str, text: str | None = None) -> str:
+def call(*command: str) -> str:
     """What the command prints; Refused with its last line of complaint."""
     if shutil.which(command[0]) is None:
         raise Refused(f"{command[0]} isn't installed here: use a machine that can submit to the cluster")
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
         raise Refused(f"{command[0]} gave no answer in {SECONDS:.0f} seconds") from None
     if done.returncode:

@@ -10,13 +10,8 @@ from conf.axis import CHECKED
 from models.reparametrization.base import REPARAMETRIZATION, Reparametrization, ReparametrizationConfig, linears
 
 
-def norm_loss(weight_OI: torch.Tensor, factor: float) -> torch.Tensor:
-    """factor * sum over rows of (1 - |w|)^2."""
-    return factor * (1 - weight_OI.norm(dim=1)).square().sum()
-
-
 def gradient(weight_OI: torch.Tensor, factor: float) -> torch.Tensor:
-    """2 factor (1 - 1/|w|) w of each row; 0 for a row of zeros."""
+    """Returns that of factor (1 - |w|)^2 summed over rows: 2 factor (1 - 1/|w|) w in each row, 0 in a row of zeros."""
     norm_O1 = weight_OI.norm(dim=1, keepdim=True)
     return 2 * factor * (weight_OI - weight_OI / norm_O1.clamp_min(1e-12))
 

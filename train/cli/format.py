@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     pass
 
 
-def number(value: Any, digits: int = 3) -> str:
-    """Short text of a number: four significant digits, exponent beyond 1e5; - for none."""
+def number(value: Any) -> str:
+    """Short text of a number: three digits, decimals from 0.01 to 100; - for none."""
     if not isinstance(value, int | float):
         return "-"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.{digits}f}" if 1e-2 <= abs(value) < 100 else f"{value:.{digits}g}"
+    return f"{value:.3f}" if 1e-2 <= abs(value) < 100 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from train.findings.arms import Arms
 from train.results.style import (
     ARM_COLOURS,
     ARM_MARKERS,
+    LINES,
     cap_line,
     cross_handle,
     line_over_seeds,
@@ -23,6 +24,7 @@ from train.results.style import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -38,6 +40,29 @@ def arms_legend(figure: Figure, colours: dict[str, Any], extra: Sequence[Any] = 
     figure.legend(
         handles=[*handles, *extra], loc="outside upper center", ncols=max(2, int(figure.get_figwidth() / 1.3))
     )
+
+
+def size_lines(sweep: Arms) -> dict[int, str]:
+    """A line style for each size, solid for the largest."""
+    return {n: LINES[i % len(LINES)] for i, n in enumerate(reversed(sweep.sizes()))}
+
+
+def by_arm_and_size(sweep: Arms) -> Iterator[tuple[pd.DataFrame, Any, str]]:
+    """The ended runs of each arm at each size, with the arm's colour and the size's line style."""
+    styles = size_lines(sweep)
+    for arm, colour in arm_colours(sweep).items():
+        for n in sweep.sizes():
+            yield sweep.ended(arm, n), colour, styles[n]
+
+
+def arms_and_sizes_legend(figure: Figure, sweep: Arms, columns: int) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour, label=arm) for arm, colour in arm_colours(sweep).items()]
+    handles += [
+        Line2D([], [], color="0.3", ls=style, label=f"N = {size_label(n)}") for n, style in size_lines(sweep).items()
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2)
 
 
 def loss_panel(axes: Axes, sweep: Arms, n: int) -> None:

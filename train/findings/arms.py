@@ -150,7 +150,7 @@ def on_one_grid(curves: Sequence[OverSeeds]) -> list[OverSeeds]:
 
 def _at(curve: LRSensitivity, lrs: set[float]) -> LRSensitivity:
     kept = [(lr, loss) for lr, loss in zip(curve.lrs, curve.losses, strict=True) if lr in lrs]
-    return lr_sensitivity([lr for lr, _ in kept], [loss for _, loss in kept], curve.loss_init, curve.margin)
+    return lr_sensitivity([lr for lr, _ in kept], [loss for _, loss in kept], curve.loss_init)
 
 
 def pooled_std(groups: Iterable[Sequence[float]]) -> float | None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from train.cli.format import size_label
-from train.findings.arm_figures import arm_colours
+from train.findings.arm_figures import arms_and_sizes_legend, by_arm_and_size
 from train.findings.arms import Arms
 from train.findings.null_claims import short
 from train.findings.probes import at_end, labelled
 from train.findings.trends import Value, all_of, best_loss, mean
-from train.results.style import LINES, line_over_seeds, lr_axis, panels, styled
+from train.results.style import line_over_seeds, lr_axis, panels, styled
 from train.results.verdict import Check
 
 if TYPE_CHECKING:
@@ -111,17 +111,17 @@ def pairs(sweep: Arms, metrics: Metrics, base: str, arm: str, of: Probe | str, h
     return Pairs(base, arm, found, without, sweep.gaps(base, arm))
 
 
-def lowered(claim: str, found: Pairs, factor: float = LOWER, least: float = 0.0) -> Check:
-    """Passes when the arm's number is below that of the base by `factor`, in the geometric mean over pairs, with two
+def lowered(claim: str, found: Pairs, least: float = 0.0) -> Check:
+    """Passes when the arm's number is below that of the base by LOWER, in the geometric mean over pairs, with two
     errors to spare; fails when it surely is not. Open with runs missing, with less than LEAST_PAIRS pairs, and where
     the base's median is not above `least`: there is nothing to lower."""
     change, nothing = found.change(), found.middle("base") <= least
     needed = f"; nothing to lower, {short(least)} and less is none" if nothing else ""
     return Check(
         claim=claim,
-        passed=change.below(-math.log(factor)) if change and not found.gaps and not nothing else None,
+        passed=change.below(-math.log(LOWER)) if change and not found.gaps and not nothing else None,
         numbers={
-            "log_change": change and change.numbers(), "needed_factor": factor, "least_base": least, **found.numbers(),
+            "log_change": change and change.numbers(), "needed_factor": LOWER, "least_base": least, **found.numbers(),
         },
         text=f"{found}" + (f": {change.factor()}" if change else "") + needed,
     )  # fmt: skip
@@ -175,27 +175,19 @@ def no_worse(claim: str, sweep: Arms, base: str, arm: str, tolerance: float) -> 
 @styled
 def probes_against_lr(sweep: Arms, metrics: Metrics, probes: Mapping[str, Probe], linear: Sequence[str] = ()) -> Figure:
     """Final loss and probes, by their labels, against LR: a colour for each arm, a line style for each size."""
-    from matplotlib.lines import Line2D
-
     figure, axes = panels(1 + len(probes))
-    shades, sizes = arm_colours(sweep), sweep.sizes()
-    styles = {n: LINES[i % len(LINES)] for i, n in enumerate(reversed(sizes))}
-    for (arm, colour), n in ((item, n) for item in shades.items() for n in sizes):
-        runs = sweep.ended(arm, n)
+    for runs, colour, style in by_arm_and_size(sweep):
         if not len(runs):
             continue
-        line_over_seeds(axes[0], runs, "validation/loss", colour, styles[n])
+        line_over_seeds(axes[0], runs, "validation/loss", colour, style)
         for panel, of in zip(axes[1:], probes.values(), strict=True):
             shown = runs.assign(value=[of(metrics[run]) for run in runs["run"]]).dropna(subset=["value"])
             if len(shown):
-                line_over_seeds(panel, shown, "value", colour, styles[n])
+                line_over_seeds(panel, shown, "value", colour, style)
     for panel, label in zip(axes, ["final validation loss (nats)", *probes], strict=True):
         lr_axis(panel)
         panel.set_ylabel(label)
         if label in probes and label not in linear and panel.has_data():
             panel.set_yscale("log")
-    handles = [Line2D([], [], color=colour, label=arm) for arm, colour in shades.items()]
-    handles += [Line2D([], [], color="0.3", ls=style, label=f"N = {size_label(n)}") for n, style in styles.items()]
-    columns = max(2, int(figure.get_figwidth() / 1.5))
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2)
+    arms_and_sizes_legend(figure, sweep, columns=max(2, int(figure.get_figwidth() / 1.5)))
     return figure

@@ -103,10 +103,10 @@ def loss_difference(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.Series:
     return gap.rolling(max(1, round(WINDOW * len(gap))), center=True, min_periods=1).median()
 
 
-def departure(gap: pd.Series, margin: float = DEGRADED) -> int | None:
-    """The first step from which the smoothed difference stays above `margin` for LASTING of the run; None for never."""
+def departure(gap: pd.Series) -> int | None:
+    """The first step from which the smoothed difference stays above DEGRADED for LASTING of the run; None for never."""
     length = max(1, round(LASTING * len(gap)))
-    above = (gap > margin).to_numpy()
+    above = (gap > DEGRADED).to_numpy()
     lasting = np.convolve(above, np.ones(length))[length - 1 : len(above)] >= length
     return int(gap.index[int(np.argmax(lasting))]) if lasting.any() else None
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train.forecast.fits import FAMILIES, Family, Forecaster, Points, forecaster
+from train.forecast.fits import Forecaster, Points, forecaster
 from train.forecast.measurements import Quantity
 
 LEVEL = 0.9
@@ -66,11 +66,10 @@ class Prediction:
 
 
 def predict(
-    quantity: Quantity, seen: Points, target: float, later: Sequence[tuple[float, float, bool]] = (),
-    families: Sequence[Family] = FAMILIES,
-) -> Prediction:  # fmt: skip
+    quantity: Quantity, seen: Points, target: float, later: Sequence[tuple[float, float, bool]] = ()
+) -> Prediction:
     """From points of smaller sizes; `later` are LR, value and broken of runs of the target, to be shown beside it."""
-    model = forecaster(seen, families)
+    model = forecaster(seen)
     rows = []
     for lr in sorted(set(seen.lr.tolist())):
         forecast = model.at(math.log10(target), lr)

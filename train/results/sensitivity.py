@@ -41,15 +41,14 @@ class LRSensitivity:
     first_diverging_lr: float | None
     """Smallest LR from best_lr on that ends non-finite or at the loss at initialisation or above."""
     first_degraded_lr: float | None
-    """Smallest LR above best_lr whose capped loss exceeds best_loss by more than margin; divergence is included."""
+    """Smallest LR above best_lr whose capped loss exceeds best_loss by more than DEGRADED; divergence is included."""
     critical_lr: float | None
-    """Where the loss, linear in log LR between grid points, crosses best_loss + margin before first_degraded_lr."""
-    margin: float
+    """Where the loss, linear in log LR between grid points, crosses best_loss + DEGRADED before first_degraded_lr."""
 
     @property
     def degraded(self) -> tuple[bool, ...]:
-        """For each LR of the grid: above the best LR, and worse than the best loss by more than the margin."""
-        limit = self.best_loss + self.margin
+        """For each LR of the grid: above the best LR, and worse than the best loss by more than DEGRADED."""
+        limit = self.best_loss + DEGRADED
         return tuple(lr > self.best_lr and loss > limit for lr, loss in zip(self.lrs, self.losses, strict=True))
 
 
@@ -57,7 +56,6 @@ def lr_sensitivity(
     lrs: Sequence[float],
     losses: Sequence[float | None],
     loss_init: float | Sequence[float],
-    margin: float = DEGRADED,
 ) -> LRSensitivity:
     """E over the LR grid of min(l, l_0) - l*, the plain mean over its n points (Wortsman et al. 2023, section 2.2).
 
@@ -78,7 +76,7 @@ def lr_sensitivity(
     diverged = ~np.isfinite(final) | (final >= init)
     capped = np.where(diverged, init, final)
     best = int(np.argmin(capped))
-    degraded = (rate > rate[best]) & (capped > capped[best] + margin)
+    degraded = (rate > rate[best]) & (capped > capped[best] + DEGRADED)
     first = int(np.argmax(degraded)) if degraded.any() else None
     diverging = rate[diverged & (rate >= rate[best])]
     return LRSensitivity(
@@ -90,8 +88,7 @@ def lr_sensitivity(
         best_lr=float(rate[best]),
         first_diverging_lr=float(diverging[0]) if len(diverging) else None,
         first_degraded_lr=None if first is None else float(rate[first]),
-        critical_lr=None if first is None else _crossing(rate, capped, first, capped[best] + margin),
-        margin=margin,
+        critical_lr=None if first is None else _crossing(rate, capped, first, capped[best] + DEGRADED),
     )
 
 
@@ -147,7 +144,6 @@ def over_seeds(
     lrs: Mapping[int, Sequence[float]],
     losses: Mapping[int, Sequence[float | None]],
     loss_init: Mapping[int, float | Sequence[float]],
-    margin: float = DEGRADED,
 ) -> OverSeeds:
     """LR sensitivity at each seed. They must share the LR grid: a sensitivity over another grid is another number."""
     grids = {seed: sorted(grid) for seed, grid in lrs.items()}
@@ -157,15 +153,14 @@ def over_seeds(
     for seed in others:
         if not np.array_equal(grids[one], grids[seed]):
             raise ValueError(f"the LR grid of seed {seed}, {grids[seed]}, is not that of seed {one}, {grids[one]}")
-    return OverSeeds({s: lr_sensitivity(lrs[s], losses[s], loss_init[s], margin) for s in sorted(lrs)})
+    return OverSeeds({s: lr_sensitivity(lrs[s], losses[s], loss_init[s]) for s in sorted(lrs)})
 
 
-def of_runs(runs: pd.DataFrame, margin: float = DEGRADED) -> OverSeeds:
+def of_runs(runs: pd.DataFrame) -> OverSeeds:
     """The same from the rows of ended runs that differ in LR and seed only."""
     seeds: dict[int, pd.DataFrame] = {int(seed): group for seed, group in runs.groupby("seed")}
     return over_seeds(
         {s: g["optimizer.lr"].tolist() for s, g in seeds.items()},
         {s: g["validation/loss_final"].tolist() for s, g in seeds.items()},
         {s: g["validation/loss_init"].tolist() for s, g in seeds.items()},
-        margin,
     )

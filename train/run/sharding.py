@@ -70,10 +70,6 @@ class Sharded(ModelParallelStrategy):
     def __init__(self, devices: int) -> None:
         super().__init__(data_parallel_size=devices, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        assert self.lightning_module is not None
-        return whole(self.lightning_module.state_dict())
-
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         return whole(getattr(optimizer, "_optimizer", optimizer).state_dict())
 
@@ -82,10 +78,11 @@ class Sharded(ModelParallelStrategy):
         return torch.load(Path(checkpoint_path), map_location="cpu", weights_only=weights_only, mmap=True)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
         assert self.lightning_module is not None
-        module, found = self.lightning_module, checkpoint["state_dict"]
-        own = module.state_dict()
-        module.load_state_dict({k: part(v, own[k]) if k in own else v for k, v in found.items()}, strict=strict)
+        options = StateDictOptions(full_state_dict=True, strict=strict)
+        set_model_state_dict(self.lightning_module, checkpoint["state_dict"], options=options)
 
     @property
     def lightning_restore_optimizer(self) -> bool:

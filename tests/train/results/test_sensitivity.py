@@ -54,7 +54,7 @@ def test_divergence_below_the_best_lr_is_not_the_first():
 
 def test_first_degraded_lr_and_the_crossing():
     # Best 2.0 at 1e-2; the line from (1e-2, 2.0) to (1e-1, 2.4) is at 2.1 after a quarter of a decade.
-    found = lr_sensitivity([1e-3, 1e-2, 1e-1, 1.0], [3.0, 2.0, 2.4, 5.0], 8.0, margin=0.1)
+    found = lr_sensitivity([1e-3, 1e-2, 1e-1, 1.0], [3.0, 2.0, 2.4, 5.0], 8.0)
     assert found.first_degraded_lr == 1e-1
     assert found.critical_lr == pytest.approx(10 ** (-2 + 0.25))
     assert found.degraded == (False, False, True, True)
@@ -62,14 +62,8 @@ def test_first_degraded_lr_and_the_crossing():
 
 def test_the_crossing_starts_from_the_last_good_point():
     # 2.05 at 1e-1 is within the margin; from there to 2.25 at 1 the line is at 2.1 after a quarter of a decade.
-    found = lr_sensitivity([1e-2, 1e-1, 1.0], [2.0, 2.05, 2.25], 8.0, margin=0.1)
+    found = lr_sensitivity([1e-2, 1e-1, 1.0], [2.0, 2.05, 2.25], 8.0)
     assert found.critical_lr == pytest.approx(10 ** (-1 + 0.25))
-
-
-def test_wider_margin_later_crossing():
-    curve = ([1e-3, 1e-2, 1e-1], [2.0, 2.5, 3.0], 8.0)
-    assert lr_sensitivity(*curve, margin=0.1).critical_lr < lr_sensitivity(*curve, margin=0.4).critical_lr
-    assert lr_sensitivity(*curve, margin=0.6).first_degraded_lr == 1e-1
 
 
 def test_chance_everywhere_scores_zero():

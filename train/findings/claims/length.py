@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.cli.format import size_label
-from train.findings.arm_figures import arm_colours
+from train.findings.arm_figures import arms_and_sizes_legend, by_arm_and_size
 from train.findings.arms import Arms, arms
 from train.findings.base import Finding, register
 from train.findings.pairs import Metrics, Probe, moved, over, pairs
-from train.results.style import LINES, panels, styled
+from train.results.style import panels, styled
 from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ SOURCE = (
     "al. 2025 (LSSAR, arXiv 2501.13428), abstract; Nakanishi 2025 (Scalable-Softmax, arXiv 2501.19399), abstract; "
     "Zhang et al. 2024 (Entropy-ABF, arXiv 2401.07004)"
 )
-ARMS = ROPE, ALIBI, FOX, LSSAR, SSMAX, ABF, NOPE = (
+ARMS = ROPE, ALIBI, FOX, LSSAR, SSMAX, ABF, _ = (
     "RoPE", "ALiBi", "FoX, no positions", "LSSAR", "SSMax", "Entropy-ABF", "no positions",
 )  # fmt: skip
 FOUR, SIXTEEN = 4, 16
@@ -123,17 +122,13 @@ def _numbers(found: Sequence[float], limit: float) -> dict[str, object]:
 @styled
 def draw_lengths(sweep: Arms, metrics: Metrics) -> Figure:
     """What the longer past costs, and how the loss over all tokens changes, against length: medians over runs."""
-    from matplotlib.lines import Line2D
-
     figure, axes = panels(2, width=3.2)
-    sizes, shades = sweep.sizes(), arm_colours(sweep)
-    styles = {n: LINES[i % len(LINES)] for i, n in enumerate(reversed(sizes))}
-    for (arm, colour), n in ((item, n) for item in shades.items() for n in sizes):
-        rows = [metrics[run] for run in sweep.ended(arm, n)["run"]]
+    for runs, colour, style in by_arm_and_size(sweep):
+        rows = [metrics[run] for run in runs["run"]]
         for panel, of in zip(axes, (cost, growth), strict=True):
             found = {m: [x for x in (of(m)(r) for r in rows) if math.isfinite(x)] for m in lengths(rows)}
             shown = {m: float(np.median(x)) for m, x in found.items() if x}
-            panel.plot(list(shown), list(shown.values()), color=colour, linestyle=styles[n], marker="o")
+            panel.plot(list(shown), list(shown.values()), color=colour, linestyle=style, marker="o")
     labels = ("cost of the longer past (nats)", "rise of the loss (nats)")
     for panel, label in zip(axes, labels, strict=True):
         panel.axhline(0, color="0.45", linestyle=":", linewidth=0.9, zorder=1)
@@ -141,9 +136,7 @@ def draw_lengths(sweep: Arms, metrics: Metrics) -> Figure:
         panel.set_yscale("symlog", linthresh=0.1)
         panel.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
         panel.set_ylabel(label)
-    handles = [Line2D([], [], color=colour, label=arm) for arm, colour in shades.items()]
-    handles += [Line2D([], [], color="0.3", ls=style, label=f"N = {size_label(n)}") for n, style in styles.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=5, columnspacing=1.2)
+    arms_and_sizes_legend(figure, sweep, columns=5)
     return figure
 
 

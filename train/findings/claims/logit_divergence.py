@@ -70,10 +70,10 @@ class Drift:
         rows = self.sweep.ended(arm, n)
         return [str(run) for run in rows[rows["optimizer.lr"] == self.lr]["run"]]
 
-    def change(self, n: int, arm: str, column: str, start: float, end: float = END) -> Value | None:
-        """Mean over seeds of the log of the factor from one window to another, with the error by the spread pooled over
-        arms; a factor of 2 stands for it where no arm has two seeds. None without finite values."""
-        return self._mean(n, arm, lambda run: self.at(run, column, end) - self.at(run, column, start))
+    def change(self, n: int, arm: str, column: str, start: float) -> Value | None:
+        """Mean over seeds of the log of the factor from one window to the last, with the error by the spread pooled
+        over arms; a factor of 2 stands for it where no arm has two seeds. None without finite values."""
+        return self._mean(n, arm, lambda run: self.at(run, column, END) - self.at(run, column, start))
 
     def level(self, n: int, arm: str, column: str) -> Value | None:
         """The same of the log of the last window."""

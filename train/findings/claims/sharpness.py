@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.cli.format import size_label
-from train.findings.arm_figures import arm_colours
+from train.findings.arm_figures import arms_and_sizes_legend, by_arm_and_size
 from train.findings.arms import Arms, arms
 from train.findings.base import Finding, register
 from train.findings.claims.length import last, lengths, multiples_axis
 from train.findings.pairs import LOWER, Metrics, moved, over, pairs
-from train.results.style import LINES, panels, styled
+from train.results.style import panels, styled
 from train.results.verdict import Check, Verdict
 
 if TYPE_CHECKING:
@@ -77,24 +76,18 @@ def fades(sweep: Arms, metrics: Metrics) -> Check:
 
 @styled
 def draw_weights(sweep: Arms, metrics: Metrics) -> Figure:
-    from matplotlib.lines import Line2D
-
     figure, axes = panels(2, width=3.2)
-    sizes, shades = sweep.sizes(), arm_colours(sweep)
-    styles = {n: LINES[i % len(LINES)] for i, n in enumerate(reversed(sizes))}
-    for (arm, colour), n in ((item, n) for item in shades.items() for n in sizes):
-        rows = [metrics[run] for run in sweep.ended(arm, n)["run"]]
+    for runs, colour, style in by_arm_and_size(sweep):
+        rows = [metrics[run] for run in runs["run"]]
         at = lengths(rows)
         for panel, name in zip(axes, ("top_weight", "entropy"), strict=True):
             shown = [float(np.median([last(f"{name}_at_{m}x")(r) for r in rows])) for m in at]
-            panel.plot(at, shown, color=colour, linestyle=styles[n], marker="o")
+            panel.plot(at, shown, color=colour, linestyle=style, marker="o")
     for panel, label in zip(axes, ("largest weight of a row, mean", "attention entropy (nats)"), strict=True):
         multiples_axis(panel)
         panel.set_ylabel(label)
         panel.set_ylim(bottom=0)
-    handles = [Line2D([], [], color=colour, label=arm) for arm, colour in shades.items()]
-    handles += [Line2D([], [], color="0.3", ls=style, label=f"N = {size_label(n)}") for n, style in styles.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, columnspacing=1.2)
+    arms_and_sizes_legend(figure, sweep, columns=4)
     return figure
 
 
