@@ -18,7 +18,7 @@ from train.results.sweep import Metrics, SweepResults, _row, load_sweep
 from train.results.table import COLUMNS, cells, table
 from train.results.verdict import Verdict
 from train.runfolder.files import write_atomically
-from train.runfolder.folder import RunFolder
+from train.runfolder.folder import RunFolder, is_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +111,7 @@ def report_run(path: Path) -> None:
 
 
 def report(path: Path) -> None:
-    if not (path / "sweep.json").exists() and (path / "config.yaml").exists():
+    if is_run(path):
         report_run(path)
     else:
         write_report(load_sweep(path))

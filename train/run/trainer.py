@@ -54,6 +54,7 @@ def train(
     mirror = Mirror(
         lambda: config.logger.build(folder.path, run_id=config.digest(), run_name=config.run_name(), group=group),
         config.values() | {"derived": values_in_force(config)},
+        getattr(config.logger, "detail", "summary"),
     )
     if folder.has_ended():
         return _found(config, folder, mirror)

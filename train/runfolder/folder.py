@@ -32,6 +32,11 @@ from train.runfolder.provenance import commit, slurm_task
 ENDED = ("finished", "diverged")
 
 
+def is_run(path: Path) -> bool:
+    """Whether it is a run's folder, not a sweep's."""
+    return (path / "config.yaml").exists() and not (path / "sweep.json").exists()
+
+
 class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -16,11 +16,13 @@ import pytest
 import yaml
 from filelock import FileLock
 
+import train.loggers
 from conf.axis import ConfigError
 from tests.train.helpers import TINY, in_process, tiny, trained
 from tests.train.loggers.sweep_server import serving
 from tests.train.loggers.wandb_files import offline_run, records
 from train.config.compose import compose
+from train.loggers.detail import sent
 from train.runfolder.folder import RunFolder
 from train.sync import run_folders, sync, unsent
 
@@ -95,12 +97,14 @@ def test_tensorboard_has_the_same_names_and_numbers(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = trained(tmp_path, "logger=tensorboard")
+    folder = trained(tmp_path, "logger=tensorboard", "logger.detail=all")
     events = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     rows = folder.metrics()
     names = {k for row in rows for k, v in row.items() if not isinstance(v, list)} - {"step"}
-    assert set(events.Tags()["scalars"]) == names
+    summed_up = {k for row in rows for k in sent(row)[0]} | {"train/tokens_per_second", "train/flops_per_second"}
+    assert set(events.Tags()["scalars"]) == names | summed_up
+    assert set(events.Tags()["histograms"]) == {k for row in rows for k in sent(row, "all")[1]}
     for name in names:
         expected = [(row["step"], row[name]) for row in rows if name in row]
         assert [e.step for e in events.Scalars(name)] == [step for step, _ in expected]
@@ -192,7 +196,7 @@ def test_an_agent_of_a_wandb_sweep_trains_its_points(tmp_path):
     plain = {key: yaml.safe_load(value) for key, _, value in (o.partition("=") for o in TINY)}
     common = plain | {"qk_norm": "none", "logger": "wandb", "logger.mode": "offline", "out": str(tmp_path / "runs")}
     points = 2 * [common | {"optimizer.lr": 0.0123, "seed": 2}]
-    shipped = Path(compose.__code__.co_filename).parent / "wandb_sweep.yaml"
+    shipped = Path(train.loggers.__file__).parent / "wandb_sweep.yaml"
     with serving(points) as server:
         # The agent starts `python`.
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
