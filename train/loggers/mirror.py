@@ -46,7 +46,7 @@ class Mirror:
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Sends what the detail has of one metrics row; lists go as histograms."""
-        self._actions.put(lambda: self.logger and self._send(self.logger, row))
+        self._actions.put(lambda: self._send(row))
         if row["step"] >= 0 and not self._started:
             self._started = True
             self._thread.start()
@@ -82,7 +82,10 @@ class Mirror:
             text = " ".join(str(fault).split())[:200]
             warnings.warn(f"the logger stopped ({type(fault).__name__}: {text}); local files go on", stacklevel=2)
 
-    def _send(self, logger: Logger, row: Mapping[str, Any]) -> None:
+    def _send(self, row: Mapping[str, Any]) -> None:
+        logger = self.logger
+        if logger is None:
+            return
         values, lists = sent(row, self.detail)
         experiment: Any = getattr(logger, "experiment", None)
         if type(logger).__name__ != "WandbLogger":

@@ -14,7 +14,7 @@ from conf.axis import ConfigError
 from train.config.grid import compose_all
 from train.runfolder import parquet as columns
 from train.runfolder.files import read_json
-from train.runfolder.folder import ENDED, RunFolder
+from train.runfolder.folder import ENDED, RunFolder, require_format
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,6 +98,7 @@ def load_sweep(path: Path | str) -> SweepResults:
             f"{path} is neither a sweep folder (sweep.json) nor a run folder (config.yaml, metrics.jsonl)"
         )
     folders = [RunFolder(path / entry["folder"]) for entry in entries]
+    require_format(folders, path)
     planned = _composed([e for e, f in zip(entries, folders, strict=True) if not (f.path / "config.yaml").exists()])
     rows = [_row(f, planned.get(f.path.name)) | _arm(e) for e, f in zip(entries, folders, strict=True)]
     runs = _frame(rows)
@@ -113,6 +114,7 @@ def load_sweep(path: Path | str) -> SweepResults:
 def load_run(path: Path) -> SweepResults:
     """Returns one run as a sweep of its own, in the folder that holds it, without a finding."""
     folder = RunFolder(path.resolve())
+    require_format([folder], path)
     runs = _frame([_row(folder, None)])
     return SweepResults(folder.path.parent, path.name, None, runs, Metrics({folder.path.name: folder}))
 
