@@ -12,7 +12,7 @@ from conf.axis import ConfigError, near
 from slurm.commands import Refused, TaskState, states
 from slurm.records import Planned, Records
 from train.runfolder.files import read_json
-from train.runfolder.folder import ENDED, RunFolder
+from train.runfolder.folder import ENDED, RunFolder, require_format
 
 BY_SLURM = {
     "TIMEOUT": "timeout",
@@ -88,6 +88,7 @@ def runs(sweep: Path, without_slurm: Callable[[Refused], None] | None = None) ->
     listed = read_json(sweep / "sweep.json").get("runs")
     if not listed:
         raise ConfigError(f"{sweep} is no sweep folder: sweep.json is missing")
+    require_format((RunFolder(sweep / run["folder"]) for run in listed), sweep)
     submitted = _submitted(sweep, without_slurm)
     found: dict[str, Run] = {}
     for path in (sweep / run["folder"] for run in listed):

@@ -18,7 +18,7 @@ from train.results.sweep import Metrics, SweepResults, _row, load_sweep
 from train.results.table import COLUMNS, cells, table
 from train.results.verdict import Verdict
 from train.runfolder.files import write_atomically
-from train.runfolder.folder import RunFolder
+from train.runfolder.folder import RunFolder, is_run, require_format
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,6 +101,7 @@ def print_report(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | No
 
 def report_run(path: Path) -> None:
     """The curves of one run, in its folder."""
+    require_format([RunFolder(path)], path)
     rows = Metrics({path.name: RunFolder(path)})[path.name]
     if rows.empty or not (rows["step"] >= 0).any():
         raise ConfigError(f"{path} has no metrics yet: wait for its first watch step")
@@ -111,7 +112,7 @@ def report_run(path: Path) -> None:
 
 
 def report(path: Path) -> None:
-    if not (path / "sweep.json").exists() and (path / "config.yaml").exists():
+    if is_run(path):
         report_run(path)
     else:
         write_report(load_sweep(path))

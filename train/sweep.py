@@ -9,6 +9,7 @@ import sys
 
 from conf.axis import ConfigError
 from train.config.launcher import Slurm, in_full
+from train.runfolder.folder import RunFolder, require_format
 from train.sweeps.local import run
 from train.sweeps.plan import Sweep, plan
 
@@ -16,6 +17,7 @@ from train.sweeps.plan import Sweep, plan
 def launch(sweep: Sweep) -> int:
     """Trains the sweep here or submits it, as its launcher says; the exit code."""
     launcher = sweep.configs[0].launcher
+    require_format((RunFolder(path.parent) for path in sweep.folder.glob("*/status.json")), sweep.folder)
     if any(config.launcher != launcher for config in sweep.configs):
         raise ConfigError("launcher: a sweep has one, its runs can't differ in it")
     if not isinstance(launcher, Slurm):

@@ -13,12 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from conf.axis import ConfigError
 from train.cli.terminal import exit_with
 from train.loggers.wandb import require_server, server
 from train.runfolder.files import read_json
+from train.runfolder.folder import RunFolder, is_run
 
 AT_A_TIME = 8
 CHUNK = 200
@@ -33,7 +32,7 @@ def run_folders(folder: Path) -> list[Path]:
     listed = read_json(folder / "sweep.json").get("runs")
     if listed:
         return [folder, *dict.fromkeys(folder / run["folder"] for run in listed)]
-    if (folder / "config.yaml").exists():
+    if is_run(folder):
         return [folder]
     raise ConfigError(f"{folder} is neither a sweep folder (sweep.json) nor a run folder (config.yaml)")
 
@@ -46,13 +45,7 @@ def unsent(folder: Path) -> list[Path]:
 
 def in_training(folder: Path) -> bool:
     """Whether a process holds the run: its file would be marked as sent without its end."""
-    if not (folder / "config.yaml").exists() or not (folder / ".lock").exists():
-        return False
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True
+    return (folder / ".lock").exists() and is_run(folder) and RunFolder(folder).is_claimed()
 
 
 def sync(folder: Path, at_a_time: int = AT_A_TIME) -> int:

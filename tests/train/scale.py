@@ -18,6 +18,7 @@ from slurm.records import Records
 from tests.train.results.page.many import rows
 from train.config.compose import to_yaml
 from train.config.schema import Config
+from train.runfolder.folder import FORMAT
 from train.sweeps.plan import Sweep, plan
 
 GRID = ["model=mini-0.02M,mini-0.1M", "qk_norm=none,layernorm", "optimizer.lr=1e-3,3e-3,1e-2,3e-2,1e-1"]
@@ -59,7 +60,7 @@ def make(sweep: Sweep) -> None:
         values = summary(config, len(found) - 1, last)
         (path / "summary.json").write_text(json.dumps(values, indent=1))
         (path / "status.json").write_text(
-            json.dumps({"state": values["state"], "time": 0.0, "step": 400, "slurm": "1_0"})
+            json.dumps({"format": FORMAT, "state": values["state"], "time": 0.0, "step": 400, "slurm": "1_0"})
         )
         (path / "metrics.jsonl").write_text(metrics)
     sweep.write_plan()

@@ -18,8 +18,8 @@ from tests.train.loggers.wandb_files import offline_run, selected
 from train.cli.format import size_label
 from train.dashboard.__main__ import main, save
 from train.dashboard.curves import sweep_run
-from train.dashboard.panels import Sections, logged, spread
-from train.dashboard.views import as_text, report, serialized, workspace
+from train.dashboard.panels import Sections, logged
+from train.dashboard.views import as_text, report, run_id, serialized, workspace
 from train.loggers.mirror import STEP
 from train.results.sweep import load_sweep
 from train.results.table import table
@@ -28,7 +28,8 @@ from train.sweeps.plan import plan
 
 GRID = ["model.width=16,32", "qk_norm=none,layernorm", "optimizer.lr=1e-2,3e-2", "finding=qk_norm"]
 GRID += ["logger=wandb", "logger.mode=offline"]
-SECTIONS = ["LR sensitivity", "Attention", "Output logits", "Gradient RMS over epsilon", "Update RMS over LR", "Loss"]
+SECTIONS = ["LR sensitivity", "Attention", "Residual stream", "Output logits"]
+SECTIONS += ["Gradient RMS over epsilon", "Update RMS over LR", "Loss"]
 KEY = "x" * 40
 
 # On one worker: the runs that all are about are trained once.
@@ -176,13 +177,11 @@ def test_sections_axes_and_the_line_at_epsilon(made, written):
     sections = written[0]["workspace"]["spec"]["section"]["panelBankConfig"]["sections"]
     assert [s["name"] for s in sections] == SECTIONS
     plots = {p["config"].get("chartTitle"): p["config"] for s in sections for p in s["panels"]}
-    for block in (0, 1):
-        config = plots[f"Max attention logit, block {block}"]
-        assert config["metrics"] == [f"attention/block{block}/logit_max"]
-        assert (config["xAxis"], config["yLogScale"]) == (STEP, True)
+    config = plots["Max attention logit, all blocks"]
+    assert (config["metrics"], config["xAxis"], config["yLogScale"]) == (["attention/logit_max"], STEP, True)
     assert plots["Final loss against LR, each run"]["xAxis"] == "config:optimizer.value.lr"
     ratios = [c for c in plots.values() if any(n.endswith("gradient_over_eps") for n in c.get("metrics", ()))]
-    assert len(ratios) == 10
+    assert len(ratios) == 6
     assert all(c["metrics"][1] == "sweep/gradient_equals_eps" for c in ratios)
     line = {r[STEP]: r["sweep/gradient_equals_eps"] for r in made.own[0].history if "sweep/gradient_equals_eps" in r}
     assert line == {0: 1.0, 11: 1.0}
@@ -279,20 +278,27 @@ def test_wandb_workspaces_reads_back_what_it_wrote(made):
     assert after["settings"] == before["settings"]
 
 
+def test_one_run_has_a_dashboard_of_its_own(made, tmp_path, monkeypatch, capsys):
+    name = made.sweep.runs["run"][0]
+    monkeypatch.setattr(sys, "argv", ["dashboard", str(made.sweep.path / name), "--json", str(tmp_path / "views.json")])
+    before = sorted((made.sweep.path / name).rglob("*"))
+    main()
+    assert sorted((made.sweep.path / name).rglob("*")) == before, "its folder stays as it is"
+    assert f"over run {name}" in capsys.readouterr().out
+    views = json.loads((tmp_path / "views.json").read_text())
+    (run,) = [run for run in made.runs if run.id == run_id(name)]
+    for spec in views.values():
+        assert len(panels_of(spec)) > 20
+        assert unknown(spec, [run]) == set()
+    (runset,) = views["workspace"]["spec"]["section"]["runSets"]
+    assert selected(runset["filters"], [*made.runs, *made.own]) == {run.id}
+
+
 def test_other_results_are_another_run(made, folder):
     assert sweep_run(load_sweep(folder)).id == made.held.id
     changed = load_sweep(folder)
     changed.runs.loc[0, ["validation/loss", "validation/loss_final"]] += 0.01
     assert sweep_run(changed).id != made.held.id
-
-
-@pytest.mark.parametrize(("count", "chosen"), [(0, []), (3, [0, 1, 2]), (6, [0, 1, 2, 3, 4, 5])])
-def test_few_blocks_are_all_shown(count, chosen):
-    assert spread(range(count)) == chosen
-
-
-def test_of_many_blocks_some_are_shown():
-    assert spread(range(96)) == [0, 19, 38, 57, 76, 95]
 
 
 @pytest.mark.parametrize(
@@ -365,7 +371,7 @@ def server(monkeypatch):
 
 
 def test_saving_creates_two_views_and_later_updates_them(made, server, capsys):
-    save(made.views, made.sweep, "me/proxies")
+    save(made.views, made.sweep.path, "me/proxies")
     first = dict(server.views)
     assert sorted(view["type"] for view in first.values()) == ["project-view", "runs"]
     url = capsys.readouterr().out.split()[1]
@@ -373,9 +379,9 @@ def test_saving_creates_two_views_and_later_updates_them(made, server, capsys):
     assert [s.name for s in read.sections] == SECTIONS
     assert unknown(serialized(read), [*made.runs, *made.own]) == set()
     again = Made(made.sweep.path)
-    save(again.views, again.sweep, "me/proxies")
+    save(again.views, again.sweep.path, "me/proxies")
     assert server.views.keys() == first.keys()
-    save(Made(made.sweep.path).views, made.sweep, "me/elsewhere")
+    save(Made(made.sweep.path).views, made.sweep.path, "me/elsewhere")
     assert len(server.views) == 4
 
 

@@ -18,6 +18,7 @@ from train.results import figures
 from train.results.arms import varying, with_arms
 from train.results.sweep import Metrics, load_sweep
 from train.results.table import table
+from train.runfolder.folder import FORMAT
 
 LOSS_INIT = 8.1
 LRS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -37,7 +38,7 @@ def fake_run(path, config, loss, logit, state=None):
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(yaml.safe_dump(config.values()))
     state = state or ("finished" if loss is not None else "diverged")
-    (path / "status.json").write_text(json.dumps({"state": state}))
+    (path / "status.json").write_text(json.dumps({"format": FORMAT, "state": state}))
     if state not in ("finished", "diverged"):
         return
     width, depth = config.model.width, config.model.depth

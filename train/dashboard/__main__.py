@@ -1,7 +1,7 @@
 """`python -m train.dashboard SWEEP`: the sweep's W&B workspace and report; with --json their text, without network.
 
 LR sensitivity, the verdict and the table go to W&B as one more run of the sweep's group. The same command after more
-runs brings all of it up to date.
+runs brings all of it up to date. A run folder in place of SWEEP gives the same views of one run.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 from conf.axis import ConfigError
 from train.cli.terminal import exit_with
 from train.loggers.wandb import require_server, server
-from train.results.sweep import SweepResults, load_sweep
+from train.results.sweep import SweepResults, load_run, load_sweep
 from train.runfolder.files import read_json, unwritable, write_atomically
+from train.runfolder.folder import is_run
 from train.sync import unsent
 
 PROJECT = "stabilab"
@@ -31,9 +32,9 @@ def configured(sweep: SweepResults, field: str) -> str | None:
     return found[0] if found else None
 
 
-def save(views: dict[str, Any], sweep: SweepResults, where: str) -> None:
-    """Creates workspace and report in W&B, or brings those up to date that SWEEP/dashboard.json knows."""
-    path = sweep.path / "dashboard.json"
+def save(views: dict[str, Any], folder: Path, where: str) -> None:
+    """Creates workspace and report in W&B, or brings those up to date that FOLDER/dashboard.json knows."""
+    path = folder / "dashboard.json"
     known = read_json(path)
     ours = known.get(where, {})
     workspace, report = views["workspace"], views["report"]
@@ -54,7 +55,8 @@ def _ids(workspace: Any, report: Any) -> dict[str, Any]:
 def dashboard(folder: Path, project: str | None, entity: str | None, file: Path | None) -> None:
     if file is None:
         require_server("send a dashboard", "or add --json FILE for files alone")
-    sweep = load_sweep(folder)
+    single = is_run(folder)
+    sweep = load_run(folder) if single else load_sweep(folder)
     project = project or configured(sweep, "project") or PROJECT
     entity = entity or configured(sweep, "entity")
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -66,12 +68,12 @@ def dashboard(folder: Path, project: str | None, entity: str | None, file: Path 
     names = logged(sweep)
     if not names:
         raise ConfigError(f"no run of {folder} has metrics yet: wait for the first watch step")
-    held = sweep_run(sweep)
+    held = sweep_run(sweep, single)
     builder = Sections(held, names, {c for c in sweep.runs if sweep.runs[c].notna().any()})
     sections = builder.build()
     if file is None:
         views = _send(held, sections, sweep, project, entity)
-        save(views, sweep, f"{views['workspace'].entity}/{project}")
+        save(views, folder, f"{views['workspace'].entity}/{project}")
     else:
         made = [make(held, sections, entity=entity or "", project=project) for make in (workspace, report)]
         texts = dict(zip(("workspace", "report"), map(serialized, made), strict=True))
@@ -79,9 +81,10 @@ def dashboard(folder: Path, project: str | None, entity: str | None, file: Path 
             write_atomically(file, json.dumps(texts, indent=1))
         except OSError as error:
             raise unwritable(file.parent, error) from None
-        log(held, sweep.path, project=project, entity=entity, offline=True)
         print(f"workspace and report  {file}")
-        print(f"run of the sweep      {sweep.path / 'wandb'}, to be sent with `wandb sync`")
+        if not single:
+            log(held, sweep.path, project=project, entity=entity, offline=True)
+            print(f"run of the sweep      {sweep.path / 'wandb'}, to be sent with `wandb sync`")
     _say(sweep, held, sections, builder.left_out)
 
 
@@ -94,7 +97,8 @@ def _send(held: Any, sections: Any, sweep: SweepResults, project: str, entity: s
     entity = entity or wandb.Api().default_entity
     if not entity:
         raise ConfigError("the W&B key has no default entity: choose one with --entity")
-    log(held, sweep.path, project=project, entity=entity, offline=False)
+    if not held.single:
+        log(held, sweep.path, project=project, entity=entity, offline=False)
     views = {"workspace": workspace, "report": report}
     return {name: make(held, sections, entity=entity, project=project) for name, make in views.items()}
 
@@ -102,7 +106,8 @@ def _send(held: Any, sections: Any, sweep: SweepResults, project: str, entity: s
 def _say(sweep: SweepResults, held: Any, sections: Any, left_out: list[str]) -> None:
     panels = sum(map(len, sections.values()))
     verdict = f"; {held.verdict.finding}: {held.verdict.state}" if held.verdict else ""
-    print(f"{panels} panels in {len(sections)} sections over {len(held.runs)} runs of group {held.name}{verdict}")
+    over = f"run {held.name}" if held.single else f"{len(held.runs)} runs of group {held.name}"
+    print(f"{panels} panels in {len(sections)} sections over {over}{verdict}")
     if held.trouble:
         print(f"no verdict: {held.trouble}")
     if left_out:
@@ -110,12 +115,13 @@ def _say(sweep: SweepResults, held: Any, sections: Any, left_out: list[str]) -> 
     if (sweep.runs.get("logger.name") == "none").all():
         print("these runs were made with logger=none: W&B has none of them")
     elif waiting := [file for run in sweep.runs["run"] for file in unsent(sweep.path / run)]:
-        print(f"{len(waiting)} W&B files are not sent yet: python -m train.sync {sweep.path}")
+        folder = sweep.path / held.name if held.single else sweep.path
+        print(f"{len(waiting)} W&B files are not sent yet: python -m train.sync {folder}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.dashboard", description=__doc__)
-    parser.add_argument("folder", type=Path, help="sweep folder")
+    parser.add_argument("folder", type=Path, help="sweep folder or run folder")
     parser.add_argument("--project", help="W&B project; that of the runs by default")
     parser.add_argument("--entity", help="W&B team or user; that of the runs or the key's owner by default")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write workspace and report to FILE, send nothing")

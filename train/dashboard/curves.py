@@ -73,6 +73,8 @@ class SweepRun:
     verdict: Verdict | None
     trouble: str | None
     """Why there is no verdict."""
+    single: bool = False
+    """Whether this is one run alone: it has no sweep to speak of, and W&B no run for one."""
     tables: Mapping[str, tuple[list[Any], list[list[Any]]]] = field(default_factory=dict)
 
     @property
@@ -94,7 +96,7 @@ class SweepRun:
         return found + [{STEP: step, EPS_LINE: 1.0} for step in (0, self.steps - 1)]
 
 
-def sweep_run(sweep: SweepResults) -> SweepRun:
+def sweep_run(sweep: SweepResults, single: bool = False) -> SweepRun:
     runs = with_arms(sweep.runs)
     runs["arm"] = runs["arm"].replace("", "all runs")
     columns = varying(sweep.runs)
@@ -118,7 +120,7 @@ def sweep_run(sweep: SweepResults) -> SweepRun:
     }
     steps = int(runs["steps"].max())
     text = markdown(sweep, found, verdict)
-    return SweepRun(sweep.name, runs, settings, sensitivity, losses, steps, text, verdict, trouble, tables)
+    return SweepRun(sweep.name, runs, settings, sensitivity, losses, steps, text, verdict, trouble, single, tables)
 
 
 def _judge(sweep: SweepResults) -> tuple[Verdict | None, str | None]:

@@ -4,47 +4,36 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import wandb_workspaces.reports.v2 as wr
 
 from train.dashboard.curves import EPS_LINE, OVER_LR, OVER_N, Curve, SweepRun
-from train.loggers.mirror import STEP, mirrored
+from train.loggers.detail import SHOWN, sent
+from train.loggers.mirror import STEP
 from train.results.style import LINES, colours
 from train.results.sweep import SweepResults
 
 MARKS = dict(zip(LINES, ("solid", "dashed", "dotted", "dotdash"), strict=True))
-MOST_BLOCKS = 6
-"""Blocks that have panels of their own: the first, the last, and some between."""
-SHOWN = ("embedding", "head", "attention.query", "attention.out", "mlp.up", "mlp.down")
-"""Tensors that have panels of their own, those in blocks for the first and the last block."""
-
 Panels = list[Any]
 
 
 def logged(sweep: SweepResults) -> set[str]:
-    """The names that W&B's history of these runs has, from each run's first two rows: all probes fall on step 0."""
+    """The names that W&B's history of these runs has, whatever their logger's detail.
+
+    From each run's first two rows: all probes fall on step 0.
+    """
     names: set[str] = set()
     for run in sweep.runs["run"]:
         path = sweep.path / run / "metrics.jsonl"
         if path.exists():
             with path.open() as file:
                 for line in itertools.islice(file, 2):
-                    values, lists = mirrored(json.loads(line)) if line.endswith("\n") else ({}, {})
+                    values, lists = sent(json.loads(line)) if line.endswith("\n") else ({}, {})
                     names |= values.keys() | lists.keys()
-    return names
-
-
-def spread(places: Sequence[int], most: int = MOST_BLOCKS) -> list[int]:
-    """At most so many of the sorted places: the first, the last, the others evenly between."""
-    ordered = sorted(set(places))
-    if len(ordered) <= most:
-        return ordered
-    return [ordered[i] for i in np.linspace(0, len(ordered) - 1, most).round().astype(int)]
+    return names | {"train/tokens_per_second"} if names else names
 
 
 def shades(sizes: Sequence[int]) -> dict[int, str]:
@@ -64,23 +53,23 @@ class Sections:
     left_out: list[str] = field(default_factory=list)
 
     def build(self) -> dict[str, Panels]:
-        blocks = spread([int(m[1]) for n in self.names if (m := re.fullmatch(r"attention/block(\d+)/logit_max", n))])
         sections = {
-            "LR sensitivity": self._sweep(),
+            "LR sensitivity": [] if self.held.single else self._sweep(),
             "Attention": [
                 *self.line("Max attention logit, all blocks", "attention/logit_max", log_y=True),
                 *self.line("Attention entropy, mean over blocks (nats)", "attention/entropy"),
                 *self.line("Attention entropy, lowest head (nats)", "attention/entropy_min"),
                 *self.over_lr("Max attention logit of the run against LR", "logit_max", log_y=True),
                 *self.over_lr("Attention entropy at the end against LR", "entropy_final"),
-                *[
-                    panel
-                    for b in blocks
-                    for panel in (
-                        *self.line(f"Max attention logit, block {b}", f"attention/block{b}/logit_max", log_y=True),
-                        *self.line(f"Attention entropy, block {b} (nats)", f"attention/block{b}/entropy"),
-                    )
-                ],
+                *self.line("Norm of queries, largest block", "attention/q_norm"),
+                *self.line("Norm of keys, largest block", "attention/k_norm"),
+                *self.line("Weight of the first key, mean", "attention/sink_mass"),
+                *self.line("Sink rate, mean", "attention/sink_rate"),
+            ],
+            "Residual stream": [
+                *self.line("RMS, largest block", "residual/rms", log_y=True),
+                *self.line("Kurtosis, largest block", "residual/kurtosis", log_y=True),
+                *self.line("Largest over median activation", "residual/massive_max", log_y=True),
             ],
             "Output logits": [
                 *self.line("Output log Z", "output/log_z"),
@@ -98,6 +87,7 @@ class Sections:
                 *self.line("Training loss (nats)", "train/loss"),
                 *self.line("Validation loss (nats)", "validation/loss"),
                 *self.line("Learning rate", "train/lr"),
+                *self.line("Tokens a second", "train/tokens_per_second"),
             ],
         }
         return {name: panels for name, panels in sections.items() if panels}
@@ -118,7 +108,8 @@ class Sections:
         if metrics[0] not in self.names:
             self.left_out.append(title)
             return []
-        return [wr.LinePlot(title=title, x=STEP, y=[*metrics], title_x="step", **self._shown(), **options)]
+        y: list[Any] = [m for m in metrics if m != EPS_LINE or not self.held.single]
+        return [wr.LinePlot(title=title, x=STEP, y=y, title_x="step", **self._shown(), **options)]
 
     def over_lr(self, title: str, metric: str, **options: Any) -> Panels:
         """A point for each run, from its summary."""
@@ -144,19 +135,12 @@ class Sections:
     def sizes(self) -> list[int]:
         return sorted({int(n) for n in self.held.runs["size"]})
 
-    def tensors(self, family: str) -> list[str]:
-        """Those of SHOWN that a family of metrics has, `block0/mlp.up` and so on; of blocks first and last."""
-        split = [m for n in self.names if (m := re.fullmatch(rf"{family}/(?:block(\d+)/)?([^/]+)/\w+", n))]
-        blocks = sorted({int(m[1]) for m in split if m[1]})
-        ends = {None, *(str(b) for b in (*blocks[:1], *blocks[-1:]))}
-        found = [m for m in split if m[2] in SHOWN and m[1] in ends]
-        found.sort(key=lambda m: (SHOWN.index(m[2]), int(m[1] or 0)))
-        return [m[2] if m[1] is None else f"block{m[1]}/{m[2]}" for m in found]
-
     def _tensors(self, family: str, what: str, title: str, *more: str) -> Panels:
-        """A panel for each of these tensors."""
-        found = self.tensors(family)
-        return [p for t in found for p in self.line(f"{title}, {t}", f"{family}/{t}/{what}", *more, log_y=True)]
+        """A panel for each tensor of SHOWN that a family of metrics has; those in blocks are summed up over blocks."""
+        names = {f"{t}{of}": f"{family}/{blocks}{t}/{what}" for t in SHOWN
+                 for blocks, of in (("", ""), ("blocks/", " of all blocks"))}  # fmt: skip
+        found = {tensor: name for tensor, name in names.items() if name in self.names}
+        return [p for tensor, name in found.items() for p in self.line(f"{title}, {tensor}", name, *more, log_y=True)]
 
     def _shown(self) -> dict[str, Any]:
         """As many lines as there are runs, up to what a plot bears."""

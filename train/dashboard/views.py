@@ -41,7 +41,7 @@ def workspace(held: SweepRun, sections: Mapping[str, Panels], *, entity: str, pr
         settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=min(100, len(held.runs) + 1)),
         runset_settings=ws.RunsetSettings(
             filters=expr.And(
-                expr.Metric("ID").isin([*map(run_id, held.runs["run"]), held.id]),
+                expr.Metric("ID").isin([*map(run_id, held.runs["run"]), *([] if held.single else [held.id])]),
             ),
             groupby=group,
             order=[ws.Ordering(_stored(LR), ascending=True)],
@@ -58,7 +58,8 @@ def report(held: SweepRun, sections: Mapping[str, Panels], *, entity: str, proje
     blocks: list[Any] = []
     if finding:
         blocks += [wr.H1("Claim"), wr.P(finding.claim), wr.P(f"Source: {finding.source}")]
-    blocks += [wr.H1("Verdict" if finding else "LR sensitivity"), wr.MarkdownBlock(held.text)]
+    if not held.single:
+        blocks += [wr.H1("Verdict" if finding else "LR sensitivity"), wr.MarkdownBlock(held.text)]
     if held.trouble:
         blocks += [wr.P(f"No verdict: {held.trouble}")]
     sizes = ", ".join(f"N = {size_label(n)} {colour}" for n, colour in shades(_sizes(held)).items())
@@ -70,14 +71,14 @@ def report(held: SweepRun, sections: Mapping[str, Panels], *, entity: str, proje
         project=project,
         entity=entity,
         title=held.name[:128],
-        description=finding.claim if finding else f"Sweep {held.name}",
+        description=finding.claim if finding else f"{'Run' if held.single else 'Sweep'} {held.name}",
         blocks=blocks,
         width="fluid",
     )
 
 
 def runsets(held: SweepRun) -> list[wr.Runset]:
-    """One for each arm and one with the sweep's run. Without entity and project they are those of the report."""
+    """One for each arm and one with the run of a sweep. Without entity and project they are those of the report."""
     colour = run_colours(held)
     found = []
     for arm in held.settings:
@@ -85,7 +86,8 @@ def runsets(held: SweepRun) -> list[wr.Runset]:
         filters = [expr.Metric("ID").isin(ids)]
         painted = {run: wr.RunSettings(color=colour[run]) for run in ids}
         found.append(wr.Runset(name=arm, filters=filters, run_settings=painted, pinned_columns=list(COLUMNS)))
-    return [*found, wr.Runset(name="sweep", filters=[expr.Metric("ID").isin([held.id])])]
+    own = wr.Runset(name="sweep", filters=[expr.Metric("ID").isin([held.id])])
+    return found if held.single else [*found, own]
 
 
 def _stored(column: str) -> expr.Config:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import queue
-import re
 import threading
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from train.loggers.base import Logger
+from train.loggers.detail import Detail, sent
 
 FINISH_SECONDS = 60.0
 
@@ -20,29 +21,6 @@ INTERRUPTED_SECONDS = 10.0
 STEP = "trainer/global_step"
 """What Lightning calls the optimizer step in W&B: the x axis of every metric."""
 
-MOST_NAMES = 9_000
-"""Of one row. W&B's workspaces slow down from 10,000 names on (docs.wandb.ai, Experiments > Limits)."""
-
-TENSOR_FAMILIES = ("parameter", "gradient", "adam", "update")
-"""Metrics of single tensors, in the order in which they lose their block where there are too many names."""
-
-
-def mirrored(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """What W&B gets of a metrics row: values, and lists that go as histograms.
-
-    A value a head is a list already. Where a row has more than MOST_NAMES names, the values of a tensor in all blocks
-    become one: parameter/block0/mlp.up/rms, parameter/block1/mlp.up/rms, ... -> parameter/blocks/mlp.up/rms.
-    """
-    values = {k: v for k, v in row.items() if not isinstance(v, list) and k != "step"}
-    lists = {k: list(v) for k, v in row.items() if isinstance(v, list)}
-    for family in TENSOR_FAMILIES:
-        if len(values) + len(lists) <= MOST_NAMES:
-            break
-        for name in [k for k in values if re.match(rf"{family}/block\d+/", k)]:
-            over_blocks = re.sub(r"/block\d+/", "/blocks/", name)
-            lists.setdefault(over_blocks, []).append(values.pop(name))
-    return values, {k: v for k, v in lists.items() if all(map(math.isfinite, v))}
-
 
 class Mirror:
     """A Lightning logger on a thread of its own: it may be slow, hang or fail, and training neither waits nor notices.
@@ -51,7 +29,10 @@ class Mirror:
     leaves nothing behind. The first fault is said in one line, after it nothing more is sent.
     """
 
-    def __init__(self, build: Callable[[], Logger | None], config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, build: Callable[[], Logger | None], config: Mapping[str, Any], detail: Detail = "summary"
+    ) -> None:
+        self.detail = detail
         self.logger: Logger | None = None
         self._config = dict(config)
         self._actions: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
@@ -64,8 +45,8 @@ class Mirror:
         self._config |= values
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Sends one metrics row; a per-head list goes as a histogram to W&B and stays local elsewhere."""
-        self._actions.put(lambda: self.logger and self._send(self.logger, row))
+        """Sends what the detail has of one metrics row; lists go as histograms."""
+        self._actions.put(lambda: self._send(row))
         if row["step"] >= 0 and not self._started:
             self._started = True
             self._thread.start()
@@ -101,15 +82,20 @@ class Mirror:
             text = " ".join(str(fault).split())[:200]
             warnings.warn(f"the logger stopped ({type(fault).__name__}: {text}); local files go on", stacklevel=2)
 
-    @staticmethod
-    def _send(logger: Logger, row: Mapping[str, Any]) -> None:
-        values, lists = mirrored(row)
+    def _send(self, row: Mapping[str, Any]) -> None:
+        logger = self.logger
+        if logger is None:
+            return
+        values, lists = sent(row, self.detail)
+        experiment: Any = getattr(logger, "experiment", None)
         if type(logger).__name__ != "WandbLogger":
             logger.log_metrics(values, step=row["step"])
+            if hasattr(experiment, "add_histogram"):
+                for name, values_of in lists.items():
+                    experiment.add_histogram(name, np.array(values_of), row["step"])
             return
         import wandb
 
-        experiment: Any = getattr(logger, "experiment")  # noqa: B009 - not every Logger has one
         values |= {k: wandb.Histogram(v) for k, v in lists.items()} | {STEP: row["step"]}
         # W&B's own step counts rows of a process, from 0: an attempt that goes on offline would begin there again. So
         # it is given, one more than ours, which begin at -1. Without `commit` the last row would wait for the next.

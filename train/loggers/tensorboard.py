@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED, ConfigError
 from train.loggers.base import LOGGER, Logger, LoggerConfig
+from train.loggers.detail import Detail
 
 
 @LOGGER.register
@@ -18,6 +19,8 @@ class TensorBoard(LoggerConfig):
     """TensorBoard: an event file for each attempt in the run folder's tensorboard/; needs the package tensorboard."""
 
     name: Literal["tensorboard"] = "tensorboard"
+    detail: Detail = "summary"
+    """summary sums up blocks and tensors, in at most 100 names whatever the depth; all sends every value besides."""
 
     def build(self, folder: Path, *, run_id: str, run_name: str, group: str | None) -> Logger:
         from lightning.pytorch.loggers import TensorBoardLogger

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED, ConfigError
 from train.loggers.base import LOGGER, Logger, LoggerConfig
+from train.loggers.detail import Detail
 
 CONNECT_SECONDS = 20.0
 
@@ -37,6 +38,8 @@ class Wandb(LoggerConfig):
     """W&B tags of the run."""
     notes: str | None = None
     """W&B notes of the run."""
+    detail: Detail = "summary"
+    """summary sums up blocks and tensors, in at most 100 names whatever the depth; all sends every value besides."""
 
     def offline(self) -> bool:
         if self.mode != "auto":

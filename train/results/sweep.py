@@ -14,7 +14,7 @@ from conf.axis import ConfigError
 from train.config.grid import compose_all
 from train.runfolder import parquet as columns
 from train.runfolder.files import read_json
-from train.runfolder.folder import ENDED, RunFolder
+from train.runfolder.folder import ENDED, RunFolder, require_format
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,8 +90,6 @@ class SweepResults:
 
 def load_sweep(path: Path | str) -> SweepResults:
     """A sweep folder as tidy frames. ConfigError when there is no sweep in it."""
-    import pandas as pd
-
     path = Path(path)
     listed = read_json(path / "sweep.json")
     entries = listed.get("runs")
@@ -100,8 +98,30 @@ def load_sweep(path: Path | str) -> SweepResults:
             f"{path} is neither a sweep folder (sweep.json) nor a run folder (config.yaml, metrics.jsonl)"
         )
     folders = [RunFolder(path / entry["folder"]) for entry in entries]
+    require_format(folders, path)
     planned = _composed([e for e, f in zip(entries, folders, strict=True) if not (f.path / "config.yaml").exists()])
     rows = [_row(f, planned.get(f.path.name)) | _arm(e) for e, f in zip(entries, folders, strict=True)]
+    runs = _frame(rows)
+    if runs["seed"].isna().all():
+        raise ConfigError(
+            f"{path}: no run has started, and the overrides in sweep.json don't fit conf/: start it again"
+        )
+    return SweepResults(
+        path, listed.get("name", path.name), listed.get("finding"), runs, Metrics({f.path.name: f for f in folders})
+    )
+
+
+def load_run(path: Path) -> SweepResults:
+    """Returns one run as a sweep of its own, in the folder that holds it, without a finding."""
+    folder = RunFolder(path.resolve())
+    require_format([folder], path)
+    runs = _frame([_row(folder, None)])
+    return SweepResults(folder.path.parent, path.name, None, runs, Metrics({folder.path.name: folder}))
+
+
+def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    import pandas as pd
+
     runs = pd.DataFrame(rows)
     for column in (
         "optimizer.lr",
@@ -115,14 +135,8 @@ def load_sweep(path: Path | str) -> SweepResults:
         *SHAPE,
     ):
         runs[column] = pd.to_numeric(runs[column], errors="coerce") if column in runs else float("nan")
-    if runs["seed"].isna().all():
-        raise ConfigError(
-            f"{path}: no run has started, and the overrides in sweep.json don't fit conf/: start it again"
-        )
     runs["size"] = runs.groupby(SHAPE)["N"].transform("min").fillna(12 * runs["model.depth"] * runs["model.width"] ** 2)
-    return SweepResults(
-        path, listed.get("name", path.name), listed.get("finding"), runs, Metrics({f.path.name: f for f in folders})
-    )
+    return runs
 
 
 def _composed(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -12,12 +12,14 @@ from data.prepare import prepare
 from models.gpt import GPT
 from train.config.compose import from_file
 from train.config.schema import Config
+from train.runfolder.folder import RunFolder, require_format
 
 
 def config_of(path: Path) -> Config:
     """ConfigError when there is no trained run in the folder."""
     if not (path / "weights.pt").exists():
         raise ConfigError(f"{path} has no weights.pt: give folders of runs that have ended")
+    require_format([RunFolder(path)], path)
     return from_file(path / "config.yaml")
 
 

@@ -13,30 +13,27 @@ from train.optimizers.schedules import WarmupStableDecay
 
 
 def values_in_force(config: Config) -> dict[str, Any]:
-    """Returns the values that a run works with where its config leaves them to be derived, by the field's full key.
+    """Returns the values that a run works with where its config leaves them to be derived, nested as the config is.
 
     W&B's config and summary.json hold them under `derived`; the fields themselves stay as config.yaml has them. Fields
     that are null because something is off (a clip, a cap) have no value in force and aren't listed.
     """
-    optimizer, schedule, steps = config.optimizer, config.schedule, config.steps
+    optimizer, schedule, steps, devices = config.optimizer, config.schedule, config.steps, config.devices or 1
     last = schedule.factor(steps - 1, steps=steps, peak=optimizer.lr)
     found: dict[str, Any] = {
-        "optimizer.weight_decay": optimizer.decay_rate(),
-        "schedule.warmup_steps": schedule.warmup(steps),
-        "schedule.last_lr": optimizer.lr * last,
-        "devices": config.devices or 1,
-        "world_size": (config.devices or 1) * config.nodes,
-        "micro_batch_size": config.batch_size // (config.accumulate * (config.devices or 1) * config.nodes),
+        "optimizer": {"weight_decay": optimizer.decay_rate()},
+        "schedule": {"warmup_steps": schedule.warmup(steps), "last_lr": optimizer.lr * last},
+        "devices": devices,
+        "micro_batch_size": config.batch_size // (config.accumulate * devices * config.nodes),
     }
     if isinstance(schedule, WarmupStableDecay):
-        found["schedule.decay_steps"] = schedule.decay_steps(steps)
-    if isinstance(config.reparametrization, LAWNConfig):
-        found["reparametrization.free_steps"] = config.reparametrization.free(steps)
-        found["reparametrization.warmup_steps"] = config.reparametrization.warmup(steps)
+        found["schedule"]["decay_steps"] = schedule.decay_steps(steps)
+    if isinstance(lawn := config.reparametrization, LAWNConfig):
+        found["reparametrization"] = {"free_steps": lawn.free(steps), "warmup_steps": lawn.warmup(steps)}
     if isinstance(config.attention, LongShortConfig):
-        found["attention.window"] = config.attention.window_for(config.context)
-    if isinstance(config.attention, DifferentialConfig):
-        found["attention.lambda_init"] = [config.attention.lambda_of(block) for block in range(config.model.depth)]
+        found["attention"] = {"window": config.attention.window_for(config.context)}
+    if isinstance(rule := config.attention, DifferentialConfig):
+        found["attention"] = {"lambda_init": [rule.lambda_of(block) for block in range(config.model.depth)]}
     return found
 
 

@@ -31,7 +31,7 @@ from train.run.module import ProxyModule
 from train.run.recorder import MetricsRow
 from train.run.sharding import Sharded, whole
 from train.runfolder.files import save_atomically, write_atomically
-from train.runfolder.folder import RunFolder
+from train.runfolder.folder import RunFolder, require_format
 
 Summary = dict[str, Any]
 
@@ -50,10 +50,15 @@ def train(
     after a checkpoint was, and passes on what else goes wrong after status.json says so.
     """
     folder = RunFolder((parent or Path(config.out)) / config.run_name())
+    # Of an earlier format, the run may have had another name. A sweep has looked already.
+    alike = [] if parent else (RunFolder(path) for path in folder.path.parent.glob(f"*-{config.digest()}"))
+    for found in (folder, *alike):
+        require_format([found], found.path)
     group = parent.name if parent else config.finding
     mirror = Mirror(
         lambda: config.logger.build(folder.path, run_id=config.digest(), run_name=config.run_name(), group=group),
         config.values() | {"derived": values_in_force(config)},
+        getattr(config.logger, "detail", "summary"),
     )
     if folder.has_ended():
         return _found(config, folder, mirror)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +41,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file; a last line that was cut off is left out."""
-    rows = []
-    if path.exists():
-        for number, line in enumerate(path.read_text(errors="replace").splitlines(keepends=True), 1):
-            if not line.endswith("\n"):
-                break
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                raise ConfigError(
-                    f"{path}: line {number} is damaged: delete the folder to train the run again"
-                ) from None
-    return rows
+    return list(rows_of(path.read_text(errors="replace").splitlines(keepends=True), path)) if path.exists() else []
+
+
+def rows_of(lines: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of the lines of that file, one after the other."""
+    for number, line in enumerate(lines, 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            row = json.loads(line)
+        except ValueError:
+            raise ConfigError(f"{path}: line {number} is damaged: delete the folder to train the run again") from None
+        yield row
 
 
 def unwritable(folder: Path, error: OSError) -> ConfigError:

@@ -1,9 +1,9 @@
 """The run folder: one run's config, state, metrics and checkpoints. It alone suffices to redo every figure.
 
 config.yaml     resolved config
-status.json     pending | running | finished | diverged | failed, with host, pid, commit, versions, wall time
+status.json     pending | running | finished | diverged | failed, with format, host, pid, commit, versions, wall time
 metrics.jsonl   a row a recorded step, a pure function of the config (NaN and Infinity as Python's json writes them)
-timing.jsonl    wall time and tokens per second, a row a watch step
+timing.jsonl    wall time, tokens and FLOPs per second, a row a watch step
 summary.json    the results, written at the end
 last.ckpt       the newest checkpoint
 """
@@ -17,7 +17,8 @@ import platform
 import socket
 import time
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,25 @@ from train.runfolder.files import read_json, read_rows, unwritable, write_atomic
 from train.runfolder.provenance import commit, slurm_task
 
 ENDED = ("finished", "diverged")
+
+FORMAT = 2
+"""Of a run folder: names of metrics, of the summary's values and of the status' ones. Format 1 didn't say so."""
+
+
+def is_run(path: Path) -> bool:
+    """Whether it is a run's folder, not a sweep's."""
+    return (path / "config.yaml").exists() and not (path / "sweep.json").exists()
+
+
+def require_format(runs: Iterable[RunFolder], folder: Path) -> None:
+    """ConfigError where one of the runs has another format than this code's; `folder` is what is to be migrated."""
+    for run in runs:
+        status = run.status()
+        if status and status.get("format", 1) != FORMAT:
+            raise ConfigError(
+                f"{run.path} was written by an earlier version, which named its metrics differently: "
+                f"python -m train.migrate {folder}"
+            )
 
 
 class RunFolder:
@@ -68,6 +88,15 @@ class RunFolder:
         except OSError:
             return False
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from training in the folder meanwhile; ConfigError where one does."""
+        try:
+            with self._lock.acquire(timeout=0):
+                yield
+        except Timeout:
+            raise ConfigError(f"{self.path}: process {self.status().get('pid')} is training this run") from None
+
     def sound_checkpoint(self) -> Path | None:
         """The checkpoint to go on from, None where there is none; ConfigError where it isn't what was written.
 
@@ -103,7 +132,7 @@ class RunFolder:
 
     def set_status(self, state: str, **details: Any) -> None:
         """Replaces status.json; details of an earlier attempt that aren't given again stay."""
-        status = self.status() | {"state": state, "time": time.time(), **details}
+        status = (self.status() or {"format": FORMAT}) | {"state": state, "time": time.time(), **details}
         write_atomically(self.path / "status.json", json.dumps(status, indent=1))
 
     def start(self) -> None:

@@ -22,6 +22,7 @@ from train.forecast.measurements import (
     with_readings,
 )
 from train.results.sweep import load_sweep
+from train.runfolder.folder import FORMAT
 
 MODELS = ("mini-w32-d1", "mini-0.02M", "mini-w32-d4", "mini-0.1M", "mini-w64-d4", "mini-1.8M")
 LRS = (0.006, 0.03, 0.06)
@@ -213,7 +214,7 @@ def test_runs_without_the_metric_are_left_out_and_counted(law, monkeypatch, caps
     path = law / "mini-0.1M-none-0.06"
     rows = [line for line in (path / "metrics.jsonl").read_text().splitlines() if json.loads(line)["step"] < 40]
     (path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
-    (path / "status.json").write_text(json.dumps({"state": "diverged"}))
+    (path / "status.json").write_text(json.dumps({"format": FORMAT, "state": "diverged"}))
     summary = json.loads((path / "summary.json").read_text()) | {
         "validation/loss_final": None,
         "validation/loss": LOSS_INIT,

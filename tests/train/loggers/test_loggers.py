@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import yaml_values
 from tests.train.helpers import TINY, in_process, tiny, trained
 from tests.train.loggers.wandb_files import key, records
-from train.loggers.mirror import MOST_NAMES, Mirror, mirrored
+from train.loggers.detail import sent
+from train.loggers.mirror import Mirror
 from train.loggers.wandb import Wandb
 from train.runfolder.folder import RunFolder
 
@@ -58,45 +58,67 @@ def test_offline_file_holds_identity_config_and_metrics(run):
     mirrored = {h["trainer/global_step"]: h for h in history if "trainer/global_step" in h}
     for step in (0, 3, 4, 8, 11):
         assert mirrored[step]["train/loss"] == pytest.approx(rows[step]["train/loss"], rel=1e-6)
-    assert mirrored[8]["attention/block1/logit_max"] == pytest.approx(rows[8]["attention/block1/logit_max"])
+    largest = max(rows[8][f"attention/block{block}/q_norm"] for block in (0, 1))
+    assert mirrored[8]["attention/q_norm"] == pytest.approx(largest)
+    assert {k for h in history for k in h} >= {"train/tokens_per_second", "train/flops_per_second"}
+    size = {k: run.summary()[k] for k in ("N", "parameters", "tokens")}
+    assert {k: logged[k] for k in size} == size
+    assert logged["derived"] == run.summary()["derived"]
+    assert logged["derived"]["optimizer"] == {"weight_decay": 1e-4}
 
 
-def names(row) -> set[str]:
-    values, lists = mirrored(row)
+def names(row, detail="summary") -> set[str]:
+    values, lists = sent(row, detail)
     return values.keys() | lists.keys()
 
 
-def watch_row(parent, *overrides):
-    return max(trained(parent, "steps=1", "eval_batches=1", *overrides).metrics(), key=len)
+def deepened(row, depth):
+    """The row of a model of two blocks with as many blocks as that, each with its own values."""
+    deep = {k: v for k, v in row.items() if not re.search(r"block\d", k)}
+    for block in range(depth):
+        for name, value in row.items():
+            if f"block{block % 2}/" in name:
+                moved = [x + block for x in value] if isinstance(value, list) else value + block
+                deep[name.replace(f"block{block % 2}/", f"block{block}/")] = moved
+    return deep
 
 
-@pytest.mark.parametrize("size", ["4.8B", "w512-d96"])
-def test_the_largest_models_stay_below_10_000_names(tmp_path, size):
-    """A step of a narrow model with the depth and heads of the size: names don't depend on width."""
-    shape = yaml_values("model", size)
-    depth, heads = shape["depth"], shape["heads"]
-    row = watch_row(tmp_path, f"model.depth={depth}", f"model.heads={heads}", f"model.width={2 * heads}")
-    sent = names(row)
-    assert len(sent) < MOST_NAMES < 10_000
-    assert sent == row.keys() - {"step"}
-    assert f"attention/block{depth - 1}/logit_max_by_head" in mirrored(row)[1]
-    fewer = watch_row(tmp_path, f"model.depth={depth}", "model.heads=2", "model.width=16")
-    assert sent == names(fewer), "names a head"
-
-
-def test_values_of_tensors_become_histograms_over_blocks_where_names_are_too_many(tmp_path):
-    """96 blocks with the most tensors that the axes give."""
+@pytest.fixture(scope="module")
+def watch_row(tmp_path_factory):
+    """Of a model with the most tensors that the axes give."""
     most = ["norm=gated", "placement=peri", "mlp=swiglu", "layer_scale=1e-4", "value_residual=learnable"]
-    row = watch_row(tmp_path, *most, "reparametrization=sigma", "model.depth=2")
-    deep = {re.sub("block1", f"block{b}", k): v for b in range(1, 96) for k, v in row.items()} | row
-    kept = dict(deep)
-    values, lists = mirrored(deep)
-    assert deep == kept
-    assert len(deep) > 10_000 > MOST_NAMES >= len(values) + len(lists)
-    over_blocks = sorted(deep[f"parameter/block{b}/mlp.up/rms"] for b in range(96))
-    assert sorted(lists["parameter/blocks/mlp.up/rms"]) == over_blocks
-    assert values["update/block95/mlp.up/rms"] == deep["update/block95/mlp.up/rms"]
-    assert values["parameter/head/rms"] == row["parameter/head/rms"]
+    parent = tmp_path_factory.mktemp("watch")
+    run = trained(parent, "steps=1", "eval_batches=1", "eval_lengths=[2]", "sink=off_by_one", *most)
+    return max(run.metrics(), key=len)
+
+
+def test_depth_adds_no_names(watch_row):
+    by_depth = {depth: names(deepened(watch_row, depth)) for depth in (2, 12, 48)}
+    assert {depth: len(found) <= 100 for depth, found in by_depth.items()} == dict.fromkeys(by_depth, True), by_depth
+    assert by_depth[2] == by_depth[12] == by_depth[48]
+    assert len(names(deepened(watch_row, 48), "all")) > 5_000
+
+
+def test_blocks_and_tensors_are_summed_up(watch_row):
+    row = deepened(watch_row, 12)
+    values, lists = sent(row)
+    of_blocks = {what: [row[f"attention/block{b}/{what}"] for b in range(12)] for what in ("q_norm", "support")}
+    assert values["attention/q_norm"] == max(of_blocks["q_norm"])
+    assert values["attention/support"] == pytest.approx(sum(of_blocks["support"]) / 12)
+    assert values["attention/logit_max"] == watch_row["attention/logit_max"], "the recorder's own"
+    assert lists["attention/blocks/entropy"] == [
+        entropy for b in range(12) for entropy in row[f"attention/block{b}/entropy_by_head"]
+    ]
+    tensors = {k: v for k, v in row.items() if k.startswith("gradient/") and k.endswith("/rms")}
+    assert lists["gradient/tensors/rms"] == list(tensors.values())
+    assert values["gradient/rms"] == pytest.approx(sum(tensors.values()) / len(tensors))
+    assert values["update/blocks/mlp.up/rms"] == max(row[f"update/block{b}/mlp.up/rms"] for b in range(12))
+    assert values["adam/head/gradient_over_eps"] == row["adam/head/gradient_over_eps"]
+    assert (values["train/loss"], values["gradient/norm"]) == (row["train/loss"], row["gradient/norm"])
+
+
+def test_all_sends_every_name_besides(watch_row):
+    assert names(watch_row, "all") == names(watch_row) | (watch_row.keys() - {"step"})
 
 
 def test_config_is_written_at_the_start(run):

@@ -22,6 +22,7 @@ from tests.train.helpers import TINY, in_process, tiny, trained
 from tests.train.loggers.sweep_server import serving
 from tests.train.loggers.wandb_files import offline_run, records
 from train.config.compose import compose
+from train.loggers.detail import sent
 from train.runfolder.folder import RunFolder
 from train.sync import run_folders, sync, unsent
 
@@ -96,12 +97,14 @@ def test_tensorboard_has_the_same_names_and_numbers(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = trained(tmp_path, "logger=tensorboard")
+    folder = trained(tmp_path, "logger=tensorboard", "logger.detail=all")
     events = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     rows = folder.metrics()
     names = {k for row in rows for k, v in row.items() if not isinstance(v, list)} - {"step"}
-    assert set(events.Tags()["scalars"]) == names
+    summed_up = {k for row in rows for k in sent(row)[0]} | {"train/tokens_per_second", "train/flops_per_second"}
+    assert set(events.Tags()["scalars"]) == names | summed_up
+    assert set(events.Tags()["histograms"]) == {k for row in rows for k in sent(row, "all")[1]}
     for name in names:
         expected = [(row["step"], row[name]) for row in rows if name in row]
         assert [e.step for e in events.Scalars(name)] == [step for step, _ in expected]

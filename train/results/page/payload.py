@@ -92,13 +92,16 @@ def _sensitivity(found: pd.DataFrame) -> list[list[Any]]:
 
 
 def _configs(runs: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
-    """Config fields that differ between runs, each with its values and which of them each run has; and the others."""
+    """Config fields that differ between runs, each with its values and which of them each run has; and the others.
+
+    `derived.*` are the values in force where a field is null or a share.
+    """
     from train.config.schema import Config
 
     varying: dict[str, Any] = {}
     same: dict[str, str] = {}
     for key in runs:
-        if key.partition(".")[0] in Config.__dataclass_fields__:
+        if key.partition(".")[0] in {*Config.__dataclass_fields__, "derived"}:
             texts = [_text(v) for v in _plain(runs[key])]
             values = list(dict.fromkeys(texts))
             if len(values) == 1:

@@ -1,0 +1,51 @@
+"""The registry of metrics, held against what tiny runs record."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import composer
+from tests.train.helpers import TINY
+from train.docs.metrics import files
+from train.run.metrics import METRICS
+from train.run.trainer import train
+from train.runfolder.files import read_rows
+from train.runfolder.folder import RunFolder
+
+NEEDS = sorted({metric.needs for metric in METRICS})
+# Choices that add tensors, drop probes or change what a block is.
+OTHERS = [
+    "", "attention=differential", "attention=mlp", "share_attention=2", "optimizer=muon", "optimizer=lion",
+    "placement=ngpt norm=none qk_norm=none", "eval_every=3", "mlp=swiglu norm=gated value_residual=learnable",
+]  # fmt: skip
+
+
+def recorded(parent: Path, overrides: str) -> set[str]:
+    """The names in the files of a run; text in place of the tiny language where the overrides ask for it."""
+    chosen = overrides.split()
+    base = [o for o in TINY if not o.startswith("data")] if "data=textmix" in chosen else TINY
+    config = composer().config([*base, *chosen, *(["data.vocab_size=257"] if base is not TINY else [])])
+    train(config, parent=parent)
+    run = RunFolder(parent / config.run_name())
+    return {name for path in (run.metrics_path, run.timing_path) for row in read_rows(path) for name in row}
+
+
+@pytest.mark.parametrize("overrides", sorted({*NEEDS, *OTHERS}))
+def test_each_recorded_name_has_one_entry(tmp_path, overrides):
+    found = recorded(tmp_path, overrides)
+    entries = {name: [metric.name for metric in METRICS if metric.matches(name)] for name in found}
+    assert {name: of for name, of in entries.items() if len(of) != 1} == {}
+    if overrides in NEEDS:
+        expected = {metric.name for metric in METRICS if metric.needs in ("", overrides)}
+        assert expected - {of[0] for of in entries.values()} == set()
+
+
+def test_each_name_is_where_and_what():
+    assert {m.name for m in METRICS if "/" not in m.name} == {"step", "seconds"}
+    assert len({m.name for m in METRICS}) == len(METRICS)
+    assert [m.name for m in METRICS if m.of_each and m.summed_up is None] == []
+
+
+def test_the_readme_is_that_of_now():
+    root = Path(__file__).parents[3]
+    assert {path: (root / path).read_text() for path in files()} == files(), "python -m train.docs renews it"
