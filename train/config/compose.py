@@ -16,20 +16,20 @@ from train.config.schema import Config
 
 
 def compose(overrides: Sequence[str]) -> Config:
-    """The checked config for Hydra overrides; ConfigError, one line, when any of them can't be used."""
+    """Returns the checked config for Hydra overrides. Raises ConfigError, one line, for one that can't be used."""
     refuse_arms(overrides)
     return from_node(compose_node(overrides))
 
 
 def refuse_arms(overrides: Sequence[str]) -> None:
-    """Arms make a sweep's points and are no part of a point: on a command line they would change nothing."""
+    """Raises ConfigError for an override of `arms`: only an experiment has them, elsewhere they would do nothing."""
     for override in overrides:
         if override.lstrip("+~").partition("=")[0].partition(".")[0] == "arms":
             raise ConfigError(f"{override}: arms are an experiment's own: write one with others in conf/experiment/")
 
 
 def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:
-    """What Hydra composes from conf/, unchecked. Hydra's own faults become ConfigError."""
+    """Returns what Hydra composes from conf/, unchecked. Raises ConfigError for what Hydra refuses."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -50,6 +50,7 @@ def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:
 
 
 def from_node(node: Any) -> Config:
+    """Returns the checked config of what Hydra composed; interpolations are resolved."""
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -64,7 +65,7 @@ def from_node(node: Any) -> Config:
 
 
 def from_values(values: Mapping[str, Any]) -> Config:
-    """The checked config of plain values as Hydra composes them."""
+    """Returns the checked config of plain values as Hydra composes them."""
     for group in GLOBAL:
         if group in values:
             raise ConfigError(f"{group}: its file is empty or doesn't begin with the line {HEADER}")
@@ -72,7 +73,7 @@ def from_values(values: Mapping[str, Any]) -> Config:
 
 
 def from_file(path: Path) -> Config:
-    """The config of a run folder's config.yaml; ConfigError where that is damaged."""
+    """Returns the config of a run folder's config.yaml. Raises ConfigError for a damaged file."""
     try:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -83,4 +84,5 @@ def from_file(path: Path) -> Config:
 
 
 def to_yaml(config: Config) -> str:
+    """Returns the text of a run folder's config.yaml."""
     return yaml.safe_dump(config.values(), sort_keys=False)

@@ -1,4 +1,4 @@
-"""From overrides with several values to the points of their grid, in Hydra's own grammar."""
+"""Expands overrides with several values, in Hydra's grammar, to the points of a grid, and composes their configs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from omegaconf import DictConfig
 from conf.axis import ConfigError, near
 from train.config.choices import choices
 from train.config.compose import compose_node, from_node, refuse_arms
-from train.config.messages import hydra_fault
+from train.config.messages import hydra_fault, unreadable
 from train.config.schema import Config
 
 
 def expand(overrides: Sequence[str]) -> list[tuple[str | None, list[str]]]:
-    """The arm and the overrides of every point, arm by arm, first key slowest.
+    """Returns the arm and the overrides of every point, arm by arm; the first key varies slowest.
 
-    `k=a,b`, `k=choice(...)`, `k=range(...)`, `k=glob(...)` and lists `k=[a,b]` make a grid, as do hydra.sweeper.params
-    of the chosen experiment and of the chosen ladder, which takes the place of the experiment's sizes; an override
-    given here takes the place of theirs for the same key. So does an arm of the experiment: `arms` maps the name of
-    each to its overrides, which may be grids too, to a list of such mappings, whose grids are joined, or to null for
-    an arm that another file defines and this one leaves out.
+    A key has several values as `k=a,b`, `k=[a,b]`, `k=choice(...)`, `k=range(...)` or `k=glob(...)`. The chosen
+    experiment and ladder add those of their hydra.sweeper.params; a ladder replaces the experiment's sizes. An
+    experiment's `arms` maps the name of each arm to overrides, or to a list of such mappings whose grids are joined, or
+    to null for an arm that is left out. For the same key an arm replaces the experiment's values, and an override given
+    here replaces both.
     """
     groups, arms = _of_groups(overrides)
     parts: list[tuple[str | None, list[str]]] = [(name, _texts(p)) for name, found in arms.items() for p in found]
@@ -112,7 +112,7 @@ def _key(override: str) -> str:
 
 @cache
 def parsed(text: str) -> tuple[str, Any]:
-    """Key and value of an override, in Hydra's grammar."""
+    """Returns key and value of an override in Hydra's grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     override = OverridesParser.create().parse_override(text)
@@ -120,7 +120,7 @@ def parsed(text: str) -> tuple[str, Any]:
 
 
 def key_and_values(text: str) -> tuple[str, list[str] | None]:
-    """The key of an override and, where it has several values, an override for each."""
+    """Returns the key of an override and, where it has several values, an override for each."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Glob, Override
     from hydra.errors import HydraException
@@ -128,9 +128,7 @@ def key_and_values(text: str) -> tuple[str, list[str] | None]:
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:
-        raise ConfigError(
-            f"can't read the override {text!r}: write key=value, quote values with special characters"
-        ) from None
+        raise unreadable(text) from None
     key = text.partition("=")[0]
     value = override.value()
     if isinstance(value, Glob):
@@ -146,7 +144,7 @@ def key_and_values(text: str) -> tuple[str, list[str] | None]:
 
 
 def _of_groups(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[dict[str, Any]]]]:
-    """The grid that the experiment and the ladder bring along, and the experiment's arms."""
+    """Returns the grid of the chosen experiment and ladder, and the experiment's arms."""
     from omegaconf import OmegaConf
 
     plain = [o for o in overrides if o.lstrip("+").partition("=")[0] in ("experiment", "ladder")]
@@ -166,8 +164,11 @@ def _of_groups(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[dict
 
 
 def refuse_hydra_of_files(overrides: Sequence[str]) -> None:
-    """Hydra's multirun builds what its own config names as _target_, callbacks and log handlers too: a file may set
-    the grid there and nothing else, the command line what it likes. Raises ConfigError."""
+    """Raises ConfigError where a config file sets more of Hydra than the grid.
+
+    Hydra's multirun builds what its own config names as _target_, callbacks and log handlers too. The command line may
+    set any of it.
+    """
     from omegaconf import OmegaConf
 
     groups = choices()

@@ -1,4 +1,4 @@
-"""Where a sweep's runs are trained, the `launcher` axis: in processes of this machine, or as a Slurm array."""
+"""Decides where the runs of a sweep train, the `launcher` axis: in processes of this machine or in a Slurm array."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LauncherConfig:
     name: str
 
     def require_local(self) -> None:
-        """For commands that train themselves: ConfigError where the runs belong into a queue."""
+        """Raises ConfigError where the runs belong into a queue; for commands that train themselves."""
         if self.name != "local":
             raise ConfigError(
                 f"launcher={self.name} is for sweeps: submit with python -m train.sweep launcher={self.name}, also a "
@@ -91,7 +91,7 @@ class Slurm(LauncherConfig):
 
 
 def in_full(overrides: Sequence[str]) -> list[str]:
-    """`launcher=slurm partition=gpu` is `launcher=slurm launcher.partition=gpu`."""
+    """Returns the overrides with launcher fields in full: `launcher=slurm partition=gpu` has launcher.partition=gpu."""
     chosen = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("launcher=")), "")
     fields = LAUNCHER.choices[chosen].__dataclass_fields__ if chosen in LAUNCHER.choices else {}
     return [f"launcher.{o}" if o.partition("=")[0] in fields.keys() - {"name"} else o for o in overrides]

@@ -1,4 +1,4 @@
-"""One line for each fault that Hydra, OmegaConf or YAML finds: the field, the value, and what would work."""
+"""Turns what Hydra, OmegaConf and YAML refuse into one line: the field, the value, and what would work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from train.config.schema import Config
 
 
 def yaml_fault(error: Exception, path: Path | None = None) -> ConfigError:
-    """One line for a YAML file that can't be read: which, where, why."""
+    """Returns one line for a YAML file that can't be read: which file, where, and why."""
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
         name = mark.name if path is None else path
@@ -37,40 +37,70 @@ def _is_text(path: Path) -> bool:
 
 
 def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
-    """One line for what Hydra refuses: an unknown key, an unknown choice, a malformed override."""
+    """Returns one line for what Hydra refuses: an unknown key, an unknown choice, a malformed override, a bad file."""
     text = " ".join(f"{error} {error.__cause__ or ''}".split())
-    known = choices()
     for override in overrides:
         if not _readable(override):
-            return ConfigError(
-                f"can't read the override {override!r}: write key=value, quote values with special characters"
-            )
-        key, _, value = override.lstrip("+~").partition("=")
-        group = key.partition("@")[0]
-        # Hydra trips over a number, a list or null for a choice, with a plain Python error.
-        refused = f"'{group}/{value}'" in text or type(error) in (TypeError, ValueError)
-        # A choice may lie in a folder of its own: experiment=paper/qk_norm.
-        there = (groups.CONF / group / f"{value}.yaml").exists()
-        if refused and group in known and not there:
-            return ConfigError(f"{group}={value} is not a choice: {near(value, known[group])}")
-        alone = override in text or len(overrides) == 1
-        if "Cannot merge DictConfig with ListConfig" in text and alone and group not in known:
-            return ConfigError(f"{override} is a mapping where a list should be: {key}=[a,b]")
-        where = re.search(r"full_key: (\S+)", text)
-        named = f"'{key}'" in text or (where is not None and f"{key}.".startswith(f"{where[1]}."))
-        if named and ("not in struct" in text or "Could not override" in text):
-            inner = where[1] if where is not None and where[1].startswith(f"{key}.") else key
-            return ConfigError(f"unknown key {inner}: {_near_key(inner)}")
+            return unreadable(override)
+        if found := _unknown_choice(override, error, text) or _wrong_kind(override, text, len(overrides) == 1):
+            return ConfigError(found)
+        if found := _unknown_key(override, text):
+            return ConfigError(found)
+    return ConfigError(_fault_of_a_file(text, overrides))
+
+
+def unreadable(override: str) -> ConfigError:
+    """Returns one line for an override that isn't in Hydra's grammar."""
+    return ConfigError(f"can't read the override {override!r}: write key=value, quote values with special characters")
+
+
+def _split(override: str) -> tuple[str, str]:
+    key, _, value = override.lstrip("+~").partition("=")
+    return key, value
+
+
+def _unknown_choice(override: str, error: Exception, text: str) -> str | None:
+    key, value = _split(override)
+    group, known = key.partition("@")[0], choices()
+    # Hydra trips over a number, a list or null for a choice, with a plain Python error.
+    refused = f"'{group}/{value}'" in text or type(error) in (TypeError, ValueError)
+    # A choice may lie in a folder of its own: experiment=paper/qk_norm.
+    there = (groups.CONF / group / f"{value}.yaml").exists()
+    if refused and group in known and not there:
+        return f"{group}={value} is not a choice: {near(value, known[group])}"
+    return None
+
+
+def _wrong_kind(override: str, text: str, alone: bool) -> str | None:
+    key, _ = _split(override)
+    named = override in text or alone
+    if "Cannot merge DictConfig with ListConfig" in text and named and key.partition("@")[0] not in choices():
+        return f"{override} is a mapping where a list should be: {key}=[a,b]"
+    return None
+
+
+def _unknown_key(override: str, text: str) -> str | None:
+    key, _ = _split(override)
+    where = re.search(r"full_key: (\S+)", text)
+    named = f"'{key}'" in text or (where is not None and f"{key}.".startswith(f"{where[1]}."))
+    if named and ("not in struct" in text or "Could not override" in text):
+        inner = where[1] if where is not None and where[1].startswith(f"{key}.") else key
+        return f"unknown key {inner}: {_near_key(inner)}"
+    return None
+
+
+def _fault_of_a_file(text: str, overrides: Sequence[str]) -> str:
+    """What no override is to blame for: an interpolation, or what a file of conf/ says."""
     if "no viable alternative" in text or "token recognition" in text:
-        return ConfigError(f"an interpolation can't be read ({text}): write ${{key}}, or quote the value")
+        return f"an interpolation can't be read ({text}): write ${{key}}, or quote the value"
     if found := re.search(r"Could not find '(\w+)/([^']*)'", text):  # in a file's own list of defaults
         group, value = found.groups()
-        return ConfigError(f"{group}={value} is not a choice: {near(value, known.get(group, []))}")
+        return f"{group}={value} is not a choice: {near(value, choices().get(group, []))}"
     text = text.partition(" Available options")[0].partition(" full_key:")[0]
     files = [o.lstrip("+").replace("=", "/") for o in overrides if o.lstrip("+").partition("=")[0] in GLOBAL]
     if files:
-        return ConfigError(f"{text}: correct conf/{' or conf/'.join(files)}.yaml, which begins with {HEADER}")
-    return ConfigError(f"{text}: see python -m train --help")
+        return f"{text}: correct conf/{' or conf/'.join(files)}.yaml, which begins with {HEADER}"
+    return f"{text}: see python -m train --help"
 
 
 def _readable(override: str) -> bool:
@@ -84,7 +114,7 @@ def _readable(override: str) -> bool:
 
 
 def _near_key(key: str) -> str:
-    """The choices that have this key, the keys that end in the same name, or the closest one."""
+    """Says which choices have this key, else which keys end in the same name, else which key is closest."""
     axis, _, field = key.partition(".")
     configs = axes(Config)[axis].choices if axis in axes(Config) else {}
     owners = [choice for choice, config in configs.items() if field in config.__dataclass_fields__]
@@ -101,7 +131,7 @@ def _near_key(key: str) -> str:
 
 
 def all_keys() -> dict[str, None]:
-    """Every key that some config has, in the order of the config; a field of an axis is `axis.field`."""
+    """Returns every key that some config has, in the order of the config; a field of an axis is `axis.field`."""
     found = axes(Config)
     keys: dict[str, None] = {}
     for name in Config.__dataclass_fields__:

@@ -33,7 +33,7 @@ class Runtime:
 
     out: str
     """Folder for run and sweep folders."""
-    name: Annotated[str, Field(pattern=NAME, max_length=names.LONGEST)] | None
+    name: Annotated[str, Field(pattern=NAME, max_length=names.LONGEST)] | None = None
     """Name of your own, letters, digits and -_. alone: a run's folder is NAME-<hash>, a sweep's NAME. Null calls a run
     after what is not default, a sweep after what it varies."""
     cache: str

@@ -85,7 +85,7 @@ def plan(overrides: Sequence[str]) -> Sweep:
         config = found if found.name is None else replace(found, name=None)
         if (arm, config.run_name()) not in seen:
             seen.add((arm, config.run_name()))
-            points.append(point)
+            points.append([override for override in point if not override.startswith("name=")])
             configs.append(config)
             arms.append(arm)
     return Sweep(folder, list(overrides), points, configs, arms)
