@@ -86,7 +86,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         overrides = grid(count, Path(folder))
         measure("imports alone", "-c", "import train.sweep, train.report, slurm.launch")
-        measure("plan", "-c", f"from train.plan import plan; assert len(plan({overrides!r}).configs) == {count}")
+        measure("plan", "-c", f"from train.sweeps.plan import plan; assert len(plan({overrides!r}).configs) == {count}")
         measure("submit, dry", "-m", "train.sweep", *overrides, "launcher.dry_run=true")
         sweep = plan(overrides)
         make(sweep)
@@ -100,7 +100,7 @@ def main() -> None:
         # Where PATH is empty there is none.
         measure("status", "-m", "slurm.status", str(sweep.folder), PATH="")
         measure("report", "-m", "train.report", str(sweep.folder))
-        history = f"from train.report import load_sweep; load_sweep({str(sweep.folder)!r}).history('loss')"
+        history = f"from train.results.sweep import load_sweep; load_sweep({str(sweep.folder)!r}).history('loss')"
         measure("history of loss", "-c", history)
         measure("history again", "-c", history)
         page = sweep.folder / "report" / "report.html"
