@@ -18,7 +18,6 @@ from slurm.records import Records
 from tests.train.results.page.many import rows
 from train.config.compose import to_yaml
 from train.config.schema import Config
-from train.runfolder.folder import FORMAT
 from train.sweeps.plan import Sweep, plan
 
 GRID = ["model=mini-0.02M,mini-0.1M", "qk_norm=none,layernorm", "optimizer.lr=1e-3,3e-3,1e-2,3e-2,1e-1"]
@@ -36,8 +35,7 @@ def summary(config: Config, steps: int, last: dict) -> dict:
     return {
         "name": config.run_name(), "state": "diverged" if broke else "finished",
         "diverged_step": 200 if broke else None, "steps_above_init": 0, "steps_done": steps, "N": n,
-        "validation/loss_init": 8.1, "validation/loss_final": 9.0 if broke else 5 + 10 * lr,
-        "validation/loss": 8.1 if broke else 5 + 10 * lr,
+        "loss_init": 8.1, "loss_final": 9.0 if broke else 5 + 10 * lr, "loss": 8.1 if broke else 5 + 10 * lr,
         "parameters": 90_000, "tokens": 10**6, "seconds": 60.0, "logit_max": 1e4 * lr, "logit_max_final": 1e4 * lr,
         "entropy_final": 2.0, "entropy_min": 1.0, "final": values,
     }  # fmt: skip
@@ -60,7 +58,7 @@ def make(sweep: Sweep) -> None:
         values = summary(config, len(found) - 1, last)
         (path / "summary.json").write_text(json.dumps(values, indent=1))
         (path / "status.json").write_text(
-            json.dumps({"format": FORMAT, "state": values["state"], "time": 0.0, "step": 400, "slurm": "1_0"})
+            json.dumps({"state": values["state"], "time": 0.0, "step": 400, "slurm": "1_0"})
         )
         (path / "metrics.jsonl").write_text(metrics)
     sweep.write_plan()
@@ -88,7 +86,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         overrides = grid(count, Path(folder))
         measure("imports alone", "-c", "import train.sweep, train.report, slurm.launch")
-        measure("plan", "-c", f"from train.plan import plan; assert len(plan({overrides!r}).configs) == {count}")
+        measure("plan", "-c", f"from train.sweeps.plan import plan; assert len(plan({overrides!r}).configs) == {count}")
         measure("submit, dry", "-m", "train.sweep", *overrides, "launcher.dry_run=true")
         sweep = plan(overrides)
         make(sweep)
@@ -102,7 +100,7 @@ def main() -> None:
         # Where PATH is empty there is none.
         measure("status", "-m", "slurm.status", str(sweep.folder), PATH="")
         measure("report", "-m", "train.report", str(sweep.folder))
-        history = f"from train.report import load_sweep; load_sweep({str(sweep.folder)!r}).history('train/loss')"
+        history = f"from train.results.sweep import load_sweep; load_sweep({str(sweep.folder)!r}).history('loss')"
         measure("history of loss", "-c", history)
         measure("history again", "-c", history)
         page = sweep.folder / "report" / "report.html"
