@@ -9,7 +9,7 @@ import inspect
 import json
 import pkgutil
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from itertools import pairwise
 from typing import Any, Generic, TypeVar, cast
@@ -47,7 +47,15 @@ def import_all(package: str) -> None:
 
 
 class Choice:
-    """Base of the choices of an axis that can clash with those of another."""
+    """Base of the choices of an axis that can clash with those of another.
+
+    What other axes have to know of a choice it declares, in class attributes of its axis's base or here. One that
+    depends on its fields is a property.
+    """
+
+    name: str
+    shards = True  # whether strategy=fsdp trains it: it needs no tensor whole outside of the forward and backward pass
+    fan_in_follows_width = True  # whether the fan-in of all its matrices grows in proportion to the width of the model
 
     def fits(self, config: Any) -> None:
         """Raises ValueError, one line that names both settings and what would work, where this choice has no meaning
@@ -96,6 +104,14 @@ def _strings(owner: type) -> dict[str, str]:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
     }
+
+
+def chosen(config: Any) -> Iterator[tuple[str, Choice]]:
+    """The choices of a config, by axis."""
+    for axis in axes(type(config)):
+        choice = getattr(config, axis)
+        if isinstance(choice, Choice):
+            yield axis, choice
 
 
 def near(word: str, words: list[str]) -> str:

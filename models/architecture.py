@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from conf.axis import CHECKED, Choice, axes, import_all
+from conf.axis import CHECKED, chosen, import_all
 from models.attention.dual_stream import DualStreamName
 from models.attention.dual_stream import fits as dual_fits
 from models.attention.gates import GATE, GateConfig
@@ -71,16 +71,14 @@ class Architecture:
     @model_validator(mode="after")
     def _axes_go_together(self) -> "Architecture":
         check_depth(self.attention.name, self.attention.pattern, self.model.depth)
-        for axis in axes(type(self)):
-            chosen = getattr(self, axis)
-            if isinstance(chosen, Choice):
-                chosen.fits(self)
+        for _, choice in chosen(self):
+            choice.fits(self)
         for rule in self.attention.of_blocks(self.model.depth):
             if rule is not self.attention:
                 rule.fits(self)
         share_fits(self.share_attention, self)
         if self.dual_stream is not None:
             dual_fits(self.dual_stream, self)
-        if self.embedding_norm and self.norm.name == "none":
+        if self.embedding_norm and not self.norm.normalizes:
             raise ValueError("embedding_norm=true has no norm to use with norm=none: use norm=layernorm or false")
         return self

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +12,9 @@ from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
 from models.layers import Linear
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 # Standard deviation of a unit normal cut off at +-2. Flax's variance_scaling divides by it: the std is then as named.
 TRUNCATED_STD = 0.87962566103423978
@@ -201,6 +204,7 @@ class LayerSequentialUnitVariance(OrthogonalInit):
     """
 
     name: Literal["lsuv"] = "lsuv"  # type: ignore[assignment]
+    shards = False  # it scales weights once training has begun
     tol: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Largest distance of the std from 1 that is left as it is. Mishkin & Matas 2016, section 3: 0.1."""
     head: bool = False
@@ -229,14 +233,14 @@ class LayerSequentialUnitVariance(OrthogonalInit):
         for hook in hooks:
             hook.remove()
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Architecture") -> None:
         sets = "init=lsuv gives every layer's output a std of 1"
         if config.reparametrization.divides:
             raise ValueError(
                 f"{sets}, and reparametrization={config.reparametrization.name} divides the weights by their norms: "
                 f"use init=orthogonal or reparametrization=none"
             )
-        if config.placement.has("constrain") or config.placement.has("rescale"):
+        if config.placement.sets_weights_each_step or config.placement.sets_initial_scale:
             raise ValueError(
                 f"{sets}, and placement={config.placement.name} has a scale of its own for the weights: "
                 f"use init=orthogonal or placement=pre"

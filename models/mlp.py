@@ -8,12 +8,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from conf.axis import CHECKED, Axis
+from conf.axis import CHECKED, Axis, Choice
 from models.layers import Make, plain
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class MLPConfig:
+class MLPConfig(Choice):
     name: str
 
     def build(self, width: int, make: Make = plain) -> nn.Module:

@@ -3,7 +3,7 @@
 Shape suffixes: ... any leading dimensions, D features.
 """
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,14 @@ from torch import nn
 from conf.axis import CHECKED, Axis, Choice
 from models.layers import Linear
 
+if TYPE_CHECKING:
+    pass
+
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NormConfig(Choice):
     name: str
+    normalizes = True  # whether it is a norm at all
     scale_invariant = True  # whether N(c x) = N(x) for c > 0, eps aside
 
     def build(self, dim: int) -> nn.Module:
@@ -147,19 +151,12 @@ class GatedNormConfig(RMSNormConfig):
     """
 
     name: Literal["gated"] = "gated"  # type: ignore[assignment]
+    fan_in_follows_width = False  # that of W_expand is the rank
     rank: Annotated[int, Field(ge=1)] = 16
     """Rank of the gate, rows of W_down. Qiu et al. 2026, section 3.4."""
 
     def build(self, dim: int) -> nn.Module:
         return GatedNorm(dim, self.eps, self.rank)
-
-    def fits(self, config: Any) -> None:
-        if config.parametrization.name != "standard":
-            raise ValueError(
-                f"norm=gated has matrices whose fan-in is its rank at every width, parametrization="
-                f"{config.parametrization.name} scales all of them by the width: use parametrization=standard or "
-                f"norm=rmsnorm"
-            )
 
 
 @NORM.register
@@ -187,6 +184,7 @@ class NoNormConfig(NormConfig):
     """x in fp32, without normalization. He & Hofmann 2024 train blocks without."""
 
     name: Literal["none"] = "none"
+    normalizes = False
     scale_invariant = False
 
     def build(self, dim: int) -> nn.Module:

@@ -3,15 +3,18 @@
 Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
 """
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from conf.axis import CHECKED, Axis
+from conf.axis import CHECKED, Axis, Choice
 from models.layers import Embedding
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 
 class Positions(nn.Module):
@@ -29,9 +32,10 @@ class Positions(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class PositionConfig:
+class PositionConfig(Choice):
     name: str
     endless = True  # whether sequences may be longer than those of training
+    adds_to_embedding = False
 
     def build(self, width: int, heads: int, context: int) -> Positions:
         raise NotImplementedError
@@ -118,6 +122,14 @@ class RotaryConfig(PositionConfig):
     base: Annotated[float, Field(gt=1)] = 10_000.0
     """Longest wavelength / 2 pi, in tokens. Su et al. 2021; the paper doesn't state its own."""
 
+    def fits(self, config: "Architecture") -> None:
+        size = config.model
+        if size.head_dim % 2:
+            raise ValueError(
+                f"position=rope needs an even head dimension, not {size.head_dim} as of "
+                f"model.width={size.width} and model.heads={size.heads}: change them or use position=alibi"
+            )
+
     def build(self, width: int, heads: int, context: int) -> Positions:
         head_dim = width // heads
         if head_dim % 2:
@@ -134,6 +146,7 @@ class LearnedConfig(PositionConfig):
 
     name: Literal["learned"] = "learned"
     endless = False
+    adds_to_embedding = True
 
     def build(self, width: int, heads: int, context: int) -> Positions:
         return Learned(context, width)

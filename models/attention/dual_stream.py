@@ -19,17 +19,17 @@ As x_t + x_e is what every norm reads, the model runs on this sum as on any resi
 Shape suffixes: B batch, T tokens, D model width, H heads, K head dimension.
 """
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from models.attention.gates import OfSlices
 from models.layers import Linear, Make, Role
 
-DualStreamName = Literal["independent", "kronecker", "dense"]
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
-# Placements whose sublayers add to a stream that is not normalized itself, and put nothing into attention.
-ADDING = ("pre", "pre_mlp", "peri", "sandwich", "res_post")
+DualStreamName = Literal["independent", "kronecker", "dense"]
 
 
 class Kronecker(Linear):
@@ -57,20 +57,20 @@ def separated(name: DualStreamName, heads: int, make: Make) -> Make:
     return made
 
 
-def fits(name: DualStreamName, config: Any) -> None:
+def fits(name: DualStreamName, config: "Architecture") -> None:
     """ValueError, one line, for what two streams have no meaning with."""
 
     def refuse(why: str, use: str) -> None:
         raise ValueError(f"dual_stream={name} {why}: use {use} or dual_stream=null")
 
-    if config.placement.name not in ADDING:
+    if not config.placement.adds:
         refuse(f"adds to two streams, placement={config.placement.name} does not keep them apart", "placement=pre")
     for rule in config.attention.of_blocks(config.model.depth):
         if not rule.has_weights:
             refuse(f"has a stream of attention, attention={rule.name} has blocks without", "attention=softmax")
-    if config.layout.name != "mha":
+    if not config.layout.whole_values:
         refuse(f"has a value of each head's channel, layout={config.layout.name} makes them otherwise", "layout=mha")
-    if config.qk_source.name != "stream":
+    if not config.qk_source.is_stream:
         refuse(f"makes queries and keys of both streams, qk_source={config.qk_source.name} doesn't", "qk_source=stream")
     if config.share_attention != 1:
         refuse(
@@ -82,7 +82,7 @@ def fits(name: DualStreamName, config: Any) -> None:
             f"makes values of the token stream, value_residual={config.value_residual} adds the first block's again",
             "value_residual=null",
         )
-    if name == "independent" and config.parametrization.name != "standard":
+    if name == "independent" and config.parametrization.scales_with_width:
         refuse(
             f"has matrices of a fan-in that doesn't follow the width, which parametrization="
             f"{config.parametrization.name} takes for granted",

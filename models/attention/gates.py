@@ -127,6 +127,11 @@ class QualcommGate(GateConfig):
     pi_init: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Gate at f = 0 before training. 0.25 is of the authors' OPT-125M and OPT-350M."""
 
+    @property
+    def fan_in_follows_width(self) -> bool:  # type: ignore[override]
+        """A head's slice has the head dimension, which ladders keep."""
+        return self.form == "all_features"
+
     def build(self, layer: LayerShape) -> Gate:
         heads, dim = layer.heads, layer.head_dim
         hidden = max(1, dim // 4)

@@ -4,7 +4,7 @@ Every mixing rule, qk_norm and position works with every layout: it sees queries
 Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
 """
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -18,10 +18,16 @@ from models.mixer import LogitRows
 from models.norms import RMSNorm
 from models.positions import PositionConfig, Positions, Rotary
 
+if TYPE_CHECKING:
+    from models.architecture import Architecture
+
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LayoutConfig(Choice):
     name: str
+    whole_values = False  # whether values are one matrix of what attention reads, [D, D]
+    separate_keys = True  # whether keys can be made of something else than values
+    faces_stream = True  # whether each matrix reads or writes the residual stream
 
     def build(self, width: int, heads: int, parts: Parts) -> Attention:
         raise NotImplementedError
@@ -106,6 +112,7 @@ class MultiHead(LayoutConfig):
     """Multi-head attention: a matrix each for the queries, keys and values of all heads. Vaswani et al. 2017."""
 
     name: Literal["mha"] = "mha"
+    whole_values = True
 
     def build(self, width: int, heads: int, parts: Parts) -> Attention:
         return Attention(width, heads, parts)
@@ -128,17 +135,17 @@ class GroupedQueryConfig(LayoutConfig):
     def build(self, width: int, heads: int, parts: Parts) -> Attention:
         return GroupedQuery(width, heads, parts, self.kv_heads)
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Architecture") -> None:
         heads = config.model.heads
         if heads % self.kv_heads:
             near = max(h for h in range(1, min(heads, self.kv_heads) + 1) if heads % h == 0)
             raise ValueError(
                 f"layout.kv_heads={self.kv_heads} does not divide model.heads={heads}: layout.kv_heads={near} would"
             )
-        if config.qk_norm.name == "layernorm_model":
+        if config.qk_norm.over_heads:
             raise ValueError(
-                "layout=gqa has fewer keys than queries, qk_norm=layernorm_model normalizes as many of both: "
-                "use qk_norm=layernorm or layout=mha"
+                f"layout=gqa has fewer keys than queries, qk_norm={config.qk_norm.name} normalizes as many of both: "
+                f"use qk_norm=layernorm or layout=mha"
             )
 
 
@@ -157,6 +164,8 @@ class LatentConfig(LayoutConfig):
     """
 
     name: Literal["mla"] = "mla"
+    separate_keys = False
+    faces_stream = False
     rope: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
     """Share of a head's features that positions turn, rounded to an even number. 64 of 192 in DeepSeek-V2."""
     query_rank: Annotated[float, Field(gt=0, le=1)] | None = 0.3
@@ -184,15 +193,10 @@ class LatentConfig(LayoutConfig):
             return config.build(heads * self.rope_dim(width // heads), heads, context)
         return made
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Architecture") -> None:
         head_dim, heads = config.model.head_dim, config.model.heads
         if self.rope_dim(head_dim) >= head_dim:
             raise ValueError(
                 f"layout=mla turns {self.rope_dim(head_dim)} features of a head with rope={self.rope:g}, of "
                 f"{head_dim} as of model.heads={heads}: use fewer heads or layout=mha"
-            )
-        if config.placement.name == "ngpt":
-            raise ValueError(
-                "layout=mla has matrices that neither read nor write the stream, placement=ngpt keeps unit vectors "
-                "of the stream: use placement=pre or layout=mha"
             )

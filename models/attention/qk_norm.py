@@ -13,7 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from conf.axis import CHECKED, Axis
+from conf.axis import CHECKED, Axis, Choice
 from models.norms import LayerNorm, RMSNorm
 
 
@@ -27,8 +27,13 @@ class QKTransform(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class QKNormConfig:
+class QKNormConfig(Choice):
     name: str
+    normalizes = True  # whether it changes queries and keys
+    sets_length = False  # whether it gives all queries and keys of a layer one length, and nothing else
+    sets_logit_scale = False  # whether the scale of logits is its own, not the parametrization's
+    over_heads = False  # whether it needs as many heads of keys as of queries
+    acts_on_values = False
 
     def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
         raise NotImplementedError
@@ -105,6 +110,7 @@ class NoQKNormConfig(QKNormConfig):
     """Queries and keys as they are projected. Vaswani et al. 2017."""
 
     name: Literal["none"] = "none"
+    normalizes = False
 
     def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
         return NoQKNorm()
@@ -132,6 +138,7 @@ class LayerNormModelQK(QKNormConfig):
     """
 
     name: Literal["layernorm_model"] = "layernorm_model"
+    over_heads = True
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the variance over the model dimension."""
 
@@ -148,6 +155,7 @@ class LayerNormQKV(QKNormConfig):
     """
 
     name: Literal["qkv"] = "qkv"
+    acts_on_values = True
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the variance over the head dimension."""
 
@@ -174,6 +182,9 @@ class L2QK(QKNormConfig):
     __doc__ = L2QKNorm.__doc__
 
     name: Literal["l2"] = "l2"
+    sets_length = True
+    sets_logit_scale = True
+    shards = False  # a single number has no rows to share out
 
     def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
         return L2QKNorm(head_dim, context)
@@ -190,6 +201,7 @@ class FixedQK(QKNormConfig):
     """
 
     name: Literal["fixed"] = "fixed"
+    sets_length = True
     kappa: Annotated[float, Field(gt=0)] = 1.0
     """Mean square of queries and of keys. In Fig. 10 loss deteriorates around 1e3."""
 

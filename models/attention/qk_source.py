@@ -11,7 +11,7 @@ of what its attention reads in that stream, behind the block's norms. Gradients 
 Shape suffixes: B batch, T tokens, D model width.
 """
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -19,6 +19,9 @@ from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
 from models.carry import Carry
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 
 class SideStream:
@@ -108,22 +111,18 @@ class FixedSequence(Fixed):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class QKSourceConfig(Choice):
     name: str
-    is_fixed = False  # whether it has a sequence of its own, of the context's length
+    shards = False
+    is_stream = False  # whether it is what every attention reads
+    endless = True  # whether sequences may be longer than those of training
 
     def build(self, context: int, width: int) -> QKSource:
         raise NotImplementedError
 
-    def fits(self, config: Any) -> None:
-        if config.layout.name == "mla":
+    def fits(self, config: "Architecture") -> None:
+        if not self.is_stream and not config.layout.separate_keys:
             raise ValueError(
-                f"qk_source={self.name} takes keys from elsewhere than values, layout=mla makes both of one latent: "
-                f"use layout=mha or qk_source=stream"
-            )
-        longest = max(getattr(config, "eval_lengths", ()), default=1)
-        if longest > 1 and self.is_fixed:
-            raise ValueError(
-                f"qk_source={self.name} has a sequence as long as the context, eval_lengths={longest} goes beyond it: "
-                f"use eval_lengths=[] or qk_source=stream"
+                f"qk_source={self.name} takes keys from elsewhere than values, layout={config.layout.name} makes both "
+                f"of one latent: use layout=mha or qk_source=stream"
             )
 
 
@@ -136,12 +135,11 @@ class StreamSource(QKSourceConfig):
     """Queries and keys of what values are made of, the input of the attention layer. Vaswani et al. 2017."""
 
     name: Literal["stream"] = "stream"
+    shards = True
+    is_stream = True
 
     def build(self, context: int, width: int) -> QKSource:
         return QKSource()
-
-    def fits(self, config: Any) -> None:
-        """With everything."""
 
 
 @QK_SOURCE.register
@@ -154,7 +152,7 @@ class RandomEmbeddingSource(QKSourceConfig):
     """
 
     name: Literal["random_embedding"] = "random_embedding"
-    is_fixed = True
+    endless = False
 
     def build(self, context: int, width: int) -> QKSource:
         return RandomEmbedding(context, width)
@@ -170,7 +168,7 @@ class FixedSequenceSource(QKSourceConfig):
     """
 
     name: Literal["fixed_sequence"] = "fixed_sequence"
-    is_fixed = True
+    endless = False
 
     def build(self, context: int, width: int) -> QKSource:
         return FixedSequence(context)

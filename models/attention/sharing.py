@@ -10,7 +10,7 @@ What is handed on is the queries and keys, not a T x T matrix, so that each rule
 Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -19,6 +19,9 @@ from models.attention.gates import Gate
 from models.carry import Carry
 from models.layers import Linear, Make, plain
 from models.mixer import TokenMixer
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 
 class Borrowing(TokenMixer):
@@ -55,7 +58,7 @@ class Borrowing(TokenMixer):
         return self.out(mixed_BHTK.transpose(1, 2).flatten(2)) + self.compensation(x_BTD)
 
 
-def fits(group: int, config: Any) -> None:
+def fits(group: int, config: "Architecture") -> None:
     """ValueError, one line, for what shared weights have no meaning with."""
     if group == 1:
         return
@@ -66,9 +69,9 @@ def fits(group: int, config: Any) -> None:
     depth = config.model.depth
     if 0 < depth < 2:
         refuse(f"has no second block to share with in model.depth={depth}", "a deeper model")
-    if config.layout.name != "mha":
+    if not config.layout.whole_values:
         refuse(f"has blocks with values alone, which layout={config.layout.name} doesn't say how to make", "layout=mha")
-    if config.qk_source.name != "stream":
+    if not config.qk_source.is_stream:
         refuse(f"hands queries and keys on, qk_source={config.qk_source.name} makes them elsewhere", "qk_source=stream")
     if config.attention.pattern != "all" or not config.attention.has_weights:
         refuse(
@@ -76,15 +79,23 @@ def fits(group: int, config: Any) -> None:
             f"have the same rule in all",
             "attention=softmax attention.pattern=all",
         )
-    if config.sink.name not in ("none", "token"):
+    if config.sink.in_layer:
         refuse(f"hands queries and keys on, but not what sink={config.sink.name} adds to them", "sink=none")
-    if config.temperature.name == "ssa":
-        refuse("hands queries and keys on, temperature=ssa acts on values too", "temperature=ssmax")
-    if config.qk_norm.name == "qkv":
-        refuse("has blocks without queries and keys, qk_norm=qkv normalizes them with values", "qk_norm=layernorm")
-    if config.placement.name == "ngpt":
-        refuse("has a matrix that starts at zero, placement=ngpt keeps all at unit norm", "placement=pre")
-    if config.reparametrization.name != "none":
+    if config.temperature.acts_on_values:
+        refuse(
+            f"hands queries and keys on, temperature={config.temperature.name} acts on values too", "temperature=ssmax"
+        )
+    if config.qk_norm.acts_on_values:
+        refuse(
+            f"has blocks without queries and keys, qk_norm={config.qk_norm.name} normalizes them with values",
+            "qk_norm=layernorm",
+        )
+    if config.placement.sets_weights_each_step:
+        refuse(
+            f"has a matrix that starts at zero, placement={config.placement.name} keeps all at unit norm",
+            "placement=pre",
+        )
+    if config.reparametrization.divides:
         refuse(
             f"has a matrix that starts at zero, reparametrization={config.reparametrization.name} may divide by its "
             f"norm",

@@ -16,7 +16,7 @@ choice. All decay as every other parameter does.
 Shape suffixes: B batch, H heads, T tokens, K head dimension; S is 1 or H.
 """
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,10 @@ from torch import nn
 from conf.axis import CHECKED, Axis, Choice
 from models.attention.mixing.base import LONGEST, Inputs, LayerShape, MixingConfig, MixingRule, in_fp32
 from models.probes import TINY, Stats, full_precision, merge, weight_entropy, weight_stats
+from models.training import Training
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 LONGEST_CHECK = 256
 """Tokens of the sequence on which a rule is asked whether it can have a sink's key."""
@@ -139,6 +143,7 @@ class BiasSink(KeySink):
 class SinkConfig(Choice):
     name: str
     tokens = 0  # learned tokens in front of the input of the model
+    in_layer = True  # whether each attention layer has something of it
 
     def build(self, layer: LayerShape) -> Sink:
         """What an attention layer has of it."""
@@ -149,7 +154,7 @@ class SinkConfig(Choice):
 class KeySinkConfig(SinkConfig):
     has_value = False  # whether the sink's value can be other than zero
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Architecture") -> None:
         for rule in config.attention.of_blocks(config.model.depth):
             why = unfit(rule, config, self.has_value) if rule.has_weights else ""
             if why:
@@ -159,12 +164,12 @@ class KeySinkConfig(SinkConfig):
                 )
 
 
-def unfit(rule: MixingConfig, config: Any, has_value: bool) -> str:
+def unfit(rule: MixingConfig, config: "Architecture", has_value: bool) -> str:
     """Why a rule can't have a sink's key in this config, or nothing. It is asked, with random keys."""
     size = config.model
     if not rule.dot_product:
         return "doesn't weigh keys by q k^T alone"
-    length = min(config.context, LONGEST_CHECK)
+    length = min(cast(Training, config).context, LONGEST_CHECK)
     layer = LayerShape(size.width, size.heads, size.head_dim, size.head_dim**-0.5, length, 0, size.depth)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         made = rule.build(layer).eval()
@@ -193,6 +198,7 @@ class NoSink(SinkConfig):
     """Queries attend to tokens of the data alone. Vaswani et al. 2017, section 3.2.3."""
 
     name: Literal["none"] = "none"
+    in_layer = False
 
 
 @SINK.register
@@ -287,4 +293,5 @@ class SinkToken(SinkConfig):
     """
 
     name: Literal["token"] = "token"
+    in_layer = False
     tokens = 1

@@ -10,7 +10,7 @@ Shape suffixes: B batch, H heads, T tokens, K head dimension.
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -19,6 +19,9 @@ from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
 from models.attention.mixing.base import LayerShape
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 
 def log_visible(x_BHTK: torch.Tensor) -> torch.Tensor:
@@ -80,12 +83,16 @@ class EntropyABF(Temperature):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class TemperatureConfig(Choice):
     name: str
+    multiplies = True  # whether it does anything to logits
     follows_queries = False  # whether the factor depends on the query: logits then don't grow in proportion to it
+    acts_on_values = False
 
     def build(self, layer: LayerShape) -> Temperature | None:
         raise NotImplementedError
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Architecture") -> None:
+        if not self.multiplies:
+            return
         for rule in config.attention.of_blocks(config.model.depth):
             if rule.has_weights and not rule.dot_product:
                 raise ValueError(
@@ -103,12 +110,10 @@ class NoTemperature(TemperatureConfig):
     """Logits scale q_i k_j, the scale the same for all rows. Vaswani et al. 2017, section 3.2.1."""
 
     name: Literal["none"] = "none"
+    multiplies = False
 
     def build(self, layer: LayerShape) -> None:
         return None
-
-    def fits(self, config: Any) -> None:
-        pass
 
 
 @TEMPERATURE.register
@@ -153,6 +158,11 @@ class SelectiveConfig(TemperatureConfig):
     beta: float = 1.5
     """Start of beta: c = 0.0113. The authors' code for pretraining."""
     follows_queries = True
+    shards = False  # a single number has no rows to share out
+
+    @property
+    def acts_on_values(self) -> bool:  # type: ignore[override]
+        return self.value
 
     def build(self, layer: LayerShape) -> Temperature:
         return Selective(layer, self.query, self.value, self.beta)

@@ -7,16 +7,19 @@ the init axis, the schedule and the optimizer give.
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from conf.axis import CHECKED, Axis, Choice
+from conf.axis import CHECKED, Axis, Choice, axes, chosen
 from models.init import InitConfig, where
 from models.layers import Embedding, Linear, Role
 from models.size import SizeConfig
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 Kind = Literal["embedding", "hidden", "head", "vector"]
 Sublayer = Literal["attention", "mlp"]
@@ -80,13 +83,15 @@ class ParameterGroup:
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ParametrizationConfig(Choice):
     name: str
+    scales = True  # whether it multiplies anything
+    scales_with_width = True  # whether it has factors of the width, which stands for every fan-in
+    scales_logits_alone = False  # whether the scale of attention's logits is all that it sets
+    scales_with_depth = False  # whether it has factors that hold the effect of the number of blocks
+    sets_std = False  # whether the std of the initial weights is the table's, not the init axis's at this width
 
     def scaling(self, tensor: Tensor, size: SizeConfig) -> TensorScaling:
         """The row of the table for this tensor."""
         return TensorScaling()
-
-    scales_with_depth = False  # whether it has factors that hold the effect of the number of blocks
-    sets_std = False  # whether the std of the initial weights is the table's, not the init axis's at this width
 
     def reference_std(self, tensor: Tensor, size: SizeConfig, init: InitConfig) -> float | None:
         """The std that `TensorScaling.init` multiplies; None where the init axis draws before it knows."""
@@ -104,6 +109,10 @@ class ParametrizationConfig(Choice):
 
         return {name: row(name, "hidden", role) for name, role in roles.items()} | {"head": row("head", "head", None)}
 
+    def zero_queries(self, size: SizeConfig) -> bool:
+        """Whether queries start at zero."""
+        return self.matrix_scalings(size)["blocks.0.attention.query"].init == 0
+
     def attention_scale(self, head_dim: int) -> float:
         """What multiplies q k^T."""
         return 1 / math.sqrt(head_dim)
@@ -112,7 +121,7 @@ class ParametrizationConfig(Choice):
         """What multiplies the output of each sublayer before it joins the residual stream."""
         return 1.0
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Architecture") -> None:
         init, placement = config.init, config.placement
         if self.sets_std and init.matrix_std(1, 1, where("head", 1)) is None:
             raise ValueError(
@@ -129,10 +138,18 @@ class ParametrizationConfig(Choice):
                 f"parametrization={self.name} has its own factors of depth, and so has placement={placement.name}: "
                 f"use placement=pre or parametrization=mup"
             )
-        head_dim = config.model.head_dim
-        if config.qk_norm.name == "l2" and not math.isclose(self.attention_scale(head_dim), head_dim**-0.5):
+        for axis, choice in chosen(config):
+            if self.scales_with_width and not choice.fan_in_follows_width:
+                others = axes(type(config))[axis].choices
+                instead = next(name for name, other in others.items() if other.fan_in_follows_width)
+                raise ValueError(
+                    f"{axis}={choice.name} has matrices of a fan-in that doesn't follow the width, which "
+                    f"parametrization={self.name} takes for granted: use parametrization=standard or {axis}={instead}"
+                )
+        head_dim, qk_norm = config.model.head_dim, config.qk_norm
+        if qk_norm.sets_logit_scale and not math.isclose(self.attention_scale(head_dim), head_dim**-0.5):
             raise ValueError(
-                f"parametrization={self.name} and qk_norm=l2 both set the scale of attention's logits: "
+                f"parametrization={self.name} and qk_norm={qk_norm.name} both set the scale of attention's logits: "
                 f"use qk_norm=layernorm or parametrization=mup_simple"
             )
 
@@ -211,3 +228,5 @@ class Standard(ParametrizationConfig):
     """One learning rate for all tensors, attention scale 1/sqrt(head_dim). Wortsman et al. 2023, section 2.1."""
 
     name: Literal["standard"] = "standard"
+    scales = False
+    scales_with_width = False

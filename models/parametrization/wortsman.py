@@ -68,6 +68,8 @@ class InverseScale(ParametrizationConfig):
     """The standard parametrization with attention scale 1/head_dim, muP's, alone. Wortsman et al. 2023, Fig. E.6."""
 
     name: Literal["inverse_scale"] = "inverse_scale"
+    scales_with_width = False
+    scales_logits_alone = True
 
     def attention_scale(self, head_dim: int) -> float:
         return 1 / head_dim
@@ -83,6 +85,7 @@ class ParameterRMS(ParametrizationConfig):
     """
 
     name: Literal["parameter_rms"] = "parameter_rms"
+    scales_with_width = False
     least_rms: Annotated[float, Field(gt=0)] = 1e-3
     """Taken where the weights are smaller, so that those that start at zero move."""
 

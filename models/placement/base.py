@@ -10,7 +10,7 @@ Shape suffixes: B batch, T tokens, D model width.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -20,6 +20,9 @@ from conf.axis import CHECKED, Axis, Choice
 from models.init import InitConfig
 from models.layers import Linear, Role
 from models.norms import NormConfig
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 Sublayer = Callable[[torch.Tensor], torch.Tensor]
 
@@ -54,6 +57,10 @@ class PlacementConfig(Choice):
     name: str
     final_norm = True  # whether the published form has a norm before the head
     scales_with_depth = False  # whether it has factors of the number of blocks
+    adds = False  # whether each sublayer adds to a stream that isn't normalized itself, with no norm inside attention
+    wraps_projections = False  # whether it has norms or scales inside of sublayers: `projection` and `after_positions`
+    sets_initial_scale = False  # whether the scale of the initial weights is its own: `rescale`
+    sets_weights_each_step = False  # whether it keeps weights in bounds during training: `constrain`
 
     def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
         """What stands around a sublayer, whose branch is multiplied by `scale`."""
@@ -81,12 +88,8 @@ class PlacementConfig(Choice):
     def constrain(self, model: Any) -> None:
         """Brings the weights of the model back to where the placement keeps them: at the start, and after each step."""
 
-    def has(self, method: str) -> bool:
-        """Whether the placement does something of its own in `rescale`, `constrain` or another method."""
-        return getattr(type(self), method) is not getattr(PlacementConfig, method)
-
-    def fits(self, config: Any) -> None:
-        if config.norm.name == "none":
+    def fits(self, config: "Architecture") -> None:
+        if not config.norm.normalizes:
             raise ValueError(
                 f"placement={self.name} has no norm to place with norm=none: use placement=pre or norm=layernorm"
             )

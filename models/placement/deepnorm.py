@@ -5,7 +5,7 @@ For a decoder of M blocks alpha = (2M)^(1/4) and beta = (8M)^(-1/4). The paper's
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -22,6 +22,9 @@ from models.placement.base import (
     refuse_depth_scaling,
     scale_weights,
 )
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 
 def alpha(depth: int) -> float:
@@ -51,8 +54,8 @@ class DeepNormConfig(PlacementConfig):
     """
 
     name: Literal["deepnorm"] = "deepnorm"
+    sets_initial_scale = True
     final_norm = False  # a form of post-norm; torchscale has one for pre-norm decoders only
-    final_norm = False
     scales_with_depth = True
 
     def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
@@ -62,6 +65,6 @@ class DeepNormConfig(PlacementConfig):
         if blocks:
             scale_weights(blocks, beta(len(blocks)))
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Architecture") -> None:
         super().fits(config)
         refuse_depth_scaling(self.name, config.init)

@@ -7,7 +7,7 @@ q and k are normalized by the `qk_norm` axis, v by the `norm` axis; `qk_norm=rms
 setting. Its initial std of 1/sqrt(2.5 D) belongs to the `init` axis (`init=normal`) and is not set from here.
 """
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -18,6 +18,9 @@ from models.layers import Linear, Role
 from models.norms import NormConfig
 from models.placement.base import PLACEMENT, NormedHeads, Placement, PlacementConfig, Site, Sublayer
 from models.placement.pre import Plain, Pre
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 
 class NormedStream(Placement):
@@ -38,6 +41,7 @@ class HybridNormConfig(PlacementConfig):
     """x + attention(x) with N(q), N(k), N(v) for each head, then N(y) + mlp(N(y)). Zhuo et al. 2025 (HybridNorm)."""
 
     name: Literal["hybridnorm"] = "hybridnorm"
+    wraps_projections = True
     first_block: Literal["hybrid", "pre"] = "hybrid"
     """Form of block 0; pre is HybridNorm*, whose block 0 is pre-norm around attention and MLP."""
 
@@ -51,15 +55,15 @@ class HybridNormConfig(PlacementConfig):
             return NormedHeads(fan_in, fan_out, role, norm, head_dim)
         return Linear(fan_in, fan_out, role)
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Architecture") -> None:
         super().fits(config)
-        if config.qk_norm.name == "none":
+        if not config.qk_norm.normalizes:
             raise ValueError(
                 "placement=hybridnorm normalizes q, k and v, but qk_norm=none leaves q and k as they are: "
                 "use qk_norm=rmsnorm or placement=res_post"
             )
-        if config.qk_norm.name == "qkv":
+        if config.qk_norm.acts_on_values:
             raise ValueError(
-                "placement=hybridnorm normalizes values itself, qk_norm=qkv would do it twice: "
-                "use qk_norm=layernorm or placement=pre"
+                f"placement=hybridnorm normalizes values itself, qk_norm={config.qk_norm.name} would do it twice: "
+                f"use qk_norm=layernorm or placement=pre"
             )

@@ -14,7 +14,7 @@ The paper has SwiGLU. The code scales u by sqrt(D) too, which norm(F(h)) takes o
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ from conf.axis import CHECKED
 from models.layers import Embedding, Linear, Role
 from models.norms import NormConfig
 from models.placement.base import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 
 class Scale(nn.Module):
@@ -107,6 +110,8 @@ class NGPTConfig(PlacementConfig):
     """
 
     name: Literal["ngpt"] = "ngpt"
+    wraps_projections = True
+    sets_weights_each_step = True
     final_norm = False
     alpha: Start = 0.05
     """Initial a, the step from the stream to what a sublayer says; about 1 / blocks. Section 2.6."""
@@ -145,22 +150,27 @@ class NGPTConfig(PlacementConfig):
                 along = 0 if isinstance(module, Linear) and module.writes_stream else 1
                 module.weight.copy_(F.normalize(module.weight, dim=along))
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Architecture") -> None:
         def refuse(why: str, use: str) -> None:
             raise ValueError(f"placement=ngpt {why}: use {use} or placement=pre")
 
-        if config.norm.name != "none":
+        if config.norm.normalizes:
             refuse(f"has no norm layers, norm={config.norm.name} would have no place in it", "norm=none")
-        if config.qk_norm.name != "none":
+        if config.qk_norm.normalizes:
             refuse(f"normalizes q and k itself, qk_norm={config.qk_norm.name} would do it twice", "qk_norm=none")
-        if config.parametrization.name != "standard":
+        if config.parametrization.scales:
             refuse(
                 f"has scales of its own for matrices, logits and learning rates, as has "
                 f"parametrization={config.parametrization.name}",
                 "parametrization=standard",
             )
-        if config.position.name == "learned":
-            refuse("starts from unit embeddings, position=learned would add to them", "position=rope")
+        if config.position.adds_to_embedding:
+            refuse(f"starts from unit embeddings, position={config.position.name} would add to them", "position=rope")
+        if not config.layout.faces_stream:
+            raise ValueError(
+                f"layout={config.layout.name} has matrices that neither read nor write the stream, placement=ngpt "
+                f"keeps unit vectors of the stream: use placement=pre or layout=mha"
+            )
         if config.layer_scale is not None:
             refuse(
                 f"has learned steps for what a sublayer adds, layer_scale={config.layer_scale:g} would be taken out "

@@ -1,6 +1,6 @@
 """Norms of both the input and the output of a sublayer, x + N(F(N(x))): Peri-LN and Sandwich-LN."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -9,6 +9,9 @@ from torch import nn
 from conf.axis import CHECKED
 from models.norms import NormConfig
 from models.placement.base import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 
 class Peri(Placement):
@@ -54,6 +57,7 @@ class PeriConfig(PlacementConfig):
     """
 
     name: Literal["peri"] = "peri"
+    adds = True
 
     def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
         return Peri(norm, site.width, scale)
@@ -68,11 +72,12 @@ class SandwichConfig(PlacementConfig):
     """
 
     name: Literal["sandwich"] = "sandwich"
+    adds = True
 
     def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
         return Sandwich(norm, site.width, scale)
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Architecture") -> None:
         super().fits(config)
         if not config.norm.scale_invariant:
             raise ValueError(

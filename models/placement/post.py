@@ -58,6 +58,7 @@ class ResPostConfig(PlacementConfig):
     """
 
     name: Literal["res_post"] = "res_post"
+    adds = True
 
     def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
         return ResPost(norm, site.width, scale)

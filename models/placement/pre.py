@@ -1,6 +1,6 @@
 """Pre-norm: norms of what a sublayer reads, of all sublayers or of the MLPs alone."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -9,6 +9,9 @@ from torch import nn
 from conf.axis import CHECKED
 from models.norms import NormConfig
 from models.placement.base import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 
 class Plain(Placement):
@@ -33,11 +36,12 @@ class PreConfig(PlacementConfig):
     """x + F(N(x)), and a norm before the head. Xiong et al. 2020, table 1; GPT-2; Wortsman et al. 2023."""
 
     name: Literal["pre"] = "pre"
+    adds = True
 
     def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
         return Pre(norm, site.width, scale)
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Architecture") -> None:
         """Also without norms: x + F(x)."""
 
 
@@ -50,6 +54,7 @@ class PreMLPConfig(PlacementConfig):
     """
 
     name: Literal["pre_mlp"] = "pre_mlp"
+    adds = True
 
     def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
         return Plain(scale) if site.sublayer == "attention" else Pre(norm, site.width, scale)

@@ -7,7 +7,7 @@ are Xavier's: `init=xavier` is its setting; other inits are scaled by gamma all 
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic.dataclasses import dataclass
 from torch import nn
@@ -26,6 +26,9 @@ from models.placement.base import (
 )
 from models.placement.pre import Pre
 
+if TYPE_CHECKING:
+    from models.architecture import Architecture
+
 
 def gamma(depth: int) -> float:
     return math.sqrt(math.log(2 * depth))
@@ -40,6 +43,8 @@ class SubLNConfig(PlacementConfig):
     """
 
     name: Literal["sub_ln"] = "sub_ln"
+    wraps_projections = True
+    sets_initial_scale = True
     scales_with_depth = True
 
     def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
@@ -54,6 +59,6 @@ class SubLNConfig(PlacementConfig):
         if blocks:
             scale_weights(blocks, gamma(len(blocks)))
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Architecture") -> None:
         super().fits(config)
         refuse_depth_scaling(self.name, config.init)

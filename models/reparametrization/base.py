@@ -6,13 +6,16 @@ of weight decay, `decays` of a Linear layer says so. Its buffers are saved and r
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
 from models.layers import Linear
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 
 class Reparametrization(nn.Module):
@@ -32,6 +35,8 @@ class Reparametrization(nn.Module):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ReparametrizationConfig(Choice):
     name: str
+    shards = False
+    acts = True  # whether it maps or sets any weight
     divides = False  # whether W is the trained weight divided by a norm of its own
 
     def build(self, model: Any) -> Reparametrization:
@@ -45,8 +50,10 @@ class ReparametrizationConfig(Choice):
         """Whether W starts as the initial weight."""
         return not self.divides
 
-    def fits(self, config: Any) -> None:
-        if config.placement.has("constrain"):
+    def fits(self, config: "Architecture") -> None:
+        if not self.acts:
+            return
+        if config.placement.sets_weights_each_step:
             raise ValueError(
                 f"reparametrization={self.name} changes matrices that placement={config.placement.name} keeps in "
                 f"bounds itself: use reparametrization=none or placement=pre"
@@ -58,7 +65,7 @@ class ReparametrizationConfig(Choice):
                 f"parametrization={config.parametrization.name} starts some at zero: "
                 f"use parametrization=standard or reparametrization=none"
             )
-        if config.placement.has("rescale") and not self.keeps_start():
+        if config.placement.sets_initial_scale and not self.keeps_start():
             raise ValueError(
                 f"reparametrization={self.name} divides out the scale that placement={config.placement.name} gives "
                 f"the initial weights: use reparametrization=none or placement=pre"
@@ -79,6 +86,5 @@ class NoReparametrization(ReparametrizationConfig):
     """The weights are what is trained. Wortsman et al. 2023, section 2.1."""
 
     name: Literal["none"] = "none"
-
-    def fits(self, config: Any) -> None:
-        pass
+    shards = True
+    acts = False

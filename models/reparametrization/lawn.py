@@ -7,7 +7,7 @@ The abstract's idea is exact: after free training the norms of the last layers' 
 The moments of the free phase are kept. The constrained phase starts with a learning-rate warm-up of its own.
 """
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -16,6 +16,10 @@ from pydantic.dataclasses import dataclass
 from conf.axis import CHECKED
 from models.layers import Linear
 from models.reparametrization.base import REPARAMETRIZATION, Reparametrization, ReparametrizationConfig, linears
+from models.training import Training
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 
 def tangent(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -98,10 +102,11 @@ class LAWNConfig(ReparametrizationConfig):
             linear.decays = False
         return LAWN(self, len(chosen))
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Architecture") -> None:
         super().fits(config)
-        if self.free(config.steps) + self.warmup(config.steps) > config.steps:
+        steps = cast(Training, config).steps
+        if self.free(steps) + self.warmup(steps) > steps:
             raise ValueError(
-                f"reparametrization.free_steps={self.free(config.steps)} and warmup_steps={self.warmup(config.steps)} "
-                f"of reparametrization=lawn are longer than the run, steps={config.steps}: shorten one of them"
+                f"reparametrization.free_steps={self.free(steps)} and warmup_steps={self.warmup(steps)} "
+                f"of reparametrization=lawn are longer than the run, steps={steps}: shorten one of them"
             )

@@ -1,11 +1,15 @@
 """mu-centering, the hard form of output embedding centering. Stollenwerk et al. 2026 (arXiv 2601.02031)."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from models.reparametrization.base import REPARAMETRIZATION, Reparametrization, ReparametrizationConfig
+from models.training import Training
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 
 class MuCentering(Reparametrization):
@@ -28,10 +32,11 @@ class MuCenteringConfig(ReparametrizationConfig):
     def build(self, model: Any) -> Reparametrization:
         return MuCentering()
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Architecture") -> None:
         super().fits(config)
-        if config.loss.mu_loss:
+        mu_loss = cast(Training, config).loss.mu_loss
+        if mu_loss:
             raise ValueError(
-                f"reparametrization=mu_centering removes the mean that loss.mu_loss={config.loss.mu_loss:g} penalizes: "
+                f"reparametrization=mu_centering removes the mean that loss.mu_loss={mu_loss:g} penalizes: "
                 f"use loss.mu_loss=0 or reparametrization=none"
             )

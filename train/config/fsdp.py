@@ -1,31 +1,24 @@
 """What `strategy=fsdp` trains: what tests/train/run/test_sharding.py has seen to end as replicated devices do.
 
 The forward and backward pass see whole tensors, so that nearly all choices go. Those that touch weights or gradients
-elsewhere find shards of them.
+elsewhere find shards of them, and say so by `shards`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-ALONE: Mapping[str, tuple[str, ...]] = {
-    "optimizer": ("adamw", "cautious_adamw", "lion", "stable_adamw"),
-    "reparametrization": ("none",),
-    "qk_source": ("stream",),
-}
-"""The choices of these axes that go; a new one doesn't before it is named here."""
-NEVER: Mapping[str, Mapping[str, str]] = {
-    "temperature": {"ssa": "none"},
-    "qk_norm": {"l2": "layernorm"},
-    "loss": {"tempnet": "cross_entropy"},
-    "init": {"lsuv": "orthogonal"},
-}
-"""Choices that don't, and what works: single numbers have no rows to share out, lsuv scales weights once training has
-begun."""
+from conf.axis import axes, chosen
+
+if TYPE_CHECKING:
+    from train.config.schema import Config
+
+NAMED = 4
+"""Choices that an error offers at the most."""
 
 
-def fits(config: Any) -> None:
+def fits(config: Config) -> None:
     """Raises ValueError, one line that names both settings and what would work."""
     if config.strategy != "fsdp":
         return
@@ -42,17 +35,14 @@ def fits(config: Any) -> None:
         raise ValueError(f"strategy=fsdp has shards of what {setting} needs whole: use {instead}, or strategy=ddp")
 
 
-def _clashes(config: Any) -> Iterator[tuple[str, str]]:
+def _clashes(config: Config) -> Iterator[tuple[str, str]]:
     """Settings, and what works in their place."""
-    for axis, names in ALONE.items():
-        if (name := getattr(config, axis).name) not in names:
-            yield f"{axis}={name}", f"{axis}={' or '.join(names)}"
-    for axis, refused in NEVER.items():
-        if (name := getattr(config, axis).name) in refused:
-            yield f"{axis}={name}", f"{axis}={refused[name]}"
+    for axis, choice in chosen(config):
+        if not choice.shards:
+            others = [name for name, other in axes(type(config))[axis].choices.items() if other.shards]
+            yield f"{axis}={choice.name}", f"{axis}={' or '.join(others[:NAMED])}"
     if config.optimizer.qk_clip is not None:
         yield f"optimizer.qk_clip={config.optimizer.qk_clip:g}", "optimizer.qk_clip=null"
-    # Blocks hand tensors on in a list, of which FSDP2 gives each block a copy: what it adds is lost without a word.
     if config.share_attention > 1:
         yield f"share_attention={config.share_attention}", "share_attention=1"
     if config.dual_stream is not None:

@@ -111,18 +111,19 @@ class Config(Architecture, Runtime):
                 f"batch_size={self.batch_size} can't be shared by accumulate={self.accumulate} x "
                 f"devices={self.devices or 1} x nodes={self.nodes}: use a multiple of {shares}"
             )
-        if max(self.eval_lengths, default=1) > 1 and not self.position.endless:
+        longest = max(self.eval_lengths, default=1)
+        if longest > 1 and not self.qk_source.endless:
+            raise ValueError(
+                f"qk_source={self.qk_source.name} has a sequence as long as the context, eval_lengths={longest} goes "
+                f"beyond it: use eval_lengths=[] or qk_source=stream"
+            )
+        if longest > 1 and not self.position.endless:
             raise ValueError(
                 f"eval_lengths={list(self.eval_lengths)} goes beyond the context={self.context} positions that "
                 f"position={self.position.name} has: use position=rope, alibi or none"
             )
         if len(set(self.eval_lengths)) < len(self.eval_lengths):
             raise ValueError(f"eval_lengths={list(self.eval_lengths)} has a length twice: name each once")
-        if self.position.name == "rope" and (self.model.width // self.model.heads) % 2:
-            raise ValueError(
-                f"position=rope needs an even head dimension, not {self.model.width // self.model.heads} as of "
-                f"model.width={self.model.width} and model.heads={self.model.heads}: change them or use position=alibi"
-            )
         return self
 
     def values(self) -> dict[str, Any]:

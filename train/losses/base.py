@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from conf.axis import CHECKED, Axis
+from conf.axis import CHECKED, Axis, Choice
 from models.probes import Stats, full_precision
 from train.losses.fused import cross_entropy_z
 
@@ -104,7 +104,7 @@ class Objective(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class LossConfig:
+class LossConfig(Choice):
     name: str
     z_loss: Coefficient = 1e-4
     """Coefficient of log^2 Z; 0 turns it off. Wortsman et al. 2023, section 2.1."""

@@ -112,6 +112,7 @@ class TempNetLoss(LossConfig):
     """
 
     name: Literal["tempnet"] = "tempnet"
+    shards = False  # a single number has no rows to share out
     rho: Annotated[float, Field(ge=0)] = 5.0
     """Radius of the KL ball, nats; larger is a lower temperature. Not confirmed for language models: tune it."""
     tau_min: Annotated[float, Field(gt=0)] = 0.5

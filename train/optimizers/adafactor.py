@@ -1,7 +1,7 @@
 """Adafactor: torch's."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -10,6 +10,9 @@ from pydantic.dataclasses import dataclass
 from conf.axis import CHECKED
 from models.parametrization import ParameterGroup
 from train.optimizers.base import OPTIMIZER, OptimizerConfig, follows_weights
+
+if TYPE_CHECKING:
+    from train.config.schema import Config
 
 
 @OPTIMIZER.register
@@ -33,7 +36,7 @@ class Adafactor(OptimizerConfig):
     update_clip: Annotated[float, Field(ge=1)] = 1.0
     """Largest RMS d of a tensor's u. Shazeer & Stern 2018, section 6."""
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Config") -> None:
         super().fits(config)
         if follows_weights(config):
             raise ValueError(

@@ -41,6 +41,7 @@ class AdamW(AdamFields):
     """u = m_hat / (sqrt(v_hat) + eps), m and v running means of the gradient and its square: AdamW. Loshchilov &
     Hutter 2019; torch's fused kernel."""
 
+    shards = True
     name: Literal["adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-2
     """Peak learning rate of the schedule."""

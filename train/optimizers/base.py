@@ -11,7 +11,7 @@ two optimizers differ in u alone.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -23,6 +23,9 @@ from models.parametrization import ParameterGroup
 from models.probes import Stats
 from train.optimizers import qk_clip
 
+if TYPE_CHECKING:
+    from train.config.schema import Config
+
 # The paper's values: independent throughout, coupled in Fig. 6.
 PAPER_DECAY = {"independent": 1e-4, "coupled": 0.1, "none": 0.0}
 
@@ -30,6 +33,7 @@ PAPER_DECAY = {"independent": 1e-4, "coupled": 0.1, "none": 0.0}
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class OptimizerConfig(Choice):
     name: str
+    shards = False
     lr: Annotated[float, Field(gt=0)]
     """Peak learning rate of the schedule."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
@@ -51,7 +55,7 @@ class OptimizerConfig(Choice):
             )
         return self
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Config") -> None:
         if self.qk_clip is not None:
             qk_clip.fits(self.qk_clip, config)
 
@@ -118,7 +122,7 @@ class OptimizerConfig(Choice):
 OPTIMIZER: Axis[OptimizerConfig] = Axis("optimizer")
 
 
-def follows_weights(config: Any) -> bool:
+def follows_weights(config: "Config") -> bool:
     """Whether the parametrization multiplies LRs by the RMS of the weights."""
     scalings = config.parametrization.matrix_scalings(config.model)
     return any(s.least_rms is not None for s in scalings.values())

@@ -18,6 +18,7 @@ class CautiousAdamW(AdamW):
     over a tensor and at least 1e-3. Liang et al. 2024 (Cautious Optimizers, arXiv 2411.16085), algorithm 1, and
     kyleliang919/C-Optim, c_adamw.py. With update_clip, the clip comes after the mask."""
 
+    shards = True
     name: Literal["cautious_adamw"] = "cautious_adamw"  # type: ignore[assignment]
     lr: Annotated[float, Field(gt=0)] = 1e-2
     """Peak learning rate of the schedule."""

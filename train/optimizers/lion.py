@@ -18,6 +18,7 @@ class Lion(OptimizerConfig):
     """u = sign(beta1 m + (1 - beta1) g), then m <- beta2 m + (1 - beta2) g: every weight moves by the LR. Chen et al.
     2023 (Symbolic Discovery of Optimization Algorithms, arXiv 2302.06675), algorithm 2."""
 
+    shards = True
     name: Literal["lion"] = "lion"
     lr: Annotated[float, Field(gt=0)] = 3e-3
     """Peak learning rate of the schedule."""

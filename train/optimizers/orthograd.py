@@ -20,6 +20,7 @@ class OrthoGrad(AdamW):
     changes the size of the weights. Prieto et al. 2025 (Grokking at the Edge of Numerical Stability, arXiv 2501.04697).
     A tensor of one element has no such part and is not trained but decayed."""
 
+    shards = False
     name: Literal["orthograd"] = "orthograd"  # type: ignore[assignment]
     lr: Annotated[float, Field(gt=0)] = 1e-2
     """Peak learning rate of the schedule."""

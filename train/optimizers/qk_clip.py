@@ -6,7 +6,7 @@ exactly.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -14,10 +14,13 @@ import torch.distributed as dist
 from models.gpt import GPT
 from models.probes import Stats
 
+if TYPE_CHECKING:
+    from train.config.schema import Config
 
-def fits(tau: float, config: Any) -> None:
+
+def fits(tau: float, config: "Config") -> None:
     """Raises ValueError where scaling rows of the projections doesn't scale the logits."""
-    if config.qk_norm.name != "none":
+    if config.qk_norm.normalizes:
         raise ValueError(
             f"optimizer.qk_clip={tau:g} has no effect with qk_norm={config.qk_norm.name}, which sets the size of "
             f"queries and keys: use qk_norm=none or qk_clip=null"
@@ -34,12 +37,12 @@ def fits(tau: float, config: Any) -> None:
             f"optimizer.qk_clip={tau:g} scales queries, by which temperature={config.temperature.name} sets its "
             f"factors: use temperature=none or qk_clip=null"
         )
-    if config.placement.has("constrain"):
+    if config.placement.sets_weights_each_step:
         raise ValueError(
             f"optimizer.qk_clip={tau:g} scales weights that placement={config.placement.name} sets after each step: "
             f"use placement=pre or qk_clip=null"
         )
-    if config.reparametrization.name != "none":
+    if config.reparametrization.acts:
         raise ValueError(
             f"optimizer.qk_clip={tau:g} scales trained weights, which reparametrization="
             f"{config.reparametrization.name} maps or sets: use reparametrization=none or qk_clip=null"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +12,9 @@ from conf.axis import CHECKED
 from models.parametrization import ParameterGroup
 from train.optimizers.adamw import AdamFields
 from train.optimizers.base import OPTIMIZER, follows_weights
+
+if TYPE_CHECKING:
+    from train.config.schema import Config
 
 
 @OPTIMIZER.register
@@ -36,7 +39,7 @@ class ScheduleFree(AdamFields):
     r: Annotated[float, Field(ge=0)] = 0.0
     """And times the number of the step to this power. Default of the library."""
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Config") -> None:
         super().fits(config)
         if config.schedule.name != "constant":
             raise ValueError(
@@ -44,12 +47,12 @@ class ScheduleFree(AdamFields):
                 f"schedule={config.schedule.name}: use schedule=constant"
             )
         # They would set y and leave z, of which x is the mean.
-        if config.placement.has("constrain"):
+        if config.placement.sets_weights_each_step:
             raise ValueError(
                 f"optimizer=schedule_free averages weights that placement={config.placement.name} sets after each "
                 f"step: use placement=pre or optimizer=adamw"
             )
-        if config.reparametrization.name != "none":
+        if config.reparametrization.acts:
             raise ValueError(
                 f"optimizer=schedule_free trains at other weights than it averages, which reparametrization="
                 f"{config.reparametrization.name} measures or sets: use reparametrization=none or optimizer=adamw"

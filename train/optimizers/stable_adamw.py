@@ -20,6 +20,7 @@ class StableAdamW(AdamFields):
     second moment. Wortsman et al. 2023 (Stable and low-precision training for large-scale vision-language models,
     arXiv 2304.13013), algorithm 2. Bias correction is in the betas; decay is divided with the LR."""
 
+    shards = True
     name: Literal["stable_adamw"] = "stable_adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-2
     """Peak learning rate of the schedule."""

@@ -30,6 +30,7 @@ from models.probes import (
 )
 
 if TYPE_CHECKING:
+    from models.architecture import Architecture
     from models.mixer import TokenMixer
 
 LONGEST = 2048
@@ -160,6 +161,9 @@ class MixingConfig(Choice):
     name: str
     dot_product = False  # whether it is a function of scale q_i k_j, plus what positions add: what qk_clip relies on
     compiles = True  # whether torch.compile gives its gradients
+    zero_init_safe = True  # whether queries that start at zero get a gradient
+    reads_scale = True  # whether it reads what multiplies q k^T
+    reads_lengths = True  # whether its weights depend on the lengths of queries and keys
     has_weights = True  # whether it is a rule of T x T weights inside an attention layer; else it has a `mixer`
     pattern: Annotated[
         patterns.Pattern, BeforeValidator(_pattern), Field(examples=["odd", "bilateral", ("self", "softmax")])
@@ -170,6 +174,24 @@ class MixingConfig(Choice):
 
     def build(self, layer: LayerShape) -> MixingRule:
         raise NotImplementedError
+
+    def fits(self, config: "Architecture") -> None:
+        parametrization = config.parametrization
+        if not self.zero_init_safe and parametrization.zero_queries(config.model):
+            raise ValueError(
+                f"parametrization={parametrization.name} starts queries at zero, where attention={self.name} gives "
+                f"them no gradient: use parametrization=mup_simple or attention=softmax"
+            )
+        if not self.reads_scale and parametrization.scales_logits_alone:
+            raise ValueError(
+                f"parametrization={parametrization.name} only sets what multiplies q k^T, which attention={self.name} "
+                f"doesn't have: use parametrization=standard or attention=softmax"
+            )
+        if not self.reads_lengths and config.qk_norm.sets_length:
+            raise ValueError(
+                f"qk_norm={config.qk_norm.name} sets the length of queries and keys, which attention={self.name} "
+                f"takes out: use qk_norm=none or attention=softmax"
+            )
 
     def mixer(self, width: int) -> "TokenMixer":
         """What stands in the place of a block's attention where the config is no rule of T x T weights."""

@@ -37,6 +37,7 @@ class ClippedSoftmaxConfig(MixingConfig):
     """
 
     name: Literal["clipped_softmax"] = "clipped_softmax"
+    zero_init_safe = False  # equal logits are clipped to zero in rows of more than a few keys
     dot_product = True
     alpha: Annotated[float, Field(ge=0)] = 12.0
     """-gamma times the context. The authors' script for OPT-125M, of context 512."""

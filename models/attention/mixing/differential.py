@@ -13,7 +13,7 @@ Shape suffixes: B batch, H heads, P pairs of heads, T tokens, K head dimension.
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +24,9 @@ from conf.axis import CHECKED
 from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.attention.mixing.softmax import Softmax
 from models.norms import RMSNorm
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 
 class Differential(MixingRule):
@@ -83,7 +86,8 @@ class DifferentialConfig(MixingConfig):
     def build(self, layer: LayerShape) -> MixingRule:
         return Differential(layer.scale, layer.head_dim, self.lambda_of(layer.block))
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Architecture") -> None:
+        super().fits(config)
         if config.model.heads % 2:
             raise ValueError(
                 f"attention=differential takes pairs of heads, model.heads={config.model.heads} is odd: "

@@ -19,8 +19,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingRule
-from models.attention.mixing.scale_free import ScaleFreeConfig
+from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.probes import causal, scaled_products
 
 # Of squared distances: below it they have no gradient, as |x|^power has none at 0 for powers above 1.
@@ -43,13 +42,14 @@ class InverseDistance(MixingRule):
 
 @ATTENTION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class InverseDistanceConfig(ScaleFreeConfig):
+class InverseDistanceConfig(MixingConfig):
     """Weights in proportion to exp(bias) / (eps + |q_i - k_j|^power), j <= i.
 
     McCarter 2023 (Inverse distance weighting attention, arXiv 2310.18805).
     """
 
     name: Literal["idw"] = "idw"
+    reads_scale = False
     eps: Annotated[float, Field(gt=0)] = 1e-3
     """Added to the distance. calvinmccarter/idw-attention."""
     power: Annotated[float, Field(gt=0)] = 2.0

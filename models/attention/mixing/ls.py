@@ -11,7 +11,7 @@ Probes of logits are of the pairs that a head sees, but cosine_mean and what opt
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from conf.axis import CHECKED
 from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.attention.mixing.softmax import Softmax
 from models.probes import Stats
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 CHUNK = 128
 """Tokens whose local heads are one call of the kernel, at least."""
@@ -104,7 +107,8 @@ class LongShortConfig(MixingConfig):
     def build(self, layer: LayerShape) -> MixingRule:
         return LongShort(layer.scale, layer.heads, self.global_heads, self.window_for(layer.context))
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Architecture") -> None:
+        super().fits(config)
         if self.global_heads >= config.model.heads:
             raise ValueError(
                 f"attention=ls with attention.global_heads={self.global_heads} leaves none of model.heads="

@@ -12,15 +12,14 @@ Probes of logits are those of the other rules, of scale q k + bias, so that swee
 """
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingRule
-from models.attention.mixing.scale_free import ScaleFreeConfig
+from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.probes import causal, scaled_products
 
 EPS = 1e-8
@@ -52,21 +51,15 @@ class LengthScaledSoftplus(MixingRule):
 
 @ATTENTION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class LSSAConfig(ScaleFreeConfig):
+class LSSAConfig(MixingConfig):
     """softplus(S_ij) / sum_m<=i softplus(S_im), S_ij = log(head_dim) log(i) cos(q_i, k_j) + bias, i counted from 1.
 
     Gao et al. 2025 (LSSA, arXiv 2501.13428).
     """
 
     name: Literal["lssa"] = "lssa"
+    reads_scale = False
+    reads_lengths = False
 
     def build(self, layer: LayerShape) -> MixingRule:
         return LengthScaledSoftplus(layer.scale, layer.head_dim)
-
-    def fits(self, config: Any) -> None:
-        super().fits(config)
-        if config.qk_norm.name in ("l2", "fixed"):
-            raise ValueError(
-                f"qk_norm={config.qk_norm.name} sets the length of queries and keys, which attention={self.name} "
-                f"takes out: use qk_norm=none or attention=softmax"
-            )

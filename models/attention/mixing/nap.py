@@ -21,8 +21,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED
-from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingRule
-from models.attention.mixing.scale_free import ScaleFreeConfig
+from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.probes import scaled_products
 
 EPS = 1e-3
@@ -62,13 +61,14 @@ class Standardized(MixingRule):
 
 @ATTENTION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class StandardizedConfig(ScaleFreeConfig):
+class StandardizedConfig(MixingConfig):
     """Weights g (l_ij - mean_i) / std_i + b of l = q k^T + bias over j <= i, then LayerNorm and GELU of all heads.
 
     Richter & Wattenhofer 2020 (NAP, arXiv 2005.09561). 2 H + 2 D parameters a layer.
     """
 
     name: Literal["nap"] = "nap"
+    reads_scale = False
     gelu: bool = True
     """GELU behind the LayerNorm."""
 

@@ -5,7 +5,7 @@ attention. Its inner width of 4 D / 3 gives it the 4 D^2 parameters of attention
 keys, positions and what else belongs to attention have no place in such a block; it reports no probes of attention.
 """
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -15,6 +15,13 @@ from models.attention.mixing.base import ATTENTION, MixingConfig
 from models.carry import Carry
 from models.mixer import TokenMixer
 from models.mlp import SwiGLU, hidden_width
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
+
+
+OFF = {"layout": "mha", "qk_source": "stream", "temperature": "none", "sink": "none", "gate": "none"}
+"""The axes of attention, and their choices that do nothing here."""
 
 
 class NoAttention(TokenMixer):
@@ -40,14 +47,13 @@ class NoAttentionConfig(MixingConfig):
     def mixer(self, width: int) -> TokenMixer:
         return NoAttention(width)
 
-    def fits(self, config: Any) -> None:
+    def fits(self, config: "Architecture") -> None:
         if self.pattern == "all":
-            off = {"layout": "mha", "qk_source": "stream", "temperature": "none", "sink": "none", "gate": "none"}
-            for axis, name in off.items():
-                chosen = getattr(config, axis).name
-                if config.attention is self and chosen != name:
+            for axis, name in OFF.items():
+                given = getattr(config, axis).name
+                if config.attention is self and given != name:
                     raise ValueError(
-                        f"attention=mlp has no attention that {axis}={chosen} could act on: "
+                        f"attention=mlp has no attention that {axis}={given} could act on: "
                         f"use {axis}={name} or attention=softmax"
                     )
         if config.value_residual is not None:
@@ -55,7 +61,7 @@ class NoAttentionConfig(MixingConfig):
                 f"attention=mlp has blocks without values, which value_residual={config.value_residual} would add: "
                 f"use value_residual=null or attention=softmax"
             )
-        if config.placement.has("projection") or config.placement.has("rescale"):
+        if config.placement.wraps_projections or config.placement.sets_initial_scale:
             raise ValueError(
                 f"attention=mlp has blocks without projections, which placement={config.placement.name} changes: "
                 f"use placement=pre or attention=softmax"

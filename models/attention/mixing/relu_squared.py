@@ -34,6 +34,7 @@ class SquaredReLUConfig(MixingConfig):
 
     name: Literal["relu_squared"] = "relu_squared"
     dot_product = True
+    zero_init_safe = False
 
     def build(self, layer: LayerShape) -> MixingRule:
         return SquaredReLU(layer.scale, layer.context)

@@ -37,6 +37,7 @@ class SoftpickConfig(MixingConfig):
 
     name: Literal["softpick"] = "softpick"
     dot_product = True
+    zero_init_safe = False
 
     def build(self, layer: LayerShape) -> MixingRule:
         return Softpick(layer.scale)

@@ -12,7 +12,7 @@ it and b starts at zero: our readings. Counts have no gradient.
 Probes of logits are of scale q k + bias, before the threshold.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,13 +48,7 @@ class ThresholdRelativeConfig(MixingConfig):
     """
 
     name: Literal["tra"] = "tra"
+    zero_init_safe = False  # it keeps no key
 
     def build(self, layer: LayerShape) -> MixingRule:
         return ThresholdRelative(layer)
-
-    def fits(self, config: Any) -> None:
-        if config.parametrization.matrix_scalings(config.model)["blocks.0.attention.query"].init == 0:
-            raise ValueError(
-                f"parametrization={config.parametrization.name} starts queries at zero, where attention=tra keeps no "
-                f"key and gives no gradient: use parametrization=mup_simple or attention=softmax"
-            )

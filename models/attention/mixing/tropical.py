@@ -21,8 +21,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED
-from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingRule, at_once
-from models.attention.mixing.scale_free import ScaleFreeConfig
+from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule, at_once
 from models.probes import causal
 
 
@@ -95,13 +94,15 @@ class Tropical(MixingRule):
 
 @ATTENTION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class TropicalConfig(ScaleFreeConfig):
+class TropicalConfig(MixingConfig):
     """exp(max_j<=i (s_ij + v_jc)) - 1 of max-plus maps of log(1 + relu), s minus the Hilbert distance of q_i and k_j.
 
     Hashemi et al. 2025 (Tropical Attention, arXiv 2505.17190). 3 K^2 parameters a layer, K the head dimension.
     """
 
     name: Literal["tropical"] = "tropical"
+    reads_scale = False
+    zero_init_safe = False
     projections: bool = True
     """Max-plus maps of queries, keys and values."""
 

@@ -9,6 +9,7 @@ import torch
 
 from conf.axis import ConfigError
 from models.attention.mixing.base import ATTENTION
+from models.carry import Carry
 from tests.train.helpers import TINY, tiny
 from train.bench import __main__ as bench
 from train.bench import attention as module
@@ -56,7 +57,7 @@ def test_a_step_has_the_gradients_of_the_layer() -> None:
     found = {name: p.grad.clone() for name, p in layer.layer.named_parameters() if p.grad is not None}
     assert {"query.weight", "key.weight", "value.weight", "out.weight"} <= found.keys()
     layer.layer.zero_grad()
-    (layer.layer(layer.x_BTD)[0] * layer.gradient_BTD).sum().backward()
+    (layer.layer(layer.x_BTD, Carry()) * layer.gradient_BTD).sum().backward()
     for name, parameter in layer.layer.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad)
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from conf.axis import ConfigError, axes
+from models.attention.qk_source import QKSourceConfig
+from models.reparametrization.base import ReparametrizationConfig
 from tests.conftest import complete
 from tests.train.helpers import TINY, assert_same_end, tiny, trained
 from tests.train.run.pair import cut, holdings, in_pair, train_each
-from train.config import fsdp as shardable
 from train.config.schema import Config
+from train.optimizers import OptimizerConfig
 from train.results.trained import config_of, model_of
 from train.run.module import ProxyModule
 from train.run.trainer import train
@@ -66,7 +68,8 @@ def test_two_processes_are_one_big_batch(tmp_path):
 def test_cut_runs_end_as_uncut_ones(tmp_path):
     """Stopped twice by SIGTERM, with validations on the way."""
     long = [*UNEVEN, *FSDP, "steps=24"]
-    ways = {name: [*long, f"optimizer={name}"] for name in shardable.ALONE["optimizer"]}
+    sharding = [name for name, choice in axes(Config)["optimizer"].choices.items() if choice.shards]
+    ways = {name: [*long, f"optimizer={name}"] for name in sharding}
     ways |= {"bf16": [*long, "precision=bf16"], "clip": [*long, "optimizer.update_clip=0.5"]}
     stops: dict[str, list[int]] = {"uncut": [], "cut": [2, 12]}
     in_pair(train_each, [(tmp_path / name / how, way, stops[how]) for name, way in ways.items() for how in stops])
@@ -172,6 +175,11 @@ def accepts(run: list[str]) -> bool:
         raise
 
 
+OF_WEIGHTS = {
+    "optimizer": {"adamw", "cautious_adamw", "lion", "stable_adamw"},
+    "reparametrization": {"none"},
+    "qk_source": {"stream"},
+}
 REFUSED = [
     (["devices=1"], "strategy=fsdp shares a model out over devices, of which devices=1 nodes=1 has one"),
     (["accelerator=mps"], "strategy=fsdp .* accelerator=mps has one"),
@@ -179,8 +187,14 @@ REFUSED = [
     (["optimizer.qk_clip=100", "qk_norm=none"], "strategy=fsdp .* optimizer.qk_clip=100 needs whole"),
     (["share_attention=2"], "strategy=fsdp .* share_attention=2 needs whole"),
     (["dual_stream=dense"], "strategy=fsdp .* dual_stream=dense needs whole"),
-    *(([f"{axis}={n}"], f"strategy=fsdp .* {axis}={n} needs") for axis, ns in shardable.NEVER.items() for n in ns),
-]
+    *(
+        ([f"{axis}={name}", *(["schedule=constant"] if name == "schedule_free" else [])],
+         f"strategy=fsdp .* {axis}={name} needs whole: use {axis}=")
+        for axis, registry in axes(Config).items()
+        for name, choice in registry.choices.items()
+        if not getattr(choice, "shards", True)
+    ),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("overrides", "message"), REFUSED)
@@ -190,8 +204,8 @@ def test_what_cannot_be_shared_out_is_refused(overrides, message):
     assert "use " in str(fault.value)
 
 
-@pytest.mark.parametrize("axis", shardable.ALONE)
-def test_the_other_choices_of_an_axis_are_refused(axis):
-    for name in axes(Config)[axis].choices.keys() - set(shardable.ALONE[axis]):
-        with pytest.raises(ConfigError, match=f"strategy=fsdp .* {axis}={name} .*: use {axis}="):
-            tiny(*FSDP, f"{axis}={name}", *(["schedule=constant"] if name == "schedule_free" else []))
+def test_a_new_choice_is_refused_before_it_says_that_it_shards():
+    """Of the axes whose choices touch weights or gradients outside of the forward and backward pass."""
+    assert not any(base.shards for base in (OptimizerConfig, ReparametrizationConfig, QKSourceConfig))
+    sharding = {axis: {n for n, c in axes(Config)[axis].choices.items() if c.shards} for axis in OF_WEIGHTS}
+    assert sharding == OF_WEIGHTS
