@@ -1,4 +1,4 @@
-"""Config axes: each axis is a registry of frozen dataclasses, one per named choice, checked by pydantic."""
+"""Config axes. An axis is a registry of frozen dataclasses, one per named choice, validated by pydantic."""
 
 from __future__ import annotations
 
@@ -17,56 +17,56 @@ from typing import Any, Generic, TypeVar, cast
 from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, core_schema, to_json
 
-# Unknown keys, wrong types, NaN and Inf are refused.
+# The pydantic config of every config dataclass.
 CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-# Characters of a list of known words.
-LISTED = 200
+# Longest list of known names in an error message, in characters.
+MAX_LIST_LENGTH = 200
 
 T = TypeVar("T")
 Class = TypeVar("Class", bound=type)
-
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def by_type(function: Function) -> Function:
-    """Called once a type. functools.cache for type checkers, who take a frozen dataclass for one that has no hash."""
+def cached_by_type(function: Function) -> Function:
+    """Caches a function of a class. Unlike functools.cache, it keeps the function's signature for type checkers."""
     return cast("Function", cache(function))
 
 
 class ConfigError(ValueError):
-    """A setting that can't be used. Its text is one line: the field, the value, and what would work."""
+    """A setting that can't be used. The message is one line: the field, its value, and what would work."""
 
 
 def import_all(package: str) -> None:
-    """Imports every module of a folder: what registers itself there is registered by being there."""
+    """Imports every module of a package, so that each choice defined there registers itself."""
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
         if module.name != "__main__":
             importlib.import_module(f"{package}.{module.name}")
 
 
 class Choice:
-    """Base of the choices of an axis that can clash with those of another.
+    """Base class of choices that can conflict with choices of other axes.
 
-    What other axes have to know of a choice it declares, in class attributes of its axis's base or here. One that
-    depends on its fields is a property.
+    A choice declares what other axes have to know of it in class attributes, of its axis's base class or of this one.
+    An attribute that depends on its fields is a property.
     """
 
     name: str
-    shards = True  # whether strategy=fsdp trains it: it needs no tensor whole outside of the forward and backward pass
-    fan_in_follows_width = True  # whether the fan-in of all its matrices grows in proportion to the width of the model
+    shards = True  # whether strategy=fsdp trains it: it needs no whole tensor outside the forward and backward pass
+    fan_in_follows_width = True  # whether the fan-in of all its matrices grows in proportion to the model width
 
     def fits(self, config: Any) -> None:
-        """Raises ValueError, one line that names both settings and what would work, where this choice has no meaning
-        with the rest of the config."""
+        """Raises ValueError if this choice conflicts with the rest of the config.
+
+        The message is one line that names both settings and what would work.
+        """
 
 
 class Axis(Generic[T]):
-    """An independent choice in the config: the choices by name, each a dataclass with a `name: Literal[...]` field.
+    """A registry of choices by name, each a dataclass with a `name: Literal[...]` field.
 
-    A module registers its choice with `@AXIS.register`; used as `Annotated[Base, AXIS]` in a config dataclass,
-    the axis makes the field a union of its choices that the `name` key decides.
+    `@AXIS.register` adds a choice. A config field annotated `Annotated[Base, AXIS]` accepts any choice of the axis;
+    the `name` key selects which.
     """
 
     def __init__(self, title: str) -> None:
@@ -74,6 +74,7 @@ class Axis(Generic[T]):
         self.choices: dict[str, type[T]] = {}
 
     def register(self, config: Class) -> Class:
+        """Adds a choice under the default of its `name` field. Raises ValueError if the name is taken."""
         name = config.__dataclass_fields__["name"].default  # type: ignore[attr-defined]
         if name in self.choices:
             raise ValueError(f"{self.title}={name} is registered twice")
@@ -85,18 +86,18 @@ class Axis(Generic[T]):
         return core_schema.tagged_union_schema(choices=schemas, discriminator="name")
 
 
-@by_type
+@cached_by_type
 def documentation(config: type) -> Mapping[str, str]:
-    """What the fields of a config dataclass are for: the string under a field, of its own class or of a base.
+    """Returns the docstring of each field of a config dataclass: the string literal below it, inherited from bases.
 
-    Read out of the source when it is asked for: pydantic's `use_attribute_docstrings` does so while a class is made,
-    a fifth of what importing all choices takes, and loses what a base says.
+    The source is parsed on demand. pydantic's `use_attribute_docstrings` parses it when the class is created, which
+    takes a fifth of the import time of all choices, and it drops the docstrings of inherited fields.
     """
     owners = [owner for owner in reversed(config.__mro__) if hasattr(owner, "__pydantic_fields__")]
-    return {name: text for owner in owners for name, text in _strings(owner).items()}
+    return {name: text for owner in owners for name, text in _field_docstrings(owner).items()}
 
 
-def _strings(owner: type) -> dict[str, str]:
+def _field_docstrings(owner: type) -> dict[str, str]:
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
     return {
         field.target.id: inspect.cleandoc(below.value.value)
@@ -115,32 +116,33 @@ def chosen(config: Any) -> Iterator[tuple[str, Choice]]:
 
 
 def near(word: str, words: list[str]) -> str:
-    """`did you mean ...?` for the closest of `words`, else the list of them, as far as it fits into a line."""
+    """Returns `did you mean X?` for the closest of `words`, or the words themselves, cut to fit on one line."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]}?"
     listed = sorted(words)
-    while len(", ".join(listed)) > LISTED:
+    while len(", ".join(listed)) > MAX_LIST_LENGTH:
         listed.pop()
     more = len(words) - len(listed)
     return f"known: {', '.join(listed)}" + (f" and {more} more, see python -m train --help" if more else "")
 
 
 def checked(config: type[T], values: Mapping[str, Any]) -> T:
-    """An instance of the config dataclass from plain values; raises ConfigError with one line for the first fault."""
+    """Builds a config dataclass from plain values. Raises ConfigError, in one line, for the first invalid value."""
     try:
-        # JSON mode is pydantic's strict mode for nested dataclasses: no "3" for 3, no 1 for true.
+        # Strict mode (no "3" for 3, no 1 for true) accepts dicts for nested dataclasses only when it reads JSON.
         return _adapter(config).validate_json(to_json(values, inf_nan_mode="constants"), strict=True)
     except ValidationError as error:
         raise ConfigError(_one_line(error, config)) from None
 
 
-@by_type
+@cached_by_type
 def _adapter(config: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(config)
 
 
 def _one_line(error: ValidationError, config: type) -> str:
+    """Returns the first fault of a ValidationError as one line."""
     fault = error.errors(include_url=False)[0]
     tags = _tags(config)
     path = ".".join(
@@ -165,6 +167,7 @@ def _one_line(error: ValidationError, config: type) -> str:
 
 
 def _fields_at(config: type, loc: tuple[Any, ...]) -> list[str]:
+    """Returns the fields of the dataclass at a location in pydantic's error path."""
     fields: dict[str, Any] = vars(config)["__dataclass_fields__"]
     if not loc:
         return list(fields)
@@ -175,16 +178,16 @@ def _fields_at(config: type, loc: tuple[Any, ...]) -> list[str]:
     return _fields_at(nested, loc[1:]) if nested else []
 
 
-@by_type
+@cached_by_type
 def _hints(config: type) -> Mapping[str, Any]:
     from typing import get_type_hints
 
     return get_type_hints(config, include_extras=True)
 
 
-@by_type
+@cached_by_type
 def axes(config: type) -> Mapping[str, Axis[Any]]:
-    """The fields of a config dataclass that are axes."""
+    """Returns the fields of a config dataclass that are axes."""
     found = {}
     for name, hint in _hints(config).items():
         for extra in getattr(hint, "__metadata__", ()):
@@ -198,5 +201,5 @@ def _nested(config: type) -> dict[str, type]:
 
 
 def _tags(config: type) -> set[tuple[str, str]]:
-    """(axis field, choice name) pairs: pydantic puts the choice into an error's path, users don't write it."""
+    """Returns (axis field, choice name) pairs: pydantic puts the choice into an error's path, users don't write it."""
     return {(field, choice) for field, axis in axes(config).items() for choice in axis.choices}

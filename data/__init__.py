@@ -1,6 +1,6 @@
-"""Token files for training: corpora by name (`DATA`), `prepare`, and batches that are a pure function of the step.
+"""Training data: the registry of corpora (`DATA`), `prepare`, which tokenizes them, and batches by step.
 
-Importing this package and opening a prepared folder needs numpy and torch only; `datasets` and `tokenizers` are
+Importing this package and opening a prepared folder needs only numpy and torch. `datasets` and `tokenizers` are
 imported when text is prepared.
 """
 

@@ -1,4 +1,7 @@
-"""Batches from token files. The order is a pure function of seed and step, so there is no loader state to save."""
+"""Batches from token files. Their order is a pure function of seed and step, so there is no loader state to save.
+
+Shape suffixes: B batch, T context; T1 is T + 1 tokens, inputs [:, :-1] and targets [:, 1:].
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A prepared folder: token ids of both splits, memory-mapped, and the manifest that describes them."""
+    """A prepared folder: the memory-mapped token ids of both splits and the manifest that describes them."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -33,74 +36,77 @@ class Prepared:
 
     @property
     def eos(self) -> int | None:
-        """The id of the token after each document; None where there are no documents."""
+        """Returns the id of the end-of-text token, or None if the corpus has no documents."""
         return self.manifest.get("eos")
 
     @property
     def entropy_rate(self) -> float | None:
-        """Nats per token: the least possible loss, where the corpus is a language that we made; else None."""
+        """Returns the entropy rate in nats per token, the lowest possible loss. None for real text."""
         return self.manifest.get("entropy_rate")
 
     @property
     def unigram_entropy(self) -> float | None:
-        """Nats per token: the least loss without context, where the corpus is a language that we made; else None."""
+        """Returns the unigram entropy in nats per token, the lowest loss without context. None for real text."""
         return self.manifest.get("unigram_entropy")
 
     @property
     def bytes_per_token(self) -> float | None:
-        """UTF-8 bytes of text per validation token; loss / (ln 2 * this) is in bits per byte. None without text."""
+        """Returns UTF-8 bytes per validation token; loss / (ln 2 * this) is bits per byte. None if there is no text."""
         counts = self.manifest["splits"]["validation"]
         return counts["text_bytes"] / counts["tokens"] if counts["text_bytes"] else None
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of a text corpus; raises DataError for a corpus that has none."""
+        """Returns the tokenizer. Raises DataError if the corpus is not text."""
         from data.tokenizer import FILE, load
 
         if FILE not in self.manifest["files"]:
-            raise DataError(f"data={self.manifest['config']['name']} has no tokenizer: its tokens stand for no text")
+            name = self.manifest["config"]["name"]
+            raise DataError(f"data={name} has no tokenizer, its tokens are not text: use a text corpus")
         return load(self.folder / FILE)
 
 
-def dealt(batches: Sequence[torch.Tensor], rank: int, world: int) -> Iterator[tuple[torch.Tensor, bool]]:
-    """Every `world`-th batch, from the one of `rank` on, and that it counts.
+def batches_of_rank(batches: Sequence[torch.Tensor], rank: int, world: int) -> Iterator[tuple[torch.Tensor, bool]]:
+    """Yields every `world`-th batch, starting with that of `rank`, and whether it counts.
 
-    Where other processes have one more, the last batch and that it doesn't: those that hold a model together have to
-    run it equally often.
+    A rank that has one batch fewer than the others gets the last batch again, which then does not count: with a
+    sharded model, all ranks must run the same number of forward passes.
     """
     for index in range(rank, rank + -(-len(batches) // world) * world, world):
         yield batches[min(index, len(batches) - 1)], index < len(batches)
 
 
 def train_batch(tokens: np.ndarray, *, seed: int, step: int, batch_size: int, context: int) -> torch.Tensor:
-    """The batch of a step, counted from 0: x_BT1, int64 [batch_size, context + 1], inputs [:, :-1] and targets [:, 1:].
+    """Returns the batch of a step, counted from 0, as x_BT1, int64 [batch_size, context + 1].
 
-    The tokens are cut into blocks of `context` inputs, whose targets are shifted by one. Each epoch sees each block
-    once, in an order drawn from (seed, epoch); a batch may span two epochs. Raises DataError when there is no block.
+    The tokens are cut into blocks of `context` inputs, whose targets are shifted by one. Each epoch visits each block
+    once, in an order drawn from (seed, epoch); a batch may span two epochs. Raises DataError if the split is shorter
+    than one block.
     """
-    blocks = _blocks(tokens, context, needed=1)
+    blocks = _count_blocks(tokens, context, needed=1)
     epochs_B, places_B = np.divmod(step * batch_size + np.arange(batch_size), blocks)
     block_B = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs_B):
-        now_B = epochs_B == epoch
-        block_B[now_B] = _order(seed, int(epoch), blocks)[places_B[now_B]]
-    return _take(tokens, block_B, context)
+        in_epoch_B = epochs_B == epoch
+        block_B[in_epoch_B] = _epoch_order(seed, int(epoch), blocks)[places_B[in_epoch_B]]
+    return _read_blocks(tokens, block_B, context)
 
 
 def validation_batches(tokens: np.ndarray, *, batch_size: int, context: int, count: int) -> Iterator[torch.Tensor]:
-    """`count` batches x_BT1, int64 [batch_size, context + 1]: the first blocks in file order, the same for every run.
+    """Returns `count` batches x_BT1, int64 [batch_size, context + 1]: the first blocks of the file, in order.
 
-    Raises DataError when there are fewer than count * batch_size blocks.
+    Raises DataError if there are fewer than count * batch_size blocks.
     """
-    _blocks(tokens, context, needed=count * batch_size)
+    _count_blocks(tokens, context, needed=count * batch_size)
     starts = range(0, count * batch_size, batch_size)
-    return (_take(tokens, np.arange(start, start + batch_size), context) for start in starts)
+    return (_read_blocks(tokens, np.arange(start, start + batch_size), context) for start in starts)
 
 
 class TokenBatches(torch.utils.data.IterableDataset):
-    """Batches of the steps start .. stop - 1 for a DataLoader with batch_size=None and num_workers=0.
+    """Batches of steps start .. stop - 1, for a DataLoader with batch_size=None and num_workers=0.
 
-    Rank r of `world` gets the rows r, r + world, ... of the global batch: x_BT1 [batch_size / world, context + 1].
-    Steps are then the same on any number of ranks.
+    Rank r of `world` gets rows r, r + world, ... of the global batch as x_BT1 [batch_size / world, context + 1], so
+    that a step sees the same global batch on any number of ranks. Raises DataError if the batch can't be divided
+    among the ranks, or if the split is shorter than one block.
     """
 
     def __init__(
@@ -116,8 +122,8 @@ class TokenBatches(torch.utils.data.IterableDataset):
         world: int = 1,
     ) -> None:
         if batch_size % world:
-            raise DataError(f"batch_size={batch_size} can't be shared by {world} ranks; use a multiple of {world}")
-        _blocks(tokens, context, needed=1)
+            raise DataError(f"batch_size={batch_size} can't be divided among {world} ranks: use a multiple of {world}")
+        _count_blocks(tokens, context, needed=1)
         self.tokens, self.seed, self.batch_size, self.context = tokens, seed, batch_size, context
         self.steps, self.rank, self.world = range(start, stop), rank, world
 
@@ -132,22 +138,23 @@ class TokenBatches(torch.utils.data.IterableDataset):
             yield x_BT1[self.rank :: self.world]
 
 
-def _blocks(tokens: np.ndarray, context: int, needed: int) -> int:
-    """The number of whole blocks; a block reads one token more than its context."""
-    blocks = (len(tokens) - 1) // context
+def _count_blocks(tokens: np.ndarray, context: int, needed: int) -> int:
+    """Returns the number of whole blocks. Raises DataError if there are fewer than `needed`."""
+    blocks = (len(tokens) - 1) // context  # the last target lies one token past its block
     if blocks < needed:
         raise DataError(
-            f"the split has {len(tokens)} tokens and {needed * context + 1} are needed for {needed} blocks of "
-            f"context={context}; use more text, a shorter context or fewer or smaller batches"
+            f"the split has {len(tokens)} tokens, but {needed} sequence{'s' * (needed > 1)} of context={context} "
+            f"need{'s' * (needed == 1)} {needed * context + 1}: use more text, a shorter context, or fewer or smaller "
+            f"batches"
         )
     return blocks
 
 
-@lru_cache(maxsize=2)  # the two epochs that a batch may span; for speed only
-def _order(seed: int, epoch: int, blocks: int) -> np.ndarray:
+@lru_cache(maxsize=2)  # a batch spans two epochs at most
+def _epoch_order(seed: int, epoch: int, blocks: int) -> np.ndarray:
     return frozen_random(seed, epoch).permutation(blocks)
 
 
-def _take(tokens: np.ndarray, block_B: np.ndarray, context: int) -> torch.Tensor:
-    at_BT1 = block_B[:, None] * context + np.arange(context + 1)
-    return torch.from_numpy(tokens[at_BT1].astype(np.int64))
+def _read_blocks(tokens: np.ndarray, block_B: np.ndarray, context: int) -> torch.Tensor:
+    index_BT1 = block_B[:, None] * context + np.arange(context + 1)
+    return torch.from_numpy(tokens[index_BT1].astype(np.int64))

@@ -1,4 +1,4 @@
-"""The data axis: what every corpus has to say about itself so that `data.prepare` can turn it into token files."""
+"""The data axis: the interface through which `data.prepare` turns a corpus into token files."""
 
 from __future__ import annotations
 
@@ -18,36 +18,40 @@ SPLITS: tuple[Split, ...] = ("validation", "train")
 
 
 class DataError(ConfigError):
-    """Data that can't be had or can't be trusted. Its text is one line: what is wrong and what would work."""
+    """Data that is unavailable or damaged. The message is one line: what is wrong and what would work."""
 
 
 def one_line(error: BaseException) -> str:
+    """Returns an error's message on one line, or its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 @plain_dataclass(frozen=True)
 class Position:
-    """How far a split has been written. A source continues from a position exactly as if it had never stopped."""
+    """How far a split has been written. A source resumes from a position with exactly the tokens that follow it."""
 
     documents: int = 0
     tokens: int = 0
     text_bytes: int = 0
-    """UTF-8 bytes of the documents' text; bytes per token turns nats per token into bits per byte."""
+    """UTF-8 bytes of the documents, for converting nats per token into bits per byte."""
     last_token: int | None = None
 
 
 class TokenSource(Protocol):
-    """The token stream of a corpus, split by split."""
+    """The token stream of a corpus, one per split."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the manifest keeps about the stream besides counts, for instance a language's entropy rate."""
+        """Returns what the manifest records about the stream besides counts, for instance the entropy rate."""
 
     def total(self, split: Split) -> tuple[Literal["documents", "tokens"], int | None]:
-        """The unit in which progress is shown, and how many of it there will be, where that is known."""
+        """Returns the unit of the progress bar and the total number of units, None if unknown."""
 
     def chunks(self, split: Split, start: Position) -> Iterator[tuple[np.ndarray, Position]]:
-        """Token ids after `start` in chunks, each with the position behind it; the same chunks from any of them."""
+        """Yields chunks of token ids after `start`, each with the position at its end.
+
+        Starting from any of these positions yields the same remaining chunks.
+        """
 
 
 VocabSize = Annotated[int, Field(ge=2, le=2**31)]
@@ -55,18 +59,21 @@ VocabSize = Annotated[int, Field(ge=2, le=2**31)]
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class DataConfig:
-    """What a run trains on. The choices of the axis extend it, one per module of this package."""
+    """The corpus that a run trains on. Base class of the choices of the data axis."""
 
     name: str
     vocab_size: VocabSize
-    """Number of token ids: the rows of the model's embedding and head."""
+    """Vocabulary size: number of rows of the model's embedding and head."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the tokens besides the fields: versions and hashes. A key named as a field replaces it."""
+        """Returns the versions and hashes that determine the tokens together with the config fields.
+
+        A key with the name of a field replaces the field's value in the hash that names the prepared folder.
+        """
         raise NotImplementedError
 
     def source(self, folder: Path) -> TokenSource:
-        """The token stream; `folder` is the one that is being prepared, its tokenizer.json is written here."""
+        """Returns the token stream. A text corpus writes its tokenizer.json into `folder`, the one being prepared."""
         raise NotImplementedError
 
 

@@ -1,6 +1,6 @@
-"""The LightningDataModule: token files in, micro-batches of the steps that are still to do out.
+"""The LightningDataModule: micro-batches of the remaining steps, read from token files.
 
-Shape suffixes: B batch, T tokens; 1 stands for one more token, the last target.
+Shape suffixes: B batch, T context; T1 is T + 1 tokens, inputs and the last target.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from data.config import DataError
 
 
 class MicroBatches(IterableDataset):
-    """Each batch in `accumulate` equal parts.
+    """Splits each batch into `accumulate` micro-batches of equal size.
 
-    It has no length on purpose: after a resume Lightning counts on from the batches before the checkpoint and would
-    take the length of what is left for the end of the epoch.
+    It has no `__len__` on purpose. After a resume, Lightning keeps counting from the batches before the checkpoint and
+    would end the epoch once that count reaches the number of remaining batches.
     """
 
     def __init__(self, batches: TokenBatches, accumulate: int) -> None:
@@ -50,7 +50,7 @@ class TokenDataModule(pl.LightningDataModule):
         self.eval_lengths = eval_lengths
 
     def train_dataloader(self) -> DataLoader:
-        """From the optimizer step that the trainer stands at: after a resume, the one after the checkpoint's."""
+        """Returns a loader that starts at the trainer's current step, which after a resume follows the checkpoint's."""
         assert self.trainer is not None
         batches = TokenBatches(
             self.prepared.train,
@@ -62,36 +62,36 @@ class TokenDataModule(pl.LightningDataModule):
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
         )
-        # Fetching is an index into mapped memory: worker processes make it slower.
+        # Reading a batch only indexes mapped memory, so worker processes would slow it down.
         return DataLoader(MicroBatches(batches, self.accumulate), batch_size=None, num_workers=0)
 
     def first_batch(self) -> torch.Tensor:
-        """x_BT1 of step 0, whole on every rank."""
+        """Returns x_BT1 of step 0, the whole global batch on every rank."""
         shape = {"batch_size": self.batch_size, "context": self.context}
         return train_batch(self.prepared.train, seed=self.seed, step=0, **shape)
 
     def validation(self) -> list[torch.Tensor]:
-        """The fixed validation batches, x_BT1 each."""
-        found = validation_batches(
+        """Returns the fixed validation batches, each x_BT1."""
+        batches = validation_batches(
             self.prepared.validation, batch_size=self.batch_size, context=self.context, count=self.eval_batches
         )
-        return list(found)
+        return list(batches)
 
     def longer_validation(self) -> dict[int, list[torch.Tensor]]:
-        """By multiple of the context: the validation text in sequences so many times as long, x_BT1 each.
+        """Returns validation batches for each multiple in `eval_lengths`, in sequences that many times the context.
 
-        Batches have about as many tokens as those of `validation`; what doesn't fill one is left out. Raises DataError
-        where a sequence is longer than the whole text.
+        They cover the same tokens as `validation`, in batches of about the same number of tokens; an incomplete last
+        batch is dropped. Raises DataError if a single batch needs more tokens than that.
         """
-        tokens, found = self.eval_batches * self.batch_size * self.context, {}
+        tokens, batches = self.eval_batches * self.batch_size * self.context, {}
         for multiple in self.eval_lengths:
             context, batch_size = multiple * self.context, max(1, self.batch_size // multiple)
             count = tokens // (batch_size * context)
             if count == 0:
                 raise DataError(
-                    f"eval_lengths={multiple} needs sequences of {context} tokens and eval_batches={self.eval_batches} "
-                    f"has {tokens} in all: use more batches or a shorter length"
+                    f"eval_lengths={multiple} needs sequences of {context} tokens, but "
+                    f"eval_batches={self.eval_batches} has only {tokens} tokens: use more batches or a shorter length"
                 )
             text, shape = self.prepared.validation, {"batch_size": batch_size, "context": context}
-            found[multiple] = list(validation_batches(text, count=count, **shape))
-        return found
+            batches[multiple] = list(validation_batches(text, count=count, **shape))
+        return batches

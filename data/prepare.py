@@ -1,4 +1,4 @@
-"""From a corpus to a folder of token files: written once, resumed when cut off, checked whenever it is opened."""
+"""Prepares a corpus as a folder of token files. It is written once, resumed after a crash, and verified when opened."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data import tokenizer as tokenizers_
+from data import tokenizer as tokenization
 from data.batches import Prepared
 from data.config import SPLITS, DataConfig, DataError, Position, Split, TokenSource, one_line
 
@@ -26,22 +26,23 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
-# Raise it when the same config and sources give other tokens than before.
+# Increment when the same config and sources give different tokens than before.
 FORMAT = 1
 
 
 def prepare(config: DataConfig, cache: Path, progress: bool = True) -> Prepared:
-    """The token files of a corpus, from `cache/<name>-<8 hex of a hash of everything that decides the tokens>`.
+    """Returns the token files of a corpus, in `cache/<name>-<digest>`, and writes them first if necessary.
 
-    A folder that is complete is opened; one that was cut off is continued, with the same bytes as if it hadn't been.
-    Of two processes one prepares and the other waits for it. Raises DataError when the source can't be had, when the
-    disk fails, or when the folder does not match its manifest.
+    The digest is 8 hex digits of a hash of everything that determines the tokens. An interrupted preparation is
+    resumed and gives the same bytes as an uninterrupted one. If several processes prepare the same folder, one does
+    and the others wait for it. Raises DataError if the source is unavailable, if the disk fails, or if the folder does
+    not match its manifest.
     """
     try:
         folder = cache / f"{config.name}-{_digest(config)}"
         if not (folder / MANIFEST).exists():
             folder.mkdir(parents=True, exist_ok=True)
-            with _alone(folder):
+            with _locked(folder):
                 if not (folder / MANIFEST).exists():
                     _build(config, folder, progress)
         return open_prepared(folder)
@@ -50,7 +51,7 @@ def prepare(config: DataConfig, cache: Path, progress: bool = True) -> Prepared:
 
 
 def open_prepared(folder: Path) -> Prepared:
-    """A prepared folder, its files compared with the manifest; raises DataError naming the first that differs."""
+    """Opens a prepared folder. Raises DataError, naming the first file that does not match the manifest."""
     path = folder / MANIFEST
     again = f"delete the folder {folder} to prepare it again"
     try:
@@ -63,25 +64,26 @@ def open_prepared(folder: Path) -> Prepared:
         if not (folder / name).is_file():
             raise DataError(f"{folder / name} is missing; {again}")
         if _sha256(folder / name) != sha256:
-            raise DataError(f"{folder / name} is not what its manifest says (sha256 differs); {again}")
+            raise DataError(f"{folder / name} does not match its manifest (sha256 differs); {again}")
     tokens = {split: np.memmap(folder / f"{split}.bin", dtype, "r", shape=(lengths[split],)) for split in SPLITS}
     return Prepared(folder, manifest, train=tokens["train"], validation=tokens["validation"])
 
 
 def _digest(config: DataConfig) -> str:
-    decides = {"format": FORMAT} | asdict(config) | config.fingerprint()
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+    inputs = {"format": FORMAT} | asdict(config) | config.fingerprint()
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock file, and says so on stderr if another process has it."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"waiting for another process that prepares {folder}", file=sys.stderr)
+        print(f"waiting for another process that is preparing {folder}", file=sys.stderr)
         lock.acquire()
     try:
         yield
@@ -90,18 +92,19 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _build(config: DataConfig, folder: Path, progress: bool) -> None:
-    positions = _restore(folder)
+    """Writes the token files, then the manifest, which marks the folder as complete."""
+    positions = _saved_positions(folder)
     dtype = np.dtype(np.uint16 if config.vocab_size <= 2**16 else np.uint32)
-    with _bars(progress) as bars:
+    with _progress_bars(progress) as bars:
         reading = bars.add_task(f"{config.name}: documents and tokenizer", total=None)
         source = config.source(folder)
         bars.remove_task(reading)
         for split in SPLITS:
-            _write(source, split, positions, dtype, folder, bars, config.name)
+            _write_split(source, split, positions, dtype, folder, bars, config.name)
     for split in SPLITS:
         _partial(folder, split).replace(folder / f"{split}.bin")
     names = [f"{split}.bin" for split in SPLITS]
-    names += [tokenizers_.FILE] if (folder / tokenizers_.FILE).exists() else []
+    names += [tokenization.FILE] if (folder / tokenization.FILE).exists() else []
     manifest = {
         "format": FORMAT,
         "config": asdict(config),
@@ -117,10 +120,13 @@ def _build(config: DataConfig, folder: Path, progress: bool) -> None:
     shutil.rmtree(folder / "work", ignore_errors=True)
 
 
-def _restore(folder: Path) -> dict[Split, Position]:
-    """How far an earlier preparation came; from the start unless its files and libraries are those of now."""
+def _saved_positions(folder: Path) -> dict[Split, Position]:
+    """Returns how far an interrupted preparation got, or the start if its progress can't be used.
+
+    It can't be used if the progress file is damaged or library versions have changed since.
+    """
     for split in SPLITS:
-        if (folder / f"{split}.bin").exists():  # cut off between the renaming and the manifest
+        if (folder / f"{split}.bin").exists():  # interrupted after renaming, before the manifest
             (folder / f"{split}.bin").replace(_partial(folder, split))
     start: dict[Split, Position] = {split: Position() for split in SPLITS}
     try:
@@ -131,11 +137,11 @@ def _restore(folder: Path) -> dict[Split, Position]:
         return start
     except (ValueError, KeyError, TypeError):
         pass
-    (folder / tokenizers_.FILE).unlink(missing_ok=True)
+    (folder / tokenization.FILE).unlink(missing_ok=True)
     return start
 
 
-def _write(
+def _write_split(
     source: TokenSource,
     split: Split,
     positions: dict[Split, Position],
@@ -144,9 +150,10 @@ def _write(
     bars: Progress,
     name: str,
 ) -> None:
-    """Append the rest of a split to its partial file. Tokens are on disk before the progress file counts them."""
+    """Appends the rest of a split to its partial file. Tokens are on disk before the progress file counts them."""
     path = _partial(folder, split)
     path.touch()
+    # Start over if the file is shorter than its recorded position.
     if path.stat().st_size < positions[split].tokens * dtype.itemsize:
         positions[split] = Position()
     unit, total = source.total(split)
@@ -174,6 +181,7 @@ def _sha256(path: Path) -> str:
 
 
 def _replace_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON file atomically."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w") as file:
         json.dump(values, file, indent=1)
@@ -187,7 +195,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {library: metadata.version(library) for library in libraries}
 
 
-def _bars(progress: bool) -> Progress:
+def _progress_bars(progress: bool) -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

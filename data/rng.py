@@ -4,9 +4,9 @@ import numpy as np
 
 
 def frozen_random(*key: int) -> np.random.RandomState:
-    """A generator for a key of non-negative integers, independent between keys.
+    """Returns a generator seeded by a key of non-negative integers. Different keys give independent streams.
 
-    RandomState and SeedSequence have frozen streams (NEP 19); `np.random.Generator` may change between releases,
-    which would change the order of the data in a run that is resumed after an upgrade.
+    The streams of RandomState and SeedSequence are frozen (NEP 19). Those of `np.random.Generator` may change between
+    releases, and a run resumed after an upgrade would then see its data in another order.
     """
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(key[0], spawn_key=key[1:])))

@@ -1,4 +1,4 @@
-"""Tokenizers of text corpora: byte-level BPE trained here, or any tokenizer.json."""
+"""Tokenizers of text corpora: a byte-level BPE trained on the corpus, or an existing tokenizer.json."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ if TYPE_CHECKING:
 FILE = "tokenizer.json"
 TRAINED = "bpe"
 HUB = "hub:"
-# End-of-text tokens in the order in which they are looked for: ours, T5's and Llama's, GPT-2's, Llama 3's.
+# End-of-text tokens in order of preference: ours, T5's and Llama's, GPT-2's, Llama 3's.
 EOS = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
-SMALLEST = 256 + 1
-# Merges are learned from this much text at most, in characters: more costs hours and changes few of them.
-TRAINING_TEXT = 200_000_000
+# 256 bytes and the end-of-text token.
+MIN_VOCAB_SIZE = 256 + 1
+# Characters of text from which BPE merges are learned. More takes hours and changes few merges.
+MAX_TRAINING_CHARACTERS = 200_000_000
 
 
 def fingerprint(choice: str) -> dict[str, str]:
-    """The hash of a tokenizer.json that is given as a path, so that the place of the file doesn't matter."""
+    """Returns the hash of a tokenizer.json given by path, so that the content counts and not the path."""
     if choice == TRAINED or choice.startswith(HUB):
         return {}
     return {"tokenizer": hashlib.sha256(_existing(choice).read_bytes()).hexdigest()}
 
 
-def obtain(choice: str, vocab_size: int, texts: Iterator[list[str]], folder: Path) -> Tokenizer:
-    """The tokenizer of a corpus, kept as folder/tokenizer.json; one that is there already is used.
+def load_or_train(choice: str, vocab_size: int, texts: Iterator[list[str]], folder: Path) -> Tokenizer:
+    """Returns the tokenizer of a corpus and saves it as folder/tokenizer.json, which later calls reuse.
 
-    Raises DataError when it can't be had, has no end-of-text token or does not fit vocab_size.
+    Raises DataError if the tokenizer is unavailable, has no end-of-text token, or has more than vocab_size tokens.
     """
     path = folder / FILE
     if path.exists():
@@ -52,9 +53,9 @@ def obtain(choice: str, vocab_size: int, texts: Iterator[list[str]], folder: Pat
 
 
 def train(texts: Iterator[list[str]], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE (Radford et al. 2019) with exactly vocab_size tokens; any text comes back exactly.
+    """Trains a byte-level BPE (Radford et al. 2019) with exactly vocab_size tokens. It encodes any text without loss.
 
-    Raises DataError when the text has too few pairs to merge for a vocabulary of that size.
+    Raises DataError if the text has too few pairs to merge for a vocabulary of that size.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -67,33 +68,36 @@ def train(texts: Iterator[list[str]], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_at_most(texts, TRAINING_TEXT), trainer)
+    tokenizer.train_from_iterator(_at_most(texts, MAX_TRAINING_CHARACTERS), trainer)
     size = tokenizer.get_vocab_size()
     if size < vocab_size:
-        raise DataError(f"data.vocab_size={vocab_size}: the text gives a BPE of {size} tokens only; use {size} or less")
-    return _plain(tokenizer)
+        raise DataError(f"data.vocab_size={vocab_size}: the text yields only {size} BPE tokens; use {size} or less")
+    return _literal(tokenizer)
 
 
 def load(path: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json; raises DataError when the file is not one."""
+    """Loads a tokenizer.json. Raises DataError if the file is not one."""
     from tokenizers import Tokenizer
 
     try:
-        return _plain(Tokenizer.from_file(str(path)))
+        return _literal(Tokenizer.from_file(str(path)))
     except Exception as error:  # the library raises bare Exception
-        raise DataError(f"{path} is not a tokenizer.json that can be read: {one_line(error)}") from None
+        raise DataError(f"{path} can't be read as a tokenizer.json: {one_line(error)}") from None
 
 
 def eos(tokenizer: Any) -> int:
-    """The id of the end-of-text token."""
+    """Returns the id of the end-of-text token. Raises DataError if there is none."""
     for token in EOS:
         if (token_id := tokenizer.token_to_id(token)) is not None:
             return int(token_id)
     raise DataError(f"the tokenizer has no end-of-text token; it needs one of {', '.join(EOS)}")
 
 
-def _plain(tokenizer: Tokenizer) -> Tokenizer:
-    # A text that contains the characters `<eos>` must not end there, and a tokenizer.json may ask to truncate or pad.
+def _literal(tokenizer: Tokenizer) -> Tokenizer:
+    """Makes a tokenizer encode any text as it is.
+
+    `<eos>` in a text is then encoded as five characters, and settings of a tokenizer.json to truncate or pad are off.
+    """
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -101,6 +105,7 @@ def _plain(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _at_most(texts: Iterator[list[str]], characters: int) -> Iterator[list[str]]:
+    """Yields batches of texts up to the one that exceeds the number of characters."""
     for batch in texts:
         yield batch
         characters -= sum(map(len, batch))
@@ -120,8 +125,8 @@ def _from_hub(choice: str) -> Path:
 
     try:
         return Path(hf_hub_download(choice.removeprefix(HUB), FILE))
-    except (OSError, ValueError) as error:  # not reachable, no such repository, not a repository's name
+    except (OSError, ValueError) as error:  # unreachable, no such repository, or an invalid repository name
         raise DataError(
             f"data.tokenizer={choice} can't be fetched from the hub ({one_line(error)}); use data.tokenizer=bpe, the "
-            "path of a tokenizer.json, or a corpus with a tokenizer of its own: data=textmix or data=docstrings"
+            "path of a tokenizer.json, or a corpus that trains its own tokenizer: data=textmix or data=docstrings"
         ) from None

@@ -1,4 +1,4 @@
-"""Text corpora: documents held in HF `datasets`, split by a hash of their text, tokenised document by document."""
+"""Text corpora: documents in Hugging Face `datasets`, split by a hash of their text, tokenized one by one."""
 
 from __future__ import annotations
 
@@ -15,54 +15,55 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from data import tokenizer as tokenizers_
+from data import tokenizer as tokenization
 from data.config import DataConfig, DataError, Position, Split, VocabSize
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from tokenizers import Tokenizer
 
-# Documents that are tokenised, written and made durable at once: what a killed preparation loses at most.
+# Documents tokenized and flushed to disk at once, the most that a killed preparation loses.
 CHUNK_DOCUMENTS = 256
 VALIDATION_SHARE = 0.04
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class TextConfig(DataConfig):
-    """A corpus of documents and the tokenizer that turns them into tokens; an end-of-text token follows each."""
+    """A corpus of documents and its tokenizer. Each document is followed by an end-of-text token."""
 
     vocab_size: VocabSize = 2048
-    tokenizer: str = tokenizers_.TRAINED
-    """`bpe`: byte-level BPE trained on the train documents until it has vocab_size tokens. Or the path of a
-    tokenizer.json, or `hub:<repo>` for the one of a repository on the Hugging Face hub."""
+    tokenizer: str = tokenization.TRAINED
+    """Tokenizer: `bpe` trains a byte-level BPE of vocab_size tokens on the train documents; otherwise the path of a
+    tokenizer.json, or `hub:<repo>` for that of a Hugging Face repository."""
 
     def __post_init__(self) -> None:
-        if self.tokenizer == tokenizers_.TRAINED and self.vocab_size < tokenizers_.SMALLEST:
+        smallest = tokenization.MIN_VOCAB_SIZE
+        if self.tokenizer == tokenization.TRAINED and self.vocab_size < smallest:
             raise ValueError(
-                f"vocab_size={self.vocab_size}: a byte-level BPE has at least {tokenizers_.SMALLEST} tokens, "
-                f"256 bytes and {tokenizers_.EOS[0]}; use {tokenizers_.SMALLEST} or more"
+                f"vocab_size={self.vocab_size}: a byte-level BPE has at least {smallest} tokens, 256 bytes and "
+                f"{tokenization.EOS[0]}; use {smallest} or more"
             )
 
     def corpus(self, work: Path) -> Corpus:
-        """The documents; `work` is for files that are needed until the preparation is done."""
+        """Returns the documents. Files in `work` are deleted when the preparation is done."""
         raise NotImplementedError
 
     def source(self, folder: Path) -> TextSource:
         corpus = self.corpus(folder / "work")
-        tokenizer = tokenizers_.obtain(self.tokenizer, self.vocab_size, batches(corpus.train), folder)
-        return TextSource(corpus, tokenizer, facts={"eos": tokenizers_.eos(tokenizer)})
+        tokenizer = tokenization.load_or_train(self.tokenizer, self.vocab_size, batches(corpus.train), folder)
+        return TextSource(corpus, tokenizer, facts={"eos": tokenization.eos(tokenizer)})
 
 
 @plain_dataclass(frozen=True)
 class Corpus:
-    """The documents of both splits: datasets with a column `text`."""
+    """The documents of both splits, as datasets with a column `text`."""
 
     train: Dataset | IterableDataset
     validation: Dataset | IterableDataset
     max_tokens: int | None = None
-    """Tokenising the train documents stops at the document that reaches this many tokens."""
+    """The train split ends with the document that reaches this many tokens; None means no limit."""
     digest: str | None = None
-    """sha256 of all documents, whatever their order; None of a stream."""
+    """sha256 of all documents, independent of their order; None for a stream."""
 
 
 @plain_dataclass(frozen=True)
@@ -84,7 +85,7 @@ class TextSource:
         unit, total = self.total(split)
         if total is not None and getattr(start, unit) >= total:
             return
-        position, eos = start, tokenizers_.eos(self.tokenizer)
+        position, eos = start, tokenization.eos(self.tokenizer)
         for texts in batches(getattr(self.corpus, split).skip(start.documents)):
             ids: list[int] = []
             documents = text_bytes = 0
@@ -109,12 +110,13 @@ class TextSource:
 
 
 def batches(documents: Dataset | IterableDataset) -> Iterator[list[str]]:
+    """Yields the texts in batches of CHUNK_DOCUMENTS."""
     for batch in documents.iter(batch_size=CHUNK_DOCUMENTS):
         yield batch["text"]
 
 
 def hf_datasets() -> Any:
-    """The `datasets` module, imported only when text is prepared, without progress bars of its own."""
+    """Imports `datasets`, which is slow and needed only to prepare text, and turns off its progress bars."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -122,7 +124,7 @@ def hf_datasets() -> Any:
 
 
 def from_documents(generator: Any, work: Path, **arguments: Any) -> Dataset:
-    """A dataset on disk under `work` of the strings that generator(**arguments) yields."""
+    """Returns a dataset, stored under `work`, of the non-blank strings that generator(**arguments) yields."""
     datasets = hf_datasets()
     with disk_errors():
         return datasets.Dataset.from_generator(
@@ -135,7 +137,7 @@ def from_documents(generator: Any, work: Path, **arguments: Any) -> Dataset:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """The OSError behind an error of `datasets`, so that a full disk is reported as what it is."""
+    """Raises the OSError that caused an error of `datasets`, so that a full disk is reported as such."""
     try:
         yield
     except hf_datasets().exceptions.DatasetGenerationError as error:
@@ -151,10 +153,11 @@ def _rows(generator: Any, arguments: dict[str, Any]) -> Iterator[dict[str, str]]
 
 
 def split_by_hash(documents: Dataset, what: str) -> Corpus:
-    """The documents in the order of a hash of their text; the lowest hashes, about 4 %, are for validation.
+    """Sorts documents by a hash of their text and holds out the lowest hashes, about 4 %, for validation.
 
-    Order and split depend on nothing but the texts, equal texts are on the same side, and the order is random as far
-    as their content goes, so that the first blocks of each file are a sample of the whole corpus.
+    The order and the split depend only on the texts, and equal texts land in the same split. The order is random with
+    respect to content, so the first blocks of each file are a sample of the whole corpus. Raises DataError if there
+    are fewer than 2 documents; `what` names the corpus in the message.
     """
     if len(documents) < 2:
         raise DataError(f"{what} has {len(documents)} documents; at least 2 are needed, one of them for validation")
@@ -173,7 +176,7 @@ def _hash(text: str) -> int:
 
 
 def pieces(lines: Iterator[str], size: int = 8192) -> Iterator[str]:
-    """A long text cut at blank lines into documents of at most `size` characters (or one paragraph)."""
+    """Cuts a text at blank lines into documents of at most `size` characters; a longer paragraph stays whole."""
     piece: list[str] = []
     length = 0
     paragraph: list[str] = []

@@ -9,40 +9,40 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from data import tokenizer as tokenizers_
+from data import tokenizer as tokenization
 from data.config import DATA, DataError, VocabSize, one_line
 from data.corpora.base import Corpus, TextConfig, hf_datasets
 
-# Documents for validation, about 2 M tokens: the first of the validation split, or where there is none of the stream.
+# The first documents of the validation split, or of the train stream if there is none: about 2 M tokens.
 VALIDATION_DOCUMENTS = 4096
 
 
-class Location(NamedTuple):
+class HubDataset(NamedTuple):
     repository: str
     subset: str
     validation_split: str | None
 
 
-PLACES = {
-    "c4": Location("allenai/c4", "en", "validation"),
-    "fineweb": Location("HuggingFaceFW/fineweb", "sample-10BT", None),
+DATASETS = {
+    "c4": HubDataset("allenai/c4", "en", "validation"),
+    "fineweb": HubDataset("HuggingFaceFW/fineweb", "sample-10BT", None),
 }
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class HubConfig(TextConfig):
-    """The beginning of a dataset on the hub, in its own order."""
+    """The first documents of a dataset on the hub, in its own order."""
 
     max_tokens: Annotated[int, Field(ge=1)] = 100_000_000
-    """How much of the train split is tokenised: up to the document that reaches it."""
+    """Length of the train split in tokens; it ends with the document that reaches this many."""
     revision: str = "main"
-    """Git revision of the dataset on the hub: a commit hash pins the text, `main` is today's."""
+    """Git revision of the dataset on the hub: a commit hash pins the text, `main` is the newest."""
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"dataset": list(PLACES[self.name])} | tokenizers_.fingerprint(self.tokenizer)
+        return {"dataset": list(DATASETS[self.name])} | tokenization.fingerprint(self.tokenizer)
 
     def corpus(self, work: Path) -> Corpus:
-        train, validation_split = self._stream("train"), PLACES[self.name].validation_split
+        train, validation_split = self._stream("train"), DATASETS[self.name].validation_split
         if validation_split is not None:
             held_out = self._stream(validation_split)
         else:
@@ -50,10 +50,10 @@ class HubConfig(TextConfig):
         return Corpus(train, held_out.take(VALIDATION_DOCUMENTS), self.max_tokens)
 
     def _stream(self, split: str) -> Any:
-        repository, subset, _ = PLACES[self.name]
+        repository, subset, _ = DATASETS[self.name]
         try:
             stream = hf_datasets().load_dataset(repository, subset, split=split, streaming=True, revision=self.revision)
-        except (OSError, ValueError) as error:  # not reachable; no such revision
+        except (OSError, ValueError) as error:  # unreachable, or no such revision
             raise DataError(
                 f"data={self.name}: {repository} can't be streamed from the hub ({one_line(error)}); use "
                 "data=textmix, which needs a package index, or data=docstrings, which needs no network"

@@ -1,4 +1,7 @@
-"""`data=synthetic`: a Markov chain with Zipfian unigrams, whose best possible loss is known exactly."""
+"""`data=synthetic`: a Markov chain with Zipfian unigrams, whose lowest possible loss is known exactly.
+
+Shape suffixes: V vocabulary, C stretches, T tokens of a stretch.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from conf.axis import CHECKED
 from data.config import DATA, SPLITS, DataConfig, DataError, Position, Split
 from data.rng import frozen_random
 
-# A segment is drawn at once, as CHAINS stretches of STEPS tokens side by side.
-CHAINS, STEPS = 512, 512
+# A segment is sampled as STRETCHES parallel stretches of STEPS tokens.
+STRETCHES, STEPS = 512, 512
 
 
 @DATA.register
@@ -30,16 +33,16 @@ class Synthetic(DataConfig):
     vocab_size: Annotated[int, Field(ge=2, le=8192)] = 512
     """Number of tokens V; the transition matrix has V^2 entries of 8 bytes."""
     zipf_exponent: Annotated[float, Field(ge=0)] = 1.0
-    """s in the unigram law pi_k proportional to (k+1)^-s; about 1 in natural language (Zipf 1949), 0 is uniform."""
+    """s in the unigram distribution pi_k ~ (k+1)^-s; about 1 in natural language (Zipf 1949), 0 is uniform."""
     sigma: Annotated[float, Field(ge=0, le=4)] = 3.0
-    """Sharpness: standard deviation of the log of the random matrix behind the transitions. At 0 tokens are
-    independent and the entropy rate is the unigram entropy; it falls as sigma grows."""
+    """Standard deviation of the log of the random matrix that the transitions are made from. 0 makes tokens
+    independent; the entropy rate falls as sigma grows."""
     tokens: Annotated[int, Field(ge=1)] = 2**23
-    """Length of the train sample, in tokens."""
+    """Length of the train split in tokens."""
     validation_tokens: Annotated[int, Field(ge=1)] = 2**19
-    """Length of the validation sample, in tokens."""
+    """Length of the validation split in tokens."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of the language and of the samples."""
+    """Seed of the transition matrix and of the samples."""
 
     def fingerprint(self) -> dict[str, Any]:
         return {}
@@ -50,40 +53,43 @@ class Synthetic(DataConfig):
 
 @plain_dataclass(frozen=True)
 class Language:
-    """pi_V: the stationary law of the chain, P_VV[i, j]: the probability that j follows i."""
+    """A Markov chain: its stationary distribution pi_V, and P_VV[i, j], the probability that j follows i."""
 
     pi_V: np.ndarray
     P_VV: np.ndarray
 
     @cached_property
     def entropy_rate(self) -> float:
-        """Nats per token: -sum_ij pi_i P_ij log P_ij, the loss that no model goes below."""
+        """Returns -sum_ij pi_i P_ij log P_ij in nats per token, the lowest loss that a model can reach."""
         return float(-self.pi_V @ (self.P_VV * np.log(self.P_VV)).sum(1))
 
     @cached_property
     def unigram_entropy(self) -> float:
-        """Nats per token of the best model that sees no context."""
+        """Returns -sum_i pi_i log pi_i in nats per token, the lowest loss without context."""
         return float(-self.pi_V @ np.log(self.pi_V))
 
     @cached_property
     def cdf(self) -> np.ndarray:
-        """All rows of the cumulative transition matrix end to end, row i shifted by i: sorted, searched at once."""
+        """Returns the rows of the cumulative transition matrix end to end, row i shifted by i.
+
+        The result is sorted, so that one search finds the successors of many tokens.
+        """
         rows_VV = np.cumsum(self.P_VV, 1)
         rows_VV[:, -1] = 1.0
         return (rows_VV + np.arange(len(self.pi_V))[:, None]).ravel()
 
     def step(self, tokens: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """The successors of `tokens` for uniform random numbers in [0, 1), by inversion."""
+        """Returns the successors of `tokens`, by inversion of uniform random numbers in [0, 1)."""
         V = len(self.pi_V)
-        found = np.searchsorted(self.cdf, tokens + uniform, side="right") - tokens * V
-        return np.minimum(found, V - 1)  # tokens + uniform may be rounded up to the next row
+        successors = np.searchsorted(self.cdf, tokens + uniform, side="right") - tokens * V
+        return np.minimum(successors, V - 1)  # rounding may carry tokens + uniform into the next row
 
 
 def language(vocab_size: int, zipf_exponent: float, sigma: float, seed: int) -> Language:
-    """The random language of a seed, with the Zipf law as its stationary law.
+    """Returns the random language of a seed, whose stationary distribution pi is Zipf's law.
 
-    A log-normal matrix K is scaled to J = diag(a) K diag(b) whose rows and columns both sum to pi (Sinkhorn and Knopp
-    1967). P = J / pi then has the stationary law pi. Raises DataError when the scaling doesn't converge.
+    A log-normal matrix K is scaled to J = diag(a) K diag(b), whose rows and columns both sum to pi (Sinkhorn & Knopp
+    1967). P = J / pi then has the stationary distribution pi. Raises DataError if the scaling doesn't converge.
     """
     pi_V = np.arange(1, vocab_size + 1, dtype=float) ** -zipf_exponent
     pi_V /= pi_V.sum()
@@ -97,13 +103,14 @@ def language(vocab_size: int, zipf_exponent: float, sigma: float, seed: int) -> 
             return Language(pi_V, J_VV / J_VV.sum(1, keepdims=True))
         b_V = pi_V / columns_V
     raise DataError(
-        f"data.sigma={sigma} with data.vocab_size={vocab_size}: found no such language; use a smaller sigma"
+        f"data.sigma={sigma} with data.vocab_size={vocab_size}: the transition matrix did not converge; use a smaller "
+        f"sigma"
     )
 
 
 @plain_dataclass(frozen=True)
 class ChainSource:
-    """Implements `data.config.TokenSource`: segment by segment, each begins where the last one ended."""
+    """Implements `data.config.TokenSource`, one chunk per segment of the chain."""
 
     config: Synthetic
     language: Language
@@ -118,33 +125,34 @@ class ChainSource:
     def chunks(self, split: Split, start: Position) -> Iterator[tuple[np.ndarray, Position]]:
         position, total = start, self.total(split)[1] or 0
         while position.tokens < total:
-            random = frozen_random(self.config.seed, 1 + SPLITS.index(split), position.tokens // (CHAINS * STEPS))
+            random = frozen_random(self.config.seed, 1 + SPLITS.index(split), position.tokens // (STRETCHES * STEPS))
             last = position.last_token
             if last is None:
                 last = int(np.searchsorted(np.cumsum(self.language.pi_V[:-1]), random.random_sample(), side="right"))
-            tokens = segment(self.language, last, random.random_sample((STEPS, CHAINS)))[: total - position.tokens]
+            tokens = segment(self.language, last, random.random_sample((STEPS, STRETCHES)))[: total - position.tokens]
             position = replace(position, tokens=position.tokens + len(tokens), last_token=int(tokens[-1]))
             yield tokens, position
 
 
 def segment(language: Language, last: int, uniform_TC: np.ndarray) -> np.ndarray:
-    """The T*C tokens that follow `last` in one chain, drawn as C stretches of T side by side.
+    """Returns the T*C tokens that follow `last` in a chain, sampled as C parallel stretches of T tokens.
 
-    Stretches can't know where the one before them ends, so they start from a guess and are then run again, with the
-    same random numbers, from where it did end, until nothing changes. Chains that share their random numbers soon
-    meet, so few steps are repeated; the result is exactly the sequential chain.
+    The last token before a stretch is not known until the stretch before it is sampled. So each stretch starts from a
+    guess and is repeated with the same random numbers from the token that does precede it, until nothing changes.
+    Chains driven by the same random numbers soon coincide, so few steps are repeated. The result is exactly the
+    sequential chain.
     """
     T, C = uniform_TC.shape
     tokens_TC = np.full((T, C), -1)
     start_C = np.zeros(C, int)
     while True:
         start_C[0] = last
-        before_C = start_C
+        current_C = start_C
         for t in range(T):
-            before_C = language.step(before_C, uniform_TC[t])
-            if (before_C == tokens_TC[t]).all():
+            current_C = language.step(current_C, uniform_TC[t])
+            if (current_C == tokens_TC[t]).all():
                 break
-            tokens_TC[t] = before_C
+            tokens_TC[t] = current_C
         if t == 0:
             return tokens_TC.T.ravel()
         start_C = np.roll(tokens_TC[-1], 1)

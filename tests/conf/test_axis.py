@@ -1,4 +1,4 @@
-"""Registries of choices and the one line that a bad value gives."""
+"""Registries of choices, and the one-line error for a bad value."""
 
 from dataclasses import FrozenInstanceError
 from typing import Annotated, Any, Literal
@@ -77,26 +77,26 @@ class TestAxis:
     def test_a_string_under_a_field_is_its_documentation(self) -> None:
         assert documentation(Drawing) == {"paper": "What is drawn on."}
 
-    def test_what_a_base_says_of_a_field_holds_until_another_word(self) -> None:
+    def test_field_docstrings_are_inherited_and_can_be_overridden(self) -> None:
         @dataclass(frozen=True, kw_only=True, config=CHECKED)
         class Base:
-            below: int = 1
-            """Below."""
-            kept: int = 1
-            """Kept."""
+            redefined: int = 1
+            """From the base."""
+            inherited: int = 1
+            """Inherited."""
 
         @dataclass(frozen=True, kw_only=True, config=CHECKED)
         class Derived(Base):
-            below: int = 2
-            """Anew."""
-            kept: int = 2
+            redefined: int = 2
+            """Redefined."""
+            inherited: int = 2
 
-        assert documentation(Derived) == {"below": "Anew.", "kept": "Kept."}
+        assert documentation(Derived) == {"redefined": "Redefined.", "inherited": "Inherited."}
 
 
 class TestChecked:
-    def test_whole_numbers_are_floats_where_floats_are_asked_for(self) -> None:
-        """`optimizer.lr=1` and `optimizer.lr=1.0` are one run with one hash."""
+    def test_an_integer_for_a_float_field_becomes_a_float(self) -> None:
+        """So `optimizer.lr=1` and `optimizer.lr=1.0` are the same run, with the same hash."""
         (radius,) = {checked(Circle, {"name": "circle", "radius": r}).radius for r in (1, 1.0)}
         assert isinstance(radius, float)
 

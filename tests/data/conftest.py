@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def config():
-    """A choice with the values of its YAML, some of them replaced."""
+    """Returns a function that builds a corpus config from its YAML file, with some values replaced."""
 
     def make(name, **values):
         defaults = yaml.safe_load((ROOT / "conf" / "data" / f"{name}.yaml").read_text())
@@ -27,7 +27,7 @@ def config():
 
 @pytest.fixture(scope="session")
 def jsonl(tmp_path_factory):
-    """5000 documents of a few hundred characters, in 20 chunks."""
+    """Returns a .jsonl file of 5000 documents of a few hundred characters, which are 20 chunks."""
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(2, 9))) for _ in range(900)]
     path = tmp_path_factory.mktemp("corpus") / "documents.jsonl"
@@ -38,7 +38,7 @@ def jsonl(tmp_path_factory):
 
 @pytest.fixture
 def python():
-    """Starts Python code in a process of its own."""
+    """Returns a function that runs Python code in a subprocess."""
     started = []
 
     def start(code, *arguments, **environment):

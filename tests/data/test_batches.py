@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from data import DataError, TokenBatches, train_batch, validation_batches
-from data.batches import dealt
+from data.batches import batches_of_rank
 
 TOKENS = np.arange(1000, dtype=np.uint16)
 
@@ -69,12 +69,12 @@ def test_validation_is_the_first_blocks_in_order():
     assert torch.equal(torch.cat(found)[:, -1], torch.cat(found)[:, 0] + 10)
 
 
-def test_too_short_a_text_is_named():
-    message = r"the split has 1000 tokens and 1001 are needed for 100 blocks of context=10"
+def test_too_short_a_text_is_refused():
+    message = r"the split has 1000 tokens, but 100 sequences of context=10 need 1001: use more text"
     with pytest.raises(DataError, match=message):
         validation_batches(TOKENS, batch_size=50, context=10, count=2)
     assert len(list(validation_batches(np.arange(1001), batch_size=50, context=10, count=2))) == 2
-    with pytest.raises(DataError, match=r"has 1000 tokens and 1001 are needed for 1 blocks of context=1000"):
+    with pytest.raises(DataError, match=r"has 1000 tokens, but 1 sequence of context=1000 needs 1001: "):
         train_batch(TOKENS, seed=0, step=0, batch_size=1, context=1000)
     with pytest.raises(DataError, match=r"has 1000 tokens"):
         TokenBatches(TOKENS, seed=0, batch_size=1, context=1000, start=0, stop=1)
@@ -99,14 +99,14 @@ def test_ranks_share_the_global_batch(world):
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused():
-    with pytest.raises(DataError, match=r"batch_size=6 can't be shared by 4 ranks"):
+    with pytest.raises(DataError, match=r"batch_size=6 can't be divided among 4 ranks: use a multiple of 4"):
         TokenBatches(TOKENS, seed=0, batch_size=6, context=7, start=0, stop=1, rank=0, world=4)
 
 
 @pytest.mark.parametrize(("count", "world"), [(1, 1), (3, 1), (3, 2), (4, 2), (1, 3), (5, 3)])
-def test_batches_are_dealt_evenly_and_count_once(count, world):
+def test_ranks_get_equally_many_batches_and_each_counts_once(count, world):
     batches = [torch.tensor(i) for i in range(count)]
-    hands = [list(dealt(batches, rank, world)) for rank in range(world)]
-    assert len({len(hand) for hand in hands}) == 1
-    assert sorted(int(x) for hand in hands for x, counts in hand if counts) == list(range(count))
-    assert [int(x) for x, counts in hands[-1] if counts] == list(range(world - 1, count, world))
+    by_rank = [list(batches_of_rank(batches, rank, world)) for rank in range(world)]
+    assert len({len(part) for part in by_rank}) == 1
+    assert sorted(int(x) for part in by_rank for x, counts in part if counts) == list(range(count))
+    assert [int(x) for x, counts in by_rank[-1] if counts] == list(range(world - 1, count, world))

@@ -64,7 +64,7 @@ def test_a_preparation_that_is_killed_ends_with_the_same_bytes(jsonl, uncut, tmp
         assert not (folder / "manifest.json").exists()
         reached.append(documents(folder, "train"))
         if (folder / "train.partial").exists():
-            with (folder / "train.partial").open("ab") as file:  # as if cut off between the tokens and their count
+            with (folder / "train.partial").open("ab") as file:  # as if killed between writing tokens and progress
                 file.write(b"\1\2\3")
     assert 0 < reached[1] < reached[2] < uncut.manifest["splits"]["train"]["documents"]
     prepare(config("text", path=str(jsonl), vocab_size=1000), tmp_path, progress=False)
@@ -73,7 +73,7 @@ def test_a_preparation_that_is_killed_ends_with_the_same_bytes(jsonl, uncut, tmp
     assert {path.name for path in folder.iterdir()} == {path.name for path in uncut.folder.iterdir()}
 
 
-def test_a_cut_between_renaming_and_manifest(uncut, jsonl, tmp_path, config):
+def test_a_kill_between_renaming_and_manifest(uncut, jsonl, tmp_path, config):
     folder = shutil.copytree(uncut.folder, tmp_path / uncut.folder.name)
     manifest = json.loads((folder / "manifest.json").read_text())
     progress = manifest["splits"] | {"versions": manifest["versions"]}
@@ -102,7 +102,7 @@ def test_of_two_processes_one_prepares(jsonl, uncut, tmp_path, python):
     wait_for(lambda: (folder / "progress.json").exists(), first)
     first.send_signal(signal.SIGSTOP)
     second = python(PREPARE, jsonl, tmp_path)
-    assert second.stderr.readline() == f"waiting for another process that prepares {folder}\n"
+    assert second.stderr.readline() == f"waiting for another process that is preparing {folder}\n"
     first.send_signal(signal.SIGCONT)
     outputs = [process.communicate()[0] for process in (first, second)]
     assert outputs[0] == outputs[1] == f"{(folder / 'train.bin').stat().st_ino}\n"
@@ -116,7 +116,7 @@ def test_opening_needs_no_heavy_library(jsonl, uncut, python):
     assert output.splitlines()[1:] == [""], errors
 
 
-def test_the_manifest_says_what_is_there(uncut, jsonl):
+def test_the_manifest_describes_the_files(uncut, jsonl):
     manifest = uncut.manifest
     assert manifest["config"]["vocab_size"] == manifest["vocab_size"] == uncut.vocab_size == 1000
     assert manifest["source"] == {"path": {".": hashlib.sha256(jsonl.read_bytes()).hexdigest()}}
@@ -134,7 +134,7 @@ def test_an_altered_byte_is_refused(tiny, tmp_path, config, name):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    message = rf"{name} is not what its manifest says .* delete the folder {tiny.folder} to prepare it again$"
+    message = rf"{name} does not match its manifest .* delete the folder {tiny.folder} to prepare it again$"
     with pytest.raises(DataError, match=message) as error:
         prepare(config("synthetic", **TINY), tmp_path, progress=False)
     assert "\n" not in str(error.value)
@@ -146,7 +146,7 @@ def test_an_altered_byte_is_refused(tiny, tmp_path, config, name):
 def test_a_missing_or_truncated_file_is_refused(tiny):
     with (tiny.folder / "train.bin").open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(DataError, match=r"train.bin is not what its manifest says"):
+    with pytest.raises(DataError, match=r"train.bin does not match its manifest"):
         open_prepared(tiny.folder)
     (tiny.folder / "validation.bin").unlink()
     with pytest.raises(DataError, match=r"validation.bin is missing; delete the folder"):

@@ -31,9 +31,9 @@ def test_training_is_deterministic(texts):
 
 
 def test_too_little_text_names_a_size_that_works(texts):
-    with pytest.raises(DataError, match=r"data.vocab_size=5000: the text gives a BPE of (\d+) tokens only") as error:
+    with pytest.raises(DataError, match=r"data.vocab_size=5000: the text yields only (\d+) BPE tokens") as error:
         tokenizer.train(iter(texts), 5000)
-    size = int(str(error.value).split(" BPE of ")[1].split()[0])
+    size = int(str(error.value).split(" yields only ")[1].split()[0])
     assert tokenizer.train(iter(texts), size).get_vocab_size() == size
 
 
@@ -42,7 +42,7 @@ def test_a_file_is_taken_as_it_is_but_never_pads_or_truncates(texts, tmp_path):
     bpe.enable_truncation(3)
     bpe.enable_padding(length=50)
     bpe.save(str(tmp_path / "mine.json"))
-    found = tokenizer.obtain(str(tmp_path / "mine.json"), 300, iter([]), tmp_path)
+    found = tokenizer.load_or_train(str(tmp_path / "mine.json"), 300, iter([]), tmp_path)
     assert found.decode(found.encode(TEXT, add_special_tokens=False).ids, skip_special_tokens=False) == TEXT
     assert (tmp_path / "tokenizer.json").exists()
 
@@ -54,13 +54,13 @@ def test_files_that_do_not_fit_are_refused(texts, tmp_path):
     (tmp_path / "no_eos.json").write_text(no_eos)
     for name, message in {
         "mine.json": r"data.vocab_size=299: the tokenizer .*mine.json has 300 tokens; use 300 or more",
-        "broken.json": r"broken.json is not a tokenizer.json that can be read: ",
+        "broken.json": r"broken.json can't be read as a tokenizer.json: ",
         "no_eos.json": r"the tokenizer has no end-of-text token; it needs one of <eos>, ",
         "none.json": r"data.tokenizer=.*none.json: no such file; use bpe, ",
     }.items():
         size = 299 if name == "mine.json" else 300
         with pytest.raises(DataError, match=message) as error:
-            tokenizer.obtain(str(tmp_path / name), size, iter([]), tmp_path / "out")
+            tokenizer.load_or_train(str(tmp_path / name), size, iter([]), tmp_path / "out")
         assert "\n" not in str(error.value)
 
 

@@ -1,4 +1,4 @@
-"""Training losses, the `loss` axis. Every file here is imported, so that a loss is registered by being there."""
+"""Training losses, the `loss` axis. Every module of the package is imported, so a new file registers its loss."""
 
 from conf.axis import import_all
 from train.losses.base import LOSS, LossConfig, Objective, Output

@@ -1,7 +1,7 @@
-"""What a loss is: a main loss, auxiliary terms that go with any, and plain cross-entropy as what is reported.
+"""Base classes of losses. The objective is a main loss plus auxiliary terms; plain cross-entropy is what is reported.
 
-A loss is one file in this folder: a frozen dataclass that names it and an Objective with its main loss. Everything is
-in fp32 and a mean over tokens.
+A loss is one file in this folder: a frozen dataclass, its config, and an Objective that implements the main loss.
+All losses are computed in fp32 and averaged over tokens.
 
 Shape suffixes: N tokens, V vocabulary, D model width.
 """
@@ -24,7 +24,7 @@ Coefficient = Annotated[float, Field(ge=0)]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Output:
-    """What a loss may use of a micro-batch: logits = hidden @ head^T, and where in the training it stands."""
+    """The model's output on a micro-batch, with logits = hidden @ head^T, and the position in the run."""
 
     logits_NV: torch.Tensor
     hidden_ND: torch.Tensor
@@ -32,31 +32,35 @@ class Output:
     progress: float
     """0 at the first step, 1 at the last."""
     key: tuple[int, ...]
-    """Seed, step, micro-batch and rank."""
+    """(seed, step, micro-batch, rank)"""
 
     def generator(self) -> torch.Generator:
-        """Random numbers as a pure function of the key, so that a resumed run draws what an uncut one does."""
+        """Returns a generator seeded by the key alone, so that a resumed run draws the same numbers."""
         seed = int(np.random.SeedSequence(self.key).generate_state(1, np.uint64)[0])
         return torch.Generator(self.logits_NV.device).manual_seed(seed)
 
 
 class Objective(nn.Module):
-    """Base of the losses. Parameters of a loss are trained, probed and saved like those of the model."""
+    """Base class of losses. Parameters of a loss are trained, probed and saved like those of the model."""
 
     def __init__(self, config: "LossConfig") -> None:
         super().__init__()
         self.config = config
 
     def main(self, output: Output, targets_N: torch.Tensor) -> tuple[torch.Tensor, Stats]:
-        """The main loss of soft-capped logits in fp32, a mean over tokens, and statistics for watch steps."""
+        """Returns the main loss, a mean over tokens, and statistics for watch steps. Logits are fp32, soft-capped."""
         raise NotImplementedError
 
     def forward(self, output: Output, targets_N: torch.Tensor, watch: bool) -> tuple[torch.Tensor, Stats]:
-        """The scalar to minimise. Statistics: it as train/objective, cross-entropy as train/loss, more with `watch`."""
+        """Returns the scalar to minimise, and statistics.
+
+        The statistics are the scalar as `train/objective`, the plain cross-entropy as `train/loss`, and more if `watch`
+        is set.
+        """
         uncapped_NV = output.logits_NV
         if self.config.soft_cap is not None:
             output = dataclasses.replace(output, logits_NV=self.soft_capped(uncapped_NV))
-        loss, cross_entropy_N, log_z_N, max_N, found = self.with_z_loss(output, targets_N)
+        loss, cross_entropy_N, log_z_N, max_N, main_stats = self.with_z_loss(output, targets_N)
         for term in self.auxiliary(output):
             loss = loss + term
         stats: Stats = {"train/loss": cross_entropy_N.mean(), "train/objective": loss.detach()}
@@ -65,7 +69,7 @@ class Objective(nn.Module):
             stats["output/logit_max"] = max_N.max()
             stats["output/log_z"] = log_z_N.mean()
             stats["output/log_z_squared"] = log_z_N.square().mean()
-            stats |= found
+            stats |= main_stats
             if self.config.soft_cap is not None:
                 stats["output/uncapped_logit_max"] = uncapped_NV.detach().max()
         return loss, stats
@@ -73,18 +77,22 @@ class Objective(nn.Module):
     def with_z_loss(
         self, output: Output, targets_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Stats]:
-        """The main loss with z-loss; cross-entropy, log Z and the largest logit of each token; statistics."""
+        """Returns main loss plus z-loss; cross-entropy, log Z and largest logit, each [N]; statistics of the main loss.
+
+        CrossEntropyObjective overrides this to share one softmax between the main loss and z-loss.
+        """
         with full_precision(output.logits_NV):
-            loss, found = self.main(output, targets_N)
+            loss, main_stats = self.main(output, targets_N)
         logits_NV = output.logits_NV if self.config.z_loss else output.logits_NV.detach()
-        z_loss_N, *statistics = cross_entropy_z(logits_NV, targets_N, self.config.z_loss, weight=0.0)
-        cross_entropy_N, log_z_N, max_N = statistics
+        z_loss_N, cross_entropy_N, log_z_N, max_N = cross_entropy_z(
+            logits_NV, targets_N, self.config.z_loss, weight=0.0
+        )
         if self.config.z_loss:
             loss = loss + z_loss_N.mean()
-        return loss, cross_entropy_N, log_z_N, max_N, found
+        return loss, cross_entropy_N, log_z_N, max_N, main_stats
 
     def auxiliary(self, output: Output) -> list[torch.Tensor]:
-        """The terms besides z-loss that are on; their equations are with the fields of LossConfig."""
+        """Returns the active auxiliary terms besides z-loss. LossConfig's fields give their equations."""
         config, terms = self.config, []
         if config.mu_loss:
             terms.append(config.mu_loss * output.head_VD.float().mean(0).square().sum())
@@ -95,11 +103,12 @@ class Objective(nn.Module):
         return terms
 
     def soft_capped(self, logits: torch.Tensor) -> torch.Tensor:
+        """Returns c tanh(logits / c), or the logits themselves if soft_cap is null."""
         cap = self.config.soft_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def cross_entropy(self, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-        """What validation reports: plain cross-entropy of the soft-capped logits, whatever is trained."""
+        """Returns the loss that validation reports: plain cross-entropy of the soft-capped logits, for every choice."""
         return cross_entropy_z(self.soft_capped(logits_NV), targets_N, 0.0)[1].mean()
 
 
@@ -114,14 +123,14 @@ class LossConfig(Choice):
     max_z: Coefficient = 0.0
     """Coefficient of (max_v z_v)^2; 0 turns it off, 2e-4 in Baichuan 2 (arXiv 2309.10305; value unconfirmed)."""
     logit_penalty: Coefficient = 0.0
-    """beta of beta/2 ||z||^2, a sum over the vocabulary; 0 turns it off, 2e-3 in
+    """Coefficient beta of beta/2 ||z||^2, summed over the vocabulary; 0 turns it off, 2e-3 in
     github.com/ZhouYuxuanYX/Maximum-Suppression-Regularization."""
     soft_cap: Annotated[float, Field(gt=0)] | None = None
-    """c of z <- c tanh(z / c) on the output logits, before any loss and in validation; null turns it off, 30 in Gemma 2
+    """Soft-cap c of the output logits, z <- c tanh(z / c), in training and validation; null turns it off, 30 in Gemma 2
     (arXiv 2408.00118; value unconfirmed)."""
 
     def build(self, *, vocab_size: int, seed: int) -> Objective:
-        """The loss; `seed` is for its initial parameters, where it has any."""
+        """Builds the loss. `seed` initializes its parameters, if it has any."""
         raise NotImplementedError
 
 
@@ -129,5 +138,5 @@ LOSS: Axis[LossConfig] = Axis("loss")
 
 
 def at_target(values_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """The value of each token's target, [N]."""
+    """Returns the value at each token's target, [N]."""
     return values_NV.gather(1, targets_N[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""Cross-entropy, the default, and cross-entropy with a penalty on a confident logit.
+"""Cross-entropy, the default, and its variants that penalize a large logit: label smoothing and MaxSup.
 
 Shape suffixes: N tokens, V vocabulary.
 """
@@ -16,20 +16,19 @@ from train.losses.fused import cross_entropy_z
 
 
 class CrossEntropyObjective(Objective):
-    """Cross-entropy, z-loss and a penalty b (z_k - mean_v z_v) through one softmax."""
+    """Computes cross-entropy, z-loss and a penalty b (z_k - mean_v z_v) with a single softmax."""
 
     def penalty(self, output: Output, targets_N: torch.Tensor) -> tuple[float, torch.Tensor]:
-        """b, and the k of each token, [N]."""
+        """Returns b, and the penalized token k of each position, [N]."""
         return 0.0, targets_N
 
     def with_z_loss(
         self, output: Output, targets_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Stats]:
-        penalty, lowered_N = self.penalty(output, targets_N)
-        loss_N, *statistics = cross_entropy_z(
-            output.logits_NV, targets_N, self.config.z_loss, penalty=penalty, lowered_N=lowered_N
+        penalty, penalized_N = self.penalty(output, targets_N)
+        loss_N, cross_entropy_N, log_z_N, max_N = cross_entropy_z(
+            output.logits_NV, targets_N, self.config.z_loss, penalty=penalty, penalized_N=penalized_N
         )
-        cross_entropy_N, log_z_N, max_N = statistics
         return loss_N.mean(), cross_entropy_N, log_z_N, max_N, {}
 
 
@@ -61,7 +60,7 @@ class LabelSmoothing(LossConfig):
 
     name: Literal["label_smoothing"] = "label_smoothing"
     eps: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the target that is spread over the whole vocabulary. Szegedy et al. 2016."""
+    """Probability mass of the target that is spread evenly over the vocabulary. Szegedy et al. 2016."""
 
     def build(self, *, vocab_size: int, seed: int) -> Objective:
         return LabelSmoothingObjective(self)
@@ -81,7 +80,7 @@ class MaxSupObjective(CrossEntropyObjective):
 class MaxSup(LossConfig):
     """Cross-entropy + lambda (max_v z_v - mean_v z_v): label smoothing that lowers the largest logit, not the true one.
 
-    Zhou et al. 2025 (arXiv 2502.15798); lambda rises linearly over the training, as in their repository
+    Zhou et al. 2025 (arXiv 2502.15798). lambda rises linearly over the run, as in the authors' code,
     github.com/ZhouYuxuanYX/Maximum-Suppression-Regularization.
     """
 

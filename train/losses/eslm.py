@@ -1,4 +1,4 @@
-"""ESLM: cross-entropy of the riskiest tokens alone. Shape suffixes: N tokens, V vocabulary."""
+"""ESLM: cross-entropy of the riskiest tokens only. Shape suffixes: N tokens, V vocabulary."""
 
 from typing import Annotated, Literal
 
@@ -13,8 +13,8 @@ from train.losses.fused import cross_entropy_z
 
 
 @torch.no_grad()
-def kept(score_N: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Tokens whose score is not below the empirical alpha-quantile (interpolated linearly), bool [N]."""
+def risky(score_N: torch.Tensor, alpha: float) -> torch.Tensor:
+    """Returns a mask of the tokens whose score is at least the alpha-quantile (linear interpolation), bool [N]."""
     return score_N >= torch.quantile(score_N, alpha)
 
 
@@ -27,8 +27,8 @@ class ESLMObjective(Objective):
             score_N = cross_entropy_N
         else:
             score_N = torch.special.entr(output.logits_NV.detach().softmax(-1)).sum(-1)
-        kept_N = kept(score_N, self.config.alpha)
-        # A NaN among the scores keeps nothing: 0/0 is the NaN that tells of it.
+        kept_N = risky(score_N, self.config.alpha)
+        # A NaN score makes the quantile NaN, so no token is kept and 0/0 passes the NaN on.
         return loss_N.where(kept_N, 0.0).sum() / kept_N.sum(), {"output/kept": kept_N.float().mean()}
 
 
@@ -37,17 +37,17 @@ class ESLMObjective(Objective):
 class ESLM(LossConfig):
     """Mean cross-entropy over the tokens with score S >= the alpha-quantile of S; a share alpha is dropped.
 
-    Bal, Cevher & Muehlebach 2025 (arXiv 2505.19893), VaR-CE (S the token's loss; then CVaR_alpha of the loss) and
-    VaR-entropy (S the entropy of the prediction). The quantile is over the tokens of a micro-batch on one rank, so
-    that `accumulate` and `devices` change which tokens are kept. Other terms, z-loss too, are over all tokens. alpha is
-    constant: Ada-ESLM, which adapts it, is not built.
+    Bal, Cevher & Muehlebach 2025 (arXiv 2505.19893). S is the loss of a token (VaR-CE; the objective is then CVaR_alpha
+    of the loss) or the entropy of its prediction (VaR-entropy). The quantile is taken over the micro-batch of one rank,
+    so `accumulate` and `devices` change which tokens are kept. The auxiliary terms, including z-loss, use all tokens.
+    alpha is constant; Ada-ESLM, which adapts it, is not implemented.
     """
 
     name: Literal["eslm"] = "eslm"
     alpha: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of tokens that is dropped; 0 is cross-entropy. Set it: the paper's default could not be confirmed."""
+    """Share of tokens to drop; 0 is plain cross-entropy. The default is not confirmed to be the paper's: tune it."""
     score: Literal["loss", "entropy"] = "loss"
-    """What makes a token risky: its loss or the entropy of its prediction."""
+    """Score S that decides which tokens to keep: the token's loss or the entropy of its prediction."""
 
     def build(self, *, vocab_size: int, seed: int) -> Objective:
         return ESLMObjective(self)

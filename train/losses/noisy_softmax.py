@@ -1,4 +1,4 @@
-"""Noisy softmax: the target's logit is lowered at random. Shape suffixes: N tokens, V vocabulary, D model width."""
+"""Noisy softmax: lowers the target's logit by random noise. Shape suffixes: N tokens, V vocabulary, D model width."""
 
 from typing import Annotated, Literal
 
@@ -13,9 +13,9 @@ from train.losses.fused import cross_entropy_z
 
 
 def margin(hidden_ND: torch.Tensor, rows_ND: torch.Tensor) -> torch.Tensor:
-    """||W_y|| ||x|| (1 - cos theta_y), [N], with W_y the head's row of each token's target."""
+    """Returns ||W_y|| ||x|| (1 - cos theta_y), [N], where W_y is the head's row for the token's target."""
     product_N = (rows_ND * hidden_ND).sum(-1)
-    # Never negative but by rounding, which must not turn the noise around.
+    # Rounding can make it negative, and the noise would then raise the logit.
     return (rows_ND.norm(dim=-1) * hidden_ND.norm(dim=-1) - product_N).clamp_min(0)
 
 
@@ -35,7 +35,7 @@ class NoisySoftmaxObjective(Objective):
     def tokens(
         self, output: Output, targets_N: torch.Tensor, noise_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss of each token for a draw of xi, and by how much it lowers the target's logit."""
+        """Returns the loss of each token for given noise xi, and how much the target's logit is lowered, each [N]."""
         logits_NV = output.logits_NV
         margin_N = margin(output.hidden_ND.to(logits_NV.dtype), output.head_VD[targets_N].to(logits_NV.dtype))
         lowered_N = self.config.alpha * margin_N * noise_N.abs()
@@ -48,22 +48,22 @@ class NoisySoftmaxObjective(Objective):
 class NoisySoftmax(LossConfig):
     """Cross-entropy with z_y <- z_y - alpha ||W_y|| ||x|| (1 - cos theta_y) |xi|, xi ~ N(0, 1) for each token.
 
-    Chen, Deng & Du 2017 (arXiv 1708.03769): noise that fades as the hidden state x turns to the target's
-    row W_y of the head. In training alone; z-loss and the other terms see the logits without noise. Read from summaries
-    of the paper: whether its tuned numbers are alpha or alpha^2 is open, here alpha is the factor itself; and the
-    gradient goes through the norms and the angle too.
+    Chen, Deng & Du 2017 (arXiv 1708.03769). The noise fades as the hidden state x aligns with the target's row W_y of
+    the head. It is added in training only; z-loss and the other terms use the logits without noise. Implemented from
+    summaries of the paper, which leave open whether its tuned values are alpha or alpha^2. Here alpha is the factor
+    itself, and the gradient also flows through the norms and the angle.
     """
 
     name: Literal["noisy_softmax"] = "noisy_softmax"
     alpha: Annotated[float, Field(ge=0)] = 0.1
-    """Strength of the noise; 0 is cross-entropy."""
+    """Strength of the noise; 0 is plain cross-entropy."""
 
     @model_validator(mode="after")
     def _logits_are_products(self) -> "NoisySoftmax":
         if self.soft_cap is not None:
             raise ValueError(
-                f"soft_cap={self.soft_cap:g} bends the product W_y.x that loss=noisy_softmax takes its noise from: "
-                "use soft_cap=null or another loss"
+                f"soft_cap={self.soft_cap:g} clashes with loss=noisy_softmax, whose noise assumes logits W_y.x without "
+                "a cap: use soft_cap=null or another loss"
             )
         return self
 

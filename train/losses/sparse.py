@@ -1,4 +1,4 @@
-"""Sparsemax and entmax losses. Shape suffixes: N tokens, V vocabulary."""
+"""Sparsemax and entmax losses. Shape suffixes: N tokens, M tokens not yet converged, V vocabulary."""
 
 import math
 from collections.abc import Callable
@@ -17,17 +17,17 @@ TokenLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def threshold(x_NV: torch.Tensor, q: int) -> torch.Tensor:
-    """The tau of each token, [N, 1], at which sum_v (x - tau)+^q is 1, for x whose largest is 0 and q 1 or 2.
+    """Returns the tau of each token, [N, 1], that solves sum_v (x_v - tau)+^q = 1. x has maximum 0, and q is 1 or 2.
 
-    By Newton's method on the q-norm, which is convex in tau: from -1, where it is at least 1, tau rises to the root and
-    stops there to rounding, after 4 to 12 steps; for q = 1 that is Michelot's (1986) projection onto the simplex. The
-    size of the support makes no difference, where the library's partial sort grows to a full one.
+    Newton's method on the q-norm of (x - tau)+, which is convex in tau. It starts at tau = -1, where the norm is at
+    least 1, and rises monotonically until rounding stops it, within 4 to 12 steps. For q = 1 this is Michelot's (1986)
+    projection onto the simplex. Unlike the library's partial sort, its cost does not depend on the size of the support.
     """
     tau_N1 = torch.full_like(x_NV[:, :1], -1)
-    left_M = torch.arange(len(x_NV), device=x_NV.device)
+    active_M = torch.arange(len(x_NV), device=x_NV.device)
     above_NV = torch.empty_like(x_NV)
-    while len(left_M):
-        tau_M1, above_MV = tau_N1[left_M], above_NV[: len(left_M)]
+    while len(active_M):
+        tau_M1, above_MV = tau_N1[active_M], above_NV[: len(active_M)]
         torch.sub(x_NV, tau_M1, out=above_MV).relu_()
         if q == 1:
             total_M1 = above_MV.sum(-1, keepdim=True)
@@ -36,21 +36,22 @@ def threshold(x_NV: torch.Tensor, q: int) -> torch.Tensor:
             norm_M1 = torch.linalg.vector_norm(above_MV, dim=-1, keepdim=True)
             next_M1 = tau_M1 + (norm_M1 - 1) * norm_M1 / above_MV.sum(-1, keepdim=True)
         rising_M = (next_M1 > tau_M1)[:, 0]
-        tau_N1[left_M] = torch.where(rising_M[:, None], next_M1, tau_M1)
-        if 2 * rising_M.sum() <= len(left_M):
-            left_M, x_NV = left_M[rising_M], x_NV[rising_M]
+        tau_N1[active_M] = torch.where(rising_M[:, None], next_M1, tau_M1)
+        # Dropping converged tokens copies x, so it waits until they are half of the rest.
+        if 2 * rising_M.sum() <= len(active_M):
+            active_M, x_NV = active_M[rising_M], x_NV[rising_M]
     return tau_N1
 
 
 class _Sparse(torch.autograd.Function):
-    """(p* - e_y).z + (1 - sum_v p*_v^alpha) / (alpha (alpha - 1)), [N], and its gradient p* - e_y, for alpha 1.5 or 2.
+    """Computes (p* - e_y).z + (1 - sum_v p*_v^alpha) / (alpha (alpha - 1)), [N], for alpha 1.5 or 2.
 
-    p* = (z / q - tau)+^q with q = 1 / (alpha - 1) and the tau at which it sums to 1.
+    p* = (z / q - tau)+^q with q = 1 / (alpha - 1), and tau such that p* sums to 1. The gradient is p* - e_y.
     """
 
     @staticmethod
     def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor, q: int):
-        # (p* - e_y).z ignores a common shift of z, but its rounding error doesn't.
+        # A shift common to all logits does not change (p* - e_y).z, but it does change the rounding error.
         shifted_NV = (logits_NV - logits_NV.amax(-1, keepdim=True)).div_(q)
         tau_N1 = threshold(shifted_NV, q)
         p_NV = (shifted_NV - tau_N1).relu_().pow_(q)
@@ -64,16 +65,16 @@ class _Sparse(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_N: torch.Tensor):
         p_NV, targets_N = ctx.saved_tensors
-        # In place: p* has served. A second backward pass through it is an error that autograd reports.
+        # In place, as p* is not needed again. Autograd raises an error on a second backward pass.
         grad_NV = p_NV.mul_(grad_N[:, None])
         return grad_NV.scatter_add_(1, targets_N[:, None], -grad_N[:, None]), None, None
 
 
 def fenchel_young(loss: TokenLoss, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """A loss of the library, [N], in which large logits don't drown it and non-finite ones give NaN.
+    """Returns a loss of the entmax library, [N], accurate for large logits and NaN for non-finite ones.
 
-    (p* - e_y).z + Omega(p*) ignores a common shift of z, but its rounding error doesn't. Non-finite logits have an
-    empty support, which the library would look up.
+    A shift common to all logits does not change (p* - e_y).z + Omega(p*), but it does change the rounding error, so
+    the maximum is subtracted first. On non-finite logits, whose support is empty, the library would fail to index.
     """
     shifted_NV = logits_NV - logits_NV.detach().amax(-1, keepdim=True)
     finite_N = shifted_NV.isfinite().all(-1)
@@ -91,7 +92,7 @@ class SparseObjective(Objective):
 
 
 def entmax_loss(alpha: float) -> TokenLoss:
-    """By Newton's method where powers are whole, by the library's bisection elsewhere."""
+    """Returns the alpha-entmax loss: by Newton's method for alpha 1.5 and 2, else by the library's bisection."""
     if alpha in (1.5, 2):
         return lambda logits_NV, targets_N: _Sparse.apply(logits_NV, targets_N, round(1 / (alpha - 1)))
     return lambda logits_NV, targets_N: fenchel_young(
@@ -104,8 +105,8 @@ def entmax_loss(alpha: float) -> TokenLoss:
 class Sparsemax(LossConfig):
     """(p* - e_y).z + (1 - ||p*||^2) / 2, p* = sparsemax(z) the projection of z onto the simplex; 0 from a margin of 1.
 
-    Martins & Astudillo 2016 (arXiv 1602.02068). p* can be 0 at the target; what is reported is the
-    cross-entropy of the softmax of the same logits.
+    Martins & Astudillo 2016 (arXiv 1602.02068). p* can be 0 at the target, so the reported loss is the cross-entropy of
+    the softmax of the same logits.
     """
 
     name: Literal["sparsemax"] = "sparsemax"
@@ -119,13 +120,13 @@ class Sparsemax(LossConfig):
 class Entmax(LossConfig):
     """(p* - e_y).z + (1 - sum_v p*_v^alpha) / (alpha (alpha - 1)), p* = alpha-entmax(z).
 
-    Peters et al. 2019 (arXiv 1905.05702); alpha = 2 is sparsemax, alpha -> 1 cross-entropy. What is reported
-    is the cross-entropy of the softmax of the same logits.
+    Peters et al. 2019 (arXiv 1905.05702). alpha = 2 is sparsemax; alpha -> 1 approaches cross-entropy. The reported
+    loss is the cross-entropy of the softmax of the same logits.
     """
 
     name: Literal["entmax"] = "entmax"
     alpha: Annotated[float, Field(ge=1.05)] = 1.5
-    """How sparse p* is; 1.5 and 2 are by Newton's method, others by bisection: slower, and breaks down near 1."""
+    """Sparsity of p*. 1.5 and 2 use Newton's method, other values bisection, which is slower and inaccurate near 1."""
 
     def build(self, *, vocab_size: int, seed: int) -> Objective:
         return SparseObjective(self, entmax_loss(self.alpha))

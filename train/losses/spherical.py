@@ -1,4 +1,4 @@
-"""The Z-loss of de Brebisson & Vincent, no kin of PaLM's z-loss. Shape suffixes: N tokens, V vocabulary."""
+"""The Z-loss of de Brebisson & Vincent, unrelated to PaLM's z-loss. Shape suffixes: N tokens, V vocabulary."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,12 +11,12 @@ from conf.axis import CHECKED
 from models.probes import Stats
 from train.losses.base import LOSS, LossConfig, Objective, Output, at_target
 
-# Keeps equal logits from 0/0; far below any spread of logits, so that the loss is scale-invariant to rounding.
+# Avoids 0/0 for equal logits. It is far below any standard deviation, so the loss is scale-invariant up to rounding.
 EPS = 1e-12
 
 
 class _Zeta(torch.autograd.Function):
-    """zeta_y, [N], and its gradient (onehot(target) - 1 / V - zeta_y zeta / V) / sigma."""
+    """Computes zeta_y, [N], with gradient (onehot(target) - 1 / V - zeta_y zeta / V) / sigma."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor):
@@ -31,14 +31,14 @@ class _Zeta(torch.autograd.Function):
     def backward(ctx: Any, grad_N: torch.Tensor):
         centred_NV, targets_N, sigma_N, zeta_N = ctx.saved_tensors
         grad_N = grad_N / sigma_N
-        each_N = grad_N / centred_NV.shape[1]
-        # In place: the logits have served. A second backward pass through them is an error that autograd reports.
-        grad_NV = centred_NV.mul_((-each_N * zeta_N / sigma_N)[:, None]).sub_(each_N[:, None])
+        share_N = grad_N / centred_NV.shape[1]
+        # In place, as the centred logits are not needed again. Autograd raises an error on a second backward pass.
+        grad_NV = centred_NV.mul_((-share_N * zeta_N / sigma_N)[:, None]).sub_(share_N[:, None])
         return grad_NV.scatter_add_(1, targets_N[:, None], grad_N[:, None]), None
 
 
 def zeta(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """(z_y - mu) / sigma over the vocabulary, [N], sigma the population standard deviation."""
+    """Returns (z_y - mu) / sigma, [N]. mu and sigma are mean and population standard deviation over the vocabulary."""
     return _Zeta.apply(logits_NV, targets_N)
 
 
@@ -55,16 +55,16 @@ class SphericalObjective(Objective):
 class Spherical(LossConfig):
     """1/a log(1 + exp(a (b - zeta_y))) with zeta = (z - mu) / sigma: invariant to shift and scale of the logits.
 
-    de Brebisson & Vincent 2016 (arXiv 1604.08859), the Z-loss. It is no likelihood. With other terms (z_loss too) or
-    soft_cap the whole is no longer invariant. a and b are tuned for each task in the paper; the defaults here are for
-    vocabularies of thousands, where zeta_y can reach sqrt(V - 1), and are not from the paper.
+    de Brebisson & Vincent 2016 (arXiv 1604.08859), the Z-loss. It is not a likelihood. Auxiliary terms (including
+    z_loss) and soft_cap break the invariance. The paper tunes a and b for each task. The defaults here are not from the
+    paper; they suit vocabularies of thousands of tokens, where zeta_y can reach sqrt(V - 1).
     """
 
     name: Literal["spherical"] = "spherical"
     a: Annotated[float, Field(gt=0)] = 0.1
     """Sharpness of the softplus."""
     b: float = 10.0
-    """The zeta_y around which the softplus bends."""
+    """Value of zeta_y at the bend of the softplus."""
 
     def build(self, *, vocab_size: int, seed: int) -> Objective:
         return SphericalObjective(self)

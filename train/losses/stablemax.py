@@ -12,15 +12,15 @@ from train.losses.base import LOSS, LossConfig, Objective, Output, at_target
 
 
 def s(x: torch.Tensor) -> torch.Tensor:
-    """x + 1 for x >= 0, 1 / (1 - x) below: grows linearly both ways, with slope 1 on either side of 0."""
-    # As a sum, of which one part is constant on either side: torch.where alone takes longer.
+    """Returns x + 1 for x >= 0 and 1 / (1 - x) for x < 0. The slope at 0 is 1 from both sides."""
+    # As relu(x) + 1 / (1 - min(x, 0)), which is faster than torch.where.
     return F.threshold(x, 0, 0).add_(x.clamp_max(0).neg_().add_(1).reciprocal_())
 
 
 class _StableMax(torch.autograd.Function):
-    """-log(s(z_y) / sum_v s(z_v)), [N], and its gradient s'(z) (1 / sum_v s(z_v) - onehot(target) / s(z_y)).
+    """Computes -log(s(z_y) / sum_v s(z_v)), [N], with gradient s'(z) (1 / sum_v s(z_v) - onehot(target) / s(z_y)).
 
-    s' is 1 where s >= 1 and s^2 below, so that s is all that is kept.
+    s' is 1 where s >= 1 and s^2 elsewhere, so only s is saved for the backward pass.
     """
 
     @staticmethod
@@ -33,14 +33,15 @@ class _StableMax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_N: torch.Tensor):
         s_NV, targets_N, total_N, target_N = ctx.saved_tensors
-        # s' / s, without a square that underflows.
+        # s' / s as min(s, 1 / s), because s^2 could underflow.
         at_target_N = grad_N * torch.minimum(target_N, 1 / target_N)
-        # In place: s has served. A second backward pass through it is an error that autograd reports.
+        # In place, as s is not needed again. Autograd raises an error on a second backward pass.
         grad_NV = s_NV.clamp_max_(1).square_().mul_((grad_N / total_N)[:, None])
         return grad_NV.scatter_add_(1, targets_N[:, None], -at_target_N[:, None]), None
 
 
 def stablemax(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """Returns -log(s(z_y) / sum_v s(z_v)) of each token, [N]."""
     return _StableMax.apply(logits_NV, targets_N)
 
 
@@ -54,8 +55,8 @@ class StableMaxObjective(Objective):
 class StableMax(LossConfig):
     """-log(s(z_y) / sum_v s(z_v)), s in place of exp.
 
-    Prieto et al. 2025 (arXiv 2501.04697), against softmax collapse. Their code takes it in fp64; the logarithms are
-    taken apart here, which needs no more than fp32: s(z) neither over- nor underflows for |z| < 1e30.
+    Prieto et al. 2025 (arXiv 2501.04697), against softmax collapse. The authors' code runs in fp64. The difference
+    log sum_v s(z_v) - log s(z_y), used here, needs only fp32: s(z) neither over- nor underflows for |z| < 1e30.
     """
 
     name: Literal["stablemax"] = "stablemax"

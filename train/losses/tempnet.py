@@ -1,4 +1,4 @@
-"""TempNet: a small network gives each token the temperature of its softmax.
+"""TempNet: a small network predicts the softmax temperature of each token.
 
 Shape suffixes: N tokens, V vocabulary, D model width, H hidden width of the network.
 """
@@ -17,12 +17,13 @@ from models.probes import Stats
 from train.losses.base import LOSS, LossConfig, Objective, Output, at_target
 from train.losses.fused import probabilities
 
-# Of F.normalize.
+# The eps of F.normalize.
 EPS = 1e-12
 
 
 class TempNet(nn.Module):
-    """Logits to temperatures: two linear layers, pooled by a softmax over their units, squashed into (min, max)."""
+    """Maps logits to temperatures: two linear layers, a softmax-weighted sum of the units, and a sigmoid scaled to
+    (tau_min, tau_max)."""
 
     def __init__(self, config: "TempNetLoss", vocab_size: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -33,7 +34,7 @@ class TempNet(nn.Module):
         self.pool_log_temperature = nn.Parameter(torch.zeros(()))
         with torch.no_grad():
             for layer in (self.up, self.across):
-                # torch's own start for a linear layer, from our generator
+                # nn.Linear's default initialization, drawn from the seeded generator.
                 bound = 1 / math.sqrt(layer.in_features)
                 layer.weight.uniform_(-bound, bound, generator=generator)
                 layer.bias.uniform_(-bound, bound, generator=generator)
@@ -41,30 +42,30 @@ class TempNet(nn.Module):
             self.last.bias.zero_()
 
     def forward(self, output: Output) -> torch.Tensor:
-        """tau of each token, [N]."""
+        """Returns the temperature tau of each token, [N]."""
         config, logits_NV = self.config, output.logits_NV.detach()
-        length_N1 = logits_NV.norm(dim=-1, keepdim=True).clamp_min(EPS)
-        x_NH = torch.sigmoid(self.raised(output) / length_N1 + self.up.bias)
+        norm_N1 = logits_NV.norm(dim=-1, keepdim=True).clamp_min(EPS)
+        x_NH = torch.sigmoid(self.project(output) / norm_N1 + self.up.bias)
         if config.dropout:
-            drawn_NH = torch.rand(x_NH.shape, generator=output.generator(), device=x_NH.device)
-            x_NH = x_NH * (drawn_NH >= config.dropout) / (1 - config.dropout)
+            uniform_NH = torch.rand(x_NH.shape, generator=output.generator(), device=x_NH.device)
+            x_NH = x_NH * (uniform_NH >= config.dropout) / (1 - config.dropout)
         x_NH = self.across(x_NH)
         weights_NH = torch.softmax(x_NH / self.pool_log_temperature.exp(), -1)
         pooled_N = self.last((weights_NH - 1 / config.width) * x_NH)[:, 0]
         return config.tau_min + (config.tau_max - config.tau_min) * torch.sigmoid(pooled_N)
 
-    def raised(self, output: Output) -> torch.Tensor:
-        """The first layer's product with the logits, without gradient for them, [N, H]."""
+    def project(self, output: Output) -> torch.Tensor:
+        """Returns the first layer's product with the logits, [N, H]. No gradient flows into the logits."""
         logits_NV = output.logits_NV.detach()
         if self.config.soft_cap is not None:
             return F.linear(logits_NV, self.up.weight)
-        # Logits are a product over the model's width, which is cheaper to go through than the vocabulary.
+        # Without a cap, logits are hidden @ head^T: multiplying the weights first needs no product of size N x V x H.
         hidden_ND, head_VD = (x.detach().to(logits_NV.dtype) for x in (output.hidden_ND, output.head_VD))
         return hidden_ND @ (self.up.weight @ head_VD).T
 
 
 class _Tempered(torch.autograd.Function):
-    """tau CE(z / tau), [N], and its gradients: p - onehot(target) for z, CE + (z_y - p.z) / tau for tau."""
+    """Computes tau CE(z / tau), [N], with gradients p - onehot(target) for z and CE + (z_y - p.z) / tau for tau."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor, tau_N: torch.Tensor):
@@ -77,13 +78,13 @@ class _Tempered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_N: torch.Tensor):
         p_NV, targets_N, slope_N = ctx.saved_tensors
-        # In place: p has served. A second backward pass through it is an error that autograd reports.
+        # In place, as p is not needed again. Autograd raises an error on a second backward pass.
         grad_NV = p_NV.mul_(grad_N[:, None]).scatter_add_(1, targets_N[:, None], -grad_N[:, None])
         return grad_NV, None, grad_N * slope_N
 
 
 def tempered(logits_NV: torch.Tensor, targets_N: torch.Tensor, tau_N: torch.Tensor, rho: float) -> torch.Tensor:
-    """tau CE(z / tau) + (rho - log V) tau of each token, [N]."""
+    """Returns tau CE(z / tau) + (rho - log V) tau of each token, [N]."""
     return _Tempered.apply(logits_NV, targets_N, tau_N) + tau_N * (rho - math.log(logits_NV.shape[-1]))
 
 
@@ -106,15 +107,15 @@ class TempNetLoss(LossConfig):
     """tau CE(z / tau) + (rho - log V) tau with tau from a network: the dual of a loss that is robust over a KL ball.
 
     Qiu et al. 2024 (arXiv 2404.04575), network and loss as in github.com/zhqiu/TempNet, GPT-2. The network reads the
-    logits, normalised to length 1 and without gradient. It is trained by the run's optimizer, clipped and decayed with
-    everything else; the paper gives it an optimizer of its own. Validation uses the logits as they are, tau = 1. The
-    best tau is above 0 only where rho < log V: for smaller vocabularies every tau sinks to tau_min.
+    logits, normalized to length 1 and detached. Unlike in the paper, it has no optimizer of its own: the run's
+    optimizer trains, clips and decays it with the model. Validation uses tau = 1. The optimal tau is above 0 only if
+    rho < log V; for smaller vocabularies every tau falls to tau_min.
     """
 
     name: Literal["tempnet"] = "tempnet"
     shards = False  # a single number has no rows to share out
     rho: Annotated[float, Field(ge=0)] = 5.0
-    """Radius of the KL ball, nats; larger is a lower temperature. Not confirmed for language models: tune it."""
+    """Radius of the KL ball in nats; larger values lower the temperature. Unconfirmed for language models: tune it."""
     tau_min: Annotated[float, Field(gt=0)] = 0.5
     """Lowest temperature. zhqiu/TempNet."""
     tau_max: Annotated[float, Field(gt=0)] = 5.0
@@ -122,7 +123,7 @@ class TempNetLoss(LossConfig):
     width: Annotated[int, Field(ge=1)] = 256
     """Hidden width of the network. zhqiu/TempNet."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of hidden units that is dropped in training. zhqiu/TempNet."""
+    """Dropout rate of the hidden units in training. zhqiu/TempNet."""
 
     @model_validator(mode="after")
     def _temperatures_are_ordered(self) -> "TempNetLoss":

@@ -1,4 +1,4 @@
-"""Optimizers, the `optimizer` axis. Every file here is imported, so that an optimizer is registered by being there."""
+"""Optimizers, the `optimizer` axis. Every module of the package is imported, so a new file registers its optimizer."""
 
 from conf.axis import import_all
 from train.optimizers.base import OPTIMIZER, OptimizerConfig

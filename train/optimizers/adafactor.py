@@ -1,4 +1,4 @@
-"""Adafactor: torch's."""
+"""Adafactor, implemented by torch."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,27 +21,27 @@ class Adafactor(OptimizerConfig):
     """u = g / sqrt(v) with v of matrices factored into rows and columns, u cut to RMS d and scaled by max(eps2, RMS of
     the weights); no first moment. Shazeer & Stern 2018 (arXiv 1804.04235), algorithm 4 and algorithm 5.
 
-    As in torch the LR is a bound: min(lr_t, 1/sqrt(t)) is what multiplies u, t = 1, 2, ...; decay goes with lr_t.
+    In torch the LR is an upper bound: u is multiplied by min(lr_t, 1/sqrt(t)) at step t = 1, 2, ... Decay uses lr_t.
     """
 
     name: Literal["adafactor"] = "adafactor"
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Peak learning rate of the schedule, relative to the RMS of each tensor's weights."""
     beta2_decay: Annotated[float, Field(lt=0)] = -0.8
-    """Decay rate of the second moment at step t is 1 - t^beta2_decay. Shazeer & Stern 2018, section 7.2."""
+    """Exponent in the second moment's decay rate at step t, 1 - t^beta2_decay. Shazeer & Stern 2018, section 7.2."""
     eps: Annotated[float, Field(gt=0)] = 2.0**-23
-    """Least root of the second moment. torch's default, the machine epsilon of fp32."""
+    """Lower bound of the root of the second moment. Default of torch, the machine epsilon of fp32."""
     eps2: Annotated[float, Field(gt=0)] = 1e-3
-    """Least RMS of weights that the update is scaled by. Shazeer & Stern 2018, section 8."""
+    """Lower bound of the weights' RMS by which the update is scaled. Shazeer & Stern 2018, section 8."""
     update_clip: Annotated[float, Field(ge=1)] = 1.0
-    """Largest RMS d of a tensor's u. Shazeer & Stern 2018, section 6."""
+    """Clips the update u of each tensor to this RMS d. Shazeer & Stern 2018, section 6."""
 
     def fits(self, config: "Config") -> None:
         super().fits(config)
         if follows_weights(config):
             raise ValueError(
-                f"optimizer=adafactor scales updates with the weights, as parametrization="
-                f"{config.parametrization.name} does: use parametrization=standard or optimizer=adamw"
+                f"optimizer=adafactor scales updates by the RMS of the weights, and so does parametrization="
+                f"{config.parametrization.name}: use parametrization=standard or optimizer=adamw"
             )
 
     def epsilon(self, group: ParameterGroup) -> float:
@@ -51,5 +51,5 @@ class Adafactor(OptimizerConfig):
         return super().param_group(group) | {"eps": (self.epsilon(group), self.eps2)}
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
-        chosen = [self.param_group(g) for g in groups]
-        return torch.optim.Adafactor(chosen, beta2_decay=self.beta2_decay, d=self.update_clip)
+        param_groups = [self.param_group(g) for g in groups]
+        return torch.optim.Adafactor(param_groups, beta2_decay=self.beta2_decay, d=self.update_clip)

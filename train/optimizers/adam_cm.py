@@ -1,4 +1,4 @@
-"""Adam with critical momenta. By hand: the authors' optimizer keeps its buffers in objects that no checkpoint holds."""
+"""Adam with critical momenta, implemented here because the authors' optimizer leaves its buffers out of checkpoints."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class AdamCM(AdamFields):
     mean of a^2. Malviya et al. 2024 (Promoting Exploration in Memory-Augmented Adam using Critical Momenta, arXiv
     2307.09638), algorithm 1, and chandar-lab/CMOptimizer.
 
-    As in the authors' code the first step only puts the raw gradient into the buffer and moves nothing.
+    As in the authors' code, the first step only stores the raw gradient in the buffer and applies no update.
     """
 
     name: Literal["adam_cm"] = "adam_cm"
@@ -30,19 +30,20 @@ class AdamCM(AdamFields):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay rate of the second moment. Default of the authors."""
     topc: Annotated[int, Field(ge=1)] = 5
-    """Momenta in the buffer, each as large as the model. Default of the authors."""
+    """Number of momenta in the buffer, each of the size of the model. Default of the authors."""
     priority_decay: Annotated[float, Field(ge=0, le=1)] = 0.7
-    """What multiplies the priorities of the buffer, norms of the gradient, after each step. Default of the authors."""
+    """Factor on the buffer's priorities (gradient norms) after each step. Default of the authors."""
     synced: bool = True
-    """Priority: the sum of the gradient norms of all tensors, or each tensor's own. Default of the authors."""
+    """Priority of a momentum: the sum of all tensors' gradient norms (true) or the norm of its own tensor (false).
+    Default of the authors."""
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
-        chosen = [self.param_group(g) for g in groups]
-        return CriticalMomenta(chosen, self.betas, self.topc, self.priority_decay, self.synced)
+        param_groups = [self.param_group(g) for g in groups]
+        return CriticalMomenta(param_groups, self.betas, self.topc, self.priority_decay, self.synced)
 
 
 class CriticalMomenta(ManualOptimizer):
-    """No transfer to the host: what leaves the buffer is decided on the device."""
+    """The update of AdamCM. The buffer entry to replace is chosen on the device, so nothing waits for the host."""
 
     def __init__(
         self, groups: list[dict[str, Any]], betas: tuple[float, float], topc: int, priority_decay: float, synced: bool
@@ -51,11 +52,11 @@ class CriticalMomenta(ManualOptimizer):
         self.topc, self.priority_decay, self.synced = topc, priority_decay, synced
 
     def update(self) -> None:
-        moved = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norms = list(torch._foreach_norm([p.grad for _, p in moved]))
+        updated = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms = list(torch._foreach_norm([p.grad for _, p in updated]))
         if self.synced:
             norms = [torch.stack(norms).sum()] * len(norms)
-        for (group, p), norm in zip(moved, norms, strict=True):
+        for (group, p), norm in zip(updated, norms, strict=True):
             self._update_one(group, p, norm)
 
     def _update_one(self, group: dict[str, Any], p: torch.Tensor, norm: torch.Tensor) -> None:
@@ -71,15 +72,15 @@ class CriticalMomenta(ManualOptimizer):
         beta1, beta2 = group["betas"]
         m, v, buffer, priority = (state[k] for k in ("exp_avg", "exp_avg_sq", "buffer", "priority"))
         p.mul_(1 - group["lr"] * group["weight_decay"])
-        kept = min(state["step"], self.topc)
+        filled = min(state["step"], self.topc)
         state["step"] += 1
-        if kept == 0:
+        if filled == 0:
             buffer[0], priority[0] = p.grad, norm
         else:
             m.lerp_(p.grad, 1 - beta1)
-            a = m + buffer.sum(0) / kept
-            if kept < self.topc:
-                buffer[kept], priority[kept] = m, norm
+            a = m + buffer.sum(0) / filled
+            if filled < self.topc:
+                buffer[filled], priority[filled] = m, norm
             else:
                 least = priority.argmin(keepdim=True)
                 better = norm > priority[least]

@@ -1,4 +1,4 @@
-"""AdamW, the paper's optimizer, and AdamW with a changed update."""
+"""AdamW, the optimizer of Wortsman et al. 2023, and AdamW with a transformed update."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,19 +12,20 @@ from conf.axis import CHECKED
 from models.parametrization import ParameterGroup
 from train.optimizers.base import OPTIMIZER, ManualOptimizer, OptimizerConfig
 
-Change = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Maps an update u and the gradient to a new update.
+Transform = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class AdamFields(OptimizerConfig):
-    """The fields of everything that divides a moment by the root of another."""
+    """The fields of optimizers that divide by the root of a second moment, as Adam does."""
 
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay rate of the first moment. Wortsman et al. 2023, section 2.1."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Decay rate of the second moment. Wortsman et al. 2023, section 2.1."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the root of the bias-corrected second moment; 0 would make 0/0 of a row that gets no gradient.
+    """Added to the root of the bias-corrected second moment; it can't be 0, since rows without a gradient would be 0/0.
     Wortsman et al. 2023, section 2.1."""
 
     def epsilon(self, group: ParameterGroup) -> float | None:
@@ -46,33 +47,37 @@ class AdamW(AdamFields):
     lr: Annotated[float, Field(gt=0)] = 1e-2
     """Peak learning rate of the schedule."""
     update_clip: Annotated[float, Field(gt=0)] | None = None
-    """Largest RMS d of a tensor's update: u <- u / max(1, RMS(u) / d); null turns it off. Adafactor's, d = 1 there:
-    Shazeer & Stern 2018, section 6."""
+    """Clips the update of each tensor to this RMS d, u <- u / max(1, RMS(u) / d); null turns it off. Adafactor has
+    d = 1 (Shazeer & Stern 2018, section 6)."""
 
-    def changes(self) -> list[Change]:
-        """What is done to u before it is taken; any of them leaves torch's kernel for ours."""
-        return [] if self.update_clip is None else [clip_update(self.update_clip)]
+    def transforms(self) -> list[Transform]:
+        """Returns the transforms of u, applied in order before the step. If there are none, torch's kernel is used."""
+        return [] if self.update_clip is None else [clip_rms(self.update_clip)]
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
-        chosen = [self.param_group(g) for g in groups]
-        if changes := self.changes():
-            return ChangedAdamW(chosen, self.betas, changes)
-        return torch.optim.AdamW(chosen, betas=self.betas, fused=True)
+        param_groups = [self.param_group(g) for g in groups]
+        if transforms := self.transforms():
+            return TransformedAdamW(param_groups, self.betas, transforms)
+        return torch.optim.AdamW(param_groups, betas=self.betas, fused=True)
 
 
-def clip_update(largest: float) -> Change:
-    def clipped(u: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+def clip_rms(largest: float) -> Transform:
+    """Returns a transform that scales u down to an RMS of at most `largest`."""
+
+    def clip(u: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         return u / (u.square().mean().sqrt() / largest).clamp_min(1.0)
 
-    return clipped
+    return clip
 
 
-class ChangedAdamW(ManualOptimizer):
-    """AdamW whose u goes through `changes`, functions of u and the gradient, before the step."""
+class TransformedAdamW(ManualOptimizer):
+    """AdamW that applies transforms to the update u of each tensor."""
 
-    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], changes: Sequence[Change]) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], betas: tuple[float, float], transforms: Sequence[Transform]
+    ) -> None:
         super().__init__(groups, {"betas": betas})
-        self.changes = changes
+        self.transforms = transforms
 
     def update(self) -> None:
         for group in self.param_groups:
@@ -89,6 +94,6 @@ class ChangedAdamW(ManualOptimizer):
                 v.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
                 root = v.sqrt().div_(math.sqrt(1 - beta2 ** state["step"])).add_(group["eps"])
                 u = (m / (1 - beta1 ** state["step"])).div_(root)
-                for change in self.changes:
-                    u = change(u, p.grad)
+                for transform in self.transforms:
+                    u = transform(u, p.grad)
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(u, alpha=-group["lr"])

@@ -1,12 +1,13 @@
-"""What an optimizer is. Every parameter is decayed, norms and embeddings too, as NanoDO's default does.
+"""Base classes of optimizers, and the meaning of weight decay, which is the same for all of them.
 
-With u the optimizer's own update, peak LR eta and schedule s_t in [0, 1], `decay` means the same in all of them
-(Wortsman et al. 2023, 3.2.2; the paper prints the decay's sign reversed):
+With the optimizer's update u, peak LR eta and schedule factor s_t in [0, 1], `decay` selects (Wortsman et al. 2023,
+3.2.2, which prints the decay with the wrong sign):
   independent  theta <- theta - s_t (eta u + lambda theta)
   coupled      theta <- theta - s_t eta (u + lambda theta), as in torch and Optax
   none         theta <- theta - s_t eta u
-Where a library decays otherwise, the docstring of the choice says how. lambda is the paper's for each of them, so that
-two optimizers differ in u alone.
+Every parameter is decayed, including norms and embeddings, as NanoDO does by default. All optimizers have the paper's
+lambda as their default, so that they differ in u alone. If a library applies decay differently, the docstring of its
+choice says so.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from train.optimizers import qk_clip
 if TYPE_CHECKING:
     from train.config.schema import Config
 
-# The paper's values: independent throughout, coupled in Fig. 6.
+# Values of Wortsman et al. 2023, which uses coupled decay in Fig. 6 only.
 PAPER_DECAY = {"independent": 1e-4, "coupled": 0.1, "none": 0.0}
 
 
@@ -37,15 +38,15 @@ class OptimizerConfig(Choice):
     lr: Annotated[float, Field(gt=0)]
     """Peak learning rate of the schedule."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
-    """Largest global gradient norm; null turns clipping off. Wortsman et al. 2023, section 2.1."""
+    """Clips the gradient to this global norm; null turns clipping off. Wortsman et al. 2023, section 2.1."""
     qk_clip: Annotated[float, Field(gt=0)] | None = None
-    """QK-clip: largest attention logit tau that a head may keep; 100 in Kimi K2 (Kimi Team 2025, arXiv 2507.20534,
-    algorithm 1). Where its largest scaled logit S of the step's batch is above, its rows of query and key are
+    """QK-clip threshold tau for attention logits; null turns it off, 100 in Kimi K2 (Kimi Team 2025, arXiv 2507.20534,
+    algorithm 1). If the largest scaled logit S of a head exceeds tau in a step, the head's rows of query and key are
     multiplied by sqrt(tau / S) after the update."""
     decay: Literal["independent", "coupled", "none"] = "independent"
-    """What multiplies weight_decay: the schedule alone, the learning rate, or nothing is decayed."""
+    """Weight decay that follows the schedule only (independent), the learning rate (coupled), or none."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
-    """lambda; null is 1e-4 independent, 0.1 coupled. Wortsman et al. 2023, section 3.2.2."""
+    """Weight decay lambda; null means 1e-4 if independent and 0.1 if coupled. Wortsman et al. 2023, section 3.2.2."""
 
     @model_validator(mode="after")
     def _decay_has_a_mode(self) -> Self:
@@ -60,76 +61,77 @@ class OptimizerConfig(Choice):
             qk_clip.fits(self.qk_clip, config)
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
-        """An optimizer over all parameters; its param_groups keep the multiplier of their LR as `lr_scale`.
+        """Builds an optimizer over all parameters.
 
-        All that its next update depends on is in its state_dict.
+        Each of its param_groups stores the multiplier of its LR as `lr_scale`. Its state_dict holds everything that
+        the next update depends on.
         """
         raise NotImplementedError
 
     @property
     def needs_maxima(self) -> bool:
-        """Whether after_step needs the largest logit of each head."""
+        """Returns whether after_step needs the largest logit of each head."""
         return self.qk_clip is not None
 
     def after_step(self, model: GPT, stats: Stats, optimizer: Any) -> None:
-        """Changes weights after an update; `stats` are those of the step's forward passes."""
+        """Adjusts weights after an update. `stats` are those of the step's forward passes."""
         if self.qk_clip is not None:
-            stats["qk_clip/heads"] = qk_clip.shrink(
-                model, stats, self.qk_clip, lambda weight: self.kept_with(optimizer, weight)
+            stats["qk_clip/heads"] = qk_clip.clip_heads(
+                model, stats, self.qk_clip, lambda weight: self.weights_in_state(optimizer, weight)
             )
 
-    def kept_with(self, optimizer: Any, weight: torch.Tensor) -> list[torch.Tensor]:
-        """The tensors of the state that are weights too: what scales a weight has to scale them."""
+    def weights_in_state(self, optimizer: Any, weight: torch.Tensor) -> list[torch.Tensor]:
+        """Returns the state tensors that hold other versions of a weight and must be scaled along with it."""
         return []
 
     @contextmanager
     def evaluating(self, optimizer: Any) -> Iterator[None]:
-        """The weights as they are judged and kept, in place of those that are trained where these are others."""
+        """Swaps in the weights to validate and save, if the optimizer trains at others."""
         yield
 
     def lr_scale(self, group: ParameterGroup) -> float:
-        """The LR of a group's tensors, divided by `lr`."""
+        """Returns the group's LR divided by `lr`."""
         return group.scaling.lr
 
     def epsilon(self, group: ParameterGroup) -> float | None:
-        """What is added to the root of the second moment or bounds it from below; None without such a thing."""
+        """Returns the eps that is added to the root of the second moment, or is its lower bound. None if unused."""
         return None
 
     def decay_rate(self) -> float:
-        """lambda in the units of the mode."""
+        """Returns lambda of the chosen decay mode."""
         return PAPER_DECAY[self.decay] if self.weight_decay is None else self.weight_decay
 
     def decay_at_peak(self, group: ParameterGroup) -> float:
-        """The share of a weight that decay takes in a step at the peak."""
+        """Returns the fraction of a weight that decay removes per step at the peak LR."""
         rate = group.scaling.decay_in(self.decay) * self.decay_rate()
         return self.lr * self.lr_scale(group) * rate if self.decay == "coupled" else rate
 
     def fixed_decay(self, group: ParameterGroup) -> float:
-        """What of it doesn't follow the LR."""
+        """Returns the part of decay_at_peak that does not depend on the LR."""
         return 0.0 if self.decay == "coupled" else self.decay_at_peak(group)
 
     def param_group(self, group: ParameterGroup) -> dict[str, Any]:
-        """The group as torch's optimizers take it. They multiply weight_decay by lr_t."""
+        """Returns a param_group for a torch optimizer, which multiplies weight_decay by lr_t."""
         scale = self.lr_scale(group)
         lr = self.lr * scale
-        # Divided by the group's peak, lr_t lambda becomes s_t lambda, whatever the scale.
+        # Independent decay: lr_t lambda / lr = s_t lambda, whatever the group's scale.
         rate = group.scaling.decay_in(self.decay) * self.decay_rate() / (lr if self.decay == "independent" else 1.0)
-        made = {"params": list(group.parameters), "lr": lr, "lr_scale": scale, "weight_decay": rate}
+        arguments = {"params": list(group.parameters), "lr": lr, "lr_scale": scale, "weight_decay": rate}
         epsilon = self.epsilon(group)
-        return made if epsilon is None else made | {"eps": epsilon}
+        return arguments if epsilon is None else arguments | {"eps": epsilon}
 
 
 OPTIMIZER: Axis[OptimizerConfig] = Axis("optimizer")
 
 
 def follows_weights(config: "Config") -> bool:
-    """Whether the parametrization multiplies LRs by the RMS of the weights."""
+    """Returns whether the parametrization multiplies LRs by the RMS of the weights."""
     scalings = config.parametrization.matrix_scalings(config.model)
     return any(s.least_rms is not None for s in scalings.values())
 
 
 class ManualOptimizer(torch.optim.Optimizer):
-    """Base of the optimizers that are written here."""
+    """Base class of the optimizers implemented in this package."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -141,5 +143,5 @@ class ManualOptimizer(torch.optim.Optimizer):
         return loss
 
     def update(self) -> None:
-        """Moves every parameter that has a gradient."""
+        """Updates every parameter that has a gradient."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Lion: optimi's."""
+"""Lion, implemented by optimi."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -23,9 +23,9 @@ class Lion(OptimizerConfig):
     lr: Annotated[float, Field(gt=0)] = 3e-3
     """Peak learning rate of the schedule."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Weight of the momentum in the update. Chen et al. 2023; default of optimi."""
+    """Weight of the momentum in the update. Default of optimi and of the paper."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay rate of the momentum. Chen et al. 2023; default of optimi."""
+    """Decay rate of the momentum. Default of optimi and of the paper."""
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         from optimi import Lion as Optimi

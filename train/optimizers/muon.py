@@ -1,4 +1,4 @@
-"""Muon on hidden matrices, AdamW elsewhere: torch's two optimizers as one."""
+"""Muon for hidden matrices and AdamW for everything else, both torch's, combined into one optimizer."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -17,30 +17,31 @@ from train.optimizers.base import OPTIMIZER, ManualOptimizer
 @OPTIMIZER.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Muon(AdamFields):
-    """The momentum of each hidden matrix with its singular values near 1, by Newton-Schulz iterations in bf16; AdamW
-    for embedding, head and vectors. Jordan et al. 2024 (KellerJordan/Muon); torch.optim.Muon.
+    """The momentum of each hidden matrix, orthogonalized by Newton-Schulz iterations in bf16; AdamW for embedding, head
+    and vectors. Jordan et al. 2024 (KellerJordan/Muon); torch.optim.Muon.
 
-    Decay goes with the LR before its adjustment to the shape.
+    Decay uses the LR before it is adjusted to the shape of the matrix.
     """
 
     name: Literal["muon"] = "muon"
     lr: Annotated[float, Field(gt=0)] = 3e-2
-    """Peak learning rate of the schedule, that of the hidden matrices."""
+    """Peak learning rate of the schedule, for the hidden matrices."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Decay rate of the gradient's running mean. Jordan et al. 2024."""
+    """Decay rate of the momentum m, a running mean of the gradient. Jordan et al. 2024."""
     nesterov: bool = True
-    """Orthogonalize momentum m + (1 - momentum) g in place of m. Jordan et al. 2024."""
+    """Orthogonalize momentum m + (1 - momentum) g instead of m. Jordan et al. 2024."""
     ns_steps: Annotated[int, Field(ge=1, lt=100)] = 5
-    """Newton-Schulz iterations, coefficients (3.4445, -4.7750, 2.0315). Jordan et al. 2024."""
+    """Number of Newton-Schulz iterations, with coefficients (3.4445, -4.7750, 2.0315). Jordan et al. 2024."""
     adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
-    """What multiplies the LR of a matrix: 0.2 sqrt(max(rows, columns)), after which u has AdamW's RMS of about 0.2 (Liu
-    et al. 2025, Muon is Scalable for LLM Training, arXiv 2502.16982, eq. 4), or sqrt(max(1, rows / columns)) (Jordan
-    et al. 2024)."""
+    """LR factor of a matrix. match_rms_adamw: 0.2 sqrt(max(rows, columns)), which gives u AdamW's RMS of about 0.2
+    (Liu et al. 2025, Muon is Scalable for LLM Training, arXiv 2502.16982, eq. 4). original: sqrt(max(1, rows /
+    columns)) (Jordan et al. 2024)."""
     adam_lr: Annotated[float, Field(gt=0)] = 1.0
-    """LR of AdamW's tensors, divided by that of the hidden matrices. Liu et al. 2025, section 2.2: the same."""
+    """LR of AdamW's tensors relative to that of the hidden matrices; 1 in Liu et al. 2025, section 2.2."""
 
     @staticmethod
     def orthogonalizes(group: ParameterGroup) -> bool:
+        """Returns whether Muon updates the group: hidden tensors, all of them matrices."""
         return group.kind == "hidden" and all(p.ndim == 2 for p in group.parameters)
 
     def lr_scale(self, group: ParameterGroup) -> float:
@@ -50,19 +51,19 @@ class Muon(AdamFields):
         return None if self.orthogonalizes(group) else super().epsilon(group)
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
-        # A map of a layer may bring vectors among the hidden tensors.
+        # Hidden tensors can include vectors, which a reparametrization adds to a layer.
         split = [
             ParameterGroup(list(parameters), group.kind, group.scaling)
             for group in groups
             for _, parameters in groupby(sorted(group.parameters, key=lambda p: p.ndim), key=lambda p: p.ndim)
         ]
-        mine = [self.param_group(g) for g in split if self.orthogonalizes(g)]
+        matrices = [self.param_group(g) for g in split if self.orthogonalizes(g)]
         others = [self.param_group(g) for g in split if not self.orthogonalizes(g)]
         parts: list[torch.optim.Optimizer] = []
-        if mine:
+        if matrices:
             parts.append(
                 torch.optim.Muon(
-                    mine,
+                    matrices,
                     momentum=self.momentum,
                     nesterov=self.nesterov,
                     ns_steps=self.ns_steps,
@@ -71,11 +72,11 @@ class Muon(AdamFields):
             )
         if others:
             parts.append(torch.optim.AdamW(others, betas=self.betas, fused=True))
-        return Combined(parts)
+        return CombinedOptimizer(parts)
 
 
-class Combined(ManualOptimizer):
-    """Several optimizers as one: it owns their groups and their state, and lends them out for each step."""
+class CombinedOptimizer(ManualOptimizer):
+    """Several optimizers as one. It owns their param_groups and state and hands them over for each step."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
         groups: list[dict[str, Any]] = [g | {"part": i} for i, part in enumerate(parts) for g in part.param_groups]

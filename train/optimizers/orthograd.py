@@ -1,4 +1,4 @@
-"""AdamW on the part of the gradient that is orthogonal to the weights: pytorch-optimizer's wrapper."""
+"""AdamW on the part of the gradient that is orthogonal to the weights, implemented by pytorch-optimizer."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -16,9 +16,9 @@ from train.optimizers.base import OPTIMIZER
 @OPTIMIZER.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class OrthoGrad(AdamW):
-    """AdamW on g' = g - (w.g / w.w) w, scaled back to the norm of g, tensor by tensor: the gradient without what only
-    changes the size of the weights. Prieto et al. 2025 (Grokking at the Edge of Numerical Stability, arXiv 2501.04697).
-    A tensor of one element has no such part and is not trained but decayed."""
+    """AdamW on g' = g - (w.g / w.w) w for each tensor, rescaled to the norm of g: the gradient without its component
+    along the weights. Prieto et al. 2025 (Grokking at the Edge of Numerical Stability, arXiv 2501.04697). A tensor with
+    a single element has no orthogonal component, so it is only decayed."""
 
     shards = False
     name: Literal["orthograd"] = "orthograd"  # type: ignore[assignment]

@@ -1,8 +1,10 @@
-"""QK-clip, which any optimizer can have: heads whose attention logits are too large get smaller queries and keys.
+"""QK-clip, an option of every optimizer: scales down queries and keys of heads whose attention logits are too large.
 
-Kimi Team 2025 (Kimi K2, arXiv 2507.20534), section 2.1. S_h is the largest scaled logit q_i k_j of head h, causally
-visible, over the whole batch of the step; what positions add to the logits is left out, so that the new maximum is tau
+Kimi Team 2025 (Kimi K2, arXiv 2507.20534), section 2.1. S_h is the largest scaled logit q_i k_j of head h over the
+causal pairs of the step's global batch. Position biases are excluded, so that clipping brings the maximum to tau
 exactly.
+
+Shape suffixes: L layers, H heads.
 """
 
 from collections.abc import Callable
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def fits(tau: float, config: "Config") -> None:
-    """Raises ValueError where scaling rows of the projections doesn't scale the logits."""
+    """Raises ValueError if scaling rows of the query and key projections would not scale the logits."""
     if config.qk_norm.normalizes:
         raise ValueError(
             f"optimizer.qk_clip={tau:g} has no effect with qk_norm={config.qk_norm.name}, which sets the size of "
@@ -34,8 +36,8 @@ def fits(tau: float, config: "Config") -> None:
             )
     if config.temperature.follows_queries:
         raise ValueError(
-            f"optimizer.qk_clip={tau:g} scales queries, by which temperature={config.temperature.name} sets its "
-            f"factors: use temperature=none or qk_clip=null"
+            f"optimizer.qk_clip={tau:g} scales queries, which temperature={config.temperature.name} computes its "
+            f"factors from: use temperature=none or qk_clip=null"
         )
     if config.placement.sets_weights_each_step:
         raise ValueError(
@@ -49,29 +51,30 @@ def fits(tau: float, config: "Config") -> None:
         )
 
 
-def shrink(
+def clip_heads(
     model: GPT,
     stats: Stats,
     tau: float,
-    kept_with: Callable[[torch.Tensor], list[torch.Tensor]] = lambda weight: [],
+    weights_in_state: Callable[[torch.Tensor], list[torch.Tensor]] = lambda weight: [],
 ) -> torch.Tensor:
-    """Scales the logits of each head by min(1, tau / S); how many heads were above tau. Uses up the S.
+    """Scales the logits of each head by tau / S if S > tau, and returns the number of heads scaled.
 
-    Query and key take the root of it each, where the layout has a key a head. What is `kept_with` a weight is scaled
-    with it.
+    If every head has its own key, query and key are each scaled by the square root; a key that several heads share
+    stays as it is. Tensors that `weights_in_state` returns for a weight are scaled with it. The maxima S are removed
+    from `stats`.
     """
     blocks: Any = model.blocks
-    # Blocks that use the weights of another have no logits of their own.
+    # Blocks that share another block's weights report no maxima.
     names = {f"attention/block{index}/step_max": block.attention for index, block in enumerate(blocks)}
     attentions = [attention for name, attention in names.items() if name in stats]
     s_LH = torch.stack([stats.pop(name) for name in names if name in stats])
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(s_LH, op=dist.ReduceOp.MAX)
     above_LH = s_LH > tau
-    # Not min(1, tau / S): a maximum can be negative.
+    # Not min(1, tau / S), because S can be negative.
     factor_LH = torch.where(above_LH, tau / s_LH, 1.0)
     for attention, factor_H in zip(attentions, factor_LH, strict=True):
         for projection, rows, power in attention.logit_rows():
-            for weight in (projection.weight, *kept_with(projection.weight)):
+            for weight in (projection.weight, *weights_in_state(projection.weight)):
                 weight.unflatten(0, (attention.heads, -1))[:, rows].mul_(factor_H[:, None, None] ** power)
     return above_LH.sum().float()

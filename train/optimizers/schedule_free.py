@@ -1,4 +1,4 @@
-"""Schedule-free AdamW: the authors' library."""
+"""Schedule-free AdamW, implemented by the authors' library."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 @OPTIMIZER.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ScheduleFree(AdamFields):
-    """AdamW steps z without a first moment, gradients at y = (1 - beta1) z + beta1 x, and x, the running mean of z, in
-    place of a schedule. Defazio et al. 2024 (The Road Less Scheduled, arXiv 2405.15682), algorithm 1.
+    """AdamW steps of z without a first moment, with gradients at y = (1 - beta1) z + beta1 x, where the running mean x
+    of z replaces a schedule. Defazio et al. 2024 (The Road Less Scheduled, arXiv 2405.15682), algorithm 1.
 
-    Training and its statistics see y; validation, weights.pt and the final loss see x. Warm-up is the schedule's.
-    Decay acts at y and moves both z and y.
+    Training and its statistics use y; validation, weights.pt and the final loss use x. The schedule provides only the
+    warm-up. Decay is computed at y and applied to both z and y.
     """
 
     name: Literal["schedule_free"] = "schedule_free"
@@ -35,18 +35,18 @@ class ScheduleFree(AdamFields):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay rate of the second moment. Default of the library."""
     weight_lr_power: Annotated[float, Field(ge=0)] = 2.0
-    """Weight of a step in the mean: largest LR so far to this power. Default of the library."""
+    """Exponent p in the weight of step t in the mean, t^r (largest LR so far)^p. Default of the library."""
     r: Annotated[float, Field(ge=0)] = 0.0
-    """And times the number of the step to this power. Default of the library."""
+    """Exponent r in the weight of step t in the mean, t^r (largest LR so far)^p. Default of the library."""
 
     def fits(self, config: "Config") -> None:
         super().fits(config)
         if config.schedule.name != "constant":
             raise ValueError(
-                f"optimizer=schedule_free averages in place of a schedule, which clashes with "
+                f"optimizer=schedule_free replaces the schedule by averaging and clashes with "
                 f"schedule={config.schedule.name}: use schedule=constant"
             )
-        # They would set y and leave z, of which x is the mean.
+        # These would set y but not z, whose mean is x.
         if config.placement.sets_weights_each_step:
             raise ValueError(
                 f"optimizer=schedule_free averages weights that placement={config.placement.name} sets after each "
@@ -54,7 +54,7 @@ class ScheduleFree(AdamFields):
             )
         if config.reparametrization.acts:
             raise ValueError(
-                f"optimizer=schedule_free trains at other weights than it averages, which reparametrization="
+                f"optimizer=schedule_free averages other weights than those that reparametrization="
                 f"{config.reparametrization.name} measures or sets: use reparametrization=none or optimizer=adamw"
             )
         if follows_weights(config):
@@ -66,18 +66,18 @@ class ScheduleFree(AdamFields):
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         from schedulefree import AdamWScheduleFree
 
-        made = AdamWScheduleFree(
+        optimizer = AdamWScheduleFree(
             [self.param_group(g) for g in groups], betas=self.betas, weight_lr_power=self.weight_lr_power, r=self.r
         )
-        made.train()
-        return made
+        optimizer.train()
+        return optimizer
 
-    def kept_with(self, optimizer: Any, weight: torch.Tensor) -> list[torch.Tensor]:
+    def weights_in_state(self, optimizer: Any, weight: torch.Tensor) -> list[torch.Tensor]:
         return [optimizer.state[weight]["z"]]
 
     @contextmanager
     def evaluating(self, optimizer: Any) -> Iterator[None]:
-        # Back to y by a copy: the library's way back rounds, and a validation would change the run.
+        # y is restored from a copy, because the library recomputes it from x and z, and rounding would change the run.
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         y = [p.detach().clone() for p in trained]
         optimizer.eval()

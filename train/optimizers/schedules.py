@@ -11,22 +11,23 @@ from conf.axis import CHECKED, Axis
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ScheduleConfig:
-    """Linear warm-up from peak / warm-up length at the first step to the peak at its last; then `after_warmup`.
+    """Linear warm-up of w steps, from peak / w at the first to the peak at the last; then `after_warmup`.
 
-    Wortsman et al. 2023 don't say where their warm-up starts; so no step is lost at LR 0.
+    Wortsman et al. 2023 do not say at which LR their warm-up starts. Starting above 0 makes use of the first step.
     """
 
     name: str
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Warm-up as a share of all steps; the paper's 5e3 of 1e5."""
+    """Length of the warm-up as a fraction of all steps; 5e3 of 1e5 steps in Wortsman et al. 2023."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    """Warm-up in steps; takes the place of warmup_fraction."""
+    """Length of the warm-up in steps; null means warmup_fraction applies."""
 
     def warmup(self, steps: int) -> int:
+        """Returns the length of the warm-up in steps."""
         return round(self.warmup_fraction * steps) if self.warmup_steps is None else self.warmup_steps
 
     def fits(self, *, steps: int, peak: float) -> None:
-        """Raises ValueError when the schedule has no meaning for a run of this length and peak LR."""
+        """Raises ValueError if the schedule does not fit a run of this length and peak LR."""
         if self.warmup(steps) > steps:
             raise ValueError(
                 f"schedule.warmup_steps={self.warmup_steps} is longer than the run, steps={steps}: "
@@ -34,11 +35,12 @@ class ScheduleConfig:
             )
 
     def factor(self, step: int, *, steps: int, peak: float) -> float:
-        """LR of optimizer step `step` (from 0) of `steps`, divided by `peak`; this is s_t of the decay modes."""
+        """Returns the LR of optimizer step `step`, counted from 0, divided by `peak`: s_t of the decay modes."""
         warmup = self.warmup(steps)
         return (step + 1) / warmup if step < warmup else self.after_warmup(step, steps=steps, peak=peak)
 
     def after_warmup(self, step: int, *, steps: int, peak: float) -> float:
+        """Returns the factor of a step after the warm-up."""
         raise NotImplementedError
 
 
@@ -59,9 +61,9 @@ class Constant(ScheduleConfig):
 @SCHEDULE.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class InverseSquareRoot(ScheduleConfig):
-    """sqrt(warm-up length / step), steps counted from 1. Vaswani et al. 2017, eq. 3, with the peak given by itself.
+    """sqrt(warm-up length / step), steps counted from 1. Vaswani et al. 2017, eq. 3, with the peak as a parameter.
 
-    Without warm-up 1/sqrt(step): the timescale is the length of the warm-up, as in the paper.
+    As in the paper, the timescale is the length of the warm-up. Without warm-up the factor is 1/sqrt(step).
     """
 
     name: Literal["rsqrt"] = "rsqrt"
@@ -72,10 +74,10 @@ class InverseSquareRoot(ScheduleConfig):
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class DecayConfig(ScheduleConfig):
-    """Ends at an absolute minimum: `shape` falls from 1 to 0 between `decay_start` and the run's last step."""
+    """Decays from the peak to min_lr along `shape`, which falls from 1 at `decay_start` to 0 at the last step."""
 
     min_lr: Annotated[float, Field(ge=0)] = 1e-5
-    """LR at the end, absolute. Wortsman et al. 2023, section 2.1."""
+    """LR of the last step, absolute and not a fraction of the peak. Wortsman et al. 2023, section 2.1."""
 
     def fits(self, *, steps: int, peak: float) -> None:
         super().fits(steps=steps, peak=peak)
@@ -85,7 +87,7 @@ class DecayConfig(ScheduleConfig):
             )
 
     def decay_start(self, steps: int) -> int:
-        """The last step at the peak."""
+        """Returns the last step at the peak."""
         return self.warmup(steps)
 
     def after_warmup(self, step: int, *, steps: int, peak: float) -> float:
@@ -97,6 +99,7 @@ class DecayConfig(ScheduleConfig):
         return floor + (1 - floor) * self.shape(min(1.0, progress))
 
     def shape(self, progress: float) -> float:
+        """Returns the height of the decay, from 1 at progress 0 to 0 at progress 1."""
         raise NotImplementedError
 
 
@@ -127,15 +130,15 @@ class Linear(DecayConfig):
 class WarmupStableDecay(DecayConfig):
     """Warm-up, the peak, and a short decay at the end. Hu et al. 2024 (MiniCPM), section 4.
 
-    MiniCPM decays exponentially over 10 % of the run; this is the cooldown of Hägele et al. 2024, section 3, which
-    compare lengths and shapes and find 1 - sqrt over 20 % to be best.
+    MiniCPM decays exponentially over 10 % of the run. The default here is the cooldown of Hägele et al. 2024, section
+    3, who compare lengths and shapes and find 1 - sqrt over 20 % best.
     """
 
     name: Literal["wsd"] = "wsd"
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Decay as a share of all steps. Hägele et al. 2024, section 3."""
+    """Length of the decay as a fraction of all steps. Hägele et al. 2024, section 3."""
     decay: Literal["sqrt", "linear"] = "sqrt"
-    """Fall of the LR over the decay: 1 - sqrt(progress) or 1 - progress."""
+    """Shape of the decay: 1 - sqrt(progress) or 1 - progress."""
 
     def fits(self, *, steps: int, peak: float) -> None:
         super().fits(steps=steps, peak=peak)
@@ -146,6 +149,7 @@ class WarmupStableDecay(DecayConfig):
             )
 
     def decay_steps(self, steps: int) -> int:
+        """Returns the length of the decay in steps."""
         return round(self.decay_fraction * steps)
 
     def decay_start(self, steps: int) -> int:

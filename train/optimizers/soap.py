@@ -1,4 +1,4 @@
-"""SOAP: pytorch-optimizer's."""
+"""SOAP, implemented by pytorch-optimizer."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -19,8 +19,8 @@ class SOAP(AdamFields):
     """Adam in the eigenbasis of Shampoo's two preconditioners, running means of G G^T and G^T G. Vyas et al. 2024
     (arXiv 2409.11321), algorithm 3, and nikhilvyas/SOAP.
 
-    The first step only starts the preconditioners; decay comes after the update. The vocabulary's side of embedding and
-    head has no preconditioner, as in the authors' runs, whose vocabularies are above their limit of 10,000.
+    The first step only initializes the preconditioners. Decay is applied after the update. The vocabulary dimension of
+    embedding and head has no preconditioner, as in the authors' runs, whose vocabularies exceed their limit of 10,000.
     """
 
     name: Literal["soap"] = "soap"
@@ -31,9 +31,9 @@ class SOAP(AdamFields):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Decay rate of the second moment and of the preconditioners. Default of the authors."""
     precondition_frequency: Annotated[int, Field(ge=1)] = 10
-    """Steps between updates of the eigenbases. Default of the authors."""
+    """Number of steps between updates of the eigenbases. Default of the authors."""
     max_precondition_dim: Annotated[int, Field(ge=1)] = 10_000
-    """Longest side of a matrix that gets a preconditioner. Default of the authors."""
+    """Largest dimension of a matrix that gets a preconditioner. Default of the authors."""
 
     def param_group(self, group: ParameterGroup) -> dict[str, Any]:
         longest = self.max_precondition_dim

@@ -1,4 +1,4 @@
-"""StableAdamW: optimi's. (pytorch-optimizer's agrees with it from 4.1 on.)"""
+"""StableAdamW, implemented by optimi. pytorch-optimizer agrees with it from version 4.1 on."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -18,7 +18,7 @@ from train.optimizers.base import OPTIMIZER
 class StableAdamW(AdamFields):
     """AdamW whose LR is divided by max(1, RMS_t), RMS_t^2 = mean(g^2 / max(v, eps^2)) over each tensor, v the updated
     second moment. Wortsman et al. 2023 (Stable and low-precision training for large-scale vision-language models,
-    arXiv 2304.13013), algorithm 2. Bias correction is in the betas; decay is divided with the LR."""
+    arXiv 2304.13013), algorithm 2. Bias correction is built into the betas. Decay is divided by the same factor."""
 
     shards = True
     name: Literal["stable_adamw"] = "stable_adamw"
@@ -32,5 +32,5 @@ class StableAdamW(AdamFields):
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         from optimi import StableAdamW as Optimi
 
-        # The loop: the Triton kernel sums in any order, the foreach path is deprecated.
+        # The plain loop: the Triton kernel sums in no fixed order, and the foreach path is deprecated.
         return Optimi([self.param_group(g) for g in groups], self.lr, self.betas, triton=False, foreach=False)

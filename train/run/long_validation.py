@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from data.batches import dealt
+from data.batches import batches_of_rank
 from models.probes import Stats, merge
 from train.run.recorder import MetricsRow, summarize
 
@@ -42,7 +42,7 @@ def _at(module: ProxyModule, multiple: int, batches: list[torch.Tensor]) -> Metr
     rank, world = module.trainer.global_rank, module.trainer.world_size
     total, stats = torch.zeros(3, device=module.device), Stats()
     mine = len(batches[rank::world])
-    for tokens_BT1, counts in dealt(batches, rank, world):
+    for tokens_BT1, counts in batches_of_rank(batches, rank, world):
         tokens_BT1 = tokens_BT1.to(module.device)
         tail_BT1 = tokens_BT1[:, -context - 1 :]
         logits_BTV, found = module.model(tokens_BT1[:, :-1], watch=True)

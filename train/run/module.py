@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from data.batches import dealt
+from data.batches import batches_of_rank
 from models.gpt import GPT, initialize
 from models.parametrization import ParameterGroup, groups
 from models.probes import Stats, merge
@@ -201,7 +201,7 @@ class ProxyModule(pl.LightningModule):
         total = torch.zeros((), device=self.device)
         rank, world = self.trainer.global_rank, self.trainer.world_size
         with self.trainer.precision_plugin.forward_context(), self.evaluating():
-            for tokens_BT1, counts in dealt(batches, rank, world):
+            for tokens_BT1, counts in batches_of_rank(batches, rank, world):
                 tokens_BT1 = tokens_BT1.to(self.device)
                 logits_BTV, _ = self.model(tokens_BT1[:, :-1])
                 if counts:

@@ -35,7 +35,7 @@ def test_the_split_depends_on_the_texts_only(tmp_path):
     assert 50 < len(validation) < 110  # 4 % of 2000, five standard deviations to each side at most
     places = [int(text.split()[1]) for text in train]
     assert abs(np.corrcoef(places, np.arange(len(places)))[0, 1]) < 0.1
-    # Equal texts are on one side.
+    # Equal texts land in the same split.
     twice = split_by_hash(Dataset.from_dict({"text": texts + texts}), "it")
     assert texts_of(twice.validation) == [text for text in validation for _ in range(2)]
 
@@ -80,7 +80,7 @@ def test_eos_follows_every_document_and_nothing_else(tmp_path):
     assert last == Position(600, len(tokens), sum(len(text) for text in numbered(600)), source.facts["eos"])
 
 
-def test_chunks_go_on_from_any_of_them():
+def test_chunks_resume_from_any_position():
     source = trained(list(numbered(1000)))
     whole = list(source.chunks("train", Position()))
     assert [position.documents for _, position in whole] == [CHUNK_DOCUMENTS, 512, 768, 1000]

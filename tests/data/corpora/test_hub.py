@@ -1,4 +1,4 @@
-"""Only what works without a network is tested: what streams do is tested with local ones in test_text.py."""
+"""Hub corpora without a network: errors and defaults. test_base.py tests streams, with a local file."""
 
 CODE = """
 import sys

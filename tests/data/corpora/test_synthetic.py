@@ -3,19 +3,19 @@ import pytest
 
 from data import DataError, prepare
 from data.config import Position
-from data.corpora.synthetic import CHAINS, STEPS, language, segment
+from data.corpora.synthetic import STEPS, STRETCHES, language, segment
 from data.rng import frozen_random
 
 
 @pytest.mark.parametrize(("exponent", "sigma"), [(1.0, 3.0), (0.0, 1.0), (1.3, 4.0)])
-def test_the_stationary_law_is_zipf(exponent, sigma):
+def test_the_stationary_distribution_is_zipf(exponent, sigma):
     chain = language(300, exponent, sigma, seed=1)
     zipf = np.arange(1, 301) ** -exponent
     zipf /= zipf.sum()
     assert np.abs(chain.pi_V - zipf).max() < 1e-15
     assert np.abs(zipf @ chain.P_VV - zipf).max() < 1e-9
     assert np.abs(chain.P_VV.sum(1) - 1).max() < 1e-12
-    # Independent of the construction: powers of the transition matrix forget the start and arrive at the law.
+    # Independent of the construction: rows of a high power of the transition matrix are the stationary distribution.
     assert np.abs(np.linalg.matrix_power(chain.P_VV, 1 << 14)[7] - zipf).max() < 1e-9
 
 
@@ -69,10 +69,10 @@ def test_every_field_changes_the_tokens(tmp_path, config):
     assert (again.train.tobytes(), again.folder.name) == (base.train.tobytes(), base.folder.name)
 
 
-def test_chunks_go_on_from_any_of_them(tmp_path, config):
-    source = config("synthetic", tokens=2 * CHAINS * STEPS + 99, vocab_size=40).source(tmp_path)
+def test_chunks_resume_from_any_position(tmp_path, config):
+    source = config("synthetic", tokens=2 * STRETCHES * STEPS + 99, vocab_size=40).source(tmp_path)
     whole = list(source.chunks("train", Position()))
-    assert [len(tokens) for tokens, _ in whole] == [CHAINS * STEPS, CHAINS * STEPS, 99]
+    assert [len(tokens) for tokens, _ in whole] == [STRETCHES * STEPS, STRETCHES * STEPS, 99]
     for i, (_, position) in enumerate(whole):
         rest = list(source.chunks("train", position))
         assert [p for _, p in rest] == [p for _, p in whole[i + 1 :]]

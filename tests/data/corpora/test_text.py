@@ -86,9 +86,9 @@ def test_vocab_size_is_the_tokenizers(tmp_path, config):
     [
         ("nowhere", r"data.path=.*nowhere: no such file or folder; use a \.txt, \.jsonl, \.parquet file or a folder"),
         ("empty", r"data.path=.*empty: no \.txt, \.jsonl, \.parquet file there; use "),
-        ("columns.jsonl", r"columns.jsonl has no column text; it has body, id$"),
-        ("broken.jsonl", r"broken.jsonl or one beside it is not json that can be read: "),
-        ("broken.parquet", r"broken.parquet or one beside it is not parquet that can be read: "),
+        ("columns.jsonl", r"columns.jsonl has no column `text`, only body, id: rename the one to use$"),
+        ("broken.jsonl", r"broken.jsonl can't be read as json: "),
+        ("broken.parquet", r"broken.parquet can't be read as parquet: "),
         ("one.jsonl", r"data.path=.*one.jsonl has 1 documents; at least 2 are needed"),
     ],
 )

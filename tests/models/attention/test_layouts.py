@@ -18,7 +18,7 @@ from models.positions import Rotary
 from models.probes import largest_logit
 from tests.conftest import randn, tiny
 from tests.models.test_gpt import gpt, logits, tokens
-from train.optimizers.qk_clip import shrink
+from train.optimizers.qk_clip import clip_heads
 
 B, H, T, D = 2, 4, 8, 32
 K = D // H
@@ -162,7 +162,7 @@ def test_qk_clip_brings_the_largest_logit_to_tau(layout: str, position: str) -> 
     assert s_H.min() < tau < s_H.max()
     before: dict[str, torch.Tensor] = {n: p.detach().clone() for n, p in layer.named_parameters()}
     with torch.no_grad():
-        shrink(model, stats, tau)
+        clip_heads(model, stats, tau)
     _, stats = model(batch)
     torch.testing.assert_close(stats["attention/block0/step_max"], s_H.clamp_max(tau), atol=1e-5, rtol=1e-5)
     # The heads below are left alone to the bit.

@@ -81,13 +81,13 @@ def test_probes_are_of_the_lenders() -> None:
 
 
 def test_qk_clip_acts_on_the_lenders() -> None:
-    from train.optimizers.qk_clip import shrink
+    from train.optimizers.qk_clip import clip_heads
 
     model = gpt(*DEEP, "share_attention=2", keep_maxima=True)
     _, stats = model(tokens())
     assert sorted(stats) == ["attention/block0/step_max", "attention/block2/step_max"]
     with torch.no_grad():
-        assert shrink(model, stats, 1e-3) == 4
+        assert clip_heads(model, stats, 1e-3) == 4
     assert model(tokens())[1]["attention/block0/step_max"].max().item() == pytest.approx(1e-3, rel=1e-4)
 
 

@@ -147,7 +147,7 @@ class TestErrors:
             ),
             (
                 ["loss=noisy_softmax", "loss.soft_cap=30"],
-                "loss: soft_cap=30 bends the product W_y.x that loss=noisy_softmax takes its noise from: "
+                "loss: soft_cap=30 clashes with loss=noisy_softmax, whose noise assumes logits W_y.x without a cap: "
                 "use soft_cap=null or another loss",
             ),
             (

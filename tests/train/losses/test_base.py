@@ -1,4 +1,4 @@
-"""What all losses share: terms that go with any, what is reported, randomness, huge and broken logits."""
+"""What all losses share: auxiliary terms, reported statistics, randomness, and extreme or non-finite logits."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from train.losses import LOSS, Output
 NAMES = sorted(LOSS.choices)
 # noisy_softmax refuses a soft-cap.
 CAPPED = [n for n in NAMES if n != "noisy_softmax"]
-# The others jump: sparsemax in its second derivative, ESLM in what it keeps.
+# The others are not smooth: sparsemax jumps in its second derivative, ESLM in the set of tokens that it keeps.
 SMOOTH = ["cross_entropy", "label_smoothing", "maxsup", "noisy_softmax", "spherical", "stablemax", "entmax", "tempnet"]
 C = 1e-4
 
@@ -27,7 +27,7 @@ def reference(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
 
 
 class TestDefault:
-    """Cross-entropy with z-loss 1e-4 and nothing else."""
+    """The default is cross-entropy with z-loss 1e-4 and no other term."""
 
     def test_is_cross_entropy_plus_z_loss(self) -> None:
         made = LOSS.choices["cross_entropy"]()
@@ -107,7 +107,7 @@ class TestReported:
 
 
 class TestTerms:
-    """Each is added to every loss, with the gradient of its equation."""
+    """Each term adds its equation to every loss, and the equation's gradient."""
 
     TERMS: ClassVar[dict[str, Callable[[Output], torch.Tensor]]] = {
         "z_loss": lambda out: out.logits_NV.logsumexp(-1).square().mean(),
@@ -142,7 +142,7 @@ class TestTerms:
 
     @pytest.mark.parametrize("z_loss", [0.0, C])
     def test_z_loss_breaks_the_shift_invariance(self, z_loss: float) -> None:
-        """Cross-entropy and its gradient's sum over the vocabulary don't feel a common shift; z-loss does."""
+        """A shift common to all logits leaves cross-entropy unchanged, so only z-loss has a gradient along it."""
         out, y = of_logits(3 * randn(N, V, dtype=torch.float64)), targets()
         along_N = gradient("cross_entropy", out, y, z_loss=z_loss).sum(-1)
         torch.testing.assert_close(along_N, 2 * z_loss * out.logits_NV.detach().logsumexp(-1), atol=1e-12, rtol=1e-9)
@@ -156,18 +156,18 @@ class TestTerms:
 
 
 def output_again(out: Output) -> Output:
-    """The same with a graph of its own."""
+    """Returns the same output with a new autograd graph."""
     return dataclasses.replace(out, logits_NV=out.hidden_ND @ out.head_VD.T)
 
 
 class TestNumerics:
     @pytest.mark.parametrize("name", SMOOTH)
     def test_gradient_is_that_of_central_differences(self, name: str) -> None:
-        """By hand, as torch's gradcheck goes backward through one graph more than once."""
+        """Not by torch's gradcheck, which runs backward through the same graph more than once."""
         out, y = of_logits(3 * randn(N, V, dtype=torch.float64)), targets()
         made = objective(name, z_loss=0.1, max_z=0.1, logit_penalty=0.1).double()
         (found,) = torch.autograd.grad(made(out, y, False)[0], out.logits_NV)
-        if name == "tempnet":  # its temperature is blind to the gradient of the logits
+        if name == "tempnet":  # no gradient flows through its temperature into the logits
             made = frozen_temperature(made, out)
         for v in range(V):
             step = torch.zeros(V, dtype=torch.float64)
@@ -191,9 +191,9 @@ class TestNumerics:
 
     @pytest.mark.parametrize("name", [n for n in NAMES if n != "stablemax"])
     def test_fp32_agrees_with_fp64_under_a_shift(self, name: str) -> None:
-        """All but StableMax are functions of differences of logits: a shift of 4096, exact in fp32, changes nothing."""
+        """All losses but StableMax depend only on differences of logits: a shift of 4096, exact in fp32, is a no-op."""
         logits = (3 * randn(N, V)).mul(1024).round().div(1024)
-        # Noisy softmax takes its noise from the hidden states: there is none without them.
+        # The noise of noisy softmax depends on the hidden states, here the shifted logits. Zeros turn it off.
         more = {"hidden_ND": torch.zeros(N, V)} if name == "noisy_softmax" else {}
         expected = objective(name).double()(of_logits(logits.double(), **more), targets(), False)[0].item()
         found = objective(name)(of_logits(logits + 4096, **more), targets(), False)[0].item()
@@ -204,7 +204,7 @@ class TestNumerics:
     @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_non_finite_logits_give_a_non_finite_loss(self, name: str, bad: float) -> None:
-        """Divergence must be seen, neither hidden nor a crash."""
+        """Divergence must show in the loss; it must neither be masked nor raise an error."""
         logits = 3 * randn(N, V)
         logits[2, 3] = bad
         loss, stats = objective(name)(of_logits(logits), targets(), True)

@@ -29,7 +29,7 @@ def loss_and_gradient(loss: torch.Tensor, logits: torch.Tensor) -> tuple[torch.T
 
 
 class TestVector:
-    """z = (2, 1, -1), target 0: values in float64, by hand."""
+    """z = (2, 1, -1), target 0: values calculated by hand, in float64."""
 
     def test_values(self) -> None:
         logits, target = torch.tensor([[2.0, 1, -1]], dtype=torch.float64), torch.tensor([0])
@@ -60,13 +60,15 @@ class TestAgainstTorch:
 
     @pytest.mark.parametrize("shift", [0.0, 1e4, -1e4])
     def test_a_small_loss_is_not_lost_under_large_logits(self, shift: float) -> None:
-        """Loss 4.5e-5 at logits near 1e4, where one ulp is 1e-3: log Z - logit would be 0. Output logits do drift this
-        far: they become very negative in Wortsman et al. 2023, Fig. 4."""
+        """Loss 4.5e-5 at logits near 1e4, where one ulp is 1e-3, so that log Z - logit would be 0.
+
+        Output logits do drift this far: they become very negative in Wortsman et al. 2023, Fig. 4.
+        """
         logits, target = torch.tensor([[10.0, 0.0]]) + shift, torch.tensor([0])
         assert cross_entropy_z(logits, target, 0.0)[1].item() == pytest.approx(math.log1p(math.exp(-10)), rel=2e-3)
 
     def test_a_target_whose_probability_underflows(self) -> None:
-        """p = exp(-1e4) is 0 in fp32; the loss is 1e4, its gradient -1 at the target, both finite."""
+        """p = exp(-1e4) is 0 in fp32, yet the loss is 1e4 and its gradient at the target -1."""
         logits, target = torch.tensor([[1e4, 0.0, -5.0]], requires_grad=True), torch.tensor([1])
         found, gradient = loss_and_gradient(cross_entropy_z(logits, target, 0.0)[0], logits)
         assert found.item() == 1e4
@@ -74,14 +76,14 @@ class TestAgainstTorch:
 
     @pytest.mark.parametrize("level", [-1e4, 0.0, 1e4])
     def test_equal_logits(self, level: float) -> None:
-        """Loss ln V, log Z = level + ln V: no term is a log of an underflown sum."""
+        """The loss is ln V and log Z is level + ln V; neither takes the log of an underflowed sum."""
         _, cross_entropy, log_z, _ = cross_entropy_z(torch.full((1, V), level), torch.tensor([3]), C)
         assert cross_entropy.item() == pytest.approx(math.log(V), rel=1e-6)
         assert log_z.item() == pytest.approx(level + math.log(V), rel=1e-6)
 
     @pytest.mark.parametrize("z_loss", [0.0, 0.3])
     def test_gradient_is_that_of_central_differences(self, z_loss: float) -> None:
-        """By hand, as torch's gradcheck goes backward through one graph more than once."""
+        """Not by torch's gradcheck, which runs backward through the same graph more than once."""
         logits, targets = inputs(dtype=torch.float64)
         _, gradient = loss_and_gradient(cross_entropy_z(logits, targets, z_loss)[0], logits)
         for v in range(V):
@@ -91,7 +93,7 @@ class TestAgainstTorch:
             torch.testing.assert_close((above - below) / 2e-5, gradient[:, v], atol=1e-8, rtol=1e-8)
 
     def test_a_second_backward_pass_is_an_error(self) -> None:
-        """The first one uses up the saved probabilities: no wrong gradient may come of it."""
+        """The first pass overwrites the saved probabilities, so a second must raise and not return a wrong gradient."""
         logits, targets = inputs()
         total = cross_entropy_z(logits, targets, C)[0].sum()
         total.backward(retain_graph=True)
@@ -113,16 +115,16 @@ class TestAgainstTorch:
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_non_finite_logits_give_a_non_finite_loss(self, bad: float) -> None:
-        """Divergence must be seen, not hidden."""
+        """Divergence must show in the loss."""
         logits, targets = inputs()
-        spoilt = logits.detach().clone()
-        spoilt[2, 3] = bad
-        found = cross_entropy_z(spoilt, targets, C)[0]
+        broken = logits.detach().clone()
+        broken[2, 3] = bad
+        found = cross_entropy_z(broken, targets, C)[0]
         assert found.isfinite().tolist() == [i != 2 for i in range(N)]
 
 
 class TestShift:
-    """Adding a constant to the logits leaves the cross-entropy: z-loss alone holds log Z at 0."""
+    """Adding a constant to all logits does not change the cross-entropy; only z-loss keeps log Z near 0."""
 
     def test_cross_entropy_stays_and_z_loss_changes(self) -> None:
         logits, targets = inputs(dtype=torch.float64)
@@ -133,7 +135,7 @@ class TestShift:
 
     @pytest.mark.parametrize("z_loss", [0.0, C])
     def test_gradient_along_the_shift(self, z_loss: float) -> None:
-        """sum_v dL/dz_v = 2 c log Z, zero without z-loss."""
+        """sum_v dL/dz_v = 2 c log Z, which is 0 without z-loss."""
         logits, targets = inputs(dtype=torch.float64)
         total, _, log_z, _ = cross_entropy_z(logits, targets, z_loss)
         _, gradient = loss_and_gradient(total, logits)

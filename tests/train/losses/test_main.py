@@ -13,7 +13,7 @@ from entmax import entmax15, entmax15_loss, entmax_bisect, sparsemax, sparsemax_
 from tests.conftest import randn
 from tests.train.losses.batch import N, V, gradient, objective, of_logits, output, targets, value
 from train.losses import cross_entropy_z
-from train.losses.eslm import kept
+from train.losses.eslm import risky
 from train.losses.noisy_softmax import margin
 from train.losses.sparse import entmax_loss
 from train.losses.spherical import zeta
@@ -53,7 +53,7 @@ class TestMaxSup:
         assert [v - 0.349012 for v in values] == pytest.approx([x * 4 / 3 for x in (0.1, 0.15, 0.2)], abs=1e-6)
 
     def test_where_the_largest_logit_is_wrong_descent_raises_the_true_one(self) -> None:
-        """d term / d z_y = -1/V, while label smoothing has 1 - 1/V."""
+        """d term / d z_y is -1/V, while that of label smoothing is 1 - 1/V."""
         out, y = of_logits([[1.0, 2.0, -1.0]]), torch.tensor([0])
         plain = gradient("cross_entropy", out, y)
         maxsup, smoothing = (gradient(n, out, y, **f) - plain for n, f in self.UNIT)
@@ -102,7 +102,7 @@ class TestStableMax:
         assert torch.autograd.grad(s(at).sum(), at)[0].tolist() == pytest.approx([1, 1, 1])
 
     def test_fp32_suffices(self) -> None:
-        """The authors' code takes it in fp64."""
+        """The authors' code needs fp64."""
         z, y = 1e4 * randn(N, V), targets()
         p_NV = s(z.double()) / s(z.double()).sum(-1, keepdim=True)
         expected = -p_NV[range(N), y].log().mean()
@@ -124,7 +124,7 @@ class TestSparse:
         ],
     )
     def test_value_and_gradient_by_the_equation(self, name: str, fields: dict[str, float], transform: Any) -> None:
-        """(p* - e_y).z + Omega(p*) with the library's p*; gradient p* - e_y."""
+        """The value is (p* - e_y).z + Omega(p*) with the library's p*; the gradient is p* - e_y."""
         out, y = of_logits(logits(1.0)), targets()
         z_NV, alpha = out.logits_NV.detach(), 2.0 if name == "sparsemax" else fields.get("alpha", 1.5)
         p_NV = transform(z_NV)
@@ -154,8 +154,8 @@ class TestSparse:
 
     @pytest.mark.parametrize(("alpha", "library"), [(2.0, sparsemax_loss), (1.5, entmax15_loss)])
     @pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 30.0])
-    def test_whatever_the_support_it_is_the_library_s(self, scale: float, alpha: float, library: Any) -> None:
-        """From all of 2,000 logits to one."""
+    def test_agrees_with_the_library_for_any_support(self, scale: float, alpha: float, library: Any) -> None:
+        """The scales give supports from all 2000 logits down to one."""
         y = targets(5, 2000)
         for dtype, error in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
             z_NV = (scale * randn(5, 2000, dtype=dtype)).requires_grad_()
@@ -171,7 +171,7 @@ def standardized_target(z_NV: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def tempered_by_torch(z_NV: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """With a temperature that depends on the logits, so that its gradient is in theirs."""
+    """Uses a temperature that depends on the logits, so that their gradient includes the temperature's."""
     tau_N = z_NV.sigmoid().mean(-1)
     return tau_N * (F.cross_entropy(z_NV / tau_N[:, None], y, reduction="none") + 2 - math.log(V))
 
@@ -194,7 +194,7 @@ class TestAnalyticGradient:
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
 
     def test_a_second_backward_pass_is_an_error(self, ours: Any, plain: Any) -> None:
-        """The first one uses up what was saved."""
+        """The first pass overwrites the saved tensors."""
         loss = ours(logits().requires_grad_(), targets()).sum()
         loss.backward(retain_graph=True)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -203,7 +203,7 @@ class TestAnalyticGradient:
 
 class TestNoisySoftmax:
     def test_vector(self) -> None:
-        """W_y = (3, 4), x = (1, 0): logit 3, margin 2; with alpha 0.1 and |xi| = 1 the logit becomes 2.8."""
+        """W_y = (3, 4) and x = (1, 0) give logit 3 and margin 2; alpha 0.1 and |xi| = 1 lower the logit to 2.8."""
         head_VD, x_ND = torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
         out = dataclasses.replace(of_logits(x_ND @ head_VD.T), hidden_ND=x_ND, head_VD=head_VD)
         loss_N, lowered_N = objective("noisy_softmax").tokens(out, torch.tensor([0]), torch.tensor([-1.0]))
@@ -232,7 +232,7 @@ class TestNoisySoftmax:
         assert margin(3 * rows_ND, rows_ND).min() >= 0
 
     def test_noise_is_standard_normal(self) -> None:
-        """|xi| has the mean sqrt(2 / pi)."""
+        """The mean of |xi| is sqrt(2 / pi)."""
         out, y = output(count=20000), targets(20000)
         stats = objective("noisy_softmax")(out, y, True)[1]
         per_unit = 0.1 * margin(out.hidden_ND, out.head_VD[y]).mean().item()
@@ -243,12 +243,12 @@ class TestESLM:
     LOSSES = torch.tensor([0.1, 2, 0.5, 3, 1], dtype=torch.float64)
 
     def of_losses(self) -> torch.Tensor:
-        """Two logits a token, the target the first, whose cross-entropies are LOSSES."""
+        """Returns two logits per token. With target 0, the cross-entropies are LOSSES."""
         return torch.stack([torch.zeros(5, dtype=torch.float64), self.LOSSES.expm1().log()], 1)
 
     @pytest.mark.parametrize(("alpha", "count", "mean"), [(0.2, 4, 1.625), (0.6, 2, 2.5), (0.0, 5, 1.32)])
     def test_vectors(self, alpha: float, count: int, mean: float) -> None:
-        assert kept(self.LOSSES, alpha).sum() == count
+        assert risky(self.LOSSES, alpha).sum() == count
         found, stats = objective("eslm", alpha=alpha)(
             of_logits(self.of_losses()), torch.zeros(5, dtype=torch.int64), True
         )
@@ -262,7 +262,7 @@ class TestESLM:
         plain = cross_entropy_z(out.logits_NV.detach(), y, 0.0)[1]
         p_NV = out.logits_NV.detach().softmax(-1)
         score_N = plain if score == "loss" else -(p_NV * p_NV.log()).sum(-1)
-        chosen_N = kept(score_N, 0.4)
+        chosen_N = risky(score_N, 0.4)
         g_NV = gradient("eslm", out, y, alpha=0.4, score=score) / N * chosen_N.sum()
         torch.testing.assert_close(g_NV, (p_NV - F.one_hot(y, V)) * chosen_N[:, None])
 
@@ -278,7 +278,7 @@ class TestESLM:
         assert losses[-1] == cross_entropy_z(logits(), targets(), 0.0)[1].max().item()
 
     def test_is_cvar(self) -> None:
-        """min_b b + mean (l - b)+ / (1 - alpha), for a share alpha that is a whole number of tokens."""
+        """CVaR is min_b b + mean (l - b)+ / (1 - alpha). Here the dropped share alpha is a whole number of tokens."""
         loss_N = cross_entropy_z(logits(), targets(), 0.0)[1]
         alpha = 3 / N
         cvar = min((b + (loss_N - b).clamp_min(0).mean() / (1 - alpha)).item() for b in loss_N)
@@ -316,7 +316,7 @@ class TestTempNet:
         assert made.temperature(out).tolist() == pytest.approx([bound] * N)
 
     def test_network(self) -> None:
-        """Without dropout, as its code writes it."""
+        """The network without dropout, against the formula of the authors' code."""
         made, out = objective("tempnet", dropout=0.0), output()
         net, z_NV = made.temperature, out.logits_NV.detach()
         x_NH = net.across(torch.sigmoid(net.up(z_NV / z_NV.norm(dim=1, keepdim=True))))
@@ -325,14 +325,14 @@ class TestTempNet:
         assert sum(p.numel() for p in made.parameters()) == (V + 1) * 256 + 257 * 256 + 257 + 1
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_the_first_layer_goes_through_the_model_s_width(self, dtype: torch.dtype) -> None:
-        """And through the vocabulary where a soft-cap makes the logits no product: the same to rounding."""
+    def test_the_first_layer_agrees_through_width_and_vocabulary(self, dtype: torch.dtype) -> None:
+        """Without a soft-cap the product goes through the model width, with one through the vocabulary."""
         out = output(dtype=dtype)
         direct, short = (objective("tempnet", soft_cap=c).to(dtype).temperature for c in (30.0, None))
         expected_NH = F.linear(out.logits_NV.detach(), direct.up.weight)
-        torch.testing.assert_close(short.raised(out), expected_NH)
-        assert torch.equal(direct.raised(out), expected_NH)
-        slopes = [torch.autograd.grad(net.raised(out).square().sum(), net.up.weight)[0] for net in (direct, short)]
+        torch.testing.assert_close(short.project(out), expected_NH)
+        assert torch.equal(direct.project(out), expected_NH)
+        slopes = [torch.autograd.grad(net.project(out).square().sum(), net.up.weight)[0] for net in (direct, short)]
         torch.testing.assert_close(slopes[1], slopes[0])
 
     def test_dropout_is_unbiased_and_of_half_the_units(self) -> None:
@@ -345,7 +345,7 @@ class TestTempNet:
         torch.testing.assert_close(seen[0][seen[0] > 0], (2 * whole)[seen[0] > 0])
 
     def test_the_network_gets_a_gradient_and_gives_the_logits_none(self) -> None:
-        """dL/dz is that at a fixed temperature: softmax(z / tau) - e_y."""
+        """dL/dz is softmax(z / tau) - e_y, as for a constant temperature."""
         out, y, made = of_logits(logits().float()), targets(), objective("tempnet")
         tau_N = made.temperature(out).detach()
         made(out, y, False)[0].backward()

@@ -1,4 +1,4 @@
-"""Whole tiny runs with each loss: they train, resume to the bit, and report plain cross-entropy."""
+"""Tiny runs with each loss: they train, resume bit for bit, and report plain cross-entropy."""
 
 import math
 from pathlib import Path
@@ -18,15 +18,15 @@ from train.run.trainer import train
 from train.runfolder.folder import RunFolder
 
 
-class Cut(pl.Callback):
-    """Ends a run as a crash does, after the update of a step and what is written at it."""
+class Crash(pl.Callback):
+    """Raises an error after the update of a step and what is written at that step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step + 1:
-            raise RuntimeError("cut")
+            raise RuntimeError("crash")
 
 
 def weights(run: RunFolder) -> dict[str, torch.Tensor]:
@@ -40,7 +40,7 @@ def test_two_steps(name: str, tmp_path: Path) -> None:
     assert run.state() == "finished"
     assert len(rows) == 2
     assert all(math.isfinite(row[key]) for row in rows for key in ("train/loss", "train/objective", "gradient/norm"))
-    # The same data and start for all: what is trained is no part of the first loss.
+    # All losses start from the same weights and data, and the first loss is measured before any update.
     assert rows[0]["train/loss"] == pytest.approx(start["validation/loss"], rel=0.05)
     assert run.summary()["validation/loss_final"] < 6
 
@@ -66,17 +66,17 @@ def test_validation_is_plain_cross_entropy_of_the_capped_logits(name: str, tmp_p
 
 
 @pytest.mark.parametrize("name", ["noisy_softmax", "tempnet", "maxsup"])
-def test_a_cut_run_ends_to_the_bit_like_an_uncut_one(name: str, tmp_path: Path) -> None:
+def test_a_crashed_run_ends_bit_for_bit_like_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
     overrides = [f"loss={name}", "accumulate=2", "checkpoint_seconds=0", "watch_every=2"]
-    uncut = trained(tmp_path / "uncut", *overrides)
+    uninterrupted = trained(tmp_path / "uninterrupted", *overrides)
     for step in (3, 6):
-        with pytest.raises(RuntimeError, match="cut"):
-            trained(tmp_path / "cut", *overrides, callbacks=[Cut(step)])
-    cut = trained(tmp_path / "cut", *overrides)
-    assert cut.status()["attempt"] == 3
-    assert cut.metrics_path.read_bytes() == uncut.metrics_path.read_bytes()
-    ours, theirs = weights(cut), weights(uncut)
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+        with pytest.raises(RuntimeError, match="crash"):
+            trained(tmp_path / "crashed", *overrides, callbacks=[Crash(step)])
+    resumed = trained(tmp_path / "crashed", *overrides)
+    assert resumed.status()["attempt"] == 3
+    assert resumed.metrics_path.read_bytes() == uninterrupted.metrics_path.read_bytes()
+    found, expected = weights(resumed), weights(uninterrupted)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 @pytest.mark.parametrize("name", ["noisy_softmax", "tempnet"])
@@ -89,8 +89,8 @@ def test_noise_differs_from_step_to_step_and_between_micro_batches(name: str) ->
 
 def test_tempnet_is_trained_probed_and_in_checkpoints(tmp_path: Path) -> None:
     config = tiny("loss=tempnet", "checkpoint_seconds=0")
-    with pytest.raises(RuntimeError, match="cut"):
-        train(config, parent=tmp_path, callbacks=[Cut(9)])
+    with pytest.raises(RuntimeError, match="crash"):
+        train(config, parent=tmp_path, callbacks=[Crash(9)])
     folder = RunFolder(tmp_path / config.run_name())
     saved, start = torch.load(folder.checkpoint, weights_only=True)["state_dict"], ProxyModule(config)
     names = [n for n, _ in start.objective.named_parameters()]
@@ -101,13 +101,13 @@ def test_tempnet_is_trained_probed_and_in_checkpoints(tmp_path: Path) -> None:
     for what in ("parameter", "gradient", "update"):
         assert f"{what}/loss/temperature.up/rms" in row
     assert 0.5 < row["output/temperature"] < 5
-    # The folder's weights are the model's alone: the network has no part in its predictions.
+    # weights.pt holds only the model: predictions don't use the network.
     train(config, parent=tmp_path)
     assert weights(folder).keys() == start.model.state_dict().keys()
 
 
 def test_progress_goes_from_zero_to_one() -> None:
-    """The penalty of MaxSup weighs 0.1 at the first step and 0.2 at the last."""
+    """MaxSup's lambda is 0.1 at the first step and 0.2 at the last."""
     proxy, plain = ProxyModule(tiny("loss=maxsup", "steps=12")), ProxyModule(tiny("loss=cross_entropy", "steps=12"))
     tokens = torch.randint(64, (8, 17), generator=torch.Generator().manual_seed(0))
     terms = [float((proxy.loss_of(tokens, False, s)[0] - plain.loss_of(tokens, False, s)[0]).detach()) for s in (0, 11)]

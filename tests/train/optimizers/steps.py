@@ -1,4 +1,4 @@
-"""Updates of single tensors, as the training loop makes them."""
+"""Applies optimizers to single tensors, as the training loop does."""
 
 from typing import Any
 
@@ -23,11 +23,11 @@ def trace(
     gradients: list[torch.Tensor],
     factors: list[float] | None = None,
     kind: Kind = "hidden",
-    rule: TensorScaling = PLAIN,
+    scaling: TensorScaling = PLAIN,
 ) -> list[torch.Tensor]:
-    """The parameter after each step, the LR set as the loop sets it: peak times factor times the group's scale."""
+    """Returns the parameter after each step. As in training, the LR is peak times schedule factor times lr_scale."""
     parameter = nn.Parameter(start.clone())
-    made = config.build([ParameterGroup([parameter], kind, rule)])
+    made = config.build([ParameterGroup([parameter], kind, scaling)])
     found = []
     for gradient, factor in zip(gradients, factors or [1.0] * len(gradients), strict=True):
         parameter.grad = gradient.clone()
@@ -39,7 +39,7 @@ def trace(
 
 
 def updated(*given: Any, **more: Any) -> torch.Tensor:
-    """The parameter after the last step."""
+    """Returns the parameter after the last step."""
     return trace(*given, **more)[-1]
 
 

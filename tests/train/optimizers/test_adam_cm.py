@@ -10,7 +10,7 @@ from tests.train.optimizers.steps import optimizer, scalars, trace
 
 
 def test_trace() -> None:
-    """chandar-lab/CMOptimizer's Adam_CM from 1, LR 0.1, topC 2, decay 0.7."""
+    """Values of chandar-lab/CMOptimizer's Adam_CM, starting at 1 with LR 0.1, topC 2 and decay 0.7."""
     config = optimizer("adam_cm", lr=0.1, topc=2, decay="none")
     found = trace(config, *scalars([1.0]), scalars([0.5, 0.3, -0.4, 0.1]))
     assert [float(x) for x in found] == pytest.approx([1, 0.2558632, -0.0185581, -0.2401135], abs=1e-6)
@@ -18,7 +18,7 @@ def test_trace() -> None:
 
 @pytest.mark.parametrize("synced", [True, False])
 def test_equations(synced: bool) -> None:
-    """Two tensors, a list for a buffer. The priority is the sum of their norms, or their own."""
+    """The algorithm on two tensors, with lists as buffers. A priority is the sum of their norms, or their own norm."""
     config = optimizer("adam_cm", topc=3, priority_decay=0.9, synced=synced, weight_decay=0.01)
     starts = [randn(4, dtype=torch.float64), randn(3, 2, dtype=torch.float64)]
     parameters = [nn.Parameter(s.clone()) for s in starts]

@@ -1,4 +1,4 @@
-"""AdamW against its equations, in float64; its update clipped, masked and made orthogonal."""
+"""AdamW against its equations, in float64; update clip, cautious mask and orthogonal gradients."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def adamw(**changes: Any) -> AdamW:
 
 
 def equations(config: AdamW, start: torch.Tensor, gradients: list[torch.Tensor], factors: list[float]) -> torch.Tensor:
-    """Wortsman et al. 2023, 3.2.2, with the decay's sign as it must be."""
+    """Returns the parameter after all steps, by Wortsman et al. 2023, 3.2.2, with the sign of the decay corrected."""
     theta, m, v = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
     rate = config.decay_rate()
     for t, (gradient, s) in enumerate(zip(gradients, factors, strict=True), start=1):
@@ -45,7 +45,7 @@ def equations(config: AdamW, start: torch.Tensor, gradients: list[torch.Tensor],
     ],
 )
 def test_vector(changes: dict[str, Any], expected: list[float]) -> None:
-    """From 1, lr 0.1, betas 0.9 and 0.95, gradients 0.5 and -0.2, at a constant LR."""
+    """Starts at 1; constant LR 0.1, betas 0.9 and 0.95, gradients 0.5 and -0.2."""
     config = adamw(lr=0.1, eps=1e-8, **changes)
     (start,) = scalars([1.0])
     found = [float(updated(config, start, scalars(GRADIENTS[:n]), [1.0] * n)) for n in (1, 2)]
@@ -82,43 +82,44 @@ def test_equations_under_a_schedule(changes: dict[str, Any]) -> None:
 
 
 class TestDecay:
-    """Without gradients the decay is all there is."""
+    """With zero gradients, weights change by decay only."""
 
     @staticmethod
-    def shrunk(factor: float = 1.0, **changes: Any) -> float:
+    def decayed(factor: float = 1.0, **changes: Any) -> float:
+        """Returns what is left of a weight of 1 after one step."""
         (start,) = scalars([1.0])
         return float(updated(adamw(**changes), start, scalars([0.0]), [factor]))
 
     @pytest.mark.parametrize("lr", [3e-4, 1e-2, 3e-1])
     def test_independent_does_not_follow_the_peak_lr(self, lr: float) -> None:
-        assert 1 - self.shrunk(lr=lr) == pytest.approx(1e-4, rel=1e-9)
+        assert 1 - self.decayed(lr=lr) == pytest.approx(1e-4, rel=1e-9)
 
     @pytest.mark.parametrize("lr", [3e-4, 1e-2, 3e-1])
     def test_coupled_does(self, lr: float) -> None:
-        assert 1 - self.shrunk(lr=lr, decay="coupled") == pytest.approx(0.1 * lr, rel=1e-9)
+        assert 1 - self.decayed(lr=lr, decay="coupled") == pytest.approx(0.1 * lr, rel=1e-9)
 
     @pytest.mark.parametrize("decay", ["independent", "coupled"])
     @pytest.mark.parametrize("factor", [0.0, 0.001, 0.5])
     def test_both_follow_the_schedule(self, decay: str, factor: float) -> None:
-        full, part = 1 - self.shrunk(decay=decay), 1 - self.shrunk(factor, decay=decay)
+        full, part = 1 - self.decayed(decay=decay), 1 - self.decayed(factor, decay=decay)
         assert part == pytest.approx(factor * full, rel=1e-9, abs=1e-16)
 
     def test_none_does_not_decay(self) -> None:
-        assert self.shrunk(decay="none") == 1.0
+        assert self.decayed(decay="none") == 1.0
 
     def test_the_paper_s_values_are_equal_at_a_peak_of_1e_3(self) -> None:
-        """1e-4 independent, 0.1 coupled: equal where 0.1 lr = 1e-4."""
+        """1e-4 independent and 0.1 coupled decay equally when 0.1 lr = 1e-4."""
         assert adamw().decay_rate() == 1e-4
         assert adamw(decay="coupled").decay_rate() == 0.1
         assert adamw(decay="none").decay_rate() == 0.0
-        assert self.shrunk(lr=1e-3) == pytest.approx(self.shrunk(lr=1e-3, decay="coupled"), rel=1e-12)
+        assert self.decayed(lr=1e-3) == pytest.approx(self.decayed(lr=1e-3, decay="coupled"), rel=1e-12)
 
     @pytest.mark.parametrize("decay", ["independent", "coupled"])
     def test_zero_is_not_the_default(self, decay: str) -> None:
-        assert self.shrunk(decay=decay, weight_decay=0.0) == 1.0
+        assert self.decayed(decay=decay, weight_decay=0.0) == 1.0
 
     def test_every_parameter_is_decayed(self) -> None:
-        """NanoDO excludes none: norms and embeddings too."""
+        """Norms and embeddings too, as in NanoDO."""
         model = nn.ModuleList([nn.Linear(3, 3, bias=False), nn.LayerNorm(3, bias=False), nn.Embedding(4, 3)])
         before = [p.detach().clone() for p in model.parameters()]
         optimizer = adamw(weight_decay=0.1).build([ParameterGroup(list(model.parameters()))])
@@ -131,7 +132,7 @@ class TestDecay:
 
 class TestEpsilon:
     def test_is_outside_the_root(self) -> None:
-        """The first Delta is g / (|g| + eps): half of its size where the gradient is eps."""
+        """The first update is g / (|g| + eps), which is 1/2 for g = eps."""
         (start,) = scalars([0.0])
         for gradient, eps, expected in ((1e-8, 1e-8, 0.5), (1.0, 1e-8, 1.0), (1e-8, 1e-15, 1.0), (1e-8, 1e-6, 0.0099)):
             config = adamw(lr=0.1, eps=eps, decay="none")
@@ -139,7 +140,7 @@ class TestEpsilon:
             assert found == pytest.approx(-0.1 * expected, rel=1e-3)
 
     def test_gradients_far_below_it_do_not_vanish_in_fp32(self) -> None:
-        """g^2 of 1e-15 is 1e-30, still a number in fp32; with eps 1e-15 such gradients move the weights."""
+        """A gradient of 1e-14 has g^2 = 1e-28, which fp32 can represent, so with eps 1e-15 it moves the weights."""
         config = adamw(lr=0.1, eps=1e-15, decay="none")
         found = updated(config, torch.zeros(1), [torch.tensor([1e-14])], [1.0])
         assert float(found) == pytest.approx(-0.1 / 1.1, rel=1e-3)
@@ -178,7 +179,7 @@ def test_defaults_are_the_paper_s() -> None:
 
 
 class TestUpdateClip:
-    """Shazeer & Stern 2018, section 6, on AdamW."""
+    """The update clip of Shazeer & Stern 2018, section 6, applied to AdamW."""
 
     GRADIENTS = [randn(4, 3, seed=i, dtype=torch.float64) for i in range(1, 9)]  # noqa: RUF012
     FACTORS = [0.3, 0.6, 1.0, 1.0, 0.8, 0.5, 0.2, 0.0]  # noqa: RUF012
@@ -191,7 +192,10 @@ class TestUpdateClip:
         torch.testing.assert_close(ours, kernel, atol=1e-13, rtol=1e-12)
 
     def test_a_spike(self) -> None:
-        """After small gradients a large one: u of RMS (1 - beta1) / sqrt(1 - beta2) is cut to d, its direction kept."""
+        """A large gradient after small ones gives u an RMS of (1 - beta1) / sqrt(1 - beta2).
+
+        The clip reduces it to d and keeps the direction.
+        """
         gradients = [0.01 * g for g in self.GRADIENTS] + [self.GRADIENTS[0]]
         start = torch.zeros(4, 3, dtype=torch.float64)
         free, cut = (trace(adamw(decay="none", update_clip=d), start, gradients) for d in (None, 0.2))
@@ -213,7 +217,7 @@ class TestUpdateClip:
 
 
 class TestCautious:
-    """Liang et al. 2024: u phi / mean(phi), phi where u and g agree."""
+    """Liang et al. 2024: u phi / mean(phi), phi = 1 where u and g have the same sign."""
 
     def test_by_the_equation(self) -> None:
         start = torch.zeros(4, dtype=torch.float64)
@@ -227,14 +231,14 @@ class TestCautious:
         step = (plain[1] - plain[0]) * torch.tensor([0.0, 4.0, 0.0, 0.0], dtype=torch.float64)
         torch.testing.assert_close(found[1] - found[0], step, atol=1e-12, rtol=1e-9)
 
-    def test_where_nothing_agrees_nothing_moves(self) -> None:
+    def test_without_agreement_nothing_moves(self) -> None:
         gradients = scalars([1.0, -0.1])
         found = trace(optimizer("cautious_adamw", decay="none"), gradients[0] * 0, gradients)
         assert torch.equal(found[0], found[1])
 
 
 class TestOrthoGrad:
-    """Prieto et al. 2025: the gradient without its part along the weights, at its own norm."""
+    """Prieto et al. 2025: the gradient without its component along the weights, rescaled to its norm."""
 
     def test_gradient(self) -> None:
         weight = nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -245,7 +249,7 @@ class TestOrthoGrad:
         assert float(weight.grad @ weight.detach()) == pytest.approx(0, abs=1e-6)
         assert float(weight.grad.norm()) == pytest.approx(10**0.5)
 
-    def test_update_is_adamw_s_on_it(self) -> None:
+    def test_update_is_adamw_on_the_orthogonal_gradient(self) -> None:
         start = randn(3, 4, dtype=torch.float64)
         gradients = [randn(3, 4, seed=i, dtype=torch.float64) for i in (1, 2, 3)]
         weights, orthogonal = [start, *trace(optimizer("orthograd"), start, gradients)], []
@@ -254,7 +258,7 @@ class TestOrthoGrad:
             orthogonal.append(left * g.norm() / left.norm())
         torch.testing.assert_close(weights[-1], updated(adamw(), start, orthogonal), atol=1e-12, rtol=1e-12)
 
-    def test_a_gradient_along_the_weights_is_none(self) -> None:
+    def test_a_gradient_along_the_weights_moves_nothing(self) -> None:
         start = randn(3, 4)
         assert torch.equal(updated(optimizer("orthograd", decay="none"), start, [3 * start]), start)
 

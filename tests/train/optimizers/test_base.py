@@ -1,4 +1,4 @@
-"""What every optimizer owes the training loop: decay modes, groups, epsilon, the metrics of its updates."""
+"""What every optimizer must do for the training loop: decay modes, groups, epsilon, metrics of updates."""
 
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ KINDS: list[Kind] = ["hidden", "head", "vector"]
 WITH_EPSILON = [n for n in NAMES if optimizer(n).epsilon(ParameterGroup([], "vector")) is not None]
 
 
-def taken(config: Any, kind: Kind, rule: TensorScaling, factor: float = 1.0) -> float:
-    """The share of its weights that a tensor without gradients loses in a step."""
+def decayed_share(config: Any, kind: Kind, scaling: TensorScaling, factor: float = 1.0) -> float:
+    """Returns the share of the weights that decay removes in a step with zero gradients."""
     start, zero = torch.ones(3, 3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64)
-    # SOAP's first step is none.
+    # SOAP's first step applies no update.
     steps = 2 if config.name == "soap" else 1
-    return 1 - float(updated(config, start, [zero] * steps, [factor] * steps, kind=kind, rule=rule)[0, 0])
+    return 1 - float(updated(config, start, [zero] * steps, [factor] * steps, kind=kind, scaling=scaling)[0, 0])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -32,17 +32,17 @@ class TestDecay:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("mode", ["independent", "coupled", "none"])
     def test_share(self, name: str, kind: Kind, mode: str) -> None:
-        """s_t lambda, or s_t eta lambda with the factor and the LR of the tensor's own group."""
-        rule, given = TensorScaling(lr=0.25, decay=2.0), {} if mode == "none" else {"weight_decay": 0.03}
+        """s_t lambda if independent, s_t eta lambda if coupled, with the decay factor and LR of the tensor's group."""
+        scaling, given = TensorScaling(lr=0.25, decay=2.0), {} if mode == "none" else {"weight_decay": 0.03}
         config = optimizer(name, lr=0.5, decay=mode, **given)
         expected = {"independent": 0.03, "coupled": 0.06 * 0.5 * 0.25, "none": 0.0}[mode]
-        assert config.decay_at_peak(ParameterGroup([], kind, rule)) == pytest.approx(expected, rel=1e-12)
+        assert config.decay_at_peak(ParameterGroup([], kind, scaling)) == pytest.approx(expected, rel=1e-12)
         for factor in (1.0, 0.3):
-            assert taken(config, kind, rule, factor) == pytest.approx(factor * expected, rel=1e-9, abs=1e-15)
+            assert decayed_share(config, kind, scaling, factor) == pytest.approx(factor * expected, rel=1e-9, abs=1e-15)
 
     @pytest.mark.parametrize("mode", ["independent", "coupled"])
     def test_off_where_a_reparametrization_takes_its_place(self, name: str, mode: str) -> None:
-        assert taken(optimizer(name, decay=mode, weight_decay=0.5), "hidden", TensorScaling(decays=False)) == 0
+        assert decayed_share(optimizer(name, decay=mode, weight_decay=0.5), "hidden", TensorScaling(decays=False)) == 0
 
     def test_defaults_are_the_paper_s(self, name: str) -> None:
         assert (optimizer(name).decay, optimizer(name).decay_rate()) == ("independent", 1e-4)
@@ -52,24 +52,24 @@ class TestDecay:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_lr_of_a_group(name: str, kind: Kind) -> None:
-    """A quarter by the rule is a quarter by the config."""
+    """An LR factor of 1/4 on the group equals a quarter of the config's LR."""
     start, gradients = randn(4, 6), [randn(4, 6, seed=i) for i in (1, 2, 3)]
     lr = optimizer(name).lr
-    by_rule = updated(optimizer(name, decay="none"), start, gradients, kind=kind, scaling=TensorScaling(lr=0.25))
-    assert torch.equal(by_rule, updated(optimizer(name, lr=0.25 * lr, decay="none"), start, gradients, kind=kind))
-    assert not torch.equal(by_rule, updated(optimizer(name, decay="none"), start, gradients, kind=kind))
+    by_group = updated(optimizer(name, decay="none"), start, gradients, kind=kind, scaling=TensorScaling(lr=0.25))
+    assert torch.equal(by_group, updated(optimizer(name, lr=0.25 * lr, decay="none"), start, gradients, kind=kind))
+    assert not torch.equal(by_group, updated(optimizer(name, decay="none"), start, gradients, kind=kind))
 
 
 @pytest.mark.parametrize("name", WITH_EPSILON)
 def test_the_epsilon_of_a_group(name: str) -> None:
     start, gradients = randn(4, 6), [1e-3 * randn(4, 6, seed=i) for i in (1, 2, 3)]
-    by_rule = updated(optimizer(name, eps=1e-3), start, gradients, kind="vector", scaling=TensorScaling(eps=4.0))
-    assert torch.equal(by_rule, updated(optimizer(name, eps=4e-3), start, gradients, kind="vector"))
-    assert not torch.equal(by_rule, updated(optimizer(name, eps=1e-3), start, gradients, kind="vector"))
+    by_group = updated(optimizer(name, eps=1e-3), start, gradients, kind="vector", scaling=TensorScaling(eps=4.0))
+    assert torch.equal(by_group, updated(optimizer(name, eps=4e-3), start, gradients, kind="vector"))
+    assert not torch.equal(by_group, updated(optimizer(name, eps=1e-3), start, gradients, kind="vector"))
 
 
 def test_which_have_an_epsilon() -> None:
-    """The probe of gradients against it says nothing for a sign or an orthogonalized momentum."""
+    """Signs and orthogonalized momenta have no epsilon, so there is no probe of gradient / epsilon for them."""
     assert set(NAMES) - set(WITH_EPSILON) == {"lion"}
     matrix = [torch.nn.Parameter(randn(2, 2))]
     assert optimizer("muon").epsilon(ParameterGroup(matrix, "hidden")) is None
@@ -107,11 +107,11 @@ def test_a_tensor_without_a_gradient_is_left_alone(name: str) -> None:
 
 
 def test_metrics_of_muon(tmp_path: Path) -> None:
-    """Updates are divided by each tensor's own LR; gradients over epsilon are of AdamW's tensors alone."""
+    """Updates are divided by each tensor's own LR; only AdamW's tensors have gradient_over_eps."""
     row = trained(tmp_path, "optimizer=muon", "optimizer.adam_lr=0.1", "steps=2").metrics()[1]
     # A LayerNorm gain has a gradient in every channel.
     assert row["update/final_norm/rms"] == pytest.approx(1, abs=0.1)
-    # 0.2 times about the mean singular value; decay is 1e-4 / lr.
+    # 0.2 times roughly the mean singular value. Decay adds only 1e-4 / lr.
     assert row["update/block0/mlp.up/rms"] == pytest.approx(0.2, rel=0.3)
     over = [name for name in row if name.endswith("/gradient_over_eps")]
     assert "adam/head/gradient_over_eps" in over
@@ -125,7 +125,7 @@ def test_metrics_of_lion(tmp_path: Path) -> None:
 
 
 def test_schedule_free_keeps_its_mean(tmp_path: Path) -> None:
-    """The final loss is that of weights.pt, and a validation more changes neither weights nor rows."""
+    """The final loss is that of weights.pt, and extra validations change neither weights nor training losses."""
     given = ["optimizer=schedule_free", "schedule=constant", "steps=20"]
     run, often = trained(tmp_path / "a", *given), trained(tmp_path / "b", *given, "eval_every=3")
     weights = [torch.load(r.path / "weights.pt", weights_only=True) for r in (run, often)]

@@ -1,4 +1,4 @@
-"""Optimizers of libraries against their equations and against numbers of other implementations."""
+"""Optimizers from libraries, against their equations and values of other implementations."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ class TestStableAdamW:
     SPIKE = [torch.full((2,), g, dtype=F64) for g in (0.01, 0.01, 0.01, 0.01, 0.01, 1.0)]  # noqa: RUF012
 
     def test_trace(self) -> None:
-        """optimi 0.3.3 and pytorch-optimizer 4.1.0 give these two numbers."""
+        """Values of optimi 0.3.3 and pytorch-optimizer 4.1.0."""
         config = optimizer("stable_adamw", lr=0.1, decay="none")
         found = trace(config, torch.tensor([1.0, 2.0], dtype=F64), self.SPIKE)
         assert float(found[4][0]) == pytest.approx(0.500050, abs=1e-6)
@@ -39,7 +39,7 @@ class TestStableAdamW:
         torch.testing.assert_close(updated(config, start, gradients, factors), theta, atol=1e-12, rtol=1e-12)
 
     def test_without_spikes_it_is_adamw(self) -> None:
-        """Shrinking gradients have RMS below 1: the LR is left alone."""
+        """Shrinking gradients give RMS_t < 1, which leaves the LR unchanged."""
         start, gradients = randn(5, dtype=F64), [0.5**i * randn(5, dtype=F64) for i in range(6)]
         fields: dict[str, Any] = {"beta2": 0.99, "eps": 1e-6}
         found, adamw = (updated(optimizer(n, **fields), start, gradients) for n in ("stable_adamw", "adamw"))
@@ -48,7 +48,7 @@ class TestStableAdamW:
 
 class TestLion:
     def test_trace(self) -> None:
-        """From 1, LR 0.01, decay 0.1 times the LR, gradients 0.5 and -0.2."""
+        """Starts at 1; LR 0.01, coupled decay 0.1, gradients 0.5 and -0.2."""
         config = optimizer("lion", lr=0.01, decay="coupled", weight_decay=0.1)
         found = trace(config, *scalars([1.0]), scalars([0.5, -0.2]))
         assert [float(x) for x in found] == pytest.approx([0.989, 0.998011], abs=1e-9)
@@ -68,7 +68,7 @@ class TestAdafactor:
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
     def test_equations_of_a_vector(self) -> None:
-        """Not factored: v_t = b v + (1 - b) g^2, b = 1 - t^-0.8; u cut to RMS 1; LR times the RMS of the weights."""
+        """v is not factored: v_t = b v + (1 - b) g^2 with b = 1 - t^-0.8. u is clipped to RMS 1."""
         start, gradients = randn(6, dtype=F64), [10.0**i * randn(6, seed=i, dtype=F64) for i in (0, 1, 0)]
         config, theta, v = optimizer("adafactor", lr=0.3, weight_decay=0.1), start, torch.zeros(6, dtype=F64)
         rms = []
@@ -82,7 +82,7 @@ class TestAdafactor:
         torch.testing.assert_close(updated(config, start, gradients), theta, atol=1e-7, rtol=1e-7)
 
     def test_the_lr_is_a_bound(self) -> None:
-        """At step t torch takes min(lr, 1/sqrt(t)): above 0.5 nothing changes from step 4 on."""
+        """At step t torch uses min(lr, 1/sqrt(t)), so LRs above 0.5 are equivalent from step 4 on."""
         start, gradients = randn(6, dtype=F64), [randn(6, seed=i, dtype=F64) for i in range(1, 6)]
         one, other = (trace(optimizer("adafactor", lr=lr, decay="none"), start, gradients) for lr in (0.55, 0.6))
         small = trace(optimizer("adafactor", lr=0.1, decay="none"), start, gradients)
@@ -94,32 +94,32 @@ class TestAdafactor:
         with pytest.raises(ConfigError) as error:
             tiny("optimizer=adafactor", "parametrization=parameter_rms")
         assert str(error.value) == (
-            "optimizer=adafactor scales updates with the weights, as parametrization=parameter_rms does: "
+            "optimizer=adafactor scales updates by the RMS of the weights, and so does parametrization=parameter_rms: "
             "use parametrization=standard or optimizer=adamw"
         )
 
 
 class TestMuon:
     def orthogonalized(self, gradient: torch.Tensor, **changes: Any) -> torch.Tensor:
-        """What the first step subtracts at LR 1, without the LR's adjustment to the shape."""
+        """Returns the first update at LR 1, without the adjustment of the LR to the shape."""
         config = optimizer("muon", lr=1.0, decay="none", adjust_lr_fn="original", **changes)
         rows, columns = gradient.shape
         return -updated(config, torch.zeros_like(gradient), [gradient]) / max(1, rows / columns) ** 0.5
 
     def test_trace(self) -> None:
-        """torch.optim.Muon in bf16; the exact polar factor is [[-0.514, 0.857], [0.857, 0.514]]."""
+        """Values of torch.optim.Muon in bf16. The exact polar factor is [[-0.514, 0.857], [0.857, 0.514]]."""
         found = -self.orthogonalized(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         assert found.tolist() == [[0.68359375, -0.81640625], [-0.734375, -0.2470703125]]
 
     @pytest.mark.parametrize("shape", [(16, 64), (64, 16), (32, 32)])
     def test_singular_values_are_near_one(self, shape: tuple[int, int]) -> None:
-        """Whatever those of the gradient: here they span a factor of 50."""
+        """Those of the gradient span a factor of 50."""
         u, _, vt = torch.linalg.svd(randn(*shape), full_matrices=False)
         gradient = u @ torch.diag(torch.logspace(0, -1.7, min(shape))) @ vt
         values = torch.linalg.svdvals(self.orthogonalized(gradient))
         assert 0.65 < values.min() < values.max() < 1.25
 
-    def test_the_size_of_the_gradient_is_nothing(self) -> None:
+    def test_the_size_of_the_gradient_does_not_matter(self) -> None:
         one = self.orthogonalized(randn(8, 16))
         assert torch.equal(self.orthogonalized(2.0**20 * randn(8, 16)), one)
         torch.testing.assert_close(self.orthogonalized(1e-3 * randn(8, 16)), one, atol=0.03, rtol=0)
@@ -148,7 +148,7 @@ class TestMuon:
 
 class TestScheduleFree:
     def test_equations_under_warm_up(self) -> None:
-        """Defazio et al. 2024, algorithm 1, and x for evaluation; c_t from the squares of the largest LR so far."""
+        """Defazio et al. 2024, algorithm 1, with x for evaluation and c_t from the squares of the largest LR so far."""
         config = optimizer("schedule_free", lr=0.05, weight_decay=0.01)
         start, gradients = randn(5, dtype=F64), [randn(5, seed=i, dtype=F64) for i in range(1, 7)]
         factors, beta, weights = [1 / 3, 2 / 3, 1.0, 1.0, 1.0, 1.0], 0.9, 0.0
@@ -180,7 +180,7 @@ class TestScheduleFree:
         with pytest.raises(ConfigError) as error:
             tiny("optimizer=schedule_free", f"schedule={schedule}")
         assert str(error.value) == (
-            f"optimizer=schedule_free averages in place of a schedule, which clashes with schedule={schedule}: "
+            f"optimizer=schedule_free replaces the schedule by averaging and clashes with schedule={schedule}: "
             "use schedule=constant"
         )
 
@@ -194,8 +194,8 @@ class TestScheduleFree:
             ),
             (
                 ["reparametrization=tvr"],
-                "optimizer=schedule_free trains at other weights than it averages, which reparametrization=tvr "
-                "measures or sets: use reparametrization=none or optimizer=adamw",
+                "optimizer=schedule_free averages other weights than those that reparametrization=tvr measures or "
+                "sets: use reparametrization=none or optimizer=adamw",
             ),
             (
                 ["parametrization=parameter_rms"],
@@ -204,7 +204,7 @@ class TestScheduleFree:
             ),
         ],
     )
-    def test_what_moves_weights_besides_is_refused(self, overrides: list[str], text: str) -> None:
+    def test_other_changes_of_the_weights_are_refused(self, overrides: list[str], text: str) -> None:
         with pytest.raises(ConfigError) as error:
             tiny("optimizer=schedule_free", "schedule=constant", *overrides)
         assert str(error.value) == text
@@ -215,7 +215,7 @@ class TestSOAP:
     def equations(
         start: torch.Tensor, gradients: list[torch.Tensor], lr: float, decay: float, every: int
     ) -> torch.Tensor:
-        """Vyas et al. 2024, algorithm 3, written with matrices."""
+        """Returns the parameter after all steps, by Vyas et al. 2024, algorithm 3, in terms of matrices."""
         theta, b = start, 0.95
         left = right = q = p = m = v = torch.zeros(0)
         for t, g in enumerate(gradients):
@@ -235,7 +235,7 @@ class TestSOAP:
 
     @pytest.mark.parametrize(("every", "tolerance"), [(100, 1e-7), (2, 1e-4)])  # the library's QR is in fp32
     def test_equations(self, every: int, tolerance: float) -> None:
-        # Square: a null space has no basis of its own.
+        # Square, because a null space has no unique basis.
         start, gradients = randn(5, 5, dtype=F64), [randn(5, 5, seed=i, dtype=F64) for i in range(1, 8)]
         config = optimizer("soap", precondition_frequency=every, weight_decay=0.01, eps=1e-15)
         expected = self.equations(start, gradients, config.lr, 0.01, every)
@@ -247,7 +247,7 @@ class TestSOAP:
 
     @pytest.mark.parametrize(("kind", "sides"), [("head", [0, 6]), ("embedding", [0, 6]), ("hidden", [9, 6])])
     def test_preconditioned_sides(self, kind: Any, sides: list[int]) -> None:
-        """Of a vocabulary of 9 and a width of 6, the width alone."""
+        """Embedding and head (vocabulary 9, width 6) are preconditioned along the width only."""
         weight = torch.nn.Parameter(randn(9, 6))
         made = optimizer("soap").build([ParameterGroup([weight], kind)])
         weight.grad = randn(9, 6, seed=1)

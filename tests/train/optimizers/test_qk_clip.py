@@ -1,4 +1,4 @@
-"""QK-clip: the largest attention logit of each head, and what is done about it."""
+"""QK-clip: recording the largest attention logit of each head, and clipping heads above the threshold."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ KEY = "attention/block0/step_max"
 
 
 def proxy_of(*overrides: str) -> ProxyModule:
-    """Of one block with weights four times as large as at the start, so that logits are above one."""
+    """Builds a one-block model whose query and key weights are four times the initial ones: logits exceed 1."""
     proxy = ProxyModule(tiny("qk_norm=none", "optimizer.qk_clip=1", "position=learned", *overrides))
     with torch.no_grad():
         for block in proxy.model.blocks:
@@ -57,9 +57,9 @@ class TestLargestLogit:
             assert maxima(proxy, tokens()) == {}
 
 
-class TestShrink:
+class TestClipHeads:
     def test_the_same_batch_then_has_tau(self) -> None:
-        """Heads above tau end at it; the others keep their bits."""
+        """Heads above tau end up at tau; the others stay bit for bit the same."""
         proxy = proxy_of()
         before = maxima(proxy, tokens())
         low, high = before[KEY].sort().values.tolist()
@@ -68,7 +68,7 @@ class TestShrink:
         attention: Any = proxy.model.blocks[0]
         weights = {n: p.detach().clone() for n, p in proxy.model.named_parameters()}
         with torch.no_grad():
-            assert qk_clip.shrink(proxy.model, before, tau) == 1
+            assert qk_clip.clip_heads(proxy.model, before, tau) == 1
         assert before == {}
         after = maxima(proxy, tokens())[KEY]
         assert float(after[which]) == pytest.approx(tau, rel=1e-6)
@@ -84,18 +84,18 @@ class TestShrink:
 
     @pytest.mark.parametrize("position", ["rope", "alibi", "none"])
     def test_positions_do_not_matter(self, position: str) -> None:
-        """RoPE turns queries and keys, ALiBi's bias is not counted."""
+        """RoPE only rotates queries and keys, and ALiBi's bias is not part of the recorded logits."""
         proxy = proxy_of(f"position={position}")
         with torch.no_grad():
-            qk_clip.shrink(proxy.model, maxima(proxy, tokens()), 0.01)
+            qk_clip.clip_heads(proxy.model, maxima(proxy, tokens()), 0.01)
         torch.testing.assert_close(maxima(proxy, tokens())[KEY], torch.full((2,), 0.01), rtol=1e-5, atol=0)
 
     def test_vector(self) -> None:
-        """S = 3.535534 and tau = 2: gamma = 0.565685, half of it in logarithms on each side."""
+        """S = 3.535534 and tau = 2 give gamma = 0.565685; query and key are each scaled by its square root."""
         proxy = proxy_of()
         start = proxy.model.blocks[0].attention.query.weight.detach().clone()  # type: ignore[union-attr, operator]
         with torch.no_grad():
-            qk_clip.shrink(proxy.model, {KEY: torch.tensor([3.535534, 400.0])}, 2.0)
+            qk_clip.clip_heads(proxy.model, {KEY: torch.tensor([3.535534, 400.0])}, 2.0)
         ratio = (proxy.model.blocks[0].attention.query.weight / start).detach()  # type: ignore[union-attr, operator]
         torch.testing.assert_close(ratio[:8], torch.full((8, 16), 0.565685**0.5))
         torch.testing.assert_close(ratio[8:], torch.full((8, 16), 0.005**0.5))
@@ -105,7 +105,7 @@ class TestShrink:
         proxy = proxy_of()
         before = {n: p.detach().clone() for n, p in proxy.model.named_parameters()}
         with torch.no_grad():
-            assert qk_clip.shrink(proxy.model, {KEY: torch.tensor([s, s])}, 1.0) == 0
+            assert qk_clip.clip_heads(proxy.model, {KEY: torch.tensor([s, s])}, 1.0) == 0
         assert all(torch.equal(p.detach(), before[n]) for n, p in proxy.model.named_parameters())
 
 
@@ -143,7 +143,7 @@ def test_watching_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_logits_stay_near_tau(tmp_path: Path) -> None:
-    """Each step's maximum can pass it by what one update adds."""
+    """A step's maximum can exceed tau only by what a single update adds."""
     free, clipped = (trained(tmp_path / n, *RUN, "steps=60", f"optimizer.qk_clip={n}") for n in ("null", "0.5"))
     assert free.summary()["logit_max_final"] > 10
     assert 0.45 < clipped.summary()["logit_max_final"] < 0.55
@@ -151,7 +151,7 @@ def test_logits_stay_near_tau(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_share_a_maximum(tmp_path: Path) -> None:
-    """Halves of the batch on two ranks: the weights of one process, up to rounding."""
+    """Two ranks with half of the batch each reach the same weights as one process, up to rounding."""
     import subprocess
     import sys
 
@@ -181,7 +181,7 @@ def test_compiled(tmp_path: Path) -> None:
 
 
 def test_schedule_free_s_mean_is_scaled_too() -> None:
-    """x is linear in y and z: rows of both times a factor are rows of x times it."""
+    """x is linear in y and z, so scaling rows of y and z scales the rows of x by the same factor."""
     proxy = proxy_of("optimizer=schedule_free", "schedule=constant", "optimizer.qk_clip=0.01")
     made: Any = proxy.configure_optimizers()
     weight: Any = proxy.model.get_parameter("blocks.0.attention.key.weight")

@@ -22,7 +22,7 @@ def lrs(schedule: ScheduleConfig, steps: int, peak: float = PEAK) -> list[float]
 
 @pytest.mark.parametrize("peak", [3e-4, 1e-2, 3e-1])
 def test_the_paper_s_schedule(peak: float) -> None:
-    """1e5 steps, 5e3 of linear warm-up, cosine to 1e-5, absolute: Wortsman et al. 2023, section 2.1."""
+    """1e5 steps: 5e3 of linear warm-up, then a cosine to an LR of 1e-5. Wortsman et al. 2023, section 2.1."""
     steps, schedule = 100_000, cosine()
 
     def lr(step: int) -> float:
@@ -43,7 +43,7 @@ def test_the_paper_s_schedule(peak: float) -> None:
     ("steps", "warmup_steps"), [(s, w) for s in (1, 2, 3, 20, 400) for w in (0, 1, 7, 20) if w <= s]
 )
 def test_shape(steps: int, warmup_steps: int) -> None:
-    """Up by equal parts, then never up again; inside [0, peak]; the peak is reached."""
+    """Rises in equal steps to the peak, then never rises again; stays within [0, peak]."""
     found = lrs(cosine(warmup_steps=warmup_steps), steps)
     assert found[:warmup_steps] == pytest.approx([PEAK * (i + 1) / warmup_steps for i in range(warmup_steps)])
     decay = found[max(warmup_steps - 1, 0) :]
@@ -111,7 +111,7 @@ def test_every_schedule_stays_in_zero_to_one_and_is_a_function_of_the_step(name:
 @pytest.mark.parametrize("name", sorted(SCHEDULE.choices))
 @pytest.mark.parametrize("warmup_steps", [0, 1, 5])
 def test_warmup_is_shared(name: str, warmup_steps: int) -> None:
-    """Up by equal parts to the peak, which is reached at the last step of the warm-up or, without one, at once."""
+    """Rises in equal steps and reaches the peak at the last step of the warm-up, or at step 0 without a warm-up."""
     found = lrs(choice(SCHEDULE, name, warmup_steps=warmup_steps), 40)
     assert found[:warmup_steps] == pytest.approx([PEAK * (i + 1) / warmup_steps for i in range(warmup_steps)])
     assert found[max(0, warmup_steps - 1)] == PEAK
@@ -139,13 +139,13 @@ def test_constant() -> None:
 
 
 def test_linear() -> None:
-    """Ten steps of decay by equal parts, the first at the peak, the last at the minimum."""
+    """Ten steps of decay in equal parts, the first at the peak, the last at the minimum."""
     found = lrs(choice(SCHEDULE, "linear", warmup_steps=2, min_lr=1e-3), 12)[2:]
     assert found == pytest.approx([PEAK - (PEAK - 1e-3) * i / 9 for i in range(10)])
 
 
 def test_rsqrt() -> None:
-    """Vaswani et al. 2017, eq. 3: as min(step^-0.5, step warmup^-1.5), steps from 1; at its top the peak."""
+    """Vaswani et al. 2017, eq. 3: min(step^-0.5, step warmup^-1.5) for steps from 1, scaled to the peak."""
     warmup = 4
     found = lrs(choice(SCHEDULE, "rsqrt", warmup_steps=warmup), 20)
     expected = [PEAK * warmup**0.5 * min(step**-0.5, step * warmup**-1.5) for step in range(1, 21)]
@@ -155,7 +155,7 @@ def test_rsqrt() -> None:
 
 @pytest.mark.parametrize(("decay", "middle"), [("linear", 0.5), ("sqrt", 1 - math.sqrt(0.5))])
 def test_wsd(decay: str, middle: float) -> None:
-    """5 steps up, 75 at the peak, 20 down to the minimum."""
+    """5 steps of warm-up, 75 at the peak, 20 of decay to the minimum."""
     schedule = choice(SCHEDULE, "wsd", decay=decay, min_lr=0.0)
     found = lrs(schedule, 100)
     assert found[4:80] == [PEAK] * 76

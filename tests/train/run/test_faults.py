@@ -237,7 +237,7 @@ class TestDamage:
 
         config = tiny(f"cache={tmp_path / 'cache'}")
         alter(prepare(config.data, tmp_path / "cache", progress=False).folder / "train.bin")
-        with pytest.raises(ConfigError, match=r"train.bin is not what its manifest says \(sha256 differs\)"):
+        with pytest.raises(ConfigError, match=r"train.bin does not match its manifest \(sha256 differs\)"):
             train(config, parent=tmp_path / "out")
         assert not (tmp_path / "out").exists()
 

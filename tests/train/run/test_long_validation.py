@@ -111,7 +111,7 @@ def test_bad_lengths():
 
 
 def test_a_length_beyond_the_text_is_refused_and_nothing_written(tmp_path):
-    with pytest.raises(DataError, match=r"eval_lengths=17 needs sequences of 272 tokens and eval_batches=2 has 256"):
+    with pytest.raises(DataError, match=r"=17 needs sequences of 272 tokens, but eval_batches=2 has only 256 tokens"):
         trained(tmp_path, "eval_lengths=[17]")
     assert list(tmp_path.iterdir()) == []
 
