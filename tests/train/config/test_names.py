@@ -16,6 +16,7 @@ from train.config.compose import compose
 from train.config.messages import all_keys
 from train.config.names import LONGEST, SHORT, part, shortened, text
 from train.config.schema import Config, Runtime
+from train.docs import names
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,10 @@ def test_readable_part(overrides: str, name: str) -> None:
     assert config.run_name() == f"{name}-{config.digest()}"
 
 
+def test_the_table_of_short_forms_is_that_of_now() -> None:
+    assert {path: path.read_text() for path in names.files()} == names.files(), "python -m train.docs writes it"
+
+
 def test_every_size_has_its_own_name() -> None:
     for name in choices()["model"]:
         assert composer().config([f"model={name}"]).readable() == f"{name}-lr0.01-s0"
@@ -70,11 +75,11 @@ def options() -> st.SearchStrategy[str]:
     close = st.floats(1e-6, 1e-2).flatmap(
         lambda x: st.sampled_from([f"optimizer.eps={x!r}", f"optimizer.lr={x + 1e-4!r}", f"loss.z_loss={x!r}"])
     )
-    names = st.sampled_from(choices()["model"]).map(lambda name: f"model={name}")
+    sizes = st.sampled_from(choices()["model"]).map(lambda name: f"model={name}")
     own = st.text("ab-_.=+/é w3", min_size=1, max_size=5).map(lambda name: f"model.name='{name}'")
     shapes = st.sampled_from(["model.width=32", "model.width=512", "model.depth=2", "model.depth=6", "model.heads=1",
                               "model.heads=8", "model.heads=16", "loss.mu_loss=-0.0", "loss.mu_loss=0"])  # fmt: skip
-    return st.one_of(st.sampled_from([*numbers, *OTHER_CHOICES]), close, names, own, shapes)
+    return st.one_of(st.sampled_from([*numbers, *OTHER_CHOICES]), close, sizes, own, shapes)
 
 
 def config_of(overrides: list[str]) -> Config | None:
@@ -88,13 +93,13 @@ def config_of(overrides: list[str]) -> Config | None:
 @given(st.lists(st.lists(options(), max_size=4), min_size=8, max_size=8))
 def test_names_differ_where_hashes_do_and_only_there(sets: list[list[str]]) -> None:
     found = [config for config in map(config_of, sets) if config is not None]
-    names: dict[str, str] = {}
+    by_hash: dict[str, str] = {}
     for config in found:
         name = config.readable()
         assert re.fullmatch(r"[A-Za-z0-9_.=+-]+", name)
         assert len(name) <= LONGEST
-        assert names.setdefault(config.digest(), name) == name
-    whole = [name for name in names.values() if "-+" not in name]
+        assert by_hash.setdefault(config.digest(), name) == name
+    whole = [name for name in by_hash.values() if "-+" not in name]
     assert len(set(whole)) == len(whole)
 
 
