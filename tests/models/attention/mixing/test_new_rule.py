@@ -51,16 +51,16 @@ arms = plan(["experiment=caps"]).arms
 
 
 def files_of_example() -> dict[str, str]:
-    """The files of models/README.md's example by path: the rule, the YAML of its defaults, its tests."""
+    """The files of models/README.md's example by path: the rule and its tests."""
     section = (ROOT / "models/README.md").read_text().partition("\n## A rule in ten minutes\n")[2]
     return dict(re.findall(r"^`([\w/.]+)` .*?```\w+\n(.*?)^```", section, re.MULTILINE | re.DOTALL))
 
 
-def test_a_rule_of_three_files_is_picked_up_everywhere(tmp_path: Path) -> None:
+def test_a_rule_of_two_files_is_picked_up_everywhere(tmp_path: Path) -> None:
     assert RULE not in RULES
     copy, files = tmp_path / "copy", files_of_example()
     folders = [Path(name).parent.as_posix() for name in files]
-    assert folders == ["models/attention/mixing", "conf/attention", "tests/models/attention/mixing"]
+    assert folders == ["models/attention/mixing", "tests/models/attention/mixing"]
     for folder in ("conf", "data", "models", "slurm", "tests", "train"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("README.md", "pyproject.toml"):
