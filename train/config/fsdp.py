@@ -43,7 +43,3 @@ def _clashes(config: Config) -> Iterator[tuple[str, str]]:
             yield f"{axis}={choice.name}", f"{axis}={' or '.join(others[:NAMED])}"
     if config.optimizer.qk_clip is not None:
         yield f"optimizer.qk_clip={config.optimizer.qk_clip:g}", "optimizer.qk_clip=null"
-    if config.share_attention > 1:
-        yield f"share_attention={config.share_attention}", "share_attention=1"
-    if config.dual_stream is not None:
-        yield f"dual_stream={config.dual_stream}", "dual_stream=null"

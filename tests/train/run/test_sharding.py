@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import collect_grad_tensors
 
 from conf.axis import ConfigError, axes
 from models.attention.qk_source import QKSourceConfig
+from models.carry import Carry
 from models.reparametrization.base import ReparametrizationConfig
 from tests.conftest import complete
 from tests.train.helpers import TINY, assert_same_end, tiny, trained
@@ -137,7 +139,7 @@ OPTIONS = [
     ["embedding_norm=true"],
     ["value_residual=identity"],
     ["value_residual=learnable"],
-    ["share_attention=2"],
+    ["share_attention=2", "model.depth=4", "value_residual=learnable"],
     *([f"dual_stream={name}"] for name in ("independent", "kronecker", "dense")),
     ["optimizer.update_clip=0.1"],
     ["optimizer.qk_clip=1e-3", "qk_norm=none"],
@@ -185,8 +187,6 @@ REFUSED = [
     (["accelerator=mps"], "strategy=fsdp .* accelerator=mps has one"),
     (["compile=true"], "strategy=fsdp isn't tested with compile=true"),
     (["optimizer.qk_clip=100", "qk_norm=none"], "strategy=fsdp .* optimizer.qk_clip=100 needs whole"),
-    (["share_attention=2"], "strategy=fsdp .* share_attention=2 needs whole"),
-    (["dual_stream=dense"], "strategy=fsdp .* dual_stream=dense needs whole"),
     *(
         ([f"{axis}={name}", *(["schedule=constant"] if name == "schedule_free" else [])],
          f"strategy=fsdp .* {axis}={name} needs whole: use {axis}=")
@@ -202,6 +202,12 @@ def test_what_cannot_be_shared_out_is_refused(overrides, message):
     with pytest.raises(ConfigError, match=message) as fault:
         tiny(*FSDP, *overrides)
     assert "use " in str(fault.value)
+
+
+def test_blocks_get_the_carry_itself():
+    """FSDP2 hands a block copies of the containers in which it finds tensors; of the carry's it must find none."""
+    carry = Carry(first_BHTK=torch.ones(1, requires_grad=True))
+    assert collect_grad_tensors(((carry,), {})) == ()
 
 
 def test_a_new_choice_is_refused_before_it_says_that_it_shards():
