@@ -50,8 +50,8 @@ def train(
     after a checkpoint was, and passes on what else goes wrong after status.json says so.
     """
     folder = RunFolder((parent or Path(config.out)) / config.run_name())
-    # Of an earlier format, the run may have had another name. A sweep has looked already.
-    alike = [] if parent else (RunFolder(path) for path in folder.path.parent.glob(f"*-{config.digest()}"))
+    # In the earlier format the run may have had another name, which ended in the hash too.
+    alike = [] if folder.status() else map(RunFolder, folder.path.parent.glob(f"*-{config.digest()}"))
     for found in (folder, *alike):
         require_format([found], found.path)
     group = parent.name if parent else config.finding
