@@ -1,4 +1,4 @@
-"""`python -m train [overrides]` trains one proxy; with -m, one for each combination, through Hydra's multirun."""
+"""`python -m train [overrides]` trains one model; with -m, one per combination of values, through Hydra's multirun."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ def main() -> None:
         return
     from train.cli.terminal import exit_with
 
-    # Before and after training, where RunCallback doesn't listen, as Ctrl-C.
+    # Outside of training, where StopSignals is not active, SIGTERM acts like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     exit_with(lambda: multirun(arguments) if {"-m", "--multirun"} & set(arguments) else single(arguments))
 
 
 def single(overrides: list[str]) -> None:
+    """Trains one run, or prints what `show=` asks for."""
     from train.config.compose import compose
 
-    asked = [o for o in overrides if o.startswith("show=")]
-    config = compose([o for o in overrides if o not in asked])
-    if asked:
+    shows = [o for o in overrides if o.startswith("show=")]
+    config = compose([o for o in overrides if o not in shows])
+    if shows:
         from train.cli.show import show
 
-        show(asked[-1].partition("=")[2], config)
+        show(shows[-1].partition("=")[2], config)
     else:
-        run_and_show(config)
+        train_and_summarize(config)
 
 
-def run_and_show(config: Any) -> None:
+def train_and_summarize(config: Any) -> None:
+    """Trains one run with a progress line and prints its summary."""
     from train.cli.progress import Progress, print_summary
     from train.run.trainer import train
     from train.runfolder.folder import RunFolder
@@ -51,7 +53,7 @@ def run_and_show(config: Any) -> None:
 
 
 def multirun(arguments: list[str]) -> None:
-    """Hydra's own multirun, so that its launchers and sweepers work; every point is checked before the first run."""
+    """Checks every point of the grid, then runs Hydra's own multirun, so that its launchers and sweepers work."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -65,12 +67,12 @@ def multirun(arguments: list[str]) -> None:
     refuse_hydra_of_files(overrides)
     for arm, point in expand(overrides):
         if arm is not None:
-            raise ConfigError(f"Hydra's multirun knows no arms such as {arm!r}: use python -m train.sweep")
+            raise ConfigError(f"Hydra's multirun does not support arms such as {arm!r}: use python -m train.sweep")
         compose(point)
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(node: Any) -> None:
-        run_and_show(from_node(node))
+        train_and_summarize(from_node(node))
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

@@ -1,6 +1,6 @@
-"""`python -m train.sweep experiment=NAME [overrides]`: every point of a grid, one process a core or GPU.
+"""`python -m train.sweep experiment=NAME [overrides]` trains every point of a grid, one process per core or GPU.
 
-Finished runs are skipped and cut-off ones go on; a run that fails stops no other.
+Skips runs that have ended and resumes interrupted ones. A run that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from train.sweeps.plan import Sweep, plan
 
 
 def launch(sweep: Sweep) -> int:
-    """Trains the sweep here or submits it, as its launcher says; the exit code."""
+    """Trains the sweep here, or submits it if its launcher is Slurm, and returns the exit code.
+
+    Raises ConfigError for runs of an earlier format, runs with different launchers, or runs that are in Slurm's queue.
+    """
     launcher = sweep.configs[0].launcher
     require_format((RunFolder(path.parent) for path in sweep.folder.glob("*/status.json")), sweep.folder)
     if any(config.launcher != launcher for config in sweep.configs):
-        raise ConfigError("launcher: a sweep has one, its runs can't differ in it")
+        raise ConfigError("launcher: the runs of a sweep can't have different launchers: give one value")
     if not isinstance(launcher, Slurm):
         _refuse_while_in_slurm(sweep)
         return run(sweep)
@@ -35,7 +38,7 @@ def _refuse_while_in_slurm(sweep: Sweep) -> None:
 
     if waiting := in_queue(sweep.folder):
         raise ConfigError(
-            f"{sweep.folder}: {len(waiting)} of its runs are in Slurm's queue, as python -m slurm.status says: "
+            f"{sweep.folder}: {len(waiting)} of its runs are in Slurm's queue (see python -m slurm.status): "
             "wait, cancel them, or choose another out="
         )
 

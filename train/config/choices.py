@@ -13,11 +13,11 @@ import conf
 CONF = Path(conf.__file__).parent
 
 GLOBAL, HEADER = ("experiment", "ladder", "scale"), "# @package _global_"
-"""Groups whose files set keys of the whole config, and how such a file begins."""
+"""Groups whose files set keys of the whole config, and the first line of such a file."""
 
 
 def choices() -> dict[str, list[str]]:
-    """Returns the config groups and their choices, from the folders of conf/."""
+    """Returns the choices of each config group, from the files in conf/."""
     groups: dict[str, list[str]] = {}
     for path in sorted(CONF.glob("**/*.yaml")):
         group = path.parent.relative_to(CONF).as_posix()
@@ -28,40 +28,39 @@ def choices() -> dict[str, list[str]]:
 
 @cache
 def experiments() -> Sequence[str]:
-    """Returns the names of the experiment files, which are those of the findings that they test."""
+    """Returns the names of the experiment files. An experiment has the name of the finding that it tests."""
     return choices()["experiment"]
 
 
 @cache
 def default_choices() -> Mapping[str, str]:
-    """Returns the choice of each group that conf/config.yaml names."""
+    """Returns the default choice of each group, from conf/config.yaml."""
     entries = _read("config")["defaults"]
     return {k: v for entry in entries if isinstance(entry, dict) for k, v in entry.items()}
 
 
 @cache
 def default_fields() -> Mapping[str, Any]:
-    """Returns the plain fields of a run that no axis owns, as conf/config.yaml and the default scale set them."""
-    return {
-        k: v for k, v in (_read("config") | _read(f"scale/{default_choices()['scale']}")).items() if k != "defaults"
-    }
+    """Returns the defaults of the fields that no axis owns, from conf/config.yaml and the default scale."""
+    values = _read("config") | _read(f"scale/{default_choices()['scale']}")
+    return {k: v for k, v in values.items() if k != "defaults"}
 
 
 @cache
 def size(name: str) -> Mapping[str, Any] | None:
-    """Returns the fields of a size in conf/model/; None for a name that none of them has."""
+    """Returns the fields of a model size in conf/model/, or None if there is no size of that name."""
     plain = re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", name)
     return _read(f"model/{name}") if plain and (CONF / "model" / f"{name}.yaml").is_file() else None
 
 
 def shared_fields(axis: str) -> dict[str, Any]:
     """Returns the fields that conf/config.yaml sets for all choices of an axis."""
-    found = default_fields().get(axis, {})
-    return dict(found) if isinstance(found, dict) else {}
+    fields = default_fields().get(axis, {})
+    return dict(fields) if isinstance(fields, dict) else {}
 
 
 def _read(name: str) -> dict[str, Any]:
-    """The plain values of a file of conf/, as Hydra reads them: PyYAML alone takes 1e-4 for text."""
+    """Returns the values of a file in conf/, parsed by OmegaConf as in Hydra: PyYAML would read 1e-4 as a string."""
     from omegaconf import OmegaConf
 
     values = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))

@@ -1,4 +1,4 @@
-"""Composes a config: from overrides, from plain values, from the file in a run folder."""
+"""Builds checked configs from Hydra overrides, plain values, or the config.yaml of a run folder."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from train.config.schema import Config
 
 
 def compose(overrides: Sequence[str]) -> Config:
-    """Returns the checked config for Hydra overrides. Raises ConfigError, one line, for one that can't be used."""
+    """Returns the checked config for Hydra overrides. Raises ConfigError if one of them can't be used."""
     refuse_arms(overrides)
     return from_node(compose_node(overrides))
 
 
 def refuse_arms(overrides: Sequence[str]) -> None:
-    """Raises ConfigError for an override of `arms`: only an experiment has them, elsewhere they would do nothing."""
+    """Raises ConfigError for an override of `arms`, which would have no effect outside an experiment file."""
     for override in overrides:
         if override.lstrip("+~").partition("=")[0].partition(".")[0] == "arms":
-            raise ConfigError(f"{override}: arms are an experiment's own: write one with others in conf/experiment/")
+            raise ConfigError(f"{override}: only an experiment file can set arms: write one in conf/experiment/")
 
 
 def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:
-    """Returns what Hydra composes from conf/, unchecked. Raises ConfigError for what Hydra refuses."""
+    """Returns the unchecked config that Hydra composes from conf/. Raises ConfigError if Hydra fails."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -50,39 +50,42 @@ def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:
 
 
 def from_node(node: Any) -> Config:
-    """Returns the checked config of what Hydra composed; interpolations are resolved."""
+    """Resolves interpolations in what Hydra composed, and returns the checked config.
+
+    Raises ConfigError if a value is missing, can't be resolved or is invalid.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
         values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} has no value yet: give it as {error.full_key}=...") from None
+        raise ConfigError(f"{error.full_key} has no value yet: set it with {error.full_key}=...") from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}: give it a value of its own") from None
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}: set it to a plain value") from None
     assert isinstance(values, dict)
     return from_values({str(k): v for k, v in values.items()})
 
 
 def from_values(values: Mapping[str, Any]) -> Config:
-    """Returns the checked config of plain values as Hydra composes them."""
+    """Returns the checked config for plain values that Hydra composed. Raises ConfigError if one is invalid."""
     for group in GLOBAL:
         if group in values:
-            raise ConfigError(f"{group}: its file is empty or doesn't begin with the line {HEADER}")
+            raise ConfigError(f"{group}: the chosen file is empty or lacks its first line: begin it with {HEADER}")
     return checked(Config, {k: v for k, v in values.items() if k not in ("hydra", "arms")})
 
 
 def from_file(path: Path) -> Config:
-    """Returns the config of a run folder's config.yaml. Raises ConfigError for a damaged file."""
+    """Returns the config in a run folder's config.yaml. Raises ConfigError if the file is damaged."""
     try:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise yaml_fault(error, path) from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} is no config: a mapping of keys to values is needed")
+        raise ConfigError(f"{path} is not a config: it must map keys to values")
     return checked(Config, values)
 
 
 def to_yaml(config: Config) -> str:
-    """Returns the text of a run folder's config.yaml."""
+    """Returns the text of config.yaml in a run folder."""
     return yaml.safe_dump(config.values(), sort_keys=False)

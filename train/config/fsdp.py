@@ -1,7 +1,7 @@
-"""What `strategy=fsdp` trains: what tests/train/run/test_sharding.py has seen to end as replicated devices do.
+"""Refuses configs that `strategy=fsdp` can't train, or that tests/train/run/test_sharding.py doesn't cover.
 
-The forward and backward pass see whole tensors, so that nearly all choices go. Those that touch weights or gradients
-elsewhere find shards of them, and say so by `shards`.
+Forward and backward passes see full tensors, so nearly all choices work. A choice that needs full weights or gradients
+elsewhere declares `shards = False`.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     from train.config.schema import Config
 
 NAMED = 4
-"""Choices that an error offers at the most."""
+"""Most choices that an error message suggests."""
 
 
 def fits(config: Config) -> None:
-    """Raises ValueError, one line that names both settings and what would work."""
+    """Raises ValueError, naming both settings and what would work, if the config can't train with strategy=fsdp."""
     if config.strategy != "fsdp":
         return
     if (config.devices or 1) * config.nodes == 1:
         raise ValueError(
-            "strategy=fsdp shares a model out over devices, of which devices=1 nodes=1 has one: "
+            "strategy=fsdp shards a model over devices, but devices=1 nodes=1 is a single one: "
             "use devices=2 or more, or strategy=auto"
         )
     if config.accelerator == "mps":
-        raise ValueError("strategy=fsdp shares a model out over devices, of which accelerator=mps has one: use cuda")
+        raise ValueError("strategy=fsdp shards a model over devices, but accelerator=mps is a single one: use cuda")
     if config.compile:
-        raise ValueError("strategy=fsdp isn't tested with compile=true: use compile=false or strategy=ddp")
+        raise ValueError("strategy=fsdp is not tested with compile=true: use compile=false or strategy=ddp")
     for setting, instead in _clashes(config):
-        raise ValueError(f"strategy=fsdp has shards of what {setting} needs whole: use {instead}, or strategy=ddp")
+        raise ValueError(f"strategy=fsdp shards tensors that {setting} needs in full: use {instead}, or strategy=ddp")
 
 
 def _clashes(config: Config) -> Iterator[tuple[str, str]]:
-    """Settings, and what works in their place."""
+    """Yields each setting that needs full tensors, and a setting that works instead."""
     for axis, choice in chosen(config):
         if not choice.shards:
             others = [name for name, other in axes(type(config))[axis].choices.items() if other.shards]

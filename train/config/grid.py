@@ -1,4 +1,4 @@
-"""Expands overrides with several values, in Hydra's grammar, to the points of a grid, and composes their configs."""
+"""Expands overrides with several values, in Hydra's grammar, into the points of a grid, and composes their configs."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ from train.config.schema import Config
 def expand(overrides: Sequence[str]) -> list[tuple[str | None, list[str]]]:
     """Returns the arm and the overrides of every point, arm by arm; the first key varies slowest.
 
-    A key has several values as `k=a,b`, `k=[a,b]`, `k=choice(...)`, `k=range(...)` or `k=glob(...)`. The chosen
-    experiment and ladder add those of their hydra.sweeper.params; a ladder replaces the experiment's sizes. An
-    experiment's `arms` maps the name of each arm to overrides, or to a list of such mappings whose grids are joined, or
-    to null for an arm that is left out. For the same key an arm replaces the experiment's values, and an override given
-    here replaces both.
+    A key has several values if it is written as `k=a,b`, `k=[a,b]`, `k=choice(...)`, `k=range(...)` or `k=glob(...)`.
+    The chosen experiment and ladder add the keys of their hydra.sweeper.params; a ladder replaces the experiment's
+    sizes. An experiment's `arms` maps the name of an arm to a mapping of overrides, to a list of such mappings whose
+    grids are concatenated, or to null, which drops the arm. For the same key, an arm takes precedence over the
+    experiment's parameters, and `overrides` over both. Raises ConfigError for an override that can't be read.
     """
-    groups, arms = _of_groups(overrides)
-    parts: list[tuple[str | None, list[str]]] = [(name, _texts(p)) for name, found in arms.items() for p in found]
-    return [(name, point) for name, texts in parts or [(None, [])] for point in _product([*groups, *texts, *overrides])]
+    params, arms = _params_and_arms(overrides)
+    grids: list[tuple[str | None, list[str]]] = [(arm, _texts(values)) for arm, each in arms.items() for values in each]
+    return [(arm, point) for arm, own in grids or [(None, [])] for point in _product([*params, *own, *overrides])]
 
 
 def _texts(values: Mapping[str, Any]) -> list[str]:
+    """Returns values as overrides in Hydra's grammar."""
     plain = {None: "null", True: "true", False: "false"}
     return [f"{k}={plain[v] if v is None or isinstance(v, bool) else v}" for k, v in values.items()]
 
 
 def _product(overrides: Sequence[str]) -> list[list[str]]:
+    """Returns the overrides of every point; a later override of the same key replaces an earlier one."""
     fixed: list[str] = []
     axes: dict[str, list[str]] = {}
     for text in overrides:
@@ -45,20 +47,20 @@ def _product(overrides: Sequence[str]) -> list[list[str]]:
             axes.pop(key, None)
             fixed.append(text)
         else:
-            axes[key] = values  # in the place of an earlier one for the same key
+            axes[key] = values  # A replaced key keeps its position in the grid.
     return [[*fixed, *point] for point in itertools.product(*axes.values())]
 
 
 def compose_all(points: Sequence[Sequence[str]]) -> list[Config]:
-    """Returns the checked config of every point."""
+    """Returns the checked config of every point. Raises ConfigError for the first that can't be used."""
     composer = Composer()
     return [composer.config(point) for point in points]
 
 
 class Composer:
-    """Composes configs as train.config.compose does, but has Hydra compose once for each set of choices.
+    """Composes many configs, calling Hydra only once for each set of choices.
 
-    Hydra takes a fifth of a second; to set plain values on what it has composed takes a few milliseconds.
+    Hydra takes 0.2 s to compose a config. Setting plain values on a composed one takes a few milliseconds.
     """
 
     def __init__(self) -> None:
@@ -67,24 +69,24 @@ class Composer:
         self.nodes: dict[tuple[tuple[str, ...], ...], DictConfig] = {}
 
     def config(self, point: Sequence[str]) -> Config:
-        """Returns the checked config for Hydra overrides; ConfigError, one line, when any of them can't be used."""
+        """Returns the same config as `train.config.compose.compose`, and raises the same ConfigError."""
         refuse_arms(point)
         for_hydra = self._for_hydra(point)
         values = [o for o in point if o not in for_hydra]
-        # Points with the same keys share a node: each sets all of them again.
+        # Points with the same keys can share a node, because each sets all of these keys again.
         node = self._node(for_hydra, tuple(_key(o) for o in values))
         for text in values:
             _set(node, text)
         return from_node(node)
 
     def _for_hydra(self, point: Sequence[str]) -> tuple[str, ...]:
-        """Returns the overrides that Hydra has to apply: choices, +key, ~key, and mappings, which it merges."""
-        found = [o for o in point if _key(o) in self.groups or not o[0].isalpha() or isinstance(parsed(o)[1], dict)]
-        special = [o.lstrip("+~").partition("=")[0] for o in found if _key(o) not in self.groups]
+        """Returns the overrides that Hydra must apply: choices, +key, ~key, and mappings, which it merges."""
+        needed = [o for o in point if _key(o) in self.groups or not o[0].isalpha() or isinstance(parsed(o)[1], dict)]
+        special = [o.lstrip("+~").partition("=")[0] for o in needed if _key(o) not in self.groups]
         if any(f"{key}.".startswith(f"{_key(o)}.") or f"{_key(o)}.".startswith(f"{key}.")
-               for key in special for o in point if o not in found):  # fmt: skip
-            return tuple(point)  # both set the same key, or one below it: their order counts
-        return tuple(found)
+               for key in special for o in point if o not in needed):  # fmt: skip
+            return tuple(point)  # A plain value sets the same key, or one above or below it, so their order matters.
+        return tuple(needed)
 
     def _node(self, for_hydra: tuple[str, ...], keys: tuple[str, ...]) -> DictConfig:
         if for_hydra not in self.composed:
@@ -95,7 +97,7 @@ class Composer:
 
 
 def _set(node: DictConfig, text: str) -> None:
-    """Sets a plain value; a key that isn't there is refused as Hydra refuses it."""
+    """Sets a plain value. Raises ConfigError for an unknown key, with the same text as for Hydra's own error."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -112,7 +114,7 @@ def _key(override: str) -> str:
 
 @cache
 def parsed(text: str) -> tuple[str, Any]:
-    """Returns key and value of an override in Hydra's grammar."""
+    """Returns the key and the value of an override in Hydra's grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     override = OverridesParser.create().parse_override(text)
@@ -120,7 +122,10 @@ def parsed(text: str) -> tuple[str, Any]:
 
 
 def key_and_values(text: str) -> tuple[str, list[str] | None]:
-    """Returns the key of an override and, where it has several values, an override for each."""
+    """Returns the key of an override and one override per value, or None if it has a single value.
+
+    Raises ConfigError if it can't be read, or if its glob matches no choice.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Glob, Override
     from hydra.errors import HydraException
@@ -143,31 +148,31 @@ def key_and_values(text: str) -> tuple[str, list[str] | None]:
     return key, None
 
 
-def _of_groups(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[dict[str, Any]]]]:
-    """Returns the grid of the chosen experiment and ladder, and the experiment's arms."""
+def _params_and_arms(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[dict[str, Any]]]]:
+    """Returns the sweep parameters of the chosen experiment and ladder as overrides, and the experiment's arms."""
     from omegaconf import OmegaConf
 
     plain = [o for o in overrides if o.lstrip("+").partition("=")[0] in ("experiment", "ladder")]
     if not plain:
         return [], {}
     node = compose_node(plain, with_hydra=True)
-    found = {"params": node.hydra.sweeper.get("params"), "arms": node.get("arms")}
-    given: Any = OmegaConf.to_container(OmegaConf.create(found))
+    given: Any = {"params": node.hydra.sweeper.get("params"), "arms": node.get("arms")}
+    given = OmegaConf.to_container(OmegaConf.create(given))
     params, arms = given["params"] or {}, given["arms"] or {}
     if not isinstance(arms, dict):
         raise ConfigError(f"arms={arms}: give a mapping of names to overrides")
     listed = {str(name): [p] if isinstance(p, dict) else p for name, p in arms.items() if p is not None}
     for name, parts in listed.items():
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-            raise ConfigError(f"arms.{name}={parts}: give a mapping of keys to values, or a list of such")
+            raise ConfigError(f"arms.{name}={parts}: give a mapping of keys to values, or a list of mappings")
     return _texts({str(k): v for k, v in params.items()}), listed
 
 
 def refuse_hydra_of_files(overrides: Sequence[str]) -> None:
-    """Raises ConfigError where a config file sets more of Hydra than the grid.
+    """Raises ConfigError if a config file changes Hydra's own config beyond hydra.sweeper.params.
 
-    Hydra's multirun builds what its own config names as _target_, callbacks and log handlers too. The command line may
-    set any of it.
+    Hydra's multirun instantiates every `_target_` in that config, so a file could run any code. Only the command line
+    may set it.
     """
     from omegaconf import OmegaConf
 
@@ -175,14 +180,10 @@ def refuse_hydra_of_files(overrides: Sequence[str]) -> None:
     chosen = {tuple(o for o in point if o.lstrip("+").partition("=")[0] in groups) for _, point in expand(overrides)}
     plain: Any
     plain, *others = (OmegaConf.to_container(compose_node(files, with_hydra=True).hydra) for files in ((), *chosen))
-    for found in others:
-        _compare_hydra(found, plain)
-
-
-def _compare_hydra(ours: Any, hydras: Any) -> None:
-    for key in sorted(ours.keys() | hydras.keys()):
-        one, other = ours.get(key), hydras.get(key)
-        if key == "sweeper":
-            one, other = ({k: v for k, v in values.items() if k != "params"} for values in (one, other))
-        if one != other and key not in ("overrides", "job", "runtime"):
-            raise ConfigError(f"hydra.{key}: a config file can set hydra.sweeper.params and nothing else of Hydra")
+    for other in others:
+        for key in sorted((other.keys() | plain.keys()) - {"overrides", "job", "runtime"}):
+            ours, hydras = other.get(key), plain.get(key)
+            if key == "sweeper":
+                ours, hydras = ({k: v for k, v in values.items() if k != "params"} for values in (ours, hydras))
+            if ours != hydras:
+                raise ConfigError(f"hydra.{key}: a config file can set hydra.sweeper.params and nothing else of Hydra")

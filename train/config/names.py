@@ -1,7 +1,7 @@
-"""Names of runs and of parts of sweeps: short forms of fields and their values.
+"""Names of runs, and the short forms of fields and values that names of runs and sweeps are made of.
 
-A run's name has each field that enters the hash and is not its default. Its parts are joined by `-`, which no value
-has but an exponent or a known size: two configs with different hashes have different names.
+A run's name lists every field that enters the hash and differs from its default. Parts are joined by `-`, which occurs
+inside a part only in exponents and known sizes, so configs with different hashes have different names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from conf.axis import axes
 from train.config.choices import default_choices, default_fields, size
 
 LONGEST = 200
-"""Characters of a run's readable name; file systems take 255 with the hash."""
+"""Most characters of a run's name before the hash. File systems allow 255 for the whole."""
 
 SHORT: Mapping[str, str] = {
     "model.name": "name",
@@ -57,21 +57,21 @@ SHORT: Mapping[str, str] = {
     "seed": "s",
     "precision": "",
 }
-"""What stands for a field, or before the choice of an axis. A field that isn't here is called by its whole path."""
+"""Short form of a field, or prefix of the choice of an axis. Other fields appear with their full path."""
 
 PLAIN = frozenset(string.ascii_letters + string.digits + "_.")
 
 
 def readable(config: Any) -> str:
-    """Returns a run's name without its hash: the size, what is not default, and always LR and seed."""
+    """Returns a run's name without its hash: the size, everything that is not default, the LR and the seed."""
     parts = [*_size(config.model), *_changed(config)]
     return shortened(parts, [part("optimizer.lr", config.optimizer.lr), part("seed", config.seed)], LONGEST)
 
 
 def shortened(parts: Sequence[str], end: Sequence[str], limit: int) -> str:
-    """Joins all parts, or where that is too long the first of them, `+N` for the N left out, and the end.
+    """Joins the parts and the end by `-`; drops the last N parts for `+N` if the name is longer than `limit`.
 
-    Two runs that differ in what is left out alone differ in the hash after it.
+    Runs that differ only in dropped parts still differ in the hash that follows the name.
     """
     kept = len(parts)
     while len(name := _joined(parts, kept, end)) > limit and kept:
@@ -85,14 +85,14 @@ def _joined(parts: Sequence[str], kept: int, end: Sequence[str]) -> str:
 
 
 def _size(model: Any) -> Iterator[str]:
-    """Yields the name of a size of conf/model/, or the shape, as w32-d3."""
+    """Yields the name of a size in conf/model/, or the parts of the shape, such as w32 and d3."""
     default = default_choices()["model"]
     named = size(model.name)
     if named == dataclasses.asdict(model):
         yield model.name
         return
     yield from (part("model.width", model.width), part("model.depth", model.depth))
-    # Heads follow from the width where they have the dimension that the named size gives them.
+    # The number of heads is left out if the head dimension is that of the named size, or else of the default one.
     like = named or size(default) or {}
     follows = model.heads == max(1, model.width * like["heads"] // like["width"])
     if not follows or size(f"w{model.width}-d{model.depth}"):
@@ -104,7 +104,7 @@ def _size(model: Any) -> Iterator[str]:
 
 
 def _changed(config: Any) -> Iterator[str]:
-    """Yields the choices and fields that are not the default ones, but for size, LR and seed."""
+    """Yields the choices and fields that are not default, except size, LR and seed."""
     registries = axes(type(config))
     for name in config.fields_of_hash():
         value = getattr(config, name)
@@ -130,17 +130,17 @@ def part(key: str, value: Any) -> str:
 
 
 def attached(short: str, value: str) -> str:
-    """Puts a number right after a letter, a choice after its prefix, and anything else after `=`."""
+    """Joins a short form and a value: directly for a number after a letter or after `_`, otherwise with `=`."""
     number = value[:1].isdigit() and re.fullmatch(r"[\d.]+(e-?\d+)?", value)
     direct = not short or short.endswith("_") or (number and not short[-1].isdigit())
     return f"{short}{'' if direct else '='}{value}"
 
 
 def text(value: Any) -> str:
-    """Returns a value in letters, digits and `-_.+=`; no two values of a field have the same text.
+    """Encodes a value in letters, digits and `-_.+=`, so that different values of a field get different texts.
 
-    Items of a list are joined by `+`. In a string any other character than letters, digits, `_` and `.` is its code in
-    UTF-8, `=2f` for a slash; an empty one is `=`.
+    List items are joined by `+`. Other characters in strings become their UTF-8 bytes in hex, such as `=2f` for a
+    slash. An empty string becomes `=`.
     """
     if value is None or isinstance(value, bool):
         return json.dumps(value)
@@ -152,6 +152,6 @@ def text(value: Any) -> str:
 
 
 def _number(value: float) -> str:
-    """The shortest digits that give the number back: %g would give two near numbers the same name."""
+    """Returns the shortest digits that parse back to the number; %g would give two close numbers the same name."""
     digits, _, exponent = repr(value).partition("e")
     return digits.removesuffix(".0") + (f"e{int(exponent)}" if exponent else "")

@@ -1,4 +1,4 @@
-"""Who starts the processes of a run on several devices, and which of them keeps its folder."""
+"""How the processes of a multi-device run were started, and which of them is rank zero."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from train.config.schema import Config
 
 
 def started_by_srun(config: Config) -> bool:
-    """Whether this is one of the tasks of `srun`, one a device of the run."""
+    """Returns whether `srun` started this process as one task per device of the run."""
     processes = (config.devices or 1) * config.nodes
     return processes > 1 and "SLURM_PROCID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS") == str(processes)
 
 
 def cluster_environment(config: Config) -> ClusterEnvironment | None:
-    """For Lightning; None leaves it to guess, which on a Slurm machine takes every process for a task of a parallel job
-    and would requeue it. Here a task is one only where srun started as many, and slurm/task.py alone requeues."""
+    """Returns Lightning's cluster environment; None, for torchrun, lets Lightning detect it.
+
+    On a Slurm node, detection would treat any process as a task of a parallel job and requeue that job. Here only the
+    tasks of `srun` count as such, and only slurm/task.py requeues.
+    """
     if started_by_srun(config):
         return SLURMEnvironment(auto_requeue=False)
     return None if "TORCHELASTIC_RUN_ID" in os.environ else LightningEnvironment()
 
 
 def is_rank_zero(config: Config) -> bool:
-    """Only the first process of a run keeps its folder."""
+    """Returns whether this is the first process of the run, the only one that writes to its folder."""
     names = ["LOCAL_RANK", "NODE_RANK", *(["SLURM_PROCID"] if started_by_srun(config) else [])]
     return all(os.environ.get(name, "0") == "0" for name in names)

@@ -1,4 +1,4 @@
-"""Validation on sequences longer than those of training, `eval_lengths`.
+"""Validation on sequences longer than the training context (`eval_lengths`).
 
 Shape suffixes: B batch, T tokens, V vocabulary; 1 stands for one more token, the last target.
 """
@@ -18,26 +18,27 @@ from train.run.recorder import MetricsRow, summarize
 if TYPE_CHECKING:
     from train.run.module import ProxyModule
 
-OF_WEIGHTS = ("entropy", "top_weight")
+PROBES = ("entropy", "top_weight")
+"""Probes of the attention weights that are recorded for each length."""
 
 
 @torch.no_grad()
 def validate_longer(module: ProxyModule, batches: Mapping[int, list[torch.Tensor]]) -> MetricsRow:
-    """Of batches x_BT1 by their length over the context, each a mean over tokens:
+    """Returns losses and attention probes for each length; `batches` maps a multiple of the context to batches x_BT1.
 
-    `validation/loss_at_4x`, over all tokens; `..._tail`, over the last context's worth of each sequence, whose tokens
-    all see more than in training; `..._alone`, of the same tokens as a sequence of their own, as in training.
-    `validation/entropy_at_4x`, `top_weight_at_4x`: the probes of the attention weights, means over all rows, heads and
-    blocks (of several devices, of the first one's share).
+    `validation/loss_at_4x` is the mean over all tokens of sequences of four contexts, in nats per token. `..._tail` is
+    the mean over the last context of each sequence, whose tokens all see more keys than in training. `..._alone` is the
+    loss of these same tokens evaluated as separate sequences, as in training. `validation/entropy_at_4x` and
+    `top_weight_at_4x` are means over rows, heads and blocks, on several devices over the first one's share.
     """
     row: MetricsRow = {}
     with module.trainer.precision_plugin.forward_context(), module.evaluating():
-        for multiple, found in batches.items():
-            row |= {f"validation/{k}": v for k, v in _at(module, multiple, found).items()}
+        for multiple, sequences in batches.items():
+            row |= {f"validation/{k}": v for k, v in _validate_at(module, multiple, sequences).items()}
     return row
 
 
-def _at(module: ProxyModule, multiple: int, batches: list[torch.Tensor]) -> MetricsRow:
+def _validate_at(module: ProxyModule, multiple: int, batches: list[torch.Tensor]) -> MetricsRow:
     context = module.config.context
     rank, world = module.trainer.global_rank, module.trainer.world_size
     total, stats = torch.zeros(3, device=module.device), Stats()
@@ -57,9 +58,8 @@ def _at(module: ProxyModule, multiple: int, batches: list[torch.Tensor]) -> Metr
     whole, tail, alone = (module.trainer.strategy.reduce(total, reduce_op="sum") / len(batches)).tolist()
     probes = summarize({k: v.tolist() for k, v in stats.items() if k.startswith("attention/")})
     losses = {f"loss_at_{multiple}x": whole, f"loss_at_{multiple}x_tail": tail, f"loss_at_{multiple}x_alone": alone}
-    blocks = {name: _of_blocks(probes, name) for name in OF_WEIGHTS}
-    return losses | {f"{name}_at_{multiple}x": fmean(values) for name, values in blocks.items() if values}
-
-
-def _of_blocks(probes: MetricsRow, name: str) -> list[float]:
-    return [v for k, v in probes.items() if k.startswith("attention/block") and k.rpartition("/")[2] == name]
+    by_block = {
+        name: [v for k, v in probes.items() if k.startswith("attention/block") and k.rpartition("/")[2] == name]
+        for name in PROBES
+    }
+    return losses | {f"{name}_at_{multiple}x": fmean(values) for name, values in by_block.items() if values}

@@ -1,7 +1,8 @@
-"""Every name that a run records: its unit, its definition, what it is taken over, and how it is summed up over depth.
+"""Registry of all recorded metrics: name, unit, definition, what each is taken over, how it is reduced over depth.
 
-A name is where/what. In patterns {block} stands for block0, block1, ...; {tensor} for a weight such as block0/mlp.up,
-embedding or head; {multiple} for a length of eval_lengths. A metric with a value a head is also a list, `..._by_head`.
+A name has the form where/what. {block} stands for block0, block1, ...; {tensor} for a weight such as block0/mlp.up,
+embedding or head; {multiple} for a length of eval_lengths. A metric with one value per head is also recorded as a list,
+under its name + `_by_head`.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ class Metric:
     definition: str
     taken_over: str
     summed_up: Over | None = None
-    """How values of all blocks or tensors become one in W&B and TensorBoard."""
+    """How the values of all blocks or tensors are reduced to one for W&B and TensorBoard."""
     by_head: bool = False
     needs: str = ""
-    """Overrides of the default config with which it is recorded; "" where it always is."""
+    """Overrides of the default config that make a run record it; "" if every run does."""
     file: File = "metrics.jsonl"
 
     @property
     def of_each(self) -> bool:
-        """Whether there is one for each block or each tensor."""
+        """Returns whether there is one such metric per block or per tensor."""
         return "{block}" in self.name or "{tensor}" in self.name
 
     def matches(self, name: str) -> bool:
@@ -43,14 +44,14 @@ class Metric:
 @cache
 def _pattern(name: str, by_head: bool) -> re.Pattern[str]:
     text = re.escape(name).replace(r"\{", "{").replace(r"\}", "}")
-    for placeholder, what in PLACEHOLDERS.items():
-        text = text.replace(placeholder, what)
+    for placeholder, pattern in PLACEHOLDERS.items():
+        text = text.replace(placeholder, pattern)
     return re.compile(text + (f"(?:{BY_HEAD})?" if by_head else ""))
 
 
 @cache
 def metric_of(name: str) -> Metric | None:
-    """Returns the entry of a recorded name, None for a name without one."""
+    """Returns the registry's entry for a recorded name, or None."""
     return next((metric for metric in METRICS if metric.matches(name)), None)
 
 
@@ -60,23 +61,23 @@ VALIDATION = "tokens of the validation batches"
 
 TRAINING = (
     Metric("step", "steps", "Optimizer step, from 0; the row of step -1 is the validation before training.", "-"),
-    Metric("train/tokens", "tokens", "Training tokens seen, those of this step included.", "all devices"),
+    Metric("train/tokens", "tokens", "Training tokens seen so far, including this step.", "all devices"),
     Metric("train/lr", "1", "Learning rate of the step, before the parametrization's multipliers.", "-"),
-    Metric("train/loss", "nats/token", "Cross-entropy before the update, whatever is minimised.", TOKENS),
-    Metric("train/objective", "nats/token", "What is minimised: the chosen loss with its auxiliary terms.", TOKENS),
-    Metric("seconds", "s", "Time of the steps since the row before, without validation.", "-", file="timing.jsonl"),
+    Metric("train/loss", "nats/token", "Cross-entropy before the update, whichever loss is minimised.", TOKENS),
+    Metric("train/objective", "nats/token", "The minimised loss, including auxiliary terms.", TOKENS),
+    Metric("seconds", "s", "Time of the steps since the previous row, without validation.", "-", file="timing.jsonl"),
     Metric(
         "train/tokens_per_second",
         "tokens/s",
-        "Training tokens a second since the row before, without validation.",
+        "Training tokens per second since the previous row, without validation.",
         "all devices",
         file="timing.jsonl",
     ),
     Metric(
         "train/flops_per_second",
         "FLOP/s",
-        "Model FLOPs a second, 6 N + 12 depth width context + 6 vocabulary width a token (Chowdhery et al. 2022, PaLM, "
-        "appendix B); probes, validation and recomputation are not counted.",
+        "Model FLOPs per second, at 6 N + 12 depth width context + 6 vocabulary width per token (Chowdhery et al. "
+        "2022, PaLM, appendix B). Probes, validation and recomputation are not counted.",
         "all devices",
         file="timing.jsonl",
     ),
@@ -87,36 +88,36 @@ VALIDATED = (
     Metric(
         "validation/loss",
         "nats/token",
-        "Cross-entropy on the fixed validation set; at step -1 at initialisation, at the last step the final one, "
-        "between them with eval_every.",
+        "Cross-entropy on the fixed validation set: at initialisation (step -1), at the last step, and every "
+        "eval_every steps between.",
         VALIDATION,
     ),
     Metric(
         "validation/bits_per_byte",
         "bits/byte",
-        "validation/loss / ln 2 / bytes of text per token of the validation split; for text alone.",
+        "validation/loss / (ln 2 x bytes per token of the validation split); only for text.",
         VALIDATION,
         needs="data=textmix",
     ),
     Metric(
         "validation/loss_at_{multiple}x",
         "nats/token",
-        f"Cross-entropy on the validation text in sequences of so many contexts, {LAST}. Positions go on; constants "
-        "that rules take from the context stay.",
-        "all tokens of these",
+        f"Cross-entropy on the validation text in sequences of that many contexts, {LAST}. Positions continue past the "
+        "context; constants that mixing rules derive from the context do not change.",
+        "all tokens of these sequences",
         needs=LENGTHS,
     ),
     Metric(
         "validation/loss_at_{multiple}x_tail",
         "nats/token",
-        f"The same over the last context of each sequence, whose tokens all see more than in training, {LAST}.",
+        f"The same over the last context of each sequence, whose tokens all see more keys than in training, {LAST}.",
         "tokens of the last context",
         needs=LENGTHS,
     ),
     Metric(
         "validation/loss_at_{multiple}x_alone",
         "nats/token",
-        f"Of these tokens as a sequence of their own, as in training, {LAST}.",
+        f"Cross-entropy of the tail's tokens evaluated as separate sequences, as in training, {LAST}.",
         "tokens of the last context",
         needs=LENGTHS,
     ),
@@ -145,8 +146,8 @@ ATTENTION = (
     _attention(
         "logit_max",
         "1",
-        "Largest attention logit: scaled, biased by positions, causally visible, before softmax and before the cap of "
-        "attention=softcap.",
+        "Largest attention logit of a visible pair, after scaling and position bias, before softmax and before the cap "
+        "of attention=softcap.",
         "batch, pairs, heads",
         "max",
     ),
@@ -163,13 +164,13 @@ ATTENTION = (
     _attention(
         "entropy",
         "nats",
-        "-sum_j p log p with p = |w| / sum_j |w| of each row of weights w; a mean, here and below, over the rows that "
-        "have any weight. In contexts above 2,048 it is the only probe of the weights.",
+        "-sum_j p log p, where p = |w| / sum_j |w| for each row of weights w. Means, here and below, skip rows without "
+        "any weight. In contexts above 2,048 it is the only probe of the weights.",
         ROWS,
         "mean",
     ),
     _attention("top_weight", "1", "Largest p of a row, mean.", ROWS, "mean"),
-    _attention("support", "keys", "Keys that share a row, 1 / sum_j p^2, mean.", ROWS, "mean"),
+    _attention("support", "keys", "Effective number of keys of a row, 1 / sum_j p^2, mean.", ROWS, "mean"),
     _attention(
         "sink_rate",
         "share",
@@ -203,14 +204,14 @@ ATTENTION = (
     _attention(
         "sink_share",
         "share",
-        "The share |w| / sum |w| that a sink's key takes, mean; the other probes are then of the remaining weights.",
+        "Share |w| / sum |w| of the sink's key, mean. The other probes then describe the remaining weights.",
         ROWS,
         "mean",
         needs="sink=off_by_one",
     ),
     Metric("attention/logit_max", "1", "Largest attention logit of all blocks.", "blocks, batch, pairs, heads"),
     Metric("attention/entropy", "nats", "Entropy of the attention weights, mean.", "blocks, batch, queries, heads"),
-    Metric("attention/entropy_min", "nats", "Entropy of the head that has the lowest.", "batch, queries"),
+    Metric("attention/entropy_min", "nats", "Entropy of the head with the lowest entropy.", "batch, queries"),
     Metric("attention/sink_rate", "share", "Sink rate, mean.", "blocks, sequences, heads"),
 )
 
@@ -227,7 +228,7 @@ MODEL = (
     Metric(
         "residual/{block}/massive_max",
         "1",
-        "Largest |x| over the median |x| of a sequence; massive from about 1,000 on (Sun et al. 2024, arXiv "
+        "Largest |x| / median |x| of a sequence; activations count as massive from about 1,000 (Sun et al. 2024, arXiv "
         "2402.17762).",
         "sequences",
         "max",
@@ -239,12 +240,12 @@ MODEL = (
     Metric(
         "output/uncapped_logit_max",
         "1",
-        "Largest output logit before loss.soft_cap; all other metrics are after it.",
+        "Largest output logit before loss.soft_cap; all other metrics are taken after the cap.",
         "tokens, vocabulary",
         needs="loss.soft_cap=30",
     ),
     Metric("output/zeta", "1", "The target's standardized logit, mean.", TOKENS, needs="loss=spherical"),
-    Metric("output/noise", "1", "What the target's logit is lowered by, mean.", TOKENS, needs="loss=noisy_softmax"),
+    Metric("output/noise", "1", "Noise subtracted from the target's logit, mean.", TOKENS, needs="loss=noisy_softmax"),
     Metric("output/kept", "share", "Share of the tokens that the loss keeps.", TOKENS, needs="loss=eslm"),
     Metric("output/temperature", "1", "Temperature of the output softmax, mean.", TOKENS, needs="loss=tempnet"),
 )
@@ -256,22 +257,22 @@ OPTIMIZER = (
     Metric(
         "adam/{tensor}/gradient_over_eps",
         "1",
-        "RMS of the clipped gradient over the optimizer's epsilon, for tensors whose update has one.",
+        "RMS of the clipped gradient / the optimizer's epsilon, for tensors whose update has an epsilon.",
         "elements",
         "min",
     ),
-    Metric("adam/gradient_over_eps_min", "1", "The least of adam/{tensor}/gradient_over_eps.", "tensors"),
+    Metric("adam/gradient_over_eps_min", "1", "Smallest adam/{tensor}/gradient_over_eps.", "tensors"),
     Metric(
         "update/{tensor}/rms",
         "1",
-        "RMS of the change of the weights, decay included, over the tensor's learning rate.",
+        "RMS of the change of the weights, including decay, / the tensor's learning rate.",
         "elements",
         "max",
     ),
     Metric(
         "qk_clip/heads",
         "heads",
-        "Heads whose queries and keys were made smaller, their largest logit being above optimizer.qk_clip.",
+        "Heads whose query and key weights were scaled down because their largest logit exceeded optimizer.qk_clip.",
         "blocks, heads",
         needs="optimizer.qk_clip=1e-3 qk_norm=none",
     ),

@@ -1,4 +1,4 @@
-"""The LightningModule: the proxy, its loss, one optimizer step, and the probes of a watch step.
+"""The LightningModule: the proxy model, its loss, the optimizer step, and the probes of a watch step.
 
 Shape suffixes: B batch, T tokens; 1 stands for one more token, the last target.
 """
@@ -29,7 +29,7 @@ Hidden = Callable[[torch.Tensor, bool], tuple[torch.Tensor, Stats]]
 
 
 def tensor_name(parameter: str) -> str:
-    """`blocks.0.mlp.up.weight` is called block0/mlp.up in metrics."""
+    """Returns the name of a parameter in metrics: block0/mlp.up for `blocks.0.mlp.up.weight`."""
     name = parameter.removesuffix(".weight")
     if name.startswith("blocks."):
         _, index, rest = name.split(".", 2)
@@ -38,7 +38,7 @@ def tensor_name(parameter: str) -> str:
 
 
 class ProxyModule(pl.LightningModule):
-    """Trains `model`; the statistics of each optimizer step go to `recorder`."""
+    """Trains `model` and adds the statistics of each optimizer step to `recorder`."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -51,14 +51,15 @@ class ProxyModule(pl.LightningModule):
         )
         initialize(self.model, config, config.seed)
         self.objective = config.loss.build(vocab_size=config.data.vocab_size, seed=config.seed)
-        self._take_model()
+        self._bind_model()
         self.recorder = Recorder()
         self.loss_init = float("nan")
         self._stats: Stats = {}
         self._before: list[torch.Tensor] = []
         self._optimizer: torch.optim.Optimizer | None = None
 
-    def _take_model(self) -> None:
+    def _bind_model(self) -> None:
+        """Takes the model's forward function, parameters and their names, again after sharding replaced them."""
         self.hidden = cast(Hidden, torch.compile(self.model.hidden) if self.config.compile else self.model.hidden)
         named = [(tensor_name(n), p) for n, p in self.model.named_parameters()]
         named += [(f"loss/{tensor_name(n)}", p) for n, p in self.objective.named_parameters()]
@@ -66,27 +67,30 @@ class ProxyModule(pl.LightningModule):
         self.tensors: list[nn.Parameter] = [p for _, p in named]
 
     def configure_model(self) -> None:
-        """Lightning's hook, once the processes of a run know each other."""
+        """Shards the model for strategy=fsdp. Lightning calls this once the process group exists."""
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh)
-            self._take_model()
+            self._bind_model()
 
     def watching(self, step: int) -> bool:
+        """Returns whether this is a watch step, which records all probes."""
         return step % self.config.watch_every == 0 or step == self.config.steps - 1
 
     def calibrate(self, tokens_BT1: torch.Tensor) -> None:
-        """Once, before all else, on the first batch of a run: what measures the model on tokens, or keeps some."""
+        """Gives the first batch to choices that need data, such as init=lsuv. Called once, before training."""
         self.model.qk_source.keep(tokens_BT1[0, :-1].to(self.device))
         self.config.init.calibrate(self.model, tokens_BT1[:, :-1].to(self.device))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        chosen = groups(self.config.parametrization, self.model, self.config.model)
-        if of_loss := list(self.objective.parameters()):
-            chosen.append(ParameterGroup(of_loss))
-        alone = {id(p): ParameterGroup([p], group.kind, group.scaling) for group in chosen for p in group.parameters}
-        self.epsilons = [self.config.optimizer.epsilon(alone[id(p)]) for p in self.tensors]
-        self._relative = RelativeLR(self.tensors, [alone[id(p)] for p in self.tensors], self.config.optimizer)
-        self._optimizer = self.config.optimizer.build(chosen)
+        optimized = groups(self.config.parametrization, self.model, self.config.model)
+        if loss_parameters := list(self.objective.parameters()):
+            optimized.append(ParameterGroup(loss_parameters))
+        group_of = {id(p): ParameterGroup([p], group.kind, group.scaling) for group in optimized
+                    for p in group.parameters}  # fmt: skip
+        singles = [group_of[id(p)] for p in self.tensors]
+        self.epsilons = [self.config.optimizer.epsilon(group) for group in singles]
+        self._relative = RelativeLR(self.tensors, singles, self.config.optimizer)
+        self._optimizer = self.config.optimizer.build(optimized)
         return self._optimizer
 
     def training_step(self, tokens_BT1: torch.Tensor, batch_idx: int) -> torch.Tensor:
@@ -94,7 +98,7 @@ class ProxyModule(pl.LightningModule):
         return self.step_loss(tokens_BT1, step, batch_idx % self.config.accumulate, watch=self.watching(step))
 
     def step_loss(self, tokens_BT1: torch.Tensor, step: int, micro_batch: int = 0, watch: bool = False) -> torch.Tensor:
-        """What is minimised in optimizer step `step`; its statistics are kept for `update`."""
+        """Returns the objective of a micro-batch, and keeps its statistics for the row of this optimizer step."""
         loss, stats = self.loss_of(tokens_BT1, watch, step, micro_batch)
         merge(self._stats, stats, 1 / self.config.accumulate)
         return loss
@@ -102,7 +106,7 @@ class ProxyModule(pl.LightningModule):
     def loss_of(
         self, tokens_BT1: torch.Tensor, watch: bool, step: int = 0, micro_batch: int = 0
     ) -> tuple[torch.Tensor, Stats]:
-        """What is minimised, for a micro-batch, and its statistics."""
+        """Returns the objective of a micro-batch, in nats per token, and its statistics."""
         hidden_BTD, stats = self.hidden(tokens_BT1[:, :-1], watch)
         head_VD = self.model.head.matrix()
         output = Output(
@@ -119,7 +123,7 @@ class ProxyModule(pl.LightningModule):
         self.clip(self.global_step)
 
     def clip(self, step: int) -> None:
-        """Clips the global norm of the gradients and records it; per-tensor RMS are taken before."""
+        """Records the global gradient norm before clipping, on watch steps also the RMS of each tensor, then clips."""
         gradients = [p.grad for p in self.tensors if p.grad is not None]
         norm = tensor_norms(gradients).norm()
         self._stats["gradient/norm"] = norm
@@ -145,26 +149,26 @@ class ProxyModule(pl.LightningModule):
         self._stats |= {f"{group}/{n}/{what}": v for n, v in zip(self.tensor_names, values.unbind(), strict=True)}
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """One update at this step's LR; on a watch step also the RMS of the update, divided by the LR."""
+        """Updates the weights and adds the step to the recorder; on watch steps with the RMS of update / LR."""
         step = self.global_step
         lr = self.update(optimizer, step, optimizer_closure)
         if self._before:
             with torch.no_grad():
                 torch._foreach_sub_(self._before, list[torch.Tensor](self.tensors))
                 rms = tensor_rms(self._before)
-                # A schedule may end at 0, where nothing moves: that is 0, not 0/0.
-                own_lr = {id(p): max(group["lr"], 1e-30) for group in optimizer.param_groups for p in group["params"]}
-                own_lr_N = torch.tensor([own_lr[id(p)] for p in self.tensors], device=rms.device)
-                self._record_each("update", "rms", rms / (own_lr_N * self._relative.factors()))
+                # A schedule may end at LR 0. The update is 0 then, and should be recorded as 0, not as 0/0.
+                lr_of = {id(p): max(group["lr"], 1e-30) for group in optimizer.param_groups for p in group["params"]}
+                lr_N = torch.tensor([lr_of[id(p)] for p in self.tensors], device=rms.device)
+                self._record_each("update", "rms", rms / (lr_N * self._relative.factors()))
             self._before = []
         tokens = (step + 1) * tokens_per_step(self.config)
         self.recorder.add({"step": step, "train/tokens": tokens, "train/lr": lr}, self._stats)
         self._stats = {}
 
     def update(self, optimizer: Any, step: int, closure: Any = None) -> float:
-        """Moves the weights and keeps them where the config wants them; `closure` computes clipped gradients first.
+        """Updates the weights, applies the config's constraints to them, and returns the step's learning rate.
 
-        The step's learning rate.
+        `closure` computes the clipped gradients.
         """
         config, peak = self.config, self.config.optimizer.lr
         lr = peak * config.schedule.factor(step, steps=config.steps, peak=peak)
@@ -182,7 +186,7 @@ class ProxyModule(pl.LightningModule):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The model as it is judged and kept: in evaluation mode, with the weights that the optimizer means."""
+        """Puts the model into evaluation mode, with the optimizer's evaluation weights, such as averaged ones."""
         self.model.eval()
         with nullcontext() if self._optimizer is None else self.config.optimizer.evaluating(self._optimizer):
             try:
@@ -192,12 +196,13 @@ class ProxyModule(pl.LightningModule):
                 self.model.train()
 
     def has_finite_weights(self) -> bool:
+        """Returns whether all weights are finite on all ranks."""
         finite = bool(torch.stack([local(p).isfinite().all() for p in self.tensors]).all())
         return self.trainer.strategy.reduce_boolean_decision(finite)
 
     @torch.no_grad()
     def validate(self, batches: list[torch.Tensor]) -> float:
-        """Plain cross-entropy over the fixed validation batches, nats per token."""
+        """Returns the plain cross-entropy over the validation batches, in nats per token, averaged over all ranks."""
         total = torch.zeros((), device=self.device)
         rank, world = self.trainer.global_rank, self.trainer.world_size
         with self.trainer.precision_plugin.forward_context(), self.evaluating():

@@ -1,4 +1,4 @@
-"""From device statistics to metrics rows: a row a step, one transfer to the host a watch step, none on other steps."""
+"""Turns statistics on the device into metrics rows: one row per step, one transfer to the host per watch step."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from models.probes import Stats, is_max, is_rms, over_rows
 
 MetricsRow = dict[str, Any]
 
-# Over blocks: how a summary line of all of them is taken.
 OVER_BLOCKS: dict[str, Callable[[list[float]], float]] = {"logit_max": max, "entropy": fmean, "sink_rate": fmean}
+"""How each metric is reduced from all blocks to one value, `attention/<metric>`."""
 
 
 class Recorder:
@@ -25,11 +25,11 @@ class Recorder:
         self._steps: list[tuple[MetricsRow, Stats]] = []
 
     def add(self, host: MetricsRow, stats: Stats) -> None:
-        """One step: values that the host knows (`step`, `train/lr`), and device tensors."""
+        """Adds one step: the values known on the host, such as `step` and `train/lr`, and the device tensors."""
         self._steps.append((host, {name: value.detach() for name, value in stats.items()}))
 
     def flush(self) -> list[MetricsRow]:
-        """The rows since the last flush, reduced over all ranks."""
+        """Returns the rows of the steps since the last flush, reduced over all ranks."""
         if not self._steps:
             return []
         parts = [(name, value) for _, stats in self._steps for name, value in stats.items()]
@@ -49,18 +49,19 @@ class Recorder:
 
     @staticmethod
     def _over_ranks(flat: torch.Tensor, parts: list[tuple[str, torch.Tensor]]) -> torch.Tensor:
-        largest, square = (
+        """Reduces each value over ranks by its name: a maximum, a root of the mean square, or a mean."""
+        of_max, of_rms = (
             torch.cat([torch.full((v.numel(),), which(n), device=flat.device) for n, v in parts])
             for which in (is_max, is_rms)
         )
-        mean, top = torch.where(square, flat.square(), flat) / dist.get_world_size(), flat.clone()
+        mean, maximum = torch.where(of_rms, flat.square(), flat) / dist.get_world_size(), flat.clone()
         dist.all_reduce(mean)
-        dist.all_reduce(top, op=dist.ReduceOp.MAX)
-        return torch.where(largest, top, torch.where(square, mean.sqrt(), mean))
+        dist.all_reduce(maximum, op=dist.ReduceOp.MAX)
+        return torch.where(of_max, maximum, torch.where(of_rms, mean.sqrt(), mean))
 
 
 def summarize(row: MetricsRow) -> MetricsRow:
-    """Adds what is derived on the host: over heads (the lists keep the name + `_by_head`), blocks and tensors."""
+    """Reduces a row over heads, blocks and tensors. A list over heads is kept under its name + `_by_head`."""
     done: MetricsRow = {}
     blocks: dict[str, list[float]] = {}
     row = over_rows(row)
@@ -85,13 +86,12 @@ def summarize(row: MetricsRow) -> MetricsRow:
 
 
 def first_nonfinite(rows: list[MetricsRow]) -> int | None:
-    """The first step whose loss is NaN or infinite, or whose gradient is NaN.
+    """Returns the first step whose loss is NaN or infinite, or whose gradient is NaN; None if there is none.
 
-    A finite loss can hide NaN: torch's fused attention on CPUs (2.13) gives zeros for queries that are NaN in contexts
-    below 16, and for infinite ones in some rows of any context. Its gradients are NaN then.
+    The loss alone is not enough: torch's fused attention on CPUs (2.13) returns zeros for NaN queries in contexts below
+    16, and for infinite queries in some rows of any context. The gradients are NaN in these cases.
     """
-    return next((row["step"] for row in rows if not _is_sound(row)), None)
-
-
-def _is_sound(row: MetricsRow) -> bool:
-    return math.isfinite(row.get("train/loss", 0.0)) and not math.isnan(row.get("gradient/norm", 0.0))
+    for row in rows:
+        if not math.isfinite(row.get("train/loss", 0.0)) or math.isnan(row.get("gradient/norm", 0.0)):
+            return int(row["step"])
+    return None

@@ -1,7 +1,7 @@
-"""The LR that follows the weights: what a step does to a tensor, times max(RMS(weights), least). Any optimizer.
+"""Relative learning rates: scales the update of a tensor by max(RMS(weights), floor), with any optimizer.
 
-Wortsman et al. 2023, Fig. E.14; Shazeer & Stern 2018 (Adafactor), algorithm 4. Weight decay that doesn't follow the LR
-is left as it is. Nothing here waits for the device.
+Wortsman et al. 2023, Fig. E.14; Shazeer & Stern 2018 (Adafactor), algorithm 4. Weight decay that is independent of the
+LR is not scaled. Nothing here synchronizes with the device.
 """
 
 from collections.abc import Sequence
@@ -14,23 +14,23 @@ from train.run.tensors import tensor_rms
 
 
 class RelativeLR:
-    """Of the tensors whose rule asks for it; the others are left alone."""
+    """Rescales the updates of the tensors whose parametrization sets `least_rms`; leaves the others alone."""
 
     def __init__(
         self, tensors: Sequence[torch.Tensor], groups: Sequence[ParameterGroup], optimizer: OptimizerConfig
     ) -> None:
-        """A group for each of the tensors."""
-        chosen = [i for i, group in enumerate(groups) if group.scaling.least_rms is not None]
-        self.count, self.places = len(tensors), chosen
-        self.tensors = [tensors[i] for i in chosen]
-        self.least = [groups[i].scaling.least_rms for i in chosen]
-        self.decay = [optimizer.fixed_decay(groups[i]) for i in chosen]
+        """Expects one group per tensor, in the same order."""
+        scaled = [i for i, group in enumerate(groups) if group.scaling.least_rms is not None]
+        self.count, self.indices = len(tensors), scaled
+        self.tensors = [tensors[i] for i in scaled]
+        self.least = [groups[i].scaling.least_rms for i in scaled]
+        self.decay = [optimizer.fixed_decay(groups[i]) for i in scaled]
         self.before: list[torch.Tensor] = []
         self.scale: torch.Tensor | None = None
 
     @torch.no_grad()
     def start(self) -> None:
-        """Before the optimizer's step."""
+        """Keeps a copy of the weights and takes their RMS, before the optimizer's step."""
         if self.tensors:
             self.before = [t.detach().clone() for t in self.tensors]
             rms = tensor_rms(self.before)
@@ -38,7 +38,10 @@ class RelativeLR:
 
     @torch.no_grad()
     def finish(self, schedule: float) -> None:
-        """After it: w <- w_0 + scale (w - w_0 + d w_0) - d w_0, d the schedule times independent decay."""
+        """Rescales the update after the optimizer's step: w <- w_0 + scale (w - w_0 + d w_0) - d w_0.
+
+        w_0 are the weights before the step; d is the schedule's factor times the LR-independent weight decay.
+        """
         if self.scale is None:
             return
         for tensor, before, scale, decay in zip(self.tensors, self.before, self.scale, self.decay, strict=True):
@@ -47,9 +50,9 @@ class RelativeLR:
         self.before = []
 
     def factors(self) -> torch.Tensor | float:
-        """Of each tensor's LR in the last step."""
+        """Returns the factor on each tensor's LR in the last step, [tensors], or 1.0 if none is rescaled."""
         if self.scale is None:
             return 1.0
         factors = torch.ones(self.count, dtype=self.scale.dtype, device=self.scale.device)
-        factors[self.places] = self.scale
+        factors[self.indices] = self.scale
         return factors

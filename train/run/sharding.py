@@ -1,11 +1,11 @@
-"""`strategy=fsdp`: each device holds a part of every parameter, of its gradient and of its optimizer state.
+"""`strategy=fsdp`: shards every parameter, its gradient and its optimizer state over the devices.
 
-FSDP2 (`torch.distributed.fsdp.fully_shard`) through Lightning's ModelParallelStrategy. A block's parameters are whole
-while the block runs, those outside the blocks during a whole step; between steps all are DTensors, rows shared out.
-Checkpoints hold whole tensors, in the format of the other strategies, so that a run can go on with any of them.
+Uses FSDP2 (`torch.distributed.fsdp.fully_shard`) through Lightning's ModelParallelStrategy. The parameters of a block
+are gathered while the block runs, those outside the blocks for a whole step. Between steps all are DTensors, sharded by
+rows. Checkpoints hold full tensors, like those of the other strategies, so a run can resume with any strategy.
 
-What stays whole: each process makes the initial model in its memory, not its device's, before it keeps its part; the
-first one gathers a checkpoint there; and under autocast the bf16 copies of the weights live from forward to backward.
+Not everything is sharded: each process builds the full initial model in host memory before it keeps its shard, rank 0
+gathers checkpoints in host memory, and under autocast the bf16 copies of the weights live from forward to backward.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from models.gpt import GPT
 
 
 def shard(model: GPT, mesh: DeviceMesh) -> None:
-    """Block by block, then the rest. Replaces the parameters: whoever keeps some has to take them again."""
+    """Shards each block, then the rest. This replaces the parameters, so references to the old ones become stale."""
     mesh = mesh["data_parallel"]
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    # Training enters the model there and takes the head's matrix itself.
+    # Training calls `hidden`, not `forward`, and applies the head's matrix itself.
     register_fsdp_forward_method(model, "hidden")
 
 
 def reshard(model: nn.Module) -> None:
-    """Gives up what a forward pass without a backward pass has left whole; nothing for a model without shards."""
+    """Frees the parameters that a forward pass without a backward pass left gathered. No-op without FSDP."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
 def whole(state: Any) -> Any:
-    """A state dict with whole tensors, on the CPU, in place of its DTensors; on all processes but the first with None.
+    """Returns a state dict with its DTensors gathered on the CPU of rank 0; other ranks get None in their place.
 
-    All processes have to ask for it together. A state without DTensors is returned itself.
+    All ranks have to call it together. A state without DTensors is returned unchanged.
     """
 
     def take(value: Any) -> Any:
@@ -58,14 +58,14 @@ def whole(state: Any) -> Any:
 
 
 def part(value: Any, like: torch.Tensor) -> Any:
-    """This process' shard of a whole tensor; what isn't of the parameter's shape has none."""
+    """Returns this rank's shard of a full tensor; values without the parameter's shape are returned unchanged."""
     if isinstance(like, DTensor) and isinstance(value, torch.Tensor) and value.shape == like.shape:
         return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
     return value
 
 
 class Sharded(ModelParallelStrategy):
-    """Over all devices of all nodes, with whole tensors in one file as checkpoint."""
+    """Shards over all devices of all nodes, and writes checkpoints as one file of full tensors."""
 
     def __init__(self, devices: int) -> None:
         super().__init__(data_parallel_size=devices, tensor_parallel_size=1, save_distributed_checkpoint=False)
@@ -74,7 +74,7 @@ class Sharded(ModelParallelStrategy):
         return whole(getattr(optimizer, "_optimizer", optimizer).state_dict())
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        # Mapped: the processes of a machine share its pages.
+        # Memory-mapped, so that the processes of a machine share its pages.
         return torch.load(Path(checkpoint_path), map_location="cpu", weights_only=weights_only, mmap=True)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

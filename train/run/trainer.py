@@ -1,4 +1,4 @@
-"""One run, from a checked config to a summary in its folder."""
+"""Trains one run, from a checked config to the summary in its folder."""
 
 from __future__ import annotations
 
@@ -43,17 +43,19 @@ def train(
     callbacks: Sequence[pl.Callback] = (),
     patience: float = 0.0,
 ) -> Summary:
-    """Trains the run, or goes on with it from its checkpoint, or finds it ended; its summary, {} on all ranks but 0.
+    """Trains the run, resuming from its checkpoint if there is one, and returns its summary ({} on ranks other than 0).
 
-    The run folder lies in `parent`, else in config.out; another process that trains in it is given `patience` seconds
-    to end. Raises ConfigError before anything is written, Interrupted
-    after a checkpoint was, and passes on what else goes wrong after status.json says so.
+    A run that has ended is not trained again. The run folder is created in `parent`, by default in config.out. If
+    another process is training in it, waits up to `patience` seconds for that process to end.
+
+    Raises ConfigError before anything is written, and Interrupted after writing a checkpoint. Any other exception is
+    recorded in status.json and raised again.
     """
     folder = RunFolder((parent or Path(config.out)) / config.run_name())
-    # In the earlier format the run may have had another name, which ended in the hash too.
-    alike = [] if folder.status() else map(RunFolder, folder.path.parent.glob(f"*-{config.digest()}"))
-    for found in (folder, *alike):
-        require_format([found], found.path)
+    # In an earlier format the run may have had another name. A sweep has checked its runs already.
+    named_otherwise = [] if parent or folder.status() else folder.path.parent.glob(f"*-{config.digest()}")
+    for run in (folder, *map(RunFolder, named_otherwise)):
+        require_format([run], run.path)
     group = parent.name if parent else config.finding
     mirror = Mirror(
         lambda: config.logger.build(folder.path, run_id=config.digest(), run_name=config.run_name(), group=group),
@@ -61,7 +63,7 @@ def train(
         getattr(config.logger, "detail", "summary"),
     )
     if folder.has_ended():
-        return _found(config, folder, mirror)
+        return _ended_summary(config, folder, mirror)
     config.logger.require_package()
     prepared = prepare(config.data, Path(config.cache).expanduser(), progress=config.progress)
     job = Job(config, folder, prepared, report, callbacks)
@@ -70,21 +72,21 @@ def train(
         return {}
     folder.claim(to_yaml(config), patience)
     try:
-        if folder.has_ended():  # by the process that we waited for
-            return _found(config, folder, mirror)
+        if folder.has_ended():  # The process that we waited for has finished the run.
+            return _ended_summary(config, folder, mirror)
         folder.start()
-        summary, end = Summary(), "failed"
+        summary, state = Summary(), "failed"
         try:
             summary = job.fit(mirror)
-            end = summary["state"]
+            state = summary["state"]
         except (Interrupted, KeyboardInterrupt):
-            end = "interrupted"
+            state = "interrupted"
             raise
         finally:
-            mirror.finish(end, summary)
+            mirror.finish(state, summary)
         return summary
     except BaseException as fault:
-        _note(fault, folder)
+        _record_failure(fault, folder)
         if isinstance(fault, OSError) and fault.errno is not None:
             raise OSError(fault.errno, fault.strerror, str(fault.filename or folder.path)) from fault
         raise
@@ -92,8 +94,8 @@ def train(
         folder.release()
 
 
-def _found(config: Config, folder: RunFolder, mirror: Mirror) -> Summary:
-    """The summary of a run that has ended; who asks under another id than the run's own gets its rows too."""
+def _ended_summary(config: Config, folder: RunFolder, mirror: Mirror) -> Summary:
+    """Returns the summary of an ended run, and sends its rows again if the logger wants them under another run id."""
     summary = folder.summary()
     if config.logger.relogs_ended_runs() and is_rank_zero(config):
         for row in folder.metrics():
@@ -102,26 +104,26 @@ def _found(config: Config, folder: RunFolder, mirror: Mirror) -> Summary:
     return summary
 
 
-def _note(fault: BaseException, folder: RunFolder) -> None:
-    """What ended the run before its end; after it nothing changes what it found."""
+def _record_failure(fault: BaseException, folder: RunFolder) -> None:
+    """Writes the reason for stopping to status.json, unless the run had ended before the exception."""
     if folder.has_ended():
         return
     stopped = isinstance(fault, Interrupted | KeyboardInterrupt)
     reason = f"interrupted by {str(fault) or 'Ctrl-C or SIGTERM'}" if stopped else f"{type(fault).__name__}: {fault}"
     details = {} if stopped else {"traceback": "".join(traceback.format_exception(fault))}
-    # On a full disk the fault itself says more than that this couldn't be written either.
+    # On a full disk this write fails too; the original exception is the more useful one to report.
     with suppress(OSError):
         folder.set_status("pending" if stopped else "failed", reason=reason, seconds=folder.seconds(), **details)
 
 
 class Job:
-    """One attempt at a run."""
+    """Holds what one attempt at training a run needs, and trains it."""
 
     def __init__(
         self, config: Config, folder: RunFolder, prepared: Prepared, report: OnRow, callbacks: Sequence[pl.Callback]
     ) -> None:
         self.config, self.folder, self.report, self.callbacks = config, folder, report, callbacks
-        # Here, before the folder is claimed: too little text is bad input.
+        # Built before the folder is claimed, because a text that is too short is bad input.
         self.data = TokenDataModule(
             prepared,
             seed=config.seed,
@@ -137,28 +139,27 @@ class Job:
         self.longer = self.data.longer_validation()
 
     def fit(self, mirror: Mirror) -> Summary:
-        """Trains, and on the first rank leaves weights.pt and summary.json behind."""
+        """Trains the run; on rank 0 also writes weights.pt and summary.json and returns the summary."""
         config, folder = self.config, self.folder
         if config.threads:
             torch.set_num_threads(config.threads)
         _quiet_lightning()
         module = ProxyModule(config)
         mirror.describe(sizes(config, module.model))
-        keeper = RunCallback(folder, mirror, self.validation, self.longer, self.bytes_per_token, self.report)
-        trainer = self._trainer([keeper, *self.callbacks])
+        callback = RunCallback(folder, mirror, self.validation, self.longer, self.bytes_per_token, self.report)
+        trainer = self._trainer([callback, *self.callbacks])
         try:
             trainer.fit(module, datamodule=self.data, ckpt_path=folder.sound_checkpoint(), weights_only=True)
         except SystemExit as stop:
-            # Lightning's answer to a Ctrl-C that RunCallback didn't get: during its own start, or the second one.
+            # Lightning turns KeyboardInterrupt into SystemExit: a Ctrl-C during its start-up, or a second one.
             raise (stop.__context__ if isinstance(stop.__context__, KeyboardInterrupt) else stop) from None
-        # The weights stay; the optimizer's state has served.
         with module.evaluating():
             weights = whole(module.model.state_dict())
             if trainer.is_global_zero:
                 save_atomically(folder.path / "weights.pt", weights)
         if not trainer.is_global_zero:
             return {}
-        summary = summarize(config, module, keeper, folder.metrics(), folder.seconds(), self.bytes_per_token)
+        summary = summarize(config, module, callback, folder.metrics(), folder.seconds(), self.bytes_per_token)
         write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1))
         folder.set_status(summary["state"], seconds=folder.seconds(), step=summary["steps_done"])
         folder.checkpoint.unlink(missing_ok=True)
@@ -188,17 +189,18 @@ class Job:
 def summarize(
     config: Config,
     module: ProxyModule,
-    keeper: RunCallback,
+    callback: RunCallback,
     rows: list[MetricsRow],
     seconds: float,
     bytes_per_token: float | None,
 ) -> Summary:
-    """Returns what the run found: state, losses, where it broke, and its probes at the end and at their extremes.
+    """Returns the summary of an ended run: state, losses, the step of divergence, final probes and their extremes.
 
-    `validation/loss` is the loss that the run is judged by: the final one, or that at initialisation where it diverged.
+    A run has diverged if its final loss is not finite or above the loss at initialisation. `validation/loss`, by which
+    runs are compared, is the final loss, or the loss at initialisation if the run diverged.
     """
-    loss_init, loss_final = module.loss_init, keeper.loss_final
-    broke = loss_final is None or not loss_final <= loss_init
+    loss_init, loss_final = module.loss_init, callback.loss_final
+    diverged = loss_final is None or not loss_final <= loss_init
     watched = [r for r in rows if "attention/logit_max" in r or "residual/block0/rms" in r]
     finite = [r for r in watched if math.isfinite(r["train/loss"])] or watched
     trained = [r for r in rows if r["step"] >= 0]
@@ -206,18 +208,18 @@ def summarize(
     last = finite[-1] if finite else {}
     logit_max = [r["attention/logit_max"] for r in finite if "attention/logit_max" in r]
     entropy = [r["attention/entropy_min"] for r in finite if "attention/entropy_min" in r]
-    judged = loss_init if broke or loss_final is None else loss_final
+    judged = loss_init if diverged or loss_final is None else loss_final
     size = sizes(config, module.model)
     tokens = len(trained) * tokens_per_step(config)
     return {
         "name": config.run_name(),
-        "state": "diverged" if broke else "finished",
+        "state": "diverged" if diverged else "finished",
         "validation/loss_init": loss_init,
         "validation/loss_final": loss_final,
         "validation/loss": judged,
         **bits_per_byte(judged, bytes_per_token),
         "train/loss": last_train_loss(trained, config.steps),
-        "diverged_step": _onset(trained, loss_init, keeper.diverged_step) if broke else None,
+        "diverged_step": _onset(trained, loss_init, callback.diverged_step) if diverged else None,
         "steps_above_init": len(above),
         "steps_done": len(trained),
         **size,
@@ -234,19 +236,22 @@ def summarize(
 
 
 def last_train_loss(rows: list[MetricsRow], steps: int) -> float | None:
-    """Returns the mean training loss of the run's last 1 % of steps, at least one; None where one isn't finite."""
+    """Returns the mean training loss over the last 1 % of steps, at least one; None if it is not finite."""
     loss = fmean(row["train/loss"] for row in rows[-max(1, steps // 100) :])
     return loss if math.isfinite(loss) else None
 
 
 def sizes(config: Config, model: GPT) -> dict[str, int]:
-    """Returns N, all parameters, and the tokens of the whole run."""
+    """Returns N (see GPT.parameter_count), the number of all parameters, and the training tokens of the whole run."""
     parameters = sum(p.numel() for p in model.parameters())
     return {"N": model.parameter_count(), "parameters": parameters, "tokens": config.steps * tokens_per_step(config)}
 
 
 def _onset(rows: list[MetricsRow], loss_init: float, nonfinite: int | None) -> int | None:
-    """The step at which divergence began: the start of the last stretch of losses above the loss at initialisation."""
+    """Returns the step at which divergence began: the first of the final stretch of losses above `loss_init`.
+
+    `nonfinite` is the first step with a NaN or infinite loss or gradient, if there is one.
+    """
     onset = nonfinite
     for row in reversed([r for r in rows if nonfinite is None or r["step"] < nonfinite]):
         if row["train/loss"] <= loss_init:
@@ -260,13 +265,13 @@ def _quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in (
         ".*does not have many workers.*",
-        # It is: it starts at the trainer's step.
+        # TokenDataModule starts at the trainer's step, so the dataloader is resumable.
         ".*your dataloader is not resumable.*",
         ".*treespec.*is deprecated.*",
         ".*GPU available but not used.*",
-        # It needn't be: see train/run/distributed.py.
+        # A run inside a Slurm job need not be started by srun; see train/run/distributed.py.
         ".*`srun` command is available.*",
-        # Nothing here changes what a block puts out in place.
+        # Harmless, because nothing here modifies a block's output in place.
         "FSDP2-wrapped module .* returned a view tensor",
     ):
         warnings.filterwarnings("ignore", text)

@@ -11,41 +11,41 @@ from conf.axis import ConfigError
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The file is the old one or the new one, never half of it."""
+    """Writes to a temporary file and renames it, so that a reader sees the old text or the new one, never a part."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     temporary.replace(path)
 
 
 def save_atomically(path: Path, tensors: Mapping[str, Any]) -> None:
-    """The same for tensors; on a full disk OSError, as for text."""
+    """Saves tensors like `write_atomically`. Raises OSError if the disk is full."""
     import torch
 
     temporary = path.with_suffix(".tmp")
     try:
         with temporary.open("wb") as file:
             torch.save(tensors, file)
-    except RuntimeError as error:  # torch's writer trips over its own closing when the file can't be written
+    except RuntimeError as error:  # If a write fails, torch's writer fails again on closing and hides the OSError.
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
     temporary.replace(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} when there is none or it is damaged."""
+    """Returns the object in a JSON file; {} if the file is missing or damaged."""
     try:
-        found = json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return values if isinstance(values, dict) else {}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; a last line that was cut off is left out."""
+    """Returns the rows of a JSONL file, [] if it is missing. Raises ConfigError if a line is damaged."""
     return list(rows_of(path.read_text(errors="replace").splitlines(keepends=True), path)) if path.exists() else []
 
 
 def rows_of(lines: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of the lines of that file, one after the other."""
+    """Yields the rows of JSONL lines, without a truncated last line. Raises ConfigError if a line is damaged."""
     for number, line in enumerate(lines, 1):
         if not line.endswith("\n"):
             break
@@ -57,4 +57,5 @@ def rows_of(lines: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
 
 
 def unwritable(folder: Path, error: OSError) -> ConfigError:
+    """Returns the error for an `out` folder that can't be written."""
     return ConfigError(f"out={folder}: {error.strerror}: choose a folder that can be written")

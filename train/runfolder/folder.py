@@ -1,11 +1,11 @@
-"""The run folder: one run's config, state, metrics and checkpoints. It alone suffices to redo every figure.
+"""The run folder: config, state, metrics and checkpoint of one run, enough to redraw all its figures.
 
 config.yaml     resolved config
 status.json     pending | running | finished | diverged | failed, with format, host, pid, commit, versions, wall time
-metrics.jsonl   a row a recorded step, a pure function of the config (NaN and Infinity as Python's json writes them)
-timing.jsonl    wall time, tokens and FLOPs per second, a row a watch step
-summary.json    the results, written at the end
-last.ckpt       the newest checkpoint
+metrics.jsonl   one row per step, a pure function of the config (NaN and Infinity as Python's json writes them)
+timing.jsonl    wall time, tokens and FLOPs per second, one row per watch step
+summary.json    results, written at the end
+last.ckpt       newest checkpoint
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from train.runfolder.provenance import commit, slurm_task
 ENDED = ("finished", "diverged")
 
 FORMAT = 2
-"""Of a run folder: names of metrics, of the summary's values and of the status' ones. Format 1 didn't say so."""
+"""Version of the keys in metrics.jsonl, summary.json and status.json. Format 1 did not record its number."""
 
 
 def is_run(path: Path) -> bool:
-    """Whether it is a run's folder, not a sweep's."""
+    """Returns whether this is a run folder, not a sweep folder."""
     return (path / "config.yaml").exists() and not (path / "sweep.json").exists()
 
 
 def require_format(runs: Iterable[RunFolder], folder: Path) -> None:
-    """ConfigError where one of the runs has another format than this code's; `folder` is what is to be migrated."""
+    """Raises ConfigError if a run has another format than FORMAT. The message says to migrate `folder`."""
     for run in runs:
         status = run.status()
         if status and status.get("format", 1) != FORMAT:
             raise ConfigError(
                 f"{run.path} was written by an earlier version, which named its metrics differently: "
-                f"python -m train.migrate {folder}"
+                f"convert it with python -m train.migrate {folder}"
             )
 
 
@@ -64,22 +64,22 @@ class RunFolder:
         return FileLock(self.path / ".lock")
 
     def claim(self, config_yaml: str, patience: float = 0.0) -> None:
-        """Makes the folder this process' own until `release`.
+        """Creates and locks the folder until `release`, and writes config.yaml.
 
-        ConfigError when another process trains in it and still does after `patience` seconds: one on a node that the
-        scheduler has given up may live on for a while.
+        Raises ConfigError if the folder can't be written, or if another process still trains in it after `patience`
+        seconds. A process on a node that Slurm has declared dead may live on for a while.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=patience)
             write_atomically(self.path / "config.yaml", config_yaml)
         except Timeout:
-            raise ConfigError(f"{self.path}: process {self.status().get('pid')} is training this run already") from None
+            raise self._is_training() from None
         except OSError as error:
             raise unwritable(self.path.parent, error) from None
 
     def is_claimed(self) -> bool:
-        """Whether a process trains in it, of those that this machine knows."""
+        """Returns whether a process trains in the folder, as far as file locks on this machine can tell."""
         try:
             with self._lock.acquire(timeout=0):
                 return False
@@ -90,17 +90,21 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other processes from training in the folder meanwhile; ConfigError where one does."""
+        """Locks the folder for the duration of a `with` block. Raises ConfigError if a process is training in it."""
         try:
             with self._lock.acquire(timeout=0):
                 yield
         except Timeout:
-            raise ConfigError(f"{self.path}: process {self.status().get('pid')} is training this run") from None
+            raise self._is_training() from None
+
+    def _is_training(self) -> ConfigError:
+        pid = self.status().get("pid")
+        return ConfigError(f"{self.path}: process {pid} is training this run already: wait for its end")
 
     def sound_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from, None where there is none; ConfigError where it isn't what was written.
+        """Returns the checkpoint to resume from, or None. Raises ConfigError if the file is damaged.
 
-        torch reads altered tensors without a word, though its files have checksums.
+        The zip checksums are tested explicitly, because torch.load ignores them and would load altered tensors.
         """
         import torch
 
@@ -108,14 +112,12 @@ class RunFolder:
             return None
         try:
             with zipfile.ZipFile(self.checkpoint) as file:
-                altered = file.testzip()
+                damage = file.testzip()
             torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
         except (zipfile.BadZipFile, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            altered = " ".join(str(error).split())[:120]
-        if altered:
-            raise ConfigError(
-                f"{self.checkpoint} is not what was written ({altered}): delete it to train the run from its start"
-            )
+            damage = " ".join(str(error).split())[:120]
+        if damage:
+            raise ConfigError(f"{self.checkpoint} is damaged ({damage}): delete it to train the run from its start")
         return self.checkpoint
 
     def release(self) -> None:
@@ -131,11 +133,12 @@ class RunFolder:
         return self.state() in ENDED and bool(self.summary())
 
     def set_status(self, state: str, **details: Any) -> None:
-        """Replaces status.json; details of an earlier attempt that aren't given again stay."""
+        """Updates status.json: sets the state, the time and the given details, and keeps the other details."""
         status = (self.status() or {"format": FORMAT}) | {"state": state, "time": time.time(), **details}
         write_atomically(self.path / "status.json", json.dumps(status, indent=1))
 
     def start(self) -> None:
+        """Sets the state to running, and records the attempt, host, process, commit and package versions."""
         attempt = int(self.status().get("attempt", 0)) + 1
         self.set_status(
             "running",
@@ -150,9 +153,9 @@ class RunFolder:
         )
 
     def rewind(self, step: int) -> None:
-        """Drops the rows of steps from `step` on: they came after the checkpoint that the run resumes from.
+        """Drops the rows from `step` on, which were written after the checkpoint that the run resumes from.
 
-        The row of step -1, the validation at initialisation, goes too when `step` is -1: nothing is kept then.
+        A `step` of -1 drops all rows, including that of step -1, the validation at initialisation.
         """
         for path in (self.metrics_path, self.timing_path):
             if path.exists():
@@ -164,7 +167,7 @@ class RunFolder:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
 
     def seconds(self) -> float:
-        """Wall time of the recorded steps, over all attempts."""
+        """Returns the wall time of the recorded steps in seconds, over all attempts."""
         return float(sum(row["seconds"] for row in read_rows(self.timing_path)))
 
     def summary(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""A run's metrics by column: metrics.parquet, which the first reader of an ended run makes of metrics.jsonl.
+"""Reads metrics by column from metrics.parquet, a cache that the first reader of an ended run writes.
 
-The JSONL is the truth. The file names the size and the time of change of what it was made of, and is made anew where
-these differ: a run that was resumed, or whose rows came from elsewhere, is never read from an old one.
+metrics.jsonl is authoritative. The cache stores the size and the modification time of the metrics.jsonl it was built
+from, and is rebuilt if they differ, so a run that was resumed or copied is never read from a stale cache.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 
 NAME = "metrics.parquet"
 MADE_OF = b"made of"
+"""Key of that size and time in the file's metadata."""
 
 
 def frame(run: RunFolder) -> pd.DataFrame:
-    """The rows of metrics.jsonl; columns of a value a head are left out."""
+    """Returns the rows of metrics.jsonl without the columns that hold lists, one value per head."""
     import pandas as pd
 
     return pd.DataFrame([{k: v for k, v in row.items() if not isinstance(v, list)} for row in run.metrics()])
 
 
 def read(run: RunFolder, columns: Sequence[str]) -> pd.DataFrame:
-    """Those of the columns that the run has; of an ended run without reading the others."""
+    """Returns those of the columns that the run has. For an ended run, only these are read from disk."""
     import pyarrow.parquet as pq
 
     stamp, path = _stamp(run), run.path / NAME
@@ -38,28 +39,29 @@ def read(run: RunFolder, columns: Sequence[str]) -> pd.DataFrame:
     if path.exists():
         with pq.ParquetFile(path) as file:
             if file.schema_arrow.metadata[MADE_OF] == stamp:
-                there = set(file.schema_arrow.names)
-                return file.read([c for c in columns if c in there], use_threads=False).to_pandas()
-    found = frame(run)
+                names = set(file.schema_arrow.names)
+                return file.read([c for c in columns if c in names], use_threads=False).to_pandas()
+    rows = frame(run)
     if run.has_ended() and _stamp(run) == stamp:
-        _write(found, path, stamp)
-    return found[[c for c in columns if c in found]]
+        _write(rows, path, stamp)
+    return rows[[c for c in columns if c in rows]]
 
 
 def _stamp(run: RunFolder) -> bytes | None:
+    """Returns size and modification time of metrics.jsonl, or None if there is no such file."""
     try:
-        found = run.metrics_path.stat()
+        stat = run.metrics_path.stat()
     except OSError:
         return None
-    return f"{found.st_size} bytes of {found.st_mtime_ns}".encode()
+    return f"{stat.st_size} bytes of {stat.st_mtime_ns}".encode()
 
 
-def _write(found: pd.DataFrame, path: Path, stamp: bytes) -> None:
-    """Whole or not at all; a folder that can't be written stays as it is."""
+def _write(rows: pd.DataFrame, path: Path, stamp: bytes) -> None:
+    """Writes the cache atomically; does nothing if the folder can't be written."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pandas(found, preserve_index=False)
+    table = pa.Table.from_pandas(rows, preserve_index=False)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), MADE_OF: stamp})
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:

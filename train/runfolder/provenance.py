@@ -1,4 +1,4 @@
-"""Where a run comes from: the git commit of the code and the Slurm task."""
+"""Records where a run comes from: the git commit of the code and the Slurm task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @cache
 def commit() -> str | None:
-    """The git commit of this code, with + when files differ from it."""
+    """Returns the git commit of this code, followed by + if tracked files have changed; None outside of git."""
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
@@ -21,6 +21,6 @@ def commit() -> str | None:
 
 
 def slurm_task() -> str | None:
-    """The task of a Slurm array that this process belongs to, 17_0, or its job, or none."""
+    """Returns the Slurm array task of this process, such as 17_0, or its job if it has no array, or None."""
     job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{job}_{task}" if job and task else os.environ.get("SLURM_JOB_ID")

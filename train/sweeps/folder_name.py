@@ -1,4 +1,4 @@
-"""The folder of a sweep: called after what it varies, and found again by the same command."""
+"""Names the folder of a sweep after what the sweep varies, so that the same command finds it again."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from train.config.schema import Config, Runtime
 from train.runfolder.files import read_json
 
 LONGEST, LONGEST_PART = 100, 60
-"""Characters of a folder's name without its hash, and of a part of it."""
+"""Most characters of a folder name before its hash, and of one part of it."""
 
 
 def sweep_folder(overrides: Sequence[str], out: Path, name: str | None) -> Path:
-    """Returns the folder: `name`, or the experiment, then fixed overrides, then varied keys.
+    """Returns the sweep's folder in `out`.
 
-    A hash of the overrides is appended where the name was cut, where another sweep has that folder already, and where
-    an experiment would have it.
+    It is called `name`, or else after the experiment, the fixed overrides and the varied keys. A hash of the overrides
+    is appended if that was truncated, belongs to another sweep, or is the name of an experiment.
     """
     if name is not None:
         return out / name
@@ -43,7 +43,7 @@ def sweep_folder(overrides: Sequence[str], out: Path, name: str | None) -> Path:
 
 
 def _identity(overrides: Sequence[str]) -> list[str]:
-    """The overrides that decide what a sweep's runs are."""
+    """Returns the sorted overrides that determine the numbers of a sweep's runs."""
     return sorted(o for o in overrides if _key(o).partition(".")[0] not in Runtime.__dataclass_fields__)
 
 
@@ -73,26 +73,26 @@ def _key(override: str) -> str:
 
 
 def _fixed(key: str, override: str) -> str:
-    """steps4000, qk_none, mini-0.1M; a model's name says enough without its key."""
+    """Returns the short form of a fixed override: steps4000, qk_none, or mini-0.1M without the key `model`."""
     value = parsed(override)[1]
     short = key if isinstance(value, dict) else "" if key == "model" else SHORT.get(key, key)
     return _plain(attached(short, _plain(value)))
 
 
 def _varied(key: str) -> str:
-    """lr, qk_norm, seed."""
+    """Returns the short name of a varied key: lr, qk_norm, seed."""
     short = key if key in axes(Config) else SHORT.get(key, key)
     return short if len(short) > 1 else key.rpartition(".")[2]
 
 
 def _plain(value: object) -> str:
-    """Only characters that a folder's name may have; the hash settles it where two values look alike then."""
+    """Replaces characters that are unsafe in folder names. The hash separates values that then look the same."""
     shown = str(value) if isinstance(value, str | dict) else text(value)
     return re.sub(r"[^A-Za-z0-9_.=+-]+", "_", shown.replace("/", "-"))
 
 
 def _earlier_name(overrides: Sequence[str]) -> str:
-    """The name that earlier versions gave, so that their sweeps go on in the folders that they have."""
+    """Returns the name that earlier versions gave the folder, so that their sweeps can resume in it."""
     changed = [o for o in _identity(overrides) if _key(o) != "experiment"]
     chosen = next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "sweep").replace("/", "-")
     readable = "-".join([chosen, *changed])

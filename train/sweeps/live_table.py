@@ -1,4 +1,4 @@
-"""The live table of a sweep: a cell a run, the last axis of the grid across, all others down."""
+"""The live table of a sweep: one cell per run, the last key of the grid as columns, all others as rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STYLE = {"finished": "green", "diverged": "red", "failed": "bold white on red", 
 
 
 class LiveTable:
-    """Redrawn twice a second on a terminal; in a log, a line for each run that ends."""
+    """Shows the state of a sweep: a table redrawn twice a second on a terminal, a line per ended run in a log."""
 
     def __init__(self, sweep: Sweep, jobs: int) -> None:
         self.sweep, self.jobs = sweep, jobs
@@ -47,7 +47,7 @@ class LiveTable:
             self.live.stop()
 
     def update(self, ended: list[str], running: list[str]) -> None:
-        """Reads again the runs that move, and draws."""
+        """Reads the status of ended and running runs again, and redraws."""
         for name in {*ended, *running, *(n for n, s in self.status.items() if s.get("state") == "running")}:
             run = RunFolder(self.sweep.folder / name)
             self.status[name] = run.status()
@@ -103,8 +103,8 @@ class LiveTable:
         return f"{sum(s.get('state') in ENDED for s in self.status.values())}/{len(self.status)}"
 
     def _eta(self) -> str:
-        """From the work done so far, in parameters x tokens."""
-        took = time.monotonic() - self.started
+        """Returns elapsed and remaining time as text, from the share of the total cost done so far."""
+        elapsed = time.monotonic() - self.started
         total = done = 0.0
         for config in self.sweep.configs:
             name = config.run_name()
@@ -115,11 +115,11 @@ class LiveTable:
             total += self.cost[name]
             done += self.cost[name] * share
         fresh = done - self.before
-        left = duration(took * (total - done) / fresh) if fresh > 0 else "?"
-        return f"{duration(took)} so far" + (f", {left} to go" if done < total else "")
+        left = duration(elapsed * (total - done) / fresh) if fresh > 0 else "?"
+        return f"{duration(elapsed)} so far" + (f", {left} to go" if done < total else "")
 
     def print_end(self) -> int:
-        """What came of it and where it is; the exit code."""
+        """Prints how many runs are in which state and where they are. Returns the exit code, 1 if any has not ended."""
         states = [s.get("state", "pending") for s in self.status.values()]
         counts = ", ".join(f"{states.count(state)} {state}" for state in STYLE if state in states)
         if self.live is None:
@@ -127,19 +127,22 @@ class LiveTable:
         self.console.print(f"{counts} in {duration(time.monotonic() - self.started)}")
         for name, status in self.status.items():
             if status.get("state") not in ENDED:
-                reason = status.get("reason") or f"process {status.get('pid')} of another command trains it"
+                reason = status.get("reason") or f"process {status.get('pid')} of another command is training it"
                 self.console.print(f"  {name}: {reason}", style="red")
         self.console.print(f"judge and draw: python -m train.report {self.sweep.folder}")
         return int(any(state not in ENDED for state in states))
 
 
 def _cost(config: Any) -> float:
-    """Time of a token, about: the blocks and the head, plus what a small model spends on everything else."""
+    """Returns a rough relative cost per token: the blocks, the head, and a constant overhead."""
     return 12 * config.model.depth * config.model.width**2 + config.model.width * config.data.vocab_size + 2e5
 
 
 def _grid(points: list[list[str]]) -> tuple[list[str], list[str], dict[tuple[str, str], int]]:
-    """MetricsRow labels, column labels and which point stands where, from the overrides that differ between points."""
+    """Returns row labels, column labels and the index of the point in each cell.
+
+    Labels consist of the overrides that differ between points.
+    """
     common = set(points[0]).intersection(*map(set, points[1:])) if len(points) > 1 else set()
     varying = [[o for o in point if o not in common] for point in points]
     rows, columns, cells = dict[str, None](), dict[str, None](), {}

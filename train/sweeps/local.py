@@ -1,4 +1,4 @@
-"""Trains a sweep on this machine."""
+"""Trains a sweep in processes on this machine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from train.sweeps.pool import Pool, slots
 
 
 def run(sweep: Sweep) -> int:
-    """Runs what is not finished, with a live table; the exit code: 1 when a run failed."""
-    # It ends the loop below; the children get theirs from `stop` (on Ctrl-C the terminal sends it too).
+    """Trains the runs that have not ended, with a live table. Returns the exit code, 1 if a run failed.
+
+    Raises ConfigError if another sweep works in the folder or the folder can't be written.
+    """
+    # SIGTERM ends the loop below like Ctrl-C. Pool.stop then signals the runs.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sweep.configs[0].launcher.require_local()
     sweep.configs[0].logger.require_package()
@@ -26,7 +29,7 @@ def run(sweep: Sweep) -> int:
         sweep.folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise ConfigError(f"{sweep.folder}: another sweep works in this folder; wait or choose another out=") from None
+        raise ConfigError(f"{sweep.folder}: another sweep works in this folder: wait or choose another out=") from None
     except OSError as error:
         raise unwritable(sweep.folder.parent, error) from None
     sweep.write_plan()

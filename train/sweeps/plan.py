@@ -1,4 +1,4 @@
-"""What a sweep is: the points of a grid, their checked configs, and the folder that they share."""
+"""A sweep: the points of a grid, their checked configs, and their common folder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from train.sweeps.folder_name import sweep_folder
 
 @dataclass
 class Sweep:
-    """A set of runs with a folder; `configs` are the points of the grid in its order, `arms` what each belongs to.
+    """A set of runs with a common folder. `points`, `configs` and `arms` have one entry per run, in grid order.
 
-    A run that another sweep beside this one has ended already is that sweep's: it is not trained again.
+    A run that has ended in another sweep of the same parent folder is used from there and not trained again.
     """
 
     folder: Path
@@ -32,28 +32,29 @@ class Sweep:
 
     @cached_property
     def _elsewhere(self) -> dict[str, RunFolder]:
-        """Ended runs of the sweeps beside this one, by name."""
+        """Runs that have ended in other sweeps of the same parent folder, by name."""
         parent = self.folder.parent
-        beside = [p for p in sorted(parent.iterdir()) if p != self.folder] if parent.is_dir() else []
+        others = [p for p in sorted(parent.iterdir()) if p != self.folder] if parent.is_dir() else []
         names = {config.run_name() for config in self.configs}
-        found = [RunFolder(path) for sweep in beside if (sweep / "sweep.json").exists()
-                 for path in sweep.iterdir() if path.name in names]  # fmt: skip
-        return {run.path.name: run for run in found if run.has_ended()}
+        runs = [RunFolder(path) for sweep in others if (sweep / "sweep.json").exists()
+                for path in sweep.iterdir() if path.name in names]  # fmt: skip
+        return {run.path.name: run for run in runs if run.has_ended()}
 
     def runs(self) -> list[RunFolder]:
         return [self.run(config.run_name()) for config in self.configs]
 
     def run(self, name: str) -> RunFolder:
+        """Returns the run's folder in this sweep, or in another one where the run has ended."""
         own = RunFolder(self.folder / name)
         return own if own.path.exists() else self._elsewhere.get(name, own)
 
     def to_do(self) -> list[Config]:
-        """Runs that have not ended, each once."""
+        """Returns the configs of the runs that have not ended, without duplicates."""
         pairs = zip(self.configs, self.runs(), strict=True)
         return list({c.run_name(): c for c, run in pairs if not run.has_ended()}.values())
 
     def write_plan(self) -> None:
-        """sweep.json: what the sweep is made of, for the report and for a later resumption."""
+        """Writes sweep.json, which lists the runs for reports and resumption. Raises ConfigError if it can't."""
         runs = [
             {"folder": os.path.relpath(run.path, self.folder), "overrides": point}
             | ({} if arm is None else {"arm": arm})
@@ -73,16 +74,16 @@ class Sweep:
 
 
 def plan(overrides: Sequence[str]) -> Sweep:
-    """Returns the sweep that the overrides describe, all configs checked; raises ConfigError for the first bad one."""
+    """Returns the sweep for the overrides, without duplicate runs. Raises ConfigError for the first bad config."""
     expanded = expand(overrides)
     composed = compose_all([point for _, point in expanded])
     if len({config.name for config in composed}) > 1:
-        raise ConfigError("name: a sweep has one, its runs can't differ in it: give one value")
+        raise ConfigError("name: the runs of a sweep can't have different names: give one value")
     folder = sweep_folder(overrides, Path(composed[0].out), composed[0].name)
     points, configs, arms, seen = [], [], [], set()
-    for (arm, point), found in zip(expanded, composed, strict=True):
-        # The name is the sweep's; its runs are told apart by what they are.
-        config = found if found.name is None else replace(found, name=None)
+    for (arm, point), config in zip(expanded, composed, strict=True):
+        if config.name is not None:  # The name is that of the sweep; its runs get their readable names.
+            config = replace(config, name=None)
         if (arm, config.run_name()) not in seen:
             seen.add((arm, config.run_name()))
             points.append([override for override in point if not override.startswith("name=")])
@@ -92,7 +93,7 @@ def plan(overrides: Sequence[str]) -> Sweep:
 
 
 def prepare_data(configs: list[Config]) -> None:
-    """Token files of all runs, before the first of them starts."""
+    """Prepares the token files of all runs."""
     for config in {json.dumps(c.values()["data"]): c for c in configs}.values():
         from data.prepare import prepare
 

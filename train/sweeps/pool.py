@@ -1,4 +1,4 @@
-"""Processes for the runs of a sweep, at most one a core or GPU."""
+"""Trains runs in parallel processes, at most one per core or GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STOP_SECONDS = 20.0
 
 
 def slots(config: Config) -> list[str | None]:
-    """One entry a process that runs at a time: the GPU it sees, or None for a core."""
+    """Returns one entry per concurrent process: the GPU that it sees, or None for CPU cores."""
     import torch
 
     if config.accelerator in ("auto", "cuda") and torch.cuda.is_available():
@@ -29,14 +29,14 @@ def slots(config: Config) -> list[str | None]:
 
 
 def visible_gpus(count: int) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES has to be for each of them alone: a scheduler may have given others than the first."""
+    """Returns a value of CUDA_VISIBLE_DEVICES for each GPU, from those that the scheduler has assigned if it is set."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return [name.strip() for name in given.split(",") if name.strip()][:count] or [str(i) for i in range(count)]
 
 
 def work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float = 0.0) -> None:
-    """Trains one run in a process of its own; what it prints goes to log.txt in its folder."""
-    # The server that this is forked from ignores them; until a checkpoint can be written they end the process.
+    """Trains one run in this process and exits; the output goes to log.txt in the run's folder."""
+    # The forkserver ignores these signals. Before training starts, they should end the process.
     for signum in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(signum, signal.default_int_handler)
     try:
@@ -66,7 +66,7 @@ def _work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float
 
 @dataclass
 class Pool:
-    """Runs the processes of a sweep, at most one a slot."""
+    """Trains the waiting runs in processes, at most one per free slot."""
 
     folder: Path
     free: list[str | None]
@@ -75,18 +75,18 @@ class Pool:
     running: dict[str, tuple[Any, str | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # Children are forked from a server that has imported everything already: 0.1 s a run instead of 4 s.
+        # Forking from a server that has already imported everything takes 0.1 s per run instead of 4 s.
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["train.sweeps.preload"])
 
     def step(self) -> list[str]:
-        """Starts what fits; the names of the runs that ended since the last call."""
+        """Starts runs in free slots, and returns the names of the runs that have ended since the last call."""
         ended = [name for name, (process, _) in self.running.items() if not process.is_alive()]
         for name in ended:
             process, slot = self.running.pop(name)
             process.join()
             self.free.append(slot)
-            self._note_death(name, process.exitcode)
+            self._record_failure(name, process.exitcode)
         while self.free and self.waiting:
             config, slot = self.waiting.pop(0), self.free.pop(0)
             process = self.context.Process(target=work, args=(config.values(), self.folder, slot, self.patience))
@@ -94,18 +94,19 @@ class Pool:
             self.running[config.run_name()] = (process, slot)
         return ended
 
-    def _note_death(self, name: str, exitcode: int) -> None:
+    def _record_failure(self, name: str, exitcode: int) -> None:
+        """Marks the run as failed if its process died without doing so."""
         folder = RunFolder(self.folder / name)
-        if folder.is_claimed():  # by a process of a sweep that was killed itself: what it says counts
+        if folder.is_claimed():  # A process that outlived an earlier, killed sweep still trains it.
             return
-        with suppress(OSError):  # of one run's folder, or of a full disk: no reason to stop the others
+        with suppress(OSError):  # A full disk or a broken folder of one run should not stop the others.
             if exitcode < 0 and folder.state() in ("running", "pending"):
                 folder.set_status("failed", reason=f"killed by {signal.Signals(-exitcode).name}")
             elif exitcode == 1 and folder.state() not in (*ENDED, "failed"):
                 folder.set_status("failed", reason=f"exit code 1, see {folder.path / 'log.txt'}")
 
     def stop(self, seconds: float = STOP_SECONDS, signum: int = signal.SIGTERM) -> None:
-        """Asks every process for a checkpoint and waits for it."""
+        """Sends every process the signal, on which it writes a checkpoint, and kills those left after `seconds`."""
         for process, _ in self.running.values():
             if process.is_alive():
                 os.kill(process.pid, signum)

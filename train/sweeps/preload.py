@@ -1,7 +1,7 @@
-"""Imported once by the sweep's fork server, so that each run starts with everything in memory.
+"""Imported once by the sweep's forkserver, so that each run starts with all modules in memory.
 
-A scheduler signals all processes of a job. The server ignores its signals from before the slow imports on: without it
-the sweep would lose sight of the runs that are writing checkpoints.
+Slurm signals all processes of a job. The server ignores these signals, from before the slow imports on: if it died, the
+sweep could no longer wait for its runs to write their checkpoints.
 """
 
 # ruff: noqa: E402

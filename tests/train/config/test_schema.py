@@ -143,7 +143,7 @@ class TestErrors:
             ),
             (
                 ["batch_size=15", "accumulate=2", "devices=3"],
-                "batch_size=15 can't be shared by accumulate=2 x devices=3 x nodes=1: use a multiple of 6",
+                "batch_size=15 can't be divided among accumulate=2 x devices=3 x nodes=1: use a multiple of 6",
             ),
             (
                 ["loss=noisy_softmax", "loss.soft_cap=30"],
@@ -155,7 +155,7 @@ class TestErrors:
                 "loss: tau_min=5 is not below tau_max=5: lower tau_min or raise tau_max",
             ),
             # a value that has to be given
-            (["data=text"], "data.path has no value yet: give it as data.path=..."),
+            (["data=text"], "data.path has no value yet: set it with data.path=..."),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
