@@ -12,7 +12,7 @@ from train.cli.format import size_label
 from train.forecast.backtest import COVERED, Trial
 from train.forecast.measurements import Quantity
 from train.forecast.predict import LEVEL, Prediction
-from train.results.style import colours, panels, styled
+from train.results.style import colours, guide_line, panels, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,11 +85,7 @@ def _levels(ax: Axes, levels: Mapping[float, str]) -> None:
     low, high = ax.get_ylim()
     for level, label in levels.items():
         if low / 10 < level < 10 * high:
-            ax.axhline(level, color="0.45", linestyle=":", linewidth=0.9, zorder=1)
-            ax.annotate(
-                label, (1, level), xycoords=("axes fraction", "data"), xytext=(1, 0), textcoords="offset points",
-                color="0.35", fontsize=6.5, va="center",
-            )  # fmt: skip
+            guide_line(ax, level, label)
 
 
 @styled

@@ -1,4 +1,4 @@
-"""Arms: the settings that tell runs of one size apart."""
+"""Finds the arms of a sweep: the settings that distinguish runs of the same size."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SETTINGS = {*Config.__dataclass_fields__} - {*Runtime.__dataclass_fields__, "mod
 
 
 def varying(runs: pd.DataFrame) -> list[str]:
-    """Config columns that tell arms apart: all that differ between runs but size, LR, seed and place.
+    """Returns the config columns that distinguish arms: those that vary, except size, LR, seed and runtime options.
 
-    A field of an axis counts when it differs between runs of the same choice, else the choice's name says it all.
+    A field of an axis is listed only if it varies among runs of the same choice. Otherwise the choice's name suffices.
     """
     known = runs[runs["seed"].notna()]
     config = [c for c in known if c.partition(".")[0] in SETTINGS and c != "optimizer.lr"]
@@ -29,7 +29,7 @@ def varying(runs: pd.DataFrame) -> list[str]:
 
 
 def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
-    """The same with a column `arm`: what tells the run from others of its size, as text. An experiment's stay."""
+    """Returns the runs with a column `arm` that describes their arm as text; names from the experiment are kept."""
     if "arm" in runs:
         return runs
     columns = varying(runs)

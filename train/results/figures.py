@@ -1,6 +1,6 @@
-"""Figures in one style: a colour for each size, light to dark with N; a line style for each arm.
+"""Draws the figures of a sweep. Colour encodes model size (darker is larger) and line style encodes the arm.
 
-matplotlib is imported by what draws, so that importing this module is cheap; nothing here opens a window.
+matplotlib is imported inside the functions so that importing this module is cheap. No function opens a window.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 @styled
 def arms_against_lr(runs: pd.DataFrame, lines: Mapping[str, str]) -> Figure:
-    """Final loss, largest attention logit of the whole run, and attention entropy at its end against LR: Figure 1's
-    left half and what is behind it.
+    """Draws final loss, largest attention logit of the run and final attention entropy against LR.
 
-    `lines` gives the arms (values of the column `arm`) in the order of their line styles, with their labels.
+    The loss panel is the left half of Figure 1 in Wortsman et al. 2023. `lines` maps each arm to its label, in the
+    order of the line styles.
     """
     figure, (loss, logit, entropy) = panels(3)
     shades, styles = colours(runs["size"].unique().tolist()), arm_lines(lines)
@@ -68,7 +68,10 @@ def arms_against_lr(runs: pd.DataFrame, lines: Mapping[str, str]) -> Figure:
 
 @styled
 def sensitivity_against_size(curves: Mapping[tuple[int, str], OverSeeds], lines: Mapping[str, str]) -> Figure:
-    """LR sensitivity against N, one line an arm: Figure 1's right half. Several seeds: mean and standard deviation."""
+    """Draws LR sensitivity against N with one line per arm (Wortsman et al. 2023, Figure 1, right half).
+
+    With several seeds it draws their mean and standard deviation.
+    """
     figure, (axes,) = panels(1, width=3.2)
     for (arm, label), style, colour in zip(lines.items(), LINES, ("#21506e", "#b5542b", "0.3", "0.6"), strict=False):
         found = sorted((n, curve) for (n, of), curve in curves.items() if of == arm)
@@ -93,8 +96,11 @@ def sensitivity_against_size(curves: Mapping[tuple[int, str], OverSeeds], lines:
 def against_size(
     quantities: Mapping[str, Mapping[str, Mapping[int, tuple[float, float | None]]]], linear: Sequence[str] = ()
 ) -> Figure:
-    """A panel for each quantity (by its axis label) against N, a colour and marker for each arm: values by arm and N,
-    with the half length of an error bar or None. Axes are logarithmic but those of `linear`."""
+    """Draws one panel per quantity against N, with a colour and marker for each arm.
+
+    `quantities` maps axis label, arm and N to a value and the half length of its error bar (or None). The y axis is
+    logarithmic unless the label is in `linear`.
+    """
     figure, axes = panels(len(quantities), width=3.2 if len(quantities) == 1 else 2.6)
     names = list(dict.fromkeys(arm for arms in quantities.values() for arm in arms))
     handles: dict[str, Any] = {}
@@ -122,9 +128,9 @@ def against_size(
 def arms_in_time(
     rows: Mapping[tuple[int, str], pd.DataFrame], lrs: Mapping[int, float], lines: Mapping[str, str]
 ) -> Figure:
-    """Training loss and block 0's largest logit against step, with what the logit is made of: Figures 2 and E.1.
+    """Draws training loss, and block 0's largest logit with its factors, against step (Figures 2 and E.1).
 
-    `rows` gives the metrics of one run for each size and arm, `lrs` the LR shown for each size.
+    `rows` holds the metrics of one run for each size and arm; `lrs` is the LR in the legend for each size.
     """
     figure, axes = panels(2, rows=2, width=2.9)
     shades, styles = colours([n for n, _ in rows]), arm_lines(lines)
@@ -161,7 +167,7 @@ def arms_in_time(
 
 @styled
 def loss_against_lr(runs: pd.DataFrame) -> Figure:
-    """Final loss against LR for any sweep: a panel for each arm, a line for each size."""
+    """Draws final loss against LR for any sweep, with a panel for each arm and a line for each size."""
     arms = list(dict.fromkeys(runs["arm"]))
     columns = min(3, len(arms))
     figure, axes = panels(columns, rows=math.ceil(len(arms) / columns), width=max(PANEL[0], 3.2 if columns == 1 else 0))
@@ -169,7 +175,7 @@ def loss_against_lr(runs: pd.DataFrame) -> Figure:
     broke = runs[runs["state"] == "diverged"]
     for i, (panel, arm) in enumerate(zip(axes, arms, strict=False)):
         if i:
-            panel.sharey(axes[0])  # before anything is drawn, else the first panel's limits cut off the others'
+            panel.sharey(axes[0])  # must precede drawing: otherwise the first panel's limits clip the others'
         for n, group in runs[runs["arm"] == arm].groupby("size"):
             line_over_seeds(panel, group, "validation/loss", shades[n], "-")
         lr_axis(panel)
@@ -185,7 +191,7 @@ def loss_against_lr(runs: pd.DataFrame) -> Figure:
 
 @styled
 def run_curves(rows: pd.DataFrame) -> Figure:
-    """One run against step: loss, then by block largest logit, entropy, and gradient RMS over AdamW's epsilon."""
+    """Draws a run's curves over steps: loss and, by block, largest logit, entropy and gradient RMS / epsilon."""
     figure, (loss, logit, entropy, gradient) = panels(2, rows=2, width=2.9)
     trained = rows[rows["step"] >= 0]
     loss.plot(trained["step"], trained["train/loss"], color="0.7", linewidth=0.6, label="batch")

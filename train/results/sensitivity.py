@@ -1,7 +1,7 @@
-"""How much the final loss depends on the learning rate: LR sensitivity, and the LRs at which training breaks.
+"""Measures how the final loss depends on the learning rate: LR sensitivity and the LRs at which training breaks.
 
-Losses are final validation losses in nats per token, learning rates are the peaks of their schedules
-(Wortsman et al. 2023, arXiv 2309.14322, section 2.2 and Appendix B).
+The definitions are from Wortsman et al. 2023 (arXiv 2309.14322), section 2.2 and Appendix B. Losses are final
+validation losses in nats per token. Learning rates are the peaks of their schedules.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEGRADED = 0.1
-"""Nats above the best loss of the grid from which a run counts as degraded.
+"""A run more than this many nats above the best loss of its LR grid counts as degraded.
 
-The paper's diverged runs end near the loss at initialisation. A small model whose attention breaks instead falls back
-to what it can do without attention, 0.2 to 1.5 nats above its best; runs that differ in their seed only are within
-a few hundredths. 0.1 lies between the two. A healthy curve passes it too where the LR is far too large, so a degraded
-run is one whose LR is too large for its model, whatever the reason.
+The paper's diverged runs end near the loss at initialisation. A small model whose attention breaks still learns what it
+can without attention and ends 0.2 to 1.5 nats above its best. Seeds differ by a few hundredths of a nat. 0.1 lies
+between the two. A healthy curve also crosses this threshold at a large enough LR, so "degraded" only says that the LR
+is too large for the model, not why.
 """
 
 
 @dataclass(frozen=True)
 class LRSensitivity:
-    """One curve of final loss against learning rate."""
+    """Describes one curve of final loss against learning rate."""
 
     lrs: tuple[float, ...]
-    """The grid, ascending."""
+    """The LR grid, ascending."""
     losses: tuple[float, ...]
-    """Final losses, at most the loss at initialisation."""
+    """Final losses, capped at the loss at initialisation."""
     loss_init: float
     sensitivity: float
-    """Mean over the grid of (capped loss - best_loss), nats."""
+    """Mean of (capped loss - best_loss) over the grid, in nats."""
     best_loss: float
     best_lr: float
     first_diverging_lr: float | None
-    """Smallest LR from best_lr on that ends non-finite or at the loss at initialisation or above."""
+    """Smallest LR >= best_lr whose loss is non-finite or at least the loss at initialisation."""
     first_degraded_lr: float | None
-    """Smallest LR above best_lr whose capped loss exceeds best_loss by more than DEGRADED; divergence is included."""
+    """Smallest LR > best_lr whose capped loss exceeds best_loss by more than DEGRADED; includes divergence."""
     critical_lr: float | None
-    """Where the loss, linear in log LR between grid points, crosses best_loss + DEGRADED before first_degraded_lr."""
+    """LR at which the loss, linear in log LR, reaches best_loss + DEGRADED on its way to first_degraded_lr."""
 
     @property
     def degraded(self) -> tuple[bool, ...]:
-        """For each LR of the grid: above the best LR, and worse than the best loss by more than DEGRADED."""
+        """Returns for each LR of the grid whether it is above best_lr and its loss above best_loss + DEGRADED."""
         limit = self.best_loss + DEGRADED
         return tuple(lr > self.best_lr and loss > limit for lr, loss in zip(self.lrs, self.losses, strict=True))
 
@@ -57,19 +57,20 @@ def lr_sensitivity(
     losses: Sequence[float | None],
     loss_init: float | Sequence[float],
 ) -> LRSensitivity:
-    """E over the LR grid of min(l, l_0) - l*, the plain mean over its n points (Wortsman et al. 2023, section 2.2).
+    """Returns the LR sensitivity, the mean of min(l, l_0) - l* over the LR grid, with the critical LRs of the curve.
 
-    l is the final loss (None, NaN and Inf count as l_0), l_0 the loss at initialisation, l* the best loss of the grid.
-    A model that never learns scores 0, so the number is to be shown next to its curve (Appendix B).
+    l is the final loss (None, NaN and Inf count as l_0), l_0 the loss at initialisation and l* the best loss of the
+    grid (Wortsman et al. 2023, section 2.2). A model that never learns scores 0, so always show the curve next to the
+    number (Appendix B). Raises ValueError if the inputs don't form a curve.
     """
     if not len(lrs) or len(lrs) != len(losses):
-        raise ValueError(f"{len(lrs)} learning rates with {len(losses)} losses")
+        raise ValueError(f"{len(lrs)} learning rates but {len(losses)} losses")
     rate = np.asarray(lrs, dtype=float)
     if len(np.unique(rate)) < len(rate) or not (np.isfinite(rate) & (rate > 0)).all():
-        raise ValueError(f"learning rates must be positive and differ from each other: {list(lrs)}")
+        raise ValueError(f"learning rates must be positive and distinct: {list(lrs)}")
     init = np.broadcast_to(np.asarray(loss_init, dtype=float), rate.shape)
     if not np.isfinite(init).all():
-        raise ValueError(f"the loss at initialisation is {loss_init}")
+        raise ValueError(f"the loss at initialisation must be finite: {loss_init}")
     order = np.argsort(rate)
     rate, init = rate[order], init[order]
     final = np.array([np.nan if loss is None else loss for loss in losses], dtype=float)[order]
@@ -93,16 +94,16 @@ def lr_sensitivity(
 
 
 def _crossing(rate: Any, loss: Any, first: int, level: float) -> float:
-    """The LR at which the line between points first - 1 and first, loss against log LR, is at `level`."""
+    """Returns the LR at which the loss reaches `level`, linear in log LR between points first - 1 and first."""
     share = (level - loss[first - 1]) / (loss[first] - loss[first - 1])
     return float(rate[first - 1] * (rate[first] / rate[first - 1]) ** share)
 
 
 def coupled_lr_sensitivity(lrs: Sequence[float], losses: Sequence[float | None], loss_init: float) -> float:
-    """LR sensitivity under coupled weight decay: the lower of those without the largest and without the smallest LR.
+    """Returns the LR sensitivity under coupled decay: the minimum over the grid without its largest or smallest LR.
 
-    The paper takes the minimum over 1e-4 ... 1e-1 and 3e-4 ... 3e-1, eight LRs in all, since coupled decay shifts
-    the range of good LRs down (section 3.2.2).
+    Coupled decay shifts the range of good LRs down. The paper therefore takes the minimum over two windows,
+    1e-4 ... 1e-1 and 3e-4 ... 3e-1 (section 3.2.2). Raises ValueError for fewer than two learning rates.
     """
     if len(lrs) < 2:
         raise ValueError("two windows need at least two learning rates")
@@ -113,7 +114,7 @@ def coupled_lr_sensitivity(lrs: Sequence[float], losses: Sequence[float | None],
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """The same LR grid at several seeds."""
+    """Holds the curves of several seeds over the same LR grid."""
 
     by_seed: Mapping[int, LRSensitivity]
 
@@ -123,17 +124,17 @@ class OverSeeds:
 
     @property
     def mean(self) -> float:
-        """Of the seeds' LR sensitivities."""
+        """Returns the mean LR sensitivity over seeds."""
         return float(np.mean([s.sensitivity for s in self.by_seed.values()]))
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation of the seeds' LR sensitivities; None for one seed."""
+        """Returns the sample standard deviation of LR sensitivity over seeds, None for one seed."""
         values = [s.sensitivity for s in self.by_seed.values()]
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
     def median(self, field: str) -> float | None:
-        """Of a learning rate that may lie beyond the grid (None), over seeds; None where most seeds have none."""
+        """Returns the geometric median of an LR field over seeds, where None stands for beyond the grid."""
         found = [getattr(s, field) for s in self.by_seed.values()]
         logs = sorted(np.inf if lr is None else np.log(lr) for lr in found)
         middle = (logs[(len(logs) - 1) // 2] + logs[len(logs) // 2]) / 2
@@ -145,19 +146,22 @@ def over_seeds(
     losses: Mapping[int, Sequence[float | None]],
     loss_init: Mapping[int, float | Sequence[float]],
 ) -> OverSeeds:
-    """LR sensitivity at each seed. They must share the LR grid: a sensitivity over another grid is another number."""
+    """Returns the LR sensitivity of each seed.
+
+    Raises ValueError if the seeds have different LR grids, over which sensitivities are not comparable.
+    """
     grids = {seed: sorted(grid) for seed, grid in lrs.items()}
     if not grids:
         raise ValueError("no seeds")
     one, *others = grids
     for seed in others:
         if not np.array_equal(grids[one], grids[seed]):
-            raise ValueError(f"the LR grid of seed {seed}, {grids[seed]}, is not that of seed {one}, {grids[one]}")
+            raise ValueError(f"seeds must share an LR grid: seed {seed} has {grids[seed]}, seed {one} has {grids[one]}")
     return OverSeeds({s: lr_sensitivity(lrs[s], losses[s], loss_init[s]) for s in sorted(lrs)})
 
 
 def of_runs(runs: pd.DataFrame) -> OverSeeds:
-    """The same from the rows of ended runs that differ in LR and seed only."""
+    """Returns the LR sensitivity of each seed from rows of ended runs that differ only in LR and seed."""
     seeds: dict[int, pd.DataFrame] = {int(seed): group for seed, group in runs.groupby("seed")}
     return over_seeds(
         {s: g["optimizer.lr"].tolist() for s, g in seeds.items()},

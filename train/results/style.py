@@ -1,4 +1,4 @@
-"""The style of all figures: a colour for each size, a line style for each arm, axes and legends."""
+"""Defines the style of all figures: colours by size, line styles by arm, axes, guides and legends."""
 
 from __future__ import annotations
 
@@ -47,23 +47,23 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
     "figure.dpi": 100,
     "savefig.dpi": 200,
-    # TrueType, embedded: text in the PDF stays text.
+    # Embeds TrueType fonts, so that text in a PDF can be selected and edited.
     "pdf.fonttype": 42,
 }
 
 PANEL = (2.35, 2.1)
-"""Width and height of one panel in inches; three make a page's text width."""
+"""Width and height of one panel in inches. Three panels fill the text width of a page."""
 
 LINES = ("-", "--", ":", "-.")
 
 LOGIT_LABEL = "max attention logit"
 
 GUIDES = {1e3: "$10^3$", 1e4: "$10^4$"}
-"""Logits at which loss deteriorates and at which all models diverged (Wortsman et al. 2023, Figures 10 and 9)."""
+"""Logits at which loss deteriorates (1e3) and all models diverged (1e4): Wortsman et al. 2023, Figures 10 and 9."""
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Draws under STYLE, whatever the caller's matplotlib settings are."""
+    """Decorates a function so that it draws with STYLE, independent of the caller's matplotlib settings."""
 
     @functools.wraps(draw)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -77,7 +77,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 @styled
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Writes stem.png and stem.pdf; the same figure gives the same bytes."""
+    """Writes stem.png and stem.pdf reproducibly: the same figure gives the same bytes."""
     paths = [stem.with_suffix(".png"), stem.with_suffix(".pdf")]
     figure.savefig(paths[0])
     figure.savefig(paths[1], metadata={"CreationDate": None})
@@ -85,9 +85,9 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 
 def colours(sizes: Sequence[int]) -> dict[int, Any]:
-    """Viridis from green to dark violet: even in lightness, readable without colour vision, no pale yellow.
+    """Returns a viridis colour for each size, from green (smallest) to dark violet (largest).
 
-    Sizes that are written alike have one colour.
+    The colours differ evenly in lightness, which works without colour vision. Sizes with equal labels share a colour.
     """
     import matplotlib
 
@@ -99,6 +99,7 @@ def colours(sizes: Sequence[int]) -> dict[int, Any]:
 
 
 def panels(columns: int, rows: int = 1, width: float = PANEL[0]) -> tuple[Figure, list[Axes]]:
+    """Returns a figure with rows x columns panels and their axes, row by row. `width` is that of a panel, in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, PANEL[1] * rows + 0.35))
@@ -106,7 +107,7 @@ def panels(columns: int, rows: int = 1, width: float = PANEL[0]) -> tuple[Figure
 
 
 def legend_above(figure: Figure, sizes: Mapping[int, Any], lines: Mapping[str, str], extra: Sequence[Any] = ()) -> None:
-    """Above the panels, clear of the data: a colour for each size, then a line style for each arm."""
+    """Adds a legend above the panels: size colours, line styles of the arms (if several), then `extra`."""
     from matplotlib.lines import Line2D
 
     by_label = {size_label(n): colour for n, colour in sizes.items()}
@@ -118,7 +119,7 @@ def legend_above(figure: Figure, sizes: Mapping[int, Any], lines: Mapping[str, s
 
 
 def line_over_seeds(axes: Axes, runs: pd.DataFrame, column: str, colour: Any, style: str) -> None:
-    """Median over seeds against LR, with a band from the smallest to the largest; a diverged run's place is a cross."""
+    """Draws the median over seeds against LR with a min-max band. Crosses mark diverged runs."""
     by_lr = runs.groupby("optimizer.lr")[column]
     middle = by_lr.median()
     axes.plot(
@@ -132,7 +133,7 @@ def line_over_seeds(axes: Axes, runs: pd.DataFrame, column: str, colour: Any, st
 
 
 def arm_lines(lines: Mapping[str, str]) -> dict[str, str]:
-    """A line style for each arm, first solid."""
+    """Returns a line style for each arm. The first is solid."""
     return {arm: LINES[i % len(LINES)] for i, arm in enumerate(lines)}
 
 
@@ -150,16 +151,21 @@ def cap_line(axes: Axes, loss_init: float) -> None:
     )  # fmt: skip
 
 
+def guide_line(axes: Axes, level: float, label: str) -> None:
+    """Draws a dotted horizontal line with its label at the right edge."""
+    axes.axhline(level, color="0.45", linestyle=":", linewidth=0.9, zorder=1)
+    axes.annotate(
+        label, (1, level), xycoords=("axes fraction", "data"), xytext=(1, 0), textcoords="offset points",
+        color="0.35", fontsize=6.5, va="center",
+    )  # fmt: skip
+
+
 def logit_guides(axes: Axes) -> None:
-    """Dotted lines at the published logits, those that the data come near to."""
+    """Draws the published logit thresholds that are within a factor of 3 of the data."""
     top = axes.get_ylim()[1]
     for level, label in GUIDES.items():
         if level < 3 * top:
-            axes.axhline(level, color="0.45", linestyle=":", linewidth=0.9, zorder=1)
-            axes.annotate(
-                label, (1, level), xycoords=("axes fraction", "data"), xytext=(1, 0), textcoords="offset points",
-                color="0.35", fontsize=6.5, va="center",
-            )  # fmt: skip
+            guide_line(axes, level, label)
 
 
 ARM_COLOURS = ("#21506e", "#b5542b", "#3b8f6b", "#8a4f9e", "#c99a2e", "#5aa0c8", "#d680ab", "#7a5636")
@@ -168,7 +174,7 @@ ARM_MARKERS = "os^Dv<P>"
 
 
 def size_ticks(axes: Axes, sizes: Sequence[int]) -> None:
-    """A tick at each N of a log axis, but at those so close to the last that their labels would overlap."""
+    """Puts a tick at each N of a log axis, except where labels would overlap."""
     shown: list[int] = []
     for n in sorted(sizes):
         if not shown or n > 1.15 * shown[-1]:
@@ -178,7 +184,7 @@ def size_ticks(axes: Axes, sizes: Sequence[int]) -> None:
 
 
 def lr_axis(axes: Axes) -> None:
-    """A log axis of peak learning rates: powers of ten, and 2 and 5 times these where it spans less than a decade."""
+    """Makes x a log axis of peak learning rates. If it spans less than a factor of 30, 2 and 5 get ticks too."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set(xscale="log", xlabel="peak learning rate")
@@ -190,7 +196,7 @@ def lr_axis(axes: Axes) -> None:
 
 
 def plain_ticks(axes: Axes) -> None:
-    """0.2, 0.5, 1 in place of powers of ten, for a log axis that spans less than two decades."""
+    """Labels a log y axis with plain numbers (0.2, 0.5, 1) if it spans less than two decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axes.get_ylim()
@@ -201,5 +207,5 @@ def plain_ticks(axes: Axes) -> None:
 
 
 def smooth(loss: pd.Series) -> pd.Series:
-    """Running median over 1% of the run: batches differ in difficulty, and a divergence is not averaged away."""
+    """Returns the running median over 1 % of the run. Unlike a mean, it keeps divergences sharp."""
     return loss.rolling(max(1, len(loss) // 100), center=True, min_periods=1).median()

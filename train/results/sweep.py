@@ -1,4 +1,4 @@
-"""Loads the results of a sweep folder as data frames."""
+"""Loads a sweep folder as data frames."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's reader where PyYAML has it: the other takes 5 ms a config, of 10,000 runs a minute."""
+"""libyaml's loader if PyYAML has it. The pure Python loader takes 5 ms per config, almost a minute for 10,000 runs."""
 
 SHAPE = ["model.width", "model.depth", "model.heads"]
 
 
 class Metrics(Mapping[str, "pd.DataFrame"]):
-    """The metrics rows of each run by its name, read when first asked for; columns of a value a head are left out."""
+    """Maps each run's name to its metrics. A run is read on first access; per-head columns are left out."""
 
     def __init__(self, folders: Mapping[str, RunFolder]) -> None:
         self._folders = folders
@@ -38,11 +38,11 @@ class Metrics(Mapping[str, "pd.DataFrame"]):
         return self._frames[name]
 
     def columns(self, name: str, wanted: Sequence[str]) -> pd.DataFrame:
-        """Those of the columns that the run has, read anew each time; of an ended run without reading the others."""
+        """Returns those of the wanted columns that exist, uncached. For an ended run, only these columns are read."""
         return columns.read(self._folders[name], wanted)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The rows as they were recorded, with the values a head; read anew each time."""
+        """Returns the rows as recorded, including per-head values. They are not cached."""
         return self._folders[name].metrics()
 
     def __iter__(self) -> Iterator[str]:
@@ -54,19 +54,26 @@ class Metrics(Mapping[str, "pd.DataFrame"]):
 
 @dataclass(frozen=True)
 class SweepResults:
+    """Holds the runs of a sweep and gives access to their metrics."""
+
     path: Path
     name: str
     finding: str | None
     runs: pd.DataFrame
-    """A row for each run that the sweep lists: `run`, `state`, `ended`, the config (`optimizer.lr`, ...), the summary
-    (`N`, `validation/loss`, ..., `final.<metric>`), `size`: N without the few parameters in which arms of one shape
-    differ, and `arm` where the experiment names its arms."""
+    """One row per run of the sweep.
+
+    The columns are `run`, `state`, `ended`, the config (`optimizer.lr`, ...) and the summary (`N`, `validation/loss`,
+    ..., `final.<metric>`). `size` is the smallest N among runs of the same shape, so that arms with a few extra
+    parameters share it. `arm` exists if the experiment names its arms.
+    """
     metrics: Metrics
 
     def history(self, *metrics: str) -> pd.DataFrame:
-        """A row for each recorded step of each run: `run`, its `size`, `optimizer.lr` and `seed` (and `arm`), `step`,
-        and the metrics, or those alone that are named, read by column; NaN where a step has none. Step -1 is the
-        validation before training."""
+        """Returns one row per run and recorded step: `run`, `size`, `arm`, `optimizer.lr`, `seed`, `step`, metrics.
+
+        If metrics are named, only these are read. NaN marks steps at which a metric was not recorded. Step -1 is the
+        validation before training.
+        """
         import pandas as pd
 
         keys = [c for c in ("size", "arm", "optimizer.lr", "seed") if c in self.runs]
@@ -79,17 +86,18 @@ class SweepResults:
 
     @property
     def ended(self) -> pd.DataFrame:
+        """Returns the runs that finished or diverged."""
         return self.runs[self.runs["ended"]]
 
     def left_out(self) -> str | None:
-        """One line on the runs that have no result, with their states."""
+        """Returns one line that lists the runs without a result and their states, or None."""
         rest = self.runs[~self.runs["ended"]]
         names = [f"{run} ({state})" for run, state in zip(rest["run"], rest["state"], strict=True)]
         return f"Left out, {len(rest)} of {len(self.runs)} runs: {', '.join(names)}" if names else None
 
 
 def load_sweep(path: Path | str) -> SweepResults:
-    """A sweep folder as tidy frames. ConfigError when there is no sweep in it."""
+    """Loads a sweep folder. Raises ConfigError if it holds no sweep or none of its runs can be read."""
     path = Path(path)
     listed = read_json(path / "sweep.json")
     entries = listed.get("runs")
@@ -104,7 +112,7 @@ def load_sweep(path: Path | str) -> SweepResults:
     runs = _frame(rows)
     if runs["seed"].isna().all():
         raise ConfigError(
-            f"{path}: no run has started, and the overrides in sweep.json don't fit conf/: start it again"
+            f"{path}: no run has started, and the overrides in sweep.json no longer fit conf/: start the sweep again"
         )
     return SweepResults(
         path, listed.get("name", path.name), listed.get("finding"), runs, Metrics({f.path.name: f for f in folders})
@@ -112,7 +120,7 @@ def load_sweep(path: Path | str) -> SweepResults:
 
 
 def load_run(path: Path) -> SweepResults:
-    """Returns one run as a sweep of its own, in the folder that holds it, without a finding."""
+    """Loads one run folder as a sweep with a single run and no finding."""
     folder = RunFolder(path.resolve())
     require_format([folder], path)
     runs = _frame([_row(folder, None)])
@@ -140,7 +148,7 @@ def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _composed(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Configs of runs that never started, from their overrides; {} where these don't fit conf/ any more."""
+    """Returns the configs of runs that never started, or {} if their overrides no longer fit conf/."""
     try:
         configs = compose_all([entry["overrides"] for entry in entries])
     except ConfigError:
@@ -171,7 +179,7 @@ def _row(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """By full key; a list becomes a tuple, which can be counted and grouped by."""
+    """Flattens nested dicts to dotted keys. Lists become tuples, which pandas can group by."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         value = tuple(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""The table of a sweep: a row for each size and arm."""
+"""Tabulates a sweep with one row per size and arm."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def table(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row for each size and arm: LR sensitivity, best loss and LR, where it degrades, and the largest logit there.
+    """Returns one row per size and arm: LR sensitivity, best loss and LR, first degraded LR and largest logit there.
 
-    A curve with runs missing has no sensitivity: over fewer LRs it would be another number.
+    A curve with missing runs gets no LR sensitivity, since values over different LR grids are not comparable.
     """
     import pandas as pd
 
@@ -57,7 +57,7 @@ def _curve(group: pd.DataFrame) -> OverSeeds | None:
 
 
 def _near(values: pd.Series, lr: float) -> float:
-    """The value at the LR nearest to `lr`: a median over seeds may lie between two points of the grid."""
+    """Returns the value at the grid LR nearest to `lr`, because a median over seeds can lie between grid points."""
     import numpy as np
 
     return float(values.iloc[int(np.argmin(np.abs(np.log(values.index.to_numpy() / lr))))])
@@ -71,7 +71,7 @@ COLUMNS = {
 
 
 def cells(found: pd.DataFrame) -> list[list[str]]:
-    """The table as text, a list for each row."""
+    """Returns the cells of the table as text, row by row, in the order of COLUMNS."""
     rows = []
     for record in found.to_dict("records"):
         get = {k: (v if v == v else None) for k, v in record.items()}

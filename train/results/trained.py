@@ -1,4 +1,4 @@
-"""A run that has ended, for measurements behind training: its config, its model, its validation batches."""
+"""Loads the config, model and validation batches of an ended run, for measurements after training."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from train.runfolder.folder import RunFolder, require_format
 
 
 def config_of(path: Path) -> Config:
-    """ConfigError when there is no trained run in the folder."""
+    """Loads the config of an ended run. Raises ConfigError if the folder has no final weights."""
     if not (path / "weights.pt").exists():
-        raise ConfigError(f"{path} has no weights.pt: give folders of runs that have ended")
+        raise ConfigError(f"{path} has no weights.pt: pass the folder of a run that has ended")
     require_format([RunFolder(path)], path)
     return from_file(path / "config.yaml")
 
 
 def model_of(path: Path, config: Config) -> GPT:
-    """With its trained weights, in evaluation mode."""
+    """Loads the model with its final weights, in evaluation mode."""
     model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
     model.load_state_dict(torch.load(path / "weights.pt", weights_only=True))
     return model.eval()
 
 
 def validation_of(config: Config, *, batch_size: int, count: int) -> list[torch.Tensor]:
-    """Batches of the run's validation set, [B, T + 1] each."""
+    """Returns `count` batches of the run's validation set, each of shape [B, T + 1]."""
     prepared = prepare(config.data, Path(config.cache).expanduser(), progress=False)
     return list(validation_batches(prepared.validation, batch_size=batch_size, context=config.context, count=count))

@@ -1,4 +1,4 @@
-"""Verdicts: the checks of a claim, held against the results of a sweep."""
+"""Represents verdicts: the outcome of checking a published claim against a sweep."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ VerdictWord = Literal["reproduced", "not reproduced", "inconclusive"]
 
 @dataclass(frozen=True)
 class Check:
-    """One part of a claim, held against a sweep."""
+    """Holds the outcome of testing one part of a claim."""
 
     claim: str
     passed: bool | None
-    """None: the runs can't decide it."""
+    """None if the runs can't decide it."""
     numbers: Mapping[str, Any]
     """Effect sizes, spread over seeds, thresholds."""
     text: str
-    """One line with the figures."""
+    """One line that states the numbers."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a sweep says of a finding."""
+    """Holds what a sweep says about a finding."""
 
     finding: str
     checks: Sequence[Check]
     notes: Sequence[str] = field(default_factory=list)
-    """What a reader of the verdict has to know: the LR grid, runs left out, what was not judged."""
+    """Caveats for the reader, such as the LR grid, runs left out and what was not judged."""
     claim: str = ""
-    """The published claim, one sentence."""
+    """The published claim in one sentence."""
     source: str = ""
-    """Where it is published."""
+    """The publication that makes the claim."""
 
     @property
     def state(self) -> VerdictWord:
-        """Any check that fails decides; without one, any check that is open."""
+        """Returns "not reproduced" if a check fails, else "inconclusive" if one is open or there are none."""
         passed = [check.passed for check in self.checks]
         if False in passed:
             return "not reproduced"
         return "reproduced" if passed and None not in passed else "inconclusive"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; a number that is not finite becomes null."""
+        """Returns the verdict as JSON-compatible values. Non-finite numbers become null."""
         found: dict[str, Any] = jsonable({"finding": self.finding, "state": self.state, **vars(self)})
         return found
 
 
 def jsonable(value: Any) -> Any:
-    """What JSON can hold: text for keys, Python's own numbers, null for those that are not finite."""
-    return to_jsonable_python(value, inf_nan_mode="null", fallback=_own)
+    """Converts a value to JSON-compatible types: string keys, Python numbers, null for non-finite numbers."""
+    return to_jsonable_python(value, inf_nan_mode="null", fallback=_unwrapped)
 
 
-def _own(value: Any) -> Any:
-    """Python's own number for one of NumPy; the text of anything else that JSON has no word for."""
+def _unwrapped(value: Any) -> Any:
+    """Converts a NumPy scalar to a Python number and anything else unknown to its string."""
     return value.item() if hasattr(value, "item") else str(value)

@@ -1,7 +1,7 @@
 const MARGIN = { left: 46, right: 24, top: 8, bottom: 34 };
 const DASHES = [null, "6 3", "1.5 3", "7 3 1.5 3"];
 
-/** Evenly placed round values from low to high, about `wanted` of them. */
+/** Returns about `wanted` evenly spaced round values between low and high. */
 function linearTicks(low, high, wanted) {
   const raw = (high - low) / wanted;
   const unit = 10 ** Math.floor(Math.log10(raw));
@@ -10,7 +10,7 @@ function linearTicks(low, high, wanted) {
   return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, i) => (first + i) * step);
 }
 
-/** Powers of ten, with 2 and 5 between them where the range is short. */
+/** Returns powers of ten between low and high, with multiples of 2 and 5 if the range is short. */
 function logTicks(low, high, wanted) {
   const decades = Math.log10(high / low);
   if (decades < 0.7) return linearTicks(low, high, wanted);
@@ -23,7 +23,7 @@ function logTicks(low, high, wanted) {
   return found.filter((t) => t >= low * 0.999 && t <= high * 1.001);
 }
 
-/** A map from values to pixels over the values' range with a little room, or one that the axis gives. */
+/** Returns the map from values to pixels, with some room around the range of the values, and the ends of the axis. */
 function scale(values, axis, from, to) {
   let shown = values.filter((v) => Number.isFinite(v) && (!axis.log || v > 0));
   if (!shown.length) shown = [1];
@@ -43,7 +43,7 @@ function scale(values, axis, from, to) {
   return { map, low: back(start), high: back(end) };
 }
 
-/** The path through points, broken where one can't be drawn. */
+/** Returns the SVG path through the points, with gaps at non-finite values. */
 function through(xs, ys) {
   let text = "";
   let pen = "M";
@@ -57,10 +57,14 @@ function through(xs, ys) {
 }
 
 /**
- * A line chart as a figure.
- * spec: title, unit, about (text alternative), x and y {log, zero, label, ticks, values: more to make room for},
- * series [{label, x, y, colour: [light, dark], dash, faint, points, hollow, band: [low, high], crosses: [[x, y]]}],
- * guides [[y, text]], marks [[x, text]], heading(x), choose(series, x): what a click does.
+ * Returns a figure with a line chart. The spec has:
+ * title, unit, about: the text alternative
+ * x, y: {log, zero, room, label, ticks, text, values: further values to make room for}
+ * series: [{label, x, y, colour: [light, dark], dash, faint, points, hollow, band: [low, high], bars: [[x, low, high]],
+ *   crosses: [[x, y]], more(index): text after the value in the tooltip}]
+ * guides: [[y, text]], marks: [[x, text]]
+ * heading(x): the tooltip's heading
+ * choose(series, x): called on a click
  */
 function lineChart(spec) {
   const plot = make("div", { class: "plot", tabindex: 0, role: "img", "aria-label": `${spec.title}. ${spec.about}` });
@@ -88,7 +92,7 @@ function drawChart(plot, spec, width) {
       const at = y.map(level);
       root.append(
         svg("line", { class: "guide", x1: MARGIN.left, x2: width - MARGIN.right, y1: at, y2: at }),
-        // A short text stands beside its line, clear of the data.
+        // Only a short label fits into the margin, where it can't cover data.
         text.length > 3
           ? svg("text", { x: MARGIN.left + 3, y: at - 3 }, text)
           : svg("text", { x: width - MARGIN.right + 2, y: at + 3.5 }, text),
@@ -147,11 +151,9 @@ function drawSeries(series, x, y) {
     ).replace("M", "L")}Z`;
     group.append(svg("path", { class: "band", d: edge }));
   }
-  if (!series.alone) {
-    group.append(
-      svg("path", { class: series.faint ? "line faint" : "line", d: through(xs, ys), "stroke-dasharray": series.dash }),
-    );
-  }
+  group.append(
+    svg("path", { class: series.faint ? "line faint" : "line", d: through(xs, ys), "stroke-dasharray": series.dash }),
+  );
   if (series.points || xs.length === 1) {
     xs.forEach((cx, i) => {
       if (Number.isFinite(ys[i]))
@@ -167,7 +169,7 @@ function drawSeries(series, x, y) {
   return group;
 }
 
-/** The place of the value nearest to x in ascending xs. */
+/** Returns the index of the entry of ascending xs that is nearest to value. */
 function nearest(xs, value) {
   let low = 0;
   let high = xs.length - 1;
@@ -179,7 +181,7 @@ function nearest(xs, value) {
   return Math.abs(xs[high] - value) < Math.abs(xs[low] - value) ? high : low;
 }
 
-/** Values under the pointer, or under a cursor that the arrow keys move. */
+/** Shows the values under the pointer, or under a cursor that the arrow keys move. */
 function follow(plot, spec, x, y, cursor) {
   const xs = [...new Set(spec.series.flatMap((s) => Array.from(s.x)))].sort((a, b) => a - b);
   if (!xs.length) return;
@@ -193,7 +195,7 @@ function follow(plot, spec, x, y, cursor) {
     const rows = [];
     for (const series of spec.series) {
       const j = nearest(series.x, xs[i]);
-      // A series that has no point there, but one near it, shows that one.
+      // A series without a point at this x shows a nearby one, within 12 pixels.
       if (Math.abs(x.map(series.x[j]) - places[i]) < 12) {
         rows.push([series.label, short(series.y[j]) + (series.more ? series.more(j) : ""), series.colour]);
       }
@@ -231,7 +233,7 @@ function follow(plot, spec, x, y, cursor) {
   };
 }
 
-/** A legend: [label, colour, dash, hollow, kind: "line", "cross" or "point"]. */
+/** Returns the items of a legend from [label, colour, dash, kind, hollow]; kind is line, point, cross or both. */
 function legend(entries) {
   return entries.map(([label, colour, dash, kind, hollow]) => {
     const group = paint(svg("g"), ...colour);

@@ -3,7 +3,7 @@ const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
 const count = data.runs.run.length;
 
-/** A new HTML element: attributes (null leaves one out), then children as nodes or text. */
+/** Creates an HTML element with attributes (null ones are left out) and children (nodes or text). */
 function make(name, attributes = {}, ...children) {
   return filled(document.createElement(name), attributes, children);
 }
@@ -18,7 +18,7 @@ function filled(element, attributes, children) {
   return element;
 }
 
-/** 24-bit words of base64 text, low byte first. */
+/** Decodes base64 text into little-endian 24-bit words. */
 function words(text) {
   const bytes = atob(text);
   const found = new Uint32Array(bytes.length / 3);
@@ -28,13 +28,13 @@ function words(text) {
   return found;
 }
 
-/** Steps: each word is one more than its step. */
+/** Decodes steps: each word is its step plus one. */
 const steps = (text) => Array.from(words(text), (word) => word - 1);
 
-/** Numbers: each word is the upper 24 bits of a float32. */
+/** Decodes numbers: each word is the upper 24 bits of a float32. */
 const numbers = (text) => new Float32Array(words(text).map((word) => word << 8).buffer);
 
-/** Short text of a measured number: three decimals or three digits, an exponent when very large or small. */
+/** Formats a measured number with three decimals or digits, or with an exponent if very large or small. */
 function short(value) {
   if (value == null || Number.isNaN(value)) return "-";
   const size = Math.abs(value);
@@ -43,16 +43,16 @@ function short(value) {
   return String(Number(value.toPrecision(3)));
 }
 
-/** Text of a count, all its digits. */
+/** Formats a count with all its digits. */
 const whole = (value) => (value == null ? "-" : value.toLocaleString("en-US"));
 
-/** Text of a number that somebody chose, such as a learning rate. */
+/** Formats a configured number, such as a learning rate, without rounding. */
 const exact = (value) => (value == null ? "-" : tick(value));
 
 const rounded = (value) => (value == null ? "-" : whole(Math.round(value)));
 const KINDS = { words: (value) => value || "-", whole, rounded, exact, measured: short, size: whole };
 
-/** Text of an axis tick, as few digits as it needs. */
+/** Formats an axis tick with as few digits as possible. */
 function tick(value) {
   const size = Math.abs(value);
   return size >= 1e4 || (size < 1e-3 && size > 0) ? power(value.toExponential()) : String(Number(value.toPrecision(6)));
@@ -60,7 +60,7 @@ function tick(value) {
 
 const power = (text) => text.replace(/\.?0*e\+?/, "e");
 
-/** Text of a parameter count, as the figures have it: 98304 -> 98k. */
+/** Formats a parameter count like size_label in train/cli/format.py: 98304 -> 98k. */
 function sizeText(n) {
   if (n == null) return "-";
   for (const [unit, scale] of [
@@ -73,7 +73,7 @@ function sizeText(n) {
   return n.toFixed(0);
 }
 
-/** Text of a step on an axis. */
+/** Formats a step on an axis. */
 const stepText = (step) => (step >= 1e6 ? `${tick(step / 1e6)}M` : step >= 1e4 ? `${tick(step / 1e3)}k` : String(step));
 
 function median(values) {
@@ -82,12 +82,7 @@ function median(values) {
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
-/** Colours of place i of n, for light and dark ground, as an element's custom properties. */
-function shade(element, i, n) {
-  const [light, dark] = data.shades[n];
-  return paint(element, light[i], dark[i]);
-}
-
+/** Sets the colours of an element for light and dark backgrounds. */
 function paint(element, light, dark) {
   element.classList.add("series");
   element.style.setProperty("--light", light);
@@ -95,7 +90,7 @@ function paint(element, light, dark) {
   return element;
 }
 
-/** Draws when the element comes near the screen, and again when its width changes. */
+/** Calls draw(width) once the element is near the viewport, and again when its width changes. */
 function lazily(host, draw) {
   let width = 0;
   const resized = new ResizeObserver(() => {
@@ -113,7 +108,7 @@ function lazily(host, draw) {
   seen.observe(host);
 }
 
-/** A tooltip at a point of the screen: a heading and rows of [label, value, colour source]. */
+/** Shows a tooltip at a point of the viewport, with a heading and rows of [label, value, colour: [light, dark]]. */
 function showTip(x, y, heading, rows) {
   const tip = $("tip");
   tip.replaceChildren(

@@ -1,4 +1,4 @@
-"""A run's curves as the page holds them: thinned, with their extremes, and packed in base64 text."""
+"""Thins a run's curves without losing extremes and packs them as base64 text for the report page."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pandas as pd
 from train.results.style import smooth
 
 POINTS = 200
-"""Most points of a curve."""
+"""Maximum number of points per curve."""
 COLUMNS = 100
-"""Most columns of a heatmap."""
+"""Maximum number of columns per heatmap."""
 LEAST_POINTS = 40
 BUDGET = 20_000_000
-"""Characters that the curves of all runs of a page may take; a page of many large runs has fewer points a curve."""
+"""Maximum size of all curves of a page in characters. Pages with many large runs get fewer points per curve."""
 
 CHARTS: Mapping[str, Mapping[str, Any]] = {
     "loss": {"title": "Training loss", "unit": "nats", "log": False, "zero": False},
@@ -48,15 +48,18 @@ BLOCK = re.compile(
     r"attention/block(?P<a>\d+)/(?P<what>logit_max|entropy)(_by_head)?|adam/block(?P<b>\d+)/.+/gradient_over_eps"
 )
 Series = tuple[list[int], list[Any]]
-"""Steps, and at each a number or a number a head."""
+"""Steps, and the value at each step: a number, or a list with a number per head."""
 
 
 def curves(rows: Iterable[Mapping[str, Any]], share: float = math.inf) -> dict[str, Any]:
-    """What the page keeps of a run's metrics rows, in at most about `share` characters but LEAST_POINTS a curve.
+    """Returns the curves of a run, packed into about `share` characters (but at least LEAST_POINTS per curve).
 
-    {"x": packed step lists, "curves": {chart: [[label, index of x, packed y], ...]}, "heads": {heatmap: [[block, index
-    of x, heads, rows a column, packed values head by head], ...]}, "broken": the first step whose loss is not finite}.
-    A heatmap's steps are the first of each column, then the last of all.
+    The keys of the result are:
+    - "x": packed step lists, shared by the curves
+    - "curves": {chart: [[label, index into x, packed y], ...]}
+    - "heads": {heatmap: [[block, index into x, heads, rows per column, packed values head by head], ...]}; the steps
+      are the first step of each column and then the last step of all
+    - "broken": the first step with a non-finite loss, or None
     """
     series, heads, broken = _read(rows)
     points, columns = _resolution(series, heads, share)
@@ -81,9 +84,10 @@ def curves(rows: Iterable[Mapping[str, Any]], share: float = math.inf) -> dict[s
 def _read(
     rows: Iterable[Mapping[str, Any]],
 ) -> tuple[dict[tuple[str, str], Series], dict[tuple[str, str], Series], int | None]:
-    """Series by chart and label in the order in which the page shows them, lists by head alike, and where loss broke.
+    """Returns scalar series, per-head series and the first step with a non-finite loss.
 
-    Values that are not finite are no points of a curve; among tensors the least finite one counts.
+    Series are keyed by chart and label, in display order. Non-finite values are dropped. Where several tensors share a
+    label, the smallest value counts.
     """
     series: dict[tuple[str, str], Series] = {}
     heads: dict[tuple[str, str], Series] = {}
@@ -123,7 +127,7 @@ def _add(found: dict[tuple[str, str], Series], name: tuple[str, str], step: int,
 
 
 def _name(metric: str) -> tuple[str, str] | None:
-    """Chart and label of a metric that the page shows."""
+    """Returns the chart and label of a metric, or None if the page doesn't show it."""
     if metric in SINGLE:
         return SINGLE[metric]
     found = BLOCK.fullmatch(metric)
@@ -137,9 +141,9 @@ def _name(metric: str) -> tuple[str, str] | None:
 def _resolution(
     series: Mapping[tuple[str, str], Series], heads: Mapping[tuple[str, str], Series], share: float
 ) -> tuple[int, int]:
-    """Series a curve and columns a heatmap: POINTS and COLUMNS where they fit into the share, else fewer.
+    """Returns the maximum points per curve and columns per heatmap, at most POINTS and COLUMNS, that fit into `share`.
 
-    The loss keeps its points whatever the share is.
+    The loss curves always keep POINTS.
     """
     cost = {name: 8 * min(POINTS, len(x)) for name, (x, _) in series.items()}
     loss = sum(characters for (chart, _), characters in cost.items() if chart == "loss")
@@ -150,9 +154,9 @@ def _resolution(
 
 
 def thin(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` of the points: the first, the last, and of each stretch of equal length the least and the largest.
+    """Thins a curve to at most `most` points: the ends, and the minimum and maximum of each of equally long stretches.
 
-    So every spike stays at its step and at its height. y finite, one-dimensional.
+    Every spike therefore keeps its step and height. `y` must be finite and one-dimensional.
     """
     if len(y) <= most:
         return x, y
@@ -166,9 +170,10 @@ def thin(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarra
 
 
 def pool(x: np.ndarray, values: np.ndarray, length: int, how: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of values a head, (T, H), as ceil(T / length) rows: the `max` or `min` over stretches of `length` rows.
+    """Pools values of shape (T, H) over stretches of `length` rows by `how`, "max" or "min".
 
-    Also the first step of each stretch. What is not finite is left out; NaN where nothing is left.
+    Returns the first step of each stretch and the ceil(T / length) pooled rows. Non-finite values are ignored; a
+    stretch that has no others gives NaN.
     """
     worst = -math.inf if how == "max" else math.inf
     filled = np.where(np.isfinite(values), values, worst)
@@ -178,14 +183,14 @@ def pool(x: np.ndarray, values: np.ndarray, length: int, how: str) -> tuple[np.n
 
 
 def pack(values: np.ndarray) -> str:
-    """The upper 24 bits of each float32, rounded: 4 characters a number, relative error at most 2^-16."""
+    """Packs each float32 into its upper 24 bits, rounded: 4 characters per number, relative error at most 2^-16."""
     with np.errstate(over="ignore"):
         bits = np.asarray(values, dtype="<f4").view("<u4").astype(np.uint64)
     return _base64(((bits + 0x80) >> 8).astype("<u4"))
 
 
 def pack_integers(values: np.ndarray) -> str:
-    """Steps from -1 on as unsigned 24-bit integers, one more than each."""
+    """Packs steps >= -1 as unsigned 24-bit integers, each one more than its step."""
     return _base64((np.asarray(values) + 1).astype("<u4"))
 
 

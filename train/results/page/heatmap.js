@@ -1,10 +1,10 @@
 const RAMP = data.viridis.map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
-const POOLED = { max: "largest", min: "least" };
+const POOLED = { max: "largest", min: "smallest" };
 
-/** One kind's heatmaps of a run, head by step, a strip a block, all in one colour scale. */
+/** Returns a figure with a run's heatmaps of one kind: heads over steps, one strip per block, on one colour scale. */
 function heatmaps(kind, entries, stepLists) {
   const spec = data.heatmaps[kind];
-  // The steps are the first of each column, and the last step of all.
+  // map.steps holds the first step of each column and then the last step of all.
   const maps = entries.map(([label, at, heads, stretch, packed]) => {
     const values = numbers(packed);
     return { label, heads, stretch, values, columns: values.length / heads, steps: stepLists[at] };
@@ -39,13 +39,13 @@ function heatmaps(kind, entries, stepLists) {
     RAMP.map((_, i) => i / (RAMP.length - 1)),
   );
   const [{ stretch }] = maps;
-  const note = stretch > 1 ? `, ${POOLED[spec.pool]} of ${stretch} watch steps a column` : "";
+  const note = stretch > 1 ? `, ${POOLED[spec.pool]} of ${stretch} watch steps per column` : "";
   const title = make("figcaption", {}, spec.title, make("span", {}, `${spec.unit ? ` (${spec.unit})` : ""}${note}`));
   const key = make("div", { class: "bar key" }, short(low), bar, `${short(high)}${spec.log ? ", log scale" : ""}`);
   return make("figure", { class: "heads" }, title, key, grid);
 }
 
-/** Values in [0, 1], NaN for none, as pixels of the canvas row by row. */
+/** Paints values in [0, 1] row by row as pixels of the canvas. NaN stays transparent. */
 function pixels(canvas, shares) {
   const context = canvas.getContext("2d");
   const image = context.createImageData(canvas.width, canvas.height);
@@ -64,7 +64,7 @@ function strip(map, spec, place, pixelsPerHead) {
     height: map.heads,
     tabindex: 0,
     role: "img",
-    "aria-label": said(map, spec),
+    "aria-label": stripText(map, spec),
   });
   canvas.style.height = `${pixelsPerHead * map.heads}px`;
   pixels(canvas, Array.from(map.values, place));
@@ -102,8 +102,8 @@ function strip(map, spec, place, pixelsPerHead) {
   return canvas;
 }
 
-/** The text alternative of a strip. */
-function said(map, spec) {
+/** Returns the text alternative of a strip. */
+function stripText(map, spec) {
   const columns = map.columns;
   let [least, most] = [-1, -1];
   map.values.forEach((v, i) => {
@@ -115,5 +115,5 @@ function said(map, spec) {
     i < 0
       ? "none"
       : `${short(map.values[i])} in head ${Math.floor(i / columns)} at step ${whole(map.steps[i % columns])}`;
-  return `${spec.title}, ${map.label}, ${map.heads} heads: largest ${where(most)}, least ${where(least)}.`;
+  return `${spec.title}, ${map.label}, ${map.heads} heads: largest ${where(most)}, smallest ${where(least)}.`;
 }

@@ -1,8 +1,8 @@
-"""The report as one HTML file, report.html, that needs a browser and nothing else: no network, no server.
+"""Writes the report as one self-contained HTML file that needs neither a network nor a server.
 
-The text of the verdict and the table of arms and sizes are HTML; what is drawn comes from JSON in the file. Each run's
-curves are an element of their own, parsed when the run is chosen, so that a page of 500 runs opens at once. The content
-security policy admits this file's one script and style by their hashes: a run's name can't smuggle one in.
+The verdict and the table of arms and sizes are plain HTML. Charts are drawn from JSON in the file. The curves of each
+run are in an element of their own, parsed only when the run is selected, so that a page of 500 runs opens at once.
+The content security policy allows only this page's script and style, by hash, so a run's name can't inject code.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ HERE = Path(__file__).parent
 SCRIPTS = ("core.js", "chart.js", "heatmap.js", "rates.js", "run.js", "table.js", "start.js")
 MARKS = {True: "pass", False: "FAIL", None: "open"}
 KINDS = {"reproduced": "pass", "not reproduced": "fail", "inconclusive": "open"}
-"""Classes of page.css by the verdict's state."""
+"""Maps a verdict's state to its class in page.css."""
 
 
 def write_page(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None, trouble: str | None = None) -> Path:
-    """Writes SWEEP/report/report.html; `found` is the table of arms and sizes, `trouble` why there is no verdict."""
+    """Writes SWEEP/report/report.html from the table `found`. `trouble` says why there is no verdict."""
     from train.results.arms import with_arms
     from train.results.table import COLUMNS as TITLES
     from train.results.table import cells
@@ -43,8 +43,8 @@ def write_page(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None
     notes = []
     if len(shown) < len(runs):
         notes.append(
-            f"This page holds the curves of {len(shown)} of the {len(runs)} runs, of each arm, size and LR those of "
-            "the first seeds; python -m train.report RUN draws those of any other."
+            f"This page holds the curves of {len(shown)} of the {len(runs)} runs: the first seeds of each arm, size "
+            "and LR. For any other run, python -m train.report RUN draws the curves."
         )
     notes += [left_out] if (left_out := sweep.left_out()) else []
     text = page(
@@ -56,7 +56,7 @@ def write_page(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None
 
 
 def write_run_page(path: Path, run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Writes RUN/report/report.html from the run's row of `SweepResults.runs` and its metrics."""
+    """Writes RUN/report/report.html from the run's row in `SweepResults.runs` and its metrics."""
     import pandas as pd
 
     values = payload(pd.DataFrame([{"arm": "", "size": run.get("N"), **run}]), pd.DataFrame())
@@ -67,11 +67,13 @@ def write_run_page(path: Path, run: Mapping[str, Any], rows: Sequence[Mapping[st
 def page(
     title: str, facts: str, values: Mapping[str, Any], runs: Sequence[Mapping[str, Any] | None], **static: Any
 ) -> str:
-    """The file's text, in ASCII so that no encoding can spoil it. `static` are page.html's values for the verdict, the
-    table of arms and sizes, and the notes."""
+    """Returns the text of the HTML file, in ASCII so that it doesn't depend on an encoding.
+
+    `static` holds the template's values for the verdict, the table of arms and sizes, and the notes.
+    """
     from jinja2 import Environment, FileSystemLoader
 
-    # A browser hashes what stands between the tags, newlines included.
+    # The policy hashes cover the exact text between the tags, including newlines.
     css = (HERE / "page.css").read_text("utf-8")
     script = "(() => {\n" + "".join((HERE / name).read_text("utf-8") for name in SCRIPTS) + "})();\n"
     policy = "; ".join(
@@ -79,7 +81,7 @@ def page(
          "base-uri 'none'", "form-action 'none'"]
     )  # fmt: skip
     jinja = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, keep_trailing_newline=True)
-    # `tojson` also escapes what could end a script element or open a comment in it.
+    # `tojson` escapes the characters that could close a script element or open a comment inside it.
     jinja.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     text = jinja.get_template("page.html").render(
         title=title, facts=facts, policy=policy, css=css, script=script, data=values, marks=MARKS, kinds=KINDS,

@@ -1,4 +1,4 @@
-"""The JSON that the report page draws from."""
+"""Builds the JSON from which the report page draws its tables and charts."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ if TYPE_CHECKING:
 
 
 COLUMNS = (
-    ("run", "run", "words", "folder of the run"),
-    ("state", "state", "words", "finished, diverged, or what kept it from ending"),
+    ("run", "run", "words", "run folder"),
+    ("state", "state", "words", "finished, diverged, or why the run has no result"),
     ("N", "N", "size", "parameters, without embedding and head"),
-    ("arm", "arm", "words", "what tells the run from others of its size"),
+    ("arm", "arm", "words", "settings that distinguish the run from others of its size"),
     ("optimizer.lr", "LR", "exact", "peak learning rate"),
     ("seed", "seed", "whole", "seed of weights and data order"),
     (
         "validation/loss",
         "validation loss",
         "measured",
-        "final validation loss in nats; a diverged run counts as its loss at initialisation",
+        "final validation loss in nats; for a diverged run, the loss at initialisation",
     ),
     ("logit_max", "max logit", "measured", "largest attention logit of the whole run"),
-    ("entropy_final", "entropy", "measured", "attention entropy at the end, in nats, mean over blocks and heads"),
+    ("entropy_final", "entropy", "measured", "final attention entropy in nats, mean over blocks and heads"),
     (
         "final.adam/gradient_over_eps_min",
         "gradient / \u03b5",
         "measured",
-        "RMS of the least gradient over epsilon at the end",
+        "smallest gradient RMS of any tensor at the end, divided by epsilon",
     ),
     ("diverged_step", "diverged at", "whole", "step at which the run diverged"),
     ("seconds", "seconds", "rounded", "wall time of training"),
 )
-"""Column of `Sweep.runs`, its title in the table of runs, how it is written (KINDS in core.js), and its meaning."""
+"""Column of `SweepResults.runs`, its title in the table of runs, its format (KINDS in core.js) and its tooltip."""
 
 CURVES = 500
-"""Most runs of which a page holds the curves; its tables and the charts over LR and N have all."""
+"""Maximum number of runs whose curves a page holds. Its tables and its charts over LR and N include all runs."""
 
 
 def with_curves(runs: pd.DataFrame) -> list[int]:
-    """Places of the runs whose curves the page holds, CURVES at most: first seeds first, over all arms, sizes, LRs."""
+    """Returns the row numbers of at most CURVES runs to show curves of, taking the first seed of every curve first."""
     place = runs.reset_index(drop=True)
     nth = place.groupby(["arm", "size", "optimizer.lr"], dropna=False, sort=False).cumcount()
     order = place.assign(nth=nth, seed=place["seed"].fillna(-1)).sort_values(["nth", "seed"], kind="stable")
@@ -55,7 +55,7 @@ def with_curves(runs: pd.DataFrame) -> list[int]:
 
 
 def payload(runs: pd.DataFrame, found: pd.DataFrame) -> dict[str, Any]:
-    """What the page's tables and the charts of the whole sweep show, by column."""
+    """Returns the values of the page's tables and sweep-wide charts, column by column."""
     runs = runs.assign(arm=runs["arm"].fillna(""))
     arms = list(dict.fromkeys(runs["arm"]))
     columns = [c for c in COLUMNS if c[0] in runs and (c[0] != "arm" or any(arms))]
@@ -83,7 +83,7 @@ def payload(runs: pd.DataFrame, found: pd.DataFrame) -> dict[str, Any]:
 
 
 def _sensitivity(found: pd.DataFrame) -> list[list[Any]]:
-    """Arm, N, LR sensitivity and its standard deviation over seeds, for each complete curve."""
+    """Returns arm, N, LR sensitivity and its standard deviation over seeds for each complete curve."""
     if "lr_sensitivity" not in found:
         return []
     known = found[found["lr_sensitivity"].notna()]
@@ -92,9 +92,10 @@ def _sensitivity(found: pd.DataFrame) -> list[list[Any]]:
 
 
 def _configs(runs: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
-    """Config fields that differ between runs, each with its values and which of them each run has; and the others.
+    """Splits the config fields into those that vary between runs and those that don't.
 
-    `derived.*` are the values in force where a field is null or a share.
+    A varying field has its distinct values and, for each run, the index of its value. `derived.*` are the values in
+    force where a config field is null or a share.
     """
     from train.config.schema import Config
 
@@ -118,7 +119,7 @@ def _text(value: Any) -> str:
 
 
 def _plain(column: pd.Series) -> list[Any]:
-    """Values as JSON has them: null for what is missing or not finite, an integer where a column made it a float."""
+    """Returns the values for JSON: None for missing or non-finite ones, integers for whole floats."""
     return [
         int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
         for value in jsonable(column.tolist())
@@ -126,7 +127,7 @@ def _plain(column: pd.Series) -> list[Any]:
 
 
 def _shades(count: int) -> list[list[str]]:
-    """`count` colours for light ground, those of the figures, and for dark ground: in both the last stands out most."""
+    """Returns `count` colours each for a light and a dark background. In both, the last has the most contrast."""
     light = [_hex(colour) for colour in colours(range(count)).values()]
     return [light, _viridis(np.linspace(0.42, 0.95, count) if count > 1 else np.array([0.7]))]
 
@@ -142,6 +143,7 @@ def _hex(colour: Sequence[float]) -> str:
 
 
 def facts(runs: pd.DataFrame) -> str:
+    """Returns the line below the page's title: counts of runs, states, sizes, arms and seeds, and the LR range."""
     counts = runs["state"].value_counts()
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     lrs, seeds = runs["optimizer.lr"].dropna(), runs["seed"].dropna().nunique()

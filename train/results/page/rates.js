@@ -4,7 +4,7 @@ const AXES = {
   entropy_final: { title: "attention entropy at the end", unit: "nats", log: false, zero: true },
 };
 
-/** Indices of ended runs by arm, then by size. */
+/** Groups the indices of ended runs by arm, then by size. */
 function byArm() {
   const found = data.arms.map(() => new Map());
   for (let i = 0; i < count; i++) {
@@ -16,7 +16,7 @@ function byArm() {
   return found;
 }
 
-/** A line of the metric against LR: median over seeds, band from least to largest, crosses where runs diverged. */
+/** Returns a series of the metric over LR: median over seeds, min-max band, crosses where runs diverged. */
 function rateSeries(runs, size, metric) {
   const lr = data.runs["optimizer.lr"];
   const values = data.runs[metric];
@@ -74,7 +74,7 @@ function drawRates(choose) {
   draw("validation/loss");
 }
 
-/** One arm's chart; `values` are those of all arms, so that the charts share their range. */
+/** Returns the chart of one arm. `values` are those of all arms, so that the charts share their y range. */
 function ratePanel(arm, series, metric, { grid, values, guides, choose }) {
   const axis = AXES[metric];
   const range = (s) =>
@@ -82,7 +82,7 @@ function ratePanel(arm, series, metric, { grid, values, guides, choose }) {
   return lineChart({
     title: data.arms[arm] || axis.title,
     unit: data.arms[arm] ? [axis.title, axis.unit].filter(Boolean).join(", ") : axis.unit,
-    about: `${axis.title} against peak learning rate: ${series.map(range).join("; ")}. The table of runs has all.`,
+    about: `${axis.title} against peak learning rate: ${series.map(range).join("; ")}. See the table of runs.`,
     x: { log: true, label: "peak learning rate", values: grid, ticks: sparse(grid), room: 0.04 },
     y: { ...axis, values },
     series,
@@ -95,10 +95,10 @@ function ratePanel(arm, series, metric, { grid, values, guides, choose }) {
 function rateGuides(metric, values, lines) {
   if (metric === "logit_max") return logitGuides(values);
   if (metric !== "validation/loss" || !lines.some((s) => s.crosses.length)) return [];
-  return [[median(data.loss_init.filter((v, i) => v != null && data.ended[i])), "loss at init"]];
+  return [[median(data["validation/loss_init"].filter((v, i) => v != null && data.ended[i])), "loss at init"]];
 }
 
-/** The published logits that the values come near to, as in the figures. */
+/** Returns the published logit thresholds within a factor of 3 of the data, as in the figures. */
 function logitGuides(values) {
   const top = values.reduce((a, b) => Math.max(a, b), 0);
   return data.guides.filter((level) => level < 3 * top).map((level) => [level, power(level.toExponential())]);
@@ -148,7 +148,7 @@ function drawSensitivity() {
   $("sensitivity-charts").append(figure);
 }
 
-/** Of ascending values those far enough apart on a log axis that their labels don't meet. */
+/** Keeps those of ascending values whose labels don't overlap on a log axis. */
 function sparse(values) {
   const kept = [];
   for (const value of values) {

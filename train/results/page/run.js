@@ -7,7 +7,7 @@ const LOOKS = {
   validation: { colour: ACCENT, points: true },
 };
 
-/** Shows run i: its facts, curves, heatmaps and config. */
+/** Shows the facts, curves, heatmaps and config of run i. */
 function showRun(i) {
   const element = $(`run-${i}`);
   if (!element && document.readyState === "loading") return;
@@ -20,7 +20,8 @@ function showRun(i) {
     .map(({ key, title, kind }) => (kind === "words" ? "" : `${title} `) + KINDS[kind](data.runs[key][i]))
     .join(" \u00b7 ");
   const charts = Object.keys(data.charts).filter((key) => run.curves[key]);
-  const nothing = make("p", { class: "note" }, element ? "No metrics were recorded." : "This page doesn't hold this run's curves.");
+  const why = element ? "No metrics were recorded." : "This page does not include the curves of this run.";
+  const nothing = make("p", { class: "note" }, why);
   $("run-charts").replaceChildren(
     ...(charts.length ? charts.map((key) => runChart(i, key, run, stepLists)) : [nothing]),
   );
@@ -38,7 +39,7 @@ const isBlock = (label) => label.startsWith("block ");
 function showBlocks(run) {
   const blocks = (run.curves.logit || run.curves.entropy || run.curves.gradient || []).map(([label]) => label);
   const entries = blocks.map((label, j) => [label, blockColour(j, blocks.length), null, "line"]);
-  // Of many blocks the first, the middle and the last tell the order of the colours.
+  // With many blocks, the first, middle and last are enough to read the colour scale.
   const few = entries.length > 12 ? [0, entries.length >> 1, entries.length - 1].map((j) => entries[j]) : entries;
   $("blocks").replaceChildren(...legend(few));
 }
@@ -69,7 +70,7 @@ function runChart(i, key, run, stepLists) {
   const figure = lineChart({
     title: chart.title,
     unit: chart.unit,
-    about: series.map(story).join("; ") + ".",
+    about: series.map(curveText).join("; ") + ".",
     x: { label: "step", room: 0.01, text: stepText },
     y: { log: chart.log, zero: chart.zero, values: guides.map(([v]) => v) },
     series,
@@ -90,16 +91,16 @@ function runChart(i, key, run, stepLists) {
   return figure;
 }
 
-/** The text alternative of a curve. */
-function story({ label, x, y }) {
+/** Returns the text alternative of a curve. */
+function curveText({ label, x, y }) {
   const values = Array.from(y);
   const most = values.reduce((best, v, i) => (v > values[best] ? i : best), 0);
   const least = values.reduce((best, v, i) => (v < values[best] ? i : best), 0);
   const at = (i) => `${short(values[i])} at step ${whole(x[i])}`;
-  return `${label}: ${at(0)}, ${at(x.length - 1)}, largest ${at(most)}, least ${at(least)}`;
+  return `${label}: ${at(0)}, ${at(x.length - 1)}, largest ${at(most)}, smallest ${at(least)}`;
 }
 
-/** Every config field of run i. */
+/** Shows every config field of run i. */
 function showConfig(i) {
   const own = Object.entries(data.varying).map(([key, { values, of }]) => [key, values[of[i]]]);
   const rows = [...own, ...Object.entries(data.same)]
@@ -112,7 +113,7 @@ function showConfig(i) {
     );
 }
 
-/** The config fields in which runs a and b differ. */
+/** Shows the config fields in which runs a and b differ. */
 function showDifference(a, b) {
   const table = $("difference-table");
   const rows = Object.entries(data.varying)

@@ -1,4 +1,4 @@
-/** A run's place in the address, so that a link can point at it. */
+/** Returns the index of the run named in the URL's hash, or -1. */
 function runInAddress() {
   const found = /^#run=(.*)$/.exec(location.hash);
   try {
@@ -8,10 +8,10 @@ function runInAddress() {
   }
 }
 
-/** The run that is shown now. */
+/** Returns the index of the run on display. */
 const chosen = () => Number($("table").querySelector("[aria-current]").dataset.run);
 
-/** The run shown first: the one in the address, else of those with curves the one with the largest attention logit. */
+/** Returns the run to show first: the one in the URL, else the one with curves and the largest attention logit. */
 function first() {
   const logits = data.runs.logit_max || [];
   const better = (v, i, best) => v != null && $(`run-${i}`) && (best < 0 || v > logits[best]);
@@ -20,25 +20,25 @@ function first() {
 }
 
 let ready = false;
-const choose = runTable((i) => {
+const table = new RunTable((i) => {
   showRun(i);
   if (!ready) return;
   if (i !== runInAddress()) location.replace(`#run=${encodeURIComponent(data.runs.run[i])}`);
-  // On a phone the curves are out of sight below the table.
+  // On a phone the curves are below the visible part of the page.
   if (innerWidth < 600) $("run").scrollIntoView();
 });
 $("runs").hidden = count === 1;
 requestAnimationFrame(() => setTimeout(() => performance.mark("runs painted")));
 drawSensitivity();
 drawRates((i) => {
-  choose(i);
+  table.choose(i);
   $("run").scrollIntoView({ block: "start" });
 });
-// The curves come after this script.
+// The elements with the curves follow this script, so wait for them.
 addEventListener("DOMContentLoaded", () => {
-  choose(first());
+  table.choose(first());
   ready = true;
 });
 addEventListener("hashchange", () => {
-  if (runInAddress() >= 0 && runInAddress() !== chosen()) choose(runInAddress());
+  if (runInAddress() >= 0 && runInAddress() !== chosen()) table.choose(runInAddress());
 });

@@ -1,141 +1,141 @@
-/** The table of runs: sorts by any column, filters, opens a run, picks two for comparison. */
-function runTable(open) {
-  const [head, body] = [$("table").tHead, $("table").tBodies[0]];
-  const columns = data.columns;
-  const order = data.runs.run.map((_, i) => i);
-  const text = order.map((i) =>
-    columns
-      .filter((c) => c.kind === "words" && c.key !== "state")
-      .map((c) => data.runs[c.key][i])
-      .join(" ")
-      .toLowerCase(),
-  );
-  const rows = order.map((i) => tableRow(i, columns));
-  const picked = [];
-  let sorted = null;
+const HINTS = [
+  "Tick two runs to see in which config fields they differ.",
+  "Tick a second run to see in which config fields the two differ.",
+  "Tick another run to compare it with the last one ticked.",
+];
 
-  const visible = () => [...body.rows].filter((row) => !row.hidden);
-  const enter = (row) => {
-    for (const other of rows) if (other.tabIndex === 0) reachable(other, false);
-    if (row) reachable(row, true);
-  };
-  const reachable = (row, yes) => {
-    row.tabIndex = yes ? 0 : -1;
-    row.querySelector("input").tabIndex = yes ? 0 : -1;
-  };
-  const place = () => body.replaceChildren(...order.map((i) => rows[i]));
+/** The table of runs: sorts by any column, filters, opens a run, and compares the configs of two. */
+class RunTable {
+  constructor(open) {
+    this.open = open;
+    this.head = $("table").tHead;
+    this.body = $("table").tBodies[0];
+    this.order = data.runs.run.map((_, i) => i);
+    this.rows = this.order.map(tableRow);
+    const searched = data.columns.filter((c) => c.kind === "words" && c.key !== "state");
+    this.texts = this.order.map((i) => searched.map((c) => data.runs[c.key][i]).join(" ").toLowerCase());
+    this.picked = [];
+    this.sorted = null;
+    const corner = make("th", { scope: "col" }, make("span", { class: "unseen" }, "compare"));
+    this.head.append(make("tr", {}, corner, ...data.columns.map((column) => this.header(column))));
+    this.body.replaceChildren(...this.rows);
+    this.body.onclick = (event) => this.clicked(event);
+    this.body.onkeydown = (event) => this.pressed(event);
+    $("filter").oninput = () => this.filter();
+    stateBoxes(() => this.filter());
+    this.hint();
+    this.filter();
+  }
 
-  function sort(key, header) {
-    const up = !(sorted?.key === key && sorted.up);
-    sorted = { key, up };
+  header({ key, kind, title, about }) {
+    const button = make("button", { type: "button", title: about }, title);
+    const header = make("th", { scope: "col", class: kind === "words" ? null : "number" }, button);
+    button.onclick = () => this.sort(key, header);
+    return header;
+  }
+
+  visible() {
+    return [...this.body.rows].filter((row) => !row.hidden);
+  }
+
+  /** Makes the row the only one that the Tab key reaches. */
+  enter(row) {
+    for (const other of this.rows) {
+      if (other === row || other.tabIndex === 0)
+        other.tabIndex = other.querySelector("input").tabIndex = other === row ? 0 : -1;
+    }
+  }
+
+  sort(key, header) {
+    const up = !(this.sorted?.key === key && this.sorted.up);
+    this.sorted = { key, up };
     const values = data.runs[key];
     const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b);
-    order.sort((a, b) => {
+    this.order.sort((a, b) => {
       const [x, y] = [values[a] ?? null, values[b] ?? null];
-      // What is missing comes last in both directions; equal ones stay in the sweep's order.
+      // Missing values come last in both directions. Ties keep the order of the sweep.
       if (x === null || y === null) return (x === null) - (y === null) || a - b;
       return (up ? compare(x, y) : compare(y, x)) || a - b;
     });
-    for (const other of head.querySelectorAll("th")) other.removeAttribute("aria-sort");
+    for (const other of this.head.querySelectorAll("th")) other.removeAttribute("aria-sort");
     header.setAttribute("aria-sort", up ? "ascending" : "descending");
-    place();
+    this.body.replaceChildren(...this.order.map((i) => this.rows[i]));
   }
 
-  function filter() {
+  filter() {
     const wanted = $("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
     const off = new Set([...$("states").querySelectorAll("input:not(:checked)")].map((input) => input.value));
-    rows.forEach((row, i) => {
-      row.hidden = off.has(data.runs.state[i]) || !wanted.every((word) => text[i].includes(word));
+    this.rows.forEach((row, i) => {
+      row.hidden = off.has(data.runs.state[i]) || !wanted.every((word) => this.texts[i].includes(word));
     });
-    const shown = visible();
+    const shown = this.visible();
     $("count").textContent =
       shown.length === count ? `${count} run${count === 1 ? "" : "s"}` : `${shown.length} of ${count} runs`;
-    if (!shown.some((row) => row.tabIndex === 0)) enter(shown[0]);
+    if (!shown.some((row) => row.tabIndex === 0)) this.enter(shown[0]);
   }
 
-  function pick(i) {
+  /** Toggles run i for comparison and keeps the last two runs picked. */
+  pick(i) {
+    const { picked } = this;
     if (picked.includes(i)) picked.splice(picked.indexOf(i), 1);
     else picked.push(i);
     if (picked.length > 2) picked.shift();
-    rows.forEach((row, j) => {
+    this.rows.forEach((row, j) => {
       row.querySelector("input").checked = picked.includes(j);
     });
     $("difference").hidden = true;
     if (picked.length === 2) showDifference(...picked);
-    hint();
+    this.hint();
   }
 
-  function hint() {
-    const texts = [
-      "Tick two runs to see in which config fields they differ.",
-      "Tick a second run to see in which config fields the two differ.",
-      "Tick another run to compare it with the last one ticked.",
-    ];
-    $("hint").textContent = count > 1 ? texts[picked.length] : "";
+  hint() {
+    $("hint").textContent = count > 1 ? HINTS[this.picked.length] : "";
   }
 
-  function choose(i) {
-    for (const row of body.querySelectorAll("[aria-current]")) row.removeAttribute("aria-current");
-    rows[i].setAttribute("aria-current", "true");
-    open(i);
+  choose(i) {
+    const row = this.rows[i];
+    for (const other of this.body.querySelectorAll("[aria-current]")) other.removeAttribute("aria-current");
+    row.setAttribute("aria-current", "true");
+    this.open(i);
     // A chart can choose a run that the filter hides.
-    if (rows[i].hidden) return;
-    enter(rows[i]);
+    if (row.hidden) return;
+    this.enter(row);
     const box = $("runs-scroll");
-    const top = rows[i].offsetTop - box.scrollTop;
-    if (top < head.offsetHeight || top > box.clientHeight - rows[i].offsetHeight)
+    const top = row.offsetTop - box.scrollTop;
+    if (top < this.head.offsetHeight || top > box.clientHeight - row.offsetHeight)
       box.scrollTop += top - box.clientHeight / 2;
   }
 
-  const titles = columns.map((column) => {
-    const button = make("button", { type: "button", title: column.about }, column.title);
-    const header = make("th", { scope: "col", class: column.kind === "words" ? null : "number" }, button);
-    button.onclick = () => sort(column.key, header);
-    return header;
-  });
-  head.append(make("tr", {}, make("th", { scope: "col" }, make("span", { class: "unseen" }, "compare")), ...titles));
-  place();
-  const rowOf = (event) => event.target.closest("tbody tr");
-  body.onclick = (event) => {
-    const row = rowOf(event);
+  clicked(event) {
+    const row = event.target.closest("tbody tr");
     if (!row) return;
     if (event.target.closest(".pick")) {
       if (event.target.tagName !== "INPUT") event.preventDefault();
-      pick(Number(row.dataset.run));
-    } else if (!String(getSelection())) choose(Number(row.dataset.run));
-  };
-  body.onkeydown = (event) => {
-    const row = rowOf(event);
-    const shown = visible();
+      this.pick(Number(row.dataset.run));
+    } else if (!String(getSelection())) this.choose(Number(row.dataset.run));
+  }
+
+  pressed(event) {
+    const row = event.target.closest("tbody tr");
+    const shown = this.visible();
     const at = shown.indexOf(row);
-    const to = {
-      ArrowUp: at - 1,
-      ArrowDown: at + 1,
-      Home: 0,
-      End: shown.length - 1,
-      PageUp: at - 10,
-      PageDown: at + 10,
-    }[event.key];
+    const last = shown.length - 1;
+    const to = { ArrowUp: at - 1, ArrowDown: at + 1, Home: 0, End: last, PageUp: at - 10, PageDown: at + 10 }[event.key];
     if (to !== undefined) {
-      const next = shown[Math.max(0, Math.min(shown.length - 1, to))];
-      enter(next);
+      const next = shown[Math.max(0, Math.min(last, to))];
+      this.enter(next);
       next.focus();
-    } else if (event.key === "Enter" || (event.key === " " && event.target === row)) choose(Number(row.dataset.run));
-    else if (event.key === "x") pick(Number(row.dataset.run));
+    } else if (event.key === "Enter" || (event.key === " " && event.target === row)) this.choose(Number(row.dataset.run));
+    else if (event.key === "x") this.pick(Number(row.dataset.run));
     else return;
     event.preventDefault();
-  };
-  $("filter").oninput = filter;
-  stateBoxes(filter);
-  hint();
-  filter();
-  return choose;
+  }
 }
 
-function tableRow(i, columns) {
+function tableRow(i) {
   const name = data.runs.run[i];
   const box = make("input", { type: "checkbox", tabindex: -1, "aria-label": `compare ${name}` });
-  const cells = columns.map(({ key, kind }) => {
+  const cells = data.columns.map(({ key, kind }) => {
     const value = data.runs[key][i];
     const look =
       key === "state"
