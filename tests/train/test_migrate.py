@@ -21,10 +21,10 @@ from train.findings.__main__ import judge
 from train.migrate import migrate
 from train.report import report
 from train.results.sweep import load_sweep
-from train.run.metrics import metric_of
 from train.run.trainer import train
 from train.runfolder.files import read_json
 from train.runfolder.folder import FORMAT, RunFolder
+from train.runfolder.metrics import metric_of
 from train.sweep import launch
 from train.sweeps.plan import plan
 

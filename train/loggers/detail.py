@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any, Literal
 
-from train.run.metrics import BY_HEAD, Over, metric_of
+from train.runfolder.metrics import BY_HEAD, Over, metric_of
 
 Detail = Literal["summary", "all"]
 """summary: one value and one histogram over blocks or tensors for each quantity; all: every value besides."""

@@ -30,11 +30,11 @@ from models.attention.sinks import KeySinkConfig
 from tests.train.helpers import assert_same_end, tiny
 from train.config.schema import Config, Runtime
 from train.run.interrupt import Interrupted
-from train.run.metrics import metric_of
 from train.run.module import ProxyModule
 from train.run.recorder import MetricsRow
 from train.run.trainer import train
 from train.runfolder.folder import RunFolder
+from train.runfolder.metrics import metric_of
 
 README = Path(__file__).parents[3] / "train" / "run" / "README.md"
 AXES = {

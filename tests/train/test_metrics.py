@@ -7,10 +7,10 @@ import pytest
 from tests.conftest import composer
 from tests.train.helpers import TINY
 from train.docs.metrics import files
-from train.run.metrics import METRICS
 from train.run.trainer import train
 from train.runfolder.files import read_rows
 from train.runfolder.folder import RunFolder
+from train.runfolder.metrics import METRICS
 
 NEEDS = sorted({metric.needs for metric in METRICS})
 # Choices that add tensors, drop probes or change what a block is.
