@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -402,3 +403,9 @@ def test_runs_of_two_projects_need_a_choice(folder, tmp_path, capsys, monkeypatc
     said = refused(capsys, monkeypatch, tmp_path, "--json", tmp_path / "views.json")
     assert "several W&B projects, b, stabilab: choose with --project" in said
     assert not (tmp_path / "views.json").exists()
+
+
+@pytest.mark.parametrize(("name", "view"), [("w16-+6-431ca830", "w16-_6-431ca830"), ("a-lr=0.1,1", "a-lr_0.1,1")])
+def test_any_sweep_name_gives_a_workspace(made, name, view):
+    named = workspace(dataclasses.replace(made.held, name=name), made.sections, entity="me", project="proxies")
+    assert named.name == view

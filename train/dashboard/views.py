@@ -7,6 +7,7 @@ and the sweep's own run as it is now. Filters are written with `in`, as W&B's ow
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ def workspace(held: SweepRun, sections: Mapping[str, Panels], *, entity: str, pr
     return ws.Workspace(
         entity=entity,
         project=project,
-        name=held.name,
+        name=view_name(held.name),
         sections=[ws.Section(name=n, panels=p, is_open=n in opened) for n, p in sections.items()],
         settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=min(100, len(held.runs) + 1)),
         runset_settings=ws.RunsetSettings(
@@ -50,6 +51,11 @@ def workspace(held: SweepRun, sections: Mapping[str, Panels], *, entity: str, pr
             pinned_columns=list(COLUMNS),
         ),
     )
+
+
+def view_name(text: str) -> str:
+    """Returns the text without the signs that wandb-workspaces refuses in a workspace's name, such as + and =."""
+    return re.sub(r"[^\w.,() -]", "_", text)
 
 
 def report(held: SweepRun, sections: Mapping[str, Panels], *, entity: str, project: str) -> wr.Report:
