@@ -48,6 +48,7 @@ def documents(folder, split):
         return 0
 
 
+@pytest.mark.slow
 def test_a_preparation_that_is_killed_ends_with_the_same_bytes(jsonl, uncut, tmp_path, python, config):
     folder = tmp_path / uncut.folder.name
     moments = [
@@ -96,6 +97,7 @@ def test_progress_that_cannot_be_trusted_is_not_used(uncut, jsonl, tmp_path, con
     assert found.manifest == uncut.manifest
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_prepares(jsonl, uncut, tmp_path, python):
     folder = tmp_path / uncut.folder.name
     first = python(PREPARE, jsonl, tmp_path)

@@ -82,9 +82,13 @@ class TestSize:
         model.head.weight.data *= 2
         torch.testing.assert_close(logits(model, tokens()), 2 * before)
 
-    @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
-    @pytest.mark.parametrize("norm", sorted(NORM.choices.keys() - {"dyt"}))
-    @pytest.mark.parametrize("qk_norm", sorted(QK_NORM.choices))
+    @pytest.mark.parametrize(
+        ("mlp", "norm", "qk_norm"),
+        [
+            *(("gelu", norm, "layernorm") for norm in sorted(NORM.choices.keys() - {"dyt"})),
+            *(("swiglu", "rmsnorm", qk_norm) for qk_norm in sorted(QK_NORM.choices)),
+        ],
+    )
     def test_no_biases(self, mlp: str, norm: str, qk_norm: str) -> None:
         """ "We never use biases": Wortsman et al. 2023, Fig. E.8. DyT's is part of its equation."""
         model = gpt(f"mlp={mlp}", f"norm={norm}", f"qk_norm={qk_norm}")

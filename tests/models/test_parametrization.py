@@ -76,6 +76,9 @@ def test_full_has_zero_queries_and_scale_one_over_head_dim():
         assert reference.attention.mix.scale == 1 / 4
 
 
+SCALED = [n for n in PARAMETRIZATION.choices if n not in ("mup_full", "parameter_rms")]
+
+
 class TestDecay:
     """Without a gradient a step is decay alone."""
 
@@ -93,9 +96,14 @@ class TestDecay:
         return {n: 1 - float((p.detach() / before[n]).nanmedian()) for n, p in model.named_parameters()}
 
     @pytest.mark.parametrize("decay", ["independent", "coupled"])
-    @pytest.mark.parametrize("name", [n for n in PARAMETRIZATION.choices if n not in ("mup_full", "parameter_rms")])
     @pytest.mark.parametrize(
-        "optimizer", [n for n, c in OPTIMIZER.choices.items() if "decay" in c.__dataclass_fields__]
+        ("optimizer", "name"),
+        # Every optimizer and every parametrization; the other pairs are slow.
+        [
+            pytest.param(optimizer, name, marks=[] if (i - j) % len(SCALED) == 0 else pytest.mark.slow)
+            for i, optimizer in enumerate(n for n, c in OPTIMIZER.choices.items() if "decay" in c.__dataclass_fields__)
+            for j, name in enumerate(SCALED)
+        ],
     )
     def test_is_what_show_prints(self, optimizer, name, decay):
         given = [f"optimizer={optimizer}", f"optimizer.decay={decay}", "optimizer.weight_decay=0.1"]

@@ -248,8 +248,8 @@ def test_residual_stream_is_fp32_and_close_under_autocast(name: str) -> None:
     assert 0 < (found - exact).abs().max() < 0.15
 
 
-# nGPT has most that could break a graph; ten seconds each.
-@pytest.mark.parametrize("name", [n if n == "ngpt" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_compiled_model_is_the_same(name: str) -> None:
     model = gpt(f"placement={name}")
     compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -120,7 +120,8 @@ def test_values_of_hybridnorm_are_mixed_behind_their_norm() -> None:
     torch.testing.assert_close(values, attention.value(x).unflatten(-1, (2, -1)).transpose(1, 2))
 
 
-@pytest.mark.parametrize("name", ["learnable", pytest.param("identity", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["learnable", "identity"])
 def test_compiled_and_autocast(name: str) -> None:
     model = gpt("model.depth=3", f"value_residual={name}")
     exact = model(tokens())[0]

@@ -22,6 +22,7 @@ def cost(rule: str, *times: float, refused: str = "") -> RuleCost:
     return RuleCost(rule, [], list(times), [1.0, 2.0, 4.0], 0.5, refused)
 
 
+@pytest.mark.slow
 def test_every_rule_is_measured_at_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LENGTHS", (4, 8, 16))
     monkeypatch.setattr(module, "TOKENS", 32)

@@ -298,9 +298,9 @@ def test_an_experiment_without_a_grid_is_one_run(experiments: Path) -> None:
     "given",
     [
         {"callbacks": {"x": {"_target_": "os.system", "command": "ls"}}},
-        {"launcher": {"_target_": "os.system"}},
+        pytest.param({"launcher": {"_target_": "os.system"}}, marks=pytest.mark.slow),
         {"sweeper": {"_target_": "os.system", "params": {"seed": "0,1"}}},
-        {"job_logging": {"handlers": {"x": {"()": "os.system"}}}},
+        pytest.param({"job_logging": {"handlers": {"x": {"()": "os.system"}}}}, marks=pytest.mark.slow),
     ],
     ids=lambda given: next(iter(given)),
 )

@@ -89,7 +89,7 @@ def config_of(overrides: list[str]) -> Config | None:
         return None
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.lists(options(), max_size=4), min_size=8, max_size=8))
 def test_names_differ_where_hashes_do_and_only_there(sets: list[list[str]]) -> None:
     found = [config for config in map(config_of, sets) if config is not None]

@@ -190,6 +190,7 @@ def test_a_server_gets_a_requeued_run_once(requeued, openwandb, tmp_path):
         assert row.get("train/loss", math.nan) == pytest.approx(expected[row["_step"]], rel=1e-6, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_an_agent_of_a_wandb_sweep_trains_its_points(tmp_path):
     """`wandb sweep` with the shipped YAML, then `wandb agent`: a run folder a config, a W&B run a point, also for a
     point that was trained before."""

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.models.attention.mixing.helpers import RULES
 
 ROOT = Path(__file__).parents[4]
@@ -56,6 +58,7 @@ def files_of_example() -> dict[str, str]:
     return dict(re.findall(r"^`([\w/.]+)` .*?```\w+\n(.*?)^```", section, re.MULTILINE | re.DOTALL))
 
 
+@pytest.mark.slow
 def test_a_rule_of_two_files_is_picked_up_everywhere(tmp_path: Path) -> None:
     assert RULE not in RULES
     copy, files = tmp_path / "copy", files_of_example()
