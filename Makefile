@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Many tests wait for processes: one worker more than cores.
 WORKERS := 3
 
-.PHONY: setup reproduce test lint bench docs clean
+.PHONY: setup reproduce test test-slow lint bench docs clean
 
 setup: .venv/installed
 
@@ -23,6 +23,9 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+
+test-slow: setup
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m slow
 
 bench: setup
 	$(BIN)/python -m train.bench
