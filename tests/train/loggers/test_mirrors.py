@@ -102,8 +102,8 @@ def test_tensorboard_has_the_same_names_and_numbers(tmp_path):
     events.Reload()
     rows = folder.metrics()
     names = {k for row in rows for k, v in row.items() if not isinstance(v, list)} - {"step"}
-    summed_up = {k for row in rows for k in sent(row)[0]} | {"train/tokens_per_second", "train/flops_per_second"}
-    assert set(events.Tags()["scalars"]) == names | summed_up
+    reduced_by = {k for row in rows for k in sent(row)[0]} | {"train/tokens_per_second", "train/flops_per_second"}
+    assert set(events.Tags()["scalars"]) == names | reduced_by
     assert set(events.Tags()["histograms"]) == {k for row in rows for k in sent(row, "all")[1]}
     for name in names:
         expected = [(row["step"], row[name]) for row in rows if name in row]

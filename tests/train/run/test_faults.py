@@ -182,7 +182,7 @@ class TestSignals:
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
-        assert (process.returncode, errors) == (130, "stopped; the same command goes on from the last checkpoint\n")
+        assert (process.returncode, errors) == (130, "stopped; the same command resumes from the last checkpoint\n")
         assert not (tmp_path / "out").exists()
 
 

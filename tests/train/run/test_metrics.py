@@ -43,7 +43,7 @@ def test_each_recorded_name_has_one_entry(tmp_path, overrides):
 def test_each_name_is_where_and_what():
     assert {m.name for m in METRICS if "/" not in m.name} == {"step", "seconds"}
     assert len({m.name for m in METRICS}) == len(METRICS)
-    assert [m.name for m in METRICS if m.of_each and m.summed_up is None] == []
+    assert [m.name for m in METRICS if m.of_each and m.reduced_by is None] == []
 
 
 def test_the_readme_is_that_of_now():
