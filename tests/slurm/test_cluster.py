@@ -172,7 +172,7 @@ def test_requeued_cancelled_and_at_the_time_limit(tmp_path, uncut, capsys):
     wait_for_end(sweep)
     assert_ended_once(sweep, uncut, {0: 2, 1: 2, 2: 2})
     assert "SIGTERM: writing checkpoints" in log_of(sweep, requeued)
-    assert "Slurm ends or requeues this task itself" in log_of(sweep, requeued)
+    assert "Slurm itself ends or requeues this task" in log_of(sweep, requeued)
     assert f"back to the queue with 1 runs left: scontrol requeue {late}" in log_of(sweep, late)
     assert task_of(sweep, 1) == f"{again}_0"
     # The array's other tasks stayed what they were.
@@ -278,7 +278,8 @@ def test_a_full_queue_and_a_wrong_partition_leave_nothing_behind(tmp_path):
         call("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
     with pytest.raises(ConfigError, match=r"sbatch: .*partition"):
         submitted(tmp_path / "new", "0,1,2", "launcher.partition=nope")
-    with pytest.raises(ConfigError, match=r"120 tasks are more than an array of this cluster may have, 101.*per_job=2"):
+    message = r"120 tasks are more than the 101 that an array of this cluster can have: use .*runs_per_job=2"
+    with pytest.raises(ConfigError, match=message):
         submitted(tmp_path / "new", "range(120)")
     assert not (tmp_path / "new").exists()
 

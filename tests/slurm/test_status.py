@@ -137,7 +137,7 @@ def test_resubmission_selects(sweep, monkeypatch, words, seeds):
 def test_what_can_be_changed_of_a_submission():
     assert changed(Slurm(), ["launcher.time='02:00:00'", "launcher.gpus=2"]) == Slurm(time="02:00:00", gpus=2)
     for override, text in [
-        ("optimizer.lr=1", "configs are those of the submission"),
+        ("optimizer.lr=1", "the config of a submitted run can't change"),
         ("launcher.tim=1", "unknown key launcher.tim: did you mean time?"),
         ("launcher.gpus=many", "gpus=many"),
     ]:

@@ -139,7 +139,7 @@ def test_runs_that_need_other_machines_get_an_array_of_their_own():
     small, launcher = runs(3)
     large, _ = runs(2, "devices=2", "model.depth=1")
     assert [[len(task) for task in a.tasks] for a in arrays([*small, *large], launcher)] == [[1, 1, 1], [1, 1]]
-    with pytest.raises(ConfigError, match=r"runs_per_job=2: a run on devices=2 x nodes=1 takes a task of its own"):
+    with pytest.raises(ConfigError, match=r"runs_per_job=2: a run on devices=2 x nodes=1 needs a task of its own"):
         arrays(large, changed(launcher, ["launcher.runs_per_job=2"]))
 
 
