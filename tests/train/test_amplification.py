@@ -1,4 +1,4 @@
-"""Attention logits multiplied at evaluation."""
+"""Amplified attention logits at evaluation."""
 
 import math
 from typing import Any

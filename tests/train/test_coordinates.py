@@ -43,7 +43,7 @@ def test_over_width_mup_passes_and_standard_fails(name, passes):
     ("name", "passes"), [("standard", False), ("mup", False), ("depth_mup", True), ("completep", True)]
 )
 def test_over_depth_only_what_scales_branches_passes(name, passes):
-    """The sum of L branches that each move alike grows like L."""
+    """The sum of L branches with equal changes grows like L."""
     slopes = check([*TINY, f"parametrization={name}", "model.width=32"], "depth")
     assert slopes.passed is passes, slopes.exponents()
     assert slopes.sizes == (2, 4, 8)

@@ -46,7 +46,7 @@ def test_a_models_entropy_is_that_of_its_probe_and_above_both_bounds():
     _, stats = model.hidden(tokens, True)
     assert [one.block for one in blocks] == [0, 1]
     for one in blocks:
-        # The probe's mean has the first row too, whose entropy is 0.
+        # The probe's mean includes the first row, whose entropy is 0.
         probe = float(stats[f"attention/block{one.block}/entropy"].mean())
         assert one.entropy * (config.context - 1) / config.context == pytest.approx(probe, rel=1e-5)
         assert one.below == 0

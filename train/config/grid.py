@@ -179,6 +179,9 @@ def refuse_hydra_of_files(overrides: Sequence[str]) -> None:
     groups = choices()
     chosen = {tuple(o for o in point if o.lstrip("+").partition("=")[0] in groups) for _, point in expand(overrides)}
     plain: Any
+    others: list[Any]
+    ours: Any
+    hydras: Any
     plain, *others = (OmegaConf.to_container(compose_node(files, with_hydra=True).hydra) for files in ((), *chosen))
     for other in others:
         for key in sorted((other.keys() | plain.keys()) - {"overrides", "job", "runtime"}):
