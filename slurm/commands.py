@@ -1,4 +1,4 @@
-"""Slurm's own commands, and what they say of jobs."""
+"""Calls Slurm's commands and parses the states of tasks from their output."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from conf.axis import ConfigError
 from slurm.records import expand
 
 SECONDS = 120.0
-"""Longest wait for a command: a busy controller answers late."""
+"""Timeout of a command. A busy controller may take this long to answer."""
 LIVE = (
     "PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING",
     "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT",
 )  # fmt: skip
-"""States of a job that runs or will run."""
+"""States of a job that is running or will run."""
 
 
 @dataclass(frozen=True)
 class TaskState:
-    """Slurm's word for a task, RUNNING or TIMEOUT, and its reason for it."""
+    """State of a task in Slurm, such as RUNNING or TIMEOUT, and Slurm's reason for it."""
 
     word: str
     reason: str = ""
@@ -38,21 +38,22 @@ class Refused(ConfigError):  # noqa: N818 - what Slurm did
 
 
 def call(*command: str) -> str:
-    """What the command prints; Refused with its last line of complaint."""
+    """Runs a command and returns its output. Raises Refused if it is missing, times out or fails."""
     if shutil.which(command[0]) is None:
         raise Refused(f"{command[0]} isn't installed here: use a machine that can submit to the cluster")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        raise Refused(f"{command[0]} gave no answer in {SECONDS:.0f} seconds") from None
+        raise Refused(f"{command[0]} gave no answer in {SECONDS:.0f} seconds: try again later") from None
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-        raise Refused(f"{command[0]}: " + "; ".join(line.removeprefix(f"{command[0]}: error: ") for line in said[-2:]))
+        errors = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+        lines = [line.removeprefix(f"{command[0]}: error: ") for line in errors[-2:]]
+        raise Refused(f"{command[0]}: {'; '.join(lines)}")
     return done.stdout
 
 
 def states(tasks: Iterable[str]) -> dict[str, TaskState]:
-    """Slurm's state of each task, 17_0, that it still knows of. Refused where there is no Slurm."""
+    """Returns the state of each task, named like 17_0, that Slurm still knows. Raises Refused without Slurm."""
     wanted = set(tasks)
     jobs = sorted({task.partition("_")[0] for task in wanted}, key=int)
     if not jobs:
@@ -63,7 +64,7 @@ def states(tasks: Iterable[str]) -> dict[str, TaskState]:
 
 
 def state_of(task: str) -> TaskState | None:
-    """What the controller has of one task."""
+    """Returns the controller's state of one task, or None. Raises Refused if the controller does not know the job."""
     return _shown(call("scontrol", "show", "job", "-o", task)).get(task)
 
 
@@ -78,13 +79,16 @@ def _queued(jobs: list[str]) -> dict[str, TaskState]:
 
 
 def _ended(jobs: list[str]) -> dict[str, TaskState]:
-    """From the accounting database, else, for some minutes after a job's end, from the controller."""
+    """Returns the states of tasks that have left the queue.
+
+    They come from the accounting database, or from the controller, which keeps a job for some minutes after its end.
+    """
     try:
-        lines = call("sacct", "-n", "-X", "-P", "-j", ",".join(jobs), "-o", "JobID,TaskState,ExitCode").splitlines()
+        lines = call("sacct", "-n", "-X", "-P", "-j", ",".join(jobs), "-o", "JobID,State,ExitCode").splitlines()
         accounted = _table(line.split("|") for line in lines)
     except Refused:
         accounted = {}
-    # The database lags behind the controller: a task that isn't in the queue doesn't run.
+    # The database lags behind the controller: these tasks are not in the queue, so a live state is out of date.
     ended = {task: state for task, state in accounted.items() if not state.live}
     settled = {task.partition("_")[0] for task in ended} - {task.partition("_")[0] for task in accounted.keys() - ended}
     for job in set(jobs) - settled:
@@ -96,27 +100,28 @@ def _ended(jobs: list[str]) -> dict[str, TaskState]:
 
 
 def _table(rows: Iterable[list[str]]) -> dict[str, TaskState]:
+    """Returns the states in rows of job id, state and reason, one entry per task."""
     found: dict[str, TaskState] = {}
     for job, word, reason in rows:
         number, _, tasks = job.partition("_")
-        # `CANCELLED by 1000`
+        # sacct appends the user id, as in `CANCELLED by 1000`.
         state = TaskState(word.partition(" ")[0], "" if reason in ("None", "0:0") else reason)
         found |= {f"{number}_{task}": state for task in expand(tasks)}
     return found
 
 
 def _shown(text: str) -> dict[str, TaskState]:
+    """Returns the states in the output of `scontrol show job -o`, one entry per task."""
     found: dict[str, TaskState] = {}
     for line in text.splitlines():
-        values = dict(re.findall(r"(\w+)=(\S*)", line))
-        said = {key: "" if value == "None" else value for key, value in values.items()}
-        state = TaskState(said.get("JobState", ""), said.get("Reason", ""), bool(said.get("PreemptTime")))
+        values = {key: "" if value == "None" else value for key, value in re.findall(r"(\w+)=(\S*)", line)}
+        state = TaskState(values.get("JobState", ""), values.get("Reason", ""), bool(values.get("PreemptTime")))
         job, tasks = values.get("ArrayJobId", ""), expand(values.get("ArrayTaskId", ""))
         found |= {f"{job}_{task}": state for task in tasks}
     return found
 
 
 def most_tasks() -> int | None:
-    """Tasks that an array of this cluster may have."""
+    """Returns the largest number of tasks that an array of this cluster can have, or None if it is not shown."""
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"))
     return int(found[1]) if found else None

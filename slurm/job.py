@@ -1,6 +1,6 @@
-"""`python -m slurm.job PLAN TASK`: what a task of an array starts.
+"""`python -m slurm.job PLAN TASK` is the program of an array task: it trains the runs of the task.
 
-It listens to Slurm's signals before anything is imported that takes seconds, so that none of them finds it deaf.
+It installs signal handlers before the imports that take seconds, so that no signal of Slurm is lost.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import sys
 from types import FrameType
 
 SIGNALS: list[int] = []
-"""Those that have come, in their order."""
+"""Signals received so far, in order."""
 
 
 def note(signum: int, frame: FrameType | None) -> None:

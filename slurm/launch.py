@@ -1,4 +1,4 @@
-"""`python -m train.sweep ... launcher=slurm`: submits what has neither ended nor is in the queue, and ends."""
+"""`python -m train.sweep ... launcher=slurm` submits the runs that have not ended and are not in the queue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from train.sweeps.plan import Sweep, prepare_data
 
 
 def launch(sweep: Sweep, launcher: Slurm) -> int:
-    """The exit code. Token files are prepared here: nodes may have no network."""
+    """Submits the sweep and returns the exit code. Prepares token files first, because nodes may have no network."""
     waiting = set(in_queue(sweep.folder)) if (sweep.folder / "slurm").is_dir() else set()
     todo = [frozen(config) for config in sweep.to_do() if config.run_name() not in waiting]
     arrays(todo, launcher)
@@ -27,10 +27,10 @@ def launch(sweep: Sweep, launcher: Slurm) -> int:
         submit(sweep.folder, todo, launcher)
     if not launcher.dry_run:
         sweep.write_plan()
-        print(f"how they are: python -m slurm.status {sweep.folder}")
+        print(f"show their state: python -m slurm.status {sweep.folder}")
     return 0
 
 
 def frozen(config: Config) -> Config:
-    """With absolute paths, as a task may start elsewhere."""
+    """Returns the config with absolute paths, because tasks may start in another folder."""
     return replace(config, cache=str(Path(config.cache).expanduser().resolve()), out=str(Path(config.out).resolve()))

@@ -1,4 +1,4 @@
-"""`srun python -m slurm.rank PLAN NAME`: one process of a run on several devices."""
+"""`srun python -m slurm.rank PLAN NAME` runs one process of a multi-device run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main() -> None:
         os.dup2(log, 2)
         train(config, parent=parent, patience=PATIENCE)
     except (Interrupted, KeyboardInterrupt):
-        # Success to srun, which else would end the first process before it has closed its files.
+        # Exits with 0, because after a failure srun would kill rank 0 before it has closed its files.
         return
 
 

@@ -1,9 +1,9 @@
-"""What a sweep's submissions leave in `slurm/` of its folder, and the states that Slurm has of them.
+"""Reads and writes the records of submissions in `slurm/` of a sweep folder.
 
-plan-1.jsonl   a line a run: its task in the array, name, hash of the config, and the config itself
-array-1.sh     the script of that array
-job-17.json    a job that Slurm has accepted: which plan, which tasks, when, from which commit of the code
-17_0.log       what task 0 of it printed; what a run printed is in log.txt of its folder
+plan-1.jsonl   one line per run: its task in the array, name, hash of the config, and config
+array-1.sh     batch script of that array
+job-17.json    a job that Slurm accepted: plan, tasks, time, and commit of the code
+17_0.log       output of task 0 of that job; the output of a run is in log.txt of its folder
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from train.runfolder.files import read_json, read_rows, write_atomically
 from train.runfolder.provenance import commit
 
 if TYPE_CHECKING:
-    # Configs bring all of torch along, which takes seconds to start; slurm.status does without.
+    # Importing the config loads torch, which takes seconds and which slurm.status does not need.
     from train.config.schema import Config
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run of an array, as a line of its plan has it."""
+    """A run of an array, as recorded in a line of its plan."""
 
     task: int
     name: str
@@ -37,9 +37,9 @@ class Planned:
 
     @cached_property
     def config(self) -> Config:
-        """ConfigError where it isn't what it was when it was submitted: the code has changed since then.
+        """The checked config. Raises ConfigError if the code now reads it differently than at submission.
 
-        It takes a millisecond, which those that only want to know how runs are leave out.
+        It is built on first use, because checking takes a millisecond and slurm.status shows thousands of runs.
         """
         from train.config.schema import Config
 
@@ -49,13 +49,15 @@ class Planned:
             raise ConfigError(f"{self.name} was submitted by code with other settings: {error}") from None
         if config.digest() != self.hash:
             raise ConfigError(
-                f"{self.name} has another hash now, {config.digest()}: its config has got settings since it was "
-                "submitted; submit the sweep again"
+                f"{self.name} has another hash now, {config.digest()}, because settings were added to the code since "
+                "it was submitted: submit the sweep again"
             )
         return config
 
 
 class Records:
+    """The submissions of one sweep."""
+
     def __init__(self, sweep: Path) -> None:
         self.sweep = sweep
         self.path = sweep / "slurm"
@@ -83,7 +85,7 @@ class Records:
         write_atomically(self.path / f"job-{job}.json", json.dumps(values))
 
     def latest(self) -> dict[str, tuple[str, Planned]]:
-        """Of every run that was ever submitted: the task that has it, as in 17_0, and its line of the plan."""
+        """Returns the newest task, such as 17_0, and plan entry of every run that was ever submitted, by run name."""
         found: dict[str, tuple[str, Planned]] = {}
         plans: dict[int, list[Planned]] = {}
         for job in sorted(map(read_json, self.path.glob("job-*.json")), key=lambda j: float(j.get("time", 0))):
@@ -100,7 +102,7 @@ def read_plan(path: Path) -> list[Planned]:
 
 
 def expand(text: str) -> list[int]:
-    """Task numbers as Slurm writes them: 3, [3], [0-2,5%1], 0-6:3."""
+    """Returns the task numbers in Slurm's notation: 3, [3], [0-2,5%1] or 0-6:3."""
     numbers: list[int] = []
     for part in text.strip("[]").partition("%")[0].split(","):
         if found := re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part):

@@ -1,4 +1,4 @@
-"""What became of each run of a sweep: its own status beside its task's state in Slurm."""
+"""Determines the outcome of each run of a sweep from its status.json and its task's state in Slurm."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ BY_SLURM = {
     "BOOT_FAIL": "node_fail",
     "OUT_OF_MEMORY": "out_of_memory",
 }
-"""What a task's end means for a run that hasn't ended."""
+"""Outcome of an unfinished run by the final state of its task."""
 STOPPED = {
     "interrupted by SIGUSR1": "timeout",
     "interrupted by SIGTERM": "preempted",
     "interrupted by Ctrl-C or SIGTERM": "preempted",
 }
-"""What a run's own reason means where Slurm knows nothing, or only that the script ended."""
+"""Outcome of an unfinished run by the reason in its status.json, if Slurm's state does not tell."""
 OPEN = ("failed", "timeout", "preempted", "cancelled", "node_fail", "out_of_memory", "lost", "new")
-"""Outcomes that leave something to do. lost: no trace in Slurm, new: never submitted."""
+"""Outcomes of unfinished runs that can be submitted again. lost: unknown to Slurm; new: never submitted."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Run:
     folder: RunFolder
     task: str | None
     planned: Planned | None
-    """None where it was never submitted."""
+    """None if it was never submitted."""
     slurm: TaskState | None
     status: dict[str, Any]
     summary: dict[str, Any]
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """finished, diverged, running, queued, or one of OPEN."""
+        """The run's outcome: finished, diverged, running, queued, or one of OPEN."""
         if self.state in ENDED and self.summary:
             return self.state
         failed_here = self.state == "failed" and self.status.get("slurm") == self.task
@@ -74,7 +74,7 @@ class Run:
 
     @property
     def seconds_left(self) -> float:
-        """At its last speed; NaN when it isn't running."""
+        """Remaining training time at the last recorded speed; NaN if the run is not running."""
         rate, step = self.status.get("train/tokens_per_second"), self.status.get("step")
         if self.outcome != "running" or self.planned is None or not rate or step is None:
             return math.nan
@@ -83,23 +83,26 @@ class Run:
 
 
 def runs(sweep: Path, without_slurm: Callable[[Refused], None] | None = None) -> list[Run]:
-    """Every run of the sweep, in the order of its plan. ConfigError for a folder that is none; Refused without Slurm,
-    unless `without_slurm` takes that instead."""
+    """Returns every run of the sweep, in the order of sweep.json.
+
+    Raises ConfigError if the folder is not a sweep folder. Without Slurm, calls `without_slurm` with the error and goes
+    by status.json alone, or raises Refused if it is None.
+    """
     listed = read_json(sweep / "sweep.json").get("runs")
     if not listed:
-        raise ConfigError(f"{sweep} is no sweep folder: sweep.json is missing")
+        raise ConfigError(f"{sweep} is not a sweep folder, which has a sweep.json: give the folder of a sweep")
     require_format((RunFolder(sweep / run["folder"]) for run in listed), sweep)
     submitted = _submitted(sweep, without_slurm)
     found: dict[str, Run] = {}
     for path in (sweep / run["folder"] for run in listed):
-        # What another sweep has ended may have been submitted here once.
+        # A run that has ended in another sweep may have been submitted from this one before.
         here = path.parent.resolve() == sweep.resolve()
         found[path.name] = submitted[path.name] if here and path.name in submitted else _run(path)
     return list(found.values())
 
 
 def in_queue(sweep: Path) -> list[str]:
-    """Names of the runs whose task runs or waits."""
+    """Returns the names of the runs whose task is running or waiting."""
     return [run.name for run in _submitted(sweep).values() if run.outcome in ("running", "queued")]
 
 
@@ -121,7 +124,7 @@ def _run(path: Path, task: str | None = None, planned: Planned | None = None, sl
 
 
 def chosen(words: Sequence[str]) -> set[str]:
-    """Outcomes by name; ConfigError for another word."""
+    """Returns the outcomes in `words`, or all of OPEN if it is empty. Raises ConfigError for an unknown word."""
     for word in words:
         if word not in OPEN:
             raise ConfigError(f"--only {word}: {near(word, list(OPEN))}")

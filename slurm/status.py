@@ -1,4 +1,4 @@
-"""`python -m slurm.status FOLDER`: how each run of a submitted sweep is, by its own word and by Slurm's."""
+"""`python -m slurm.status FOLDER` shows the state of each run of a submitted sweep, its own and that in Slurm."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from slurm.runs import OPEN, Run, runs
+from slurm.runs import OPEN, Run
+from slurm.runs import runs as runs_of
 from train.cli.format import duration, number
 from train.cli.terminal import exit_with, table_console
 
 STYLE = {"finished": "green", "diverged": "red", "running": "yellow", "queued": "dim"}
 MANY = 500
-"""Rows from which on the table is plain text: rich takes 3 ms a row."""
+"""Most rows of a table with colours. Longer tables are plain text, because rich takes 3 ms per row."""
 COLUMNS = ("run", "outcome", "status.json", "Slurm", "task", "step", "loss", "to go", "reason")
 
 
 def cells(run: Run) -> list[str]:
-    """A line of the table."""
+    """Returns the cells of a run's row."""
     loss = run.summary.get("validation/loss_final") if run.summary else run.status.get("train/loss")
     step = run.summary.get("steps_done") if run.summary else run.status.get("step")
     steps = f"{step or 0}/{run.planned.values['steps']}" if run.planned else str(step or 0)
@@ -40,42 +41,43 @@ def cells(run: Run) -> list[str]:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of the table as plain text."""
+    """Yields the lines of the table as plain text."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() + "\n"
 
 
-def show(found: Sequence[Run], folder: Path) -> None:
+def show(runs: Sequence[Run], folder: Path) -> None:
+    """Prints the table, the number of runs per outcome, and the command to use next."""
     from rich.markup import escape
     from rich.table import Table
 
     console = table_console(width=1000)
-    if len(found) > MANY:
-        sys.stdout.writelines(aligned([COLUMNS, *map(cells, found)]))
+    if len(runs) > MANY:
+        sys.stdout.writelines(aligned([COLUMNS, *map(cells, runs)]))
     else:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for name in COLUMNS:
             table.add_column(name, no_wrap=name != "reason")
-        for run in found:
+        for run in runs:
             values = [escape(text) for text in cells(run)]
             values[1] = f"[{STYLE.get(values[1], 'bold red')}]{values[1]}[/]"
             table.add_row(*values)
         console.print(table)
-    outcomes = [run.outcome for run in found]
+    outcomes = [run.outcome for run in runs]
     order = [*STYLE, *OPEN]
     console.print(", ".join(f"{outcomes.count(word)} {word}" for word in order if word in outcomes) + f" in {folder}")
     if open_ := [word for word in OPEN if word in outcomes]:
         console.print(f"submit them again: python -m slurm.resubmit {folder} --only {','.join(open_)}", soft_wrap=True)
     elif set(outcomes) <= {"finished", "diverged"}:
-        console.print(f"judge and draw: python -m train.report {folder}", soft_wrap=True)
+        console.print(f"judge and plot them: python -m train.report {folder}", soft_wrap=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m slurm.status", description=__doc__)
     parser.add_argument("folder", type=Path, help="sweep folder")
     folder = parser.parse_args().folder
-    show(runs(folder, lambda fault: print(f"{fault}; what follows is the folder's own word", file=sys.stderr)), folder)
+    show(runs_of(folder, lambda fault: print(f"{fault}; states are from status.json alone", file=sys.stderr)), folder)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""From the runs of a sweep to Slurm arrays: chunks, script, submission.
+"""Groups the runs of a sweep into Slurm arrays, writes plans and batch scripts, and submits them.
 
-The configs are frozen in the plan, so that what is edited later doesn't reach runs that wait. The code is not: tasks
-say so in their log when it is at another commit.
+A plan contains the full configs, so that later edits of config files do not affect queued runs. The code itself is not
+copied; a task notes in its log if it runs another commit.
 """
 
 from __future__ import annotations
@@ -27,27 +27,29 @@ CODE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Array:
-    """Tasks that need the same machines; each has the runs that it trains."""
+    """Tasks with the same resources; each is a list of runs."""
 
     launcher: Slurm
     tasks: list[list[Config]]
 
     @property
     def config(self) -> Config:
-        """Of one of the runs: what they share are devices, nodes, accelerator and threads."""
+        """The config of one run. All share its devices, nodes, accelerator and threads."""
         return self.tasks[0][0]
 
     def gpus(self) -> int:
-        given, devices = self.launcher.gpus, self.config.devices or 1
-        return given if given is not None else 0 if self.config.accelerator == "cpu" else devices
+        """Returns the GPUs per node of a task."""
+        if self.launcher.gpus is not None:
+            return self.launcher.gpus
+        return 0 if self.config.accelerator == "cpu" else self.config.devices or 1
 
     def options(self, records: Records) -> list[str]:
-        """The options of sbatch."""
+        """Returns the options for sbatch."""
         launcher, config, last = self.launcher, self.config, len(self.tasks) - 1
         limit = f"%{launcher.array_parallelism}" if launcher.array_parallelism else ""
         cpus = launcher.cpus or config.threads * max(1, at_once(launcher, self.gpus(), len(self.tasks[0])))
         log = str(records.path.resolve()).replace("%", "%%") + "/%A_%a.log"
-        found = {
+        options = {
             "job-name": records.sweep.name,
             "array": f"0-{last}{limit}",
             "output": log,
@@ -60,13 +62,13 @@ class Array:
             "mem": launcher.memory,
             "signal": f"B:USR1@{launcher.signal_seconds}",
         }
-        return [f"--{k}={v}" for k, v in found.items() if v is not None] + shlex.split(launcher.options)
+        return [f"--{k}={v}" for k, v in options.items() if v is not None] + shlex.split(launcher.options)
 
     def script(self, records: Records, number: int) -> str:
-        """The text of the array's script."""
+        """Returns the text of the array's batch script."""
         runs = sum(map(len, self.tasks))
         values = {
-            "what": f"{runs} runs of {records.sweep} in {len(self.tasks)} tasks. How they are: "
+            "what": f"{runs} runs of {records.sweep} in {len(self.tasks)} tasks. Show their state: "
             f"python -m slurm.status {records.sweep}",
             "options": "\n".join(f"#SBATCH {_quoted(option)}" for option in self.options(records)),
             "setup": self.launcher.setup,
@@ -78,13 +80,13 @@ class Array:
         }
         text = template(self.launcher).read_text()
         for name, value in values.items():
-            # Not ${name}, which is the shell's.
+            # str.format would also replace ${name}, which is shell syntax.
             text = text.replace("{" + name + "}", value)
         return text
 
 
 def at_once(launcher: Slurm, gpus: int, runs: int) -> int:
-    """Runs of a task that train at the same time."""
+    """Returns the number of runs of a task that train at the same time."""
     return min(runs, launcher.runs_at_once or gpus or runs)
 
 
@@ -94,24 +96,25 @@ def _quoted(option: str) -> str:
 
 
 def template(launcher: Slurm) -> Path:
+    """Returns the path of the batch script's template. Raises ConfigError if there is no such file."""
     own = {"requeue": CODE / "slurm" / "requeue.sh", "resubmit": CODE / "slurm" / "resubmit.sh"}
     path = own.get(launcher.template, Path(launcher.template).expanduser())
     if not path.is_file():
-        raise ConfigError(f"launcher.template={launcher.template}: no such file; requeue and resubmit come along")
+        raise ConfigError(f"launcher.template={launcher.template}: no such file: use requeue, resubmit or a path")
     return path
 
 
 def arrays(configs: Sequence[Config], launcher: Slurm) -> list[Array]:
-    """One array for each kind of machines that runs need; ConfigError for what can't be."""
-    kinds: dict[object, list[Config]] = {}
+    """Returns one array per set of resources that the runs need. Raises ConfigError for impossible combinations."""
+    groups: dict[tuple[int, int, str, int], list[Config]] = {}
     for config in configs:
-        kinds.setdefault((config.nodes, config.devices or 1, config.accelerator, config.threads), []).append(config)
+        groups.setdefault((config.nodes, config.devices or 1, config.accelerator, config.threads), []).append(config)
     found = []
-    for (nodes, devices, accelerator, _), runs in ((k, v) for k, v in kinds.items() if isinstance(k, tuple)):
+    for (nodes, devices, accelerator, _), runs in groups.items():
         if launcher.runs_per_job > 1 and nodes * devices > 1:
             raise ConfigError(
-                f"launcher.runs_per_job={launcher.runs_per_job}: a run on devices={devices} x nodes={nodes} takes a "
-                "task of its own; use launcher.runs_per_job=1"
+                f"launcher.runs_per_job={launcher.runs_per_job}: a run on devices={devices} x nodes={nodes} needs a "
+                "task of its own: use launcher.runs_per_job=1"
             )
         if launcher.gpus is not None and accelerator not in ("cpu", "auto") and launcher.gpus < devices:
             raise ConfigError(f"launcher.gpus={launcher.gpus} is less than devices={devices}: use at least {devices}")
@@ -121,7 +124,10 @@ def arrays(configs: Sequence[Config], launcher: Slurm) -> list[Array]:
 
 
 def submit(sweep: Path, configs: Sequence[Config], launcher: Slurm) -> list[str]:
-    """Writes plans and scripts and submits them; the jobs. What Slurm refuses leaves nothing behind."""
+    """Writes plans and scripts, submits them, and returns the jobs; with dry_run, only prints the scripts.
+
+    Raises ConfigError for what can't be submitted, and Refused, after removing the files again, if Slurm refuses.
+    """
     records, found = Records(sweep), arrays(configs, launcher)
     template(launcher)
     if launcher.dry_run:
@@ -134,7 +140,7 @@ def submit(sweep: Path, configs: Sequence[Config], launcher: Slurm) -> list[str]
         if most is not None and len(array.tasks) > most:
             runs = sum(map(len, array.tasks))
             raise ConfigError(
-                f"{len(array.tasks)} tasks are more than an array of this cluster may have, {most}: "
+                f"{len(array.tasks)} tasks are more than the {most} that an array of this cluster can have: "
                 f"use launcher.runs_per_job={math.ceil(runs / most)} or more"
             )
     new = [path for path in (records.path, *records.path.parents) if not path.exists()]
@@ -149,7 +155,7 @@ def submit(sweep: Path, configs: Sequence[Config], launcher: Slurm) -> list[str]
                 jobs.append(_send(records, array))
     except Refused as fault:
         if jobs:
-            raise Refused(f"{fault} (submitted before that: job {', '.join(jobs)})") from None
+            raise Refused(f"{fault} (already submitted: job {', '.join(jobs)})") from None
         if new:
             (records.path / ".lock").unlink(missing_ok=True)
         for path in new:
@@ -160,12 +166,13 @@ def submit(sweep: Path, configs: Sequence[Config], launcher: Slurm) -> list[str]
 
 
 def _send(records: Records, array: Array) -> str:
+    """Writes plan and script of one array, submits it, and returns the job."""
     number = records.next_number()
     plan, script = records.plan_path(number), records.script_path(number)
     records.write_plan(number, array.tasks)
     script.write_text(array.script(records, number))
     try:
-        # Of several clusters sbatch says which: 17;cluster.
+        # In a multi-cluster setup, sbatch prints 17;cluster.
         job = call("sbatch", "--parsable", str(script)).split(";")[0].strip()
     except BaseException:
         plan.unlink()

@@ -1,8 +1,8 @@
-"""A task of an array at work: it trains the task's runs and answers Slurm's signals.
+"""Trains the runs of an array task and handles Slurm's signals.
 
-SIGUSR1 comes before the time limit, SIGTERM when the job is preempted, requeued or cancelled. Either leaves
-checkpoints; then, where Slurm hasn't decided itself what becomes of the task, it goes back to the queue by
-$STABILAB_AGAIN. Nothing else requeues: Lightning's own is off (train/run/distributed.py).
+Slurm sends SIGUSR1 before the time limit, and SIGTERM when the job is preempted, requeued or cancelled. After either
+signal the runs write checkpoints. Unless Slurm itself requeues or ends the task, the task then runs $STABILAB_AGAIN to
+return to the queue. Lightning's own requeuing is off (train/run/distributed.py).
 """
 
 from __future__ import annotations
@@ -28,33 +28,34 @@ from train.runfolder.folder import ENDED, RunFolder
 from train.runfolder.provenance import commit
 
 PATIENCE = 300.0
-"""Seconds that a run waits for a process that still trains it, on a node that Slurm has given up."""
+"""Seconds that a run waits for a process that still trains it, on a node that Slurm has declared dead."""
 FRUITLESS = 3
-"""Times in a row that a task may come to its time limit without a new checkpoint."""
+"""Times in a row that a task can reach its time limit without a new checkpoint before it gives up."""
 GRACE = 600.0
-"""Longest wait for checkpoints after SIGTERM; Slurm's own patience is shorter and ends it."""
+"""Longest wait for checkpoints after SIGTERM, in seconds. Slurm kills the task before that."""
 
 
 def say(text: str) -> None:
+    """Prints a line with the time to the task's log."""
     print(f"{time.strftime('%F %T')}  {text}", flush=True)
 
 
 class Work(Protocol):
-    """What trains the runs of a task."""
+    """Interface of Pool and Steps, which train the runs of a task."""
 
     waiting: list[Config]
     running: dict[str, Any]
 
     def step(self) -> list[str]:
-        """Starts what fits; the names of the runs that ended since the last call."""
+        """Starts waiting runs if there is room, and returns the names of those that have ended since the last call."""
 
     def stop(self, seconds: float, signum: int) -> None:
-        """Asks every process for a checkpoint by that signal, and waits for it."""
+        """Sends every process the signal, on which it writes a checkpoint, and waits up to `seconds` for its end."""
 
 
 @dataclass
 class Steps:
-    """Runs on several devices, one after the other: each is a step of srun with a process a device."""
+    """Trains multi-device runs one after the other, each as a job step of srun with one process per device."""
 
     plan: Path
     waiting: list[Config]
@@ -64,7 +65,7 @@ class Steps:
         ended = [name for name, process in self.running.items() if process.poll() is not None]
         for name in ended:
             code, folder = self.running.pop(name).returncode, self._folder(name)
-            # A step that ends because a node died isn't a failure of the run.
+            # If the step ended because a node died, the task is no longer RUNNING and the run has not failed.
             state = _state() if code and folder.state() == "running" else None
             if state is not None and state.word == "RUNNING":
                 folder.set_status("failed", reason=f"srun ended with code {code}, see {folder.path / 'log.txt'}")
@@ -79,7 +80,7 @@ class Steps:
     def command(self, config: Config) -> list[str]:
         devices = config.devices or 1
         tasks = [f"--nodes={config.nodes}", f"--ntasks={devices * config.nodes}", f"--ntasks-per-node={devices}"]
-        # Newer Slurms don't take the number of cores over from the job.
+        # Since Slurm 22.05, srun does not inherit --cpus-per-task from the job.
         cores = os.environ.get("SLURM_CPUS_PER_TASK")
         tasks += [f"--cpus-per-task={cores}"] if cores else []
         program = [sys.executable, "-m", "slurm.rank", str(self.plan), config.run_name()]
@@ -87,7 +88,7 @@ class Steps:
 
     def stop(self, seconds: float, signum: int) -> None:
         for process in self.running.values():
-            # srun hands SIGUSR1 on to every task; SIGTERM would end the step.
+            # srun forwards SIGUSR1 to every process; SIGTERM would end the step.
             process.send_signal(signal.SIGUSR1)
         for process in self.running.values():
             try:
@@ -98,7 +99,7 @@ class Steps:
 
 @dataclass
 class Task:
-    """A task of an array at work."""
+    """A running array task."""
 
     plan: Path
     runs: list[Planned]
@@ -111,34 +112,38 @@ class Task:
 
     @property
     def stopped(self) -> int | None:
-        """The first signal that has come."""
+        """The first signal received, or None."""
         return self.signals[0] if self.signals else None
 
     def _stamps(self) -> list[int]:
-        """When each run's checkpoint was written, and whether it ended."""
+        """Returns the modification time of each run's checkpoint in ns, -1 if the run has ended, 0 without one."""
         return [
             -1 if f.has_ended() else f.checkpoint.stat().st_mtime_ns if f.checkpoint.exists() else 0
             for f in self.folders
         ]
 
     def left(self) -> list[RunFolder]:
-        """Runs that have neither ended nor failed in this task: those aren't tried again by themselves."""
+        """Returns the runs that have not ended and have not failed in this task, which would not be retried."""
         return [
             f for f in self.folders
             if not f.has_ended() and not (f.state() == "failed" and f.status().get("slurm") == name())
         ]  # fmt: skip
 
     def train(self) -> int:
-        """The exit code: 0 when all runs have ended, 1 when one failed, 128 and more after a signal."""
-        self.work_off()
+        """Trains the runs and returns the exit code: 0 if all have ended, 1 if one failed, 128 + signal if stopped.
+
+        It is 0 too if the task was stopped and is back in the queue.
+        """
+        self._train_until_signal()
         for folder in self.folders:
-            say(f"{folder.path.name}: {folder.state()}{_because(folder)}")
+            reason = folder.status().get("reason")
+            say(f"{folder.path.name}: {folder.state()}" + (f" ({reason})" if reason else ""))
         left = self.left()
         if self.stopped is None or not left:
             return int(bool(left) or any(f.state() not in ENDED for f in self.folders))
-        return self.again(left)
+        return self.requeue(left)
 
-    def work_off(self) -> None:
+    def _train_until_signal(self) -> None:
         todo = {f.path.name for f in self.left()}
         work = work_of(self.plan, [run.config for run in self.runs if run.name in todo])
         while (work.waiting or work.running) and not self.signals:
@@ -151,51 +156,54 @@ class Task:
             assert isinstance(launcher, Slurm)
             work.stop(launcher.signal_seconds if signum == signal.SIGUSR1 else GRACE, signum)
 
-    def again(self, left: list[RunFolder]) -> int:
-        """Back to the queue, unless Slurm does that itself or ends the task for good."""
+    def requeue(self, left: list[RunFolder]) -> int:
+        """Returns the task to the queue, unless Slurm itself requeues or ends it. Returns the exit code."""
         assert self.stopped is not None
         code, command = 128 + self.stopped, os.environ.get("STABILAB_AGAIN")
         if command is None:
-            say("the script has no STABILAB_AGAIN: python -m slurm.resubmit goes on")
+            say("the script does not set STABILAB_AGAIN: use python -m slurm.resubmit to continue")
             return code
         state = _state()
-        # What Slurm has preempted it requeues itself in one preemption mode and not in the other; asked twice it does
-        # it once.
+        # Whether Slurm requeues a preempted task depends on PreemptMode. A second request does no harm.
         if state is None or not (state.word == "RUNNING" or state.preempted):
-            say("Slurm ends or requeues this task itself")
+            say("Slurm itself ends or requeues this task")
             return code
         if self.stopped == signal.SIGUSR1 and self.gives_up(left):
             return 1
         try:
             self._record(call(*shlex.split(command)))
         except Refused as fault:
-            say(f"{command}: {fault}; python -m slurm.resubmit goes on")
+            say(f"{command}: {fault}: use python -m slurm.resubmit to continue")
             return code
         say(f"back to the queue with {len(left)} runs left: {command}")
         return 0
 
     def gives_up(self, left: list[RunFolder]) -> bool:
-        """A time limit that leaves no time to train would requeue the task for ever."""
+        """Marks the runs as failed if the task has reached its time limit FRUITLESS times without a new checkpoint.
+
+        Otherwise a time limit too short for any checkpoint would requeue the task forever. Returns whether it gave up.
+        """
         idle = self._stamps() == self.stamps
         times = 1 + max(int(folder.status().get("fruitless", 0)) for folder in left) if idle else 0
         for folder in left:
             folder.set_status(folder.state(), fruitless=times)
         if times < FRUITLESS:
             return False
-        reason = f"{times} times at the time limit without a new checkpoint: choose a longer launcher.time"
+        reason = f"reached the time limit {times} times without a new checkpoint: use a longer launcher.time"
         for folder in left:
             folder.set_status("failed", reason=reason, slurm=name())
         say(reason)
         return True
 
-    def _record(self, said: str) -> None:
-        """sbatch says the number of the new job; scontrol says nothing and the job stays."""
-        if job := said.split(";")[0].strip():
+    def _record(self, output: str) -> None:
+        """Records the new job that sbatch has printed. scontrol prints nothing and keeps the job."""
+        if job := output.split(";")[0].strip():
             number = int(self.plan.stem.rpartition("-")[2])
             Records(self.sweep).note_job(job, number, [self.runs[0].task])
 
 
 def name() -> str:
+    """Returns the name of this task in Slurm, such as 17_0."""
     return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
 
 
@@ -207,12 +215,8 @@ def _state() -> TaskState | None:
         return None
 
 
-def _because(folder: RunFolder) -> str:
-    reason = folder.status().get("reason")
-    return f" ({reason})" if reason else ""
-
-
 def work_of(plan: Path, configs: list[Config]) -> Work:
+    """Returns what trains the runs: Steps if they need several devices, otherwise a Pool."""
     from train.sweeps.pool import Pool, visible_gpus
 
     if not configs:
@@ -229,7 +233,7 @@ def work_of(plan: Path, configs: list[Config]) -> Work:
 
 
 def work(path: str, number: int, signals: list[int]) -> int:
-    """Trains the runs of a task; the exit code."""
+    """Trains the runs of a task and returns the exit code. Raises ConfigError if the plan does not have the task."""
     plan = Path(path)
     task = Task(plan, [run for run in read_plan(plan) if run.task == number], signals)
     if not task.runs:
@@ -238,5 +242,5 @@ def work(path: str, number: int, signals: list[int]) -> int:
     say(f"task {name()} on {os.environ.get('SLURMD_NODENAME')}, {restarts} restarts: {len(task.runs)} runs")
     submitted = [job.get("commit") for job in map(read_json, plan.parent.glob(f"job-{name().partition('_')[0]}.json"))]
     if submitted and submitted[0] != commit():
-        say(f"the code is at {commit()}; it was at {submitted[0]} when this was submitted")
+        say(f"the code is at commit {commit()}; the task was submitted from {submitted[0]}")
     return task.train()

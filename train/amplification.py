@@ -1,12 +1,12 @@
-"""`python -m train.amplification RUN ...`: validation loss of trained runs with their attention logits multiplied.
+"""`python -m train.amplification RUN ...` prints the validation loss of trained runs with amplified attention logits.
 
-Kerce & Fox 2026 (Dual-Stream Transformer, arXiv 2603.07461) multiply the logits of all heads by 1 to 16 when a model is
-evaluated: attention goes from soft mixing to picking one token, and what the loss loses tells how much of the model
-lives on the softness. Here what is multiplied is all that enters the rule as logits, scale q k^T and what positions add
-to it. It says what it says for rules that are a function of these logits.
+Kerce & Fox 2026 (Dual-Stream Transformer, arXiv 2603.07461) multiply the logits of all heads by 1 to 16 at evaluation.
+Attention then goes from soft mixing to picking one token, and the increase of the loss shows how much the model relies
+on soft mixing. The factor applies to the full logits, scale q k^T plus the position bias, so the measurement only makes
+sense for mixing rules that are functions of these logits.
 
-The loss is the plain cross-entropy over the run's own validation batches, nats a token, and its change relative to the
-one with the logits as they are.
+The loss is the plain cross-entropy over the run's validation batches in nats per token. Changes are relative to the
+loss at factor 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FACTORS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 @contextmanager
 def amplified(model: GPT, factor: float) -> Iterator[None]:
-    """The model with all attention logits times the factor."""
+    """Multiplies all attention logits of the model by the factor for the duration of a `with` block."""
 
     def multiply(mix: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         inputs, v_BHTK = args
@@ -47,24 +47,27 @@ def amplified(model: GPT, factor: float) -> Iterator[None]:
 
 @torch.no_grad()
 def losses(model: GPT, batches: Sequence[torch.Tensor], factors: Sequence[float] = FACTORS) -> list[float]:
-    """Mean cross-entropy over the batches, [B, T + 1] each, at each factor."""
-    found = []
+    """Returns the mean cross-entropy over the batches, [B, T + 1] each, for each factor."""
+    means = []
     for factor in factors:
         with amplified(model, factor):
             each = [F.cross_entropy(model(b[:, :-1])[0].flatten(0, 1), b[:, 1:].flatten()) for b in batches]
-        found.append(float(torch.stack(each).mean()))
-    return found
+        means.append(float(torch.stack(each).mean()))
+    return means
 
 
-def of_run(path: Path) -> list[float]:
-    """ConfigError when there is no trained run, or when none of its blocks is a function of logits."""
+def losses_of_run(path: Path) -> list[float]:
+    """Returns the losses of a trained run for FACTORS.
+
+    Raises ConfigError if the folder has no trained run, or if its mixing rules are not functions of logits q k^T.
+    """
     config = config_of(path)
     rules = config.attention.of_blocks(config.model.depth)
     for rule in rules:
         if rule.has_weights and not rule.dot_product:
-            raise ConfigError(f"{path}: attention={rule.name} is no function of logits q k^T that could be multiplied")
+            raise ConfigError(f"{path}: attention={rule.name} has no logits q k^T to multiply: choose another run")
     if not any(rule.has_weights for rule in rules):
-        raise ConfigError(f"{path}: no block of this run has attention")
+        raise ConfigError(f"{path}: no block of this run has attention: choose another run")
     batches = validation_of(config, batch_size=config.batch_size, count=config.eval_batches)
     return losses(model_of(path, config), batches)
 
@@ -76,20 +79,17 @@ def print_table(paths: Sequence[Path]) -> None:
     shown = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("run", *(f"x {factor:g}" for factor in FACTORS)):
         shown.add_column(column, no_wrap=True)
-    rows = {path: of_run(path) for path in paths}
+    rows = {path: losses_of_run(path) for path in paths}
     for path, (plain, *more) in rows.items():
         shown.add_row(path.name, f"{plain:.4f}", *(f"{loss:.4f} ({loss / plain - 1:+.1%})" for loss in more))
     console.print(shown)
-    worst = max(rows, key=lambda path: rows[path][-1] / rows[path][0])
-    console.print(
-        f"attention logits x {FACTORS[-1]:g} change the validation loss by "
-        f"{rows[worst][-1] / rows[worst][0] - 1:+.1%} at most, in {worst}"
-    )
+    change, worst = max((values[-1] / values[0] - 1, path) for path, values in rows.items())
+    console.print(f"attention logits x {FACTORS[-1]:g} change the validation loss by {change:+.1%} at most, in {worst}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.amplification", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs that have ended")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of ended runs")
     paths = parser.parse_args().runs
     exit_with(lambda: print_table(paths))
 

@@ -1,11 +1,11 @@
-"""`python -m train.coordinates [over=width|depth] [overrides]`: the coordinate check; slopes, a figure and a verdict.
+"""`python -m train.coordinates [over=width|depth] [overrides]` runs a coordinate check: slopes, a figure and a verdict.
 
-Models of several widths, or depths, take a few steps on the same batches. Under muP the change of every activation is
-independent of width; in the standard parametrization it grows, and with it the LR that training bears falls. Yang et
-al. 2022 (arXiv 2203.03466), Appendix D.1. Over depth it is CompleteP's: Dey et al. 2025 (arXiv 2505.01618), Fig. 7.
+Models of several widths or depths train for a few steps on the same batches. Under muP the change of every activation
+is independent of width. In the standard parametrization it grows with width, and the largest stable LR falls. Yang et
+al. 2022 (arXiv 2203.03466), Appendix D.1; over depth, CompleteP: Dey et al. 2025 (arXiv 2505.01618), Fig. 7.
 
-`parametrization=a,b over=width,depth` checks each of them, in one figure. base_width and base_depth are the ladder's
-smallest where they aren't given.
+`parametrization=a,b over=width,depth` checks all combinations and plots them in one figure. base_width and base_depth
+default to the smallest model of the ladder.
 """
 
 from __future__ import annotations
@@ -38,45 +38,44 @@ LADDERS = {"width": (64, 128, 256, 512), "depth": (2, 4, 8, 16)}
 STEPS = 4
 SEEDS = (0, 1, 2)
 TOLERANCE = 0.3
-"""Largest exponent of a change that counts as flat. An update that is not scaled with width moves activations like its
-square root at the least (0.5, random signs) and like width itself where it is aligned (1)."""
+"""Largest exponent that passes as flat. The change from an update that is not scaled with width grows at least like
+width^0.5, for random signs, and like width^1 if it is aligned with the activations."""
 
 
 @dataclass(frozen=True)
 class Slopes:
-    """Exponents of RMS(x_t - x_0) against width or depth, by activation and step t = 1, 2, ..."""
+    """Changes RMS(x_t - x_0) of activations at steps t = 1, 2, ..., and their exponents in width or depth."""
 
     parametrization: str
     over: str
     sizes: Sequence[int]
     changes: Mapping[str, Sequence[Sequence[float]]]
-    """By activation: RMS of the change, [step][size], mean over seeds."""
+    """RMS of the change by activation, [step][size], mean over seeds."""
 
     def exponents(self) -> dict[str, list[float]]:
         return {name: [slope(self.sizes, row) for row in rows] for name, rows in self.changes.items()}
 
     def last(self) -> dict[str, Sequence[float]]:
-        """The changes after the last step."""
+        """Returns the changes after the last step by activation, [size]."""
         return {name: rows[-1] for name, rows in self.changes.items()}
 
     def worst(self) -> tuple[str, float]:
-        """The activation that grows fastest after the last step."""
-        found = {name: slope(self.sizes, row) for name, row in self.last().items()}
-        name = max(found, key=lambda n: found[n])
-        return name, found[name]
+        """Returns the activation with the largest exponent after the last step, and the exponent."""
+        slopes = {name: slope(self.sizes, row) for name, row in self.last().items()}
+        return max(slopes.items(), key=lambda item: item[1])
 
     @property
     def passed(self) -> bool:
         return self.worst()[1] <= TOLERANCE
 
     def values(self) -> dict[str, Any]:
-        """Plain values, as in coordinates.json."""
-        found = {"parametrization": self.parametrization, "over": self.over, "sizes": list(self.sizes)}
-        return found | {"passed": self.passed, "exponents": self.exponents(), "changes": dict(self.changes)}
+        """Returns the entry of this check in coordinates.json."""
+        values = {"parametrization": self.parametrization, "over": self.over, "sizes": list(self.sizes)}
+        return values | {"passed": self.passed, "exponents": self.exponents(), "changes": dict(self.changes)}
 
 
 def slope(sizes: Sequence[int], values: Sequence[float]) -> float:
-    """Least-squares exponent of the values against the size."""
+    """Returns the exponent of a least-squares power law fitted to the values over the sizes."""
     x = [math.log(s) for s in sizes]
     y = [math.log(max(v, 1e-30)) for v in values]
     mx, my = sum(x) / len(x), sum(y) / len(y)
@@ -84,40 +83,40 @@ def slope(sizes: Sequence[int], values: Sequence[float]) -> float:
 
 
 def changes(config: Config, batches: Sequence[torch.Tensor]) -> dict[str, list[float]]:
-    """RMS of the change of each activation on the first batch, after each step."""
+    """Trains one step per batch, and returns the RMS change of each activation on the first batch after each step."""
     torch.manual_seed(config.seed)
     proxy = ProxyModule(config)
     proxy.calibrate(batches[0])
     optimizer: Any = proxy.configure_optimizers()
     probe_BT = batches[0][:, :-1]
     first = activations(proxy, probe_BT)
-    found: dict[str, list[float]] = {}
+    rms: dict[str, list[float]] = {}
     for step, tokens_BT1 in enumerate(batches):
         proxy.step_loss(tokens_BT1, step).backward()
         proxy.clip(step)
         proxy.update(optimizer, step)
         optimizer.zero_grad()
         for name, x in activations(proxy, probe_BT).items():
-            found.setdefault(name, []).append(float((x - first[name]).square().mean().sqrt()))
-    return found
+            rms.setdefault(name, []).append(float((x - first[name]).square().mean().sqrt()))
+    return rms
 
 
 @torch.no_grad()
 def activations(proxy: ProxyModule, tokens_BT: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The output of the middle and of the last block, the last one's attention logits, and the output logits.
+    """Returns the outputs of the middle and the last block, the last block's attention logits, and the output logits.
 
-    Blocks at a fixed share of the depth: the first one of a deeper model does less of the work, and should.
+    The blocks are at fixed fractions of the depth, because the share of a block with a fixed index shrinks with depth.
     """
-    found: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
     blocks: Any = proxy.model.blocks
 
     def keep(name: str) -> Any:
-        return lambda module, inputs, output: found.update({name: output})
+        return lambda module, inputs, output: outputs.update({name: output})
 
     def keep_logits(module: Any, inputs: Any, output: Any) -> None:
         q_BHTK, k_BHTK, bias_HTT, _ = inputs[0]
         logits_BHTT = causal_logits(q_BHTK, k_BHTK, module.scale, bias_HTT)
-        found["attention logits"] = logits_BHTT.masked_fill(logits_BHTT.isinf(), 0.0)
+        outputs["attention logits"] = logits_BHTT.masked_fill(logits_BHTT.isinf(), 0.0)
 
     hooks = [
         blocks[(len(blocks) - 1) // 2].register_forward_hook(keep("middle block")),
@@ -127,23 +126,26 @@ def activations(proxy: ProxyModule, tokens_BT: torch.Tensor) -> dict[str, torch.
     logits_BTV = proxy.model(tokens_BT)[0]
     for hook in hooks:
         hook.remove()
-    return found | {"logits": logits_BTV}
+    return outputs | {"logits": logits_BTV}
 
 
 def sized(config: Config, over: str, size: int) -> list[str]:
-    """Overrides for one model of the ladder; head dimension stays that of the config's own size."""
+    """Returns the overrides for one size of the ladder, with the head dimension of the config.
+
+    Raises ConfigError if the head dimension does not divide the width.
+    """
     if over == "depth":
         return [f"model.depth={size}"]
     head_dim = config.model.head_dim
     if size % head_dim:
         raise ConfigError(
-            f"model: head dimension {head_dim} does not divide the widths {LADDERS[over]}: choose another model="
+            f"model: the head dimension {head_dim} does not divide the widths {LADDERS[over]}: use another model="
         )
     return [f"model.width={size}", f"model.heads={size // head_dim}"]
 
 
-def based(config: Config, over: str, overrides: Sequence[str]) -> list[str]:
-    """The base of the parametrization, where it has one that isn't given: the smallest model of the ladder."""
+def base_overrides(config: Config, over: str, overrides: Sequence[str]) -> list[str]:
+    """Returns overrides that set base_width and base_depth, if the parametrization has them and they aren't given."""
     smallest = {"width": config.model.width, "depth": config.model.depth} | {over: LADDERS[over][0]}
     keys = {f"parametrization.base_{what}": value for what, value in smallest.items()}
     own = type(config.parametrization).__dataclass_fields__
@@ -152,33 +154,39 @@ def based(config: Config, over: str, overrides: Sequence[str]) -> list[str]:
 
 
 def check(overrides: Sequence[str], over: str = "width") -> Slopes:
-    """Trains each size for a few steps from each seed."""
+    """Runs the check for one parametrization: trains each size with each seed for STEPS steps.
+
+    Raises ConfigError if the config can't be used or the model has no blocks.
+    """
     config = compose(overrides)
     if not config.model.depth:
-        raise ConfigError("model.depth=0 has no blocks to look at: use model.depth=2")
+        raise ConfigError("model.depth=0 has no blocks to check: use model.depth=2")
     sizes = LADDERS[over]
     if config.threads:
         torch.set_num_threads(config.threads)
     tokens = prepare(config.data, Path(config.cache).expanduser(), progress=config.progress).train
-    base = based(config, over, overrides)
+    base = base_overrides(config, over, overrides)
     total: dict[str, list[list[float]]] = {}
-    for place, size in enumerate(sizes):
+    for column, size in enumerate(sizes):
         for seed in SEEDS:
             own = compose([*overrides, *base, *sized(config, over, size), f"seed={seed}"])
             shape = {"batch_size": own.batch_size, "context": own.context}
-            # The peak from the first step on.
+            # A constant schedule without warm-up has the peak LR from the first step on.
             own = replace(own, schedule=Constant(warmup_fraction=0.0))
             batches = [train_batch(tokens, seed=seed, step=step, **shape) for step in range(STEPS)]
             for name, row in changes(own, batches).items():
                 table = total.setdefault(name, [[0.0] * len(sizes) for _ in range(STEPS)])
                 for step, value in enumerate(row):
-                    table[step][place] += value / len(SEEDS)
+                    table[step][column] += value / len(SEEDS)
     return Slopes(config.parametrization.name, over, sizes, total)
 
 
 @styled
 def draw(slopes: Slopes) -> Figure:
-    """Change against size, a panel an activation, a line a step; log-log, the last step's exponent above."""
+    """Plots change against size on log-log axes, one panel per activation and one line per step.
+
+    Panel titles show the exponent after the last step.
+    """
     figure, axes = panels(len(slopes.changes))
     shades = colours(range(STEPS))
     for ax, (name, rows) in zip(axes, slopes.changes.items(), strict=True):
@@ -196,9 +204,9 @@ def draw(slopes: Slopes) -> Figure:
 
 @styled
 def draw_together(found: Sequence[Slopes]) -> Figure:
-    """A row for width and one for depth, a panel a parametrization, a line an activation after the last step.
+    """Plots the changes after the last step against size, one row per ladder and one column per parametrization.
 
-    Each line ends in its exponent.
+    Each line is an activation and is labelled with its exponent.
     """
     from matplotlib.lines import Line2D
 
@@ -229,12 +237,12 @@ def draw_together(found: Sequence[Slopes]) -> Figure:
 
 
 def limits(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """One scale for all panels that show these changes."""
+    """Returns common y limits for panels that show these changes."""
     return min(map(min, rows)) / 1.5, max(map(max, rows)) * 1.5
 
 
 def ends(slopes: Slopes, scale: tuple[float, float], gap: float = 0.085) -> dict[str, float]:
-    """Height of the exponents beside the lines' ends, from 0 to 1: apart from each other."""
+    """Returns the heights in axes fraction of the labels at the line ends, at least `gap` apart."""
     low, high = map(math.log, scale)
     heights: dict[str, float] = {}
     below = -math.inf
@@ -244,7 +252,7 @@ def ends(slopes: Slopes, scale: tuple[float, float], gap: float = 0.085) -> dict
 
 
 def signed(exponent: float) -> str:
-    """Two digits, no minus before a zero."""
+    """Formats an exponent with its sign and two decimals, and zero as +0.00."""
     return f"{round(exponent, 2) + 0.0:+.2f}"
 
 
@@ -267,12 +275,12 @@ def print_slopes(slopes: Slopes) -> None:
     verdict = "passes" if slopes.passed else "FAILS"
     console.print(
         f"{slopes.parametrization} {verdict} the coordinate check over {slopes.over}: "
-        f"{name} {worst:+.2f}, bound {TOLERANCE:+.2f}"
+        f"largest exponent {worst:+.2f} ({name}), at most {TOLERANCE:+.2f} passes"
     )
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Every parametrization over every ladder that is asked for."""
+    """Checks every given parametrization over every given ladder, and writes the figure and coordinates.json."""
     given = dict(a.split("=", 1) for a in arguments if "=" in a)
     overs = given.get("over", "width").split(",")
     for over in overs:
@@ -297,7 +305,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.coordinates", description=__doc__)
-    parser.add_argument("overrides", nargs="*", help="over=width,depth and overrides of the config")
+    parser.add_argument("overrides", nargs="*", help="over=width,depth, and overrides of the config")
     overrides = parser.parse_args().overrides
     exit_with(lambda: run(overrides))
 

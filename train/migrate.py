@@ -1,9 +1,10 @@
-"""`python -m train.migrate FOLDER`: brings runs of the earlier format to the present one: a run, a sweep, or a folder.
+"""`python -m train.migrate FOLDER` converts runs of the earlier format: those of a run, sweep or parent folder.
 
-It rewrites metrics.jsonl, timing.jsonl, summary.json and status.json, removes what was made from them (metrics.parquet,
-reports), gives run folders their present names, and sweep.json their new places. Checkpoints, weights and hashes of
-configs stay, so that a run that was cut off goes on. W&B's files keep the earlier names, and `validation/bits_per_byte`
-is missing. It can be interrupted and repeated: a run has its new format when its status.json says so, which comes last.
+It rewrites metrics.jsonl, timing.jsonl, summary.json and status.json, deletes metrics.parquet and reports, renames run
+folders to their present names, and updates sweep.json. Checkpoints, weights and config hashes do not change, so
+interrupted runs can resume. W&B's files keep the earlier names, and `validation/bits_per_byte` is not added.
+
+The command can be interrupted and repeated: status.json, which states the format of a run, is rewritten last.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ class Run:
 
 
 def migrate(folder: Path) -> None:
-    """ConfigError, and nothing written, where there is no run, one is training, or a new name is taken."""
+    """Converts the runs in the folder and prints how many.
+
+    Raises ConfigError before writing anything if there is no run, a run is training, or a new name is taken.
+    """
     runs = [_planned(path) for path in run_folders(folder)]
     for run in runs:
         if run.target != run.folder.path and run.target.exists():
@@ -58,13 +62,16 @@ def migrate(folder: Path) -> None:
     for run in moved:
         run.folder.path.rename(run.target)
     relinked = sum(relink(sweep, runs) for sweep in _sweeps(folder, runs))
-    print(f"{len(earlier)} of {len(runs)} runs rewritten, {len(moved)} renamed, {relinked} entries of sweeps follow")
+    print(f"{len(earlier)} of {len(runs)} runs rewritten, {len(moved)} renamed, {relinked} entries of sweeps updated")
     if earlier:
-        print(f"figures and tables are made anew by python -m train.report {folder}")
+        print(f"redraw figures and tables with python -m train.report {folder}")
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """Returns the runs in a folder: itself, its own, those of sweeps in it, and those that its sweep shares."""
+    """Returns the run folders in a folder, up to two levels deep, and those elsewhere that its sweep.json lists.
+
+    Raises ConfigError if there are none.
+    """
     inside = [p.parent for depth in ("", "*/", "*/*/") for p in folder.glob(f"{depth}config.yaml")]
     listed = [folder / run["folder"] for run in read_json(folder / "sweep.json").get("runs", [])]
     shared = [path for path in listed if (path / "config.yaml").exists()]
@@ -74,6 +81,7 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def _planned(path: Path) -> Run:
+    """Returns a run to convert. Raises ConfigError if it is training or its config can't be read."""
     run = RunFolder(path)
     if run.is_claimed():
         raise ConfigError(f"{path}: process {run.status().get('pid')} is training this run: wait for its end")
@@ -86,7 +94,7 @@ def _planned(path: Path) -> Run:
 
 
 def rewrite(run: RunFolder, config: Config) -> None:
-    """Rewrites the files of a run; each is the old one or the new one, and a new one stays as it is."""
+    """Rewrites the files of a run, each atomically. Files that have the new format already do not change."""
     from train.run.derived import flops_per_token, speed, tokens_per_step, values_in_force
     from train.run.trainer import last_train_loss
 
@@ -125,7 +133,7 @@ def rewrite(run: RunFolder, config: Config) -> None:
 
 
 def _row(row: Mapping[str, Any], tokens_per_step: int, final: float | None) -> Row:
-    """A metrics row in the order in which it is written now; `final` is the final validation loss, for the last row."""
+    """Returns a metrics row with present names and order. `final` is the final validation loss, for the last row."""
     new: Row = {"step": row["step"], "train/tokens": (row["step"] + 1) * tokens_per_step}
     new |= {RENAMED.get(k, k): v for k, v in row.items() if not k.startswith("validation/")}
     if final is not None:
@@ -143,7 +151,7 @@ def _rates(rate: float | None, flops: float) -> Row:
 
 
 def parameter_count(config: Config) -> int:
-    """Returns N of a run that has no summary yet; nothing is allocated."""
+    """Returns N of a run without a summary, from a model on the meta device."""
     import torch
 
     from models.gpt import GPT
@@ -153,7 +161,7 @@ def parameter_count(config: Config) -> int:
 
 
 def _rewrite_rows(path: Path, change: Callable[[Row], Row]) -> None:
-    """Line by line into a new file, which takes the place of the old one; a last line that was cut off is left out."""
+    """Rewrites a JSONL file row by row, without a truncated last line, and replaces the old file."""
     if not path.exists():
         return
     temporary = path.with_name(path.name + ".tmp")
@@ -164,21 +172,22 @@ def _rewrite_rows(path: Path, change: Callable[[Row], Row]) -> None:
 
 
 def _sweeps(folder: Path, runs: Iterable[Run]) -> list[Path]:
-    """Sweeps that may list the runs: those in the folder, and those beside the ones that hold the runs."""
-    homes = {run.folder.path.parent for run in runs}
-    places = {folder.resolve(), *folder.resolve().glob("*"), *homes, *(p for h in homes for p in h.parent.glob("*"))}
-    return sorted(place for place in places if (place / "sweep.json").exists())
+    """Returns the sweep folders that may list the runs: in the folder, and next to the parents of the runs."""
+    parents = {run.folder.path.parent for run in runs}
+    nearby = {path for parent in parents for path in parent.parent.glob("*")}
+    candidates = {folder.resolve(), *folder.resolve().glob("*"), *parents, *nearby}
+    return sorted(path for path in candidates if (path / "sweep.json").exists())
 
 
 def relink(sweep: Path, runs: Iterable[Run]) -> int:
-    """Points the entries of sweep.json at folders that have got another name, told by the hash; how many."""
+    """Updates the entries of sweep.json whose folders were renamed, found by their hash, and returns their number."""
     plan = read_json(sweep / "sweep.json")
     by_digest = {(run.target.parent, run.config.digest()): run.target for run in runs}
     changed = 0
     for entry in plan.get("runs", []):
-        place = (sweep / entry["folder"]).resolve()
-        target = by_digest.get((place.parent, place.name.rpartition("-")[2]))
-        if target is not None and target != place and not place.exists():
+        listed = (sweep / entry["folder"]).resolve()
+        target = by_digest.get((listed.parent, listed.name.rpartition("-")[2]))
+        if target is not None and target != listed and not listed.exists():
             entry["folder"] = os.path.relpath(target, sweep)
             changed += 1
     if changed:
@@ -188,7 +197,7 @@ def relink(sweep: Path, runs: Iterable[Run]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.migrate", description=__doc__)
-    parser.add_argument("folder", type=Path, help="run folder, sweep folder, or a folder of them")
+    parser.add_argument("folder", type=Path, help="run folder, sweep folder, or a parent folder of sweeps")
     folder = parser.parse_args().folder
     exit_with(lambda: migrate(folder))
 

@@ -1,4 +1,4 @@
-"""`python -m train.report FOLDER`: figures, tables and the verdict of a sweep folder, or the curves of a run folder."""
+"""`python -m train.report FOLDER` writes figures, tables and the verdict of a sweep, or the curves of a run."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 def markdown(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None) -> str:
+    """Returns the text of table.md: the verdict with its checks, the table, and notes."""
     lines = [f"# {sweep.name}", ""]
     if verdict:
         lines += [
@@ -44,7 +45,7 @@ MARKS = {True: "pass", False: "FAIL", None: "open"}
 
 
 def write_report(sweep: SweepResults) -> Verdict | None:
-    """Writes SWEEP/report/ and prints what is in it; the verdict, where the sweep names a finding."""
+    """Writes and prints the report in SWEEP/report/, and returns the verdict, or None if the sweep tests no finding."""
     folder = sweep.path / "report"
     folder.mkdir(exist_ok=True)
     found, verdict, figures, trouble = table(sweep.runs), None, {}, None
@@ -100,7 +101,7 @@ def print_report(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | No
 
 
 def report_run(path: Path) -> None:
-    """The curves of one run, in its folder."""
+    """Writes the curves of one run to its report/ folder. Raises ConfigError if it has no metrics yet."""
     require_format([RunFolder(path)], path)
     rows = Metrics({path.name: RunFolder(path)})[path.name]
     if rows.empty or not (rows["step"] >= 0).any():

@@ -1,7 +1,7 @@
-"""`python -m train.sync FOLDER`: sends to W&B what a sweep's runs, or one run, wrote offline; again, what is left.
+"""`python -m train.sync FOLDER` uploads the offline W&B files of a sweep or of one run.
 
-`wandb sync` does it, several runs at a time, the files of a run that was requeued one after the other. What it has sent
-it marks with a .synced file, so that the same command after a break goes on.
+It calls `wandb sync`, which uploads several runs in parallel, and the files of one run in order. A .synced file marks
+each file that was sent, so the command can be repeated and sends only what is left.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from train.runfolder.folder import RunFolder, is_run
 
 AT_A_TIME = 8
 CHUNK = 200
-"""Runs of one `wandb sync`: a line of progress each."""
+"""Runs per call of `wandb sync`, after which a line of progress is printed."""
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """Folders that hold W&B files: the sweep's own and those of its runs, wherever they are, or the run's.
+    """Returns the folders that can have W&B files: a sweep and its runs, or one run.
 
-    ConfigError where FOLDER is neither.
+    Raises ConfigError if the folder is neither.
     """
     listed = read_json(folder / "sweep.json").get("runs")
     if listed:
@@ -38,24 +38,27 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def unsent(folder: Path) -> list[Path]:
-    """W&B files in a run's folder that were written offline and not sent, in the order of their attempts."""
+    """Returns the offline W&B files of a run that have not been sent, oldest attempt first."""
     files = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
     return [file for file in files if not file.with_suffix(".wandb.synced").exists()]
 
 
 def in_training(folder: Path) -> bool:
-    """Whether a process holds the run: its file would be marked as sent without its end."""
+    """Returns whether a process trains the run. Its file is incomplete and must not be marked as sent."""
     return (folder / ".lock").exists() and is_run(folder) and RunFolder(folder).is_claimed()
 
 
 def sync(folder: Path, at_a_time: int = AT_A_TIME) -> int:
-    """Sends and says so; the exit code: 1 when a run was refused."""
+    """Uploads what is left, prints the result, and returns the exit code, 1 if some runs could not be sent.
+
+    Raises ConfigError if the folder is no sweep or run, or if the W&B server can't be used.
+    """
     folders = run_folders(folder)
     waiting = {path: files for path in folders if (files := unsent(path))}
     training = [path for path in waiting if in_training(path)]
     todo = {path: files for path, files in waiting.items() if path not in training}
     if todo:
-        require_server("sync", "offline files stay where they are")
+        require_server("sync", "offline files are kept")
     paths, failed = list(todo), list[Path]()
     for start in range(0, len(paths), CHUNK):
         chunk = paths[start : start + CHUNK]
@@ -63,22 +66,25 @@ def sync(folder: Path, at_a_time: int = AT_A_TIME) -> int:
         failed += [path for path in chunk if unsent(path)]
         print(f"{start + len(chunk) - len(failed)} of {len(paths)} runs sent")
         if len(failed) >= start + len(chunk):
-            print(said, file=sys.stderr)  # nothing gets through: the other chunks won't either
+            print(said, file=sys.stderr)  # Nothing was sent at all, so further chunks would fail too.
             break
     sent = sum(len(todo[path]) for path in paths) - sum(len(unsent(path)) for path in paths)
     done = len([p for p in paths if not unsent(p)])
     of = f"{sent} W&B file{'' if sent == 1 else 's'} of {done} run{'' if done == 1 else 's'}"
     print(f"{of} in {folder} sent to {server()}" if todo else f"nothing to send in {folder}")
     if training:
-        print(f"{len(training)} runs are in training: the same command sends them when they have ended")
+        print(f"{len(training)} runs are still training: run the same command again when they have ended")
     if done < len(paths):
         names = ", ".join(path.name for path in failed[:5]) + (", ..." if len(failed) > 5 else "")
-        print(f"{len(paths) - done} runs were not sent ({names}): the same command tries again", file=sys.stderr)
+        print(f"{len(paths) - done} runs were not sent ({names}): run the same command again", file=sys.stderr)
     return int(done < len(paths))
 
 
 def _wandb_sync(files: Sequence[Path], at_a_time: int, folder: Path) -> str:
-    """What it says; on a terminal it shows its progress there. Its own log goes to FOLDER/wandb."""
+    """Runs `wandb sync` and returns its last lines of output; on a terminal it prints them itself.
+
+    Its log goes to FOLDER/wandb.
+    """
     environment = os.environ | {"WANDB_DIR": str(folder.resolve())}
     command = [sys.executable, "-m", "wandb", "sync", "--yes", "-n", str(at_a_time), *map(str, files)]
     if sys.stderr.isatty():

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A real Slurm with two nodes on this one machine, for tests: cluster.sh install | start | stop. Debian or Ubuntu, root.
-# `start` may be called again at any time: it starts what isn't running, and fails when no node becomes usable.
+# Sets up a real two-node Slurm on one machine, for tests: cluster.sh install | start | stop. Needs Debian or Ubuntu, and root.
+# `start` can be repeated: it starts only what is not running, and fails if the nodes do not become usable.
 set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
 STATE=/var/lib/stabilab-slurm
@@ -9,7 +9,7 @@ HOST=$(hostname -s)
 
 say() { echo "one-machine Slurm: $*"; }
 give_up() { say "$*" >&2; tail -n 5 $STATE/log/*.log >&2 2>/dev/null || true; exit 1; }
-# A daemon lives when it answers: where nothing reaps them, dead ones stay in the process table.
+# Tests the port, not the process: without an init process that reaps them, dead daemons stay in the process table.
 answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 until_true() { for _ in $(seq 150); do "$@" >/dev/null 2>&1 && return; sleep 0.2; done; give_up "waited 30 s for: $*"; }
 ours() { [ ! -e /etc/slurm/slurm.conf ] || grep -q '^ClusterName=stabilab$' /etc/slurm/slurm.conf; }
@@ -23,7 +23,7 @@ install() {
       slurm-wlm slurmdbd munge mariadb-server >/dev/null && return
     say "installation failed, attempt $attempt of 3"; sleep 10
   done
-  give_up "its packages can't be installed"
+  give_up "its packages can't be installed: check the network and apt-get"
 }
 
 start_munge() {
@@ -58,11 +58,11 @@ StorageUser=root
 StorageLoc=slurm_acct_db
 CONF
   chmod 600 /etc/slurm/slurmdbd.conf
-  # slurmdbd looks for the database at MariaDB's usual place.
+  # slurmdbd expects the socket at MariaDB's default path.
   mkdir -p /run/mysqld && ln -sf $socket /run/mysqld/mysqld.sock
   answers 6819 || slurmdbd
   until_true answers 6819
-  # A cluster is known before its controller starts; limits need a user with an account.
+  # The cluster must be registered before its controller starts. Enforced limits need a user with an account.
   sacctmgr -i add cluster stabilab >/dev/null 2>&1 || true
   sacctmgr -i add account tests >/dev/null 2>&1 || true
   sacctmgr -i add user root account=tests >/dev/null 2>&1 || true
@@ -70,7 +70,7 @@ CONF
 
 start() {
   [ "$(id -u)" = 0 ] || give_up "only root can start it"
-  ours || give_up "/etc/slurm/slurm.conf is that of another cluster: nothing was changed"
+  ours || give_up "/etc/slurm/slurm.conf belongs to another cluster: nothing was changed"
   mkdir -p $STATE/{ctld,slurmd,db,log,run,dev} /etc/slurm
   chmod 777 $STATE/run
   touch $STATE/dev/gpu{0,1}

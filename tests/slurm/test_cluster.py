@@ -1,7 +1,7 @@
-"""On a real Slurm, slurm/one_machine/cluster.sh: whatever happens to its job, a run ends once and as if nothing had.
+"""Tests on a real Slurm (slurm/one_machine/cluster.sh): whatever happens to its job, a run gives the same result.
 
-The reference are the same runs, trained here without interruption. Skipped where that cluster doesn't run; with
-STABILAB_NEEDS_SLURM set, as in CI, its absence is a failure.
+The reference is the same run trained locally without interruption. The tests are skipped if the cluster is not
+running, and fail instead if STABILAB_NEEDS_SLURM is set, as in CI.
 """
 
 import os
@@ -30,7 +30,7 @@ from train.sweeps.plan import Sweep, plan
 CLUSTER = Path(__file__).parents[2] / "slurm" / "one_machine" / "cluster.sh"
 LOCK = "/var/lib/stabilab-slurm/tests.lock"
 LONG = ["steps=1200", "watch_every=25", "checkpoint_seconds=0", "accelerator=cpu"]
-# Under a limit of three minutes that is at once; Slurm looks every half minute.
+# With a time limit of three minutes, this sends the signal almost at once. Slurm checks every half minute.
 AT_ONCE = "launcher.signal_seconds=175"
 
 
@@ -42,7 +42,7 @@ def missing() -> str | None:
     return None if ours else "this Slurm isn't the tests' own, or doesn't answer"
 
 
-# On one worker: what kills a node would disturb the others.
+# On one worker, because tests that kill a node would disturb the others.
 pytestmark = pytest.mark.xdist_group("slurm")
 
 
@@ -53,7 +53,7 @@ def cluster():
         pytest.fail(f"{reason}, and STABILAB_NEEDS_SLURM is set")
     if reason:
         pytest.skip(f"{reason}; {CLUSTER} install, then start, makes one of two nodes on this machine")
-    # Other sessions' tests wait: what kills a node would disturb them too.
+    # Test runs of other checkouts on this machine wait too.
     with FileLock(LOCK, timeout=3600):
         yield
         subprocess.run(["scancel", "--user", str(os.getuid())], check=False)
@@ -62,7 +62,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def uncut(tmp_path_factory) -> Callable[[int], RunFolder]:
-    """The uninterrupted local run with a seed."""
+    """Returns the uninterrupted local run with a seed."""
     parent, found = tmp_path_factory.mktemp("uncut"), dict[int, RunFolder]()
 
     def train(seed: int) -> RunFolder:
@@ -117,7 +117,7 @@ def log_of(sweep: Sweep, task: str) -> str:
 
 
 def assert_ended_once(sweep: Sweep, uncut: Callable[[int], RunFolder], attempts: dict[int, int]) -> None:
-    """Bit-identical to the local run, after so many attempts, and nothing is left to submit."""
+    """Asserts that each run is bit-identical to the local one after that many attempts; none is left to submit."""
     for seed, expected in attempts.items():
         run = run_of(sweep, seed)
         assert run.outcome == "finished", log_of(sweep, run.task or "")
@@ -131,13 +131,13 @@ def assert_ended_once(sweep: Sweep, uncut: Callable[[int], RunFolder], attempts:
 
 
 def limit(task: str, minutes: int) -> None:
-    """A task's time limit, counted from its start."""
+    """Sets a task's time limit, counted from its start."""
     call("scontrol", "update", f"JobId={task}", f"TimeLimit={minutes}")
 
 
 @contextmanager
 def held(sweep: Sweep, seed: int) -> Iterator[None]:
-    """A run that waits: Slurm looks at time limits every half minute, and the run would have ended."""
+    """Suspends a run. Slurm only checks time limits every half minute, and the run would have ended by then."""
     worker = psutil.Process(run_of(sweep, seed).status["pid"])
     worker.suspend()
     try:
@@ -147,7 +147,7 @@ def held(sweep: Sweep, seed: int) -> Iterator[None]:
 
 
 def start_cluster() -> None:
-    """What of it isn't running."""
+    """Starts whatever part of the cluster is not running."""
     subprocess.run([CLUSTER, "start"], check=True, capture_output=True, timeout=120)
 
 
@@ -172,10 +172,10 @@ def test_requeued_cancelled_and_at_the_time_limit(tmp_path, uncut, capsys):
     wait_for_end(sweep)
     assert_ended_once(sweep, uncut, {0: 2, 1: 2, 2: 2})
     assert "SIGTERM: writing checkpoints" in log_of(sweep, requeued)
-    assert "Slurm ends or requeues this task itself" in log_of(sweep, requeued)
+    assert "Slurm itself ends or requeues this task" in log_of(sweep, requeued)
     assert f"back to the queue with 1 runs left: scontrol requeue {late}" in log_of(sweep, late)
     assert task_of(sweep, 1) == f"{again}_0"
-    # The array's other tasks stayed what they were.
+    # The other tasks of the array have not changed.
     assert "restarts" in log_of(sweep, cancelled)
     assert log_of(sweep, cancelled).count("restarts") == 1
 
@@ -195,7 +195,7 @@ def test_preempted_runs_share_a_job_and_keep_their_wandb_id(tmp_path, uncut):
 
 
 def test_a_cluster_without_requeue(tmp_path, uncut):
-    """Preemption cancels there: the task submits itself again."""
+    """In this partition preemption cancels, so the task submits itself again."""
     options = ["launcher.template=resubmit", "launcher.partition=cancel", "launcher.options='--nodelist=n1'"]
     sweep = submitted(tmp_path, "0,1", *options)
     wait_for_checkpoint(sweep, 0, 1)
@@ -209,7 +209,7 @@ def test_a_cluster_without_requeue(tmp_path, uncut):
 
 
 def test_slurmd_dies_and_comes_back_and_then_the_node_dies(tmp_path, uncut):
-    """The job outlives its node's daemon; when all processes of the node die it goes on on the other node."""
+    """The job survives its node's daemon. If all processes of the node die, it resumes on the other node."""
     call("scontrol", "update", "NodeName=n0", "TaskState=DRAIN", "Reason=test")
     sweep = submitted(tmp_path, "2")
     try:
@@ -236,7 +236,7 @@ def daemons(node: str) -> list[psutil.Process]:
 
 
 def kill_node(node: str) -> None:
-    """With all that runs on it, before any of it can tell the others."""
+    """Kills a node's daemon and everything on it at once."""
     found = psutil.process_iter(["environ"])
     jobs = [p for p in found if (p.info["environ"] or {}).get("SLURMD_NODENAME") == node]
     stepds = {p for job in jobs for p in job.parents() if p.name() == "slurmstepd"}
@@ -248,7 +248,7 @@ def kill_node(node: str) -> None:
 
 
 def test_a_hung_job_runs_into_its_limit_and_is_submitted_again(tmp_path, uncut):
-    """Neither the run nor the task's own program answer Slurm's signal: they are stopped."""
+    """Suspends the run and the task's program, so that neither reacts to Slurm's signal."""
     sweep = submitted(tmp_path, "0")
     wait_for_checkpoint(sweep, 0)
     task, folder = task_of(sweep, 0), run_of(sweep, 0).folder
@@ -278,7 +278,8 @@ def test_a_full_queue_and_a_wrong_partition_leave_nothing_behind(tmp_path):
         call("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
     with pytest.raises(ConfigError, match=r"sbatch: .*partition"):
         submitted(tmp_path / "new", "0,1,2", "launcher.partition=nope")
-    with pytest.raises(ConfigError, match=r"120 tasks are more than an array of this cluster may have, 101.*per_job=2"):
+    message = r"120 tasks are more than the 101 that an array of this cluster can have: use .*runs_per_job=2"
+    with pytest.raises(ConfigError, match=message):
         submitted(tmp_path / "new", "range(120)")
     assert not (tmp_path / "new").exists()
 
@@ -286,8 +287,8 @@ def test_a_full_queue_and_a_wrong_partition_leave_nothing_behind(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_nodes_share_a_run_and_are_interrupted(tmp_path, strategy):
-    """Two processes on two nodes agree on the step at which they stop; the same numbers as two processes here."""
-    # Over gloo a step takes eight times as long.
+    """Two processes on two nodes stop at the same step, with the numbers of two local processes."""
+    # A step takes eight times as long over gloo.
     shared = [*LONG, "steps=600", "nodes=2", f"strategy={strategy}", "launcher.setup='export MASTER_ADDR=127.0.0.1'"]
     sweep = submitted(tmp_path, "0", *shared, AT_ONCE)
     wait_for_checkpoint(sweep, 0)

@@ -1,4 +1,4 @@
-"""What a run's own status and Slurm's word for its task mean together, and which runs are submitted again."""
+"""Outcomes from a run's own status and its task's state in Slurm, and which runs are submitted again."""
 
 import sys
 
@@ -31,7 +31,7 @@ RUNNING = {"state": "running", "step": 30, "train/tokens_per_second": 64.0, "tra
         (RUNNING, "RUNNING", "running"),
         (RUNNING, "PENDING", "queued"),
         (RUNNING, "COMPLETING", "running"),
-        # It failed in the task, which goes on with others, or in one before.
+        # It failed in this task, which is still training other runs, or in an earlier task.
         (FAILED, "RUNNING", "failed"),
         (FAILED | {"slurm": "5_0"}, "RUNNING", "queued"),
         (FAILED, "FAILED", "failed"),
@@ -67,7 +67,7 @@ def in_plan(config: Config) -> Planned:
 
 
 def test_a_line_of_the_table(tmp_path):
-    """64 tokens a second, 8 x 16 a step: 200 - 31 steps take 338 seconds."""
+    """At 64 tokens per second and 8 x 16 tokens per step, 200 - 31 steps take 338 seconds."""
     run = Run(RunFolder(tmp_path / "r"), "7_0", in_plan(tiny("steps=200")), TaskState("RUNNING"), RUNNING, {})
     assert cells(run) == ["r", "running", "running", "RUNNING", "7_0", "30/200", "2.500", "5m38s", ""]
     failed = {"state": "failed", "reason": "ValueError: x", "step": 3, "slurm": "7_0"}
@@ -76,7 +76,7 @@ def test_a_line_of_the_table(tmp_path):
 
 
 def test_what_slurm_prints_is_read():
-    """Lines as squeue -r, sacct and scontrol of Slurm 22.05 print them."""
+    """Parses the output of squeue -r, sacct and scontrol of Slurm 22.05."""
     rows = ["17_0|RUNNING|None", "17_1|PENDING|BeginTime", "18_2|CANCELLED by 1000|0:0", "19_[3-5%2]|PENDING|Priority"]
     assert _table(row.split("|") for row in rows) == {
         "17_0": TaskState("RUNNING"),
@@ -92,7 +92,7 @@ def test_what_slurm_prints_is_read():
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
-    """Four runs of job 7: one finished, one failed, one at its time limit, one in the queue."""
+    """Returns a sweep with four runs in job 7: one finished, one failed, one at its time limit, one in the queue."""
     planned = plan([*TINY, "launcher=slurm", "seed=0,1,2,3", f"out={tmp_path}"])
     trained(planned.folder, "seed=0")
     records = Records(planned.folder)
@@ -137,7 +137,7 @@ def test_resubmission_selects(sweep, monkeypatch, words, seeds):
 def test_what_can_be_changed_of_a_submission():
     assert changed(Slurm(), ["launcher.time='02:00:00'", "launcher.gpus=2"]) == Slurm(time="02:00:00", gpus=2)
     for override, text in [
-        ("optimizer.lr=1", "configs are those of the submission"),
+        ("optimizer.lr=1", "the config of a submitted run can't change"),
         ("launcher.tim=1", "unknown key launcher.tim: did you mean time?"),
         ("launcher.gpus=many", "gpus=many"),
     ]:
@@ -166,7 +166,7 @@ def test_no_sweep_folder_is_said_last(monkeypatch, capsys, tmp_path, arguments):
 
 
 def test_a_time_limit_without_progress_ends_after_three(tmp_path):
-    """A checkpoint between them starts the count again."""
+    """A checkpoint in between resets the count."""
     config = tiny("launcher=slurm")
     folder = RunFolder(tmp_path / config.run_name())
     folder.path.mkdir()

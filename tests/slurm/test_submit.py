@@ -1,4 +1,4 @@
-"""From a sweep to a Slurm array, without Slurm: chunks, script, options, and what is refused."""
+"""Arrays, scripts and options for a sweep, and refused settings; needs no Slurm."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def runs(count: int, *overrides: str):
 
 
 def options(tmp_path: Path, *overrides: str) -> dict[str, str]:
-    """Options of sbatch in the script of four runs."""
+    """Returns the sbatch options in the script of four runs."""
     (array,) = arrays(*runs(4, *overrides))
     lines = re.findall(
         r'^#SBATCH --([\w-]+)(?:="?(.*?)"?)?$', array.script(Records(tmp_path / "sweep"), 1), re.MULTILINE
@@ -119,7 +119,7 @@ def test_templates_are_bash_and_go_on_with_this_task_alone(tmp_path, name):
     script = array.script(records, 1)
     assert "{" not in re.sub(r"\$\{[^}]*\}", "", script), "a placeholder is left"
     assert ("#SBATCH --requeue" in script) == (name == "requeue")
-    # The line that says what comes after a stop, as bash understands it.
+    # STABILAB_AGAIN as bash expands it.
     again = script[script.index("export STABILAB_AGAIN") :].partition("\n\n")[0] + '\necho "$STABILAB_AGAIN"'
     done = subprocess.run(
         ["bash", "-euc", again],
@@ -139,7 +139,7 @@ def test_runs_that_need_other_machines_get_an_array_of_their_own():
     small, launcher = runs(3)
     large, _ = runs(2, "devices=2", "model.depth=1")
     assert [[len(task) for task in a.tasks] for a in arrays([*small, *large], launcher)] == [[1, 1, 1], [1, 1]]
-    with pytest.raises(ConfigError, match=r"runs_per_job=2: a run on devices=2 x nodes=1 takes a task of its own"):
+    with pytest.raises(ConfigError, match=r"runs_per_job=2: a run on devices=2 x nodes=1 needs a task of its own"):
         arrays(large, changed(launcher, ["launcher.runs_per_job=2"]))
 
 
@@ -166,7 +166,7 @@ def test_the_last_submission_of_a_run_counts(tmp_path):
     records.note_job("7", 1, [0, 1, 2])
     records.write_plan(2, [[configs[2]]])
     records.note_job("9", 2, [0])
-    records.note_job("12", 1, [1])  # sent itself again, as the template `resubmit` does
+    records.note_job("12", 1, [1])  # submitted itself again, as the template `resubmit` does
     assert [records.latest()[c.run_name()][0] for c in configs] == ["7_0", "12_1", "9_0"]
     assert records.next_number() == 3
 

@@ -17,7 +17,7 @@ from train.sweeps.local import run
 from train.sweeps.plan import plan
 from train.sweeps.pool import work
 
-# A language of 64 tokens: prepared in a blink, learnt in a few steps.
+# A synthetic language of 64 tokens that is prepared instantly and learnt in a few steps.
 TINY = [
     "data=synthetic", "data.vocab_size=64", "data.tokens=100000", "data.validation_tokens=20000", "logger=none",
     "progress=false", "context=16", "batch_size=8", "steps=12", "watch_every=4", "eval_batches=2",
@@ -30,7 +30,7 @@ def tiny(*overrides: str) -> Config:
 
 
 def trained(parent: Path, *overrides: str, **more: Any) -> RunFolder:
-    """The folder of a tiny run that was trained to its end."""
+    """Trains a tiny run to its end and returns its folder."""
     config = tiny(*overrides)
     train(config, parent=parent, **more)
     return RunFolder(parent / config.run_name())
@@ -38,7 +38,7 @@ def trained(parent: Path, *overrides: str, **more: Any) -> RunFolder:
 
 @contextmanager
 def sigterm_kept() -> Iterator[None]:
-    """What happens on SIGTERM is as before afterwards: a sweep changes it for its process, here pytest's."""
+    """Restores the SIGTERM handler afterwards, because a sweep replaces it for its process, here pytest's."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -47,7 +47,7 @@ def sigterm_kept() -> Iterator[None]:
 
 
 def swept(*overrides: str) -> int:
-    """Runs a sweep in this process; the exit code of its command."""
+    """Runs a sweep in this process and returns its exit code."""
     with sigterm_kept():
         return run(plan(overrides))
 
@@ -65,7 +65,7 @@ def assert_same_end(cut: RunFolder, uncut: RunFolder) -> None:
 
 
 def in_process(config: Config, parent: Path) -> Any:
-    """The run in a process of its own, started as a sweep starts it, so that it can be killed."""
+    """Starts the run in a process like a sweep, so that it can be killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train.sweeps.preload"])
     process = context.Process(target=work, args=(config.values(), parent, None))

@@ -1,8 +1,8 @@
-"""`python -m tests.train.scale [RUNS]`: what a sweep of so many runs takes to plan, submit, look after and report.
+"""`python -m tests.train.scale [RUNS]` measures how long it takes to plan, submit, inspect and report a large sweep.
 
-The commands are the real ones, each in a process of its own: wall and CPU time, peak memory, imports included. Their
-run folders are made: each has its config, a summary, and the metrics of a run of 400 steps. Slurm's own answer is no
-part of it: `slurm.status` gets the folder's word, as without squeue.
+Runs the real commands in separate processes and prints wall time, CPU time and peak memory, imports included. The run
+folders are synthetic, with a config, a summary, and the metrics of 400 steps. Slurm itself is not measured:
+`slurm.status` goes by status.json alone, as without squeue.
 """
 
 import json
@@ -28,7 +28,7 @@ def grid(count: int, out: Path) -> list[str]:
 
 
 def summary(config: Config, steps: int, last: dict) -> dict:
-    """Of a run that breaks above an LR of 0.02."""
+    """Returns the summary of a run that diverges above an LR of 0.02."""
     lr, n = config.optimizer.lr, 12 * config.model.depth * config.model.width**2
     broke = lr > 0.02
     values = {k: v for k, v in last.items() if not isinstance(v, list)}
@@ -42,7 +42,7 @@ def summary(config: Config, steps: int, last: dict) -> dict:
 
 
 def make(sweep: Sweep) -> None:
-    """Folders of runs that have ended, and the records of their submission."""
+    """Writes folders of ended runs and the records of their submission."""
     found = rows(steps=400, blocks=3, heads=2)
     metrics = "".join(json.dumps(row) + "\n" for row in found)
     last = next(row for row in reversed(found) if len(row) > 3)
@@ -51,7 +51,7 @@ def make(sweep: Sweep) -> None:
         path = sweep.folder / config.run_name()
         path.mkdir(parents=True)
         arm = (config.model.name, config.qk_norm.name)
-        # PyYAML takes 5 ms a config.
+        # PyYAML takes 5 ms per config.
         text = written[arm] = written.get(arm) or to_yaml(config)
         text = re.sub(r"(?m)^(  lr): .*$", rf"\1: {config.optimizer.lr}", text)
         (path / "config.yaml").write_text(re.sub(r"(?m)^seed: .*$", f"seed: {config.seed}", text))
@@ -68,7 +68,7 @@ def make(sweep: Sweep) -> None:
 
 
 def measure(what: str, *command: str, **more: str) -> None:
-    """Runs it and prints what it took."""
+    """Runs a command and prints its time and memory."""
     started = time.monotonic()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen([sys.executable, *command], stdout=output, stderr=output, env=os.environ | more)
@@ -90,14 +90,14 @@ def main() -> None:
         measure("submit, dry", "-m", "train.sweep", *overrides, "launcher.dry_run=true")
         sweep = plan(overrides)
         make(sweep)
-        # A queue with nothing in it.
+        # An empty queue.
         squeue = Path(folder) / "bin" / "squeue"
         squeue.parent.mkdir()
         squeue.write_text("#!/bin/sh\n")
         squeue.chmod(0o755)
         again = [*overrides, "launcher.dry_run=true"]
         measure("submit again, all done", "-m", "train.sweep", *again, PATH=str(squeue.parent))
-        # Where PATH is empty there is none.
+        # With an empty PATH there is no squeue.
         measure("status", "-m", "slurm.status", str(sweep.folder), PATH="")
         measure("report", "-m", "train.report", str(sweep.folder))
         history = f"from train.results.sweep import load_sweep; load_sweep({str(sweep.folder)!r}).history('loss')"

@@ -1,4 +1,4 @@
-"""Attention logits multiplied at evaluation."""
+"""Amplified attention logits at evaluation."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from conf.axis import ConfigError
 from models.attention.mixing.base import Inputs
 from tests.models.test_gpt import gpt, logits, tokens
 from tests.train.helpers import trained
-from train.amplification import FACTORS, amplified, losses, of_run, print_table
+from train.amplification import FACTORS, amplified, losses, losses_of_run, print_table
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi"])
@@ -44,7 +44,7 @@ def test_the_model_is_as_it_was_afterwards() -> None:
 
 def test_losses_of_a_run(tmp_path, capsys) -> None:
     run = trained(tmp_path, "qk_norm=none")
-    found = of_run(run.path)
+    found = losses_of_run(run.path)
     assert len(found) == len(FACTORS) == len(set(found))
     assert found[0] == pytest.approx(run.summary()["validation/loss_final"], rel=1e-5)
     print_table([run.path])
@@ -61,7 +61,7 @@ def test_a_factor_of_one_changes_nothing() -> None:
 
 def test_refusals(tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"no weights\.pt"):
-        of_run(tmp_path)
+        losses_of_run(tmp_path)
     run = trained(tmp_path, "attention=mlp")
     with pytest.raises(ConfigError, match="no block of this run has attention"):
-        of_run(run.path)
+        losses_of_run(run.path)

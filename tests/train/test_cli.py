@@ -1,4 +1,4 @@
-"""The commands as a user types them: what they print, what they return, what they leave behind."""
+"""Commands as a user types them: output, exit codes and files."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def test_multirun_is_hydras(tmp_path):
     ids=lambda v: " ".join(v) if v and "=" in str(v[0]) else "",
 )
 def test_bad_input_is_one_line_exit_2_nothing_written(tmp_path, monkeypatch, capsys, overrides, fragments):
-    """In this process, for speed; the exit itself is what a shell sees."""
+    """Runs in this process for speed; the exit code is the one that a shell would see."""
     from train.__main__ import single
     from train.cli.terminal import exit_with
 

@@ -5,7 +5,7 @@ import pytest
 from conf.axis import ConfigError
 from tests.train.helpers import TINY, tiny
 from train import coordinates
-from train.coordinates import Slopes, based, check, ends, run, slope
+from train.coordinates import Slopes, base_overrides, check, ends, run, slope
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def test_over_width_mup_passes_and_standard_fails(name, passes):
     ("name", "passes"), [("standard", False), ("mup", False), ("depth_mup", True), ("completep", True)]
 )
 def test_over_depth_only_what_scales_branches_passes(name, passes):
-    """The sum of L branches that each move alike grows like L."""
+    """The sum of L branches with equal changes grows like L."""
     slopes = check([*TINY, f"parametrization={name}", "model.width=32"], "depth")
     assert slopes.passed is passes, slopes.exponents()
     assert slopes.sizes == (2, 4, 8)
@@ -52,11 +52,11 @@ def test_over_depth_only_what_scales_branches_passes(name, passes):
 
 def test_the_base_is_the_smallest_of_the_ladder_unless_given():
     config = tiny("parametrization=completep")
-    assert based(config, "width", []) == ["parametrization.base_width=16", "parametrization.base_depth=2"]
+    assert base_overrides(config, "width", []) == ["parametrization.base_width=16", "parametrization.base_depth=2"]
     wide = tiny("parametrization=completep", "model.width=64", "model.depth=3")
-    assert based(wide, "depth", []) == ["parametrization.base_width=64", "parametrization.base_depth=2"]
-    assert based(wide, "width", ["parametrization.base_width=8"]) == ["parametrization.base_depth=3"]
-    assert based(tiny(), "width", []) == []
+    assert base_overrides(wide, "depth", []) == ["parametrization.base_width=64", "parametrization.base_depth=2"]
+    assert base_overrides(wide, "width", ["parametrization.base_width=8"]) == ["parametrization.base_depth=3"]
+    assert base_overrides(tiny(), "width", []) == []
 
 
 def test_files_and_words(tmp_path, capsys):

@@ -1,6 +1,6 @@
-"""Every command in the Markdown pages parses; those in RUN are run too, made small by overrides after what is written.
+"""Every command in the Markdown pages parses. Those in RUN are also run, with overrides that make them small.
 
-LOG.md is left out: it is a record of its time.
+LOG.md is left out, because its commands were those of their time.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SMALL = [
 ONE = ["model=mini-0.02M", "optimizer.lr=1e-2", "seed=0"]
 SHOW = ["show=parametrization"]
 
-# What is put behind a documented command, or in the place of its placeholders.
+# What is appended to a documented command, or replaces its placeholders.
 RUN: dict[str, list[str]] = {
     "train": [*SMALL, *ONE],
     "train qk_norm=none optimizer.lr=0.1 model=mini-0.6M": SMALL,
@@ -61,14 +61,14 @@ RUN: dict[str, list[str]] = {
     "train.sweep experiment=qk_norm launcher=slurm launcher.dry_run=true": [],
     "slurm.status runs/qk_norm": [],
 }  # fmt: skip
-# The rule and the experiment that the pages add as examples: tests/models/attention/mixing/test_new_rule.py runs them.
+# The example rule and experiment of the pages, which tests/models/attention/mixing/test_new_rule.py runs.
 EXAMPLES = ("tempered", "experiment=caps")
 HELPED = ["train", "train.sweep", "train.report", "train.dashboard", "train.forecast", "train.findings", "train.bench"]
 HELPED += ["train.docs", "train.coordinates", "train.leaderboard", "train.sync", "slurm.status", "slurm.resubmit"]
 
 
 def documented() -> dict[str, str]:
-    """After `python -m`: the lines of shell blocks and what stands in backticks; with the page that has it last."""
+    """Returns the commands in shell blocks and backticks after `python -m`, with the last page that contains each."""
     found = {}
     for page in PAGES:
         text = page.read_text()
@@ -81,11 +81,11 @@ def documented() -> dict[str, str]:
 
 
 class Parsed(BaseException):
-    """The arguments of a command were accepted."""
+    """Raised when a command has accepted its arguments."""
 
 
 def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raises Parsed where a command accepts its arguments, which may be none where prose names a command."""
+    """Raises Parsed if a command accepts its arguments, which may be empty where prose names a command."""
     module, *arguments = shlex.split(command)
     overrides = [a for a in arguments if not a.startswith("-")]
     found = importlib.import_module(module)
@@ -143,7 +143,7 @@ def test_what_does_not_parse_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    """As `python -m` would, in this process: exit code and output."""
+    """Runs a command in this process like `python -m`, and returns its exit code and output."""
     module, *arguments = command
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     code: Any = 0
@@ -159,7 +159,7 @@ def call(command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sweep of four sizes that the commands on a sweep want."""
+    """Provides a folder with a sweep over four sizes for the commands that take a sweep."""
     where = tmp_path_factory.mktemp("documented")
     sizes = ["ladder=mini_width", "optimizer.lr=1e-2", "seed=0", "model.depth=1"]
     assert swept(*SMALL, *sizes, f"out={where / 'runs'}") == 0

@@ -5,7 +5,7 @@ import torch
 
 from conf.axis import ConfigError
 from tests.train.helpers import tiny, trained
-from train.entropy_bound import bound, measure, of_run
+from train.entropy_bound import bound, measure, measure_run
 from train.run.module import ProxyModule
 
 
@@ -46,7 +46,7 @@ def test_a_models_entropy_is_that_of_its_probe_and_above_both_bounds():
     _, stats = model.hidden(tokens, True)
     assert [one.block for one in blocks] == [0, 1]
     for one in blocks:
-        # The probe's mean has the first row too, whose entropy is 0.
+        # The probe's mean includes the first row, whose entropy is 0.
         probe = float(stats[f"attention/block{one.block}/entropy"].mean())
         assert one.entropy * (config.context - 1) / config.context == pytest.approx(probe, rel=1e-5)
         assert one.below == 0
@@ -58,9 +58,9 @@ def test_a_models_entropy_is_that_of_its_probe_and_above_both_bounds():
 
 def test_runs_it_can_and_cannot_measure(tmp_path):
     run = trained(tmp_path, "qk_norm=none")
-    assert [one.below for one in of_run(run.path)] == [0, 0]
+    assert [one.below for one in measure_run(run.path)] == [0, 0]
     with pytest.raises(ConfigError, match=r"no weights\.pt"):
-        of_run(tmp_path)
+        measure_run(tmp_path)
     normed = trained(tmp_path, "qk_norm=layernorm")
     with pytest.raises(ConfigError, match="qk_norm=layernorm"):
-        of_run(normed.path)
+        measure_run(normed.path)

@@ -1,4 +1,4 @@
-"""The registry of metrics, held against what tiny runs record."""
+"""The registry of metrics, compared with what tiny runs record."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ OTHERS = [
 
 
 def recorded(parent: Path, overrides: str) -> set[str]:
-    """The names in the files of a run; text in place of the tiny language where the overrides ask for it."""
+    """Returns the names of metrics in the files of a run, trained on text if the overrides ask for it."""
     chosen = overrides.split()
     base = [o for o in TINY if not o.startswith("data")] if "data=textmix" in chosen else TINY
     config = composer().config([*base, *chosen, *(["data.vocab_size=257"] if base is not TINY else [])])
@@ -43,7 +43,7 @@ def test_each_recorded_name_has_one_entry(tmp_path, overrides):
 def test_each_name_is_where_and_what():
     assert {m.name for m in METRICS if "/" not in m.name} == {"step", "seconds"}
     assert len({m.name for m in METRICS}) == len(METRICS)
-    assert [m.name for m in METRICS if m.of_each and m.summed_up is None] == []
+    assert [m.name for m in METRICS if m.of_each and m.reduced_by is None] == []
 
 
 def test_the_readme_is_that_of_now():

@@ -1,6 +1,6 @@
-"""Folders of the earlier format: fixtures/earlier_format.zip is a sweep that the code of format 1 trained and cut off.
+"""Migration of fixtures/earlier_format.zip, an interrupted sweep that was trained by the code of format 1.
 
-It has a finished run, one that diverged, and one that SIGTERM stopped after step 4 of 8, with its checkpoint.
+It has a finished run, a diverged one, and one that SIGTERM stopped after step 4 of 8, with its checkpoint.
 """
 
 import json
@@ -49,7 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def assert_close(ours, theirs) -> None:
-    """Equal but for the rounding of another machine."""
+    """Asserts equality up to the rounding of another machine."""
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         if isinstance(value, dict):
@@ -77,7 +77,7 @@ def test_a_migrated_run_is_as_one_of_now(sweep, tmp_path, digest):
     assert len(ours.metrics()) == len(theirs.metrics())
     for row, expected in zip(ours.metrics(), theirs.metrics(), strict=True):
         if not math.isfinite(expected.get("train/loss", 0.0)):
-            continue  # where it goes to infinity depends on rounding
+            continue  # rounding decides at which step it becomes infinite
         assert list(row) == list(expected)
         if digest == FINISHED:
             assert_close(row, expected)
@@ -117,7 +117,7 @@ def test_a_second_time_nothing_changes(sweep, capsys):
 
 @pytest.mark.parametrize("writes", range(10))
 def test_an_interrupted_migration_goes_on(sweep, tmp_path, monkeypatch, writes):
-    """Ctrl-C in place of any write of a file, and of the removal of reports."""
+    """Raises KeyboardInterrupt in place of each write of a file and of the removal of reports."""
     shutil.copytree(sweep, tmp_path / "expected" / "sweep")
     migrate(tmp_path / "expected" / "sweep")
     left = writes
@@ -141,7 +141,7 @@ def test_an_interrupted_migration_goes_on(sweep, tmp_path, monkeypatch, writes):
 
 
 def test_old_names_of_folders_are_followed(sweep, tmp_path):
-    """By the sweep itself and by one beside it that shares a run."""
+    """The run is listed by its own sweep, and by another sweep that shares it."""
     run = run_of(sweep, FINISHED)
     config, before = from_file(run.path / "config.yaml"), run.path.name
     (sweep / before).rename(sweep / f"called-otherwise-{FINISHED}")

@@ -1,4 +1,4 @@
-"""Sweeps: the grid, and processes that are skipped, resumed, fail and are interrupted."""
+"""Sweeps: the grid, and runs that are skipped, resumed, failing or interrupted."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def test_points_match_single_runs_and_finished_ones_are_skipped(tmp_path, capsys
 
 
 def test_a_failing_run_stops_no_other_and_is_named(tmp_path, capsys):
-    """A folder stands where one run wants to write its weights."""
+    """A folder blocks the path where one run writes its weights."""
     names = [c.run_name() for c in plan([*TINY, "seed=0,1,2", f"out={tmp_path}"]).configs]
     folder = plan([*TINY, "seed=0,1,2", f"out={tmp_path}"]).folder
     (folder / names[1] / "weights.tmp").mkdir(parents=True)
@@ -107,7 +107,7 @@ def test_a_failing_run_stops_no_other_and_is_named(tmp_path, capsys):
 
 @pytest.mark.parametrize("whole_group", [True, False], ids=["ctrl_c", "sigterm"])
 def test_interruption_leaves_checkpoints_and_the_same_command_goes_on(tmp_path, whole_group):
-    """Ctrl-C reaches every process of the terminal's group, Slurm's or a person's SIGTERM the sweep alone."""
+    """Ctrl-C reaches every process of the terminal's group; a SIGTERM of Slurm or a user only reaches the sweep."""
     overrides = ["seed=0,1,2", "steps=600", "watch_every=25", f"out={tmp_path}"]
     command = [sys.executable, "-m", "train.sweep", *TINY, *overrides]
     process = subprocess.Popen(
@@ -123,7 +123,7 @@ def test_interruption_leaves_checkpoints_and_the_same_command_goes_on(tmp_path, 
         os.kill(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (130, 143), errors
-    assert "goes on" in errors
+    assert "resumes" in errors
     assert "Traceback" not in errors
     runs = [RunFolder(p.parent) for p in tmp_path.glob("*/*/status.json")]
     assert runs
@@ -154,7 +154,7 @@ def test_a_killed_run_is_a_failure_of_its_own(tmp_path):
 
 @pytest.fixture
 def trial(tmp_path):
-    """An experiment more than conf/ has, with the arms below."""
+    """Adds an experiment to conf/, with the arms below."""
     with own_conf(tmp_path) as conf:
         (conf / "experiment" / "trial.yaml").write_text("# @package _global_\n" + ARMS)
         yield
@@ -220,8 +220,8 @@ EXPERIMENTS = sorted(p.relative_to(CONF / "experiment").with_suffix("") for p in
 
 @pytest.mark.parametrize("name", EXPERIMENTS, ids=str)
 def test_every_experiment_is_a_sweep_for_its_finding(name):
-    """A leaderboard has none. One point of each arm stands for the others, the first of the first arm and the last of
-    the others: they differ in size, LR and seed."""
+    """Leaderboards have none. Checks one point per arm, the first of the first arm and the last of the others, because
+    points differ only in size, LR and seed."""
     points = expand([f"experiment={name}"])
     configs = compose_all([points[0][1], *dict(points).values()])
     assert len(configs) > 1

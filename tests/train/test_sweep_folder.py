@@ -1,4 +1,4 @@
-"""Folders of sweeps: called after what they vary, the same for the same command, never shared by two."""
+"""Folders of sweeps are named after what they vary, are the same for the same command, and never shared."""
 
 import re
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""The table of all choices, from their own docstrings: what `show=axes` prints and models/README.md shows.
+"""Builds the table of all choices that `show=axes` prints and models/README.md contains, from their docstrings.
 
-The first sentence of a choice's docstring defines it; its source is what the next sentence with a citation cites, by
-authors and year. A file that has one choice alone may say both at its top.
+The first sentence of a choice's docstring is its definition. Its source is the first citation after that. The choice of
+a file that has only one may leave both to the module's docstring.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from conf.axis import Axis, axes
 from train.config.choices import default_choices
 from train.config.schema import Config
 
-# A full stop that ends a sentence: not of an abbreviation, nor of an ellipsis.
+# A full stop at the end of a sentence, not one of an abbreviation or an ellipsis.
 STOP = re.compile(
     r"(?<!\bal)(?<!\beq)(?<!\beqs)(?<!\b[Ff]ig)(?<!\b[Ff]igs)(?<!\bApp)(?<!\be\.g)(?<!\bi\.e)(?<!\.\.)\.\s+"
 )
@@ -28,7 +28,7 @@ WORK = re.compile(
 
 
 def documentation(axis: Axis[object], name: str) -> str:
-    """The docstring of a choice, or of its module where that has no other; empty where there is none."""
+    """Returns the docstring of a choice, or of its module if it has no other choice, or an empty string."""
     config = axis.choices[name]
     module = sys.modules[config.__module__]
     alone = [c for c in axis.choices.values() if c.__module__ == config.__module__] == [config]
@@ -36,15 +36,18 @@ def documentation(axis: Axis[object], name: str) -> str:
 
 
 def definition(text: str) -> str:
-    """The first sentence."""
+    """Returns the first sentence."""
     return STOP.split(_paragraphs(text)[0], maxsplit=1)[0].rstrip(".:")
 
 
 def source(text: str) -> str:
-    """The works that define it: cited in the rest of the first paragraph, else in the definition, else further down."""
+    """Returns the works cited by the first sentence with a citation.
+
+    Searches the first paragraph after the definition, then the definition, then the other paragraphs.
+    """
     first, *others = _paragraphs(text)
-    define, *rest = STOP.split(first)
-    for sentence in (*rest, define, *(s for p in others for s in STOP.split(p))):
+    defining, *rest = STOP.split(first)
+    for sentence in (*rest, defining, *(s for p in others for s in STOP.split(p))):
         if works := WORK.findall(sentence):
             return "; ".join(dict.fromkeys(works))
     return ""
@@ -55,24 +58,24 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def names(axis: Axis[Any], default: str) -> list[str]:
-    """The choices, the default first, the others by file and place in it: whatever was imported first."""
+    """Returns the choices of an axis, the default first, the others by module and order in it."""
     order = list(axis.choices)
     others = [n for n in order if n != default]
     return [default, *sorted(others, key=lambda n: (axis.choices[n].__module__, order.index(n)))]
 
 
 def table() -> str:
-    """A Markdown table: axis, choice (the default first), what it is, where it comes from."""
-    found, lines = axes(Config), ["| axis | choice | what | source |", "|---|---|---|---|"]
+    """Returns a Markdown table of axis, choice, definition and source."""
+    registries, lines = axes(Config), ["| axis | choice | what | source |", "|---|---|---|---|"]
     for title, default in default_choices().items():
-        for name in names(found[title], default) if title in found else ():
-            text = documentation(found[title], name)
+        for name in names(registries[title], default) if title in registries else ():
+            text = documentation(registries[title], name)
             first = f"**`{title}`**" if name == default else ""
             lines.append(f"| {first} | `{name}` | {_markdown(definition(text))} | {_markdown(source(text)) or '-'} |")
     return "\n".join(lines) + "\n"
 
 
 def _markdown(text: str) -> str:
-    """Escaped, but for what stands in backticks, where only the column's border has to be."""
+    """Escapes Markdown. Inside backticks only `|` has to be escaped, as it would end the table cell."""
     parts = re.split("(`[^`]*`)", text)
     return "".join(re.sub(r"\|" if i % 2 else r"[\\|*<]", r"\\\g<0>", part) for i, part in enumerate(parts))

@@ -1,16 +1,13 @@
-"""Numbers, durations and model sizes as short text."""
+"""Formats numbers, durations and model sizes as short text."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 def number(value: Any) -> str:
-    """Short text of a number: three digits, decimals from 0.01 to 100; - for none."""
+    """Formats an int with thousands separators, a float with three decimals or digits, anything else as -."""
     if not isinstance(value, int | float):
         return "-"
     if isinstance(value, int):
@@ -19,6 +16,7 @@ def number(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Formats seconds as 1h05m, 5m03s or 3s; not finite ones as ?."""
     if not math.isfinite(seconds):
         return "?"
     minutes, rest = divmod(round(seconds), 60)
@@ -27,9 +25,9 @@ def duration(seconds: float) -> str:
 
 
 def size_label(n: float) -> str:
-    """Short text of a parameter count: 98304 -> 98k, 2359296 -> 2.4M."""
+    """Formats a parameter count: 98304 as 98k, 2359296 as 2.4M."""
     for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        # 999,600 is 1.0M, not 1000k.
+        # 999,600 should become 1.0M, not 1000k.
         if n >= 0.9995 * scale:
             return f"{n / scale:.1f}{unit}" if n < 9.95 * scale else f"{n / scale:.0f}{unit}"
     return f"{n:.0f}"

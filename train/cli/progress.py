@@ -1,4 +1,4 @@
-"""The progress line of one run and the summary at its end."""
+"""The progress line of a run, and the summary printed at its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A line with step, loss, LR, largest logit, speed and ETA: redrawn on a terminal, every ten seconds in a log."""
+    """Shows step, loss, LR, largest logit, speed and ETA: a redrawn line on a terminal, one every 10 s in a log."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -56,33 +56,29 @@ class Progress:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, line=line)
         elif time.monotonic() - self._printed >= 10:
-            left = (
-                (self.config.steps - step)
-                * self.config.batch_size
-                * self.config.context
-                / row["train/tokens_per_second"]
-            )
+            tokens_left = (self.config.steps - step) * self.config.batch_size * self.config.context
+            left = tokens_left / row["train/tokens_per_second"]
             self._printed = time.monotonic()
             print(f"step {step}/{self.config.steps}  {line}  ETA {duration(left)}", file=sys.stderr, flush=True)
 
 
 def print_summary(config: Config, summary: dict[str, Any], folder: RunFolder) -> None:
-    """What a run found, and where it is."""
+    """Prints the results of a run and the path of its folder."""
     state = summary["state"]
     if state == "diverged":
         state += f" at step {summary['diverged_step']}"
-    logits = f"{number(summary['logit_max_final'])} at the end, {number(summary['logit_max'])} at most"
-    entropy = f"{number(summary['entropy_final'])} nats at the end, least {number(summary['entropy_min'])}"
+    logits = f"{number(summary['logit_max_final'])} at the end, {number(summary['logit_max'])} at its peak"
+    entropy = f"{number(summary['entropy_final'])} nats at the end, {number(summary['entropy_min'])} at its lowest"
     first, final = summary["validation/loss_init"], summary["validation/loss_final"]
     rows = {
         "state": state,
         "model": f"{config.model.name}, N = {summary['N']:,} of {summary['parameters']:,} parameters",
         "trained": f"{summary['steps_done']:,} steps, {summary['tokens']:,} tokens in {duration(summary['seconds'])}",
         "validation loss": f"{number(first)} at init, {number(final)} at the end",
-        "training loss": f"{number(summary['train/loss'])}, mean of the last 1 % of steps",
+        "training loss": f"{number(summary['train/loss'])}, mean over the last 1 % of steps",
         "max attention logit": logits,
         "attention entropy": entropy,
-        "gradient RMS / eps": f"{number(summary['final'].get('adam/gradient_over_eps_min'))} at the end, least tensor",
+        "gradient RMS / eps": f"{number(summary['final'].get('adam/gradient_over_eps_min'))} at the end, lowest tensor",
         "folder": folder.path,
         "curves": f"python -m train.report {folder.path}",
     }

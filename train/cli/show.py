@@ -1,4 +1,4 @@
-"""`python -m train show=axes`: every choice; `show=parametrization [overrides]`: what a config does to each tensor."""
+"""`python -m train show=axes` lists every choice; `show=parametrization` the init, LR and decay of each tensor."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from conf.axis import ConfigError, near
 from models.gpt import GPT
 from models.parametrization import ParameterGroup, scaling_of, tensors
 from models.parametrization.base import SUBLAYERS, init_scale, initial_std
-from train.cli.axes import table
+from train.cli import axes
 from train.cli.terminal import table_console
 from train.config.schema import Config
 
 
 def show(what: str, config: Config) -> None:
+    """Prints one of the two tables. Raises ConfigError for anything else."""
     if what == "axes":
-        print(table(), end="")
+        print(axes.table(), end="")
     elif what == "parametrization":
         show_parametrization(config)
     else:
@@ -28,9 +29,9 @@ def show_parametrization(config: Config) -> None:
     from rich.table import Table
 
     shown = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("tensor", "kind", "shape", "init x", "std", "output x", "peak LR", "decay a step at peak", "eps x"):
+    for column in ("tensor", "kind", "shape", "init x", "std", "output x", "peak LR", "decay per step", "eps x"):
         shown.add_column(column, no_wrap=True)
-    for row in together(rows(config)):
+    for row in merged(rows(config)):
         shown.add_row(*row)
     chosen, size = config.parametrization, config.model
     scale = config.placement.attention_scale(size.head_dim, chosen.attention_scale(size.head_dim))
@@ -44,31 +45,31 @@ def show_parametrization(config: Config) -> None:
     console.print(shown)
 
 
-def together(rows: list[list[str]]) -> list[list[str]]:
-    """One row for a tensor that is alike in several blocks: blocks.0,1.mlp.up.weight, blocks.0-11.mlp.up.weight."""
+def merged(rows: list[list[str]]) -> list[list[str]]:
+    """Merges the rows of a tensor that are equal in several blocks, for instance to blocks.0-11.mlp.up.weight."""
     blocks: dict[tuple[str, ...], list[str]] = {}
     for name, *values in rows:
         before, index, after = re.fullmatch(r"(blocks\.)?(?(1)(\d+))(.*)", name).groups()  # type: ignore[union-attr]
         blocks.setdefault((before or "", after, *values), []).append(index or "")
-    return [[before + span(found) + after, *values] for (before, after, *values), found in blocks.items()]
+    return [[before + span(indices) + after, *values] for (before, after, *values), indices in blocks.items()]
 
 
-def span(found: list[str]) -> str:
-    """Numbers in ascending order; more than two that follow each other by the first and the last."""
-    whole = len(found) > 2 and int(found[-1]) - int(found[0]) == len(found) - 1
-    return f"{found[0]}-{found[-1]}" if whole else ",".join(found)
+def span(indices: list[str]) -> str:
+    """Formats ascending indices: 0-2 for more than two consecutive ones, otherwise 0,1 or 0,2,5."""
+    consecutive = len(indices) > 2 and int(indices[-1]) - int(indices[0]) == len(indices) - 1
+    return f"{indices[0]}-{indices[-1]}" if consecutive else ",".join(indices)
 
 
 def rows(config: Config) -> list[list[str]]:
-    """A row a tensor: name, kind, shape, multiplier of the init and the std that comes out, multiplier of the output,
-    peak LR, share of the weights that decay takes there, multiplier of epsilon.
+    """Returns one row of text per tensor, with the columns of `show_parametrization`.
 
-    Where the LR follows the RMS of the weights, it and coupled decay are that number x RMS. A std is that of the init
-    axis and this table; `placement` may change it further.
+    These are name, kind, shape, init multiplier and resulting std, output multiplier, peak LR, share of the weights
+    that decay removes per step at the peak LR, and epsilon multiplier. If the LR is relative to the RMS of the weights,
+    it and coupled decay are given as a number x RMS. The std does not include later changes by `placement`.
     """
     with torch.device("meta"):
         model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
-    found = []
+    table = []
     for tensor in tensors(model):
         scaling = scaling_of(config.parametrization, tensor, config.model)
         init = init_scale(config.parametrization, tensor, config.model, config.init)
@@ -77,7 +78,7 @@ def rows(config: Config) -> list[list[str]]:
         decay, fixed = config.optimizer.decay_at_peak(group), config.optimizer.fixed_decay(group)
         rms = " x RMS" if scaling.least_rms is not None else ""
         shape = "x".join(map(str, tensor.parameter.shape)) or "scalar"
-        found.append(
+        table.append(
             [
                 tensor.name,
                 tensor.kind,
@@ -90,4 +91,4 @@ def rows(config: Config) -> list[list[str]]:
                 f"{scaling.eps:.4g}",
             ]
         )
-    return found
+    return table

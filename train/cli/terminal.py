@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: progress of a run, its summary, and one line for what went wrong."""
+"""Exit codes and one-line errors of commands, and the console for tables."""
 
 from __future__ import annotations
 
@@ -16,32 +16,35 @@ if TYPE_CHECKING:
 
 USAGE_ERROR = 2
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-"""What a disk or its owner refuses: a full disk, a quota, a limit on sizes, a folder that can't be written."""
+"""Errors of the disk, not of the code: it is full, over quota, read-only, or can't be accessed."""
 
 
 def exit_with(action: Callable[[], None]) -> None:
-    """Runs a command: bad input is one line and exit code 2, a full disk one line and 1, an interruption one line and
-    128 + signal."""
+    """Runs a command and turns expected errors into one line and an exit code.
+
+    The codes are 2 for bad input, 1 for disk errors, and 128 + signal number for an interruption.
+    """
     try:
         action()
     except OSError as fault:
         if fault.errno not in STORAGE:
             raise
-        print(f"error: {fault.filename or 'output'}: {fault.strerror}: the same command goes on", file=sys.stderr)
+        message = f"{fault.filename or 'output'}: {fault.strerror}: fix this and run the same command to resume"
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
     except ConfigError as fault:
         print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
     except Interrupted as stop:
-        print(f"stopped by {stop}; the same command goes on from the checkpoint", file=sys.stderr)
+        print(f"stopped by {stop}; the same command resumes from the checkpoint", file=sys.stderr)
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("stopped; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)
 
 
 def table_console(width: int = 200, **options: Any) -> Console:
-    """As wide as the terminal; a log has no edge at which to break a table."""
+    """Returns a console as wide as the terminal, or `width` columns wide if output goes to a file."""
     from rich.console import Console
 
     console = Console(highlight=False, **options)

@@ -178,8 +178,11 @@ def refuse_hydra_of_files(overrides: Sequence[str]) -> None:
 
     groups = choices()
     chosen = {tuple(o for o in point if o.lstrip("+").partition("=")[0] in groups) for _, point in expand(overrides)}
-    found: list[Any] = [OmegaConf.to_container(compose_node(files, with_hydra=True).hydra) for files in ((), *chosen)]
-    plain, *others = found
+    plain: Any
+    others: list[Any]
+    ours: Any
+    hydras: Any
+    plain, *others = (OmegaConf.to_container(compose_node(files, with_hydra=True).hydra) for files in ((), *chosen))
     for other in others:
         for key in sorted((other.keys() | plain.keys()) - {"overrides", "job", "runtime"}):
             ours, hydras = other.get(key), plain.get(key)

@@ -1,4 +1,4 @@
-"""Loggers, the `logger` axis. Every file here is imported, so that a logger is registered by being there."""
+"""The `logger` axis. Importing this package registers the loggers in all its files."""
 
 from conf.axis import import_all
 from train.loggers.base import LOGGER, LoggerConfig

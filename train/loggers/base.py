@@ -1,4 +1,4 @@
-"""Loggers, the `logger` axis: mirrors of the local metrics, through Lightning's. Losing one never stops a run."""
+"""Base of the `logger` axis: Lightning loggers that receive a copy of the local metrics. Their failure stops no run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conf.axis import CHECKED, Axis
 
 
 class Logger(Protocol):
-    """What the mirror calls: the part of Lightning's Logger that it needs."""
+    """The methods of Lightning's Logger that the mirror calls."""
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None: ...
 
@@ -25,14 +25,14 @@ class LoggerConfig:
     name: str
 
     def build(self, folder: Path, *, run_id: str, run_name: str, group: str | None) -> Logger | None:
-        """Returns a logger that keeps its files in `folder`, or None."""
+        """Returns a logger that writes its files to `folder`, or None for no logging."""
         raise NotImplementedError
 
     def require_package(self) -> None:
-        """ConfigError where a package that it needs is missing."""
+        """Raises ConfigError if a package that the logger needs is missing."""
 
     def relogs_ended_runs(self) -> bool:
-        """Whether a run that has ended is to be logged once more."""
+        """Returns whether the rows of a run that has already ended are logged again."""
         return False
 
 
@@ -42,7 +42,7 @@ LOGGER: Axis[LoggerConfig] = Axis("logger")
 @LOGGER.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoLogger(LoggerConfig):
-    """Local files alone."""
+    """Writes local files only."""
 
     name: Literal["none"] = "none"
 

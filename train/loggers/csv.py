@@ -15,19 +15,19 @@ from train.runfolder.parquet import frame
 
 
 class CsvFile:
-    """Writes metrics.csv from metrics.jsonl when a run ends or stops, so that a resumed run loses no row.
+    """Converts metrics.jsonl to metrics.csv when a run ends or stops, so that a resumed run keeps all rows.
 
-    Lightning's CSVLogger deletes what an earlier attempt wrote, and rewrites its file for every new column.
+    Lightning's CSVLogger would delete the rows of earlier attempts, and rewrites its file for every new column.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Does nothing: the rows are in metrics.jsonl already."""
+        """Does nothing, because metrics.jsonl has the rows already."""
 
     def log_hyperparams(self, params: Any) -> None:
-        """Does nothing: they are in config.yaml."""
+        """Does nothing, because config.yaml has them already."""
 
     def finalize(self, status: str) -> None:
         write_atomically(self.folder / "metrics.csv", frame(RunFolder(self.folder)).to_csv(index=False))
@@ -36,7 +36,7 @@ class CsvFile:
 @LOGGER.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Csv(LoggerConfig):
-    """metrics.csv in the run folder, written whenever the run ends or stops: a row a step, a column a metric."""
+    """metrics.csv in the run folder, written when the run ends or stops: one row per step, one column per metric."""
 
     name: Literal["csv"] = "csv"
 

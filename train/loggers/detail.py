@@ -1,4 +1,4 @@
-"""What W&B and TensorBoard get of a metrics row: by default a number of names that doesn't grow with depth."""
+"""Selects what W&B and TensorBoard get of a metrics row. By default the number of names does not grow with depth."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from typing import Any, Literal
 from train.runfolder.metrics import BY_HEAD, Over, metric_of
 
 Detail = Literal["summary", "all"]
-"""summary: one value and one histogram over blocks or tensors for each quantity; all: every value besides."""
+"""summary: one value and one histogram over blocks or tensors per quantity. all: also every recorded value."""
 
 Sent = tuple[dict[str, Any], dict[str, list[float]]]
-"""Values, and lists that go as histograms."""
+"""Values, and lists that are sent as histograms."""
 
-SUM_UP: Mapping[Over, Callable[[list[float]], float]] = {"max": max, "mean": fmean, "min": min}
+REDUCE: Mapping[Over, Callable[[list[float]], float]] = {"max": max, "mean": fmean, "min": min}
 SHOWN = ("embedding", "head", "attention.query", "attention.out", "mlp.up", "mlp.down")
-"""Tensors whose gradient over epsilon and whose update are sent one by one, those of blocks summed up over blocks."""
+"""Tensors that are also sent by name, for the families in SHOWN_OF. Those in blocks are reduced over blocks."""
 SHOWN_OF = ("adam", "update")
 
 
 def sent(row: Mapping[str, Any], detail: Detail = "summary") -> Sent:
-    """Returns what is sent of a metrics row.
+    """Returns the values and histograms that are sent for a metrics row.
 
-    attention/block0/entropy, attention/block1/entropy, ... become attention/entropy, summed up as the registry of
-    metrics says, and the histogram attention/blocks/entropy of all blocks and heads; gradient/TENSOR/rms of all tensors
-    becomes gradient/rms and the histogram gradient/tensors/rms. What belongs to no block and no tensor goes as it is.
+    attention/block0/entropy, attention/block1/entropy, ... are reduced to attention/entropy as train/run/metrics.py
+    defines, and become a histogram attention/blocks/entropy over blocks and heads. Likewise, gradient/TENSOR/rms of all
+    tensors becomes gradient/rms and a histogram gradient/tensors/rms. Other metrics are sent unchanged.
     """
-    values, lists = summed_up(row)
+    values, lists = _summary(row)
     if detail == "all":
         values |= {k: v for k, v in row.items() if not isinstance(v, list) and k != "step"}
         lists |= {k: list(v) for k, v in row.items() if isinstance(v, list)}
     return values, {k: v for k, v in lists.items() if all(map(math.isfinite, v))}
 
 
-def summed_up(row: Mapping[str, Any]) -> Sent:
+def _summary(row: Mapping[str, Any]) -> Sent:
     values: dict[str, Any] = {}
     over: dict[str, tuple[Over, list[float]]] = {}
     lists: dict[str, list[float]] = {}
@@ -46,20 +46,14 @@ def summed_up(row: Mapping[str, Any]) -> Sent:
         if metric is None or not metric.of_each:
             values[name] = value
             continue
-        family, parts, what = _parts(name)
+        family, *parts, what = name.split("/")  # gradient/block0/mlp.up/rms: gradient, [block0, mlp.up], rms
         in_blocks = "{block}" in metric.name
-        over.setdefault(f"{family}/{what}", (metric.summed_up or "mean", []))[1].append(value)
+        over.setdefault(f"{family}/{what}", (metric.reduced_by or "mean", []))[1].append(value)
         every = row.get(name + BY_HEAD, [value])
         lists.setdefault(f"{family}/{'blocks' if in_blocks else 'tensors'}/{what}", []).extend(every)
         tensor = parts[-1]
         if not in_blocks and family in SHOWN_OF and tensor in SHOWN:
             shown = f"{family}/{tensor}/{what}" if len(parts) == 1 else f"{family}/blocks/{tensor}/{what}"
-            over.setdefault(shown, (metric.summed_up or "mean", []))[1].append(value)
-    # The recorder's own, such as attention/logit_max, are the same.
-    return {name: SUM_UP[how](found) for name, (how, found) in over.items()} | values, lists
-
-
-def _parts(name: str) -> tuple[str, list[str], str]:
-    """gradient/block0/mlp.up/rms in three: gradient, [block0, mlp.up], rms."""
-    family, *parts, what = name.split("/")
-    return family, parts, what
+            over.setdefault(shown, (metric.reduced_by or "mean", []))[1].append(value)
+    # The recorder's own reductions, such as attention/logit_max, have the same values.
+    return {name: REDUCE[how](each) for name, (how, each) in over.items()} | values, lists

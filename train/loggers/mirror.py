@@ -1,4 +1,4 @@
-"""Sends metrics rows to a Lightning logger from a thread of its own; a failing logger never stops a run."""
+"""Sends metrics rows to a Lightning logger from a background thread, so that a failing logger never stops a run."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from train.loggers.base import Logger
 from train.loggers.detail import Detail, sent
 
 FINISH_SECONDS = 60.0
+"""Longest wait for the logger at the end of a run."""
 
 INTERRUPTED_SECONDS = 10.0
-"""The same when a scheduler wants its machine back: what is lost then is in the local files."""
+"""Longest wait after an interruption, when the machine may be taken away soon. Local files are complete anyway."""
 
 STEP = "trainer/global_step"
-"""What Lightning calls the optimizer step in W&B: the x axis of every metric."""
+"""Lightning's name for the optimizer step in W&B, the x axis of every metric."""
 
 
 class Mirror:
-    """A Lightning logger on a thread of its own: it may be slow, hang or fail, and training neither waits nor notices.
+    """Runs a Lightning logger in a background thread: if it is slow, hangs or fails, training is not affected.
 
-    The thread starts with the first training step: a logger's start-up doesn't delay that, and what fails before it
-    leaves nothing behind. The first fault is said in one line, after it nothing more is sent.
+    The thread starts at the first training step, so that a run which fails before that logs nothing. The first error
+    is reported in one line; nothing is sent after it.
     """
 
     def __init__(
@@ -41,18 +42,18 @@ class Mirror:
         self._started = False
 
     def describe(self, values: Mapping[str, Any]) -> None:
-        """Adds to the config that is sent; before the first training step."""
+        """Adds values to the config that is sent. To be called before the first training step."""
         self._config |= values
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Sends what the detail has of one metrics row; lists go as histograms."""
+        """Queues a metrics row for sending."""
         self._actions.put(lambda: self._send(row))
         if row["step"] >= 0 and not self._started:
             self._started = True
             self._thread.start()
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
-        """Sends what is left and closes; waits for it, but not forever."""
+        """Sends the queued rows and the summary, and closes the logger. Waits FINISH_SECONDS at most."""
         ended = status in ("finished", "diverged")
 
         def close() -> None:
@@ -80,7 +81,8 @@ class Mirror:
         except (Exception, SystemExit) as fault:
             self.logger = None
             text = " ".join(str(fault).split())[:200]
-            warnings.warn(f"the logger stopped ({type(fault).__name__}: {text}); local files go on", stacklevel=2)
+            message = f"the logger stopped ({type(fault).__name__}: {text}); metrics are still written to local files"
+            warnings.warn(message, stacklevel=2)
 
     def _send(self, row: Mapping[str, Any]) -> None:
         logger = self.logger
@@ -97,6 +99,6 @@ class Mirror:
         import wandb
 
         values |= {k: wandb.Histogram(v) for k, v in lists.items()} | {STEP: row["step"]}
-        # W&B's own step counts rows of a process, from 0: an attempt that goes on offline would begin there again. So
-        # it is given, one more than ours, which begin at -1. Without `commit` the last row would wait for the next.
+        # By default W&B counts the rows of a process from 0, so a run resumed offline would start at 0 again. Its step
+        # must not be negative, and ours start at -1. Without `commit`, the last row would wait for a next one.
         experiment.log(values, step=row["step"] + 1, commit=True)

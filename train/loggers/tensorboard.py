@@ -16,11 +16,11 @@ from train.loggers.detail import Detail
 @LOGGER.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class TensorBoard(LoggerConfig):
-    """TensorBoard: an event file for each attempt in the run folder's tensorboard/; needs the package tensorboard."""
+    """TensorBoard event files, one per attempt, in the run folder's tensorboard/; needs the package tensorboard."""
 
     name: Literal["tensorboard"] = "tensorboard"
     detail: Detail = "summary"
-    """summary sums up blocks and tensors, in at most 100 names whatever the depth; all sends every value besides."""
+    """summary reduces over blocks and tensors, to at most 100 names at any depth. all also sends every value."""
 
     def build(self, folder: Path, *, run_id: str, run_name: str, group: str | None) -> Logger:
         from lightning.pytorch.loggers import TensorBoardLogger
@@ -29,4 +29,4 @@ class TensorBoard(LoggerConfig):
 
     def require_package(self) -> None:
         if find_spec("tensorboard") is None and find_spec("tensorboardX") is None:
-            raise ConfigError("logger=tensorboard needs a package that isn't here: pip install tensorboard")
+            raise ConfigError("logger=tensorboard needs a package that is not installed: pip install tensorboard")

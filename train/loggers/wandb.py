@@ -16,8 +16,10 @@ from train.loggers.base import LOGGER, Logger, LoggerConfig
 from train.loggers.detail import Detail
 
 CONNECT_SECONDS = 20.0
+"""Longest time for wandb.init."""
 
 REACH_SECONDS = 5.0
+"""Longest time for a test connection to the server."""
 
 JOB_TYPE = "train"
 
@@ -25,21 +27,21 @@ JOB_TYPE = "train"
 @LOGGER.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Wandb(LoggerConfig):
-    """Weights & Biases. The run id is the config's hash, so a resumed or requeued run continues its own curves."""
+    """Weights & Biases. The run id is the hash of the config, so that a resumed run continues its curves."""
 
     name: Literal["wandb"] = "wandb"
     project: str = "stabilab"
     """W&B project."""
     entity: str | None = None
-    """W&B team or user; null is the key's owner."""
+    """W&B team or user. Null is the owner of the API key."""
     mode: Literal["auto", "online", "offline"] = "auto"
-    """auto is online where a key is set (WANDB_API_KEY or `wandb login`) and offline where none is."""
+    """auto is online if there is an API key (WANDB_API_KEY or `wandb login`), otherwise offline."""
     tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
     """W&B tags of the run."""
     notes: str | None = None
     """W&B notes of the run."""
     detail: Detail = "summary"
-    """summary sums up blocks and tensors, in at most 100 names whatever the depth; all sends every value besides."""
+    """summary reduces over blocks and tensors, to at most 100 names at any depth. all also sends every value."""
 
     def offline(self) -> bool:
         if self.mode != "auto":
@@ -49,7 +51,7 @@ class Wandb(LoggerConfig):
         return not has_key()
 
     def relogs_ended_runs(self) -> bool:
-        """The agent of a W&B sweep gives each point a run of its own, also the point that another has trained."""
+        """Returns whether this is a W&B sweep, which expects a run of its own even for a point already trained."""
         return "WANDB_SWEEP_ID" in os.environ
 
     def build(self, folder: Path, *, run_id: str, run_name: str, group: str | None) -> Logger:
@@ -69,36 +71,39 @@ class Wandb(LoggerConfig):
             notes=self.notes,
             offline=self.offline(),
             resume=None if self.offline() else "allow",
-            # The host, its paths and the remote of the code, whose address can hold a key, are nobody else's business.
+            # Don't upload the host name, paths and the git remote, whose URL may contain a key.
             settings=wandb.Settings(init_timeout=CONNECT_SECONDS, x_disable_machine_info=True, host="", console="off"),
         )
-        # Lightning 2.6 always passes it and wandb 0.31 warns of it in every run.
+        # Lightning 2.6 always passes `anonymous`, about which wandb 0.31 warns in every run.
         logger._wandb_init.pop("anonymous", None)
         return logger
 
 
 def server() -> str:
-    """The address of the W&B server."""
+    """Returns the URL of the W&B server."""
     return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
 
 
 def has_key() -> bool:
-    """Whether WANDB_API_KEY or `wandb login` (netrc) has a key for that server."""
+    """Returns whether WANDB_API_KEY is set or `wandb login` has stored a key for the server in netrc."""
     host = urlparse(server()).hostname or ""
     paths = (Path(os.environ.get("NETRC", "~/.netrc")).expanduser(), Path("~/_netrc").expanduser())
-    found = any(path.is_file() and host in path.read_text(errors="ignore") for path in paths)
-    return bool(os.environ.get("WANDB_API_KEY")) or found
+    stored = any(path.is_file() and host in path.read_text(errors="ignore") for path in paths)
+    return bool(os.environ.get("WANDB_API_KEY")) or stored
 
 
 def require_server(purpose: str, otherwise: str) -> None:
-    """ConfigError where there is no key, or no answer at the server's address, before wandb waits for it."""
+    """Raises ConfigError if there is no API key or no server that answers, for which wandb itself would wait long.
+
+    The message says that `purpose` needs it, and `otherwise` what happens without.
+    """
     if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
         raise ConfigError(f"WANDB_MODE={os.environ['WANDB_MODE']}: unset it to {purpose}, {otherwise}")
     if not has_key():
         raise ConfigError(f"no W&B key for {server()}: run `wandb login` or set WANDB_API_KEY, {otherwise}")
     address = urlparse(server())
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return  # a proxy has its own way there
+        return  # The proxy connects to the server, which may not be reachable directly.
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
         socket.create_connection((address.hostname or "", port), timeout=REACH_SECONDS).close()

@@ -25,7 +25,7 @@ class Metric:
     unit: str
     definition: str
     taken_over: str
-    summed_up: Over | None = None
+    reduced_by: Over | None = None
     """How the values of all blocks or tensors are reduced to one for W&B and TensorBoard."""
     by_head: bool = False
     needs: str = ""
@@ -138,8 +138,8 @@ VALIDATED = (
 )
 
 
-def _attention(what: str, unit: str, definition: str, taken_over: str, summed_up: Over, needs: str = "") -> Metric:
-    return Metric(f"attention/{{block}}/{what}", unit, definition, taken_over, summed_up, by_head=True, needs=needs)
+def _attention(what: str, unit: str, definition: str, taken_over: str, reduced_by: Over, needs: str = "") -> Metric:
+    return Metric(f"attention/{{block}}/{what}", unit, definition, taken_over, reduced_by, by_head=True, needs=needs)
 
 
 ATTENTION = (

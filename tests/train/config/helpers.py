@@ -1,4 +1,4 @@
-"""A config folder of a test's own."""
+"""A temporary config folder for tests."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ CACHED = (choices.experiments, choices.default_choices, choices.default_fields, 
 
 @contextmanager
 def own_conf(parent: Path) -> Iterator[Path]:
-    """Has everything read a copy of conf/ that may be written, as an author of an experiment does."""
+    """Makes everything read a writable copy of conf/."""
     real = choices.CONF
     _point_to(shutil.copytree(real, parent / "conf", ignore=shutil.ignore_patterns("__pycache__")))
     try:

@@ -1,4 +1,4 @@
-"""Every choice of the axes that have no training test of their own trains, through the command's own path."""
+"""Trains every choice of the axes without a training test of their own, through the command's code path."""
 
 import math
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Random combinations of all axes: what goes together trains, resumes exactly and reports every probe.
+"""Random combinations of all axes: valid ones train, resume exactly and report every probe.
 
-What does not go together is refused with one line that names the settings that clash. Axes, choices and most options
-come from the registries: a new choice is in here by being registered.
+Invalid ones are refused with one line that names the settings that clash. Axes, choices and most options come from the
+registries, so new choices are covered automatically.
 """
 
 import copy
@@ -40,12 +40,12 @@ README = Path(__file__).parents[3] / "train" / "run" / "README.md"
 AXES = {
     name: axis for name, axis in axes(Config).items() if name != "data" and name not in Runtime.__dataclass_fields__
 }
-# A run can be cut at a watch step and between two.
+# A run can be interrupted at a watch step or between two.
 STEPS, WATCH_EVERY, WATCHED = 3, 2, (0, 2)
 
 Test = TypeVar("Test", bound=Callable[..., None])
 
-# What is drawn of a config, by the key of its override; what isn't there is at its default.
+# The drawn part of a config, by override key. All other keys have their defaults.
 Drawn = dict[str, Any]
 
 
@@ -55,7 +55,7 @@ def defaults() -> dict[str, Any]:
 
 
 def alternatives(field: FieldInfo, default: Any) -> list[Any]:
-    """Values that a field can be tried with, its default first: every word, on and off, null and a number."""
+    """Returns values to try for a field, the default first: every word of a Literal, on and off, null and a number."""
     kinds = {bare(kind) for kind in get_args(field.annotation)} or {field.annotation}
     if field.examples:
         found = field.examples
@@ -77,7 +77,7 @@ def bare(kind: Any) -> Any:
 
 
 def options(owner: Any, values: dict[str, Any], prefix: str = "") -> dict[str, list[Any]]:
-    """The fields of a dataclass that have alternatives."""
+    """Returns the fields of a dataclass that have alternatives."""
     fields: dict[str, FieldInfo] = owner.__pydantic_fields__
     found = {prefix + name: alternatives(field, values[name]) for name, field in fields.items() if name != "name"}
     return {key: given for key, given in found.items() if len(given) > 1}
@@ -88,17 +88,17 @@ def of_run() -> dict[str, list[Any]]:
     found = {
         key: given for key, given in options(Config, defaults()).items() if key not in Runtime.__dataclass_fields__
     }
-    # What is compiled is tested with the loop; it takes minutes.
+    # Compilation is tested with the training loop, because it takes minutes.
     del found["compile"]
     return found | {"accumulate": [1, 2], "model.heads": [2, 4, 16]}
 
 
-# Picks one of the values that a key can have.
+# Picks one of the values of a key.
 Pick = Callable[[str, list[Any]], Any]
 
 
 def combination(pick: Pick) -> Drawn:
-    """A choice for every axis and a value for every option of the choices and of the run."""
+    """Draws a choice for every axis and a value for every option of the choices and the run."""
     drawn: Drawn = {}
     given = dict(of_run())
     for name, axis in AXES.items():
@@ -115,7 +115,7 @@ def combinations(draw: Callable[[Any], Any]) -> Drawn:
 
 
 def dealt(seed: int) -> Iterator[Drawn]:
-    """Combinations without end in which the values of each key come in turn, shuffled: none is left out for long."""
+    """Yields combinations forever, cycling through the shuffled values of each key so that none is missing for long."""
     random, decks = Random(seed), dict[str, list[Any]]()
 
     def pick(key: str, values: list[Any]) -> Any:
@@ -129,7 +129,10 @@ def dealt(seed: int) -> Iterator[Drawn]:
 
 
 def with_every_choice(rounds: int) -> Callable[[Test], Test]:
-    """Hypothesis draws unevenly: explicit examples deal every choice so many times, before what clashes is dropped."""
+    """Adds explicit examples that have every choice `rounds` times before clashes are removed.
+
+    Hypothesis alone draws choices too unevenly.
+    """
 
     def decorate(test: Test) -> Test:
         count = rounds * max(len(axis.choices) for axis in AXES.values())
@@ -164,25 +167,25 @@ def settings_in(text: str) -> list[tuple[str, Any]]:
 
 
 def named(message: str, drawn: Drawn) -> list[str]:
-    """The settings that a message names by their key or, after the name of the axis, by their field."""
+    """Returns the settings that a message names by key, or by field after the name of the axis."""
     defaults_too = {axis: defaults()[axis]["name"] for axis in AXES} | drawn
     written = set(settings_in(message))
     return [key for key, value in defaults_too.items() if {(key, value), (key.rpartition(".")[2], value)} & written]
 
 
 def without(drawn: Drawn, key: str) -> Drawn:
-    """The setting at its default, and with it the fields of a choice that is no longer there."""
+    """Resets the setting to its default, and drops the fields of a choice that is no longer selected."""
     return {k: v for k, v in drawn.items() if k != key and not k.startswith(f"{key}.")}
 
 
 def advised(message: str, drawn: Drawn) -> list[Drawn]:
-    """What the message says would work, one change each: ...: use norm=none or placement=pre."""
+    """Returns the changes that a message suggests, as in `use norm=none or placement=pre`."""
     advice = settings_in(message.rpartition(": ")[2])
     return [without(drawn, key) | {key: value} for key, value in advice if key in AXES and value in AXES[key].choices]
 
 
 def fitting(drawn: Drawn, turn: int) -> Drawn:
-    """Changes what is refused, one setting after the other: `turn` decides between the advice and dropping a side."""
+    """Fixes the config one refused setting at a time; `turn` chooses between following advice and dropping a side."""
     for attempt in range(len(drawn)):
         message = refusal(drawn)
         if message is None:
@@ -191,7 +194,7 @@ def fitting(drawn: Drawn, turn: int) -> Drawn:
         assert "\n" not in message
         clash = named(message, drawn)
         assert len(clash) >= 2, f"{message!r} names {clash} of {drawn}"
-        # Advice first, then dropping alone: two rules' advice could go in circles.
+        # Follows advice first, then only drops settings, because the advice of two rules could go in circles.
         ways = advised(message, drawn) if attempt < 4 else []
         ways += [without(drawn, key) for key in clash if key in drawn]
         helps = [way for way in ways if refusal(way) != message]
@@ -201,7 +204,7 @@ def fitting(drawn: Drawn, turn: int) -> Drawn:
 
 
 class Cut(pl.Callback):
-    """Asks this process to stop, as a sweep does, within an optimizer step."""
+    """Sends this process a stop signal within an optimizer step, as a sweep does."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -216,9 +219,9 @@ ATTENTION = [
     "sink_rate", "sink_mass", "row_sum", "zero_rows", "zero_weights", "local_focus_0", "local_focus_1", "local_focus_2",
     "local_focus_3",
 ]  # fmt: skip
-# Sinks with a key, which report what it gets.
+# Sinks with a key report its share.
 KEYED = [name for name, choice in AXES["sink"].choices.items() if issubclass(choice, KeySinkConfig)]
-# Reported where it has a meaning, and nowhere else.
+# Is reported exactly for the choices for which it is defined.
 ONLY: dict[str, Callable[[Config], bool]] = {
     "output/uncapped_logit_max": lambda c: c.loss.soft_cap is not None,
     "output/zeta": lambda c: c.loss.name == "spherical",
@@ -236,7 +239,7 @@ def first_rule(config: Config) -> MixingConfig:
 
 
 def probes(config: Config, tensors: dict[str, float | None]) -> set[str]:
-    """What a watch step reports whatever is chosen, and what these choices add; epsilons of the tensors by name."""
+    """Returns the metrics that a watch step reports for any config and those that these choices add."""
     names = {"output/logit_mean", "output/logit_max", "output/log_z", "output/log_z_squared"}
     if any(rule.has_weights for rule in config.attention.of_blocks(config.model.depth)):
         names |= {f"attention/{name}" for name in ("logit_max", "entropy", "entropy_min", "sink_rate")}

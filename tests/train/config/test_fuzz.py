@@ -1,4 +1,4 @@
-"""Bad input of every kind, drawn: one line that names the field and says what would work, exit 2, nothing written."""
+"""Random bad input of every kind gives one line with the field and what would work, exit code 2, and no files."""
 
 import io
 import re
@@ -35,7 +35,7 @@ ADVICE = re.compile(
     r"should (be|have|match)|did you mean |known: |only .+ has it|--help|heads=\d+ would|has to be|begins? with"
     r"|use |give |write |choose |correct |lower |raise |name each|a config file can set|use a multiple"
 )
-# Each by its kind in JSON.
+# Bad values by JSON type.
 VALUES = {
     str: ["abc", "''", "'3'", "1e", "0x1g", "ünï", "a.b.c"], int: ["-1", "0", "-99999999999"],
     float: ["1.5", "-0.5", "1e300", "nan", "inf", "-inf"], bool: ["true", "false"], NoneType: ["null"],
@@ -43,11 +43,11 @@ VALUES = {
 }  # fmt: skip
 
 Refused = tuple[str, list[str]]
-"""The key that the message has to name, and overrides."""
+"""Overrides, and the key that the message has to name."""
 
 
 def kinds(annotation: Any) -> set[Any]:
-    """What JSON a field takes; words of a Literal are themselves, what is unknown here is Any."""
+    """Returns the JSON types or Literal words that a field accepts, or Any for unknown types."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return kinds(arguments[0])
@@ -80,7 +80,7 @@ def bad_values(field: Any) -> Iterator[str]:
 
 @cache
 def fields() -> list[tuple[str, Any, list[str]]]:
-    """Every field of every choice: its key, its definition, and the overrides that choose its owner."""
+    """Yields every field of every choice: its key, its definition, and the overrides that select its owner."""
     found = [(name, field, list[str]()) for name, field in vars(Config)["__pydantic_fields__"].items()]
     found += [(f"model.{name}", field, []) for name, field in vars(SizeConfig)["__pydantic_fields__"].items()]
     for axis, registry in axes(Config).items():
@@ -94,7 +94,7 @@ def fields() -> list[tuple[str, Any, list[str]]]:
 
 @cache
 def texts() -> set[str]:
-    """Keys of fields that take any text, of some choice at least."""
+    """Returns the keys of fields that take any text in at least one choice."""
     return {key for key, field, _ in fields() if {str, Any} & kinds(field.annotation)}
 
 
@@ -129,7 +129,7 @@ def unknown_key(draw: Any) -> Refused:
 def malformed(draw: Any) -> Refused:
     key = draw(st.sampled_from(list(all_keys())))
     forms = [key, f"={key}", f"{key}=[1", f"{key}={{", f"{key}='a", f"{key} = 1", f"{key}=a)"]
-    # Text is what it looks like where a field takes any.
+    # A field that takes any text accepts this one too.
     forms += [] if key in texts() else [f"{key}=a:b:"]
     text = draw(
         st.sampled_from(forms)
@@ -153,7 +153,7 @@ ALL = st.one_of(bad_field(), bad_field(), bad_choice(), unknown_key(), malformed
 
 
 def outcome(action: Callable[[], Any]) -> tuple[int | None, str]:
-    """Exit code and what was said, as a shell would get them; no code when it worked."""
+    """Returns the exit code, or None for success, and the output, as a shell would see them."""
     out, errors = io.StringIO(), io.StringIO()
     try:
         with redirect_stdout(out), redirect_stderr(errors):
@@ -180,7 +180,7 @@ def check(refused: Refused, sweeping: bool, out: Path) -> None:
     given = [o for o in TINY if not o.startswith("data") or not overrides[0].startswith("data")]
     given += [f"out={out}", *overrides]
     note(" ".join(overrides))
-    # A list is a grid to a sweep, and an empty one a grid of nothing; its own steps replace what is under that key.
+    # A sweep takes a list as a grid, and an empty list as an empty one; its own steps replace that key.
     as_sweep = sweeping and not overrides[-1].partition("=")[2].startswith("[") and not key.startswith("steps.")
     code, said = outcome(lambda: plan(["steps=3,4", *given]) if as_sweep else single(given))
     assert_one_line(key, code, said)
@@ -223,7 +223,7 @@ SPOILS = [
 
 @pytest.fixture(scope="module")
 def experiments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A config folder that may be written, as whoever adds an experiment does."""
+    """Provides a writable config folder, as for adding an experiment."""
     with own_conf(tmp_path_factory.mktemp("conf")) as own:
         yield own / "experiment"
 
@@ -312,7 +312,7 @@ def test_a_config_file_makes_hydra_build_nothing(experiments: Path, given: dict[
 
 
 def test_what_a_config_builds_is_in_a_registry_of_the_project() -> None:
-    """No field takes a class, a function or a dotted name to import."""
+    """No field accepts a class, a function or a dotted name to import."""
     packages = ("conf.", "data.", "models.", "train.", "slurm.")
     assert all(
         c.__module__.startswith(packages) for registry in axes(Config).values() for c in registry.choices.values()

@@ -1,4 +1,4 @@
-"""Configs of a grid's points are those that Hydra composes for each of them alone."""
+"""The configs of a grid equal those that Hydra composes for each point alone."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_what_one_run_refuses_a_grid_refuses_with_the_same_words(override):
 
 
 def test_what_follows_another_key_follows_a_point(tmp_path):
-    """No file of conf/ has such a value; an experiment may."""
+    """No file in conf/ has such a value, but an experiment may."""
     with own_conf(tmp_path) as conf:
         (conf / "experiment" / "follows.yaml").write_text("# @package _global_\neval_every: ${steps}\n")
         points = [[*TINY, "experiment=follows", f"steps={steps}"] for steps in (6, 8)]

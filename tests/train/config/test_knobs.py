@@ -1,6 +1,6 @@
-"""Every knob matters: changing a field of an axis changes what a tiny model computes or how it is trained.
+"""Every field matters: changing a field of an axis changes what a tiny model computes or how it is trained.
 
-What each field changes, and by how much, is in the tests of its module; here is that it reaches the result.
+The tests of each module check what a field changes and by how much; these check that it reaches the result.
 """
 
 from dataclasses import fields
@@ -18,18 +18,18 @@ from tests.models.attention.mixing.helpers import own_tests
 from train.config.schema import Config
 from train.run.module import ProxyModule
 
-# Terms that go with every loss.
+# Auxiliary terms of every loss.
 TERMS = {"z_loss": "1e-2", "mu_loss": "1", "max_z": "1e-2", "logit_penalty": "0.1", "soft_cap": "0.5"}
 MUP = {"base_width": "64", "base_head_dim": "64", "alpha_in": "2", "alpha_out": "2"}
 REFUSED = {("loss=noisy_softmax", "soft_cap")}
-# Those of the mixing rules that change nothing but how it is computed: the tests of the rule hold results together.
+# Fields of mixing rules that only change how the result is computed: tests of the rules compare the results.
 REFUSED |= {
     (f"attention={rule}", field) for rule in ATTENTION.choices for field in getattr(own_tests(rule), "ALIKE", ())
 }
-# What every optimizer has, and what those with Adam's moments have.
+# Fields of every optimizer, and of those with Adam's moments.
 STEP = {"lr": "2e-2", "clip": "0.01", "qk_clip": "1e-3", "decay": "coupled", "weight_decay": "0.1"}
 ADAM = STEP | {"beta1": "0.5", "beta2": "0.5", "eps": "1e-3"}
-# An alternative for each field of each choice. A new field or choice fails here until it is given one.
+# An alternative value for each field of each choice. A new field or choice fails here until it has one.
 KNOBS: dict[str, dict[str, str]] = {
     "layout=mha": {},
     "layout=gqa": {"kv_heads": "2"},
@@ -121,7 +121,7 @@ KNOBS: dict[str, dict[str, str]] = {
     "loss=stablemax": TERMS,
     "loss=sparsemax": TERMS,
     "loss=entmax": TERMS | {"alpha": "1.2"},
-    # Together with soft_cap it is refused.
+    # It is refused together with soft_cap.
     "loss=noisy_softmax": {k: v for k, v in TERMS.items() if k != "soft_cap"} | {"alpha": "1"},
     "loss=eslm": TERMS | {"alpha": "0.5", "score": "entropy"},
     "loss=tempnet": TERMS | {"rho": "1", "tau_min": "2", "tau_max": "20", "width": "64", "dropout": "0"},
@@ -148,30 +148,30 @@ KNOBS: dict[str, dict[str, str]] = {
         "decay": "linear",
     },
 }
-# Those of a mixing rule are in the file of its tests, but for the field that all have.
+# Fields of a mixing rule are in its own test file, except the field that all have.
 KNOBS |= {
     f"attention={rule}": own_tests(rule).KNOBS
     | {"pattern": "[self,relu_squared]" if rule == "softmax" else "[self,softmax]"}
     for rule in ATTENTION.choices
 }
 SIZE = {"width": "32", "depth": "2", "heads": "4"}
-# What a choice, a field or a field of a choice needs to have an effect in a run of four steps.
+# Overrides without which a choice or a field has no effect in a run of four steps.
 NEEDS = {
     "reparametrization=tvr": ("reparametrization.every=1", "model.depth=2"),
     "reparametrization=lawn": ("reparametrization.free_steps=null", "reparametrization.free_fraction=0.25"),
     "qk_clip": ("qk_norm=none",),
     "pattern": ("model.depth=2",),
-    # A decay of one step has no shape: three of the four.
+    # A decay over a single step has no shape, so it takes three of the four steps.
     "schedule=wsd decay": ("schedule.decay_fraction=0.75",),
-    # Signs don't see a clip that makes all norms equal.
+    # Sign-based updates do not depend on a clip that makes all norms equal.
     "optimizer=lion clip": ("optimizer.clip=null", "optimizer.beta2=0.5", "optimizer.lr=0.1"),
-    # The largest LR so far changes during warm-up only.
+    # The largest LR so far only changes during warm-up.
     "optimizer=schedule_free weight_lr_power": ("schedule.warmup_steps=3",),
-    # A full buffer, and gradients whose norm no clip makes equal.
+    # Needs a full buffer, and gradients whose norms no clip makes equal.
     "optimizer=adam_cm priority_decay": ("optimizer.topc=1", "optimizer.clip=null"),
     "optimizer=adam_cm synced": ("optimizer.topc=1", "optimizer.clip=null"),
 }
-# Far above rounding (1e-7), far below what any of the changes does.
+# Far above rounding (1e-7) and far below the effect of any of the changes.
 FELT = 1e-5
 
 TRAINING = {name: axis for name, axis in axes(Config).items() if name not in ("data", "launcher", "logger")}
@@ -179,7 +179,7 @@ TRAINING = {name: axis for name, axis in axes(Config).items() if name not in ("d
 
 @cache
 def outcome(*overrides: str) -> dict[str, torch.Tensor]:
-    """The weights before and after the updates of a run of four steps, and the logits after them."""
+    """Returns the weights before and after the updates of a run of four steps, and the final logits."""
     config = tiny(*complete(*overrides))
     proxy = ProxyModule(config)
     tokens = torch.randint(
@@ -224,7 +224,7 @@ def test_options_of_the_architecture(override: str) -> None:
 
 @pytest.mark.parametrize("name", ["identity", "learnable"])
 def test_value_residual(name: str) -> None:
-    """Of the second block on; the two start alike and part as the learnable one is trained."""
+    """Acts from the second block on; the two start equal and differ once the learnable one is trained."""
     off, on = outcome("model.depth=2"), outcome("model.depth=2", f"value_residual={name}")
     assert (off["logits"] - on["logits"]).abs().max() > FELT
     other = outcome("model.depth=2", "value_residual=identity")["logits"]
@@ -241,7 +241,7 @@ def test_share_attention() -> None:
 
 @pytest.mark.parametrize("name", ["independent", "kronecker", "dense"])
 def test_dual_stream(name: str) -> None:
-    """Of the dense one the values alone are other ones, in the first block those of an embedding without norm."""
+    """The dense variant differs only in its values, which in the first block come from an embedding without norm."""
     one, two = outcome("model.depth=2"), outcome("model.depth=2", f"dual_stream={name}")
     assert (one["logits"] - two["logits"]).abs().max() > FELT
     assert (one.keys() == two.keys() and all(one[k].shape == two[k].shape for k in one)) == (name == "dense")
@@ -254,7 +254,7 @@ def test_start_of_layer_scale() -> None:
 def test_clipping_can_be_turned_off() -> None:
     tight, off = "optimizer.clip=0.01", "optimizer.clip=null"
     assert largest_difference(outcome(tight), outcome(off)) > FELT
-    # Gradients of norm below the threshold are left alone, to the bit.
+    # Gradients with a norm below the threshold stay bit-identical.
     assert largest_difference(outcome("optimizer.clip=1e6"), outcome(off)) == 0
 
 
@@ -265,7 +265,7 @@ def test_the_seed_decides_the_weights() -> None:
 @pytest.mark.parametrize("axis", TRAINING)
 def test_choices_of_an_axis_differ(axis: str) -> None:
     names = sorted(TRAINING[axis].choices)
-    # Three blocks: what depends on depth shows neither in one nor in as many as the base depth.
+    # Three blocks, because a dependence on depth shows neither with one block nor with the base depth.
     outcomes = [outcome("model.depth=3", f"{axis}={name}", *NEEDS.get(f"{axis}={name}", ())) for name in names]
     for i, one in enumerate(outcomes):
         for j, other in enumerate(outcomes[:i]):
@@ -273,7 +273,7 @@ def test_choices_of_an_axis_differ(axis: str) -> None:
 
 
 def test_the_tables_cover_every_field() -> None:
-    """`name` is the choice itself, or the label of a size."""
+    """`name` is the name of the choice, or the label of a size."""
     expected = {
         f"{axis}={name}": {f.name for f in fields(config) if (f"{axis}={name}", f.name) not in REFUSED} - {"name"}
         for axis, registry in TRAINING.items()

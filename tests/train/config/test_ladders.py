@@ -1,4 +1,4 @@
-"""Ladders: the sizes, and the grid that `ladder=` makes of them."""
+"""Ladders: their sizes, and the grid that `ladder=` creates."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_shape(ladder: str) -> None:
 
 @pytest.mark.parametrize("name", sorted({size.name for ladder in LADDERS for size in rungs(ladder)}))
 def test_n(name: str) -> None:
-    """Two norms of the width and two of the head dimension a block, and a norm before the head."""
+    """Each block has two norms of the width and two of the head dimension, and there is a norm before the head."""
     size = SIZES[name]
     with torch.device("meta"):
         model = GPT(compose([f"model={name}", "data=synthetic"]), vocab_size=8, context=8)

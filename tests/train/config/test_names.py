@@ -1,4 +1,4 @@
-"""Names of runs: readable, and never the same for two configs that differ in what decides their numbers."""
+"""Names of runs are readable, and differ for any two configs whose numbers can differ."""
 
 import re
 from typing import Any
@@ -63,14 +63,14 @@ def test_short_forms_are_of_fields_that_exist_and_differ() -> None:
     of_fields = [SHORT.get(key, key) for key in keys]
     of_precision = [part("precision", "bf16")]
     shown = [*of_choices, *of_fields, *of_precision]
-    shown.remove("")  # precision's, whose value stands alone
+    shown.remove("")  # that of precision, whose value stands alone
     assert len(shown) == len(set(shown))
     assert not any("-" in word for word in shown)
     assert not WORDS.keys() & {SELF, *choices()["attention"]}, "a word and a list of one rule would look alike"
 
 
 def options() -> st.SearchStrategy[str]:
-    """An override of a field that decides numbers: another choice, another value, a value close to another."""
+    """Draws an override of a hashed field: another choice, another value, or a value close to another."""
     numbers = [f"{key}={value}" for key, value in NUMBERS.items()]
     close = st.floats(1e-6, 1e-2).flatmap(
         lambda x: st.sampled_from([f"optimizer.eps={x!r}", f"optimizer.lr={x + 1e-4!r}", f"loss.z_loss={x!r}"])
@@ -119,7 +119,7 @@ def test_no_two_values_have_the_same_text(values: list[Any]) -> None:
 
 
 def test_a_long_name_keeps_its_beginning_and_its_end() -> None:
-    """Every axis at another choice than the default's: 255 bytes is what a folder's name may have."""
+    """With a non-default choice on every axis, the name still fits into the 255 bytes of a folder name."""
     many = ["attention=relu_squared", "norm=dyt", "placement=peri", "position=alibi", "mlp=relu2", "init=gpt2",
             "parametrization=inverse_scale", "reparametrization=mu_centering", "loss=label_smoothing",
             "optimizer=stable_adamw", "optimizer.decay=coupled", "schedule=constant", "loss.logit_penalty=0.123",

@@ -1,4 +1,4 @@
-"""The whole config: its YAML files, its one-line errors, its hash."""
+"""The config of a run: its YAML files, its one-line errors, its hash."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ def fault(*overrides: str) -> str:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by their full key; a list is a leaf."""
+    """Returns the leaves by their full key; a list is a leaf."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -47,7 +47,7 @@ class TestYAML:
 
     @pytest.mark.parametrize(("axis", "name"), YAML_CHOICES)
     def test_a_file_read_back_has_the_defaults(self, axis: str, name: str) -> None:
-        """As Hydra reads it, with what config.yaml sets for all choices of the axis."""
+        """Reads a file like Hydra, with the values that config.yaml sets for all choices of the axis."""
         given = {"path": "x"} if name == "text" else {}
         assert choice(AXES[axis], name, **shared_fields(axis), **given) == AXES[axis].choices[name](**given)
 
@@ -88,7 +88,7 @@ class TestYAML:
 
 
 class TestErrors:
-    """One line that names the field, the value and what would work."""
+    """Returns the error message for the overrides."""
 
     @pytest.mark.parametrize(
         ("overrides", "text"),
@@ -264,7 +264,7 @@ OTHER_CHOICES = [
 
 class TestDigest:
     def test_the_tables_cover_every_field(self) -> None:
-        """A new field needs a line above: does it change a run's numbers, or is it a place?"""
+        """A new field needs an entry in PLACE, or in NUMBERS if it changes a run's numbers."""
         assert PLACE.keys() == Runtime.__dataclass_fields__.keys()
         keys = {k for k in flat(tiny().values()) if k.partition(".")[0] not in PLACE}
         names = {f"{axis}.name" for axis in AXES}

@@ -1,7 +1,7 @@
-"""What W&B's server is to `wandb sweep` and `wandb agent`: takes a sweep, and hands its points out one by one.
+"""A stand-in for the W&B server that `wandb sweep` and `wandb agent` talk to: it hands out the points of a sweep.
 
-W&B's own server can't be had here. Its clients are the real ones: these are the answers to their GraphQL (wandb 0.31,
-wandb/apis/public/sweeps.py) and no more.
+W&B's own server can't run here. The clients are the real ones; this only answers their GraphQL requests (wandb 0.31,
+wandb/apis/public/sweeps.py).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class SweepServer:
     points: Sequence[Mapping[str, Any]]
     url: str = ""
     config: str | None = None
-    """YAML of the sweep that was made."""
+    """YAML of the created sweep."""
     given: list[str] = field(default_factory=list)
-    """Ids of the runs that agents were told to start."""
+    """Ids of the runs handed out to agents."""
 
     def answer(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         if "viewer" in query:

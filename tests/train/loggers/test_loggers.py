@@ -25,7 +25,7 @@ def offline_file(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """In a process of its own, so that wandb's service is not shared with the tests below."""
+    """Runs in a separate process, so that it does not share wandb's service with the tests below."""
     config = tiny("logger=wandb", "logger.mode=offline")
     parent = tmp_path_factory.mktemp("wandb") / "my_sweep"
     process = in_process(config, parent)
@@ -73,7 +73,7 @@ def names(row, detail="summary") -> set[str]:
 
 
 def deepened(row, depth):
-    """The row of a model of two blocks with as many blocks as that, each with its own values."""
+    """Returns the row of a two-block model extended to `depth` blocks with different values."""
     deep = {k: v for k, v in row.items() if not re.search(r"block\d", k)}
     for block in range(depth):
         for name, value in row.items():
@@ -85,7 +85,7 @@ def deepened(row, depth):
 
 @pytest.fixture(scope="module")
 def watch_row(tmp_path_factory):
-    """Of a model with the most tensors that the axes give."""
+    """Returns a row of the config with the most tensors."""
     most = ["norm=gated", "placement=peri", "mlp=swiglu", "layer_scale=1e-4", "value_residual=learnable"]
     parent = tmp_path_factory.mktemp("watch")
     run = trained(parent, "steps=1", "eval_batches=1", "eval_lengths=[2]", "sink=off_by_one", *most)
@@ -146,7 +146,7 @@ def test_auto_mode_follows_the_key(monkeypatch, environment, offline):
 
 
 def test_losing_wandb_never_stops_a_run(tmp_path):
-    """wandb's own process is killed under a run: it ends as it would have without W&B, with one line in its log."""
+    """If wandb's process is killed during a run, the run ends as without W&B, with one line in its log."""
     config = tiny("logger=wandb", "logger.mode=offline", "steps=600")
     folder = RunFolder(tmp_path / config.run_name())
     process = in_process(config, tmp_path)
@@ -167,7 +167,7 @@ def test_losing_wandb_never_stops_a_run(tmp_path):
 
 
 def test_a_hanging_logger_holds_up_nothing(monkeypatch):
-    """The build never returns: rows are taken at once, and `finish` gives up waiting."""
+    """If `build` never returns, rows are still accepted at once and `finish` stops waiting."""
     monkeypatch.setattr("train.loggers.mirror.FINISH_SECONDS", 0.1)
     mirror = Mirror(lambda: time.sleep(3600), {})
     start = time.monotonic()

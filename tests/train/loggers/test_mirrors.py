@@ -1,4 +1,4 @@
-"""What W&B, TensorBoard and the CSV file have of a run that was stopped and went on, and what goes to a W&B server."""
+"""What W&B, TensorBoard and the CSV file contain for a resumed run, and what is sent to a W&B server."""
 
 import json
 import math
@@ -32,12 +32,12 @@ WANDB = [
     f"steps={STEPS}",
 ]  # fmt: skip
 
-# On one worker: most are about the same run.
+# On one worker, because most tests use the same run.
 pytestmark = pytest.mark.xdist_group("mirrors")
 
 
 def stopped_and_gone_on(parent: Path, *overrides: str) -> RunFolder:
-    """A run that SIGTERM stops on its way and another process ends."""
+    """Returns a run that SIGTERM stopped and another process finished."""
     config = tiny(*overrides)
     folder = RunFolder(parent / config.run_name())
     first = in_process(config, parent)
@@ -58,7 +58,7 @@ def requeued(tmp_path_factory) -> RunFolder:
 
 
 def test_both_attempts_are_one_run(requeued):
-    """Id, group, tags and notes are in the file of each attempt; the steps of the second go on from the first's."""
+    """Each attempt's file has id, group, tags and notes; the steps of the second continue those of the first."""
     files = unsent(requeued.path)
     assert len(files) == 2
     started = [next(r.run for r in records(file) if r.WhichOneof("record_type") == "run") for file in files]
@@ -102,8 +102,8 @@ def test_tensorboard_has_the_same_names_and_numbers(tmp_path):
     events.Reload()
     rows = folder.metrics()
     names = {k for row in rows for k, v in row.items() if not isinstance(v, list)} - {"step"}
-    summed_up = {k for row in rows for k in sent(row)[0]} | {"train/tokens_per_second", "train/flops_per_second"}
-    assert set(events.Tags()["scalars"]) == names | summed_up
+    reduced_by = {k for row in rows for k in sent(row)[0]} | {"train/tokens_per_second", "train/flops_per_second"}
+    assert set(events.Tags()["scalars"]) == names | reduced_by
     assert set(events.Tags()["histograms"]) == {k for row in rows for k in sent(row, "all")[1]}
     for name in names:
         expected = [(row["step"], row[name]) for row in rows if name in row]
@@ -123,11 +123,11 @@ def test_tags_that_wandb_refuses_are_refused(tags):
 
 
 def test_a_run_in_training_is_not_sent(requeued, capsys):
-    """Its file has no end yet."""
+    """Its file is incomplete."""
     with FileLock(requeued.path / ".lock"):
         assert sync(requeued.path) == 0
     assert "nothing to send" in (said := capsys.readouterr().out)
-    assert "1 runs are in training" in said
+    assert "1 runs are still training" in said
     assert len(unsent(requeued.path)) == 2
 
 
@@ -148,7 +148,7 @@ def test_a_sweep_has_the_folders_of_its_runs_and_its_own(tmp_path):
 
 @pytest.fixture(scope="module")
 def openwandb(tmp_path_factory):
-    """A W&B-compatible server on loopback, where `openwandb` is on the PATH; it is no dependency."""
+    """Yields the URL of a W&B-compatible server on loopback. Needs `openwandb`, which is not a dependency."""
     if shutil.which("openwandb") is None:
         pytest.skip("openwandb isn't installed")
     with socket.socket() as free:
@@ -170,7 +170,7 @@ def openwandb(tmp_path_factory):
 
 
 def test_a_server_gets_a_requeued_run_once(requeued, openwandb, tmp_path):
-    """Through `python -m train.sync`, on a copy: twice, the second time with nothing left to send."""
+    """Runs `python -m train.sync` twice on a copy; the second call has nothing left to send."""
     url, data = openwandb
     copy = tmp_path / "my_sweep" / requeued.path.name
     shutil.copytree(requeued.path, copy)
@@ -192,14 +192,14 @@ def test_a_server_gets_a_requeued_run_once(requeued, openwandb, tmp_path):
 
 @pytest.mark.slow
 def test_an_agent_of_a_wandb_sweep_trains_its_points(tmp_path):
-    """`wandb sweep` with the shipped YAML, then `wandb agent`: a run folder a config, a W&B run a point, also for a
-    point that was trained before."""
+    """`wandb sweep` with the shipped YAML, then `wandb agent`: one run folder per config and one W&B run per point,
+    even for a point that was already trained."""
     plain = {key: yaml.safe_load(value) for key, _, value in (o.partition("=") for o in TINY)}
     common = plain | {"qk_norm": "none", "logger": "wandb", "logger.mode": "offline", "out": str(tmp_path / "runs")}
     points = 2 * [common | {"optimizer.lr": 0.0123, "seed": 2}]
     shipped = Path(train.loggers.__file__).parent / "wandb_sweep.yaml"
     with serving(points) as server:
-        # The agent starts `python`.
+        # The agent calls `python`.
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         key = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": 40 * "0", "NETRC": "/nonexistent", "PATH": path}
         environment = {k: v for k, v in os.environ.items() if k != "WANDB_MODE"} | key

@@ -11,7 +11,7 @@ from wandb.proto import wandb_internal_pb2 as protobuf
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The protobuf records of a .wandb file, which is framed as a LevelDB log: 32 KiB blocks, headers of 7 bytes."""
+    """Yields the protobuf records of a .wandb file, a LevelDB log with 32 KiB blocks and 7-byte headers."""
     data, at, parts = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         left = 32768 - at % 32768
@@ -21,7 +21,7 @@ def records(path: Path) -> Iterator[Any]:
             continue
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or the last of several
+        if kind in (1, 4):  # a full record, or the last part of one
             yield protobuf.Record.FromString(parts)
             parts = b""
 
@@ -32,7 +32,7 @@ def key(item: Any) -> str:
 
 @dataclass
 class OfflineRun:
-    """What W&B would know of a run after `wandb sync`."""
+    """Config, summary and history that W&B would have of a run after `wandb sync`."""
 
     id: str = ""
     group: str = ""
@@ -42,7 +42,7 @@ class OfflineRun:
     summary: dict[str, Any] = field(default_factory=dict)
 
     def value(self, section: str, name: str) -> Any:
-        """The value that a filter's or a scatter plot's key names; None where the run has none."""
+        """Returns the value for the key of a filter or scatter plot, or None."""
         if section == "run":
             return {"name": self.id, "group": self.group, "jobType": self.job_type}[name]
         if section == "summary":
@@ -75,7 +75,7 @@ def offline_run(path: Path) -> OfflineRun:
 
 
 def _put(into: dict[str, Any], items: Any) -> None:
-    """Tables and histograms come in parts, with nested keys."""
+    """Restores tables and histograms, which are stored with nested keys."""
     for item in items:
         *path, last = item.nested_key or [item.key]
         place = into
@@ -85,7 +85,10 @@ def _put(into: dict[str, Any], items: Any) -> None:
 
 
 def selected(filters: dict[str, Any], runs: list[OfflineRun]) -> set[str]:
-    """Ids of the runs that a view's filters (format v2: a list, each item but the first with its connector) let by."""
+    """Returns the ids of the runs that pass a view's filters.
+
+    They are in format v2: a list, in which each item but the first has a connector.
+    """
     assert filters["filterFormat"] == "filterV2"
     return {run.id for run in runs if _passes(filters["filters"], run)}
 

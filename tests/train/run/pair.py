@@ -1,4 +1,4 @@
-"""Two processes that share a run, as Lightning or Slurm starts them: ranks by environment variables, gloo between."""
+"""Runs one training run in two processes over gloo, started like Lightning or Slurm by environment variables."""
 
 import multiprocessing
 import os
@@ -21,9 +21,9 @@ from train.run.trainer import train
 
 
 def in_pair(work: Callable[..., Any], *args: Any, nodes: int = 1) -> list[Any]:
-    """What `work` returns in each of two processes, one after the other in rank; on one machine or, as they think, two.
+    """Returns what `work` returns on rank 0 and rank 1, which run as one node or as two.
 
-    Raises AssertionError with the traceback of one that fails.
+    Raises AssertionError with the traceback of a rank that fails.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train.sweeps.preload"])
@@ -61,14 +61,14 @@ def _work(send: Connection, rank: int, nodes: int, port: int, work: Callable[...
 
 
 def cut(parent: Path, overrides: list[str], stop: int) -> None:
-    """Trains until SIGTERM, which comes after `stop` steps, leaves a checkpoint."""
+    """Trains until a SIGTERM after `stop` steps, which leaves a checkpoint."""
     with suppress(Interrupted):
         train(tiny(*overrides), parent=parent, callbacks=[StopAt(stop)])
         raise AssertionError(f"not stopped at step {stop}")
 
 
 class Holdings(pl.Callback):
-    """Elements that this process has of parameters, gradients and optimizer state, after the last step."""
+    """Returns how many elements of parameters, gradients and optimizer state this process holds after the last step."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         assert isinstance(module, ProxyModule)
@@ -84,7 +84,7 @@ def holdings(parent: Path, overrides: list[str]) -> list[int]:
 
 
 def train_each(runs: list[tuple[Path, list[str], list[int]]]) -> None:
-    """Trains each run, of a parent folder and overrides, cut after the steps given, to its end."""
+    """Trains each run to its end, interrupted after the given steps."""
     for parent, overrides, stops in runs:
         for stop in stops:
             cut(parent, overrides, stop)

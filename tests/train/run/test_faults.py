@@ -1,4 +1,4 @@
-"""Faults that are real: a full disk, a folder that can't be written, altered files, signals at bad moments, NaN."""
+"""Real faults: a full disk, an unwritable folder, damaged files, signals at bad moments, NaN."""
 
 import json
 import math
@@ -78,7 +78,7 @@ def uncut(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 @pytest.fixture
 def cut(tmp_path: Path) -> RunFolder:
-    """A run with a checkpoint of its sixth step."""
+    """Returns a run that was interrupted with a checkpoint after six steps."""
     with pytest.raises(Interrupted):
         trained(tmp_path, callbacks=[At(5, signals(signal.SIGTERM))])
     return RunFolder(tmp_path / tiny().run_name())
@@ -86,14 +86,14 @@ def cut(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that every user can reach, unlike pytest's own."""
+    """Yields a folder that every user can access, unlike pytest's tmp_path."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
 class TestNotFinite:
-    """In contexts below 16 torch's fused softmax on CPUs gives zeros for queries that are NaN: the loss looks fine."""
+    """In contexts below 16, torch's fused attention on CPUs returns zeros for NaN queries, so the loss looks fine."""
 
     @pytest.mark.parametrize("step", [5, 11, 12], ids=["on the way", "last step", "last update"])
     @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -111,7 +111,7 @@ class TestNotFinite:
         assert all(math.isfinite(r["train/loss"]) and math.isfinite(r["gradient/norm"]) for r in rows[:step])
 
     def test_the_kernel_hides_it(self) -> None:
-        """What the check of gradients is for; where this fails, torch has mended it."""
+        """Shows why gradients are checked. If this fails, torch has fixed its kernel and the check can go."""
         q, k, v = (torch.ones(1, 1, 8, 4, requires_grad=True) for _ in "qkv")
         out = torch.nn.functional.scaled_dot_product_attention(q * math.nan, k, v, is_causal=True)
         out.sum().backward()
@@ -123,7 +123,7 @@ class TestNotFinite:
 class TestSignals:
     @pytest.mark.parametrize("overrides", [[], ["optimizer.lr=1e38", "qk_norm=none", "optimizer.decay=none"]])
     def test_at_the_step_that_ends_the_run(self, tmp_path: Path, overrides: list[str]) -> None:
-        """There is nothing to go on with after it: the run ends as if it hadn't been told to stop."""
+        """No step is left to resume, so the run ends as if there had been no signal."""
         whole = trained(tmp_path / "whole", *overrides)
         last = whole.summary()["steps_done"] - 1
         stopped = trained(tmp_path / "stopped", *overrides, callbacks=[At(last, signals(signal.SIGTERM))])
@@ -160,7 +160,7 @@ class TestSignals:
         assert (folder.path / "weights.pt").stat().st_mtime_ns == before
 
     def test_sigterm_while_a_run_of_a_sweep_starts(self, tmp_path: Path, uncut: RunFolder) -> None:
-        """Lightning takes it for a fault of its own."""
+        """Lightning would treat it as an error."""
         folder = RunFolder(tmp_path / tiny().run_name())
         for wait in (0.0, 0.1):
             process = in_process(tiny(), tmp_path)
@@ -175,19 +175,19 @@ class TestSignals:
         assert_same_end(trained(tmp_path), uncut)
 
     def test_sigterm_before_a_run_starts_is_one_line(self, tmp_path: Path) -> None:
-        """While its libraries load or its data is read."""
+        """The signal arrives while libraries load or data is read."""
         arguments = [*TINY, "data.tokens=5000000", f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'out'}"]
         process = subprocess.Popen([sys.executable, "-m", "train", *arguments], stderr=subprocess.PIPE, text=True)
         while not (tmp_path / "cache").exists():
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
-        assert (process.returncode, errors) == (130, "stopped; the same command goes on from the last checkpoint\n")
+        assert (process.returncode, errors) == (130, "stopped; the same command resumes from the last checkpoint\n")
         assert not (tmp_path / "out").exists()
 
 
 class Evil:
-    """What a checkpoint by another hand could hold."""
+    """Runs code when unpickled, as a malicious checkpoint could."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return exec, ("raise SystemExit('code of a checkpoint ran')",)
@@ -249,7 +249,7 @@ class TestDamage:
 
 
 def limited(values: dict[str, Any], parent: Path, errors: Path, size: int | None, user: int | None) -> None:
-    """Trains as another user, with files of at most so many bytes."""
+    """Trains as another user with a limit on file sizes, and returns the exit code."""
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     if size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
@@ -273,7 +273,7 @@ class TestDisk:
     # config.yaml 3 kB, metrics.jsonl 37 kB, weights.pt 40 kB, last.ckpt 100 kB.
     @pytest.mark.parametrize("size", [1_000, 20_000, 38_000, 60_000])
     def test_full(self, tmp_path: Path, uncut: RunFolder, size: int) -> None:
-        """A limit on the size of files, which write as little of one as a full disk does."""
+        """A file size limit truncates files as a full disk does."""
         config = tiny("checkpoint_seconds=0")
         folder = RunFolder(tmp_path / "out" / config.run_name())
         assert in_limits(config, tmp_path / "out", tmp_path / "errors", size=size) == (2 if size == 1_000 else 1)
@@ -289,7 +289,7 @@ class TestDisk:
         assert not list(folder.path.glob("*.tmp"))
 
     def test_a_device_without_space(self, open_folder: Path, uncut: RunFolder) -> None:
-        """ENOSPC itself, on a file system of 64 kB; status.json can't be written then either."""
+        """A real ENOSPC on a 64 kB file system, where status.json can't be written either."""
         mounted = open_folder / "small"
         mounted.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mounted)]
@@ -356,7 +356,7 @@ class TestSweep:
         assert [p.name for p in sweep.folder.iterdir()] == [".lock"]
 
     def test_out_of_memory_is_one_run_s_failure(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """Matrices of 640 GB: the allocator refuses. The other runs train, the exit code is 1."""
+        """One run needs 640 GB and fails to allocate it. The other runs train, and the exit code is 1."""
         sweep = plan([*TINY, "model.depth=1", "model.width=16,400000", "seed=0", f"out={tmp_path}"])
         assert run_sweep(sweep) == 1
         small, large = sweep.runs()
@@ -365,7 +365,7 @@ class TestSweep:
         assert f"{large.path.name}: RuntimeError" in capsys.readouterr().out
 
     def test_a_run_that_outlived_its_sweep_is_left_alone(self, tmp_path: Path) -> None:
-        """Of a sweep that was killed itself: the next one says who trains it and calls nothing failed."""
+        """A killed sweep leaves a run training. The next sweep names its process and does not mark it as failed."""
         sweep = plan([*TINY, "seed=0,1", "steps=3000", f"out={tmp_path}"])
         first = sweep.configs[0]
         process = in_process(first, sweep.folder)
@@ -390,7 +390,7 @@ def with_environment(environment: dict[str, str], values: dict[str, Any], parent
 
 
 def test_no_key_and_nothing_of_the_machine_gets_into_a_run_folder(tmp_path: Path) -> None:
-    """But host and process in status.json, which say where a run is, and paths that were given."""
+    """Exceptions are host and process in status.json, and paths given by the user."""
     environment = {
         "WANDB_API_KEY": "0123456789abcdef" * 2 + "secretly",
         "HF_TOKEN": "hf_of_a_person",

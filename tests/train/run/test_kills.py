@@ -1,4 +1,4 @@
-"""kill -9 at random moments of a command that prepares data, trains and reports: nothing corrupt, nothing lost."""
+"""SIGKILL at random moments while data is prepared, trained on and reported: no file is corrupt, no result lost."""
 
 import json
 import multiprocessing
@@ -23,7 +23,7 @@ from train.run.trainer import train
 from train.runfolder.files import read_rows
 from train.runfolder.folder import RunFolder
 
-# Large enough for each part to take a while: 5 chunks of tokens, 40 checkpoints of half a megabyte.
+# Large enough for each phase to take a while: 5 chunks of tokens, 40 checkpoints of half a megabyte.
 LONG = [
     "data.tokens=4000000", "model.width=64", "steps=80", "watch_every=2", "checkpoint_seconds=0", "eval_every=20",
 ]  # fmt: skip
@@ -44,7 +44,7 @@ def started(config: Config, parent: Path) -> Any:
     return process
 
 
-# By name: what has to be there before the random wait begins, and the longest wait in seconds.
+# By phase: the file after which the random wait begins, and the longest wait in seconds.
 Moment = tuple[Callable[[Path, RunFolder], bool], float]
 MOMENTS: dict[str, Moment] = {
     "data": (lambda cache, run: any(cache.glob("*/progress.json")), 0.3),
@@ -60,7 +60,7 @@ KILLS += ["end"] * 2 + ["report"] * 3
 
 
 def assert_nothing_is_corrupt(cache: Path, run: RunFolder) -> None:
-    """Each file is whole or not there, whatever is half-written has another name."""
+    """Asserts that every file is complete; partial ones must have temporary names."""
     for path in (*run.path.glob("*.json"), *cache.glob("*/*.json")):
         assert isinstance(json.loads(path.read_text()), dict), path
     for path in cache.glob("*/manifest.json"):
@@ -78,7 +78,7 @@ def assert_nothing_is_corrupt(cache: Path, run: RunFolder) -> None:
 
 
 def texts(folder: Path) -> dict[str, bytes]:
-    """The files of a report, without what a page says of time and place."""
+    """Returns the files of a report without the times and paths on its pages."""
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".html"}
 
 

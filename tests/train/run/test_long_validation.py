@@ -1,4 +1,4 @@
-"""Validation beyond the training length: its numbers, and that nothing else changes."""
+"""Validation beyond the training length: its numbers, and that it changes nothing else."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def longer(tmp_path_factory):
 
 
 def losses(folder: RunFolder, multiple: int, *overrides: str) -> torch.Tensor:
-    """Cross-entropy of each token of the validation text in sequences of `multiple` contexts, [sequences, T]."""
+    """Returns the cross-entropy of each validation token in sequences of `multiple` contexts, [sequences, T]."""
     config = tiny(*overrides)
     model = GPT(config, vocab_size=64, context=16)
     model.load_state_dict(torch.load(folder.path / "weights.pt", weights_only=True))
@@ -63,7 +63,7 @@ def test_once_the_context_is_the_validation_loss(longer):
 
 
 def test_without_positions_and_attention_that_sees_them_entropy_is_that_of_equal_weights(tmp_path):
-    """With queries of zero all visible keys weigh the same: mean_i log i over the rows, 1 ... 16 m."""
+    """With zero queries all visible keys get the same weight: the entropy is the mean of log i, i = 1 ... 16 m."""
     folder = trained(tmp_path, LENGTHS, "qk_norm=fixed", "qk_norm.kappa=1e-12", "position=none")
     for multiple in (1, 2, 4):
         keys = torch.arange(1, 16 * multiple + 1)
@@ -117,7 +117,7 @@ def test_a_length_beyond_the_text_is_refused_and_nothing_written(tmp_path):
 
 
 def test_lengths_that_do_not_divide_the_batch_use_whole_sequences(tmp_path):
-    """256 tokens are five sequences of 48 tokens, two a batch: two batches, four sequences."""
+    """256 tokens give five sequences of 48; with two per batch, that is two batches of four sequences in total."""
     folder = trained(tmp_path, "eval_lengths=[3]")
     config = tiny()
     model = GPT(config, vocab_size=64, context=16)

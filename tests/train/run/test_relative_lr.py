@@ -1,4 +1,4 @@
-"""The LR times the RMS of the weights, against its equation, in float64."""
+"""Relative learning rates, compared with their equation in float64."""
 
 from typing import Any
 
@@ -79,7 +79,7 @@ def test_nothing_moves_at_lr_zero_but_by_independent_decay() -> None:
 
 
 def test_a_run_divides_its_updates_by_the_tensor_s_own_lr(tmp_path) -> None:
-    """Adam's first step is its LR in every coordinate: update / LR is one whatever the RMS of the weights."""
+    """Adam's first step equals the LR in every coordinate, so update / LR is one for any RMS of the weights."""
     given = ["parametrization=parameter_rms", "optimizer.decay=none", "steps=2", "watch_every=1", "optimizer.lr=0.1"]
     row = trained(tmp_path, *given).metrics()[1]
     for name in ("head", "block0/mlp.up", "block1/attention.key", "final_norm"):

@@ -1,4 +1,4 @@
-"""Runs with a reparametrization, or an init that is measured on tokens: resumed, shared among processes, compiled."""
+"""Runs with a reparametrization or a data-dependent init: resumed, on two processes, compiled."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ class Cut(Exception):  # noqa: N818 - not an error
 
 @pytest.mark.parametrize("override", KEPT)
 def test_a_resumed_run_ends_as_an_uncut_one(override: str, tmp_path: Path) -> None:
-    """LAWN is cut in its warm-up (the constrained phase begins at step 4) and well after; TVR acts at 7, 14, ..."""
+    """Interrupts LAWN in its warm-up (the constrained phase begins at step 4) and well after; TVR acts at 7, 14, ..."""
     given = [override, *LONG, *(["reparametrization.every=7"] if "tvr" in override else [])]
     uncut, config = trained(tmp_path / "uncut", *given), tiny(*given)
 
@@ -47,7 +47,7 @@ def test_a_resumed_run_ends_as_an_uncut_one(override: str, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("override", ["reparametrization=sigma", "init=lsuv"])
 def test_two_processes_are_one_big_batch(override: str, tmp_path: Path) -> None:
-    """DDP over gloo: every rank takes the same power iterations and measures the same batch."""
+    """With DDP over gloo, every rank does the same power iterations and calibrates on the same batch."""
     one = trained(tmp_path / "one", override, "eval_every=3")
     command = [sys.executable, "-m", "train", *TINY, override, "eval_every=3", f"out={tmp_path / 'two'}"]
     command += ["devices=2", "strategy=ddp", "accelerator=cpu"]

@@ -1,4 +1,4 @@
-"""A run that was cut off and started again ends bit-identically to one that wasn't."""
+"""An interrupted and resumed run ends bit-identically to an uninterrupted one."""
 
 import os
 import signal
@@ -96,7 +96,7 @@ def test_finished_run_is_not_trained_again(tmp_path):
 
 
 class StopAt(pl.Callback):
-    """Sends the run the signal that it would get from a scheduler, after `step` steps."""
+    """Sends the run a scheduler's signal after `step` steps."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -117,7 +117,7 @@ OPTIMIZERS = {name: [] for name in OPTIMIZER.choices} | {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_as_if_it_had_not_stopped(tmp_path, name):
-    """Weights and rows to the bit, with validations and QK-clip on the way; cut three times."""
+    """Weights and rows are bit-identical after three interruptions, with validations and QK-clip in between."""
     overrides = [f"optimizer={name}", *OPTIMIZERS[name], "qk_norm=none", "optimizer.qk_clip=0.3", "accumulate=2"]
     overrides += ["steps=24", "watch_every=5", "eval_every=7"]
     uncut, config = trained(tmp_path / "uncut", *overrides), tiny(*overrides)

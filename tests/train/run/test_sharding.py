@@ -1,4 +1,4 @@
-"""strategy=fsdp ends as one device and as replicated devices do, and goes on from a checkpoint to the bit."""
+"""strategy=fsdp gives the numbers of one device and of DDP, and resumes from a checkpoint bit-identically."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ from train.runfolder.folder import RunFolder
 
 FSDP = ["accelerator=cpu", "devices=2", "strategy=fsdp"]
 DDP = ["accelerator=cpu", "devices=2", "strategy=ddp"]
-# Rows that two devices can't share evenly, micro-batches, and validation batches of which one device has more.
+# Rows that two devices can't split evenly, micro-batches, and an odd number of validation batches.
 UNEVEN = ["data.vocab_size=63", "accumulate=2", "eval_batches=3", "eval_every=5"]
 
 
@@ -35,13 +35,13 @@ def end_of(parent: Path, *overrides: str) -> RunFolder:
 
 
 def assert_alike(ours: RunFolder, theirs: RunFolder, rel: float = 1e-3) -> None:
-    """Every metric of every step, and the weights, but for rounding."""
+    """Asserts that all metrics of all steps and the weights agree up to rounding."""
     rows, expected = ours.metrics(), theirs.metrics()
     assert len(rows) == len(expected)
     for row, other in zip(rows, expected, strict=True):
         assert row.keys() == other.keys()
         for name, value in row.items():
-            if "cosine_of_max_pair" not in name:  # each device its own pair
+            if "cosine_of_max_pair" not in name:  # each device takes the pair of its own batch
                 assert value == pytest.approx(other[name], rel=rel, abs=1e-5), (row["step"], name, ours.path)
     weights, others = (torch.load(f.path / "weights.pt", weights_only=True) for f in (ours, theirs))
     assert list(weights) == list(others)
@@ -50,7 +50,7 @@ def assert_alike(ours: RunFolder, theirs: RunFolder, rel: float = 1e-3) -> None:
 
 
 def test_two_processes_are_one_big_batch(tmp_path):
-    """Through the command line as a user starts it: metrics of whole tensors, clipping, decay, schedule, weights.pt."""
+    """Trains through the command line and compares metrics of full tensors, clipping, decay and weights.pt."""
     command = [sys.executable, "-m", "train", *TINY, *UNEVEN, *FSDP, f"out={tmp_path / 'two'}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -68,7 +68,7 @@ def test_two_processes_are_one_big_batch(tmp_path):
 
 @pytest.mark.slow
 def test_cut_runs_end_as_uncut_ones(tmp_path):
-    """Stopped twice by SIGTERM, with validations on the way."""
+    """Stops the run twice by SIGTERM, with validations in between."""
     long = [*UNEVEN, *FSDP, "steps=24"]
     sharding = [name for name, choice in axes(Config)["optimizer"].choices.items() if choice.shards]
     ways = {name: [*long, f"optimizer={name}"] for name in sharding}
@@ -82,7 +82,7 @@ def test_cut_runs_end_as_uncut_ones(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
-    """One device's checkpoint on two and theirs on one, with moments in several groups."""
+    """Resumes a checkpoint of one device on two and the reverse, with moments in several parameter groups."""
     one = [*UNEVEN, "steps=24", "parametrization=mup_full", "optimizer.lr=1e-3"]
     uncut = trained(tmp_path / "uncut", *one)
     cut(tmp_path / "one_then_two", one, 11)
@@ -105,7 +105,7 @@ def test_two_nodes_are_two_devices(tmp_path):
 
 @pytest.mark.slow
 def test_each_device_holds_its_part_alone(tmp_path):
-    """Half of the parameters, of their gradients and of Adam's two moments; a row more of what has 63."""
+    """Each device holds half of the parameters, gradients and Adam's moments; of 63 rows, one device holds one more."""
     config, found = tiny(*UNEVEN), in_pair(holdings, tmp_path, [*UNEVEN, *FSDP])
     count = sum(p.numel() for p in ProxyModule(config).tensors)
     odd = 2 * config.model.width  # embedding and head
@@ -124,7 +124,7 @@ def test_a_run_that_diverges_ends_as_replicated(tmp_path):
 
 @pytest.mark.slow
 def test_a_running_average_is_that_of_all_devices(tmp_path):
-    """Affine-scaled attention's, which moves by the mean of a batch: as with the whole batch on one device."""
+    """Affine-scaled attention updates a buffer by the batch mean, which must be that of all devices."""
     affine = [*SMALL, "attention=affine_scaled", "attention.rho=0.5", "optimizer.lr=0.1"]
     one = trained(tmp_path / "one", *affine)
     in_pair(train_each, [(tmp_path / how[2], [*affine, *how], []) for how in (DDP, FSDP)])
@@ -132,7 +132,7 @@ def test_a_running_average_is_that_of_all_devices(tmp_path):
         assert_alike(end_of(tmp_path / how[2], *affine, *how), one)
 
 
-# The least in which each axis acts; a third block sees what the second has handed on.
+# The smallest model in which each axis has an effect; a third block sees what the second hands on.
 SMALL = ["context=8", "batch_size=4", "steps=4", "watch_every=2", "eval_batches=1", "model.depth=3"]
 OPTIONS = [
     ["layer_scale=1"],
@@ -158,7 +158,7 @@ CHOICES = {axis: [list(complete(f"{axis}={name}")) for name in TRAINING[axis].ch
 @pytest.mark.slow
 @pytest.mark.parametrize("group", CHOICES)
 def test_every_choice_is_refused_or_ends_as_replicated(tmp_path, group):
-    """With replicated devices a batch is cut in the same parts: what a loss takes from its part is the same too."""
+    """Compares with DDP, which splits the batch the same way, so that losses that depend on their part of it agree."""
     runs = [(tmp_path / str(i), [*SMALL, *choice]) for i, choice in enumerate(CHOICES[group])]
     runs = [run for run in runs if accepts(run[1])]
     in_pair(train_each, [(path / how[2], [*run, *how], []) for path, run in runs for how in (DDP, FSDP)])
@@ -211,7 +211,7 @@ def test_blocks_get_the_carry_itself():
 
 
 def test_a_new_choice_is_refused_before_it_says_that_it_shards():
-    """Of the axes whose choices touch weights or gradients outside of the forward and backward pass."""
+    """Covers the axes whose choices access weights or gradients outside of the forward and backward pass."""
     assert not any(base.shards for base in (OptimizerConfig, ReparametrizationConfig, QKSourceConfig))
     sharding = {axis: {n for n, c in axes(Config)[axis].choices.items() if c.shards} for axis in OF_WEIGHTS}
     assert sharding == OF_WEIGHTS

@@ -1,4 +1,4 @@
-"""One run, in-process: its files, its probes against their definitions, and the knobs that shape its steps."""
+"""One run: its files, its probes compared with their definitions, and the fields that shape its steps."""
 
 import math
 
@@ -77,7 +77,7 @@ def test_probes_only_on_watch_steps_and_the_loss_on_all(run):
 
 
 def test_first_watch_step_against_definitions(run):
-    """Every per-tensor metric of step 0, from one backward pass and one AdamW step written out."""
+    """Compares every per-tensor metric of step 0 with one backward pass and one AdamW step written out here."""
     config = tiny()
     module, row = ProxyModule(config), run.metrics()[1]
     loss, stats = module.loss_of(first_batch(config), True)
@@ -148,7 +148,7 @@ def test_seed_decides_weights_and_order(run, tmp_path):
 
 
 def test_clip_bounds_the_step(tmp_path):
-    """With SGD-like sensitivity out of reach, AdamW shows clipping through eps: a clipped gradient far below it."""
+    """AdamW is invariant to the gradient's scale except through eps, so clips to far below eps."""
     free = trained(tmp_path, "optimizer.eps=1.0", "optimizer.clip=null", "steps=2")
     tight = trained(tmp_path, "optimizer.eps=1.0", "optimizer.clip=1e-3", "steps=2")
     name = "update/head/rms"
@@ -163,7 +163,7 @@ def test_a_schedule_that_ends_at_zero_moves_nothing(tmp_path):
 
 
 def test_nan_ends_the_run_as_diverged(tmp_path):
-    """An LR that overflows fp32: the run ends at the next watch step, is a result, and keeps its rows."""
+    """With an LR that overflows fp32, the run ends at the next watch step as diverged and keeps its rows."""
     overflow = ["optimizer.lr=1e38", "qk_norm=none", "optimizer.decay=none", "steps=40"]
     run = trained(tmp_path, *overflow)
     summary = run.summary()
@@ -231,7 +231,7 @@ def test_compiled_run_agrees(run, tmp_path):
 
 
 def test_two_processes_are_one_big_batch(run, tmp_path):
-    """DDP over gloo on this machine, through the command line as a user starts it."""
+    """Trains with DDP over gloo through the command line."""
     import subprocess
     import sys
 
