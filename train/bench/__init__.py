@@ -1,1 +1,1 @@
-"""What the bench costs, as ratios measured side by side in one run."""
+"""Measures the cost of training and of each choice, as ratios of times taken in turn in one process."""

@@ -1,7 +1,7 @@
-"""`python -m train.bench`: what the bench costs, as ratios measured side by side in one run; table and bench.json.
+"""`python -m train.bench`: measures what the training loop, the probes and bf16 cost, as ratios of times taken in turn.
 
-With --axes: the step of every choice of the axes, over the default's. With --attention: the attention layer of every
-mixing rule, over softmax's, at three lengths.
+--axes compares the training step of each choice with the default's. --attention compares the attention layer of each
+mixing rule with softmax's, at three lengths. The figures are printed and written to a JSON file.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from train.runfolder.files import read_json
 
 
 def bench(models: list[str], steps: int, count: int) -> dict[str, Any]:
+    """Measures the loop, the probes, bf16 and the start of the command for each model."""
     results = _heading(steps, count)
     for model in models:
         table_console(markup=False, stderr=True).print(f"measuring {model} ...")
@@ -33,6 +34,7 @@ def bench(models: list[str], steps: int, count: int) -> dict[str, Any]:
 
 
 def bench_axes(models: list[str], steps: int, count: int, only: list[str]) -> dict[str, Any]:
+    """Measures the training step of every choice of the axes `only` (all if empty) for each model."""
     results, console = _heading(steps, count), table_console(markup=False, stderr=True)
     for model in models:
 
@@ -46,6 +48,7 @@ def bench_axes(models: list[str], steps: int, count: int, only: list[str]) -> di
 
 
 def bench_attention(models: list[str], steps: int, count: int, only: list[str]) -> dict[str, Any]:
+    """Measures the attention layer with the mixing rules `only` (all if empty) for each model."""
     results, console = _heading(steps, count), table_console(markup=False, stderr=True)
     for model in models:
 
@@ -58,7 +61,7 @@ def bench_attention(models: list[str], steps: int, count: int, only: list[str]) 
 
 
 def with_earlier(results: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
-    """Returns the results with the rows and models of `earlier` that were not measured now."""
+    """Returns the results merged with the rows and models of `earlier` that were not measured again."""
     merged = earlier | results
     for model, found in results.items():
         for part, keys in (("axes", ("axis", "value")), ("rules", ("rule",))):
@@ -76,7 +79,7 @@ def _heading(steps: int, count: int) -> dict[str, Any]:
 def show(results: dict[str, Any], models: list[str]) -> None:
     from rich.table import Table
 
-    table = Table(title="one thread, fp32, eager unless said otherwise", title_justify="left")
+    table = Table(title="one thread, fp32, eager unless stated otherwise", title_justify="left")
     table.add_column("")
     for model in models:
         table.add_column(model, justify="right")
@@ -91,7 +94,7 @@ def show(results: dict[str, Any], models: list[str]) -> None:
 def show_axes(results: dict[str, Any], models: list[str]) -> None:
     from rich.table import Table
 
-    table = Table(title="step / step of the default config: one thread, fp32, eager", title_justify="left")
+    table = Table(title="step time relative to the default config: one thread, fp32, eager", title_justify="left")
     table.add_column("axis")
     table.add_column("value")
     for model in models:
@@ -112,7 +115,7 @@ def show_attention(results: dict[str, Any], models: list[str]) -> None:
 
     for model in models:
         taken = ", ".join(f"{1e3 * s:.0f}" for s in results[model]["step_seconds"])
-        title = f"{model}: attention layer, forward and backward, over softmax's ({taken} ms); {TOKENS:,} tokens each"
+        title = f"{model}: attention layer, forward and backward, relative to softmax ({taken} ms), {TOKENS:,} tokens"
         table = Table(title=title, title_justify="left")
         table.add_column("rule")
         for what in ("time", "memory"):
@@ -134,15 +137,15 @@ def show_attention(results: dict[str, Any], models: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.bench", description=__doc__)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--axes", nargs="*", metavar="AXIS", help="the step of every choice of these axes, or of all")
-    what.add_argument("--attention", nargs="*", metavar="RULE", help="the layer with each of these rules, or of all")
-    parser.add_argument("--models", nargs="+", help="choices of model=: mini-0.1M and mini-0.6M, or one of these")
-    parser.add_argument("--steps", type=int, help="steps of each measurement: 40, with --axes 10")
-    parser.add_argument("--rounds", type=int, help="measurements of each figure: 5, with --axes and --attention 3")
+    what.add_argument("--axes", nargs="*", metavar="AXIS", help="measure each choice of these axes (default: all)")
+    what.add_argument("--attention", nargs="*", metavar="RULE", help="measure these mixing rules (default: all)")
+    parser.add_argument("--models", nargs="+", help="choices of model= (default: mini-0.1M, mini-0.6M or both)")
+    parser.add_argument("--steps", type=int, help="steps per measurement (default: 40, with --axes 10)")
+    parser.add_argument("--rounds", type=int, help="measurements per figure (default: 5, with --axes or --attention 3)")
     parser.add_argument(
         "--out", type=Path,
-        help="where figures go: bench.json, bench_axes.json or bench_attention.json; choices and rules that are in the "
-        "file and were not measured now keep theirs",
+        help="JSON file (default: bench.json, bench_axes.json or bench_attention.json); figures in it that are not "
+        "measured again are kept",
     )  # fmt: skip
     arguments = parser.parse_args()
 

@@ -1,9 +1,9 @@
-"""What each mixing rule costs: forward and backward of the attention layer and its memory, over softmax's, against T.
+"""Measures the time and memory of each mixing rule's attention layer, relative to softmax, at several lengths T.
 
-A rule and softmax take turns, step by step, over batches of the same number of tokens at every length, on one thread of
-the CPU in fp32; a ratio is the median over rounds of CPU time added up. Projections, qk-norm and positions are in it.
-Memory is the largest sum of what torch has allocated at a time in one step, above what the layer and its input hold;
-scratch memory inside of libraries isn't seen.
+A rule and softmax alternate step by step, forward and backward, on one CPU thread in fp32. Batches have the same number
+of tokens at every length. A time ratio is the median over rounds of the summed CPU time. It includes projections,
+qk-norm and positions. Memory is the peak that torch allocates during a step, in addition to the layer and its input.
+Scratch memory inside libraries is not counted.
 """
 
 from __future__ import annotations
@@ -30,26 +30,28 @@ from train.config.schema import Config
 
 LENGTHS = (64, 256, 1024)
 TOKENS = 1024
-"""Of a batch: 16 sequences of 64, one of 1,024."""
+"""Tokens per batch: 16 sequences of 64, or one of 1,024."""
 DEFAULT = "softmax"
 
 
 @dataclass(frozen=True)
 class RuleCost:
+    """Holds the cost of a mixing rule relative to softmax."""
+
     rule: str
     companions: list[str]
     times: list[float]
-    """Time of a step over softmax's, at each of LENGTHS."""
+    """Time of a step relative to softmax, at each of LENGTHS."""
     memories: list[float]
-    """Peak memory of a step over softmax's, at each of LENGTHS."""
+    """Peak memory of a step relative to softmax, at each of LENGTHS."""
     growth: float
-    """x where the time of a batch of as many tokens grows as T^x, from the last length but one to the last."""
+    """Exponent x of time ~ T^x between the last two lengths, at a constant number of tokens per batch."""
     refused: str = ""
-    """The error of a rule that goes neither with the default config nor has companions; it has no figures."""
+    """The error, if the rule can't be combined with the default config. There are no figures then."""
 
 
 class Layer:
-    """The attention layer of a model's first block, with an input and a gradient of its output."""
+    """Holds the attention layer of a model's first block, an input, and a gradient of its output."""
 
     def __init__(self, config: Config, length: int) -> None:
         config = replace(config, context=length, batch_size=TOKENS // length)
@@ -68,16 +70,16 @@ class Layer:
         self.layer(self.x_BTD, Carry()).backward(self.gradient_BTD)
 
     def seconds(self) -> float:
-        """CPU time of a step."""
+        """Returns the CPU time of a step."""
         start = time.process_time()
         self.step()
         return time.process_time() - start
 
     def peak(self) -> int:
-        """Bytes that torch has allocated in a step when it has most, its results included."""
+        """Returns the peak number of bytes that torch allocates during a step, including its results."""
         self.x_BTD.grad = None
         self.layer.zero_grad()
-        # Else the profiler writes a line to stderr whenever it starts and stops.
+        # Keeps the profiler from writing to stderr whenever it starts and stops.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             self.layer(self.x_BTD, Carry()).backward(self.gradient_BTD)
@@ -90,7 +92,7 @@ class Layer:
 
 
 def rules(only: Sequence[str] = ()) -> list[str]:
-    """Those named in `only`, or all of the registry; softmax first."""
+    """Returns the rules in `only`, or all registered ones, softmax first. Raises ConfigError for an unknown rule."""
     for rule in only:
         if rule not in ATTENTION.choices:
             raise ConfigError(f"attention={rule} does not exist: {near(rule, list(ATTENTION.choices))}")
@@ -104,9 +106,10 @@ def measure_attention(
     only: Sequence[str] = (),
     report: Callable[[RuleCost], None] = lambda cost: None,
 ) -> tuple[list[float], list[RuleCost]]:
-    """CPU seconds of softmax's step at each length, and the cost of every rule; `steps` are those at the first length.
+    """Returns the CPU seconds of softmax's step at each length, and the cost of each rule.
 
-    At T times the length there are T times fewer, but at least two.
+    `steps` is the number of steps per round at the first length. Longer batches get proportionally fewer, at least two.
+    `report` is called with each cost as soon as it is measured.
     """
     counts = [max(2, steps * LENGTHS[0] // length) for length in LENGTHS]
     default = compose(overrides)
@@ -144,6 +147,6 @@ def measure_attention(
 
 
 def growth(taken: Sequence[float]) -> float:
-    """The slope of log(time) over log(T) between the last two lengths: 0 where a token costs the same at any T."""
+    """Returns the slope of log(time) over log(T) between the last two lengths; 0 means a constant cost per token."""
     [(t0, y0), (t1, y1)] = list(zip(LENGTHS, taken, strict=True))[-2:]
     return math.log(y1 / y0) / math.log(t1 / t0)

@@ -1,9 +1,8 @@
-"""What each choice of the training axes costs: its training step as a ratio to the default config's.
+"""Measures the training step of each choice of the axes, relative to the default config.
 
-The default and a choice take turns, step by step, and a ratio is the median over rounds of so many steps each. A step
-is all of it: batch, forward, loss, backward, clipping and update, through the module's own methods, on one thread of
-the CPU. Its CPU time is taken, which others on the machine hardly lengthen, and added up over a round, so that what an
-optimizer does every few steps counts.
+The default and a choice alternate step by step on one CPU thread. A step includes batch, forward, loss, backward,
+clipping and update, through the module's own methods. Its CPU time is summed over a round, so that work an optimizer
+does every few steps counts, and a ratio is the median over rounds. CPU time depends little on other load.
 """
 
 from __future__ import annotations
@@ -24,34 +23,36 @@ from train.config.schema import Config
 from train.run.module import ProxyModule
 
 LIMIT = 1.5
-"""Ratio above which a choice is marked."""
+"""Ratio above which a choice is marked as expensive."""
 
 OUTSIDE = ("data", "launcher", "logger")
-"""Axes that are no part of a step."""
+"""Axes that don't affect a training step."""
 
 OPTIONS = {"layer_scale": ["1e-4"], "embedding_norm": ["true"], "value_residual": ["identity", "learnable"]}
-"""Fields that are measured like axes."""
+"""Single fields that are measured like axes, with their values."""
 
 COMPANIONS = {"placement=ngpt": ["norm=none", "qk_norm=none"], "optimizer=schedule_free": ["schedule=constant"]}
-"""What a choice is measured with where it doesn't go with the default config: what its error asks for."""
+"""Overrides that a choice needs because it can't be combined with the default config."""
 
 SETTLE = 2
-"""Steps before each measurement that are not timed."""
+"""Untimed steps before each measurement."""
 
 
 @dataclass(frozen=True)
 class Cost:
+    """Holds the cost of a choice relative to the default config."""
+
     axis: str
     value: str
     companions: list[str]
     ratio: float | None = None
-    """Step time over that of the default config; None where the choice is refused."""
+    """Step time relative to the default config. None if the choice is refused."""
     refused: str = ""
-    """The error of a choice that goes neither with the default config nor has companions here."""
+    """The error, if the choice can't be combined with the default config and has no COMPANIONS."""
 
 
 class BareModule(ProxyModule):
-    """A proxy that counts its steps without a trainer; none is a watch step."""
+    """Counts its own steps, without a trainer and without watch steps."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -66,7 +67,7 @@ class BareModule(ProxyModule):
 
 
 class Steps:
-    """Training steps by hand: what Lightning calls on the module in each, in its order, so that runs take turns."""
+    """Runs training steps one at a time, with the same calls to the module and in the same order as Lightning."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.module = config, BareModule(config)
@@ -90,7 +91,7 @@ class Steps:
         module.done += 1
 
     def seconds(self) -> float:
-        """CPU time of a step."""
+        """Returns the CPU time of a step."""
         start = time.process_time()
         self.step()
         taken = time.process_time() - start
@@ -99,7 +100,7 @@ class Steps:
 
 
 def values(only: Sequence[str] = ()) -> dict[str, list[str]]:
-    """The axes to measure and their choices, from the registries; those named in `only`, or all."""
+    """Returns the axes in `only`, or all, with their registered choices. Raises ConfigError for an unknown axis."""
     known = {a: list(axis.choices) for a, axis in axes(Config).items() if a not in OUTSIDE} | OPTIONS
     for axis in only:
         if axis not in known:
@@ -114,7 +115,10 @@ def measure_axes(
     only: Sequence[str] = (),
     report: Callable[[Cost], None] = lambda cost: None,
 ) -> tuple[float, list[Cost]]:
-    """CPU seconds of the default's step, and the cost of every choice, over a config that `overrides` change."""
+    """Returns the CPU seconds of the default's step and the cost of each choice, starting from `overrides`.
+
+    `report` is called with each cost as soon as it is measured.
+    """
     config = compose(overrides)
     torch.set_num_threads(config.threads)
     default = Steps(config)

@@ -1,7 +1,7 @@
-"""What the loop, the probes and bf16 cost.
+"""Measures what the training loop, the probes and bf16 cost.
 
-Every figure is the median over rounds of the ratio of two medians of step times taken in turn, so that a machine whose
-speed drifts gives the same ratios.
+Each figure is the median over rounds of a ratio of median step times. The two sides of a ratio are measured in turn, so
+that drifts of the machine's speed cancel.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from train.run.trainer import train
 
 NEVER = 10**9
 SETTLE = 4
-"""Steps left out at the start of each measurement."""
+"""Steps ignored at the start of each measurement."""
 
 
 class StepTimes(pl.Callback):
-    """Wall time of each optimizer step of a real run, in seconds."""
+    """Records the wall time of each optimizer step of a run."""
 
     def __init__(self) -> None:
         self.marks: list[float] = []
@@ -42,25 +42,26 @@ class StepTimes(pl.Callback):
         self.marks.append(time.perf_counter())
 
     def of(self, watched: bool, every: int) -> float:
-        """Median time of the steps on which probes were taken, or of the others."""
-        # The last step is always a watch step, and those before SETTLE are cold: both stay out.
+        """Returns the median time in seconds of watch steps, or of the other steps."""
+        # The last step is always a watch step, so it belongs to neither group.
         steps = range(SETTLE, len(self.marks) - 1)
         taken = [self.marks[s] - self.marks[s - 1] for s in steps if (s % every == 0) == watched]
         return statistics.median(taken)
 
 
 def watch_cost(config: Config) -> float:
-    """A step with probes / a step without, both of the same run, so that the machine's drift cancels."""
+    """Returns the time of a watch step over that of another step, both from the same run."""
     times = real_steps(config)
     return times.of(True, config.watch_every) / times.of(False, config.watch_every)
 
 
 def overrides(model: str, *more: str) -> list[str]:
+    """Returns the overrides of a benchmark run: synthetic data and no logger."""
     return [f"model={model}", "data=synthetic", "data.vocab_size=2048", "logger=none", "progress=false", *more]
 
 
 def real_steps(config: Config) -> StepTimes:
-    """Step times of the real training command, Lightning loop, run folder and all."""
+    """Returns the step times of a complete run, including the Lightning loop and the run folder."""
     with tempfile.TemporaryDirectory() as folder:
         times = StepTimes()
         train(config, parent=Path(folder), callbacks=[times])
@@ -68,7 +69,7 @@ def real_steps(config: Config) -> StepTimes:
 
 
 def bare_step(config: Config) -> float:
-    """Seconds a step of a plain PyTorch loop over the same model, written as nanoGPT and its kin write it."""
+    """Returns the seconds per step of a plain PyTorch loop over the same model, in the style of nanoGPT."""
     torch.set_num_threads(config.threads)
     model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
     initialize(model, config, config.seed)
@@ -92,7 +93,7 @@ def bare_step(config: Config) -> float:
 
 
 def gemm_floor(config: Config) -> float:
-    """Seconds a step of the linear layers' products alone, forward and both backward ones, in fp32."""
+    """Returns the seconds per step of the matrix products of all linear layers, forward and backward, in fp32."""
     torch.set_num_threads(config.threads)
     model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
     tokens = config.batch_size * config.context
@@ -114,7 +115,7 @@ def gemm_floor(config: Config) -> float:
 
 
 def first_step_seconds(model: str) -> float:
-    """From the start of the command to the first step's row, with the data prepared."""
+    """Returns the seconds from the start of the command to the row of step 0, with prepared data."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "train", *overrides(model, "steps=2", f"out={folder}"), "logger=wandb"]
         start = time.perf_counter()
@@ -130,7 +131,7 @@ def first_step_seconds(model: str) -> float:
 
 
 def rounds(variants: dict[str, Callable[[], float]], count: int) -> dict[str, list[float]]:
-    """The variants in turn, `count` times: what each gives."""
+    """Calls the variants in turn, `count` times, and returns the results of each."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(count):
         for name, variant in variants.items():
@@ -139,10 +140,13 @@ def rounds(variants: dict[str, Callable[[], float]], count: int) -> dict[str, li
 
 
 def ratio(times: dict[str, list[float]], over: str, under: str) -> float:
+    """Returns the median over rounds of the ratio of two variants."""
     return statistics.median(a / b for a, b in zip(times[over], times[under], strict=True))
 
 
 def measure(model: str, steps: int, count: int) -> dict[str, Any]:
+    """Returns all figures of a model but the start time, by the names that TARGETS uses."""
+
     def config(*more: str) -> Config:
         return compose(overrides(model, f"steps={steps}", "eval_batches=1", *more))
 
@@ -163,7 +167,6 @@ def measure(model: str, steps: int, count: int) -> dict[str, Any]:
         "lightning / GEMM floor": ratio(times, "lightning", "gemm"),
         "bf16 / fp32": ratio(times, "bf16", "lightning"),
         "watch every step / never": watched,
-        # One step in ten, or in a hundred, costs so much more.
         "watch every 10 steps / never": 1 + (watched - 1) / 10,
         "watch every 100 steps / never": 1 + (watched - 1) / 100,
         "times": times,
@@ -177,4 +180,4 @@ TARGETS = {
     "bf16 / fp32": 0.75,
     "start to first step, s": 6.0,
 }
-"""Upper bounds that we hold ourselves to, for mini-0.6M on one CPU core (bf16: one with AVX512-BF16)."""
+"""Upper bounds to keep for mini-0.6M on one CPU core (with AVX512-BF16 for bf16)."""

@@ -1,1 +1,1 @@
-"""W&B workspace and report of a sweep, as code."""
+"""Builds the W&B workspace and report of a sweep in code."""

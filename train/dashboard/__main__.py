@@ -1,7 +1,8 @@
-"""`python -m train.dashboard SWEEP`: the sweep's W&B workspace and report; with --json their text, without network.
+"""`python -m train.dashboard SWEEP`: creates or updates the W&B workspace and report of a sweep.
 
-LR sensitivity, the verdict and the table go to W&B as one more run of the sweep's group. The same command after more
-runs brings all of it up to date. A run folder in place of SWEEP gives the same views of one run.
+LR sensitivity, the verdict and the table are logged as an additional run of the sweep's group. Run the same command
+again to update everything after more runs. Given a run folder, it shows the same views of one run. With --json it
+writes both views to a file and needs no network.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PROJECT = "stabilab"
 
 
 def configured(sweep: SweepResults, field: str) -> str | None:
-    """The W&B project or entity of the sweep's runs; ConfigError where they have several."""
+    """Returns the W&B project or entity of the sweep's runs. Raises ConfigError if they have several."""
     column = f"logger.{field}"
     found = sorted({v for v in sweep.runs[column] if isinstance(v, str)}) if column in sweep.runs else []
     if len(found) > 1:
@@ -33,7 +34,7 @@ def configured(sweep: SweepResults, field: str) -> str | None:
 
 
 def save(views: dict[str, Any], folder: Path, where: str) -> None:
-    """Creates workspace and report in W&B, or brings those up to date that FOLDER/dashboard.json knows."""
+    """Creates workspace and report in W&B, or updates those recorded in FOLDER/dashboard.json."""
     path = folder / "dashboard.json"
     known = read_json(path)
     ours = known.get(where, {})
@@ -53,8 +54,12 @@ def _ids(workspace: Any, report: Any) -> dict[str, Any]:
 
 
 def dashboard(folder: Path, project: str | None, entity: str | None, file: Path | None) -> None:
+    """Builds the views of a sweep or run and sends them to W&B, or writes them to `file` if it is given.
+
+    Raises ConfigError if there is nothing to show yet or W&B can't be reached.
+    """
     if file is None:
-        require_server("send a dashboard", "or add --json FILE for files alone")
+        require_server("send a dashboard", "or add --json FILE to write a file instead")
     single = is_run(folder)
     sweep = load_run(folder) if single else load_sweep(folder)
     project = project or configured(sweep, "project") or PROJECT
@@ -67,7 +72,7 @@ def dashboard(folder: Path, project: str | None, entity: str | None, file: Path 
 
     names = logged(sweep)
     if not names:
-        raise ConfigError(f"no run of {folder} has metrics yet: wait for the first watch step")
+        raise ConfigError(f"no run of {folder} has metrics yet: try again after the first watch step")
     held = sweep_run(sweep, single)
     builder = Sections(held, names, {c for c in sweep.runs if sweep.runs[c].notna().any()})
     sections = builder.build()
@@ -84,8 +89,8 @@ def dashboard(folder: Path, project: str | None, entity: str | None, file: Path 
         print(f"workspace and report  {file}")
         if not single:
             log(held, sweep.path, project=project, entity=entity, offline=True)
-            print(f"run of the sweep      {sweep.path / 'wandb'}, to be sent with `wandb sync`")
-    _say(sweep, held, sections, builder.left_out)
+            print(f"run of the sweep      {sweep.path / 'wandb'}, send it with `wandb sync`")
+    _summarize(sweep, held, sections, builder.left_out)
 
 
 def _send(held: Any, sections: Any, sweep: SweepResults, project: str, entity: str | None) -> dict[str, Any]:
@@ -103,7 +108,7 @@ def _send(held: Any, sections: Any, sweep: SweepResults, project: str, entity: s
     return {name: make(held, sections, entity=entity, project=project) for name, make in views.items()}
 
 
-def _say(sweep: SweepResults, held: Any, sections: Any, left_out: list[str]) -> None:
+def _summarize(sweep: SweepResults, held: Any, sections: Any, left_out: list[str]) -> None:
     panels = sum(map(len, sections.values()))
     verdict = f"; {held.verdict.finding}: {held.verdict.state}" if held.verdict else ""
     over = f"run {held.name}" if held.single else f"{len(held.runs)} runs of group {held.name}"
@@ -111,20 +116,20 @@ def _say(sweep: SweepResults, held: Any, sections: Any, left_out: list[str]) -> 
     if held.trouble:
         print(f"no verdict: {held.trouble}")
     if left_out:
-        print(f"left out, as no run logs them: {'; '.join(left_out)}")
+        print(f"left out, because no run logs them: {'; '.join(left_out)}")
     if (sweep.runs.get("logger.name") == "none").all():
-        print("these runs were made with logger=none: W&B has none of them")
+        print("these runs used logger=none, so W&B has none of them")
     elif waiting := [file for run in sweep.runs["run"] for file in unsent(sweep.path / run)]:
         folder = sweep.path / held.name if held.single else sweep.path
-        print(f"{len(waiting)} W&B files are not sent yet: python -m train.sync {folder}")
+        print(f"{len(waiting)} W&B files have not been sent: run python -m train.sync {folder}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.dashboard", description=__doc__)
     parser.add_argument("folder", type=Path, help="sweep folder or run folder")
-    parser.add_argument("--project", help="W&B project; that of the runs by default")
-    parser.add_argument("--entity", help="W&B team or user; that of the runs or the key's owner by default")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write workspace and report to FILE, send nothing")
+    parser.add_argument("--project", help="W&B project (default: that of the runs)")
+    parser.add_argument("--entity", help="W&B team or user (default: that of the runs, else the owner of the key)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write both views to FILE and send nothing")
     chosen = parser.parse_args()
     exit_with(lambda: _run(chosen))
 

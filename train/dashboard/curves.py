@@ -1,7 +1,7 @@
-"""What a sweep says and none of its runs: LR sensitivity, loss against LR, the verdict. In W&B it is a run of its own.
+"""Logs the results that belong to a sweep and not to a run: LR sensitivity, loss against LR and the verdict.
 
-That run has the sweep's group and the job type `sweep`. Its curves are history over `sweep/N` and `sweep/lr`, so that
-W&B's own line plots show them; its tables are `lr_sensitivity_table` and `runs_table`.
+They become an additional W&B run with the sweep's group and the job type `sweep`. Its curves are history over `sweep/N`
+and `sweep/lr`, so that W&B's line plots can show them. Its tables are `lr_sensitivity_table` and `runs_table`.
 """
 
 from __future__ import annotations
@@ -31,24 +31,16 @@ if TYPE_CHECKING:
 JOB_TYPE = "sweep"
 OVER_N, OVER_LR = "sweep/N", "sweep/lr"
 EPS_LINE = "sweep/gradient_equals_eps"
-"""1 at the first and the last step: where the RMS of a gradient is the optimizer's epsilon."""
+"""A metric with value 1 at the first and last step: the line at which a gradient's RMS equals epsilon."""
 RUNS = (
-    "run",
-    "state",
-    "arm",
-    "N",
-    "optimizer.lr",
-    "seed",
-    "validation/loss",
-    "validation/loss_init",
-    "logit_max",
+    "run", "state", "arm", "N", "optimizer.lr", "seed", "validation/loss", "validation/loss_init", "logit_max",
     "entropy_final",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of the sweep's run: a metric, its arm and, where it belongs to one, its size."""
+    """Holds a curve of the sweep's run: its metric name, its arm and, if it belongs to one, its size."""
 
     name: str
     arm: str
@@ -58,28 +50,28 @@ class Curve:
 
 @dataclass(frozen=True)
 class SweepRun:
-    """What the sweep's run holds."""
+    """Holds the contents of the sweep's run."""
 
     name: str
     runs: pd.DataFrame
-    """The sweep's runs with `arm`."""
+    """The runs of the sweep, with a column `arm`."""
     settings: Mapping[str, Mapping[str, Any]]
-    """Of each arm, the config that tells it from others."""
+    """The config values that distinguish each arm."""
     sensitivity: Sequence[Curve]
     losses: Sequence[Curve]
     steps: int
     text: str
-    """Markdown: verdict, checks, table of LR sensitivity."""
+    """Verdict, checks and table of LR sensitivity in Markdown."""
     verdict: Verdict | None
     trouble: str | None
     """Why there is no verdict."""
     single: bool = False
-    """Whether this is one run alone: it has no sweep to speak of, and W&B no run for one."""
+    """Whether this is a single run. Then nothing is logged to W&B for a sweep."""
     tables: Mapping[str, tuple[list[Any], list[list[Any]]]] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
-        """A hash of what it holds: the same results are the same run, other results another one."""
+        """Returns a hash of the contents, so that new results become a new run and unchanged ones don't."""
         held = [self.name, self.text, self.rows(), self.tables]
         return f"sweep-{hashlib.sha256(json.dumps(held, default=str).encode()).hexdigest()[:8]}"
 
@@ -88,7 +80,7 @@ class SweepRun:
         return list(self.settings)
 
     def rows(self) -> list[dict[str, float]]:
-        """Its history: a row for each N, for each LR, and the two ends of the line at epsilon."""
+        """Returns the history: a row for each N, a row for each LR, and the two ends of the line at epsilon."""
         found = []
         for x, curves in ((OVER_N, self.sensitivity), (OVER_LR, self.losses)):
             for place in sorted({p for curve in curves for p in curve.points}):
@@ -97,6 +89,7 @@ class SweepRun:
 
 
 def sweep_run(sweep: SweepResults, single: bool = False) -> SweepRun:
+    """Collects the contents of the sweep's run from its results."""
     runs = with_arms(sweep.runs)
     runs["arm"] = runs["arm"].replace("", "all runs")
     columns = varying(sweep.runs)
@@ -131,18 +124,18 @@ def _judge(sweep: SweepResults) -> tuple[Verdict | None, str | None]:
 
 
 def slug(text: str) -> str:
-    """The text as part of a metric's name: letters, digits, underscores and dots."""
+    """Replaces all but letters, digits, underscores and dots, so that the text fits into a metric's name."""
     return re.sub(r"[^\w.]+", "_", text)
 
 
 def _size_names(sizes: Sequence[float]) -> dict[float, str]:
-    """Short names; whole numbers where short ones would be the same."""
+    """Returns short names of sizes, or the whole number where short names would clash."""
     short = [size_label(n) for n in sizes]
     return {n: name if short.count(name) == 1 else str(int(n)) for n, name in zip(sizes, short, strict=True)}
 
 
 def log(held: SweepRun, folder: Path, *, project: str, entity: str | None, offline: bool) -> None:
-    """Sends the sweep's run to W&B, or leaves it in FOLDER/wandb for `wandb sync`; one that is there already stays."""
+    """Sends the sweep's run to W&B, unless W&B already has it, or writes it to FOLDER/wandb if `offline`."""
     import wandb
 
     settings = wandb.Settings(init_timeout=CONNECT_SECONDS, x_disable_stats=True, console="off", silent=True)

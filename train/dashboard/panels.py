@@ -1,4 +1,4 @@
-"""The panels of a sweep's dashboard, by section. A panel whose metrics no run logs is left out and said so."""
+"""Builds the panels of a dashboard by section. Panels whose metrics no run logs are left out and reported."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from train.results.sweep import SweepResults
 
 MARKS = dict(zip(LINES, ("solid", "dashed", "dotted", "dotdash"), strict=True))
 Panels = list[Any]
+MAX_RUNS = 100
+"""Maximum number of runs in a line plot."""
 
 
 def logged(sweep: SweepResults) -> set[str]:
-    """The names that W&B's history of these runs has, whatever their logger's detail.
+    """Returns the metric names in the W&B history of these runs, whatever their logger.detail.
 
-    From each run's first two rows: all probes fall on step 0.
+    Two rows per run suffice: the validation at step -1 and step 0, which records all probes.
     """
     names: set[str] = set()
     for run in sweep.runs["run"]:
@@ -37,7 +39,7 @@ def logged(sweep: SweepResults) -> set[str]:
 
 
 def shades(sizes: Sequence[int]) -> dict[int, str]:
-    """The figures' colour of each size, as hex."""
+    """Returns the colour that figures use for each size, in hex."""
     from matplotlib.colors import to_hex
 
     return {n: to_hex(colour) for n, colour in colours(sizes).items()}
@@ -45,7 +47,7 @@ def shades(sizes: Sequence[int]) -> dict[int, str]:
 
 @dataclass
 class Sections:
-    """Builds the panels; `names` are the history's names of the sweep's runs, `summary` those of their summaries."""
+    """Builds the panels from the metric names in the runs' history (`names`) and in their summaries (`summary`)."""
 
     held: SweepRun
     names: set[str]
@@ -53,6 +55,7 @@ class Sections:
     left_out: list[str] = field(default_factory=list)
 
     def build(self) -> dict[str, Panels]:
+        """Returns the panels of each section that has any."""
         sections = {
             "LR sensitivity": [] if self.held.single else self._sweep(),
             "Attention": [
@@ -104,15 +107,16 @@ class Sections:
         ]
 
     def line(self, title: str, *metrics: str, **options: Any) -> Panels:
-        """A line plot over the optimizer step; none where no run logs the first metric."""
+        """Returns a line plot over optimizer steps, or nothing if no run logs the first metric."""
         if metrics[0] not in self.names:
             self.left_out.append(title)
             return []
         y: list[Any] = [m for m in metrics if m != EPS_LINE or not self.held.single]
-        return [wr.LinePlot(title=title, x=STEP, y=y, title_x="step", **self._shown(), **options)]
+        shown = min(MAX_RUNS, len(self.held.runs) + 1)
+        return [wr.LinePlot(title=title, x=STEP, y=y, title_x="step", max_runs_to_show=shown, **options)]
 
     def over_lr(self, title: str, metric: str, **options: Any) -> Panels:
-        """A point for each run, from its summary."""
+        """Returns a scatter plot of a summary metric against LR, with a point per run."""
         if metric not in self.summary:
             self.left_out.append(title)
             return []
@@ -120,7 +124,7 @@ class Sections:
         return [wr.ScatterPlot(title=title, x=lr, y=value, log_x=True, **options)]
 
     def curves(self, title: str, curves: Sequence[Curve], x: str, **options: Any) -> Panels:
-        """Lines of the sweep's run: an arm's line style, a size's colour."""
+        """Returns a plot of the sweep run's curves, with line styles by arm and colours by size."""
         if not any(len(curve.points) > 1 for curve in curves):
             self.left_out.append(title)
             return []
@@ -136,12 +140,8 @@ class Sections:
         return sorted({int(n) for n in self.held.runs["size"]})
 
     def _tensors(self, family: str, what: str, title: str, *more: str) -> Panels:
-        """A panel for each tensor of SHOWN that a family of metrics has; those in blocks are summed up over blocks."""
+        """Returns a panel per tensor of SHOWN that is logged. Tensors inside blocks are aggregated over blocks."""
         names = {f"{t}{of}": f"{family}/{blocks}{t}/{what}" for t in SHOWN
                  for blocks, of in (("", ""), ("blocks/", " of all blocks"))}  # fmt: skip
         found = {tensor: name for tensor, name in names.items() if name in self.names}
         return [p for tensor, name in found.items() for p in self.line(f"{title}, {tensor}", name, *more, log_y=True)]
-
-    def _shown(self) -> dict[str, Any]:
-        """As many lines as there are runs, up to what a plot bears."""
-        return {"max_runs_to_show": min(100, len(self.held.runs) + 1)}

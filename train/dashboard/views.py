@@ -1,7 +1,7 @@
-"""The workspace and the report of a sweep in wandb-workspaces' terms: runs by arm, sizes by colour.
+"""Builds the workspace and the report of a sweep with wandb-workspaces: runs grouped by arm, coloured by size.
 
-Runs are those that the sweep lists, by W&B's id, since it may share them with another sweep and so with another group;
-and the sweep's own run as it is now. Filters are written with `in`, as W&B's own pages write them.
+Runs are selected by their W&B ids and not by group, because another sweep may share them. The sweep's own run is added.
+Filters use `in`, like those that W&B's pages write.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from wandb_workspaces import expr
 
 from train.cli.format import size_label
 from train.dashboard.curves import SweepRun
-from train.dashboard.panels import Panels, shades
+from train.dashboard.panels import MAX_RUNS, Panels, shades
 from train.loggers.mirror import STEP
 from train.results.sweep import SHAPE
 from train.results.verdict import jsonable
@@ -31,7 +31,7 @@ LR = "optimizer.lr"
 
 
 def workspace(held: SweepRun, sections: Mapping[str, Panels], *, entity: str, project: str) -> ws.Workspace:
-    """Runs grouped by arm, size and LR, so that a line is a mean over seeds; groups and runs in their size's colour."""
+    """Returns a workspace that groups runs by arm, size and LR, so that each line is a mean over seeds."""
     group: list[Any] = [*(expr.Config(c) for c in [*_arm_columns(held), *_size_columns(held), LR])]
     opened = ("LR sensitivity", "Attention")
     return ws.Workspace(
@@ -39,7 +39,7 @@ def workspace(held: SweepRun, sections: Mapping[str, Panels], *, entity: str, pr
         project=project,
         name=view_name(held.name),
         sections=[ws.Section(name=n, panels=p, is_open=n in opened) for n, p in sections.items()],
-        settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=min(100, len(held.runs) + 1)),
+        settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=min(MAX_RUNS, len(held.runs) + 1)),
         runset_settings=ws.RunsetSettings(
             filters=expr.And(
                 expr.Metric("ID").isin([*map(run_id, held.runs["run"]), *([] if held.single else [held.id])]),
@@ -59,7 +59,7 @@ def view_name(text: str) -> str:
 
 
 def report(held: SweepRun, sections: Mapping[str, Panels], *, entity: str, project: str) -> wr.Report:
-    """Claim, source, verdict, table as text; then each section's panels, over a run set an arm and the sweep's run."""
+    """Returns a report: claim, source, verdict and table as text, then the panels of each section."""
     finding = held.verdict
     blocks: list[Any] = []
     if finding:
@@ -69,7 +69,7 @@ def report(held: SweepRun, sections: Mapping[str, Panels], *, entity: str, proje
     if held.trouble:
         blocks += [wr.P(f"No verdict: {held.trouble}")]
     sizes = ", ".join(f"N = {size_label(n)} {colour}" for n, colour in shades(_sizes(held)).items())
-    blocks += [wr.P(f"A run set for each arm; a colour for each size: {sizes}. The x axis is the optimizer step.")]
+    blocks += [wr.P(f"Each arm is a run set and each size has a colour: {sizes}. The x axis is the optimizer step.")]
     for name, panels in sections.items():
         shown = [panel for panel in panels if not isinstance(panel, wr.MarkdownPanel)]
         blocks += [wr.H1(name), wr.PanelGrid(runsets=runsets(held), panels=shown)]
@@ -84,7 +84,7 @@ def report(held: SweepRun, sections: Mapping[str, Panels], *, entity: str, proje
 
 
 def runsets(held: SweepRun) -> list[wr.Runset]:
-    """One for each arm and one with the run of a sweep. Without entity and project they are those of the report."""
+    """Returns a run set per arm and one with the sweep's run. Without entity or project they use the report's."""
     colour = run_colours(held)
     found = []
     for arm in held.settings:
@@ -97,13 +97,13 @@ def runsets(held: SweepRun) -> list[wr.Runset]:
 
 
 def _stored(column: str) -> expr.Config:
-    """A config column as W&B's own filters write it, optimizer.value.lr; wandb-workspaces puts in `value` elsewhere."""
+    """Returns a config column as W&B stores it, optimizer.value.lr. wandb-workspaces adds `value` in other places."""
     first, dot, rest = column.partition(".")
     return expr.Config(f"{first}.value{dot}{rest}")
 
 
 def run_id(folder: str) -> str:
-    """W&B's id of a run, the hash at the end of its folder's name."""
+    """Returns a run's W&B id, the hash at the end of its folder's name."""
     return folder.rpartition("-")[2]
 
 
@@ -113,7 +113,7 @@ def run_colours(held: SweepRun) -> dict[str, str]:
 
 
 def _group_colours(held: SweepRun) -> dict[object, object]:
-    """Of the groups for a size and, below it, for an LR; W&B knows a group by the text of its values."""
+    """Returns the colours of the groups of each size and, nested, each LR. W&B knows a group by its values' text."""
     colour, found = shades(_sizes(held)), dict[object, object]()
     columns = [*_arm_columns(held), *_size_columns(held)]
     for *values, lr, size in held.runs[[*columns, LR, "size"]].itertuples(index=False):
@@ -124,14 +124,14 @@ def _group_colours(held: SweepRun) -> dict[object, object]:
 
 
 def as_text(value: Any) -> str:
-    """As JavaScript writes it: 0.00001, 1e-8, 16 for 16.0, true."""
+    """Formats a value like JavaScript: 0.00001, 1e-8, 16 for 16.0, true."""
     if isinstance(value, float) and value == value:
         return np.format_float_positional(value, trim="-") if abs(value) >= 1e-6 else repr(value).replace("e-0", "e-")
     return value if isinstance(value, str) else json.dumps(jsonable(value))
 
 
 def _size_columns(held: SweepRun) -> list[str]:
-    """The config that tells sizes apart: the model's name, or what differs of its shape where names don't."""
+    """Returns the config columns that distinguish sizes: the model's name or, if ambiguous, its varying dimensions."""
     named = held.runs.groupby("model.name")["size"].nunique().max() == 1
     return ["model.name"] if named else [c for c in SHAPE if held.runs[c].nunique() > 1]
 
@@ -145,6 +145,6 @@ def _sizes(held: SweepRun) -> list[int]:
 
 
 def serialized(view: ws.Workspace | wr.Report) -> dict[str, Any]:
-    """What W&B is sent; wandb-workspaces has no public way to it, hence its pinned version."""
+    """Returns the JSON sent to W&B. It relies on a private method, so the version of wandb-workspaces is pinned."""
     spec: dict[str, Any] = json.loads(view._to_model().model_dump_json(by_alias=True, exclude_none=True))
     return spec

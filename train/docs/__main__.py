@@ -1,7 +1,7 @@
-"""`python -m train.docs`: writes every generated file and every generated part of a page, and says what changed.
+"""`python -m train.docs`: writes all generated files and generated parts of pages, and lists what changed.
 
-Each module of this package with `files() -> dict[Path, str]` returns the full text of the files that it generates, by
-their paths from the root of the repository. Everything they return follows from the code and from data files in git.
+A generator is a module of this package with `files() -> dict[Path, str]`. It returns the full text of each file that it
+generates, by path from the root of the repository. The text depends only on code and on data files in git.
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ def generators() -> list[ModuleType]:
 
 
 def differing(module: ModuleType) -> dict[Path, str]:
-    """Returns the files of one generator whose text on disk is not what it returns."""
+    """Returns the files of a generator whose text on disk differs from the generated text."""
     files: dict[Path, str] = module.files()
     return {path: text for path, text in files.items()
             if not (ROOT / path).is_file() or (ROOT / path).read_text() != text}  # fmt: skip
 
 
 def write() -> list[Path]:
-    """Writes what differs. A page may have parts of several generators, so each reads what those before it wrote."""
+    """Writes the files that differ and returns their paths.
+
+    Generators run one after the other, because a page can have parts of several.
+    """
     changed = []
     for module in generators():
         for path, text in differing(module).items():
@@ -45,13 +48,13 @@ def write() -> list[Path]:
 
 
 def docs(check: bool, results: Path | None) -> int:
-    """Returns the exit code: 1 when something differs that was only to be checked."""
+    """Writes or checks all generated files. Returns the exit code, 1 if a check found differences."""
     if results is not None:
         for path in collect(results):
             print(f"from {results}: {path.relative_to(ROOT)}")
     changed = [path for module in generators() for path in differing(module)] if check else write()
     for path in changed:
-        print(f"differs, python -m train.docs writes it: {path}" if check else f"wrote {path}")
+        print(f"out of date, run python -m train.docs: {path}" if check else f"wrote {path}")
     if not changed:
         print("all generated files are up to date")
     return int(check and bool(changed))
@@ -59,10 +62,10 @@ def docs(check: bool, results: Path | None) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.docs", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when something differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something is out of date")
     parser.add_argument(
         "--results", type=Path, metavar="RUNS",
-        help="first renew verdicts, leaderboard and the pictures in git from the sweeps in this folder",
+        help="first update verdicts, leaderboard and pictures in git from the sweeps in this folder",
     )  # fmt: skip
     given = parser.parse_args()
     exit_with(lambda: sys.exit(docs(given.check, given.results)))

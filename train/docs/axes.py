@@ -1,4 +1,4 @@
-"""models/README.md: the table of all axes and choices, from the docstrings of the choices."""
+"""Generates the table of all axes and choices in models/README.md from the docstrings of the choices."""
 
 from __future__ import annotations
 

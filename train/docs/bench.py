@@ -1,4 +1,4 @@
-"""train/bench/README.md: what the loop, the choices of the axes and the mixing rules cost, from the JSON beside it."""
+"""Generates the tables of train/bench/README.md from the JSON files next to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from train.docs.markers import ROOT, page
 
 BENCH = ROOT / "train/bench"
 MODEL = "mini-0.6M"
-"""The size at which choices and rules are compared."""
+"""The model size at which choices and rules are compared."""
 
 COSTS = {
     "lightning / bare loop": "step of the Lightning loop / step of a bare PyTorch loop over the same model",
@@ -26,7 +26,7 @@ COSTS = {
     "start to first step, s": "seconds from the start of the command to the first step, W&B offline, data prepared",
     "tokens_per_second": "tokens per second",
 }
-"""What the keys of costs.json mean."""
+"""Descriptions of the keys of costs.json."""
 
 
 def files() -> dict[Path, str]:
@@ -40,7 +40,7 @@ def files() -> dict[Path, str]:
 
 
 def costs_table(costs: Mapping[str, Any]) -> str:
-    """Returns a row for each figure, a column for each model size."""
+    """Returns a table with a row for each figure and a column for each model size."""
     models = [name for name in costs if name.startswith("mini-")]
     lines = [f"| | {' | '.join(models)} | target at {MODEL} |", f"|---|{'---|' * (len(models) + 1)}"]
     for name, words in COSTS.items():
@@ -51,7 +51,7 @@ def costs_table(costs: Mapping[str, Any]) -> str:
 
 
 def axes_table(costs: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a row for each axis with all its choices; ratios above LIMIT are bold."""
+    """Returns a table with a row for each axis. Ratios above LIMIT are bold."""
     lines = ["| axis | step / step of the default |", "|---|---|"]
     for axis, names in values().items():
         found = [c for c in costs if c["axis"] == axis and c["value"] in names and c["ratio"] is not None]
@@ -62,7 +62,7 @@ def axes_table(costs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def attention_table(costs: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a row for each rule of the registry that was measured; times above LIMIT are bold."""
+    """Returns a table with a row for each measured rule. Time ratios above LIMIT are bold."""
     lengths = [f"{length:,}" for length in LENGTHS]
     heads = [f"time at T {lengths[0]}", *lengths[1:], f"memory at T {lengths[0]}", *lengths[1:], "growth"]
     lines = [f"| rule | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]

@@ -1,4 +1,4 @@
-"""Copies what the pages show of finished sweeps into the repository: verdicts, the leaderboard and a few pictures."""
+"""Copies results of finished sweeps into the repository: verdicts, the leaderboard and a few pictures."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from train.runfolder.files import read_json, write_atomically
 
 
 def collect(out: Path) -> list[Path]:
-    """Renews the data files and the pictures in git from the sweeps in `out`, and returns what it wrote.
+    """Updates the data files and pictures in git from the sweeps in `out`, and returns the files written.
 
-    Findings without a sweep there keep their verdicts, pictures that are not in git stay out of it.
+    Findings without a sweep in `out` keep their verdicts. Only pictures that are already in git are updated. Raises
+    ConfigError if `out` is not a folder.
     """
     if not out.is_dir():
-        raise ConfigError(f"--results {out} is not a folder: give the one that holds the sweeps")
+        raise ConfigError(f"--results {out} is not a folder: pass the folder that holds the sweeps")
     found = {name: entry(out / name) for name in all_findings() if (out / name / "sweep.json").exists()}
     known = verdicts() | found
     text = json.dumps({name: known[name] for name in all_findings() if name in known}, indent=1, ensure_ascii=False)
@@ -39,7 +40,7 @@ def collect(out: Path) -> list[Path]:
 
 
 def entry(folder: Path) -> dict[str, Any]:
-    """Returns what verdicts.json holds of a finding's sweep."""
+    """Returns the entry of verdicts.json for a finding's sweep."""
     found, verdict = state(folder), read_json(folder / "report" / "verdict.json")
     checks = [{key: check[key] for key in ("claim", "passed", "text")} for check in verdict.get("checks", [])]
     figures = verdict.get("figures") or [""]
@@ -59,7 +60,7 @@ def _sizes(folder: Path) -> str:
 
 
 def _copied(source: Path, destination: Path) -> list[Path]:
-    """Copies over a file that is in the repository already; a missing source leaves it as it is."""
+    """Overwrites `destination` if both files exist. Returns the files written."""
     if not source.exists() or not destination.exists():
         return []
     shutil.copyfile(source, destination)

@@ -1,4 +1,4 @@
-"""Writes the YAML file of every choice in conf/<axis>/ from the defaults of its dataclass."""
+"""Generates conf/<axis>/<choice>.yaml for every choice from the defaults of its dataclass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from train.config.choices import CONF, shared_fields
 from train.config.schema import Config
 
 REQUIRED = "???"
-"""How OmegaConf writes a field that has to be given."""
+"""OmegaConf's marker for a mandatory value."""
 
 
 def files() -> dict[Path, str]:
@@ -26,7 +26,7 @@ def files() -> dict[Path, str]:
 
 
 def text(choice: type, without: dict[str, Any]) -> str:
-    """Returns a line for each field of the choice; conf/config.yaml has those that all choices of its axis share."""
+    """Returns the YAML of a choice, without the fields that its axis shares, which are in conf/config.yaml."""
     lines = [f"# Written by python -m train.docs from the defaults of {choice.__module__}.{choice.__name__}."]
     fields = [field for field in dataclasses.fields(choice) if field.name not in without]
     return "\n".join([*lines, *(f"{field.name}: {_yaml(_default(field))}" for field in fields)]) + "\n"

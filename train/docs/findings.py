@@ -1,7 +1,7 @@
-"""The verdicts: counts in README.md, a table in train/findings/README.md, every check in train/findings/RESULTS.md.
+"""Generates the verdicts: counts in README.md, a table in train/findings/README.md, all checks in RESULTS.md.
 
-All of it follows from train/findings/verdicts.json, which `python -m train.docs --results RUNS` renews, and from the
-claims in train/findings/claims.
+They come from train/findings/verdicts.json, which `python -m train.docs --results RUNS` updates, and from the claims in
+train/findings/claims.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from train.results.verdict import VerdictWord
 
 VERDICTS = ROOT / "train/findings/verdicts.json"
 RESULTS = ROOT / "train/findings/results"
-"""The pictures that git keeps; a finding without one here has it in the report of its sweep alone."""
+"""The pictures kept in git. Those of other findings are only in the report of their sweep."""
 
 HEAD = ["finding", "claim", "source", "verdict", "judged", "at N", "effect", "2 cores"]
 GROUPS = {
@@ -64,7 +64,7 @@ def scoreboard(found: dict[str, dict[str, Any]]) -> str:
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    """Returns a row for each finding; its effect is that of the first check that fails, else of the first."""
+    """Returns a row for each finding. Its effect is the text of the first failed check, else of the first check."""
     rows = [_row(finding, found.get(finding.name, NOT_RUN)) for finding in all_findings().values()]
     return "\n".join(f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * len(HEAD), *rows)) + "\n"
 
@@ -84,7 +84,7 @@ def _cell(text: str) -> str:
 
 
 def results(found: dict[str, dict[str, Any]]) -> str:
-    """Returns every verdict in full: its checks with their figures, notes, and the picture if git keeps it."""
+    """Returns every verdict in full, with the figures of its checks, notes, and its picture if git has one."""
     head = (
         "# Results of the findings\n\n"
         "Written by `python -m train.docs` from [verdicts.json](verdicts.json). A check is *open* where the runs\n"

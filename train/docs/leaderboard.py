@@ -1,4 +1,4 @@
-"""train/leaderboard/README.md: a table for each model size, from leaderboard.csv."""
+"""Generates the tables of train/leaderboard/README.md from leaderboard.csv."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def files() -> dict[Path, str]:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Returns a table for each size, the largest first, the best choice first."""
+    """Returns a table for each size, with the largest size and the best choice first."""
     parts = []
     for n, of in table.groupby("size", sort=False):
         lines = [f"N = {size_label(n)}:", "", f"| {' | '.join(COLUMNS.values())} |"]

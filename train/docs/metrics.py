@@ -1,4 +1,4 @@
-"""train/run/README.md: the table of all metrics, from their registry."""
+"""Generates the table of all metrics in train/run/README.md from their registry."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from train.runfolder.metrics import METRICS, Metric
 COLUMNS = ("metric", "unit", "definition", "over", "sent to W&B and TensorBoard", "recorded with")
 
 TAIL = f"""
-W&B and TensorBoard get every name of the last column but one, at most 100 whatever the depth, and speed with the rows
-of watch steps. A histogram `attention/blocks/...` holds all blocks and heads, `gradient/tensors/rms` all tensors.
-`adam` and `update` are also sent for {", ".join(f"`{tensor}`" for tensor in SHOWN)}, those in blocks as
-`update/blocks/mlp.up/rms` and so on. With `logger.detail=all` every recorded name is sent besides.
+W&B and TensorBoard receive the names in the column "sent", at most 100 at any depth. Speed is sent with watch steps.
+The histograms `attention/blocks/...` cover all blocks and heads, and `gradient/tensors/rms` covers all tensors. `adam` and
+`update` are also sent separately for {", ".join(f"`{tensor}`" for tensor in SHOWN)}; tensors in blocks are aggregated
+over blocks, as in `update/blocks/mlp.up/rms`. `logger.detail=all` sends every recorded name as well.
 
-`summary.json` has `validation/loss`, the loss that the run is judged by: the final one, or that at initialisation for a
-run that diverged; `validation/loss_init` and `validation/loss_final`; `train/loss`, the mean of the last 1 % of steps
-(at least one); `N`, `parameters`, `tokens`; the speed over the whole run; `final`, the last finite row of a watch step;
-and `derived`, the values in force of config fields that are null or a share (`optimizer.weight_decay`,
-`schedule.warmup_steps`, ...), which W&B's config has too.
+`summary.json` contains:
+
+- `validation/loss`, by which runs are compared: the final loss or, for a diverged run, the loss at initialisation
+- `validation/loss_init` and `validation/loss_final`
+- `train/loss`, the mean over the last 1 % of steps (at least one)
+- `N`, `parameters`, `tokens` and the speed over the whole run
+- `final`, the last finite row of a watch step
+- `derived`, the values in force of config fields that are null or a share (`optimizer.weight_decay`,
+  `schedule.warmup_steps`, ...). W&B's config has them too.
 """
 
 

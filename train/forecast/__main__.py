@@ -1,8 +1,9 @@
-"""`python -m train.forecast SWEEP --target MODEL`: the LRs at which a larger model will break, from smaller sizes.
+"""`python -m train.forecast SWEEP --target MODEL`: predicts the LRs at which a larger model will break.
 
-Figure 9 of Wortsman et al. 2023 (section 3.3) for any sweep: block 0's largest attention logit against N at each LR,
-and the gradient over AdamW's epsilon (Figure 11), fitted, extrapolated with an interval, and held against levels.
-`--backtest` forecasts the sweep's own larger sizes from its smaller ones instead, and says how often that was right.
+This applies Figures 9 and 11 of Wortsman et al. 2023 (section 3.3) to any sweep. At each LR it fits block 0's largest
+attention logit, and its gradient RMS over AdamW's epsilon, against N. It extrapolates both to the target, with an
+interval, and compares them with critical levels. `--backtest` instead forecasts the sweep's own larger sizes from its
+smaller ones and reports how often that was right.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from conf.axis import ConfigError
 from train.cli.format import size_label
 from train.cli.terminal import exit_with
-from train.forecast import tables as say
+from train.forecast import tables
 from train.forecast.backtest import scores, trials
 from train.forecast.figures import backtest_figure, forecast_figure
 from train.forecast.measurements import (
@@ -42,17 +43,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 AT = 0.1
-"""Share of the run at which logits are read. The paper's is 0.02, within warm-up; breaks were forecast best at
-0.05 and 0.1 (LOG.md)."""
+"""Share of the run at which logits are read. The paper reads them at 0.02, within warm-up. LOG.md has a comparison, in
+which 0.05 and 0.1 forecast breaks best."""
 FACTOR = 16.0
 LEVELS = (1e3, 1e4)
 LEAST_SIZES = 3
 SAME = 1.01
-"""Sizes closer than this factor are the same model."""
+"""Sizes that differ by less than this factor count as equal."""
 
 
 def load(arguments: argparse.Namespace) -> tuple[SweepResults, pd.DataFrame, list[Quantity], list[str]]:
-    """The sweep, its runs with readings, the quantities that it has, and notes."""
+    """Loads a sweep and reads the quantities to forecast from its runs.
+
+    Returns the sweep, its runs with a column per quantity, the quantities found, and notes for the user. Raises
+    ConfigError if no run recorded any of the quantities.
+    """
     sweep = load_sweep(arguments.folder)
     runs, notes = chosen_runs(sweep, arguments.where)
     wanted = [logits(arguments.at, arguments.threshold), gradient()]
@@ -61,19 +66,20 @@ def load(arguments: argparse.Namespace) -> tuple[SweepResults, pd.DataFrame, lis
     for quantity in wanted:
         have = len(readable(runs, quantity.name))
         if not have:
-            notes.append(f"no run has {quantity.column}: no forecast of it")
+            notes.append(f"no run recorded {quantity.column}, so it is not forecast")
             continue
         found.append(quantity)
         if have < len(runs):
-            notes.append(f"{len(runs) - have} of {len(runs)} runs have no {quantity.name} {quantity.when}: left out")
+            notes.append(f"left out {len(runs) - have} of {len(runs)} runs without {quantity.name} {quantity.when}")
     if not found:
         raise ConfigError(
-            f"{sweep.path}: no ended run has the metrics of a forecast, {' or '.join(q.column for q in wanted)}"
+            f"{sweep.path}: no ended run recorded {' or '.join(q.column for q in wanted)}, which a forecast needs"
         )
     return sweep, runs, found, notes
 
 
 def forecast(arguments: argparse.Namespace) -> None:
+    """Forecasts the target size, prints the result and writes it to the sweep's report folder."""
     sweep, runs, quantities, notes = load(arguments)
     target = target_size(sweep, runs, arguments.target)
     limit = target / arguments.factor * SAME
@@ -82,13 +88,13 @@ def forecast(arguments: argparse.Namespace) -> None:
     if len(sizes) < LEAST_SIZES:
         every = sorted(runs["size"].unique())
         raise ConfigError(
-            f"--target {arguments.target}: N = {size_label(target)} over --factor {arguments.factor:g} is "
-            f"{size_label(target / arguments.factor)}, and {len(sizes)} of this sweep's sizes "
-            f"({', '.join(map(size_label, every))}) are not larger; a forecast needs {LEAST_SIZES}: {_advice(every)}"
+            f"--target {arguments.target}: a forecast needs {LEAST_SIZES} sizes up to N / --factor = "
+            f"{size_label(target)} / {arguments.factor:g} = {size_label(target / arguments.factor)}; this sweep has "
+            f"{len(sizes)} (of {', '.join(map(size_label, every))}): {_advice(every)}"
         )
     level = breaking_level(small, "logits") if "logits" in {q.name for q in quantities} else None
     found = [_predict(quantity, runs, small, target, level) for quantity in quantities]
-    say.forecast(found, small, level, notes)
+    tables.print_forecast(found, small, level, notes)
     figure = forecast_figure(found, runs, level)
     values = {
         "target": arguments.target, "N": target, "factor": arguments.factor, "at": arguments.at, "sizes": sizes,
@@ -100,7 +106,7 @@ def forecast(arguments: argparse.Namespace) -> None:
 def _advice(sizes: Sequence[float]) -> str:
     if len(sizes) < LEAST_SIZES:
         return "train more sizes"
-    return f"choose a target of {size_label(FACTOR * sizes[LEAST_SIZES - 1])} at least, or a smaller --factor"
+    return f"choose a target of at least {size_label(FACTOR * sizes[LEAST_SIZES - 1])}, or a smaller --factor"
 
 
 def _predict(
@@ -128,21 +134,22 @@ def _values(prediction: Prediction) -> dict[str, Any]:
 
 
 def backtest(arguments: argparse.Namespace) -> None:
+    """Forecasts the sweep's larger sizes from its smaller ones, prints the scores and writes them."""
     sweep, runs, quantities, notes = load(arguments)
     sizes = sorted(runs["size"].unique())
     if len(sizes) < LEAST_SIZES + 1:
         raise ConfigError(
-            f"{sweep.path}: a backtest forecasts a size from {LEAST_SIZES} smaller ones, this sweep has "
+            f"{sweep.path}: a backtest needs {LEAST_SIZES + 1} sizes, this sweep has "
             f"{len(sizes)} ({', '.join(map(size_label, sizes))}): train more sizes"
         )
     found = {quantity.name: (quantity, trials(quantity, runs)) for quantity in quantities}
     found = {name: (quantity, done) for name, (quantity, done) in found.items() if done}
     if not found:
         raise ConfigError(
-            f"{sweep.path}: no learning rate has {LEAST_SIZES + 1} sizes: train more sizes at the same LRs"
+            f"{sweep.path}: no learning rate has {LEAST_SIZES + 1} sizes: train more sizes at the same learning rates"
         )
     results = {name: (quantity, scores(quantity, done)) for name, (quantity, done) in found.items()}
-    say.backtest(results, notes)
+    tables.print_backtest(results, notes)
     values = {
         "at": arguments.at, "sizes": sizes, "notes": notes,
         "scores": {name: [asdict(s) for s in done] for name, (_, done) in results.items()},
@@ -152,6 +159,7 @@ def backtest(arguments: argparse.Namespace) -> None:
 
 
 def write(folder: Path, name: str, figure: Any, values: dict[str, Any]) -> None:
+    """Writes NAME.json, NAME.png and NAME.pdf to FOLDER/report and prints their paths."""
     report = folder / "report"
     report.mkdir(exist_ok=True)
     write_atomically(report / f"{name}.json", json.dumps(jsonable(values), indent=1))
@@ -182,31 +190,25 @@ def above_one(text: str) -> float:
 
 def parser() -> argparse.ArgumentParser:
     own = argparse.ArgumentParser(prog="python -m train.forecast", description=__doc__)
-    own.add_argument("folder", type=Path, help="sweep folder with three sizes or more")
+    own.add_argument("folder", type=Path, help="sweep folder with at least three sizes")
     what = own.add_mutually_exclusive_group(required=True)
-    what.add_argument("--target", help="a model of conf/model, or N such as 1.8M")
+    what.add_argument("--target", help="a model of conf/model, or a parameter count such as 1.8M")
     what.add_argument("--backtest", action="store_true", help="forecast the sweep's own sizes from smaller ones")
     own.add_argument(
         "--at", type=share, default=AT, metavar="SHARE",
-        help="where in the run logits are read: the watch step nearest to this share of it (default: %(default)s)",
+        help="read logits at the watch step nearest to this share of the run (default: %(default)s)",
     )  # fmt: skip
     own.add_argument(
-        "--threshold", type=levels, default=list(LEVELS), metavar="X,Y", help="levels of the logits (default: 1e3,1e4)"
+        "--threshold", type=levels, default=list(LEVELS), metavar="X,Y", help="critical logits (default: 1e3,1e4)"
     )
     own.add_argument(
-        "--factor",
-        type=above_one,
-        default=FACTOR,
-        metavar="K",
-        help="use sizes up to N / K of the target (default: 16)",
-    )
+        "--factor", type=above_one, default=FACTOR, metavar="K",
+        help="fit only sizes up to 1 / K of the target (default: 16)",
+    )  # fmt: skip
     own.add_argument(
-        "--where",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="only runs with this config, e.g. qk_norm=none",
-    )
+        "--where", action="append", default=[], metavar="KEY=VALUE",
+        help="use only runs with this config value, e.g. qk_norm=none",
+    )  # fmt: skip
     return own
 
 

@@ -1,4 +1,4 @@
-"""Forecasts of sizes that are known, from smaller ones only, against what happened."""
+"""Backtests forecasts: predicts known sizes from smaller ones and compares with what happened."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 COVERED = (0.5, 0.9)
 GROUPS = ((1.0, 4.0), (4.0, 15.0), (15.0, math.inf))
-"""Factors between the largest seen size and the forecast one, from ... to below; sizes of a ladder that are meant to be
-16 apart differ by their norms' parameters."""
+"""Half-open ranges of the factor between the forecast size and the largest seen one.
+
+The last starts at 15 because sizes that are nominally 16 times apart are slightly closer once norms are counted.
+"""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A forecast of one run from all sizes up to `cut`, with what happened there."""
+    """Holds a forecast of one run from all sizes up to `cut`, and the run's outcome."""
 
     cut: float
     n: float
@@ -32,17 +34,17 @@ class Trial:
     seed: int
     family: str
     forecast: float
-    """log10, as the measured value is."""
+    """In log10, like `measured`."""
     measured: float
     last: float
-    """The value at the same LR of the largest seen size, log10: the baseline of no change."""
+    """Baseline that assumes no change: the value of the largest seen size at the same LR, log10."""
     by_family: Mapping[str, float]
     spans: Mapping[float, tuple[float, float]]
-    """Central intervals by their probability, log10."""
+    """Central forecast intervals in log10, by probability."""
     chance: Mapping[float, float]
-    """By level: the probability given to trouble."""
+    """Forecast probability of being beyond a level, by level."""
     breaks: float | None
-    """Probability of a value beyond the level that told runs that broke among the seen; None: there was none."""
+    """Forecast probability that the run breaks. None if the seen runs gave no breaking level."""
     broken: bool
     last_broken: bool
 
@@ -56,7 +58,7 @@ class Trial:
 
 
 def trials(quantity: Quantity, runs: pd.DataFrame) -> list[Trial]:
-    """Every run with three smaller sizes or more, forecast from the three smallest, the four smallest, ..."""
+    """Forecasts every run from each prefix of at least three smaller sizes."""
     known, found = readable(runs, quantity.name), []
     for cut in sorted(known["size"].unique())[2:-1]:
         largest = known[known["size"] == cut].groupby("optimizer.lr")
@@ -88,31 +90,33 @@ def trials(quantity: Quantity, runs: pd.DataFrame) -> list[Trial]:
 
 @dataclass(frozen=True)
 class Score:
-    """Trials of one range of factors, taken together. Errors are mean absolute ones in log10."""
+    """Summarizes the trials of one range of factors. Errors are mean absolute errors in log10."""
 
     factors: tuple[float, float]
-    """Smallest and largest in it."""
+    """Smallest and largest factor among the trials."""
     trials: int
     runs: int
-    """Different runs that were forecast: trials of one run, from more and more sizes, are not independent."""
+    """Distinct runs that were forecast. Several trials of one run are not independent."""
     error: float
     error_last: float
     error_by_family: Mapping[str, float]
-    """Of each family where it is always used, over the trials for which it has a curve."""
+    """Error if one family is always used, over the trials for which it has a curve."""
     coverage: Mapping[float, float]
     hits: Mapping[float, float]
-    """By level: share of runs whose side of it was forecast (probability above one half)."""
+    """Share of trials, by level, in which the side of the level was forecast correctly."""
     hits_last: Mapping[float, float]
-    """The same where the side of the largest seen size is the forecast."""
+    """The same for the baseline of no change."""
     break_hits: float
-    """Share of runs of which it was forecast right whether they break."""
+    """Share of trials in which it was forecast correctly whether the run breaks."""
     break_hits_last: float
     brier: float
-    """Mean squared error of the probability that a run breaks; the baseline's is 1 - break_hits_last."""
+    """Mean squared error of the probability that a run breaks. The baseline scores 1 - break_hits_last."""
     broken: int
 
 
 def score(quantity: Quantity, chosen: Sequence[Trial]) -> Score:
+    """Returns the score of these trials together."""
+
     def mean(values: Sequence[float]) -> float:
         return float(np.mean(values))
 
@@ -145,6 +149,6 @@ def score(quantity: Quantity, chosen: Sequence[Trial]) -> Score:
 
 
 def scores(quantity: Quantity, found: Sequence[Trial]) -> list[Score]:
-    """One for each range of factors that has trials, then one over all of them."""
+    """Returns a score for each range of factors that has trials, and then one for all trials."""
     groups = [[t for t in found if low <= t.factor < high] for low, high in GROUPS]
     return [score(quantity, group) for group in [*groups, list(found)] if group]

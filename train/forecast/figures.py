@@ -1,4 +1,4 @@
-"""Figure 9 of Wortsman et al. 2023 and its gradient counterpart: a metric against N, measured, fitted, extrapolated."""
+"""Draws metrics against N, measured, fitted and extrapolated, as in Figure 9 of Wortsman et al. 2023."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @styled
 def forecast_figure(found: Sequence[Prediction], runs: pd.DataFrame, breaking: float | None) -> Figure:
-    """A panel a quantity, a line a learning rate; beyond the largest size that was used, a band of probability LEVEL.
+    """Draws one panel per quantity with one line per learning rate and a forecast band of probability LEVEL.
 
-    `runs` are all runs with a reading: those that the forecast was not made from are shown hollow. `breaking` is the
-    level of the logits that told runs that broke.
+    `runs` are all runs with readings. Those that the forecast did not use are hollow. `breaking` is the logit level
+    that separated broken runs from trained ones.
     """
     from matplotlib.lines import Line2D
 
@@ -55,7 +55,7 @@ def forecast_figure(found: Sequence[Prediction], runs: pd.DataFrame, breaking: f
 
 
 def by_lr(lrs: Sequence[float]) -> dict[float, Any]:
-    """A colour for each learning rate, light to dark."""
+    """Returns a colour for each learning rate. Larger ones are darker."""
     shades = colours(range(len(lrs)))
     return {lr: shades[i] for i, lr in enumerate(lrs)}
 
@@ -81,7 +81,7 @@ def _line(ax: Axes, prediction: Prediction, runs: pd.DataFrame, lr: float, colou
 
 
 def _levels(ax: Axes, levels: Mapping[float, str]) -> None:
-    """Dotted lines at those that the panel comes near to; a level far away would flatten the data."""
+    """Draws the levels within a factor of 10 of the panel's range. Others would squash the data."""
     low, high = ax.get_ylim()
     for level, label in levels.items():
         if low / 10 < level < 10 * high:
@@ -90,7 +90,7 @@ def _levels(ax: Axes, levels: Mapping[float, str]) -> None:
 
 @styled
 def backtest_figure(found: Mapping[str, tuple[Quantity, Sequence[Trial]]]) -> Figure:
-    """Forecast against measured value of every trial, coloured by the factor between largest seen and forecast size."""
+    """Draws forecast against measured value for every trial, coloured by the factor of extrapolation in N."""
     import matplotlib
     from matplotlib.colors import LogNorm
 

@@ -1,6 +1,7 @@
-"""Curves of a metric over N and learning rate, chosen by held-out error, and forecasts from them with an interval.
+"""Fits curves of a metric over N and learning rate, selects one by held-out error, and forecasts with an interval.
 
-Everything is in log10: a curve is linear in its coefficients, and a power law is a line. Arrays are of shape (points,).
+All values are in log10, where a power law is a line and every curve is linear in its coefficients. Arrays have shape
+(points,).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ DOUBLING = math.log10(2)
 
 @dataclass(frozen=True)
 class Points:
-    """One entry a run: log10 of its parameter count N, of its learning rate, and of the value that was read."""
+    """Holds log10 of parameter count N, learning rate and measured value, one entry per run."""
 
     n: Array
     lr: Array
@@ -34,18 +35,18 @@ class Points:
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of curve: value = columns(n, lr) @ coefficients."""
+    """Describes a kind of curve: value = columns(n, lr) @ coefficients."""
 
     name: str
     what: str
     columns: Callable[[Array, Array], Array]
-    """(points,), (points,) -> (points, coefficients)."""
+    """Returns the design matrix, (points, coefficients), for n and lr."""
     sizes: int
-    """Different N that a fit needs."""
+    """Minimum number of distinct N for a fit."""
     pooled: bool = False
-    """One curve for all learning rates, in place of one each."""
+    """Whether one curve covers all learning rates, instead of one curve each."""
     robust: bool = False
-    """Medians in place of least squares: Theil 1950, Sen 1968."""
+    """Whether to fit by Theil-Sen medians (Theil 1950, Sen 1968) instead of least squares."""
 
 
 def _powers(degree: int) -> Callable[[Array, Array], Array]:
@@ -53,11 +54,11 @@ def _powers(degree: int) -> Callable[[Array, Array], Array]:
 
 
 FAMILIES = (
-    Family("quadratic", "a quadratic in log N for each LR, as the paper's", _powers(2), 3),
+    Family("quadratic", "a quadratic in log N for each LR, as in the paper", _powers(2), 3),
     Family("line", "a power law in N for each LR", _powers(1), 2),
-    Family("theil-sen", "a power law in N for each LR, by the median of slopes", _powers(1), 2, robust=True),
+    Family("theil-sen", "a power law in N for each LR, fitted by median slopes", _powers(1), 2, robust=True),
     Family(
-        "plane", "a power law in N and LR, one for all LRs",
+        "plane", "one power law in N and LR for all LRs",
         lambda n, lr: np.stack([n**0, n, lr], axis=1), 2, pooled=True,
     ),
     Family(
@@ -69,13 +70,13 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Fitted:
-    """A family with its coefficients: of each learning rate, or of all of them under None."""
+    """Holds a family with its coefficients by learning rate; the key None stands for all of them."""
 
     family: Family
     coefficients: Mapping[float | None, Array]
 
     def __call__(self, n: Array, lr: Array) -> Array:
-        """Values, (points,); nan at a learning rate that has no curve."""
+        """Returns the values, (points,). They are NaN for learning rates without a curve."""
         rows, values = self.family.columns(n, lr), np.full(n.shape, np.nan)
         for key, coefficients in self.coefficients.items():
             own = np.full(n.shape, True) if key is None else lr == key
@@ -84,7 +85,7 @@ class Fitted:
 
 
 def fit(family: Family, points: Points) -> Fitted:
-    """Least squares, or Theil-Sen. Learning rates with too few sizes get no curve."""
+    """Fits a family to points. Learning rates with too few sizes get no curve."""
     from scipy.stats import theilslopes
 
     groups = {None: points} if family.pooled else {lr: points.where(points.lr == lr) for lr in set(points.lr.tolist())}
@@ -103,7 +104,7 @@ def fit(family: Family, points: Points) -> Fitted:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Errors of forecasts of larger sizes from smaller ones, each from all sizes up to `cut` (rolling origin)."""
+    """Holds errors of forecasts of larger sizes, each from all sizes up to its `cut` (rolling origin)."""
 
     cut: Array
     n: Array
@@ -119,13 +120,13 @@ class HeldOut:
         return set(zip(self.cut.tolist(), self.n.tolist(), self.lr.tolist(), strict=True))
 
     def mean_error(self, folds: set[tuple[float, float, float]]) -> float:
-        """Mean absolute error over these folds."""
+        """Returns the mean absolute error over these folds."""
         keys = zip(self.cut.tolist(), self.n.tolist(), self.lr.tolist(), strict=True)
         return float(np.mean(np.abs(self.error)[[key in folds for key in keys]]))
 
 
 def held_out(family: Family, points: Points) -> HeldOut:
-    """Every size that fits serves as the largest seen one in turn; all larger ones are forecast."""
+    """Takes each size in turn as the largest seen one and forecasts all larger ones."""
     parts: list[Array] = []
     for cut in points.sizes[family.sizes - 1 : -1]:
         later = points.where(points.n > cut)
@@ -137,21 +138,21 @@ def held_out(family: Family, points: Points) -> HeldOut:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A value in log10 as a t distribution."""
+    """Represents a forecast value in log10 by a t distribution."""
 
     mean: float
     spread: float
     df: int
 
     def interval(self, level: float) -> tuple[float, float]:
-        """Central interval of that probability."""
+        """Returns the central interval of probability `level`."""
         from scipy.stats import t
 
         half = float(t.ppf(0.5 + level / 2, self.df)) * self.spread
         return self.mean - half, self.mean + half
 
     def above(self, level: float) -> float:
-        """Probability of a value above `level` (log10)."""
+        """Returns the probability of a value above `level` (log10)."""
         from scipy.stats import t
 
         return float(t.cdf((self.mean - level) / self.spread, self.df)) if self.spread else float(self.mean > level)
@@ -159,39 +160,39 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Forecaster:
-    """The family with the smallest held-out error, fitted to all points, with the scale of its errors.
+    """Holds the family with the smallest held-out error, fitted to all points, and the scale of its errors.
 
-    A forecast is off in proportion to how far in log N it goes beyond the largest size that it was made from; sigma is
-    the root mean square of the held-out errors, each over its own distance. So what a curve misses beyond the sizes it
-    has seen makes the interval, not what it misses within them. It is wide where there is only noise, and too narrow
-    where all curves bend in a way that no family has. LOG.md has how often it held.
+    The error of a forecast is assumed proportional to its distance in log N from the largest size used. sigma is the
+    root mean square of held-out errors, each divided by its distance. The interval thus reflects extrapolation errors
+    rather than residuals. It is too wide if there is only noise, and too narrow if the data bend in a way that no
+    family can follow. LOG.md reports the measured coverage.
     """
 
     fitted: Fitted
     largest: float
-    """log10 of the largest size that was seen."""
+    """log10 of the largest size seen."""
     sigma: float
-    """Of an error at a distance of one decade, log10."""
+    """Error at a distance of one decade, log10."""
     df: int
     errors: Mapping[str, float | None]
-    """Mean absolute held-out error of each family over the folds that all of them have, log10; None: it has none."""
+    """Mean absolute held-out error (log10) of each family over the folds they share. None if it can't be fitted."""
     held_out: int = field(default=0)
-    """Errors behind sigma."""
+    """Number of held-out errors that sigma is estimated from."""
 
     @property
     def family(self) -> Family:
         return self.fitted.family
 
     def at(self, n: float, lr: float) -> Forecast | None:
-        """None for a learning rate without a curve."""
+        """Returns the forecast at log10 N and LR, or None for a learning rate without a curve."""
         value = float(self.fitted(np.array([n]), np.array([lr]))[0])
         return Forecast(value, self.sigma * float(distance(n, self.largest)), self.df) if math.isfinite(value) else None
 
 
 def forecaster(points: Points, families: Sequence[Family] = FAMILIES) -> Forecaster:
-    """ValueError where there are fewer than three sizes: nothing is left to hold out then."""
+    """Selects and fits a family. Raises ValueError unless a learning rate has three sizes, one of them to hold out."""
     if len(points.sizes) < 3:
-        raise ValueError(f"{len(points.sizes)} sizes: one has to be held out from a fit to two at least")
+        raise ValueError(f"{len(points.sizes)} sizes, but a forecast needs three: two to fit and one to hold out")
     found = {family.name: held_out(family, points) for family in families}
     able = [family for family in families if len(found[family.name])]
     if not able:
@@ -204,11 +205,11 @@ def forecaster(points: Points, families: Sequence[Family] = FAMILIES) -> Forecas
 
 
 def scale(errors: HeldOut) -> tuple[float, int]:
-    """Root mean square error at a distance of one decade, and its degrees of freedom: the points that were held out."""
+    """Returns the root mean square error per decade and its degrees of freedom, the number of points held out."""
     per_decade = errors.error / distance(errors.n, errors.cut)
     return float(np.sqrt(np.mean(per_decade**2))), len(set(zip(errors.n.tolist(), errors.lr.tolist(), strict=True)))
 
 
 def distance(n: Array | float, largest: Array | float) -> Array:
-    """Decades beyond the largest size seen, at least DOUBLING: nearer than that an error is noise, no smaller."""
+    """Returns the decades beyond the largest size, at least DOUBLING, since closer forecasts only have noise."""
     return np.maximum(np.asarray(n) - largest, DOUBLING)

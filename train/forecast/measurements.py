@@ -1,4 +1,4 @@
-"""What a forecast starts from: the value of a metric in every run of a sweep, and the size of a target model."""
+"""Reads the inputs of a forecast: a metric's value in every run of a sweep, and the size of the target model."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ if TYPE_CHECKING:
 
 ARM = "qk_norm.name"
 LAST = 0.1
-"""Share of the run, at its end, over which gradients are averaged. The paper takes the last 500 of 1e5 steps; of 400
-steps that would be two, and watch steps are ten apart."""
+"""Final share of the run over which gradients are averaged.
+
+The paper averages the last 500 of 1e5 steps. That would be two of 400 steps, fewer than between two watch steps.
+"""
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A metric that is forecast, and the levels that matter."""
+    """Describes a metric to forecast and its critical levels."""
 
     name: str
     column: str
     label: str
     levels: tuple[float, ...]
     rises: bool
-    """A run is in trouble above a level, not below it."""
+    """Whether a run is in trouble above a level rather than below it."""
     when: str
 
     def with_level(self, level: float) -> Quantity:
@@ -44,6 +46,7 @@ class Quantity:
 
 
 def logits(at: float, levels: Sequence[float]) -> Quantity:
+    """Returns the largest attention logit of block 0, read at a share `at` of the run (Figure 9)."""
     return Quantity(
         "logits", "attention/block0/logit_max", "max attention logit, block 0", tuple(levels), True,
         f"at {at:.3g} of the run",
@@ -51,7 +54,7 @@ def logits(at: float, levels: Sequence[float]) -> Quantity:
 
 
 def gradient(column: str = "adam/block0/mlp.up/gradient_over_eps") -> Quantity:
-    """RMS of the gradient that reaches the optimizer, of block 0's first MLP layer, over epsilon: Figure 11."""
+    """Returns the RMS of the clipped gradient of block 0's first MLP layer over epsilon (Figure 11)."""
     return Quantity(
         "gradient", column, "gradient RMS / ε, block 0's mlp.up", (1.0,), False,
         f"mean over the last {LAST:.0%} of the run",
@@ -59,9 +62,9 @@ def gradient(column: str = "adam/block0/mlp.up/gradient_over_eps") -> Quantity:
 
 
 def read(quantity: Quantity, rows: pd.DataFrame, steps: int, at: float) -> float:
-    """The value of a run: at the watch step nearest to that share of its steps, or the mean over the last steps.
+    """Returns a run's value: logits at the watch step nearest to a share `at` of its steps, gradients as a final mean.
 
-    nan where the run ended before, or never had the metric.
+    The value is NaN if the run ended earlier or never recorded the metric.
     """
     if quantity.column not in rows:
         return math.nan
@@ -79,29 +82,30 @@ def read(quantity: Quantity, rows: pd.DataFrame, steps: int, at: float) -> float
 
 
 def chosen_runs(sweep: SweepResults, where: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """Ended runs of one arm, which differ in size, LR and seed only, and notes on what was chosen.
+    """Returns the ended runs of one arm, which differ only in size, LR and seed, and notes on the selection.
 
-    Without a filter on qk_norm the arm without it is taken, whose logits grow. ConfigError when more differs.
+    Without a filter on qk_norm, it selects qk_norm=none, the arm whose logits grow. Raises ConfigError if a filter
+    matches nothing or the runs still differ in other settings.
     """
     runs, notes = sweep.runs, []
     for text in where:
         key, equals, value = text.partition("=")
         column = next((c for c in (key, f"{key}.name") if c in runs and equals), None)
         if column is None:
-            raise ConfigError(f"--where {text} is not a config key with a value: {near(key, sorted(varying(runs)))}")
+            raise ConfigError(f"--where {text} is not KEY=VALUE with a known key: {near(key, sorted(varying(runs)))}")
         known = runs[column].map(_text)
         if value not in set(known):
-            raise ConfigError(f"--where {text} has no runs; {near(value, sorted(set(known.dropna())))}")
+            raise ConfigError(f"--where {text} matches no run; {near(value, sorted(set(known.dropna())))}")
         runs = runs[known == value]
         notes.append(f"runs with {text}")
     if ARM in runs and runs[ARM].nunique() > 1 and "none" in set(runs[ARM]):
         runs = runs[runs[ARM] == "none"]
-        notes.append("runs with qk_norm=none, the arm whose logits grow (--where qk_norm=... takes another)")
+        notes.append("runs with qk_norm=none, the arm whose logits grow (--where qk_norm=... selects another)")
     if more := varying(runs):
         values = sorted({_text(v) for v in runs[more[0]].dropna()})
         raise ConfigError(f"runs differ in {', '.join(more)}: choose with --where {more[0]}={'|'.join(values)}")
     if rest := int((~runs["ended"]).sum()):
-        notes.append(f"{rest} of {len(runs)} runs have not ended and are left out")
+        notes.append(f"left out {rest} of {len(runs)} runs, which have not ended")
     return runs[runs["ended"]], notes
 
 
@@ -110,7 +114,7 @@ def _text(value: Any) -> Any:
 
 
 def with_readings(sweep: SweepResults, runs: pd.DataFrame, quantities: Sequence[Quantity], at: float) -> pd.DataFrame:
-    """The runs with a column for each quantity (by its name) and `broken`: diverged, or degraded on its LR grid."""
+    """Adds a column for each quantity, and `broken`: whether a run diverged or is degraded on its LR grid."""
     found = runs.copy()
     for quantity in quantities:
         named = zip(runs["run"], runs["steps"], strict=True)
@@ -127,7 +131,7 @@ def with_readings(sweep: SweepResults, runs: pd.DataFrame, quantities: Sequence[
 
 
 def count(config: Config, model: str) -> int:
-    """N of this config's architecture at another size; nothing is allocated."""
+    """Returns N of this config's architecture at another size, without allocating memory."""
     import torch
 
     from models.gpt import GPT
@@ -138,16 +142,16 @@ def count(config: Config, model: str) -> int:
 
 
 def breaking_level(runs: pd.DataFrame, name: str) -> float | None:
-    """The value that tells runs that broke from those that trained, among these: with the fewest on its wrong side.
+    """Returns the level that best separates broken runs from trained ones, with the fewest on its wrong side.
 
-    It lies in the (geometric) middle between neighbouring values; of several as good, the middle one. None where no run
-    broke, or all did. The paper read its level of 1e4 off the runs of Figure 9 in this way.
+    The level is the geometric mean of two neighbouring values. Of several equally good splits it takes the middle one.
+    It returns None if no run broke or all did. The paper derives its level of 1e4 from Figure 9 in this way.
     """
     known = readable(runs, name).sort_values(name)
     value, broken = np.log10(known[name].to_numpy(dtype=float)), known["broken"].to_numpy(dtype=bool)
     if broken.all() or not broken.any():
         return None
-    # Split i leaves i runs below the level.
+    # wrong[i - 1] counts the errors of a level with i runs below it.
     wrong = np.array([broken[:i].sum() + (~broken[i:]).sum() for i in range(1, len(value))])
     best = np.flatnonzero(wrong == wrong.min())
     i = int(best[len(best) // 2])
@@ -155,18 +159,21 @@ def breaking_level(runs: pd.DataFrame, name: str) -> float | None:
 
 
 def readable(runs: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Those with a finite positive value in this column."""
+    """Returns the runs with a finite positive value in this column."""
     value = runs[name].to_numpy(dtype=float)
     return runs[np.isfinite(value) & (value > 0)]
 
 
 def points(runs: pd.DataFrame, name: str) -> Points:
-    """Of readable runs."""
+    """Returns log10 of size, LR and the column `name` of readable runs."""
     return Points(*(np.log10(runs[column].to_numpy(dtype=float)) for column in ("size", "optimizer.lr", name)))
 
 
 def target_size(sweep: SweepResults, runs: pd.DataFrame, target: str) -> float:
-    """N of a model of conf/model built as this sweep's are, or a number such as 1.8M, 2e9."""
+    """Returns N of a model of conf/model, built with this sweep's config, or of a number such as 1.8M or 2e9.
+
+    Raises ConfigError if the target is neither.
+    """
     if target in choices()["model"]:
         config = from_file(sweep.path / str(runs["run"].iloc[0]) / "config.yaml")
         return float(count(config, target))
@@ -177,6 +184,6 @@ def target_size(sweep: SweepResults, runs: pd.DataFrame, target: str) -> float:
         n = math.nan
     if not (math.isfinite(n) and n > 0):
         raise ConfigError(
-            f"--target {target} is neither a model nor a count such as 1.8M: {near(target, choices()['model'])}"
+            f"--target {target} is neither a model nor a size such as 1.8M: {near(target, choices()['model'])}"
         )
     return n

@@ -1,4 +1,4 @@
-"""A forecast for a target size: its values and probabilities at each learning rate, and where levels are crossed."""
+"""Forecasts a target size: values and probabilities at each learning rate, and the N at which levels are crossed."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from train.forecast.measurements import Quantity
 
 LEVEL = 0.9
 BEYOND = 3.0
-"""Decades beyond the target in which crossings are looked for."""
+"""Decades beyond the target within which crossings are searched."""
 GRID = 400
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """The N from which a level is passed, with the N at which that has a probability of 5 % and of 95 %.
+    """Holds the N at which the probability of passing a level reaches 50 % (n), 5 % (low) and 95 % (high).
 
-    None: not within BEYOND decades beyond the target.
+    None stands for an N more than BEYOND decades beyond the target.
     """
 
     n: float | None
@@ -32,32 +32,34 @@ class Crossing:
 
 @dataclass(frozen=True)
 class ForecastRow:
-    """What is forecast for one learning rate of the target."""
+    """Holds the forecast for the target at one learning rate."""
 
     lr: float
     value: float
     low: float
     high: float
-    """Central interval of probability LEVEL."""
+    """`low` and `high` bound the central interval of probability LEVEL."""
     passes: dict[float, float]
-    """By level: the probability that the target is beyond it."""
+    """Probability that the target is beyond a level, by level."""
     crossing: dict[float, Crossing]
     measured: list[float]
-    """Of the target's runs, where the sweep has them."""
+    """Values of the target's own runs, if the sweep has any."""
     broken: list[bool]
 
 
 @dataclass(frozen=True)
 class Prediction:
+    """Holds the forecast of a quantity for the target at all learning rates."""
+
     quantity: Quantity
     target: float
     seen: Points
-    """The points that the forecast is made from."""
+    """The points that the forecast is fitted to."""
     model: Forecaster
     rows: list[ForecastRow]
 
     def lr_crossing(self, level: float) -> float | None:
-        """The LR at which the target is at the level, between two of the grid, log-log. None: beyond the grid."""
+        """Returns the LR at which the target reaches the level, log-log interpolated, or None outside the LR grid."""
         side = [(math.log10(row.lr), math.log10(row.value / level)) for row in self.rows]
         for (x0, y0), (x1, y1) in itertools.pairwise(side):
             if y0 * y1 <= 0 and y0 != y1:
@@ -68,7 +70,7 @@ class Prediction:
 def predict(
     quantity: Quantity, seen: Points, target: float, later: Sequence[tuple[float, float, bool]] = ()
 ) -> Prediction:
-    """From points of smaller sizes; `later` are LR, value and broken of runs of the target, to be shown beside it."""
+    """Forecasts the target from smaller sizes. `later` has (LR, value, broken) of its own runs for comparison."""
     model = forecaster(seen)
     rows = []
     for lr in sorted(set(seen.lr.tolist())):
@@ -90,7 +92,7 @@ def predict(
 
 
 def beyond(quantity: Quantity, model: Forecaster, n: float, lr: float, level: float) -> float:
-    """Probability of trouble: above the level for what rises, below it for what falls; `n` and `lr` in log10."""
+    """Returns the probability that the quantity is on the bad side of the level. `n` and `lr` are in log10."""
     forecast = model.at(n, lr)
     assert forecast is not None
     above = forecast.above(math.log10(level))
@@ -98,7 +100,7 @@ def beyond(quantity: Quantity, model: Forecaster, n: float, lr: float, level: fl
 
 
 def crossing(quantity: Quantity, seen: Points, model: Forecaster, target: float, lr: float, level: float) -> Crossing:
-    """Where the probability of trouble first passes 5, 50 and 95 % from the smallest seen size on."""
+    """Finds the N from which the probability of trouble exceeds 5, 50 and 95 %, starting at the smallest seen size."""
     grid = np.linspace(seen.sizes[0], math.log10(target) + BEYOND, GRID)
     chance = np.array([beyond(quantity, model, float(n), lr, level) for n in grid])
 

@@ -1,4 +1,4 @@
-"""Tables and conclusions of forecasts, in a terminal."""
+"""Prints tables and conclusions of forecasts to the terminal."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SURE = 0.9
-"""Probability from which a conclusion says that a run breaks, and below one minus which, that it trains."""
+"""A run "breaks" if its probability of breaking is at least SURE, and "trains" if it is at most 1 - SURE."""
 
 
-def forecast(found: Sequence[Prediction], small: pd.DataFrame, level: float | None, notes: Sequence[str]) -> None:
+def print_forecast(found: Sequence[Prediction], small: pd.DataFrame, level: float | None, notes: Sequence[str]) -> None:
     console = table_console(240, soft_wrap=True, markup=False)
     target = size_label(found[0].target)
     sizes = ", ".join(size_label(n) for n in sorted(small["size"].unique()))
@@ -71,14 +71,14 @@ def _choice(prediction: Prediction) -> str:
 
 
 def crossing(found: Crossing, target: float) -> str:
-    """`1.2M (400k ... 5.1M)`: where its probability is one half, 5 % and 95 %."""
+    """Formats a crossing as `1.2M (400k ... 5.1M)`: the N at 50 % (5 % ... 95 %) probability."""
     limit = f"> {size_label(target * 10**BEYOND)}"
     low, n, high = (size_label(n) if n else limit for n in (found.low, found.n, found.high))
     return limit if found.low is None else f"{n} ({low} ... {high})"
 
 
 def conclusion(found: Sequence[Prediction], level: float | None) -> list[str]:
-    """Which learning rates of the target break, and where it crosses each level."""
+    """Returns lines that say which learning rates of the target break, and where it crosses each level."""
     lines = []
     for prediction in found:
         target, quantity = size_label(prediction.target), prediction.quantity
@@ -89,15 +89,16 @@ def conclusion(found: Sequence[Prediction], level: float | None) -> list[str]:
             where = (
                 f"at LR {lr:.2g}" if lr else f"at {'every' if all_beyond else 'no'} LR from {lrs[0]:g} to {lrs[-1]:g}"
             )
-            what = "the logits that told runs that broke" if x == level and quantity.rises else quantity.name
-            lines.append(f"N = {target}: {what} {'pass' if quantity.rises else 'falls below'} {x:.3g} {where}")
+            crossed = f"{quantity.name} {'pass' if quantity.rises else 'falls below'} {x:.3g}"
+            learned = " (above which small runs broke)" if x == level and quantity.rises else ""
+            lines.append(f"N = {target}: {crossed}{learned} {where}")
         if quantity.rises:
             lines.append(_breaks(prediction, level))
     return lines
 
 
 def _breaks(prediction: Prediction, level: float | None) -> str:
-    """By the level that was learned from the seen runs; without one, by the largest of the given ones."""
+    """Says which learning rates break, judged by the level learned from the seen runs or else the largest given one."""
     judge = level if level is not None else prediction.quantity.levels[-1]
     parts: dict[str, list[str]] = {"breaks": [], "may break": [], "trains": []}
     for row in prediction.rows:
@@ -105,11 +106,11 @@ def _breaks(prediction: Prediction, level: float | None) -> str:
         word = "breaks" if p >= SURE else "trains" if p <= 1 - SURE else "may break"
         parts[word].append(f"{row.lr:g} ({p:.2f})")
     texts = [f"{word} at LR {', '.join(lrs)}" for word, lrs in parts.items() if lrs]
-    why = "" if level is not None else f"; no seen run broke, so {judge:g} is the level"
+    why = "" if level is not None else f" (no seen run broke, so the level is {judge:g})"
     return f"N = {size_label(prediction.target)} {'; '.join(texts)}{why}"
 
 
-def backtest(results: Mapping[str, tuple[Quantity, Sequence[Score]]], notes: Sequence[str]) -> None:
+def print_backtest(results: Mapping[str, tuple[Quantity, Sequence[Score]]], notes: Sequence[str]) -> None:
     console = table_console(240, soft_wrap=True, markup=False)
     for quantity, found in results.values():
         table = _rich_table(f"backtest of {quantity.label}, {quantity.when}")
@@ -131,20 +132,20 @@ def _range(found: Score) -> str:
 
 
 def backtest_rows(quantity: Quantity, found: Sequence[Score]) -> dict[str, list[str]]:
-    """Rows of the table, a cell for each score."""
+    """Returns the rows of the table by name, each with a cell per score."""
     rows = {
-        "forecasts (different runs)": [f"{s.trials} ({s.runs})" for s in found],
+        "forecasts (distinct runs)": [f"{s.trials} ({s.runs})" for s in found],
         "error, log10": [f"{s.error:.2f}" for s in found],
-        "  no change from the largest seen size": [f"{s.error_last:.2f}" for s in found],
+        "  assuming no change from the largest seen size": [f"{s.error_last:.2f}" for s in found],
     }
     rows |= {f"  always {f}": [f"{s.error_by_family[f]:.2f}" for s in found] for f in found[0].error_by_family}
     rows |= {f"coverage of the {p:.0%} interval": [f"{s.coverage[p]:.0%}" for s in found] for p in found[0].coverage}
     for level in quantity.levels:
-        rows[f"side of {level:g} (largest seen size's)"] = [
+        rows[f"right side of {level:g} (assuming no change)"] = [
             f"{s.hits[level]:.0%} ({s.hits_last[level]:.0%})" for s in found
         ]
     if quantity.rises:
-        rows["break or not (largest seen size's)"] = [f"{s.break_hits:.0%} ({s.break_hits_last:.0%})" for s in found]
+        rows["break or not (assuming no change)"] = [f"{s.break_hits:.0%} ({s.break_hits_last:.0%})" for s in found]
         rows["  Brier score"] = [f"{s.brier:.2f} ({1 - s.break_hits_last:.2f})" for s in found]
         rows["  runs that broke"] = [f"{s.broken} of {s.trials}" for s in found]
     return rows
@@ -153,19 +154,19 @@ def backtest_rows(quantity: Quantity, found: Sequence[Score]) -> dict[str, list[
 def _backtest_conclusion(quantity: Quantity, total: Score) -> str:
     better = "better" if total.error < total.error_last else "worse"
     text = (
-        f"{quantity.name}: off by a factor of {10**total.error:.2g} on average, {better} than no change "
-        f"({10**total.error_last:.2g}); 90 % intervals hold {total.coverage[0.9]:.0%}"
+        f"{quantity.name}: off by a factor of {10**total.error:.2g} on average, {better} than assuming no change "
+        f"({10**total.error_last:.2g}); 90 % intervals cover {total.coverage[0.9]:.0%}"
     )
     if quantity.rises:
         text += (
-            f"; whether a run breaks was right for {total.break_hits:.0%}, "
-            f"by the largest seen size's for {total.break_hits_last:.0%}"
+            f"; right about whether a run breaks in {total.break_hits:.0%} of forecasts, "
+            f"assuming no change in {total.break_hits_last:.0%}"
         )
     return text
 
 
 def short(value: float) -> str:
-    """Two digits, powers of ten beyond 1e5."""
+    """Formats a value with two digits, or as a whole number between 10 and 1e5."""
     return f"{value:.2g}" if value >= 1e5 or value < 10 else f"{value:,.0f}"
 
 

@@ -1,7 +1,6 @@
-"""A leaderboard of choices: how well and how stably each trains over one window of learning rates.
+"""Ranks the choices of an axis by how well and how stably they train over one window of learning rates.
 
-Every choice sees the same batches in the same order, has the same model around it, the same number of steps and the
-same learning rates. One seed over the whole window gives each choice's LR sensitivity and chooses its learning rate;
-its loss there is then measured with seeds that had no part in that choice, since the lowest of several noisy losses is
-lower than what the next run will give.
+All choices share the surrounding model, the batches and their order, the number of steps and the learning rates. One
+seed over the whole window gives each choice's LR sensitivity and selects its learning rate. The loss at that learning
+rate is then measured with other seeds, because the lowest of several noisy losses is biased low.
 """

@@ -1,7 +1,7 @@
 """`python -m train.leaderboard [experiment=leaderboard_attention] [overrides]`: trains, ranks and draws.
 
-Runs that are finished are not trained again; interrupted, the same command goes on. Step times are measured at the end,
-in turn with the default's (`--no-times` leaves them out); `--only-report` ranks what there is.
+Finished runs are not trained again, so the same command continues after an interruption. At the end it measures step
+times, alternating with the default's steps (`--no-times` skips this). `--only-report` ranks the runs that exist.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STEPS, ROUNDS = 5, 3
 
 
 def leaderboard(overrides: list[str], times: bool, only_report: bool) -> int:
-    """The exit code: 1 when a run failed."""
+    """Trains and ranks the choices. Returns the exit code, 1 if a run failed."""
     from train.results.arms import varying
     from train.results.sweep import load_sweep
     from train.sweep import launch
@@ -50,14 +50,14 @@ def leaderboard(overrides: list[str], times: bool, only_report: bool) -> int:
     if times:
         axes = [c.removesuffix(".name") for c in varying(first.runs) if c.endswith(".name")]
         write_atomically(folder / "step_times.json", json.dumps(step_times(window, axes)))
-    # Measured at the largest size alone.
+    # Step times are measured only at the largest size.
     table["step"] = table["arm"].map(read_json(folder / "step_times.json")).where(table["size"] == table["size"].max())
     _write(table, folder)
     return failed
 
 
 def step_times(window: Sweep, axes: list[str]) -> dict[str, float]:
-    """CPU time of a training step of each choice at the largest size, over that of the default config."""
+    """Returns the CPU time of each choice's training step at the largest size, relative to the default config's."""
     from train.bench.axes import measure_axes
 
     largest = max(window.configs, key=lambda c: c.model.depth * c.model.width**2)
@@ -75,6 +75,7 @@ COLUMNS = {
 
 
 def cells(table: pd.DataFrame) -> list[list[str]]:
+    """Returns the cells of the table as text, row by row, in the order of COLUMNS."""
     return [[_cell(row, column) for column in COLUMNS] for row in table.to_dict("records")]
 
 
@@ -120,9 +121,9 @@ def main() -> None:
     import sys
 
     parser = argparse.ArgumentParser(prog="python -m train.leaderboard", description=__doc__)
-    parser.add_argument("overrides", nargs="*", help="experiment=NAME and overrides of its grid")
-    parser.add_argument("--no-times", action="store_true", help="measure no step times")
-    parser.add_argument("--only-report", action="store_true", help="train nothing")
+    parser.add_argument("overrides", nargs="*", help="experiment=NAME, and overrides of its grid")
+    parser.add_argument("--no-times", action="store_true", help="do not measure step times")
+    parser.add_argument("--only-report", action="store_true", help="rank existing runs without training")
     given = parser.parse_args()
     exit_with(lambda: sys.exit(leaderboard(given.overrides, not given.no_times, given.only_report)))
 

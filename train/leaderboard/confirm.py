@@ -1,4 +1,4 @@
-"""The second half of a leaderboard: more seeds at the learning rate that the first half found best."""
+"""Plans the confirming runs of a leaderboard: more seeds at each choice's best learning rate."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SEEDS = (1, 2, 3)
-"""Of the runs at the best LR. The window has seed 0."""
+"""Seeds of the confirming runs. The window uses seed 0."""
 
 
 def best_runs(runs: pd.DataFrame) -> dict[str, str]:
-    """The run of the best LR of each choice and size whose window is complete, and its choice; none where all of it
-    diverged."""
+    """Returns the name and choice of the run at the best LR for each choice and size.
+
+    Choices with an incomplete window, or whose runs all diverged, are left out.
+    """
     found = {}
     for (_, arm), group in with_arms(runs).groupby(["size", "arm"], sort=False):
         if group["ended"].all():
@@ -30,8 +32,10 @@ def best_runs(runs: pd.DataFrame) -> dict[str, str]:
 
 
 def confirmation(window: Sweep, runs: pd.DataFrame) -> Sweep | None:
-    """The sweep of SEEDS at each best LR, in a folder beside the window's, its arms called as in `runs`; None when no
-    choice has one yet."""
+    """Returns the sweep of SEEDS at each best LR, or None if no choice has a best LR yet.
+
+    Its folder is next to the window's, and its arms have the same names as in `runs`.
+    """
     points_of = {config.run_name(): point for config, point in zip(window.configs, window.points, strict=True)}
     found = [
         (arm, [*(o for o in points_of[run] if o.partition("=")[0] != "seed"), f"seed={seed}"])

@@ -1,4 +1,4 @@
-"""The figure of a leaderboard."""
+"""Draws the figure of a leaderboard."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TOP = 1.0
-"""Nats above the best loss of a size from which all cells have the same colour."""
+"""The colour scale ends this many nats above the best loss of a size."""
 
 
 @styled
 def figure(table: pd.DataFrame) -> Figure:
-    """A map of loss for each size, a row a choice, a column an LR, best choice first, and losses at the best LR."""
+    """Draws a heatmap of loss over choices and LRs for each size, best choice on top, and the losses at the best LR."""
     import matplotlib
     from matplotlib.figure import Figure
 

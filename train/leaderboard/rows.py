@@ -1,4 +1,4 @@
-"""The numbers of a leaderboard, a row for each choice and size."""
+"""Computes the rows of a leaderboard, one for each choice and size."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 
 def rows(window: pd.DataFrame, seeds: pd.DataFrame | None) -> pd.DataFrame:
-    """Of the runs of the window and those of the confirmation (frames of `train.report.load_sweep`), best first:
+    """Returns one row per size and choice, best first, from the `runs` frames of the window and the confirming sweep.
 
-    `expected` is the mean loss over the window, what an LR taken at random from it gives: `best` (seed 0) plus
-    `sensitivity`. `loss` is the mean over the confirming seeds at `best_lr`, once all have ended, `std` their standard
-    deviation. `degraded` and `diverged` are the first LRs above the best at which loss is so much worse and at which it
-    is lost; `logit_max` and `entropy` are of the run at `degraded`, or at the largest LR where there is none.
-    `sink_rate` (mean over blocks) and `kurtosis` (largest of the blocks) are of the end of the run at the best LR. A
-    choice with runs missing has no numbers but `ended` of `runs`, and stands last.
+    - `expected`: mean loss over the window, which a random LR gives. It equals `best` (seed 0) + `sensitivity`.
+    - `loss`, `std`: mean and standard deviation over the confirming seeds at `best_lr`, once all of them have ended.
+    - `degraded`, `diverged`: the first LRs above the best one at which the loss is degraded, or training diverges.
+    - `logit_max`, `entropy`: values of the run at `degraded`, or at the largest LR if no run is degraded.
+    - `sink_rate` (mean over blocks), `kurtosis` (maximum over blocks): final values of the run at `best_lr`.
+
+    A choice with missing runs only has `ended` and `runs` and comes last.
     """
     import pandas as pd
 
@@ -47,7 +48,7 @@ def rows(window: pd.DataFrame, seeds: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def spread(table: pd.DataFrame) -> float | None:
-    """Standard deviation between seeds of a loss at the best LR, pooled over all choices and sizes."""
+    """Returns the standard deviation over seeds of the loss at the best LR, pooled over choices and sizes."""
     kept = table.dropna(subset=["std"])
     return pooled_std(kept["losses"]) if len(kept) else None
 
@@ -83,7 +84,7 @@ def _confirmed(seeds: pd.DataFrame | None, size: Any, arm: Any) -> dict[str, Any
     runs = seeds[(seeds["size"] == size) & (seeds["arm"] == arm)]
     if not runs["ended"].all():
         return {}
-    # A run that is lost counts as the loss at initialisation, as in an LR sensitivity.
+    # A diverged run counts as the loss at initialisation, as in LR sensitivity.
     losses = np.minimum(runs["validation/loss_final"].fillna(math.inf), runs["validation/loss_init"]).tolist()
     if not losses:
         return {}
@@ -92,6 +93,6 @@ def _confirmed(seeds: pd.DataFrame | None, size: Any, arm: Any) -> dict[str, Any
 
 
 def _plain(arms: pd.Series) -> pd.Series:
-    """The names without the axis where all are of one: `attention=softmax` is `softmax`."""
+    """Strips the axis from the names if they all share one: `attention=softmax` becomes `softmax`."""
     axes = {arm.partition("=")[0] for arm in arms}
     return arms.str.partition("=")[2] if len(axes) == 1 and not arms.str.contains(",").any() else arms

@@ -54,7 +54,7 @@ def test_a_part_is_replaced_between_its_marks() -> None:
     begin, end = marks("x")
     assert replaced(f"a\n{begin}old\n{end}b\n", begin, end, "new\n") == f"a\n{begin}new\n{end}b\n"
     for text in ("a\n", f"{begin}a\n", f"{end}{begin}"):
-        with pytest.raises(ConfigError, match="no generated part between"):
+        with pytest.raises(ConfigError, match="are missing: add them"):
             replaced(text, begin, end, "new\n")
 
 

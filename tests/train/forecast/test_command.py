@@ -157,9 +157,9 @@ def test_the_arm_without_qk_norm_is_taken_and_said(law):
     assert "qk_norm=none" in notes[0]
     other, _ = chosen_runs(load_sweep(law), ["qk_norm=layernorm"])
     assert (set(none["qk_norm.name"]), set(other["qk_norm.name"])) == ({"none"}, {"layernorm"})
-    with pytest.raises(ConfigError, match="qk_norm=rms has no runs; known: layernorm, none"):
+    with pytest.raises(ConfigError, match="qk_norm=rms matches no run; known: layernorm, none"):
         chosen_runs(load_sweep(law), ["qk_norm=rms"])
-    with pytest.raises(ConfigError, match="--where step=5 is not a config key"):
+    with pytest.raises(ConfigError, match="--where step=5 is not KEY=VALUE"):
         chosen_runs(load_sweep(law), ["step=5"])
 
 
@@ -184,12 +184,12 @@ def test_a_targets_size_is_that_of_its_architecture(law):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--target", "mini-0.6M"], "2 of this sweep's sizes"),
+        (["--target", "mini-0.6M"], "this sweep has 2 (of 12k, "),
         (["--target", "99M", "--threshold", "0"], "argument --threshold"),
         (["--target", "99M", "--at", "0"], "argument --at"),
         (["--target", "99M", "--factor", "1"], "argument --factor"),
         (["--target", "huge"], "--target huge is neither a model"),
-        (["--target", "99M", "--where", "mlp"], "--where mlp is not a config key"),
+        (["--target", "99M", "--where", "mlp"], "--where mlp is not KEY=VALUE"),
         ([], "one of the arguments --target --backtest is required"),
     ],
 )
@@ -205,7 +205,8 @@ def test_a_folder_without_a_sweep_and_too_few_sizes(law, monkeypatch, capsys):
     sweep_of_two = law.parent / "two"
     sweep_of_two.mkdir()
     error = refused(monkeypatch, capsys, sweep(sweep_of_two, models=MODELS[:2]), "--target", "99M")
-    assert "a forecast needs 3: train more sizes" in error
+    assert "a forecast needs 3 sizes" in error
+    assert "this sweep has 2 (of 12k, 25k): train more sizes" in error
 
 
 def test_runs_without_the_metric_are_left_out_and_counted(law, monkeypatch, capsys):
@@ -222,5 +223,5 @@ def test_runs_without_the_metric_are_left_out_and_counted(law, monkeypatch, caps
     (path / "summary.json").write_text(json.dumps(summary))
     command(monkeypatch, law, "--target", "mini-1.8M", "--at", "0.5")
     said = capsys.readouterr().out
-    assert "1 of 18 runs have no logits at 0.5 of the run: left out" in said
+    assert "left out 1 of 18 runs without logits at 0.5 of the run" in said
     assert "12 runs, 1 of them broke" in said

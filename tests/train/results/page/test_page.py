@@ -17,7 +17,7 @@ from train.findings.base import find
 from train.results.arms import with_arms
 from train.results.page import payload as page
 from train.results.page.curves import BUDGET
-from train.results.page.html import write_page
+from train.results.page.html import HERE, SCRIPTS, write_page
 from train.results.style import colours
 from train.results.sweep import load_sweep
 from train.results.table import table
@@ -182,3 +182,11 @@ def test_values_are_plain():
     assert [page._text(v) for v in (1e-8, 64, None, True, "none", 0.1)] == [
         "1e-08", "64", "not set", "true", "none", "0.1",
     ]  # fmt: skip
+
+
+def test_scripts_read_what_the_payload_holds(tmp_path):
+    sweep = many_runs(tmp_path / "many", 4, rows(steps=30, blocks=1))
+    held = page.payload(with_arms(sweep.runs), table(sweep.runs))
+    scripts = "".join((HERE / name).read_text() for name in SCRIPTS)
+    read = set(re.findall(r"(?<![\w.])data(?:\.(\w+)|\[\"([^\"]+)\"\])", scripts))
+    assert {name or key for name, key in read} == set(held)
