@@ -12,7 +12,7 @@ from train.docs.findings import RESULTS, VERDICTS, verdicts
 from train.docs.leaderboard import LEADERBOARD
 from train.findings.base import all_findings
 from train.findings.status import state
-from train.leaderboard.__main__ import EXPERIMENT
+from train.leaderboard.table import EXPERIMENT
 from train.runfolder.files import read_json, write_atomically
 
 

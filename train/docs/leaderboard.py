@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from train.cli.format import size_label
 from train.docs.markers import ROOT, page
-from train.leaderboard.__main__ import COLUMNS, cells
+from train.leaderboard.table import COLUMNS, cells
 
 if TYPE_CHECKING:
     import pandas as pd

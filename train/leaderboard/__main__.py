@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from train.cli.format import number
 from train.cli.terminal import exit_with, table_console
 from train.leaderboard.confirm import confirmation
 from train.leaderboard.figure import figure
 from train.leaderboard.rows import rows, spread
+from train.leaderboard.table import COLUMNS, EXPERIMENT, cells
 from train.runfolder.files import read_json, write_atomically
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from train.sweeps.plan import Sweep
 
-EXPERIMENT = "leaderboard_attention"
 STEPS, ROUNDS = 5, 3
 
 
@@ -64,34 +62,6 @@ def step_times(window: Sweep, axes: list[str]) -> dict[str, float]:
     around = [f"model={largest.model.name}", f"qk_norm={largest.qk_norm.name}", "logger=none"]
     _, costs = measure_axes(around, STEPS, ROUNDS, axes)
     return {cost.value: cost.ratio for cost in costs if cost.ratio is not None}
-
-
-COLUMNS = {
-    "arm": "choice", "loss": "loss at the best LR", "best_lr": "at LR", "sensitivity": "LR sensitivity",
-    "expected": "mean over the window", "degraded": "degrades at LR", "diverged": "diverges at LR",
-    "logit_max": "max logit there", "entropy": "entropy there", "sink_rate": "sink rate", "kurtosis": "kurtosis",
-    "N": "N", "step": "step",
-}  # fmt: skip
-
-
-def cells(table: pd.DataFrame) -> list[list[str]]:
-    """Returns the cells of the table as text, row by row, in the order of COLUMNS."""
-    return [[_cell(row, column) for column in COLUMNS] for row in table.to_dict("records")]
-
-
-def _cell(row: dict[str, Any], column: str) -> str:
-    value = row.get(column)
-    if column == "arm":
-        return str(value)
-    if row["ended"] < row["runs"]:
-        return f"{row['ended']} of {row['runs']} runs, {row['failed']} failed" if column == "loss" else ""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "-"
-    if column == "loss":
-        return f"{value:.3f}" if math.isnan(row["std"]) else f"{value:.3f} ± {row['std']:.3f}"
-    if column in ("best_lr", "degraded", "diverged"):
-        return f"{value:g}"
-    return f"{value:,.0f}" if column == "N" else f"{value:.2f}" if column in ("step", "sink_rate") else number(value)
 
 
 def _write(table: pd.DataFrame, folder: Path) -> None:

@@ -11,10 +11,11 @@ import pytest
 from tests.train.findings.frames import INIT, frame
 from tests.train.helpers import sigterm_kept
 from train.docs.leaderboard import markdown
-from train.leaderboard.__main__ import cells, leaderboard
+from train.leaderboard.__main__ import leaderboard
 from train.leaderboard.confirm import SEEDS, best_runs
 from train.leaderboard.figure import figure
 from train.leaderboard.rows import rows, spread
+from train.leaderboard.table import cells
 
 LRS = (0.01, 0.1, 1.0)
 GOOD = dict(zip(LRS, (5.0, 4.8, 4.82), strict=True))
