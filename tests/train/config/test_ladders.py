@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from conf.axis import ConfigError, checked
-from models.gpt import GPT, SizeConfig
+from models.gpt import GPT
+from models.size import SizeConfig
 from tests.conftest import yaml_values
 from train.config.choices import choices
 from train.config.compose import compose
