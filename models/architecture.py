@@ -1,4 +1,4 @@
-"""The axes that make a model, and what they ask of each other."""
+"""The axes that make up a model, and the constraints between them."""
 
 from typing import Annotated
 
@@ -33,7 +33,7 @@ for folder in ("attention.mixing", "parametrization", "placement", "reparametriz
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Architecture:
-    """The axes that make the model."""
+    """One choice for each model axis. Raises ValueError if choices do not go together."""
 
     model: SizeConfig
     attention: Annotated[MixingConfig, ATTENTION]
@@ -46,22 +46,23 @@ class Architecture:
     norm: Annotated[NormConfig, NORM]
     placement: Annotated[PlacementConfig, PLACEMENT]
     layer_scale: Annotated[float, Field(ge=0)] | None
-    """Initial value of LayerScale, a learned factor a channel on what each sublayer adds; null is without.
-    Touvron et al. 2021 (CaiT): 0.1 to 18 blocks, 1e-5 to 24, 1e-6 beyond."""
+    """Initial value of LayerScale, a learned per-channel factor on each sublayer's output. null: no LayerScale.
+    Touvron et al. 2021 (CaiT): 0.1 for up to 18 blocks, 1e-5 for up to 24, 1e-6 for more."""
     embedding_norm: bool
-    """A norm of the norm axis on the embedding, positions included: the first stream of Peri-LN (Kim et al. 2025),
-    the embedding LayerNorm of BLOOM and of Takase et al. 2023."""
+    """Normalize the embedding (after positions are added) with the norm of the norm axis. As at the input of Peri-LN
+    (Kim et al. 2025) and in the embedding LayerNorm of BLOOM and of Takase et al. 2023."""
     value_residual: ValueResidualName | None
-    """Values of each block but the first: l_1 times the first block's plus l_2 times its own, as they come out of the
-    value projection (placement=hybridnorm, qk_norm=qkv: after their norm). identity: both 1/2; learnable: two numbers
-    a block that start at 1/2; null: its own. Zhou et al. 2024 (ResFormer)."""
+    """Mix the first block's values V_1 into those of every later block: l_1 V_1 + l_2 V. Both are taken after the value
+    projection (and after the values' norm with placement=hybridnorm or qk_norm=qkv). identity: both factors are 1/2.
+    learnable: two learned factors per block, initially 1/2. null: no mixing. Zhou et al. 2024 (ResFormer)."""
     share_attention: Annotated[int, Field(ge=1, examples=[2])]
-    """Blocks of a group that share their attention weights: the first makes queries and keys, the others have values
-    and a learned W_c h of what they read, which starts at zero. 1 shares none. After UniAttn, Xiong et al. 2025."""
+    """Number of consecutive blocks that share attention weights. The first makes queries and keys. The others have
+    values of their own and add W_c h, where h is their input and W_c is learned from zero. 1: no sharing. After
+    UniAttn, Xiong et al. 2025."""
     dual_stream: DualStreamName | None
-    """Two residual streams: attention makes its values of, and adds to, one of its own, queries, keys and MLPs see the
-    sum with what the MLPs add. What mixes heads in value and output projection: independent, kronecker or dense maps.
-    null is one stream. Kerce & Fox 2026 (arXiv 2603.07461)."""
+    """Use two residual streams. Attention reads its values from the token stream and adds its output to it. Queries,
+    keys and MLPs read the sum of both streams. The choice is how value and output projections mix heads: independent,
+    kronecker or dense. null: one stream. Kerce & Fox 2026 (arXiv 2603.07461)."""
     position: Annotated[PositionConfig, POSITION]
     mlp: Annotated[MLPConfig, MLP]
     init: Annotated[InitConfig, INIT]
@@ -80,5 +81,5 @@ class Architecture:
         if self.dual_stream is not None:
             dual_fits(self.dual_stream, self)
         if self.embedding_norm and not self.norm.normalizes:
-            raise ValueError("embedding_norm=true has no norm to use with norm=none: use norm=layernorm or false")
+            raise ValueError("embedding_norm=true needs a norm, but norm=none: use norm=layernorm or false")
         return self

@@ -1,4 +1,4 @@
-"""What one forward pass of a model hands on from block to block.
+"""State that one forward pass hands from block to block.
 
 Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
 """
@@ -16,43 +16,43 @@ if TYPE_CHECKING:
 
 
 class Lender(NamedTuple):
-    """What the blocks of a group that shares attention weights see of its first."""
+    """What the first block of a group hands to the blocks that reuse its attention weights."""
 
     mix: MixingRule
     inputs: Inputs
 
 
 class Carry:
-    """Made by a forward pass, read and written by its blocks. It lives no longer than the pass.
+    """Mutable state of one forward pass, read and written by the blocks.
 
-    Which fields are None depends on the config alone, never on the value of a tensor, so that a compiled graph has no
-    branches of its own. It is no dataclass: FSDP2 hands a block a copy of the containers that it knows, dataclasses and
-    lists among them, and what the block writes would be lost. An object of another class stays the same in all blocks.
+    Which fields are None depends only on the config, never on tensor values, so a compiled graph needs no branches.
+    This is deliberately not a dataclass. FSDP2 copies the containers that it knows, such as dataclasses and lists,
+    before it calls a block, so the block's writes would be lost. It passes objects of other classes through.
     """
 
     def __init__(
         self, *, watch: bool = False, keep_maxima: bool = False, first_BHTK: torch.Tensor | None = None
     ) -> None:
         self.watch = watch
-        """Whether this is a watch step: all probes are taken."""
+        """Whether this is a watch step, on which all probes are taken."""
         self.keep_maxima = keep_maxima
-        """Whether the largest logit of each head is recorded, watched or not."""
+        """Whether to record the largest logit of each head, on watch steps and all others."""
         self.block = 0
-        """The block that runs, counted from 0."""
+        """Index of the running block, from 0."""
         self.first_BHTK = first_BHTK
-        """The values of the first block that has any, as they come out of its value projection and their norm."""
+        """Values of the first block that has any, after its value projection and norm."""
         self.source_BTD: torch.Tensor | None = None
-        """What queries and keys are made of where that isn't what values are made of. One sequence serves the batch."""
+        """Input of the query and key projections if it differs from that of values. May have batch size 1."""
         self.read_BTD: torch.Tensor | None = None
-        """What the token mixer of the block read, after the norms of its placement."""
+        """Input of the block's token mixer, after the placement's norms."""
         self.token_BTD: torch.Tensor | None = None
-        """The token stream of a model with two streams."""
+        """The token stream, if the model has two streams."""
         self.lender: Lender | None = None
-        """Of the last block that made attention weights for others."""
+        """Weights of the last block that shares them with later blocks."""
         self.stats: Stats = {}
-        """The probes taken so far."""
+        """Probes recorded so far."""
 
     def record(self, where: str, found: Stats) -> None:
-        """Adds probes of the block that runs: `where` is `attention` or `residual`."""
+        """Adds probes of the running block; `where` is `attention` or `residual`."""
         for name, value in found.items():
             self.stats[f"{where}/block{self.block}/{name}"] = value

@@ -1,4 +1,4 @@
-"""The proxy: a decoder-only Transformer put together from the parts that the config's axes choose.
+"""The proxy: a decoder-only Transformer assembled from the parts that the config's axes select.
 
 Shape suffixes: B batch, T tokens, D model width, V vocabulary.
 """
@@ -27,7 +27,7 @@ from models.probes import Stats, stream_stats
 
 
 class Block(nn.Module):
-    """A token mixer, attention by default, then an MLP, each inside the norms of the placement.
+    """One block: a token mixer (attention by default), then an MLP, each wrapped in the placement's norms.
 
     The residual stream stays in fp32.
     """
@@ -42,14 +42,14 @@ class Block(nn.Module):
         self.mlp = arch.mlp.build(arch.model.width, make)
 
     def forward(self, x_BTD: torch.Tensor, carry: Carry) -> torch.Tensor:
-        """The residual stream after the block."""
+        """Returns the residual stream after the block."""
         carry.block = self.index
 
         def mix(h_BTD: torch.Tensor) -> torch.Tensor:
             carry.read_BTD = h_BTD
             if carry.token_BTD is None:
                 return self.attention(h_BTD, carry)
-            # Two streams: weights are made of their sum, values of the token stream.
+            # Dual stream: attention weights come from the sum of the streams, values from the token stream.
             carry.source_BTD = h_BTD
             return self.attention(carry.token_BTD, carry)
 
@@ -63,7 +63,7 @@ class Block(nn.Module):
 
 
 def _mixer(arch: Architecture, positions: Positions, context: int, index: int, make: Make) -> TokenMixer:
-    """What stands first in block `index`; `context` is the number of tokens that attention sees."""
+    """Builds the token mixer of block `index`; `context` is the number of tokens that attention sees."""
     size = arch.model
     scale = arch.placement.attention_scale(size.head_dim, arch.parametrization.attention_scale(size.head_dim))
     layer = LayerShape(size.width, size.heads, size.head_dim, scale, context, index, size.depth)
@@ -96,10 +96,10 @@ def _norms(arch: Architecture, sublayer: Sublayer, index: int) -> Placement:
 
 
 class GPT(nn.Module):
-    """Untied embedding and head, a norm before the head where the placement has one, logits in fp32."""
+    """GPT with untied embedding and head and fp32 logits; some placements omit the norm before the head."""
 
     def __init__(self, arch: Architecture, *, vocab_size: int, context: int, keep_maxima: bool = False) -> None:
-        """With `keep_maxima` each training forward pass records the largest logit of each head."""
+        """With `keep_maxima`, each training forward pass records the largest logit of each head."""
         super().__init__()
         width = arch.model.width
         self.context = context
@@ -107,7 +107,7 @@ class GPT(nn.Module):
         self.has_two_streams = arch.dual_stream is not None
         self.embedding = Embedding(vocab_size, width)
         self.sink_token = Embedding(arch.sink.tokens, width) if arch.sink.tokens else None
-        # Of what attention sees.
+        # From here on, the number of tokens that attention sees.
         context += arch.sink.tokens
         self.positions = arch.layout.positions(arch.position, width, arch.model.heads, context)
         self.embedding_norm = arch.norm.build(width) if arch.embedding_norm else nn.Identity()
@@ -119,19 +119,19 @@ class GPT(nn.Module):
         self.reparametrization = arch.reparametrization.build(self)
 
     def forward(self, tokens_BT: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
-        """Next-token logits, fp32 [B, T, V], and with `watch` the probes of every block."""
+        """Returns next-token logits, fp32 [B, T, V], and, if `watch` is set, the probes of every block."""
         x_BTD, stats = self.hidden(tokens_BT, watch)
         return self.logits(x_BTD), stats
 
     def enter(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """The residual stream that begins with these embeddings, after a sink's token if there is one."""
+        """Turns token embeddings into the initial residual stream, prepending the sink tokens if there are any."""
         if self.sink_token is not None:
             sink_1D = self.sink_token.scaled(self.sink_token.weight)
             x_BTD = torch.cat([sink_1D.expand(len(x_BTD), -1, -1), x_BTD], 1)
         return self.embedding_norm(self.positions.embed(x_BTD))
 
     def hidden(self, tokens_BT: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
-        """What enters the head, times its multiplier, [B, T, D], and the probes."""
+        """Returns the head's input times the head's multiplier, [B, T, D], and the probes."""
         x_BTD = self.enter(self.embedding(tokens_BT))
         carry = Carry(watch=watch, keep_maxima=self.keep_maxima and self.training)
         if self.has_two_streams:
@@ -147,22 +147,22 @@ class GPT(nn.Module):
         return (x_BTD if self.head.multiplier == 1.0 else self.head.multiplier * x_BTD), carry.stats
 
     def logits(self, x_BTD: torch.Tensor, head_VD: torch.Tensor | None = None) -> torch.Tensor:
-        """Of what `hidden` gives; `head_VD` is the head's matrix where the caller has it already."""
+        """Applies the head to the output of `hidden`. Pass `head_VD` to reuse a head matrix computed before."""
         return fp32_head(x_BTD, self.head.matrix() if head_VD is None else head_VD)
 
     def mixers(self) -> list[TokenMixer]:
-        """Those of the blocks, from the first."""
+        """Returns the blocks' token mixers, first block first."""
         return [block.attention for block in self.blocks if isinstance(block, Block)]
 
     def parameter_count(self) -> int:
-        """N: everything but the embeddings and the head (Wortsman et al. 2023, section 2.1)."""
-        apart = (self.embedding, self.sink_token, self.head, self.positions)
-        outside = {id(p) for m in apart if m is not None for p in m.parameters()}
-        return sum(p.numel() for p in self.parameters() if id(p) not in outside)
+        """Returns N, which excludes embeddings and head (Wortsman et al. 2023, section 2.1)."""
+        excluded_modules = (self.embedding, self.sink_token, self.head, self.positions)
+        excluded = {id(p) for m in excluded_modules if m is not None for p in m.parameters()}
+        return sum(p.numel() for p in self.parameters() if id(p) not in excluded)
 
 
 def initialize(model: GPT, arch: Architecture, seed: int) -> None:
-    """Fills every parameter, a pure function of the seed: by init, then as placement and parametrization ask."""
+    """Fills every parameter as a pure function of the seed: init first, then placement and parametrization."""
     generator = torch.Generator().manual_seed(seed)
     arch.init.apply(model, generator)
     with torch.no_grad():
@@ -177,7 +177,7 @@ def initialize(model: GPT, arch: Architecture, seed: int) -> None:
 
 
 class _Head(torch.autograd.Function):
-    """fp32 logits whose backward products run in the autocast dtype, like those of every other layer."""
+    """Computes fp32 logits; the matrix products of its backward pass run in the autocast dtype, as in other layers."""
 
     @staticmethod
     def forward(ctx, x_ND: torch.Tensor, weight_VD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -193,7 +193,7 @@ class _Head(torch.autograd.Function):
 
 
 def fp32_head(x_BTD: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
-    """x W^T in fp32, [B, T, V], also under autocast."""
+    """Returns x W^T in fp32, [B, T, V], even under autocast."""
     device = x_BTD.device.type
     if not torch.is_autocast_enabled(device):
         return F.linear(x_BTD, weight_VD)

@@ -16,26 +16,26 @@ from models.layers import Linear
 if TYPE_CHECKING:
     from models.architecture import Architecture
 
-# Standard deviation of a unit normal cut off at +-2. Flax's variance_scaling divides by it: the std is then as named.
+# Standard deviation of a unit normal truncated at +-2. Dividing by it, as Flax's variance_scaling does, restores std 1.
 TRUNCATED_STD = 0.87962566103423978
 
-# Of LSUV to reach its std, as in its authors' code. One does where a layer's output is linear in its matrix.
+# Maximum LSUV iterations, as in the authors' code. One is enough if a layer's output is linear in its matrix.
 ATTEMPTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Where:
-    """The place of a matrix in the model."""
+    """Where a matrix is in the model."""
 
     block: int | None
-    """Its block, from 0; None outside of the blocks, for the head."""
+    """Index of its block, from 0; None outside the blocks, as for the head."""
     depth: int
     residual: bool
-    """Whether it is the last matrix of a sublayer, whose output joins the residual stream."""
+    """Whether it is the last matrix of a sublayer, whose output is added to the residual stream."""
 
 
 def where(name: str, depth: int, module: nn.Module | None = None) -> Where:
-    """Of a layer by its full name."""
+    """Locates a layer by its full name."""
     found = re.match(r"blocks\.(\d+)\.", name)
     residual = isinstance(module, Linear) and module.writes_stream
     return Where(int(found[1]) if found else None, depth, residual)
@@ -48,7 +48,7 @@ class InitConfig(Choice):
 
     @torch.no_grad()
     def apply(self, model: nn.Module, generator: torch.Generator) -> None:
-        """Fills every matrix in place; norms keep their ones, other vectors their own start."""
+        """Fills all embeddings and matrices in place. Norm weights stay at one; other vectors keep their own start."""
         modules = dict(model.named_modules())
         blocks = {found[0] for name in modules if (found := re.match(r"blocks\.\d+$", name))}
         for name, module in modules.items():
@@ -58,21 +58,21 @@ class InitConfig(Choice):
                 self.matrix(module.weight, where(name, len(blocks), module), generator)
 
     def calibrate(self, model: Any, tokens_BT: torch.Tensor) -> None:
-        """Changes the weights of a GPT that is otherwise ready to train by what it does on its first batch."""
+        """Adjusts the weights of an otherwise ready GPT to its activations on the first training batch."""
 
     def embedding_std(self, width: float) -> float:
         return 1 / math.sqrt(width)
 
     def matrix_std(self, fan_out: float, fan_in: float, where: Where) -> float | None:
-        """Of the weights that `matrix` gives, for parametrizations; None where it takes more than the shape to know."""
+        """Returns the std of weights that `matrix` draws, for parametrizations; None if the shape doesn't set it."""
         return None
 
     def embedding(self, weight_ND: torch.Tensor, generator: torch.Generator) -> None:
-        """Of tokens and of learned positions: normal with std 1/sqrt(width), where a choice says nothing else."""
+        """Fills an embedding of tokens or positions, by default normal with std 1/sqrt(width)."""
         weight_ND.normal_(0, self.embedding_std(weight_ND.shape[1]), generator=generator)
 
     def matrix(self, weight_OI: torch.Tensor, where: Where, generator: torch.Generator) -> None:
-        """A projection, [fan-out, fan-in], the head included."""
+        """Fills a projection or the head, [fan-out, fan-in]."""
         raise NotImplementedError
 
 
@@ -102,7 +102,7 @@ class PaperInit(InitConfig):
 class XavierInit(InitConfig):
     """All matrices uniform in +-sqrt(6 / (fan_in + fan_out)). Glorot & Bengio 2010, eq. 16.
 
-    Embeddings are no matrices that multiply, so the rule has no meaning for them: 1/sqrt(width), as in torchscale.
+    The rule does not apply to embeddings, which multiply nothing: their std is 1/sqrt(width), as in torchscale.
     """
 
     name: Literal["xavier"] = "xavier"
@@ -119,8 +119,8 @@ class XavierInit(InitConfig):
 class OrthogonalInit(InitConfig):
     """All matrices (semi-)orthogonal: Q of a Gaussian matrix. Saxe et al. 2014, section 3.
 
-    All singular values are one: where fan_out >= fan_in the norm of the input is kept, else that of the gradient. With
-    its V rows the head then gives logits of std sqrt(width / V).
+    All singular values are one. The norm of the input is preserved where fan_out >= fan_in, else that of the gradient.
+    With its V rows, the head gives logits with std sqrt(width / V).
     """
 
     name: Literal["orthogonal"] = "orthogonal"
@@ -134,10 +134,10 @@ class OrthogonalInit(InitConfig):
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class FixedStdConfig(InitConfig):
-    """One std for embeddings and matrices, whatever their shape; subclasses lower it for some matrices."""
+    """One std for all embeddings and matrices, whatever their shape. Subclasses lower it for some matrices."""
 
     std: Annotated[float, Field(gt=0)] = 0.02
-    """Standard deviation. Radford et al. 2018 (GPT-1), section 4.1; GPT-2's code."""
+    """Standard deviation. Default: Radford et al. 2018 (GPT-1), section 4.1, and the code of GPT-2."""
 
     def embedding_std(self, width: float) -> float:
         return self.std
@@ -149,7 +149,7 @@ class FixedStdConfig(InitConfig):
         weight_OI.normal_(0, self.std * self.share(where), generator=generator)
 
     def share(self, where: Where) -> float:
-        """Of the std, for the matrix that stands there."""
+        """Returns the factor by which this matrix's std is lowered."""
         return 1.0
 
 
@@ -166,8 +166,8 @@ class NormalInit(FixedStdConfig):
 class GPT2Init(FixedStdConfig):
     """As `normal`, but the last matrix of each of the 2 L sublayers has std / sqrt(2 L).
 
-    Radford et al. 2019 (GPT-2), section 2.3: "1/sqrt(N) where N is the number of residual layers", of which a block has
-    two, as nanoGPT reads it. Positions get the same std, as there; OpenAI's code gives them 0.01.
+    Radford et al. 2019 (GPT-2), section 2.3: "1/sqrt(N) where N is the number of residual layers". As in nanoGPT, a
+    block has two of these and positions get the same std; OpenAI's code gives positions 0.01.
     """
 
     name: Literal["gpt2"] = "gpt2"
@@ -183,7 +183,7 @@ class LayerIndexRescaling(FixedStdConfig):
     """As `normal`, but all matrices of block l = 1 ... L have std / sqrt(l).
 
     LIR of Owen et al. 2025, "Variance control via weight rescaling in LLM pre-training", code in
-    bluorion-com/weight_rescaling; it takes the place of GPT-2's scaling of the last matrices.
+    bluorion-com/weight_rescaling. It replaces GPT-2's scaling of the last matrices.
     """
 
     name: Literal["lir"] = "lir"
@@ -196,27 +196,28 @@ class LayerIndexRescaling(FixedStdConfig):
 @INIT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LayerSequentialUnitVariance(OrthogonalInit):
-    """Orthogonal, then each matrix scaled in turn to a unit std of what its layer puts out. LSUV, Mishkin & Matas 2016.
+    """Orthogonal, then each matrix rescaled in turn to give its layer's output unit std. LSUV, Mishkin & Matas 2016.
 
-    Measured on the first training batch in evaluation mode, in order of execution, w <- w / std until |std - 1| <= tol;
-    queries, keys and values each on their own. As ducha-aiki/LSUV-pytorch, without its shift of biases: there are none
-    here. That code scales every Linear layer; the head is left out here, as unit variance of logits is no small loss.
+    Uses the first training batch in evaluation mode. In order of execution, w <- w / std until |std - 1| <= tol;
+    queries, keys and values separately. Follows ducha-aiki/LSUV-pytorch, but without its shift of biases, as there are
+    none here. That code scales every Linear layer. By default the head is left out here, because logits of unit
+    variance raise the initial loss.
     """
 
     name: Literal["lsuv"] = "lsuv"  # type: ignore[assignment]
     shards = False  # it scales weights once training has begun
     tol: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Largest distance of the std from 1 that is left as it is. Mishkin & Matas 2016, section 3: 0.1."""
+    """Tolerance: rescaling stops once |std - 1| is at most this. Mishkin & Matas 2016, section 3: 0.1."""
     head: bool = False
-    """Scale the head too: the output logits then have a std of 1."""
+    """Rescale the head too, so that output logits have std 1."""
 
     @torch.no_grad()
     def calibrate(self, model: Any, tokens_BT: torch.Tensor) -> None:
         def scaled(linear: Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-            """What the layer puts out once it is scaled; all that runs after it sees that."""
+            """Returns the layer's output after rescaling, so that later layers are measured on it."""
             for _ in range(ATTEMPTS):
                 std = output.float().std(correction=0)
-                if std == 0 or (std - 1).abs() <= self.tol:  # no factor scales what is constant
+                if std == 0 or (std - 1).abs() <= self.tol:  # a constant output cannot be rescaled
                     break
                 linear.weight.div_(std + 1e-8)
                 output = linear.forward(*inputs)
@@ -237,17 +238,17 @@ class LayerSequentialUnitVariance(OrthogonalInit):
         sets = "init=lsuv gives every layer's output a std of 1"
         if config.reparametrization.divides:
             raise ValueError(
-                f"{sets}, and reparametrization={config.reparametrization.name} divides the weights by their norms: "
+                f"{sets}, but reparametrization={config.reparametrization.name} divides the weights by their norms: "
                 f"use init=orthogonal or reparametrization=none"
             )
         if config.placement.sets_weights_each_step or config.placement.sets_initial_scale:
             raise ValueError(
-                f"{sets}, and placement={config.placement.name} has a scale of its own for the weights: "
+                f"{sets}, but placement={config.placement.name} sets the scale of the weights itself: "
                 f"use init=orthogonal or placement=pre"
             )
         rules = config.parametrization.matrix_scalings(config.model)
         if any(rules[name].init != 1 or rules[name].multiplier != 1 for name in rules if self.head or name != "head"):
             raise ValueError(
-                f"{sets}, and parametrization={config.parametrization.name} has a scale of its own for the weights: "
+                f"{sets}, but parametrization={config.parametrization.name} sets the scale of the weights itself: "
                 f"use init=orthogonal or parametrization=standard"
             )

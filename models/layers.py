@@ -1,4 +1,4 @@
-"""The layers that own matrices. What multiplies their output, and how the weight is made of the parameter, can be set.
+"""The layers that own matrices. Other axes set their output multiplier and how W is computed from the parameter.
 
 Shape suffixes: ... any leading dimensions, I fan-in, O fan-out, N rows, D columns of an embedding.
 """
@@ -11,36 +11,36 @@ import torch.nn.functional as F
 from torch import nn
 
 Role = Literal["query", "key", "value", "out", "activated", "multiplied", "down"]
-"""What a matrix does in its sublayer. Of a token mixer: `query` and `key` make logits, `value` makes what is mixed,
-`out` takes it back to the stream. Of an MLP: the output of `activated` enters the non-linearity, that of `multiplied`
-is multiplied with the result, `down` takes it back to the stream."""
+"""What a matrix does in its sublayer. Token mixers: `query` and `key` make logits, `value` makes what is mixed, `out`
+projects it back to the stream. MLPs: the output of `activated` enters the non-linearity and is multiplied by the output
+of `multiplied` if there is one; `down` projects the result back to the stream."""
 
 
 class Linear(nn.Linear):
-    """multiplier W x without a bias, W = map(weight)."""
+    """Computes multiplier W x without a bias, where W = map(weight)."""
 
     def __init__(self, fan_in: int, fan_out: int, role: Role | None = None, map: nn.Module | None = None) -> None:
         super().__init__(fan_in, fan_out, bias=False)
         self.role = role
         self.multiplier = 1.0
-        """A constant of the parametrization."""
+        """Constant factor set by the parametrization."""
         self.map: nn.Module = nn.Identity() if map is None else map
-        """W as a function of the trained weight: a placement's or a reparametrization's."""
+        """Computes W from the trained weight; set by a placement or a reparametrization."""
         self.decays = True
-        """Whether weight decay acts on the weight; False where a reparametrization takes its place."""
+        """Whether weight decay acts on the weight; False if a reparametrization replaces it."""
 
     @property
     def writes_stream(self) -> bool:
-        """Whether it is the last matrix of a sublayer, whose output joins the residual stream."""
+        """Whether this is the last matrix of a sublayer, whose output is added to the residual stream."""
         return self.role in ("out", "down")
 
     @property
     def in_branch(self) -> bool:
-        """Whether what a sublayer adds is in proportion to it. Queries and keys make weights, gates make shares."""
+        """Whether the sublayer's output is proportional to this matrix; not so for queries, keys and gates."""
         return self.role in ("value", "out", "activated", "multiplied", "down")
 
     def matrix(self) -> torch.Tensor:
-        """W, [O, I]; the multiplier stays outside."""
+        """Returns W, [O, I], without the multiplier."""
         return self.map(self.weight)
 
     def forward(self, x_I: torch.Tensor) -> torch.Tensor:
@@ -49,16 +49,16 @@ class Linear(nn.Linear):
 
 
 Make = Callable[[Role, int, int], Linear]
-"""Makes a matrix of this role, fan-in and fan-out. A placement's puts its norms around some of them."""
+"""Makes a matrix from role, fan-in and fan-out. A placement's version wraps some of them in norms."""
 
 
 def plain(role: Role, fan_in: int, fan_out: int) -> Linear:
-    """The matrix alone."""
+    """Returns a plain matrix, without norms."""
     return Linear(fan_in, fan_out, role)
 
 
 class Embedding(nn.Embedding):
-    """multiplier times the rows of the weight."""
+    """Returns rows of the weight, times a multiplier."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__(count, width)

@@ -1,4 +1,4 @@
-"""What stands first in a block and lets tokens see each other: attention, or whatever takes its place.
+"""Token mixers: the first sublayer of a block, which moves information between tokens (attention or a replacement).
 
 Shape suffixes: B batch, T tokens, D model width.
 """
@@ -20,38 +20,37 @@ LogitRows = list[tuple[Linear, slice, float]]
 
 
 class TokenMixer(nn.Module):
-    """Base of what a block calls `attention`: it maps what its placement's norms give it to what joins the stream.
+    """Base class of a block's `attention`: maps the sublayer's input to its output.
 
-    A new mixer says of itself:
+    A new mixer provides:
 
-    its matrices    Each is a `Linear` made by the `make` that its constructor is given, with a role (`models.layers`).
-                    Roles are what everything else goes by: inits scale the matrices that write to the stream (`out`,
-                    `down`), DeepNorm and Sub-LN those of the branch, muP starts `query` at zero, nGPT normalizes along
-                    the side that faces the stream. `make` is also where a placement puts its norms: a mixer whose
-                    values and output go through `make` can be used with all of them. A matrix with none of these
-                    roles is made as `Linear(fan_in, fan_out)`.
-    its weights     `rule` is the rule that makes its T x T weights, None where it has none of its own. Probes of
-                    logits and entropies, QK-clip and `train.amplification` ask for it.
-    its logits      `logit_rows` says which rows of which matrices multiply a head's logits; empty without any.
-    its probes      On a watch step (`carry.watch`) it records them: `carry.record("attention", {...})`.
-    its values      If it has values of heads, it leaves them in `carry.first_BHTK` where that is still None.
-    its draws       `draw` fills what the init axis does not: it knows `Linear` and `Embedding` alone.
+    matrices      Each is a `Linear`, created by the constructor's argument `make` with a role (`models.layers`). Other
+                  axes select matrices by role: inits scale those that write to the stream (`out`, `down`), DeepNorm and
+                  Sub-LN scale those of the branch, muP starts `query` at zero, and nGPT normalizes along the side that
+                  faces the stream. Placements insert their norms through `make`: a mixer whose values and output use it
+                  works with all placements. A matrix that fits no role is created as `Linear(fan_in, fan_out)`.
+    `rule`        The rule that computes its T x T weights, or None. Used by probes of logits and entropies, QK-clip and
+                  `train.amplification`.
+    `logit_rows`  Which rows of which matrices scale a head's logits; empty if it has no logits.
+    probes        On a watch step (`carry.watch`) it calls `carry.record("attention", {...})`.
+    values        If it has per-head values, it stores them in `carry.first_BHTK` unless that is already set.
+    `draw`        Initializes parameters that the init axis does not: that axis handles only `Linear` and `Embedding`.
 
     Its config declares the rest: `has_weights` and the other attributes of MixingConfig.
     """
 
     def forward(self, x_BTD: torch.Tensor, carry: Carry) -> torch.Tensor:
-        """What is added to the residual stream. Token t may depend on tokens 0 to t alone."""
+        """Returns what is added to the residual stream. Token t may depend only on tokens 0 to t."""
         raise NotImplementedError
 
     @property
     def rule(self) -> MixingRule | None:
-        """The rule that makes its T x T weights."""
+        """The rule that computes the T x T weights, or None."""
         return None
 
     def logit_rows(self) -> LogitRows:
-        """What multiplies a head's logits by c: its rows of a matrix, by their place in the head, times c^power."""
+        """Returns (matrix, rows within each head, power): scaling these by c^power scales the head's logits by c."""
         return []
 
     def draw(self, generator: torch.Generator) -> None:
-        """Fills what starts in a way of its own, once the init axis has drawn the matrices."""
+        """Initializes parameters that the init axis does not, after that axis has filled the matrices."""

@@ -17,7 +17,7 @@ class MLPConfig(Choice):
     name: str
 
     def build(self, width: int, make: Make = plain) -> nn.Module:
-        """A module that maps x_BTD to the same shape, its matrices made by `make`."""
+        """Returns a module that maps x_BTD to the same shape; `make` creates its matrices."""
         raise NotImplementedError
 
 
@@ -29,7 +29,7 @@ def hidden_width(width: int, expand: float) -> int:
 
 
 class GELU(nn.Module):
-    """W_down gelu(W_up x). Hendrycks & Gimpel 2016; the tanh form is Flax's default, so the paper's."""
+    """W_down gelu(W_up x). Hendrycks & Gimpel 2016. The tanh approximation is Flax's default, which the paper uses."""
 
     def __init__(self, width: int, hidden: int, make: Make = plain) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class SwiGLUConfig(MLPConfig):
 
     name: Literal["swiglu"] = "swiglu"
     expand: Annotated[float, Field(gt=0)] = 8 / 3
-    """Hidden width / model width; 8/3 gives the parameters of an ungated layer of width 4 (Shazeer 2020, section 3)."""
+    """Hidden width / model width. 8/3 gives as many parameters as an ungated layer with 4 (Shazeer 2020, section 3)."""
 
     def build(self, width: int, make: Make = plain) -> nn.Module:
         return SwiGLU(width, hidden_width(width, self.expand), make)

@@ -1,4 +1,4 @@
-"""Normalization layers, the `norm` axis, and what stands in for them. All in fp32 whatever the dtype of the input.
+"""Normalization layers and their substitutes, the `norm` axis. All compute in fp32, whatever the input's dtype.
 
 Shape suffixes: ... any leading dimensions, D features.
 """
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NormConfig(Choice):
     name: str
-    normalizes = True  # whether it is a norm at all
-    scale_invariant = True  # whether N(c x) = N(x) for c > 0, eps aside
+    normalizes = True  # False for substitutes that do not normalize
+    scale_invariant = True  # whether N(c x) = N(x) for c > 0, up to eps
 
     def build(self, dim: int) -> nn.Module:
-        """A module that maps [..., dim] to [..., dim] in fp32."""
+        """Returns a module that maps [..., dim] to [..., dim] in fp32."""
         raise NotImplementedError
 
 
@@ -57,7 +57,7 @@ class RMSNorm(nn.Module):
 
 
 class PreAffine(nn.Module):
-    """RMSNorm(scale * x): a vector in front of the statistics, which lets a few channels set the scale of all."""
+    """RMSNorm(scale * x), where the learned scale lets a few channels determine the statistics."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -70,11 +70,11 @@ class PreAffine(nn.Module):
 
 
 class GatedNorm(RMSNorm):
-    """y * sigmoid(W_expand silu(W_squeeze y)), y = RMSNorm(x). Its matrices are layers like any other."""
+    """y * sigmoid(W_expand silu(W_squeeze y)), y = RMSNorm(x)."""
 
     def __init__(self, dim: int, eps: float, rank: int) -> None:
         super().__init__(dim, eps)
-        # Not called down and up: these are no matrices of an MLP.
+        # Not named down and up, which would mark them as matrices of an MLP.
         self.squeeze = Linear(dim, rank)
         self.expand = Linear(rank, dim)
 
@@ -108,7 +108,7 @@ class LayerNormConfig(NormConfig):
 
     name: Literal["layernorm"] = "layernorm"
     eps: Annotated[float, Field(gt=0)] = 1e-6
-    """Added to the variance. Flax's default, so the paper's."""
+    """Added to the variance. Default: Flax's, which the paper uses."""
 
     def build(self, dim: int) -> nn.Module:
         return LayerNorm(dim, self.eps)
@@ -130,7 +130,7 @@ class RMSNormConfig(NormConfig):
 @NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class PreAffineConfig(RMSNormConfig):
-    """RMSNorm(lambda * x) * weight with a learned lambda a channel that starts at one.
+    """RMSNorm(lambda * x) * weight with a learned lambda per channel, initially one.
 
     Qiu et al. 2026 ("A unified view of attention and residual sinks", arXiv 2601.22966), section 3.3.
     """
@@ -146,14 +146,14 @@ class PreAffineConfig(RMSNormConfig):
 class GatedNormConfig(RMSNormConfig):
     """y * sigmoid(W_up silu(W_down y)) with y = RMSNorm(x): each token scales its own channels.
 
-    Qiu et al. 2026 (arXiv 2601.22966), section 3.4. They state no initialization: the init axis fills both matrices as
-    it does all others, so that the gate starts near 1/2.
+    Qiu et al. 2026 (arXiv 2601.22966), section 3.4. They state no initialization. Here the init axis fills both
+    matrices like all others, so the gate starts near 1/2.
     """
 
     name: Literal["gated"] = "gated"  # type: ignore[assignment]
-    fan_in_follows_width = False  # that of W_expand is the rank
+    fan_in_follows_width = False  # the fan-in of W_expand is the rank
     rank: Annotated[int, Field(ge=1)] = 16
-    """Rank of the gate, rows of W_down. Qiu et al. 2026, section 3.4."""
+    """Rank of the gate, the number of rows of W_down. Qiu et al. 2026, section 3.4."""
 
     def build(self, dim: int) -> nn.Module:
         return GatedNorm(dim, self.eps, self.rank)
@@ -162,17 +162,17 @@ class GatedNormConfig(RMSNormConfig):
 @NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class DynamicTanhConfig(NormConfig):
-    """weight * tanh(alpha x) + bias, alpha one learned number a layer. Zhu et al. 2025 (DyT), algorithm 1.
+    """weight * tanh(alpha x) + bias, with one learned number alpha per layer. Zhu et al. 2025 (DyT), algorithm 1.
 
-    With the bias that the paper has, although the norms here have none; without the learned factor on the embedding
-    that its LLaMA runs have (section 5).
+    Has the paper's bias, although the norms here have none. Omits the learned embedding factor of the paper's LLaMA
+    runs (section 5).
     """
 
     name: Literal["dyt"] = "dyt"
     scale_invariant = False
     alpha: Annotated[float, Field(gt=0)] = 0.5
-    """Initial alpha. Zhu et al. 2025, section 4; their LLaMA runs (section 7) take 0.8 before attention and 0.2
-    elsewhere at 7B, less in wider models."""
+    """Initial alpha. Zhu et al. 2025, section 4. Their LLaMA runs (section 7) at 7B take 0.8 before attention and 0.2
+    elsewhere, and less in wider models."""
 
     def build(self, dim: int) -> nn.Module:
         return DynamicTanh(dim, self.alpha)
@@ -181,7 +181,7 @@ class DynamicTanhConfig(NormConfig):
 @NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoNormConfig(NormConfig):
-    """x in fp32, without normalization. He & Hofmann 2024 train blocks without."""
+    """x in fp32, without normalization. He & Hofmann 2024 train blocks without norms."""
 
     name: Literal["none"] = "none"
     normalizes = False

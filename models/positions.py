@@ -1,4 +1,4 @@
-"""Positions, the `position` axis. They may enter at three places: the embedding, q and k, the attention logits.
+"""Positions, the `position` axis. They can act on the embedding, on q and k, or on the attention logits.
 
 Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Positions(nn.Module):
-    """No positions: the base of all, each overrides the places where it acts."""
+    """Base class, without positions. A subclass overrides the methods for the places where it acts."""
 
     def embed(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return x_BTD
@@ -27,14 +27,14 @@ class Positions(nn.Module):
         return q_BHTK, k_BHTK
 
     def bias(self, length: int) -> torch.Tensor | None:
-        """What is added to the scaled logits, [H, T, T], or None."""
+        """Returns what is added to the scaled logits, [H, T, T], or None."""
         return None
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class PositionConfig(Choice):
     name: str
-    endless = True  # whether sequences may be longer than those of training
+    endless = True  # whether sequences can be longer than in training
     adds_to_embedding = False
 
     def build(self, width: int, heads: int, context: int) -> Positions:
@@ -45,7 +45,7 @@ POSITION: Axis[PositionConfig] = Axis("position")
 
 
 class Rotary(Positions):
-    """RoPE (Su et al. 2021): pairs (x_i, x_{i + K/2}) turn by the angle t base^(-2i/K) at position t."""
+    """RoPE (Su et al. 2021): the pair (x_i, x_{i + K/2}) is rotated by the angle t base^(-2i/K) at position t."""
 
     cos_TK: torch.Tensor
     sin_TK: torch.Tensor
@@ -58,17 +58,17 @@ class Rotary(Positions):
         self.register_buffer("sin_TK", sin_TK, persistent=False)
 
     def table(self, length: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of the positions 0 ... length - 1, fp32 [T, K] on the CPU."""
+        """Returns cosines and sines for positions 0 ... length - 1, fp32 [T, K] on the CPU."""
         frequency = self.base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
         angle = torch.outer(torch.arange(length, dtype=torch.float64, device="cpu"), frequency)
-        # Both halves side by side, the sign of the swap folded into the sine: x * cos + swap(x) * sin.
+        # Repeated for both halves, with the swap's sign folded into the sine: x * cos + swap(x) * sin.
         return torch.cat([angle.cos(), angle.cos()], -1).float(), torch.cat([-angle.sin(), angle.sin()], -1).float()
 
     def turn(self, x_BHTK: torch.Tensor) -> torch.Tensor:
         x_BHTK = x_BHTK.float()
         length, dim = x_BHTK.shape[-2:]
         cos_TK, sin_TK = self.cos_TK, self.sin_TK
-        if length > len(cos_TK):  # beyond the training length: in evaluation alone
+        if length > len(cos_TK):  # longer than in training, which happens only in evaluation
             cos_TK, sin_TK = (part.to(x_BHTK.device) for part in self.table(length, dim))
         swapped_BHTK = torch.cat([x_BHTK[..., dim // 2 :], x_BHTK[..., : dim // 2]], -1)
         return torch.addcmul(x_BHTK * cos_TK[:length], swapped_BHTK, sin_TK[:length])
@@ -78,7 +78,7 @@ class Rotary(Positions):
 
 
 class Learned(Positions):
-    """A trained vector a position, added to the token embedding. Vaswani et al. 2017, GPT-2."""
+    """A trained vector per position, added to the token embedding. Vaswani et al. 2017, GPT-2."""
 
     def __init__(self, context: int, width: int) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Learned(Positions):
 class ALiBi(Positions):
     """Logit bias -2^(-8h/H) (i - j) for head h = 1..H. Press et al. 2022, section 3.
 
-    For a number of heads that is no power of two the same formula is used (the authors' code interpolates).
+    The same formula serves head counts that are not powers of two, where the authors' code interpolates.
     """
 
     bias_HTT: torch.Tensor
@@ -108,7 +108,7 @@ class ALiBi(Positions):
 
     def bias(self, length: int) -> torch.Tensor | None:
         heads, longest, _ = self.bias_HTT.shape
-        if length > longest:  # beyond the training length: in evaluation alone
+        if length > longest:  # longer than in training, which happens only in evaluation
             return self.table(heads, length, self.bias_HTT.device)
         return self.bias_HTT[:, :length, :length]
 
@@ -120,7 +120,7 @@ class RotaryConfig(PositionConfig):
 
     name: Literal["rope"] = "rope"
     base: Annotated[float, Field(gt=1)] = 10_000.0
-    """Longest wavelength / 2 pi, in tokens. Su et al. 2021; the paper doesn't state its own."""
+    """Longest wavelength / 2 pi, in tokens. Su et al. 2021; Wortsman et al. do not state theirs."""
 
     def fits(self, config: "Architecture") -> None:
         size = config.model
@@ -132,10 +132,6 @@ class RotaryConfig(PositionConfig):
 
     def build(self, width: int, heads: int, context: int) -> Positions:
         head_dim = width // heads
-        if head_dim % 2:
-            raise ValueError(
-                f"position=rope needs an even head dimension, got {head_dim}: change model.heads or use alibi"
-            )
         return Rotary(head_dim, context, self.base)
 
 
@@ -155,7 +151,7 @@ class LearnedConfig(PositionConfig):
 @POSITION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoPositionConfig(PositionConfig):
-    """Nothing but the causal mask tells of positions. Haviv et al. 2022; Kazemnejad et al. 2023 (NoPE)."""
+    """No positions: only the causal mask reveals order. Haviv et al. 2022; Kazemnejad et al. 2023 (NoPE)."""
 
     name: Literal["none"] = "none"
 

@@ -1,8 +1,8 @@
-"""Probes: exact fp32 statistics of tensors inside the model, as device tensors that nothing here brings to the host.
+"""Probes: exact fp32 statistics of tensors inside the model. They stay on the device.
 
-Stats is a dict from a metric's name to a tensor; statistics taken head by head are of shape [H]. Micro-batches and
-ranks are combined by what the name ends in: `max` by the maximum, `rms` by the root of the mean square, all others by
-the mean; but what belongs to the largest logit comes from the micro-batch that has it.
+Stats maps metric names to tensors; per-head statistics have shape [H]. The suffix of the name says how micro-batches
+and ranks are combined: `max` by the maximum, `rms` by the root of the mean square, anything else by the mean. The
+exception are statistics of the largest logit: they are taken from the micro-batch that has it.
 Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K head dimension, V vocabulary.
 """
 
@@ -18,17 +18,17 @@ Stats = dict[str, torch.Tensor]
 OF_MAX_PAIR = "cosine_of_max_pair"
 
 SINK_ROWS, SINK_THRESHOLD = 64, 0.3
-"""Of the sink rate: T and epsilon of Gu et al. 2024, section 3.2."""
+"""T and epsilon of the sink rate: Gu et al. 2024, section 3.2."""
 LOCAL = range(4)
-"""Keys counted back from the query's own whose weights `local_focus_N` are: those of Xue et al. 2025."""
+"""The N of `local_focus_N`, the distance from query back to key. As in Xue et al. 2025."""
 ZERO_ROWS_OF_LOCAL = [f"zero_rows_{back}" for back in LOCAL]
 OVER_ROWS = dict.fromkeys(("entropy", "top_weight", "support", "sink_mass"), "zero_rows")
 OVER_ROWS |= {f"local_focus_{back}": zero for back, zero in zip(LOCAL, ZERO_ROWS_OF_LOCAL, strict=True)}
-"""Means over rows with weight alone, and the share of rows without."""
+"""Metric -> the metric with the share of all-zero rows, which `over_rows` excludes from its mean."""
 
 TINY = torch.finfo(torch.float32).tiny
 
-# Largest block of logits that is held at once, in elements (64 MiB of fp32).
+# Largest block of logits held in memory at once, in elements (64 MiB in fp32).
 SCORES_AT_ONCE = 2**24
 
 
@@ -41,7 +41,7 @@ def is_rms(name: str) -> bool:
 
 
 def merge(into: Stats, new: Stats, weight: float) -> None:
-    """Adds one of several equal micro-batches, of which each has the share `weight`."""
+    """Adds one of several equally sized micro-batches, whose share of the batch is `weight`."""
     before = dict(into)
     for name, value in new.items():
         old = before.get(name)
@@ -57,25 +57,25 @@ def merge(into: Stats, new: Stats, weight: float) -> None:
 
 
 def full_precision(x: torch.Tensor) -> torch.autocast:
-    """Keeps autocast from taking the matrix products inside to bf16."""
+    """Disables autocast, so that matrix products stay in the dtype of their inputs."""
     return torch.autocast(x.device.type, enabled=False)
 
 
 def causal_logits(
     q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float, bias_HTT: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """scale q k^T + bias in fp32, also under autocast, [B, H, T, T], -inf above the diagonal."""
+    """Returns scale q k^T + bias in fp32, even under autocast: [B, H, T, T], -inf above the diagonal."""
     return causal(scaled_products(q_BHTK, k_BHTK, scale), bias_HTT)
 
 
 def scaled_products(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float) -> torch.Tensor:
-    """scale q k^T in fp32, also under autocast, [B, H, T, T], of the future too."""
+    """Returns scale q k^T in fp32, even under autocast: [B, H, T, T], without a causal mask."""
     with full_precision(q_BHTK):
         return (q_BHTK.float() @ k_BHTK.float().mT) * scale
 
 
 def causal(z_BHTT: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.Tensor:
-    """z + bias, -inf above the diagonal."""
+    """Returns z + bias with -inf above the diagonal."""
     if bias_HTT is not None:
         z_BHTT = z_BHTT + bias_HTT
     length = z_BHTT.shape[-1]
@@ -84,7 +84,7 @@ def causal(z_BHTT: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.
 
 
 def weight_entropy(weights_BHTT: torch.Tensor) -> torch.Tensor:
-    """-sum_j p log p of p = |w| / sum |w|, [B, H, T] in nats; 0 for a row of zeros."""
+    """Returns the entropy -sum_j p log p of p = |w| / sum |w|, [B, H, T] in nats; 0 for an all-zero row."""
     p_BHTT = weights_BHTT.float().abs()
     p_BHTT = p_BHTT / p_BHTT.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     return torch.special.entr(p_BHTT).sum(-1)
@@ -93,9 +93,9 @@ def weight_entropy(weights_BHTT: torch.Tensor) -> torch.Tensor:
 def fused_attention(
     q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Causal softmax attention and the logsumexp of each row, without a T x T matrix: [B, H, T, K] and [B, H, T].
+    """Returns causal softmax attention, [B, H, T, K], and the logsumexp of each row, [B, H, T], without a T x T matrix.
 
-    torch gives the logsumexp only through its kernels' own operators; these are the two that take fp32.
+    torch exposes the logsumexp only through its kernels' own operators. These two accept fp32.
     """
     if q_BHTK.is_cuda:
         out_BHTK, lse_BHT, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
@@ -106,39 +106,45 @@ def fused_attention(
 
 
 def fused_entropy(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float) -> torch.Tensor:
-    """Entropy of each row of causal softmax attention in nats, [B, H, T], exact and without a T x T matrix.
+    """Returns the exact entropy of each row of causal softmax attention, [B, H, T] in nats, without a T x T matrix.
 
-    With lse the row's logsumexp and A the attention output for V := K, sum_j p_ij z_ij = scale <q_i, A_i>, hence
+    Let lse be the row's logsumexp and A the attention output for V := K. Then sum_j p_ij z_ij = scale <q_i, A_i>, so
     H_i = lse_i - scale <q_i, A_i>. Both terms are as large as the logits, so the rounding error is about
-    1e-7 max|z|: 1e-3 nats at logits of 1e4. Below zero there is only this error; it is cut off.
+    1e-7 max|z|: 1e-3 nats at logits of 1e4. Negative results are rounding error and are clamped to 0.
     """
     attended_BHTK, lse_BHT = fused_attention(q_BHTK, k_BHTK, k_BHTK, scale)
     return (lse_BHT - scale * (q_BHTK * attended_BHTK).sum(-1)).clamp_min(0)
 
 
 def weight_stats(weights_BHTT: torch.Tensor) -> Stats:
-    """Of the attention weights w of a layer, causal and of any sign and size, each [H] in fp32 (diversity: one number).
+    """Returns statistics of a layer's causal attention weights w, of any sign and scale; [H] in fp32 but `diversity`.
 
-    With p = |w| / sum_j |w| (Gu et al. 2024, arXiv 2410.10781, take the same for weights that aren't normalized) and
-    means over the rows of the batch: `entropy` -sum_j p log p in nats; `top_weight` max_j p; `support` 1 / sum_j p^2,
-    the number of keys that as many equal weights would have; `sink_mass` p_i1; `local_focus_N` p_{i, i-N} over the rows
-    that have N keys before their own (Sink and LocFoc_N of Xue et al. 2025, arXiv 2510.11602, section 4.4).
-    Rows of zeros have no p and count as 0 in these; `over_rows` takes them out of the means, by `zero_rows` and
-    `zero_rows_N`, the shares of such rows, here and among those of local_focus_N.
+    Let p = |w| / sum_j |w|, as Gu et al. 2024 (arXiv 2410.10781) do for unnormalized weights. Means over all rows:
 
-    `sink_rate` share of the sequences in which the mean of p_i1 over the first 64 rows, those of zeros left out, is
-    above 0.3 (Gu et al. 2024, section 3.2, with their T = 64; of shorter sequences all rows). `row_sum` sum_j w with
-    its sign, rows of zeros included. `zero_weights` share of the weights of visible keys that are exactly zero (of
-    softmax's, those whose exp underflows, 103 below the row's largest logit). `diversity` standard deviation of p_ij
-    over heads, divided by H, a row of zeros being zeros, mean over batch and i >= j (HeadDiv of Xue et al. 2025).
+    entropy        -sum_j p log p, in nats
+    top_weight     max_j p
+    support        1 / sum_j p^2, the effective number of keys
+    sink_mass      p_i1 (Sink of Xue et al. 2025, arXiv 2510.11602, section 4.4)
+    local_focus_N  p_{i, i-N}, over rows with at least N earlier keys (their LocFoc_N)
+
+    An all-zero row has no p and counts as 0 in these. `zero_rows` is the share of such rows and `zero_rows_N` their
+    share among the rows of local_focus_N; `over_rows` uses both to exclude them from the means. The others:
+
+    sink_rate      share of sequences whose mean of p_i1 over the first 64 rows, all-zero rows excluded, exceeds 0.3
+                   (Gu et al. 2024, section 3.2, where T = 64; shorter sequences: over all rows)
+    row_sum        sum_j w, signed, all-zero rows included
+    zero_weights   share of exact zeros among weights of visible keys (softmax underflows to 0 at logits 103 below the
+                   row's largest)
+    diversity      standard deviation of p_ij over heads / H, mean over batch and i >= j, all-zero rows as zeros
+                   (HeadDiv of Xue et al. 2025); one number
     """
     batch, heads, length, _ = weights_BHTT.shape
     visible = batch * length * (length + 1) / 2
     p_BHTT = weights_BHTT.float().abs()
-    # In place here and below: what takes time is less the arithmetic than fresh memory of this size.
+    # In place here and below: allocating memory of this size takes longer than the arithmetic.
     p_BHTT.div_(p_BHTT.sum(-1, keepdim=True).clamp_min(TINY))
     largest_BHT, first_BHT = p_BHTT.amax(-1), p_BHTT[..., 0]
-    # A NaN is no zero: it stays to be seen in what is divided by the number of rows.
+    # NaN != 0, so rows of NaN are not counted as zeros and stay visible in the metrics.
     zero_BHT = (largest_BHT == 0).float()
     used_BH = (1 - zero_BHT[..., :SINK_ROWS]).sum(-1)
     sink_BH = first_BHT[..., :SINK_ROWS].sum(-1) / used_BH.clamp_min(1) > SINK_THRESHOLD
@@ -163,9 +169,9 @@ def weight_stats(weights_BHTT: torch.Tensor) -> Stats:
 
 
 def over_rows(row: dict[str, Any]) -> dict[str, Any]:
-    """A metrics row in which `weight_stats` are means over the rows of a head that have weight; 0 where none has.
+    """Returns the metrics row with the means of `weight_stats` taken over non-zero rows only; 0 if there are none.
 
-    On the host, behind all merging: the parts of a batch may have different numbers of such rows.
+    Must run on the host after all merging, because parts of a batch can differ in their number of such rows.
     """
     done = {}
     for name, value in row.items():
@@ -181,11 +187,13 @@ def over_rows(row: dict[str, Any]) -> dict[str, Any]:
 def attention_scores(
     q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float, bias_HTT: torch.Tensor | None = None
 ) -> Stats:
-    """Of the scaled, causally visible logits and of what makes them up; each [H], exact, in chunks of queries.
+    """Returns exact statistics of the scaled, causally visible logits, each [H], computed in chunks of queries.
 
-    logit_max: max over batch and pairs. q_norm, k_norm: mean L2 norm of q and k over batch and tokens, after norm and
-    positions. cosine_mean: mean of cos(q_i, k_j) over batch and visible pairs. cosine_of_max_pair: the cosine of the
-    pair that has the maximal logit (Wortsman et al. 2023, Fig. E.1 takes the logits apart into norms and cosine).
+    logit_max           maximum over batch and pairs
+    q_norm, k_norm      mean L2 norm of q and k over batch and tokens, after norm and positions
+    cosine_mean         mean of cos(q_i, k_j) over batch and visible pairs
+    cosine_of_max_pair  cosine of the pair with the largest logit (Wortsman et al. 2023, Fig. E.1, factor logits into
+                        norms and cosine)
     """
     batch, _, length, _ = q_BHTK.shape
     q_norm_BHT, k_norm_BHT = q_BHTK.norm(dim=-1), k_BHTK.norm(dim=-1)
@@ -206,7 +214,7 @@ def attention_scores(
 def _pair(
     q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float, bias_HTT: torch.Tensor | None, row_H: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The query of one row a head, counted over the batch, and the visible key with the largest logit, [H, K] each."""
+    """Returns, per head, the query of one row (numbered over the batch) and its key of largest logit, [H, K] each."""
     heads, length = q_BHTK.shape[1:3]
     head_H, sequence_H, query_H = torch.arange(heads, device=row_H.device), row_H // length, row_H % length
     q_HK, k_HTK = q_BHTK[sequence_H, head_H, query_H], k_BHTK[sequence_H, head_H]
@@ -219,7 +227,7 @@ def _pair(
 
 @torch.no_grad()
 def largest_logit(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float) -> torch.Tensor:
-    """The largest scale <q_i, k_j>, j <= i, of each head over the batch, fp32 [H]: exact, in chunks of queries."""
+    """Returns each head's largest scale <q_i, k_j>, j <= i, over the batch: fp32 [H], exact, in chunks of queries."""
     q_BHTK, k_BHTK = q_BHTK.detach().float(), k_BHTK.detach().float()
     with full_precision(q_BHTK):
         found = [z_BHCT.amax((0, 2, 3)) for z_BHCT in _logit_chunks(q_BHTK, k_BHTK, scale, None)]
@@ -229,7 +237,7 @@ def largest_logit(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float) -> t
 def _logit_chunks(
     q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float, bias_HTT: torch.Tensor | None
 ) -> Iterator[torch.Tensor]:
-    """The logits in chunks of C queries and the keys up to the last of them, [B, H, C, T], -inf above the diagonal."""
+    """Yields logits of C queries at a time over keys up to the last of them, [B, H, C, T], -inf above the diagonal."""
     batch, heads, length, _ = q_BHTK.shape
     chunk = max(1, min(length, SCORES_AT_ONCE // (batch * heads * length)))
     for start in range(0, length, chunk):
@@ -242,18 +250,20 @@ def _logit_chunks(
 
 
 def rms(x: torch.Tensor) -> torch.Tensor:
-    """Root mean square over all elements, a scalar in fp32."""
+    """Returns the root mean square over all elements, an fp32 scalar."""
     return x.detach().float().square().mean().sqrt()
 
 
 def stream_stats(x_BTD: torch.Tensor) -> Stats:
-    """Of the residual stream behind a block, scalars in fp32.
+    """Returns statistics of the residual stream after a block, fp32 scalars.
 
-    `rms`. `kurtosis` mean_d (x - mean)^4 / (mean_d (x - mean)^2)^2 over the D features of a token, mean over tokens: 3
-    where no basis is privileged, near D where one feature has all (Elhage et al. 2023, "Privileged bases in the
-    Transformer residual stream"; Bondarenko et al. 2023, arXiv 2306.12929, take it over all activations of a sequence).
-    `massive_max` the largest |x| over the median |x| of a sequence, maximum over sequences: Sun et al. 2024 (arXiv
-    2402.17762), section 2, call activations massive from about 1,000 on, if also above 100. The lower median.
+    rms          root mean square
+    kurtosis     mean_d (x - mean)^4 / (mean_d (x - mean)^2)^2 over the D features of a token, mean over tokens. 3 if no
+                 basis is privileged, near D if one feature dominates (Elhage et al. 2023, "Privileged bases in the
+                 Transformer residual stream"). Bondarenko et al. 2023 (arXiv 2306.12929) take it over all activations
+                 of a sequence.
+    massive_max  largest |x| / (lower) median |x| of a sequence, maximum over sequences. Sun et al. 2024 (arXiv
+                 2402.17762), section 2, call activations massive if this is about 1,000 or more and |x| exceeds 100.
     """
     x_BTD = x_BTD.detach().float()
     centred_BTD = x_BTD - x_BTD.mean(-1, keepdim=True)
@@ -262,6 +272,6 @@ def stream_stats(x_BTD: torch.Tensor) -> Stats:
     return {
         "rms": rms(x_BTD),
         "kurtosis": unit_BTD.square().square().mean(),
-        # 1e-30: a stream of which more than half is exactly zero has a large ratio, not an infinite one.
+        # The floor keeps the ratio finite when more than half of the stream is exactly zero.
         "massive_max": (size_BN.amax(1) / size_BN.median(1).values.clamp_min(1e-30)).amax(),
     }

@@ -1,13 +1,13 @@
-"""The default model and its training step, written out in plain torch: what the bench does, from the first draw on.
+"""The default model and its training step in plain torch, from the first random draw on.
 
-It imports nothing of the bench and shares no code with it. tests/models/test_reference.py holds the bench to it, weight
-by weight, over twenty steps. To know what a default run computes, read this file from top to bottom.
+This file imports nothing from the bench and shares no code with it. tests/models/test_reference.py asserts that both
+agree, weight by weight, over twenty steps. To learn what a default run computes, read this file from top to bottom.
 
-The model is the decoder-only Transformer of Wortsman et al. 2023, section 2.1: norms in front of each sublayer, rotary
-positions, LayerNorm of queries and keys, an MLP with GELU, an output head of its own, and no biases anywhere.
+The model is the decoder-only Transformer of Wortsman et al. 2023, section 2.1: a norm before each sublayer, rotary
+positions, LayerNorm of queries and keys, a GELU MLP, an untied output head, and no biases.
 
 Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width, F hidden width of the MLP, V vocabulary,
-N tokens of a batch; T1 is T + 1, a sequence with its last target.
+N tokens of a batch; T1 is T + 1, a sequence with its last target token.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 Tensors = dict[str, torch.Tensor]
-"""By the names that the bench has for its parameters."""
+"""Keyed by the bench's parameter names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +44,16 @@ class Settings:
         return self.width // self.heads
 
 
-# The weights at the start.
+# Initial weights.
 
 
 def initial_weights(settings: Settings, seed: int) -> Tensors:
-    """Embeddings with std 1/sqrt(width), matrices with std 1/sqrt(fan-in), gains of norms at one."""
+    """Draws embeddings with std 1/sqrt(width) and matrices with std 1/sqrt(fan-in); norm gains are one."""
     generator = torch.Generator().manual_seed(seed)
     width, hidden = settings.width, 4 * settings.width
 
     def matrix(fan_in: int, fan_out: int) -> torch.Tensor:
-        # A normal cut off at two of its std has 0.8796 of it left: the std of what is drawn is 1/sqrt(fan-in).
+        # Truncating a normal at two std leaves 0.8796 of its std, so this draws weights with std 1/sqrt(fan-in).
         std = 1 / math.sqrt(fan_in) / 0.87962566103423978
         return torch.nn.init.trunc_normal_(torch.empty(fan_out, fan_in), 0, std, -2 * std, 2 * std, generator=generator)
 
@@ -63,7 +63,7 @@ def initial_weights(settings: Settings, seed: int) -> Tensors:
         weights[f"{name}.attention_norms.input.weight"] = torch.ones(width)
         for projection in ("query", "key", "value", "out"):
             weights[f"{name}.attention.{projection}.weight"] = matrix(width, width)
-        # One gain for all heads of a layer.
+        # All heads of a layer share one gain.
         weights[f"{name}.attention.qk_norm.query.weight"] = torch.ones(settings.head_dim)
         weights[f"{name}.attention.qk_norm.key.weight"] = torch.ones(settings.head_dim)
         weights[f"{name}.mlp_norms.input.weight"] = torch.ones(width)
@@ -78,13 +78,13 @@ def initial_weights(settings: Settings, seed: int) -> Tensors:
 
 
 def layer_norm(x: torch.Tensor, gain: torch.Tensor, eps: float) -> torch.Tensor:
-    """(x - mean) / sqrt(variance + eps), times a gain a feature."""
+    """Returns (x - mean) / sqrt(variance + eps), times a gain per feature."""
     centred = x - x.mean(-1, keepdim=True)
     return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * gain
 
 
 def rotate(x_BHTK: torch.Tensor, base: float) -> torch.Tensor:
-    """Turns the pairs (x_i, x_{i + K/2}) of the token at position t by the angle t base^(-2i/K)."""
+    """Rotates each pair (x_i, x_{i + K/2}) of the token at position t by the angle t base^(-2i/K)."""
     length, dim = x_BHTK.shape[-2:]
     frequency = base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
@@ -113,7 +113,7 @@ def mlp(x_BTD: torch.Tensor, weights: Tensors, name: str) -> torch.Tensor:
 
 
 def logits_of(tokens_BT: torch.Tensor, weights: Tensors, settings: Settings) -> torch.Tensor:
-    """Of the next token, [B, T, V]."""
+    """Returns next-token logits, [B, T, V]."""
     x_BTD, eps = weights["embedding.weight"][tokens_BT], settings.norm_eps
     for block in range(settings.depth):
         name = f"blocks.{block}"
@@ -125,7 +125,7 @@ def logits_of(tokens_BT: torch.Tensor, weights: Tensors, settings: Settings) -> 
 
 
 def loss_of(tokens_BT1: torch.Tensor, weights: Tensors, settings: Settings) -> torch.Tensor:
-    """Cross-entropy in nats a token, plus z-loss, c log^2 Z with Z the sum of e^logit."""
+    """Returns cross-entropy in nats per token plus the z-loss c log^2 Z, where Z is the sum of e^logit."""
     logits_NV = logits_of(tokens_BT1[:, :-1], weights, settings).flatten(0, 1)
     log_z_N = logits_NV.logsumexp(-1)
     return F.cross_entropy(logits_NV, tokens_BT1[:, 1:].flatten()) + settings.z_loss * log_z_N.square().mean()
@@ -135,7 +135,7 @@ def loss_of(tokens_BT1: torch.Tensor, weights: Tensors, settings: Settings) -> t
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """A linear warm-up that ends at the peak, then a cosine that ends at `min_lr` with the last step."""
+    """Returns the LR: linear warm-up to the peak, then a cosine that reaches `min_lr` at the last step."""
     warmup = round(settings.warmup_fraction * settings.steps)
     if step < warmup:
         return settings.lr * (step + 1) / warmup
@@ -144,7 +144,7 @@ def learning_rate(step: int, settings: Settings) -> float:
 
 
 def clipped(gradients: Tensors, largest: float) -> Tensors:
-    """Scaled so that the norm of all together is `largest` at the most."""
+    """Scales gradients so that their global norm is at most `largest`."""
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     factor = (largest / (norm + 1e-6)).clamp(max=1.0)
     return {name: factor * gradient for name, gradient in gradients.items()}
@@ -152,9 +152,10 @@ def clipped(gradients: Tensors, largest: float) -> Tensors:
 
 @torch.no_grad()
 def adamw(weights: Tensors, gradients: Tensors, first: Tensors, second: Tensors, step: int, settings: Settings) -> None:
-    """Changes the weights and the two moments. Decay is independent: the schedule alone multiplies it, not the peak LR.
+    """Updates weights and both moments in place.
 
-    Every weight decays, gains and embeddings too.
+    Weight decay is independent: it follows the schedule but not the peak LR. It acts on every weight, gains and
+    embeddings included.
     """
     lr = learning_rate(step, settings)
     for name, weight in weights.items():
@@ -167,7 +168,7 @@ def adamw(weights: Tensors, gradients: Tensors, first: Tensors, second: Tensors,
 
 
 class Trainer:
-    """The weights and the state of the optimizer."""
+    """Holds the weights and the optimizer state."""
 
     def __init__(self, settings: Settings, seed: int) -> None:
         self.settings = settings
@@ -176,7 +177,7 @@ class Trainer:
         self.step = 0
 
     def train(self, tokens_BT1: torch.Tensor) -> float:
-        """One optimizer step; the loss before it."""
+        """Takes one optimizer step and returns the loss before it."""
         loss = loss_of(tokens_BT1, self.weights, self.settings)
         found = torch.autograd.grad(loss, list(self.weights.values()))
         gradients = clipped(dict(zip(self.weights, found, strict=True)), self.settings.clip)

@@ -10,16 +10,16 @@ from conf.axis import CHECKED
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class SizeConfig:
-    """One rung of a ladder; with a 4x MLP and no biases N = 12 depth width^2."""
+    """The size of a model, one rung of a ladder. With a 4x MLP and no biases, N = 12 depth width^2."""
 
     name: str
-    """What the run folder and the figures call this size."""
+    """Name of this size in run folders and figures."""
     width: Annotated[int, Field(ge=1)]
     """Model width d."""
     depth: Annotated[int, Field(ge=0)]
     """Number of blocks; 0 is the bigram model of Wortsman et al. 2023, Fig. 10."""
     heads: Annotated[int, Field(ge=1)]
-    """Attention heads; in the ladders they grow with width at a constant head dimension."""
+    """Number of attention heads. In the ladders it grows with width at a constant head dimension."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "SizeConfig":

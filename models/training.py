@@ -1,4 +1,4 @@
-"""What a part of a model may ask of the run that trains it, which is no part of the architecture."""
+"""What a part of a model may read from the training run that is not part of the architecture."""
 
 from typing import Protocol
 
@@ -9,7 +9,7 @@ class LossSettings(Protocol):
 
 
 class Training(Protocol):
-    """The whole config of a run, seen from a model. Parts get an Architecture and cast it to this."""
+    """The part of a run's config that models may read. They cast an Architecture to this type to read it."""
 
     @property
     def context(self) -> int: ...

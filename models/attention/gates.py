@@ -1,6 +1,6 @@
-"""Gates of attention's heads, the `gate` axis: what a head has mixed times sigmoid(f(x)), before the output projection.
+"""Gates of attention heads, the `gate` axis: sigmoid(f(x)) times each head's output, before the output projection.
 
-x is the input of the attention layer, normed where the placement has a norm there. The sigmoid is fp32.
+x is the input of the attention layer, after the placement's norm if it has one there. The sigmoid runs in fp32.
 Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width, G gates of a head (1 or K).
 """
 
@@ -18,7 +18,7 @@ from models.layers import Linear, Role
 
 
 class Gate(nn.Module):
-    """sigmoid(score(x)) times the heads; `score` gives [B, T, H G] of [B, T, D]."""
+    """Multiplies the heads by sigmoid(score(x)); `score` maps [B, T, D] to [B, T, H G]."""
 
     def __init__(self, heads: int, score: nn.Module) -> None:
         super().__init__()
@@ -31,9 +31,9 @@ class Gate(nn.Module):
 
 
 class OfSlices(Linear):
-    """W_h x_h for each head, x_h the h-th of H slices of x: [..., H I] -> [..., H O]. The weight is [H O, I].
+    """W_h x_h for each head, where x_h is the h-th of H slices of x: [..., H I] -> [..., H O]. The weight is [H O, I].
 
-    An init that depends on the fan-out sees that of all heads.
+    Inits that depend on the fan-out see H O.
     """
 
     def __init__(self, heads: int, fan_in: int, fan_out: int, role: Role | None = None) -> None:
@@ -47,7 +47,7 @@ class OfSlices(Linear):
 
 
 class Biased(nn.Module):
-    """score(x) + b, one b a head."""
+    """score(x) + b with one b per head."""
 
     def __init__(self, score: nn.Module, heads: int, start: float) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ GATE: Axis[GateConfig] = Axis("gate")
 @GATE.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoGate(GateConfig):
-    """Heads enter the output projection as they are mixed. Vaswani et al. 2017, section 3.2.2."""
+    """No gate: head outputs enter the output projection unchanged. Vaswani et al. 2017, section 3.2.2."""
 
     name: Literal["none"] = "none"
 
@@ -83,10 +83,10 @@ class NoGate(GateConfig):
 @GATE.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class HeadwiseGate(GateConfig):
-    """sigmoid(W x) times the heads, one gate a head and token, W of [H, D] without a bias.
+    """sigmoid(W x) times the heads, one gate per head and token, W of [H, D] without a bias.
 
-    Qiu et al. 2025 (Gated Attention for Large Language Models, arXiv 2505.06708; qiuzh20/gated_attention): G1, behind
-    the mixing, is their best place. W is filled by the init axis, so that gates start around 1/2.
+    Qiu et al. 2025 (Gated Attention for Large Language Models, arXiv 2505.06708; qiuzh20/gated_attention). They find
+    this position (G1, after the mixing) the best. The init axis fills W, so gates start around 1/2.
     """
 
     name: Literal["headwise"] = "headwise"
@@ -98,10 +98,10 @@ class HeadwiseGate(GateConfig):
 @GATE.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ElementwiseGate(GateConfig):
-    """sigmoid(W x) times the heads, one gate a feature of each head and token, W of [D, D] without a bias.
+    """sigmoid(W x) times the heads, one gate per feature of each head and token, W of [D, D] without a bias.
 
-    Qiu et al. 2025 (Gated Attention for Large Language Models, arXiv 2505.06708; qiuzh20/gated_attention): as
-    `headwise`, with head_dim times as many gates. Qwen3-Next has it.
+    Qiu et al. 2025 (Gated Attention for Large Language Models, arXiv 2505.06708; qiuzh20/gated_attention). Like
+    `headwise`, with head_dim times as many gates. Used in Qwen3-Next.
     """
 
     name: Literal["elementwise"] = "elementwise"
@@ -113,23 +113,23 @@ class ElementwiseGate(GateConfig):
 @GATE.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class QualcommGate(GateConfig):
-    """sigmoid(f_h(x) + b_h) times head h, one gate a head and token, f_h of the head's own slice of x, b_h learned.
+    """sigmoid(f_h(x) + b_h) times head h, one gate per head and token, f_h of the head's own slice of x, b_h learned.
 
-    Bondarenko et al. 2023 (Quantizable Transformers, arXiv 2306.12929; Qualcomm-AI-research/outlier-free-transformers):
-    a head can then do nothing without logits that grow. Matrices are filled by the init axis, all weights and b decay.
-    The authors start b from pi_init with `linear` alone and at random with the others, and their MLP has biases inside;
-    here b starts from pi_init always and the MLP has none inside, as all here.
+    Bondarenko et al. 2023 (Quantizable Transformers, arXiv 2306.12929; Qualcomm-AI-research/outlier-free-transformers).
+    The gate lets a head output nothing without growing its logits. The init axis fills the matrices; all weights and b
+    decay. Here b always starts from pi_init, and the MLP form has no inner biases. The authors' MLP has them, and they
+    start b from pi_init with `linear` only and at random otherwise.
     """
 
     name: Literal["qualcomm"] = "qualcomm"
     form: Literal["linear", "mlp", "all_features"] = "linear"
-    """f_h: linear in the head's slice; an MLP of it with head_dim / 4 ReLUs; or linear in all features of x."""
+    """f_h: linear in the head's slice, an MLP of the slice with head_dim / 4 ReLUs, or linear in all features of x."""
     pi_init: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    """Gate at f = 0 before training. 0.25 is of the authors' OPT-125M and OPT-350M."""
+    """Initial gate where f = 0. 0.25 is the authors' setting for OPT-125M and OPT-350M."""
 
     @property
     def fan_in_follows_width(self) -> bool:  # type: ignore[override]
-        """A head's slice has the head dimension, which ladders keep."""
+        """False for forms that read a head's slice: its width is the head dimension, which ladders keep constant."""
         return self.form == "all_features"
 
     def build(self, layer: LayerShape) -> Gate:

@@ -1,4 +1,4 @@
-"""The attention layer: projections, query and key transforms, a mixing rule, the output projection.
+"""The attention layer: projections, query and key transforms, a mixing rule, and the output projection.
 
 Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
 """
@@ -25,26 +25,26 @@ QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Parts:
-    """What an attention layer is put together from, besides the matrices of its layout."""
+    """The parts of an attention layer apart from the projections that its layout defines."""
 
     mix: MixingRule
     qk_norm: QKTransform
     positions: Positions
-    """Shared by all blocks and owned by the model."""
+    """Shared by all blocks; owned by the model."""
     make: Make = plain
-    """Makes the projections."""
+    """Creates the projections."""
     sink: Sink = dataclasses.field(default_factory=Sink)
-    """Somewhere else to attend to than the tokens; the base is nowhere."""
+    """Adds something to attend to besides the tokens; the base class adds nothing."""
     temperature: Temperature | None = None
-    """Multiplies q after the positions, and values."""
+    """Multiplies q after the positions, and can multiply values."""
     gate: Gate | None = None
-    """Multiplies what the heads have mixed, by the layer's input."""
+    """Multiplies the heads' outputs by a function of the layer's input."""
     value_residual: nn.Module | None = None
-    """Makes the values that are attended to of the first block's and the layer's own."""
+    """Combines the first block's values with the layer's own."""
     after_positions: nn.Module | None = None
-    """What a placement does to q and k once the positions have turned them."""
+    """The placement's transform of q and k after the positions."""
     lends: bool = False
-    """Whether other blocks use its weights."""
+    """Whether other blocks reuse this layer's attention weights."""
 
 
 class Attention(TokenMixer):
@@ -56,15 +56,15 @@ class Attention(TokenMixer):
         projections: Mapping[str, Linear] | None = None,
         more: Mapping[str, nn.Module] | None = None,
     ) -> None:
-        """A layout gives the `projections` that aren't [width, width], and `more` modules of its own.
+        """Builds the layer. A layout passes `projections` that are not [width, width] and `more` modules of its own.
 
-        The order in which modules are registered is that of the init axis's draws and of saved optimizers.
+        The registration order of modules fixes the order of the init axis's draws and of saved optimizer states.
         """
         super().__init__()
         self.heads = heads
         self.head_dim = width // heads
         given, make = projections or {}, parts.make
-        # Separate, not one fused matrix: the findings look at the key's and query's gradients and norms on their own.
+        # Not fused into one matrix, because findings read gradients and norms of queries and keys separately.
         self.query = given.get("query") or make("query", width, width)
         self.key = given.get("key") or make("key", width, width)
         self.value = given.get("value") or make("value", width, width)
@@ -79,7 +79,7 @@ class Attention(TokenMixer):
         self.value_residual = parts.value_residual
         self.after_positions = parts.after_positions
         self.lends = parts.lends
-        # In a list, so that it is not registered as a submodule of every block.
+        # Wrapped in a list so that it is not registered as a submodule of every block.
         self._positions = [parts.positions]
 
     @property
@@ -90,11 +90,11 @@ class Attention(TokenMixer):
         self.mix.draw(generator)
 
     def split(self, y_BTD: torch.Tensor, features: int | None = None) -> torch.Tensor:
-        """The heads of a projection, [B, H, T, features of a head], which are head_dim by default."""
+        """Splits a projection into heads, [B, H, T, features per head], by default head_dim features each."""
         return y_BTD.unflatten(-1, (-1, features or self.head_dim)).transpose(1, 2)
 
     def project(self, x_BTD: torch.Tensor, source_BTD: torch.Tensor) -> QKV:
-        """Queries and keys of the source and values of x, of all heads, [B, H, T, K] each."""
+        """Returns queries and keys of the source and values of x, [B, H, T, K] each."""
         return self.split(self.query(source_BTD)), self.split(self.key(source_BTD)), self.split(self.value(x_BTD))
 
     def rotate(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,7 +105,7 @@ class Attention(TokenMixer):
         return [(self.query, slice(None), 0.5), (self.key, slice(None), 0.5)]
 
     def forward(self, x_BTD: torch.Tensor, carry: Carry) -> torch.Tensor:
-        """Queries and keys are made of the carry's source where it has one, values, rules and gates of x."""
+        """Attends. Queries and keys come from the carry's source if it is set, else from x like values and gates."""
         source_BTD = x_BTD if carry.source_BTD is None else carry.source_BTD
         q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD, source_BTD)
         q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)

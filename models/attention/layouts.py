@@ -1,6 +1,6 @@
-"""Layouts, the `layout` axis: of what matrices queries, keys and values of the heads are made.
+"""Layouts, the `layout` axis: which matrices produce the queries, keys and values of the heads.
 
-Every mixing rule, qk_norm and position works with every layout: it sees queries, keys and values of all H heads.
+Mixing rules, qk_norm and positions always receive queries, keys and values of all H heads, whatever the layout.
 Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
 """
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LayoutConfig(Choice):
     name: str
-    whole_values = False  # whether values are one matrix of what attention reads, [D, D]
-    separate_keys = True  # whether keys can be made of something else than values
-    faces_stream = True  # whether each matrix reads or writes the residual stream
+    whole_values = False  # whether one [D, D] matrix makes the values from the layer's input
+    separate_keys = True  # whether keys can come from another input than values
+    faces_stream = True  # whether each matrix reads from or writes to the residual stream
 
     def build(self, width: int, heads: int, parts: Parts) -> Attention:
         raise NotImplementedError
 
     def positions(self, config: PositionConfig, width: int, heads: int, context: int) -> Positions:
-        """Of all blocks, for the features that `Attention.rotate` turns."""
+        """Builds the positions shared by all blocks, for the features that `Attention.rotate` rotates."""
         return config.build(width, heads, context)
 
 
@@ -52,12 +52,12 @@ class GroupedQuery(Attention):
         return q_BHTK, k_BGTK.repeat_interleave(self.group, 1), v_BGTK.repeat_interleave(self.group, 1)
 
     def logit_rows(self) -> LogitRows:
-        """A key serves several heads, so a factor of one head's logits is its query's alone."""
+        """Scales by the query alone, because a key serves several heads."""
         return [(self.query, slice(None), 1.0)]
 
 
 class Latent(Attention):
-    """`rope_dim` features of each head are turned by the positions, the last ones; their key is one for all heads."""
+    """Positions rotate only the last `rope_dim` features of each head; all heads share that part of the key."""
 
     query_down: Linear
     query_norm: RMSNorm
@@ -68,7 +68,7 @@ class Latent(Attention):
     def __init__(
         self, width: int, heads: int, parts: Parts, *, rope_dim: int, query_rank: int | None, latent_rank: int
     ) -> None:
-        # Two matrices where DeepSeek's code has one, as keys and values are apart in all layouts.
+        # DeepSeek's code fuses these two; here every layout keeps keys and values separate.
         projections = {
             "key": parts.make("key", latent_rank, width - heads * rope_dim),
             "value": parts.make("value", latent_rank, width),
@@ -101,7 +101,7 @@ class Latent(Attention):
         return q_BHTK, k_BHTK
 
     def logit_rows(self) -> LogitRows:
-        """The shared key serves all heads, so that its queries take the whole factor. Kimi Team 2025, section 2.1."""
+        """Scales the rotated part by the query alone, as all heads share its key. Kimi Team 2025, section 2.1."""
         still, turned = slice(0, self.head_dim - self.rope_dim), slice(self.head_dim - self.rope_dim, None)
         return [(self.query, still, 0.5), (self.query, turned, 1.0), (self.key, still, 0.5)]
 
@@ -109,7 +109,7 @@ class Latent(Attention):
 @LAYOUT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class MultiHead(LayoutConfig):
-    """Multi-head attention: a matrix each for the queries, keys and values of all heads. Vaswani et al. 2017."""
+    """Multi-head attention: one matrix each for the queries, keys and values of all heads. Vaswani et al. 2017."""
 
     name: Literal["mha"] = "mha"
     whole_values = True
@@ -121,16 +121,16 @@ class MultiHead(LayoutConfig):
 @LAYOUT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class GroupedQueryConfig(LayoutConfig):
-    """Grouped-query attention: head h has the key and value of group floor(h kv_heads / heads), counted from 0.
+    """Grouped-query attention: head h uses the key and value of group floor(h kv_heads / heads), counted from 0.
 
-    Ainslie et al. 2023 (GQA, arXiv 2305.13245); one group is MQA, Shazeer 2019 (arXiv 1911.02150). W_k and W_v are
-    kv_heads head_dim wide, W_q and W_out as in `mha`. A value residual and norms of values or keys act on each group.
-    nGPT's scales of queries and keys stay one a feature of each query head.
+    Ainslie et al. 2023 (GQA, arXiv 2305.13245); one group is MQA, Shazeer 2019 (arXiv 1911.02150). W_k and W_v have
+    kv_heads head_dim outputs; W_q and W_out are as in `mha`. A value residual and norms of values or keys act on each
+    group. nGPT still learns one scale per feature of each query head.
     """
 
     name: Literal["gqa"] = "gqa"
     kv_heads: Annotated[int, Field(ge=1)] = 1
-    """Heads of keys and values, a divisor of model.heads, which would be `mha`; 1 is MQA."""
+    """Number of key and value heads, a divisor of model.heads. 1 is MQA; model.heads is the same as `mha`."""
 
     def build(self, width: int, heads: int, parts: Parts) -> Attention:
         return GroupedQuery(width, heads, parts, self.kv_heads)
@@ -144,7 +144,7 @@ class GroupedQueryConfig(LayoutConfig):
             )
         if config.qk_norm.over_heads:
             raise ValueError(
-                f"layout=gqa has fewer keys than queries, qk_norm={config.qk_norm.name} normalizes as many of both: "
+                f"layout=gqa has fewer keys than queries, but qk_norm={config.qk_norm.name} needs equally many: "
                 f"use qk_norm=layernorm or layout=mha"
             )
 
@@ -152,26 +152,26 @@ class GroupedQueryConfig(LayoutConfig):
 @LAYOUT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LatentConfig(LayoutConfig):
-    """Multi-head latent attention: keys and values of W N(W_down x), a latent narrower than x; so are queries.
+    """Multi-head latent attention: keys and values are W N(W_down x) with a latent narrower than x, as are queries.
 
     DeepSeek-AI 2024 (DeepSeek-V2, arXiv 2405.04434), section 2.1; deepseek-ai/DeepSeek-V3. N is an RMSNorm. Positions
-    turn `rope` of the features of each head alone; that part of the key is a projection of x, one for all heads.
+    rotate only the share `rope` of each head's features. That part of the key is a projection of x shared by all heads.
 
-    There the features that aren't turned are as many as those of a value, here both parts together are: queries and
-    keys of head_dim features, so that logits have the scale of every other layout. The norms of the `qk_norm` axis
-    act on the whole query and key of each head, where DeepSeek has none. Ranks are shares of the width, for the tables
-    of parametrizations: every fan-in follows the width.
+    Differences from DeepSeek: queries and keys have head_dim features in total, so logits have the same scale as in
+    other layouts, whereas DeepSeek's unrotated part alone is as wide as a value. The `qk_norm` axis acts on the whole
+    query and key of each head, whereas DeepSeek has no norm there. Ranks are shares of the width, so that every fan-in
+    follows the width, as parametrizations assume.
     """
 
     name: Literal["mla"] = "mla"
     separate_keys = False
     faces_stream = False
     rope: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
-    """Share of a head's features that positions turn, rounded to an even number. 64 of 192 in DeepSeek-V2."""
+    """Share of a head's features that positions rotate, rounded to an even number. DeepSeek-V2: 64 of 192."""
     query_rank: Annotated[float, Field(gt=0, le=1)] | None = 0.3
-    """Width of the latent of queries / model width; null makes queries of x. DeepSeek-V2: 1536 of 5120."""
+    """Width of the queries' latent / model width. null: queries are made from x directly. DeepSeek-V2: 1536 of 5120."""
     latent_rank: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Width of the latent of keys and values / model width. DeepSeek-V2-Lite: 512 of 2048, where, as here, the heads
+    """Width of the latent of keys and values / model width. DeepSeek-V2-Lite: 512 of 2048; there, as here, all heads
     together are as wide as the model."""
 
     def rope_dim(self, head_dim: int) -> int:
@@ -197,6 +197,6 @@ class LatentConfig(LayoutConfig):
         head_dim, heads = config.model.head_dim, config.model.heads
         if self.rope_dim(head_dim) >= head_dim:
             raise ValueError(
-                f"layout=mla turns {self.rope_dim(head_dim)} features of a head with rope={self.rope:g}, of "
-                f"{head_dim} as of model.heads={heads}: use fewer heads or layout=mha"
+                f"layout=mla rotates {self.rope_dim(head_dim)} of {head_dim} features per head with rope={self.rope:g} "
+                f"and model.heads={heads}, which leaves none unrotated: use fewer heads or layout=mha"
             )

@@ -1,11 +1,11 @@
-"""Patterns: which blocks have a mixing rule.
+"""Patterns: which blocks use a mixing rule.
 
-A word names the blocks that have the rule of the `attention` axis, the others have softmax. The words are those of the
-hybrids of Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602), blocks counted from 1. The paper has 24
-blocks; what a half is of an odd number of them is our reading: the lower half is the smaller one.
+A word selects the blocks that use the rule of the `attention` axis; the others use softmax. The words are the hybrids
+of Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602), with blocks counted from 1. The paper has 24 blocks.
+For an odd number we choose the lower half to be the smaller one.
 
-A list names a rule for each block and is repeated over the blocks, `self` is the rule of the axis; the others are as
-their files have them.
+A list names one rule per block and repeats over the blocks. `self` is the rule of the axis; other rules use their
+default settings.
 """
 
 from collections.abc import Callable, Collection
@@ -22,7 +22,7 @@ def _middle(block: int, depth: int) -> bool:
     return first <= block < first + half
 
 
-# Whether block 1 ... depth has the rule.
+# Whether a block (1 ... depth) uses the rule, given block and depth.
 WORDS: dict[str, Callable[[int, int], bool]] = {
     "all": lambda block, depth: True,
     "odd": lambda block, depth: block % 2 == 1,
@@ -40,19 +40,19 @@ Pattern = str | tuple[str, ...]
 
 
 def names(pattern: Pattern, depth: int) -> list[str]:
-    """The rule of each block from the first, `self` for the one of the axis."""
+    """Returns the rule of each block, first block first; `self` is the rule of the axis."""
     if isinstance(pattern, str):
         return [SELF if WORDS[pattern](block, depth) else OTHERS for block in range(1, depth + 1)]
     return [pattern[block % len(pattern)] for block in range(depth)]
 
 
 def written(pattern: Pattern) -> str:
-    """As on the command line."""
+    """Formats a pattern as on the command line."""
     return pattern if isinstance(pattern, str) else f"[{','.join(pattern)}]"
 
 
 def check(pattern: object, rules: Collection[str]) -> Pattern:
-    """ValueError, one line, for what is no pattern of these rules."""
+    """Returns the pattern. Raises ValueError if it is not one made of these rules."""
     if isinstance(pattern, str):
         if pattern not in WORDS:
             raise ValueError(f"{pattern} is no pattern of blocks: {near(pattern, list(WORDS))}")
@@ -63,12 +63,12 @@ def check(pattern: object, rules: Collection[str]) -> Pattern:
         if name != SELF and name not in rules:
             raise ValueError(f"{name} is no rule of attention: {near(name, [SELF, *rules])}")
     if SELF not in pattern:
-        raise ValueError(f"{written(tuple(pattern))} has no block of the rule itself: use self for it")
+        raise ValueError(f"{written(tuple(pattern))} gives no block to the rule itself: add self to the list")
     return tuple(pattern)
 
 
 def check_depth(rule: str, pattern: Pattern, depth: int) -> None:
-    """ValueError, one line, where a model of so many blocks doesn't have all that the pattern names."""
+    """Raises ValueError if a model of this depth has no block for one of the pattern's rules."""
     used = set(names(pattern, depth))
     missing = {SELF} - used if isinstance(pattern, str) else set(pattern) - used
     if depth > 0 and missing:

@@ -1,6 +1,6 @@
-"""Normalization of queries and keys, the `qk_norm` axis: over the head dimension, parameters shared across heads.
+"""Normalization of queries and keys, the `qk_norm` axis: per head, with parameters shared across heads.
 
-Applied to the projections before the positions. `layernorm_model` is over all heads, `qkv` normalizes values too.
+Acts after the projections and before the positions. `layernorm_model` normalizes over all heads; `qkv` includes values.
 Shape suffixes: B batch, H heads, T tokens, K head dimension.
 """
 
@@ -19,7 +19,7 @@ from models.norms import LayerNorm, RMSNorm
 
 class QKTransform(nn.Module):
     def forward(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries and keys of the same shapes, before the positions."""
+        """Returns transformed queries and keys of the same shapes, before the positions."""
         raise NotImplementedError
 
     def values(self, v_BHTK: torch.Tensor) -> torch.Tensor:
@@ -30,9 +30,9 @@ class QKTransform(nn.Module):
 class QKNormConfig(Choice):
     name: str
     normalizes = True  # whether it changes queries and keys
-    sets_length = False  # whether it gives all queries and keys of a layer one length, and nothing else
-    sets_logit_scale = False  # whether the scale of logits is its own, not the parametrization's
-    over_heads = False  # whether it needs as many heads of keys as of queries
+    sets_length = False  # whether all it does is to give every query and key of a layer the same length
+    sets_logit_scale = False  # whether it, not the parametrization, sets the scale of logits
+    over_heads = False  # whether it needs as many key heads as query heads
     acts_on_values = False
 
     def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
@@ -67,7 +67,7 @@ class OverHeads(LayerNorm):
 
 
 class QKVNorm(QKNorm):
-    """Values too, v <- norm_v(v), in the dtype that they come in."""
+    """QKNorm that also normalizes values, v <- norm_v(v), keeping their dtype."""
 
     def __init__(self, norm_q: nn.Module, norm_k: nn.Module, norm_v: nn.Module) -> None:
         super().__init__(norm_q, norm_k)
@@ -78,9 +78,9 @@ class QKVNorm(QKNorm):
 
 
 class L2QKNorm(QKTransform):
-    """Logits g cos(q, k) with one learned g a layer and no 1/sqrt(head_dim). Henry et al. 2020, eq. 2 and section 3.
+    """Logits g cos(q, k) with one learned g per layer and no 1/sqrt(head_dim). Henry et al. 2020, eq. 2 and section 3.
 
-    g starts at log2(L^2 - L), L the training length. The scale 1/sqrt(head_dim) that attention applies is undone here.
+    g starts at log2(L^2 - L), where L is the training length. Undoes the scale 1/sqrt(head_dim) of the attention layer.
     """
 
     def __init__(self, head_dim: int, context: int) -> None:
@@ -100,14 +100,14 @@ class FixedQKNorm(QKTransform):
         self.length = math.sqrt(kappa * head_dim)
 
     def forward(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # F.normalize has no eps but a floor of 1e-12 for |z|: the formula to the last bit, and zeros stay zeros.
+        # F.normalize clamps |z| at 1e-12 instead of adding eps, so the formula is exact and zeros stay zero.
         return self.length * F.normalize(q_BHTK.float(), dim=-1), self.length * F.normalize(k_BHTK.float(), dim=-1)
 
 
 @QK_NORM.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoQKNormConfig(QKNormConfig):
-    """Queries and keys as they are projected. Vaswani et al. 2017."""
+    """Queries and keys as projected. Vaswani et al. 2017."""
 
     name: Literal["none"] = "none"
     normalizes = False
@@ -134,7 +134,7 @@ class LayerNormQK(QKNormConfig):
 class LayerNormModelQK(QKNormConfig):
     """LayerNorm of queries and keys over the model dimension, all heads together. Wortsman et al. 2023, Fig. E.8.
 
-    With as many scales as the model is wide, where `layernorm` has those of one head for all; the figure compares them.
+    Has one scale per feature of the model, where `layernorm` shares one head's scales; the figure compares both.
     """
 
     name: Literal["layernorm_model"] = "layernorm_model"
@@ -151,7 +151,7 @@ class LayerNormModelQK(QKNormConfig):
 class LayerNormQKV(QKNormConfig):
     """LayerNorm of queries, keys and values, head by head. After QKV_norm of Rybakov et al. 2024 (arXiv 2410.16682).
 
-    Head by head is our reading. Theirs has no norm before the projections besides: placement=pre_mlp.
+    Head by head is our reading. Theirs omits the norm before the projections: use placement=pre_mlp.
     """
 
     name: Literal["qkv"] = "qkv"
@@ -184,7 +184,7 @@ class L2QK(QKNormConfig):
     name: Literal["l2"] = "l2"
     sets_length = True
     sets_logit_scale = True
-    shards = False  # a single number has no rows to share out
+    shards = False  # a single number has no rows to shard
 
     def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
         return L2QKNorm(head_dim, context)
@@ -195,15 +195,15 @@ class L2QK(QKNormConfig):
 class FixedQK(QKNormConfig):
     """sqrt(kappa) z / sqrt(mean_i z_i^2), z = q and z = k of a head, no parameters. Wortsman et al. 2023, Fig. 10.
 
-    There to set the maximal attention logit to about kappa. |q| = |k| = sqrt(kappa head_dim), so that logits are
-    kappa head_dim scale cos(q, k): with scale 1/sqrt(head_dim) those of random directions have a standard deviation of
-    kappa, and the bound is kappa sqrt(head_dim); with 1/head_dim (parametrization=inverse_scale) the bound is kappa.
+    There it sets the maximal attention logit to about kappa. |q| = |k| = sqrt(kappa head_dim), so logits are
+    kappa head_dim scale cos(q, k). With scale 1/sqrt(head_dim), random directions give logits of std kappa, bounded by
+    kappa sqrt(head_dim). With scale 1/head_dim (parametrization=inverse_scale) the bound is kappa.
     """
 
     name: Literal["fixed"] = "fixed"
     sets_length = True
     kappa: Annotated[float, Field(gt=0)] = 1.0
-    """Mean square of queries and of keys. In Fig. 10 loss deteriorates around 1e3."""
+    """Mean square of queries and of keys. In Fig. 10 the loss deteriorates around 1e3."""
 
     def build(self, *, heads: int, head_dim: int, context: int) -> QKTransform:
         return FixedQKNorm(head_dim, self.kappa)

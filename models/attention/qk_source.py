@@ -1,12 +1,12 @@
-"""Sources of queries and keys, the `qk_source` axis: what the queries and keys of each block are made of.
+"""Sources of queries and keys, the `qk_source` axis: what each block makes its queries and keys from.
 
-Values are always made of the residual stream. Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602) take
-queries and keys away from it: to a sequence that is the same for every input, so that attention weights don't depend
-on the input at all, or to the token embeddings. The projections stay trained, and qk_norm and positions act on queries
-and keys as ever; for the rotary embedding this is our reading.
+Values always come from the residual stream. Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602) take queries
+and keys from elsewhere: from a sequence that is the same for every input, so that attention weights do not depend on
+the input, or from the token embeddings. The projections stay trained. qk_norm and positions still act on queries and
+keys; for the rotary embedding this is our reading.
 
-A fixed sequence goes through the same blocks next to the batch, as a batch of one. Queries and keys of a block are made
-of what its attention reads in that stream, behind the block's norms. Gradients flow through it.
+A fixed sequence passes through the same blocks as the data, as a batch of one. A block makes its queries and keys from
+its attention input in that stream, after the block's norms. Gradients flow through it.
 
 Shape suffixes: B batch, T tokens, D model width.
 """
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 
 class SideStream:
-    """A stream next to the model's own in one forward pass: the base stays as it starts."""
+    """A second stream in one forward pass. This base class keeps its initial value."""
 
     def __init__(self, x_BTD: torch.Tensor) -> None:
-        """[B or 1, T, D]."""
+        """Starts the stream at x, [B or 1, T, D]."""
         self.x_BTD = x_BTD
 
     def advance(self, block: nn.Module) -> torch.Tensor:
-        """What the block's queries and keys are made of. The stream is then the one after the block."""
+        """Returns the input of the block's query and key projections and moves the stream past the block."""
         return self.x_BTD
 
 
 class ThroughBlocks(SideStream):
-    """Goes through the same blocks as the model's own."""
+    """A stream that passes through the model's own blocks."""
 
     def __init__(self, x_BTD: torch.Tensor) -> None:
         super().__init__(x_BTD)
@@ -50,17 +50,17 @@ class ThroughBlocks(SideStream):
 
 
 class QKSource(nn.Module):
-    """The residual stream itself, as every attention has it; others are made by subclasses."""
+    """The residual stream itself, as in standard attention. Subclasses are the other sources."""
 
     def start(self, model: Any, x_BTD: torch.Tensor, length: int) -> SideStream | None:
-        """The stream next to the one that starts as `x`, of `length` tokens of data."""
+        """Returns the second stream for a pass that starts at `x` with `length` tokens of data, or None."""
         return None
 
     def draw(self, generator: torch.Generator, std: float) -> None:
-        """Fills what starts at random; `std` is that of embeddings."""
+        """Fills random buffers; `std` is that of embeddings."""
 
     def keep(self, tokens_T: torch.Tensor) -> None:
-        """The first sequence of a run, before training."""
+        """Receives the first sequence of the run, before training."""
 
 
 class Embedding(QKSource):
@@ -112,8 +112,8 @@ class FixedSequence(Fixed):
 class QKSourceConfig(Choice):
     name: str
     shards = False
-    is_stream = False  # whether it is what every attention reads
-    endless = True  # whether sequences may be longer than those of training
+    is_stream = False  # whether queries and keys come from the attention layer's input
+    endless = True  # whether sequences can be longer than in training
 
     def build(self, context: int, width: int) -> QKSource:
         raise NotImplementedError
@@ -121,8 +121,8 @@ class QKSourceConfig(Choice):
     def fits(self, config: "Architecture") -> None:
         if not self.is_stream and not config.layout.separate_keys:
             raise ValueError(
-                f"qk_source={self.name} takes keys from elsewhere than values, layout={config.layout.name} makes both "
-                f"of one latent: use layout=mha or qk_source=stream"
+                f"qk_source={self.name} takes keys and values from different inputs, but layout={config.layout.name} "
+                f"makes both from one latent: use layout=mha or qk_source=stream"
             )
 
 
@@ -132,7 +132,7 @@ QK_SOURCE: Axis[QKSourceConfig] = Axis("qk_source")
 @QK_SOURCE.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class StreamSource(QKSourceConfig):
-    """Queries and keys of what values are made of, the input of the attention layer. Vaswani et al. 2017."""
+    """Queries and keys from the same input as values, that of the attention layer. Vaswani et al. 2017."""
 
     name: Literal["stream"] = "stream"
     shards = True
@@ -145,10 +145,10 @@ class StreamSource(QKSourceConfig):
 @QK_SOURCE.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class RandomEmbeddingSource(QKSourceConfig):
-    """RndEmbQK: queries and keys of one sequence of fixed random embeddings that goes through the same blocks.
+    """RndEmbQK: queries and keys from one sequence of fixed random embeddings that passes through the same blocks.
 
-    Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602). One vector a position, normal with the std that
-    the init axis gives embeddings (the std is our choice), drawn from the run's seed.
+    Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602). One normal vector per position, drawn from the run's
+    seed with the std that the init axis gives embeddings (our choice).
     """
 
     name: Literal["random_embedding"] = "random_embedding"
@@ -161,9 +161,9 @@ class RandomEmbeddingSource(QKSourceConfig):
 @QK_SOURCE.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class FixedSequenceSource(QKSourceConfig):
-    """FixedSeqQK: queries and keys of one fixed sequence of tokens that goes through the same embedding and blocks.
+    """FixedSeqQK: queries and keys from one fixed token sequence that passes through the same embedding and blocks.
 
-    Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602). There it is the start of FineWeb, here the first
+    Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602). They use the start of FineWeb; here it is the first
     training sequence of the run.
     """
 
@@ -177,9 +177,9 @@ class FixedSequenceSource(QKSourceConfig):
 @QK_SOURCE.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class EmbeddingSource(QKSourceConfig):
-    """StaticEmbQK: queries and keys of each block of the token embeddings, as they enter the first block.
+    """StaticEmbQK: queries and keys of each block from the token embeddings, as they enter the first block.
 
-    Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602). No block's norm is between: our reading of Q = e W.
+    Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602). We read their Q = e W as without the block's norm.
     """
 
     name: Literal["embedding"] = "embedding"

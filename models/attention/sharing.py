@@ -1,11 +1,11 @@
-"""Attention maps that blocks share: the first block of a group makes queries and keys, the others use its weights.
+"""Shared attention weights: the first block of a group makes queries and keys, and the others reuse its weights.
 
-As UniAttn (Xiong et al. 2025, arXiv 2502.00439; Bostoncake/UniAttn) does it to a trained model to make it cheaper; here
-it is trained from scratch. Each block has values and an output projection of its own. A block that borrows its weights
-adds W_c h, h what its attention reads, to make up for what it lacks. There W_c is fitted to the trained model's
-attention; here it starts at zero and is learned. Groups begin at the first block, there at the middle of the model.
+UniAttn (Xiong et al. 2025, arXiv 2502.00439; Bostoncake/UniAttn) does this to a trained model to make it cheaper; here
+the model is trained from scratch. Each block has its own values and output projection. A block that borrows weights
+adds W_c h, where h is its attention input, to compensate. UniAttn fits W_c to the trained model's attention; here it is
+learned from zero. Groups start at the first block; UniAttn's start at the middle of the model.
 
-What is handed on is the queries and keys, not a T x T matrix, so that each rule keeps its fast path.
+Blocks hand on queries and keys instead of a T x T matrix, so that each rule keeps its fast path.
 
 Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Borrowing(TokenMixer):
-    """An attention layer without queries and keys: W_out (weights of the lender) V + W_c h. It has no probes."""
+    """An attention layer without queries and keys: W_out (weights of the lender) V + W_c h. It records no probes."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Borrowing(TokenMixer):
 
 
 def fits(group: int, config: "Architecture") -> None:
-    """ValueError, one line, for what shared weights have no meaning with."""
+    """Raises ValueError if the config has a choice that cannot go with shared weights."""
     if group == 1:
         return
 
@@ -68,36 +68,36 @@ def fits(group: int, config: "Architecture") -> None:
 
     depth = config.model.depth
     if 0 < depth < 2:
-        refuse(f"has no second block to share with in model.depth={depth}", "a deeper model")
+        refuse(f"needs a second block, but model.depth={depth}", "a deeper model")
     if not config.layout.whole_values:
-        refuse(f"has blocks with values alone, which layout={config.layout.name} doesn't say how to make", "layout=mha")
+        refuse(f"needs one matrix that makes the values, which layout={config.layout.name} lacks", "layout=mha")
     if not config.qk_source.is_stream:
-        refuse(f"hands queries and keys on, qk_source={config.qk_source.name} makes them elsewhere", "qk_source=stream")
+        refuse(f"reuses queries and keys, qk_source={config.qk_source.name} makes them elsewhere", "qk_source=stream")
     if config.attention.pattern != "all" or not config.attention.has_weights:
         refuse(
-            f"takes the weights of a group's first block, attention={config.attention.name} with its pattern doesn't "
-            f"have the same rule in all",
+            f"needs the same rule in all blocks of a group, but attention={config.attention.name} with its pattern "
+            f"differs between blocks or has no weights",
             "attention=softmax attention.pattern=all",
         )
     if config.sink.in_layer:
-        refuse(f"hands queries and keys on, but not what sink={config.sink.name} adds to them", "sink=none")
+        refuse(f"hands on queries and keys, but not what sink={config.sink.name} adds to them", "sink=none")
     if config.temperature.acts_on_values:
         refuse(
-            f"hands queries and keys on, temperature={config.temperature.name} acts on values too", "temperature=ssmax"
+            f"hands on queries and keys, but temperature={config.temperature.name} acts on values", "temperature=ssmax"
         )
     if config.qk_norm.acts_on_values:
         refuse(
-            f"has blocks without queries and keys, qk_norm={config.qk_norm.name} normalizes them with values",
+            f"has blocks without queries and keys, but qk_norm={config.qk_norm.name} normalizes them with values",
             "qk_norm=layernorm",
         )
     if config.placement.sets_weights_each_step:
         refuse(
-            f"has a matrix that starts at zero, placement={config.placement.name} keeps all at unit norm",
+            f"has a matrix that starts at zero, but placement={config.placement.name} keeps all at unit norm",
             "placement=pre",
         )
     if config.reparametrization.divides:
         refuse(
-            f"has a matrix that starts at zero, reparametrization={config.reparametrization.name} may divide by its "
-            f"norm",
+            f"has a matrix that starts at zero, but reparametrization={config.reparametrization.name} may divide by "
+            f"its norm",
             "reparametrization=none",
         )

@@ -1,17 +1,16 @@
-"""Attention sinks, the `sink` axis: a place to attend to that is none of the data, so that no token has to be one.
+"""Attention sinks, the `sink` axis: something to attend to besides the data, so that no token has to become a sink.
 
-The sinks with a key put it in front of all others, visible to every query and without a position: RoPE doesn't turn it
-and ALiBi adds nothing to its logit. Its value is zero or learned. A query of zeros goes in front with it and is dropped
-from the output, so that the mask stays causal and every rule of the `attention` axis that weighs by q k^T alone runs
-as it is, on its fast path if it has one; what such a rule does to logits, soft-capping say, it does to the sink's too.
+Sinks with a key prepend it to all others. It is visible to every query and has no position: RoPE does not rotate it and
+ALiBi adds nothing to its logit. Its value is zero or learned. A zero query is prepended too, and its output dropped.
+This keeps the mask causal, so every rule that depends only on q k^T runs unchanged, on its fast path if it has one.
+Whatever the rule does to logits, such as soft-capping, it also does to the sink's.
 
-Probes are of the real queries and keys; those of weights, but for the sum of a row, are of the weights of the real keys
-divided by their sum, for softmax those of softmax without a sink. `sink_share` is the sink's |w| / sum |w|, mean over
-batch and queries.
-With sink=token the token is a position like others, for probes too.
+Probes of logits use the real queries and keys only. Probes of weights, except the row sum, use the real keys' weights
+divided by their sum; for softmax this equals softmax without a sink. `sink_share` is the sink's |w| / sum |w|, mean
+over batch and queries. With sink=token, probes treat the token like any other position.
 
-Learned keys, values and logits start at zero, where the published code of biases draws them with a std of 0.02: our
-choice. All decay as every other parameter does.
+Learned keys, values and logits start at zero (our choice; the published code of biases draws them with std 0.02). They
+decay like all other parameters.
 
 Shape suffixes: B batch, H heads, T tokens, K head dimension; S is 1 or H.
 """
@@ -32,23 +31,23 @@ if TYPE_CHECKING:
     from models.architecture import Architecture
 
 LONGEST_CHECK = 256
-"""Tokens of the sequence on which a rule is asked whether it can have a sink's key."""
+"""Number of tokens on which `unfit` tests whether a rule supports a sink's key."""
 
 
 class Sink(nn.Module):
-    """Around the mixing rule of a layer; the base adds nothing to it."""
+    """Wraps the mixing rule of a layer. The base class adds nothing."""
 
     def forward(self, mix: MixingRule, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
-        """What the rule mixes with the sink, [B, H, T, K]."""
+        """Returns what the rule mixes with the sink, [B, H, T, K]."""
         return mix(inputs, v_BHTK)
 
     def watch(self, mix: MixingRule, inputs: Inputs) -> Stats:
-        """The probes of the layer, each [H]."""
+        """Returns the layer's probes, each [H]."""
         return mix.watch(inputs)
 
 
 class ValueBias(Sink):
-    """Adds a learned vector to what is mixed."""
+    """Adds a learned vector to the mixed values."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -60,7 +59,7 @@ class ValueBias(Sink):
 
 
 class KeySink(Sink):
-    """One key of zeros with a value of zeros: the base of the sinks with a key, and off-by-one as it stands."""
+    """One zero key with a zero value: the `off_by_one` sink, and the base class of all sinks with a key."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,13 +68,13 @@ class KeySink(Sink):
     def extended(
         self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries and keys, which may have got features that give the sink its logit; the sink's key, [S, 1, K]."""
+        """Returns queries, keys and the sink's key [S, 1, K], which may gain features that set the sink's logit."""
         return q_BHTK, k_BHTK, torch.zeros_like(k_BHTK[0, :, :1])
 
     def with_sink(self, mix: MixingRule, inputs: Inputs) -> Inputs:
-        """Queries, keys and bias with a row and a column more in front.
+        """Returns queries, keys and bias with the sink's row and column prepended.
 
-        Rules of q k^T alone make nothing of x, which has no row for the sink.
+        Leaves out x, which has no row for the sink. Rules that depend only on q k^T do not need it.
         """
         q_BHTK, k_BHTK, sink_S1K = self.extended(inputs.q_BHTK, inputs.k_BHTK, mix.scale)
         bias_HTT = None if inputs.bias_HTT is None else F.pad(inputs.bias_HTT, (1, 0, 1, 0))
@@ -105,13 +104,13 @@ def _entropy(weights_BHTT: torch.Tensor) -> Stats:
 
 
 def _in_front(first_S1K: torch.Tensor, x_BHTK: torch.Tensor) -> torch.Tensor:
-    """[B, H, T + 1, K] in the dtype of x."""
+    """Prepends a row for the sink: [B, H, T + 1, K] in the dtype of x."""
     batch, heads, _, dim = x_BHTK.shape
     return torch.cat([first_S1K.to(x_BHTK.dtype).expand(batch, heads, 1, dim), x_BHTK], -2)
 
 
 class LogitSink(KeySink):
-    """The logit s_h, from one more feature: 1 in every query, 0 in real keys, s_h / scale in the sink's."""
+    """A learned logit s_h, made by one more feature: 1 in every query, 0 in real keys, s_h / scale in the sink's."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()
@@ -125,7 +124,7 @@ class LogitSink(KeySink):
 
 
 class BiasSink(KeySink):
-    """A learned key and, where asked for, a learned value."""
+    """A learned key with an optional learned value."""
 
     def __init__(self, shape: tuple[int, int, int], value: bool) -> None:
         super().__init__()
@@ -142,30 +141,30 @@ class BiasSink(KeySink):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class SinkConfig(Choice):
     name: str
-    tokens = 0  # learned tokens in front of the input of the model
-    in_layer = True  # whether each attention layer has something of it
+    tokens = 0  # number of learned tokens prepended to the model's input
+    in_layer = True  # whether it changes the attention layers
 
     def build(self, layer: LayerShape) -> Sink:
-        """What an attention layer has of it."""
+        """Returns the sink of one attention layer."""
         return Sink()
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class KeySinkConfig(SinkConfig):
-    has_value = False  # whether the sink's value can be other than zero
+    has_value = False  # whether the sink's value can be nonzero
 
     def fits(self, config: "Architecture") -> None:
         for rule in config.attention.of_blocks(config.model.depth):
             why = unfit(rule, config, self.has_value) if rule.has_weights else ""
             if why:
                 raise ValueError(
-                    f"sink={self.name} puts a key in front of the others, and attention={rule.name} {why}: "
+                    f"sink={self.name} puts a key in front of the others, but attention={rule.name} {why}: "
                     f"use attention=softmax or sink=none"
                 )
 
 
 def unfit(rule: MixingConfig, config: "Architecture", has_value: bool) -> str:
-    """Why a rule can't have a sink's key in this config, or nothing. It is asked, with random keys."""
+    """Returns why a rule does not support a sink's key in this config, or "". Tests the rule on random keys."""
     size = config.model
     if not rule.dot_product:
         return "doesn't weigh keys by q k^T alone"
@@ -195,7 +194,7 @@ SINK: Axis[SinkConfig] = Axis("sink")
 @SINK.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoSink(SinkConfig):
-    """Queries attend to tokens of the data alone. Vaswani et al. 2017, section 3.2.3."""
+    """No sink: queries attend only to tokens of the data. Vaswani et al. 2017, section 3.2.3."""
 
     name: Literal["none"] = "none"
     in_layer = False
@@ -204,9 +203,9 @@ class NoSink(SinkConfig):
 @SINK.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LogitSinkConfig(KeySinkConfig):
-    """One more logit s_h in every row of head h, learned, whose weight is dropped: e^z_j / (e^s_h + sum_k e^z_k).
+    """One more learned logit s_h in every row of head h, whose weight is dropped: e^z_j / (e^s_h + sum_k e^z_k).
 
-    OpenAI 2025 (gpt-oss, arXiv 2508.10925; openai/gpt-oss). s from 0, as `off_by_one`, is our choice.
+    OpenAI 2025 (gpt-oss, arXiv 2508.10925; openai/gpt-oss). Starting s at 0, like `off_by_one`, is our choice.
     """
 
     name: Literal["logit"] = "logit"
@@ -232,7 +231,7 @@ class OffByOne(KeySinkConfig):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class BiasConfig(SinkConfig):
     per_head: bool = False
-    """Vectors of its own for each head; false shares them among the heads of a layer."""
+    """Learn separate vectors for each head. false: all heads of a layer share them."""
 
     def shape(self, layer: LayerShape) -> tuple[int, int, int]:
         return (layer.heads if self.per_head else 1, 1, layer.head_dim)
@@ -241,7 +240,7 @@ class BiasConfig(SinkConfig):
 @SINK.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class KeyBiasConfig(BiasConfig, KeySinkConfig):
-    """One more key k*, learned, with a value of zero: every row has one more logit scale q_i k*.
+    """One more learned key k* with a value of zero: every row has one more logit scale q_i k*.
 
     Gu et al. 2024 (When Attention Sink Emerges in Language Models, arXiv 2410.10781; sail-sg/Attention-Sink), K biases.
     """
@@ -271,7 +270,7 @@ class KeyValueBiasConfig(BiasConfig, KeySinkConfig):
 @SINK.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ValueBiasConfig(BiasConfig):
-    """A learned v* added to what each head has mixed, whatever the weights.
+    """A learned v* added to each head's output, whatever the weights.
 
     Gu et al. 2024 (When Attention Sink Emerges in Language Models, arXiv 2410.10781; sail-sg/Attention-Sink), V biases.
     """
@@ -285,11 +284,11 @@ class ValueBiasConfig(BiasConfig):
 @SINK.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class SinkToken(SinkConfig):
-    """A learned token in front of the input, the first position of every sequence; its output is dropped.
+    """A learned token prepended to the input as the first position of every sequence; its output is dropped.
 
     Xiao et al. 2023 (Efficient Streaming Language Models with Attention Sinks, arXiv 2309.17453), section 3.3, the sink
-    token of pretraining. The data's positions move up by one, tables of positions hold one more, and rules that count
-    keys count it. It is filled like an embedding and is none of N.
+    token of pretraining. It shifts the data's positions by one, lengthens position tables by one, and counts as a key
+    in rules that count keys. It is initialized like an embedding and not counted in N.
     """
 
     name: Literal["token"] = "token"

@@ -1,10 +1,9 @@
-"""Temperatures of attention's logits, the `temperature` axis: each query is multiplied by a factor of its own.
+"""Temperatures of attention logits, the `temperature` axis: each query is multiplied by a factor.
 
-Logits scale q_i k_j become t_i scale q_i k_j, with what positions add to them left as it is (our reading where a
-paper has no such bias). As q carries the factor, mixing rules run on their fast paths. It acts behind norms and
-positions; where it is a function of q, that is q behind its norm and before the positions. n is the number of keys
-that a row sees, i for the i-th of a sequence, whatever its length; with sink=token that token is one of them, other
-sinks aren't counted. All parameters decay as every other does.
+Logits scale q_i k_j become t_i scale q_i k_j. The factor does not apply to position biases (our reading where a paper
+has none). It multiplies q, so mixing rules keep their fast paths. It acts after norms and positions; if it depends
+on q, it reads q after its norm but before the positions. n is the number of keys visible to a row: i for the i-th token
+of a sequence, whatever its length. It includes the token of sink=token but no other sink. All parameters decay.
 
 Shape suffixes: B batch, H heads, T tokens, K head dimension.
 """
@@ -25,17 +24,17 @@ if TYPE_CHECKING:
 
 
 def log_visible(x_BHTK: torch.Tensor) -> torch.Tensor:
-    """log n of each row, fp32 [T, 1]."""
+    """Returns log n of each row, fp32 [T, 1]."""
     return torch.arange(1, x_BHTK.shape[-2] + 1, device=x_BHTK.device).float().log()[:, None]
 
 
 class Temperature(nn.Module):
     def forward(self, q_BHTK: torch.Tensor) -> torch.Tensor:
-        """The factors of the queries, fp32, of a shape that broadcasts to [B, H, T, K]."""
+        """Returns the fp32 factors of the queries; the shape broadcasts to [B, H, T, K]."""
         raise NotImplementedError
 
     def values(self, v_BHTK: torch.Tensor) -> torch.Tensor:
-        """The values that are attended to."""
+        """Returns the values to attend to."""
         return v_BHTK
 
 
@@ -67,7 +66,7 @@ class Selective(Temperature):
 
 
 def _of_token(x_BHTK: torch.Tensor, weight_H1K: torch.Tensor) -> torch.Tensor:
-    """1 + tanh(w_h x), fp32 [B, H, T, 1]."""
+    """Returns 1 + tanh(w_h x), fp32 [B, H, T, 1]."""
     return 1 + torch.tanh((x_BHTK.float() * weight_H1K).sum(-1, keepdim=True))
 
 
@@ -83,8 +82,8 @@ class EntropyABF(Temperature):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class TemperatureConfig(Choice):
     name: str
-    multiplies = True  # whether it does anything to logits
-    follows_queries = False  # whether the factor depends on the query: logits then don't grow in proportion to it
+    multiplies = True  # whether it changes logits
+    follows_queries = False  # whether the factor depends on the query, so that logits are not proportional to it
     acts_on_values = False
 
     def build(self, layer: LayerShape) -> Temperature | None:
@@ -96,7 +95,7 @@ class TemperatureConfig(Choice):
         for rule in config.attention.of_blocks(config.model.depth):
             if rule.has_weights and not rule.dot_product:
                 raise ValueError(
-                    f"temperature={self.name} multiplies logits q k^T, which attention={rule.name} doesn't have: "
+                    f"temperature={self.name} multiplies logits q k^T, which attention={rule.name} does not have: "
                     f"use attention=softmax or temperature=none"
                 )
 
@@ -107,7 +106,7 @@ TEMPERATURE: Axis[TemperatureConfig] = Axis("temperature")
 @TEMPERATURE.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoTemperature(TemperatureConfig):
-    """Logits scale q_i k_j, the scale the same for all rows. Vaswani et al. 2017, section 3.2.1."""
+    """Logits scale q_i k_j with the same scale for all rows. Vaswani et al. 2017, section 3.2.1."""
 
     name: Literal["none"] = "none"
     multiplies = False
@@ -119,20 +118,20 @@ class NoTemperature(TemperatureConfig):
 @TEMPERATURE.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ScalableSoftmaxConfig(TemperatureConfig):
-    """Logits times s log n, one s a head and layer, n the keys that a row sees: Scalable-Softmax.
+    """Logits times s log n, one s per head and layer, n the keys that a row sees: Scalable-Softmax.
 
     Nakanishi 2025 (Scalable-Softmax, arXiv 2501.19399). Softmax becomes n^(s z_j) / sum_k n^(s z_k). The first row has
-    log 1 = 0 and one key. With position=alibi its bias isn't multiplied.
+    factor log 1 = 0, but also only one key. The bias of position=alibi is not multiplied.
     """
 
     name: Literal["ssmax"] = "ssmax"
     s: Annotated[float, Field(gt=0)] = 0.43
-    """Start of s. The slope that the paper fits to learned factors of log n and uses in its examples; that s starts
-    there is our reading."""
+    """Initial s. The paper fits this slope to learned factors of log n and uses it in its examples; starting s there is
+    our reading."""
     learned: bool = True
-    """Train s; false keeps it where it starts."""
+    """Train s. false keeps its initial value."""
     bias: bool = False
-    """Logits times s log n + b, b learned for each head and layer from 0 (our start). The paper's variant that trains
+    """Multiply logits by s log n + b, b learned per head and layer, initially 0 (our choice). In the paper this trains
     somewhat better and extrapolates worse."""
 
     def build(self, layer: LayerShape) -> Temperature:
@@ -144,21 +143,21 @@ class ScalableSoftmaxConfig(TemperatureConfig):
 class SelectiveConfig(TemperatureConfig):
     """Logits times 1 + tanh(w_h q) + c log n and values times 1 + tanh(u_h v): Selective Self-Attention.
 
-    Zhang et al. 2024 (Selective Attention: Enhancing Transformer through Principled Context Control, arXiv 2411.12892);
-    c = exp(-exp(beta)), one beta a layer, as in umich-sota/selective_attention, which has the part of the position
-    alone; the paper has sigmoid(alpha) for c. That the part of the token is linear in the head's own q and v inside
-    the tanh, with w and u from 0, and that values have no part of the position, is our reading.
+    Zhang et al. 2024 (Selective Attention: Enhancing Transformer through Principled Context Control, arXiv 2411.12892).
+    c = exp(-exp(beta)) with one beta per layer is that of umich-sota/selective_attention, which implements only this
+    position term; the paper has c = sigmoid(alpha). Our reading: the token term inside the tanh is linear in the
+    head's own q and v, w and u start at 0, and values have no position term.
     """
 
     name: Literal["ssa"] = "ssa"
     query: bool = True
-    """Multiply the logits."""
+    """Apply the factor to logits."""
     value: bool = True
-    """Multiply the values."""
+    """Apply the factor to values."""
     beta: float = 1.5
-    """Start of beta: c = 0.0113. The authors' code for pretraining."""
+    """Initial beta, which gives c = 0.0113. From the authors' pretraining code."""
     follows_queries = True
-    shards = False  # a single number has no rows to share out
+    shards = False  # a single number has no rows to shard
 
     @property
     def acts_on_values(self) -> bool:  # type: ignore[override]
@@ -173,16 +172,16 @@ class SelectiveConfig(TemperatureConfig):
 class EntropyABFConfig(TemperatureConfig):
     """Logits times max(1, log n / log c), n the keys that a row sees, c the length of pretraining: Entropy-ABF.
 
-    Zhang et al. 2024 (Extending LLMs' Context Window with 100 Samples, arXiv 2401.07004; GAIR-NLP/Entropy-ABF), who
-    extend a pretrained model and raise the base of RoPE with it: `position.base=500000`. Trained from scratch there is
-    no such length; here it is a share of the context, which is our reading. No parameters.
+    Zhang et al. 2024 (Extending LLMs' Context Window with 100 Samples, arXiv 2401.07004; GAIR-NLP/Entropy-ABF). They
+    extend a pretrained model and raise RoPE's base with it: `position.base=500000`. A model trained from scratch has no
+    such length; we take a share of the context. No parameters.
     """
 
     name: Literal["entropy_abf"] = "entropy_abf"
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """c as a share of the context, but 2 at the least. At 1 nothing changes within the context."""
+    """c as a share of the context, but at least 2. With 1, nothing changes within the context."""
     start: Annotated[int, Field(ge=0)] = 0
-    """First block that has it, counted from 0. The authors leave out the first 2 of 32."""
+    """First block with the factor, from 0. The authors skip the first 2 of 32."""
 
     def build(self, layer: LayerShape) -> Temperature | None:
         return EntropyABF(max(2.0, self.share * layer.context)) if layer.block >= self.start else None

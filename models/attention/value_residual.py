@@ -1,4 +1,4 @@
-"""Value residual: each block attends over a mix of its own values and those of the first block.
+"""Value residual: each block attends to a mix of its own values and the first block's.
 
 Zhou et al. 2024 ("Value residual learning", arXiv 2410.17897; Zcchill/Value-Residual-Learning).
 
@@ -21,7 +21,7 @@ class IdentityResidual(nn.Module):
 
 
 class LearnableResidual(nn.Module):
-    """weight_0 V_1 + weight_1 V_l with two numbers a block that start at 1/2. Learnable-ResFormer."""
+    """weight_0 V_1 + weight_1 V_l with two learned numbers per block, initially 1/2. Learnable-ResFormer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The `parametrization` axis: how init, multipliers, LR, decay and epsilon follow the model's size; a file a family."""
+"""The `parametrization` axis: how init, multipliers, LR, decay and epsilon depend on size; one file per family."""
 
 from models.parametrization.base import (
     PARAMETRIZATION,

@@ -1,7 +1,7 @@
-"""What a parametrization is, and `standard`. Every file in this folder is imported: a choice registers itself there.
+"""The base class of parametrizations, and `standard`. Every file in this folder is imported and registers its choices.
 
-A parametrization is a table, a row for each kind of tensor; everything else follows from the table. It multiplies what
-the init axis, the schedule and the optimizer give.
+A parametrization is a table with one row per kind of tensor. Its entries multiply the values of the init axis, the
+schedule and the optimizer.
 """
 
 import dataclasses
@@ -29,32 +29,32 @@ MIXER_ROLES: tuple[Role, ...] = ("query", "key", "value", "out")
 
 @dataclasses.dataclass(frozen=True)
 class TensorScaling:
-    """What a parametrization does with one tensor; each factor multiplies what the other axes give."""
+    """A row of the table: the factors for one tensor, which multiply the values of the other axes."""
 
     init: float = 1.0
-    """Of the standard deviation that the table refers to, by default the init axis's; 0 starts at zero."""
+    """Factor of the reference std, by default the init axis's. 0 initializes at zero."""
     multiplier: float = 1.0
-    """Of what the layer that owns a matrix puts out."""
+    """Factor of the output of the layer that owns the matrix."""
     lr: float = 1.0
-    """Of the learning rate. Independent weight decay doesn't follow it, coupled decay does."""
+    """Factor of the learning rate. It also affects coupled weight decay, but not independent decay."""
     decay: float = 1.0
-    """Of the coefficient of coupled weight decay, next to `lr`: published tables have it to make up for the LR that
-    decay is multiplied with. Independent decay isn't, and follows neither: s_t lambda for every tensor."""
+    """Factor of the coefficient of coupled weight decay, in addition to `lr`. Published tables use it to undo the LR's
+    factor. Independent decay ignores both factors: it is s_t lambda for every tensor."""
     eps: float = 1.0
-    """Of the optimizer's epsilon."""
+    """Factor of the optimizer's epsilon."""
     decays: bool = True
-    """Whether weight decay acts, in any mode; False where a reparametrization takes its place."""
+    """Whether weight decay acts, in any mode. False if a reparametrization replaces it."""
     least_rms: float | None = None
-    """Where given, the LR is also multiplied, at each step, by the RMS of the weights or by this if it is larger."""
+    """If set, each step also multiplies the LR by the RMS of the weights or this value, whichever is larger."""
 
     def decay_in(self, mode: str) -> float:
-        """What multiplies the coefficient of weight decay in this mode, `independent` or `coupled`."""
+        """Returns the factor of the weight-decay coefficient in mode `independent` or `coupled`."""
         return 0.0 if not self.decays else self.decay if mode == "coupled" else 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tensor:
-    """A parameter of a model: its full name, itself, its kind, the module that owns it."""
+    """A parameter of a model with its full name, its kind and the module that owns it."""
 
     name: str
     parameter: nn.Parameter
@@ -63,7 +63,7 @@ class Tensor:
 
     @property
     def role(self) -> Role | None:
-        """That of a matrix."""
+        """The role of a matrix; None for other parameters."""
         return self.module.role if isinstance(self.module, Linear) else None
 
     @property
@@ -84,21 +84,21 @@ class ParameterGroup:
 class ParametrizationConfig(Choice):
     name: str
     scales = True  # whether it multiplies anything
-    scales_with_width = True  # whether it has factors of the width, which stands for every fan-in
-    scales_logits_alone = False  # whether the scale of attention's logits is all that it sets
-    scales_with_depth = False  # whether it has factors that hold the effect of the number of blocks
-    sets_std = False  # whether the std of the initial weights is the table's, not the init axis's at this width
+    scales_with_width = True  # whether it has factors of the width, which it takes to represent every fan-in
+    scales_logits_alone = False  # whether it sets only the scale of attention logits
+    scales_with_depth = False  # whether it compensates for the number of blocks
+    sets_std = False  # whether the table, not the init axis at this width, sets the std of initial weights
 
     def scaling(self, tensor: Tensor, size: SizeConfig) -> TensorScaling:
-        """The row of the table for this tensor."""
+        """Returns the table's row for this tensor."""
         return TensorScaling()
 
     def reference_std(self, tensor: Tensor, size: SizeConfig, init: InitConfig) -> float | None:
-        """The std that `TensorScaling.init` multiplies; None where the init axis draws before it knows."""
+        """Returns the std that `TensorScaling.init` multiplies; None if init and weights do not determine it."""
         return initial_std(tensor, size, init)
 
     def matrix_scalings(self, size: SizeConfig) -> dict[str, TensorScaling]:
-        """The rows of the matrices that every model has, without a model: for axes that clash with some scaling."""
+        """Returns the rows of the matrices that every model has, for compatibility checks that have no model yet."""
         roles: dict[str, Role] = {f"blocks.0.attention.{role}": role for role in MIXER_ROLES}
         roles |= {"blocks.0.mlp.up": "activated", "blocks.0.mlp.down": "down"}
 
@@ -110,15 +110,15 @@ class ParametrizationConfig(Choice):
         return {name: row(name, "hidden", role) for name, role in roles.items()} | {"head": row("head", "head", None)}
 
     def zero_queries(self, size: SizeConfig) -> bool:
-        """Whether queries start at zero."""
+        """Returns whether queries start at zero."""
         return self.matrix_scalings(size)["blocks.0.attention.query"].init == 0
 
     def attention_scale(self, head_dim: int) -> float:
-        """What multiplies q k^T."""
+        """Returns the factor of q k^T."""
         return 1 / math.sqrt(head_dim)
 
     def branch_scale(self, size: SizeConfig, sublayer: Sublayer) -> float:
-        """What multiplies the output of each sublayer before it joins the residual stream."""
+        """Returns the factor of each sublayer's output, before it is added to the residual stream."""
         return 1.0
 
     def fits(self, config: "Architecture") -> None:
@@ -143,8 +143,8 @@ class ParametrizationConfig(Choice):
                 others = axes(type(config))[axis].choices
                 instead = next(name for name, other in others.items() if other.fan_in_follows_width)
                 raise ValueError(
-                    f"{axis}={choice.name} has matrices of a fan-in that doesn't follow the width, which "
-                    f"parametrization={self.name} takes for granted: use parametrization=standard or {axis}={instead}"
+                    f"{axis}={choice.name} has matrices whose fan-in does not follow the width, but "
+                    f"parametrization={self.name} assumes it: use parametrization=standard or {axis}={instead}"
                 )
         head_dim, qk_norm = config.model.head_dim, config.qk_norm
         if qk_norm.sets_logit_scale and not math.isclose(self.attention_scale(head_dim), head_dim**-0.5):
@@ -158,7 +158,7 @@ PARAMETRIZATION: Axis[ParametrizationConfig] = Axis("parametrization")
 
 
 def kind_of(module: nn.Module, name: str) -> Kind:
-    """The kind of a module's weight, from its type; `name` tells the head from other matrices."""
+    """Returns the kind of a module's weight from its type; `name` tells the head from other matrices."""
     if isinstance(module, nn.Embedding):
         return "embedding"
     if isinstance(module, nn.Linear):
@@ -167,16 +167,16 @@ def kind_of(module: nn.Module, name: str) -> Kind:
 
 
 def tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Every parameter once."""
+    """Yields every parameter once."""
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             yield Tensor(f"{prefix}.{name}".lstrip("."), parameter, kind_of(module, prefix), module)
 
 
 def initial_std(tensor: Tensor, size: SizeConfig, init: InitConfig, width_ratio: float = 1.0) -> float | None:
-    """What the init axis gives a tensor, or would at width / width_ratio; 1 for vectors, which it leaves alone.
+    """Returns the std that the init axis gives a tensor at width / width_ratio; 1 for vectors, which it skips.
 
-    Both sides of a hidden matrix follow the width; embedding and head have one that does, the other is the vocabulary.
+    Hidden matrices scale with the width on both sides, embedding and head on one side; their other is the vocabulary.
     """
     if tensor.kind == "vector":
         return 1.0
@@ -188,7 +188,7 @@ def initial_std(tensor: Tensor, size: SizeConfig, init: InitConfig, width_ratio:
 
 
 def init_scale(config: ParametrizationConfig, tensor: Tensor, size: SizeConfig, init: InitConfig) -> float:
-    """What multiplies the weights that the init axis has drawn, so that the table's std comes out."""
+    """Returns the factor that brings weights drawn by the init axis to the table's std."""
     reference, drawn = config.reference_std(tensor, size, init), initial_std(tensor, size, init)
     factor = config.scaling(tensor, size).init
     return factor if reference is None or drawn is None else factor * (reference / drawn)
@@ -202,7 +202,7 @@ def set_multipliers(config: ParametrizationConfig, model: nn.Module, size: SizeC
 
 @torch.no_grad()
 def scale_init(config: ParametrizationConfig, model: nn.Module, size: SizeConfig, init: InitConfig) -> None:
-    """Multiplies the weights that the init axis has drawn."""
+    """Multiplies the weights drawn by the init axis."""
     for tensor in tensors(model):
         factor = init_scale(config, tensor, size, init)
         if factor != 1.0:
@@ -210,12 +210,12 @@ def scale_init(config: ParametrizationConfig, model: nn.Module, size: SizeConfig
 
 
 def scaling_of(config: ParametrizationConfig, tensor: Tensor, size: SizeConfig) -> TensorScaling:
-    """The row of the table as the optimizer gets it."""
+    """Returns the table's row for the optimizer, which includes whether the layer decays."""
     return dataclasses.replace(config.scaling(tensor, size), decays=getattr(tensor.module, "decays", True))
 
 
 def groups(config: ParametrizationConfig, model: nn.Module, size: SizeConfig) -> list[ParameterGroup]:
-    """The parameters by kind and scaling, each exactly once."""
+    """Groups the parameters by kind and scaling, each exactly once."""
     found: dict[tuple[Kind, TensorScaling], list[nn.Parameter]] = {}
     for tensor in tensors(model):
         found.setdefault((tensor.kind, scaling_of(config, tensor, size)), []).append(tensor.parameter)

@@ -1,26 +1,28 @@
 """muP for Adam, depth-muP and CompleteP.
 
-m_d = width / base_width, m_L = depth / base_depth; std s, LR eta, coupled decay lambda and epsilon e at the base:
+m_d = width / base_width and m_L = depth / base_depth. At the base: std s, LR eta, coupled decay lambda, epsilon e.
 
 | tensor | init std | LR | decay | epsilon | forward |
 |---|---|---|---|---|---|
 | embedding | s | eta | lambda | e | alpha_in x |
 | hidden matrix | s m_d^(-1/2) | eta m_d^-1 m_L^(alpha-1) | lambda m_d | e m_d^-1 m_L^-alpha | |
-| vector in a block | as it is | eta m_L^(alpha-1) | lambda | e m_d^-1 m_L^-alpha | |
-| vector outside | as it is | eta | lambda | e | |
+| vector in a block | unchanged | eta m_L^(alpha-1) | lambda | e m_d^-1 m_L^-alpha | |
+| vector outside | unchanged | eta | lambda | e | |
 | head | s | eta | lambda | e | alpha_out x / m_d |
 
-Branches are multiplied by m_L^-alpha, attention's logits are q k / head_dim. m_L = 1 is muP, alpha = 1/2 depth-muP,
-alpha = 1 CompleteP. This is table 1 of Dey et al. 2025 (arXiv 2505.01618; EleutherAI/nanoGPT-mup, branch completep),
-whose muP is Yang et al. 2022 with two additions: hidden decay lambda m_d, as in the MuAdamW of microsoft/mup, and
+Branches are multiplied by m_L^-alpha; attention logits are q k / head_dim. m_L = 1 is muP, alpha = 1/2 depth-muP,
+alpha = 1 CompleteP. This is table 1 of Dey et al. 2025 (arXiv 2505.01618; EleutherAI/nanoGPT-mup, branch completep).
+Its muP is Yang et al. 2022 with two additions: hidden decay lambda m_d, as in the MuAdamW of microsoft/mup, and
 epsilon. The master branch of nanoGPT-mup has neither.
 
-s is what the init axis gives at the base width: an init whose std follows the fan-in has the m_d^(-1/2) of hidden
-matrices already, and embedding and head are brought back to their std at the base width; one with a fixed std gets the
-column as it stands. lambda m_d makes up for an LR that shrinks: eta lambda, what coupled decay takes in a step, is the
-same at all widths. Independent decay isn't multiplied by the LR, so it gets no m_d, and for every tensor it takes
-s_t lambda at any width and depth; for alpha = 1/2 coupled decay falls with depth as the LR does, independent doesn't.
-Published runs don't decay norms; here all that the optimizer decays is decayed.
+s is the init axis's std at the base width. An init whose std follows the fan-in already has the m_d^(-1/2) of hidden
+matrices; embedding and head are rescaled to their std at the base width. For an init with a fixed std, the column
+applies as it stands.
+
+The factor m_d of decay compensates for the smaller LR: a step of coupled decay takes eta lambda at all widths.
+Independent decay is not multiplied by the LR, so it gets no m_d and takes s_t lambda for every tensor at any width and
+depth. With alpha = 1/2, coupled decay falls with depth like the LR; independent decay does not.
+Published runs do not decay norms; here everything that the optimizer decays is decayed.
 """
 
 import dataclasses
@@ -46,26 +48,26 @@ from models.size import SizeConfig
 @PARAMETRIZATION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class MuP(ParametrizationConfig):
-    """muP, the maximal update parametrization, in its form for Adam with a fixed embedding. Yang et al. 2022, table 8.
+    """muP, the maximal update parametrization, for Adam with a fixed embedding. Yang et al. 2022, table 8.
 
-    The table at the top of the file, with m_L = 1. At the base width it is the standard parametrization but for the
-    scale of attention, which the table has as 1/head_dim without reference to a base.
+    The table at the top of the file with m_L = 1. At the base width it differs from the standard parametrization only
+    in the attention scale, which is 1/head_dim without reference to a base.
     """
 
     name: Literal["mup"] = "mup"
     base_width: Annotated[int, Field(ge=1)] = 256
     """Width at which only the attention scale differs from the standard parametrization."""
     alpha_in: Annotated[float, Field(gt=0)] = 1.0
-    """Multiplies embeddings, learned positions too."""
+    """Multiplies embeddings, including learned positions."""
     alpha_out: Annotated[float, Field(gt=0)] = 1.0
-    """Multiplies logits."""
+    """Multiplies output logits."""
     base_head_dim: Annotated[int, Field(ge=1)] = 1
-    """Attention's logits are sqrt(base_head_dim) / head_dim q k: the standard ones at this head dimension. 1 is the
-    table's 1/head_dim, 64 is the 8/head_dim of microsoft/mup."""
+    """Head dimension at which attention logits have the standard scale: they are sqrt(base_head_dim) / head_dim q k. 1
+    gives the table's 1/head_dim, 64 gives 8/head_dim as in microsoft/mup."""
     sets_std = True
 
     def reference_std(self, tensor: Tensor, size: SizeConfig, init: InitConfig) -> float | None:
-        """What the init axis gives at the base width."""
+        """Returns the init axis's std at the base width."""
         return initial_std(tensor, size, init, width_ratio=size.width / self.base_width)
 
     def scaling(self, tensor: Tensor, size: SizeConfig) -> TensorScaling:
@@ -88,12 +90,12 @@ class MuP(ParametrizationConfig):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class DepthConfig(MuP):
     base_depth: Annotated[int, Field(ge=1)] = 2
-    """Number of blocks at which depth changes nothing."""
+    """Number of blocks at which depth has no effect."""
     scales_with_depth = True
-    alpha = 1.0  # exponent of the branches, not a key of the config
+    alpha = 1.0  # exponent of the branches; not a config key
 
     def depth_ratio(self, size: SizeConfig) -> float:
-        """m_L."""
+        """Returns m_L."""
         return max(1, size.depth) / self.base_depth
 
     def scaling(self, tensor: Tensor, size: SizeConfig) -> TensorScaling:
@@ -112,7 +114,7 @@ class DepthConfig(MuP):
 class DepthMuP(DepthConfig):
     """depth-muP: muP with branches and the LR in blocks times m_L^(-1/2). Yang et al. 2023 (arXiv 2310.02244).
 
-    In the form of Dey et al. 2025, alpha = 1/2 of the table at the top of the file. Published for pre-norm.
+    In the form of Dey et al. 2025: alpha = 1/2 in the table at the top of the file. Published for pre-norm.
     """
 
     name: Literal["depth_mup"] = "depth_mup"  # type: ignore[assignment]
@@ -122,9 +124,9 @@ class DepthMuP(DepthConfig):
 @PARAMETRIZATION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class CompleteP(DepthConfig):
-    """CompleteP: muP with branches times 1/m_L and an LR that doesn't follow depth. Dey et al. 2025 (arXiv 2505.01618).
+    """CompleteP: muP with branches times 1/m_L and an LR independent of depth. Dey et al. 2025 (arXiv 2505.01618).
 
-    alpha = 1 of the table at the top of the file. Published for pre-norm.
+    alpha = 1 in the table at the top of the file. Published for pre-norm.
     """
 
     name: Literal["completep"] = "completep"  # type: ignore[assignment]

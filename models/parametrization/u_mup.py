@@ -1,27 +1,28 @@
 """u-muP: muP with weights of std 1. Blake et al. 2024 (arXiv 2407.17465); code in graphcore-research/unit-scaling.
 
-As an abc-parametrization, L the number of blocks, eta of order one:
+As an abc-parametrization, with L the number of blocks and eta of order one:
 
 | tensor | init std | forward | LR |
 |---|---|---|---|
 | embedding | 1 | 1 | eta width^(-1/2) |
 | hidden matrix | 1 | fan_in^(-1/2) | eta fan_in^(-1/2) L^(-1/2) |
-| vector in a block | as it is | | eta L^(-1/2) |
-| vector outside | as it is | | eta |
+| vector in a block | unchanged | | eta L^(-1/2) |
+| vector outside | unchanged | | eta |
 | head | 1 | alpha_loss / fan_in | eta |
 | attention | | alpha_attention / head_dim | |
 | branches | | a L^(-1/2), a^2 = 2 alpha_res^2 / (1 + r^2), times r for attention | |
 
-LRs and forward factors are those of `unit_scaling/optim.py` and `functional.py`. There a sublayer gives
-(x + tau_l f(x)) / sqrt(1 + tau_l^2) with `transformer_residual_scaling_rule`'s tau_l. Pre-norm does not see the common
-divisors; taken out of the stream, they leave each tau_l as the constant of the last row, exactly.
+LRs and forward factors are those of `unit_scaling/optim.py` and `functional.py`. There a sublayer returns
+(x + tau_l f(x)) / sqrt(1 + tau_l^2), with tau_l from `transformer_residual_scaling_rule`. Pre-norm ignores the common
+divisors. Removing them from the stream turns each tau_l into exactly the constant of the last row.
 
-Not here: the constants that bring the output of activations, attention and residual additions to unit scale (those of
-attention and MLP change what their branch weighs), the scales of the backward pass, alpha_ffn-act, norms without
-gains. Adam does not feel a scale of the gradient but through its epsilon, which meets smaller gradients here than
-there. One learning rate is not another's: a hidden matrix at eta / fan_in^(1/2) with its multiplier learns like one of
-std fan_in^(-1/2) at eta / fan_in. Decay takes no factor: it is a share of the weights whatever their scale, and
-u-muP's is independent.
+Left out: the constants that bring the outputs of activations, attention and residual additions to unit scale (those of
+attention and MLP change the weight of their branch), the scales of the backward pass, alpha_ffn-act, and norms without
+gains. Adam notices the scale of the gradient only through its epsilon; gradients are smaller here than there.
+
+Learning rates are not comparable with other parametrizations: a hidden matrix at eta / fan_in^(1/2) with its multiplier
+learns like one of std fan_in^(-1/2) at eta / fan_in. Decay has no factor, because it is relative to the weights'
+scale; u-muP's is independent.
 """
 
 import math
@@ -41,16 +42,16 @@ from models.size import SizeConfig
 class UnitMuP(ParametrizationConfig):
     """u-muP, the unit-scaled maximal update parametrization: weights of std 1, no base. Blake et al. 2024.
 
-    The init axis gives the form of the distribution, its std is scaled to 1. The LR is of order one, not 1e-2.
+    The init axis sets only the shape of the distribution; its std is rescaled to 1. LRs are of order one, not 1e-2.
     """
 
     name: Literal["u_mup"] = "u_mup"
     alpha_res: Annotated[float, Field(gt=0)] = 1.0
-    """What all branches together weigh, relative to the embedding."""
+    """Total weight of all branches relative to the embedding."""
     alpha_res_attn_ratio: Annotated[float, Field(gt=0)] = 1.0
-    """r, what attention's branches weigh relative to the MLPs'."""
+    """r, the weight of attention branches relative to MLP branches."""
     alpha_attention: Annotated[float, Field(gt=0)] = 1.0
-    """Multiplies attention's logits."""
+    """Multiplies attention logits."""
     alpha_loss: Annotated[float, Field(gt=0)] = 1.0
     """Multiplies the output logits."""
     scales_with_depth = True

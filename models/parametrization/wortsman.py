@@ -1,4 +1,4 @@
-"""The parametrizations of Wortsman et al. 2023: muParam in three grades, and the LR that follows the weights' RMS."""
+"""The parametrizations of Wortsman et al. 2023: three versions of muParam, and an LR scaled by the weights' RMS."""
 
 import dataclasses
 import math
@@ -17,13 +17,13 @@ from models.size import SizeConfig
 class MuPSimple(ParametrizationConfig):
     """muParam (simple): (i) the LR of linear layers times base fan-in / fan-in. Wortsman et al. 2023, 3.2.4 and Fig. 8.
 
-    Linear layers are all matrices but the embedding, the head among them, as "kernels" are in NanoDO. Fan-ins are
-    proportional to the width, so that the factor is base_width / width for each.
+    Linear layers are all matrices except the embedding, so they include the head, as "kernels" do in NanoDO. Fan-ins
+    are proportional to the width, so the factor is base_width / width for all.
     """
 
     name: Literal["mup_simple"] = "mup_simple"
     base_width: Annotated[int, Field(ge=1)] = 256
-    """Width at which this is the standard parametrization; 256 is the paper's smallest model."""
+    """Width at which this is the standard parametrization. Default: the paper's smallest model."""
 
     def scaling(self, tensor: Tensor, size: SizeConfig) -> TensorScaling:
         return TensorScaling(lr=self.base_width / size.width) if tensor.kind in ("hidden", "head") else TensorScaling()
@@ -34,7 +34,7 @@ class MuPSimple(ParametrizationConfig):
 class MuPIntermediate(MuPSimple):
     """muParam (intermediate): (i) and (ii) a head of std sqrt(base fan-in) / fan-in. Wortsman et al. 2023, Fig. E.5.
 
-    Under another init than the paper's: that init's std times sqrt(base fan-in / fan-in).
+    With an init other than the paper's: that init's std times sqrt(base fan-in / fan-in).
     """
 
     name: Literal["mup_intermediate"] = "mup_intermediate"  # type: ignore[assignment]
@@ -49,7 +49,7 @@ class MuPIntermediate(MuPSimple):
 class MuPFull(MuPIntermediate):
     """muParam (full): (i), (ii), (iii) attention scale 1/head_dim, (iv) zero queries. Wortsman et al. 2023, Fig. E.5.
 
-    The scale is the paper's, 1/head_dim without a factor that restores 1/sqrt(head_dim) at a base.
+    The scale is the paper's 1/head_dim, without a factor that restores 1/sqrt(head_dim) at a base.
     """
 
     name: Literal["mup_full"] = "mup_full"  # type: ignore[assignment]
@@ -80,14 +80,14 @@ class InverseScale(ParametrizationConfig):
 class ParameterRMS(ParametrizationConfig):
     """The LR of each tensor times max(RMS(weights), 1e-3) at each step. Wortsman et al. 2023, Fig. E.14.
 
-    The relative step of Adafactor (Shazeer & Stern 2018, section 8), for any optimizer: what a step does to a tensor,
-    weight decay aside, is multiplied. Coupled decay follows the LR and is multiplied too; independent decay isn't.
+    This is the relative step of Adafactor (Shazeer & Stern 2018, section 8), for any optimizer. It multiplies the whole
+    update except weight decay. Coupled decay follows the LR, so it is multiplied too; independent decay is not.
     """
 
     name: Literal["parameter_rms"] = "parameter_rms"
     scales_with_width = False
     least_rms: Annotated[float, Field(gt=0)] = 1e-3
-    """Taken where the weights are smaller, so that those that start at zero move."""
+    """Lower bound of the RMS, so that weights that start at zero can move."""
 
     def scaling(self, tensor: Tensor, size: SizeConfig) -> TensorScaling:
         return TensorScaling(least_rms=self.least_rms)

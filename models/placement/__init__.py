@@ -1,1 +1,1 @@
-"""Where norms stand around a sublayer and how its output joins the residual stream: one file a placement or family."""
+"""Where norms stand around a sublayer and how its output joins the residual stream; one file per family."""

@@ -1,8 +1,8 @@
 """Placements, the `placement` axis: where norms stand around a sublayer and how its output joins the residual stream.
 
-A placement is one small class whose `forward` is its equation, and a frozen dataclass that names it. Every file in this
-folder is imported, so that a placement is registered by being there. In equations x is the residual stream, F a
-sublayer (attention or MLP), N a norm of the `norm` axis; each N has parameters of its own. `self.scale` is the factor
+A placement is a small class whose `forward` is its equation, and a frozen dataclass that registers it. Every file in
+this folder is imported, so adding one registers its placement. In equations, x is the residual stream, F a sublayer
+(attention or MLP) and N a norm of the `norm` axis, with its own parameters for each N. `self.scale` applies the factors
 of the parametrization and LayerScale.
 
 Shape suffixes: B batch, T tokens, D model width.
@@ -29,7 +29,7 @@ Sublayer = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """The sublayer that a placement surrounds; blocks are counted from 0."""
+    """The sublayer that a placement wraps; blocks are counted from 0."""
 
     sublayer: Literal["attention", "mlp"]
     block: int
@@ -38,9 +38,9 @@ class Site:
 
 
 class Placement(nn.Module):
-    """The norms around one sublayer, and the factors of its branch where there are any.
+    """Wraps one sublayer in norms and scales its branch.
 
-    They stand last in the branch, behind an output norm: in front of it the norm would take them out again.
+    The scale comes last in the branch, after any output norm, because a norm would cancel a scale before it.
     """
 
     def __init__(self, scale: nn.Module | None = None) -> None:
@@ -48,7 +48,7 @@ class Placement(nn.Module):
         self.scale: nn.Module = nn.Identity() if scale is None else scale
 
     def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
-        """The residual stream after the sublayer, fp32."""
+        """Returns the residual stream after the sublayer, fp32."""
         raise NotImplementedError
 
 
@@ -56,50 +56,48 @@ class Placement(nn.Module):
 class PlacementConfig(Choice):
     name: str
     final_norm = True  # whether the published form has a norm before the head
-    scales_with_depth = False  # whether it has factors of the number of blocks
-    adds = False  # whether each sublayer adds to a stream that isn't normalized itself, with no norm inside attention
-    wraps_projections = False  # whether it has norms or scales inside of sublayers: `projection` and `after_positions`
-    sets_initial_scale = False  # whether the scale of the initial weights is its own: `rescale`
-    sets_weights_each_step = False  # whether it keeps weights in bounds during training: `constrain`
+    scales_with_depth = False  # whether it has factors that depend on the number of blocks
+    adds = False  # whether sublayers add to an unnormalized stream, with no norm inside attention
+    wraps_projections = False  # whether it puts norms or scales inside sublayers: `projection` and `after_positions`
+    sets_initial_scale = False  # whether it sets the scale of the initial weights: `rescale`
+    sets_weights_each_step = False  # whether it constrains weights during training: `constrain`
 
     def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
-        """What stands around a sublayer, whose branch is multiplied by `scale`."""
+        """Returns the wrapper of a sublayer; `scale` multiplies its branch."""
         raise NotImplementedError
 
     def projection(self, role: Role, fan_in: int, fan_out: int, norm: NormConfig, head_dim: int) -> Linear:
-        """A matrix inside of a sublayer, with the norm that the placement has in front of it or after it."""
+        """Returns a matrix of a sublayer, with the placement's norm before or after it, if any."""
         return Linear(fan_in, fan_out, role)
 
     def after_positions(self, width: int, heads: int) -> nn.Module | None:
-        """What acts on queries and keys once positions have turned them."""
+        """Returns a transform of queries and keys to apply after the positions, or None."""
         return None
 
     def head_map(self, width: int, vocab_size: int) -> nn.Module | None:
-        """The matrix of the head as a function of its trained weight, where that isn't the weight itself."""
+        """Returns a module that computes the head's matrix from its trained weight, or None if they are the same."""
         return None
 
     def attention_scale(self, head_dim: int, scale: float) -> float:
-        """What multiplies q k^T, for which the parametrization has `scale`."""
+        """Returns the factor of q k^T, given the parametrization's."""
         return scale
 
     def rescale(self, blocks: Sequence[Any]) -> None:
-        """Changes the initial weights where the placement is published with an initialization of its own."""
+        """Changes the initial weights, for placements published with their own initialization."""
 
     def constrain(self, model: Any) -> None:
-        """Brings the weights of the model back to where the placement keeps them: at the start, and after each step."""
+        """Projects the weights back onto the placement's constraint, at the start and after each step."""
 
     def fits(self, config: "Architecture") -> None:
         if not config.norm.normalizes:
-            raise ValueError(
-                f"placement={self.name} has no norm to place with norm=none: use placement=pre or norm=layernorm"
-            )
+            raise ValueError(f"placement={self.name} needs a norm, but norm=none: use placement=pre or norm=layernorm")
 
 
 PLACEMENT: Axis[PlacementConfig] = Axis("placement")
 
 
 class NormedInput(Linear):
-    """W N(x)."""
+    """Computes W N(x)."""
 
     def __init__(self, fan_in: int, fan_out: int, role: Role, norm: NormConfig) -> None:
         super().__init__(fan_in, fan_out, role)
@@ -110,7 +108,7 @@ class NormedInput(Linear):
 
 
 class NormedHeads(Linear):
-    """N(W x) for each head on its own, the parameters of N shared across heads, as those of qk_norm are."""
+    """Computes N(W x) head by head; heads share the parameters of N, as in qk_norm."""
 
     def __init__(self, fan_in: int, fan_out: int, role: Role, norm: NormConfig, head_dim: int) -> None:
         super().__init__(fan_in, fan_out, role)
@@ -124,9 +122,9 @@ class NormedHeads(Linear):
 
 @torch.no_grad()
 def scale_weights(blocks: Sequence[Any], gain: float) -> None:
-    """Multiplies the matrices of the branches: values, output projections and MLPs, but neither queries nor keys.
+    """Multiplies values, output projections and MLP matrices by the gain, but not queries and keys.
 
-    These are the tensors, and this is the way, of DeepNorm and Magneto in torchscale (`architecture/decoder.py`).
+    DeepNorm and Magneto scale these matrices in torchscale (`architecture/decoder.py`).
     """
     for block in blocks:
         for module in block.modules():

@@ -1,7 +1,7 @@
 """DeepNorm, N(alpha x + F(x)), with initial weights scaled by beta. Wang et al. 2022 (DeepNet), figure 2.
 
-For a decoder of M blocks alpha = (2M)^(1/4) and beta = (8M)^(-1/4). The paper's weights before beta are Xavier's:
-`init=xavier` is its setting; other inits are scaled by beta all the same.
+For a decoder of M blocks, alpha = (2M)^(1/4) and beta = (8M)^(-1/4). The paper scales Xavier's weights by beta, which
+is `init=xavier`; other inits are scaled likewise.
 """
 
 from collections.abc import Sequence
@@ -50,12 +50,12 @@ class DeepNorm(Placement):
 class DeepNormConfig(PlacementConfig):
     """N(alpha x + F(x)) with initial weights scaled by beta, both by depth. Wang et al. 2022 (DeepNet), figure 2.
 
-    A form of post-norm: no further norm before the head (torchscale has one for pre-norm decoders only).
+    A form of post-norm, so there is no norm before the head.
     """
 
     name: Literal["deepnorm"] = "deepnorm"
     sets_initial_scale = True
-    final_norm = False  # a form of post-norm; torchscale has one for pre-norm decoders only
+    final_norm = False  # as in torchscale, which has one only for pre-norm decoders
     scales_with_depth = True
 
     def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:

@@ -3,8 +3,8 @@
     y = x + attention(x), with N(q), N(k), N(v) head by head and no norm of x
     z = N(y) + mlp(N(y)), one N
 
-q and k are normalized by the `qk_norm` axis, v by the `norm` axis; `qk_norm=rmsnorm norm=rmsnorm` is the paper's
-setting. Its initial std of 1/sqrt(2.5 D) belongs to the `init` axis (`init=normal`) and is not set from here.
+The `qk_norm` axis normalizes q and k, the `norm` axis v. The paper uses `qk_norm=rmsnorm norm=rmsnorm` and an initial
+std of 1/sqrt(2.5 D), which belongs to the `init` axis (`init=normal`) and is not set here.
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class NormedStream(Placement):
-    """N(x) + F(N(x)), one N: post-norm of what came before."""
+    """N(x) + F(N(x)) with a single N, a post-norm of the preceding sublayer."""
 
     def __init__(self, norm: NormConfig, width: int, scale: nn.Module | None = None) -> None:
         super().__init__(scale)
@@ -43,7 +43,7 @@ class HybridNormConfig(PlacementConfig):
     name: Literal["hybridnorm"] = "hybridnorm"
     wraps_projections = True
     first_block: Literal["hybrid", "pre"] = "hybrid"
-    """Form of block 0; pre is HybridNorm*, whose block 0 is pre-norm around attention and MLP."""
+    """Form of block 0. hybrid: like all others. pre: pre-norm around attention and MLP, the paper's HybridNorm*."""
 
     def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
         if site.block == 0 and self.first_block == "pre":
@@ -64,6 +64,6 @@ class HybridNormConfig(PlacementConfig):
             )
         if config.qk_norm.acts_on_values:
             raise ValueError(
-                f"placement=hybridnorm normalizes values itself, qk_norm={config.qk_norm.name} would do it twice: "
+                f"placement=hybridnorm already normalizes values, and so does qk_norm={config.qk_norm.name}: "
                 f"use qk_norm=layernorm or placement=pre"
             )

@@ -1,11 +1,11 @@
-"""Factors of what a sublayer adds to the stream: the parametrization's, then LayerScale's, where there are any."""
+"""Factors of a sublayer's output: the parametrization's constant, then LayerScale."""
 
 import torch
 from torch import nn
 
 
 class BranchScale(nn.Module):
-    """A constant of the parametrization."""
+    """Multiplies by a constant of the parametrization."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -16,7 +16,7 @@ class BranchScale(nn.Module):
 
 
 class LayerScale(BranchScale):
-    """A learned factor a channel, after the constant. Touvron et al. 2021 (CaiT), eq. 4."""
+    """Multiplies by a learned factor per channel, after the constant. Touvron et al. 2021 (CaiT), eq. 4."""
 
     def __init__(self, width: int, init: float, factor: float = 1.0) -> None:
         super().__init__(factor)
@@ -27,7 +27,7 @@ class LayerScale(BranchScale):
 
 
 def branch_scale(width: int, layer_scale: float | None, factor: float) -> BranchScale | None:
-    """What multiplies a branch: the factor of the parametrization, and LayerScale with its start; None without both."""
+    """Returns a branch's scale; `layer_scale` is LayerScale's initial value. None if nothing scales the branch."""
     if layer_scale is not None:
         return LayerScale(width, layer_scale, factor)
     return None if factor == 1.0 else BranchScale(factor)

@@ -1,11 +1,10 @@
-"""MV-Split residuals: the mean over tokens and the rest of a branch join the stream with gains of their own.
+"""MV-Split residuals: a branch's mean over tokens and its remainder join the stream with separate gains.
 
     z = x + beta * (u - mean(u)) + alpha * (mean(u) - mean(x)),  u = F(x),  then N(z)
 
-Lu 2026 ("Mean mode screaming", arXiv 2605.06169); erwold/mv-split, `dit.py`. The mean there is over all tokens of an
-image or a prompt, in a model that is not causal. Here, and this is our reading and not the author's, it is the running
-mean over the tokens up to the present one, so that no token sees the future. At the first token u is its own mean: only
-alpha acts on it.
+Lu 2026 ("Mean mode screaming", arXiv 2605.06169); erwold/mv-split, `dit.py`. The author's model is not causal and takes
+the mean over all tokens of an image or a prompt. Here it is the running mean up to the current token, so that no token
+sees the future; this is our reading. At the first token u equals its mean, so only alpha acts.
 """
 
 from typing import Literal
@@ -20,7 +19,7 @@ from models.placement.base import PLACEMENT, Placement, PlacementConfig, Site, S
 
 
 def running_mean(x_BTD: torch.Tensor) -> torch.Tensor:
-    """Of tokens 0 to t, at each t."""
+    """Returns, at each token t, the mean over tokens 0 to t."""
     count_T = torch.arange(1, x_BTD.shape[-2] + 1, device=x_BTD.device)
     return x_BTD.cumsum(-2) / count_T[:, None]
 
@@ -45,17 +44,17 @@ class MVSplit(Placement):
 class MVSplitConfig(PlacementConfig):
     """N(x + beta (u - mean u) + alpha (mean u - mean x)), u = F(x), with running means over tokens.
 
-    Lu 2026 (arXiv 2605.06169) for means over all tokens; running means are our causal reading of it. The author's
-    setting is `norm=rmsnorm norm.eps=1e-5 embedding_norm=true`: the stream is normed before the first block and, as in
-    post-norm, not again before the head. LayerScale, where there is one, scales u.
+    Lu 2026 (arXiv 2605.06169) has means over all tokens; running means are our causal reading. The author's setting is
+    `norm=rmsnorm norm.eps=1e-5 embedding_norm=true`: the stream is normalized before the first block and, as in
+    post-norm, not again before the head. LayerScale, if used, scales u.
     """
 
     name: Literal["mv_split"] = "mv_split"
     final_norm = False
     alpha: float = 0.0
-    """Initial gain a channel of what moves the mean of the stream towards that of the branch; erwold/mv-split."""
+    """Initial gain per channel of (mean u - mean x), which moves the stream's mean to the branch's; erwold/mv-split."""
     beta: float = 0.03
-    """Initial gain a channel of what differs from the mean in the branch; erwold/mv-split."""
+    """Initial gain per channel of u - mean u; erwold/mv-split."""
 
     def build(self, norm: NormConfig, site: Site, scale: nn.Module | None = None) -> Placement:
         return MVSplit(norm, site.width, self.alpha, self.beta, scale)

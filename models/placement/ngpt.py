@@ -1,16 +1,16 @@
-"""nGPT: the residual stream, the embeddings and the vectors that make up all matrices live on the unit sphere.
+"""nGPT: the residual stream, the embeddings and the vectors that make up all matrices have unit norm.
 
     h <- norm(h + |a| (norm(F(h)) - h)),  norm(x) = x / |x|
 
-Loshchilov et al. 2024 (nGPT, arXiv 2410.01131), eqs. 10 and 11; NVIDIA/ngpt, `model.py` and `train.py`. Besides this
-update of the stream, which takes the place of all norms and of the sum, it has
+Loshchilov et al. 2024 (nGPT, arXiv 2410.01131), eqs. 10 and 11; NVIDIA/ngpt, `model.py` and `train.py`. This update of
+the stream replaces all norms and the residual sum. The other parts:
 
-    q, k     s_qk norm(q), s_qk norm(k) behind the positions; logits sqrt(head_dim) q k^T
-    MLP      silu(s_v sqrt(D) v) * (s_u u); without a gate phi(s_v sqrt(D) v), v being all there is
-    logits   s_z z, as the rows of the head: losses see the scaled head
+    q, k     s_qk norm(q), s_qk norm(k) after the positions; logits sqrt(head_dim) q k^T
+    MLP      silu(s_v sqrt(D) v) * (s_u u); without a gate phi(s_v sqrt(D) v)
+    logits   s_z z, applied to the head's rows, so that losses see the scaled head
     weights  the vectors along the embedding dimension of every matrix have norm 1, at the start and after each step
 
-The paper has SwiGLU. The code scales u by sqrt(D) too, which norm(F(h)) takes out again.
+The paper has SwiGLU. The authors' code also scales u by sqrt(D), which norm(F(h)) cancels.
 """
 
 import math
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 
 class Scale(nn.Module):
-    """s = weight * init / scaling, with a weight that starts at `scaling` (section 2.5).
+    """Returns s = weight * init / scaling, where the weight starts at `scaling` (section 2.5).
 
-    s starts at `init`; as an optimizer like Adam moves every weight by about the LR, s moves by LR * init / scaling.
+    s starts at `init`. Optimizers like Adam move the weight by about the LR, and thus s by LR * init / scaling.
     """
 
     def __init__(self, size: int, init: float, scaling: float) -> None:
@@ -58,7 +58,7 @@ class NGPT(Placement):
 
 
 class UnitQK(nn.Module):
-    """q and k of unit norm, times one s_qk for both, [H, K]."""
+    """Normalizes q and k to unit norm and multiplies both by one s_qk, [H, K]."""
 
     def __init__(self, heads: int, width: int, init: float) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class UnitQK(nn.Module):
 
 
 class ScaledOutput(Linear):
-    """factor * s * W x."""
+    """Computes factor * s * W x."""
 
     def __init__(self, fan_in: int, fan_out: int, role: Role, init: float, factor: float) -> None:
         super().__init__(fan_in, fan_out, role)
@@ -85,7 +85,7 @@ class ScaledOutput(Linear):
 
 
 class ScaledRows(nn.Module):
-    """s_n W_n for each row n."""
+    """Computes s_n W_n for each row n."""
 
     def __init__(self, rows: int, init: float, scaling: float) -> None:
         super().__init__()
@@ -103,9 +103,9 @@ Start = Annotated[float, Field(gt=0)]
 class NGPTConfig(PlacementConfig):
     """h <- norm(h + |a| (norm(F(h)) - h)), with unit vectors in all matrices and learned scales in place of norms.
 
-    Loshchilov et al. 2024 (nGPT, arXiv 2410.01131; NVIDIA/ngpt). Of the init axis only directions remain. Weight decay
-    is as the optimizer has it: what it takes from a matrix the next renormalization gives back, so that it only raises
-    the angle of a step by 1 / (1 - decay), but it pulls a, s_qk, s_uv and s_z to zero. The authors train with
+    Loshchilov et al. 2024 (nGPT, arXiv 2410.01131; NVIDIA/ngpt). Only directions of the initial weights matter. The
+    optimizer's weight decay still acts. Renormalization restores the norms of matrices, so there decay only increases
+    the angle of a step by 1 / (1 - decay). But it pulls a, s_qk, s_uv and s_z to zero. The authors train with
     `optimizer.decay=none schedule.warmup_fraction=0`.
     """
 
@@ -114,11 +114,11 @@ class NGPTConfig(PlacementConfig):
     sets_weights_each_step = True
     final_norm = False
     alpha: Start = 0.05
-    """Initial a, the step from the stream to what a sublayer says; about 1 / blocks. Section 2.6."""
+    """Initial a, the step size from the stream towards the sublayer's output; about 1 / blocks. Section 2.6."""
     s_qk: Start = 1.0
     """Initial scale of unit queries and keys. Section 2.6."""
     s_uv: Start = 1.0
-    """Initial scale of what enters the non-linearity of the MLP. Section 2.6."""
+    """Initial scale of the input of the MLP's non-linearity. Section 2.6."""
     s_z: Start = 1.0
     """Initial scale of the output logits; NVIDIA/ngpt."""
 
@@ -146,7 +146,7 @@ class NGPTConfig(PlacementConfig):
     def constrain(self, model: Any) -> None:
         for module in model.modules():
             if isinstance(module, Linear | Embedding):
-                # The embedding dimension is what a matrix reads, for the last of a sublayer what it writes.
+                # The embedding dimension is a matrix's input, except for the last of a sublayer, whose output it is.
                 along = 0 if isinstance(module, Linear) and module.writes_stream else 1
                 module.weight.copy_(F.normalize(module.weight, dim=along))
 
@@ -155,25 +155,25 @@ class NGPTConfig(PlacementConfig):
             raise ValueError(f"placement=ngpt {why}: use {use} or placement=pre")
 
         if config.norm.normalizes:
-            refuse(f"has no norm layers, norm={config.norm.name} would have no place in it", "norm=none")
+            refuse(f"has no norm layers, but norm={config.norm.name} asks for them", "norm=none")
         if config.qk_norm.normalizes:
-            refuse(f"normalizes q and k itself, qk_norm={config.qk_norm.name} would do it twice", "qk_norm=none")
+            refuse(f"already normalizes q and k, and so does qk_norm={config.qk_norm.name}", "qk_norm=none")
         if config.parametrization.scales:
             refuse(
-                f"has scales of its own for matrices, logits and learning rates, as has "
+                f"sets scales of matrices, logits and learning rates, and so does "
                 f"parametrization={config.parametrization.name}",
                 "parametrization=standard",
             )
         if config.position.adds_to_embedding:
-            refuse(f"starts from unit embeddings, position={config.position.name} would add to them", "position=rope")
+            refuse(f"starts from unit embeddings, but position={config.position.name} adds to them", "position=rope")
         if not config.layout.faces_stream:
             raise ValueError(
-                f"layout={config.layout.name} has matrices that neither read nor write the stream, placement=ngpt "
-                f"keeps unit vectors of the stream: use placement=pre or layout=mha"
+                f"layout={config.layout.name} has matrices that neither read nor write the stream, but placement=ngpt "
+                f"constrains vectors of the stream: use placement=pre or layout=mha"
             )
         if config.layer_scale is not None:
             refuse(
-                f"has learned steps for what a sublayer adds, layer_scale={config.layer_scale:g} would be taken out "
-                f"again by its norm",
+                f"has learned steps towards a sublayer's normalized output, which cancels "
+                f"layer_scale={config.layer_scale:g}",
                 "layer_scale=null",
             )

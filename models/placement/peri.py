@@ -1,4 +1,4 @@
-"""Norms of both the input and the output of a sublayer, x + N(F(N(x))): Peri-LN and Sandwich-LN."""
+"""Norms at both the input and the output of a sublayer, x + N(F(N(x))): Peri-LN and Sandwich-LN."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -27,10 +27,10 @@ class Peri(Placement):
 
 
 def relaxed(x_BTD: torch.Tensor) -> torch.Tensor:
-    """x / (max|x| / 8), no gradient through the maximum, so that squares stay inside the range of fp16.
+    """Returns x / (max|x| / 8), without a gradient through the maximum, so that squares stay in fp16's range.
 
-    CogView's code takes the maximum over the whole tensor, which lets later tokens act on earlier ones; here it is
-    taken token by token. A token of zeros is left as it is: 0/0 otherwise, or a gradient without bounds.
+    CogView's code takes the maximum over the whole tensor, which lets later tokens affect earlier ones. Here it is
+    taken per token. Zero tokens are left as they are, to avoid 0/0 and unbounded gradients.
     """
     x_BTD = x_BTD.float()
     peak_BT1 = x_BTD.detach().abs().amax(-1, keepdim=True)
@@ -38,10 +38,10 @@ def relaxed(x_BTD: torch.Tensor) -> torch.Tensor:
 
 
 class Sandwich(Peri):
-    """x + N_out(F(N_in(x))) with each norm's input relaxed.
+    """x + N_out(F(N_in(x))) with relaxed inputs of both norms.
 
-    The division is part of CogView's LayerNorm; it changes a norm that does not depend on the scale of its input by
-    its eps alone, so that in fp32 this is Peri-LN but for tokens that are nearly zero.
+    The division is part of CogView's LayerNorm. It affects a scale-invariant norm only through eps, so in fp32 this
+    equals Peri-LN except for tokens close to zero.
     """
 
     def forward(self, x_BTD: torch.Tensor, sublayer: Sublayer) -> torch.Tensor:
@@ -81,6 +81,6 @@ class SandwichConfig(PlacementConfig):
         super().fits(config)
         if not config.norm.scale_invariant:
             raise ValueError(
-                f"placement=sandwich rescales the input of its norms, which norm={config.norm.name} feels: "
+                f"placement=sandwich rescales the inputs of its norms, which changes norm={config.norm.name}: "
                 f"use placement=peri or norm=layernorm"
             )

@@ -38,7 +38,7 @@ class ResPost(Placement):
 class PostConfig(PlacementConfig):
     """N(x + F(x)), the norm in the stream. Vaswani et al. 2017, section 3.1; GPT-1.
 
-    The last block's own norm is the one before the head: the published form has no other.
+    The last block's own norm also serves as the norm before the head.
     """
 
     name: Literal["post"] = "post"
@@ -51,10 +51,10 @@ class PostConfig(PlacementConfig):
 @PLACEMENT.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ResPostConfig(PlacementConfig):
-    """x + N(F(x)), the norm on what a sublayer adds.
+    """x + N(F(x)), the norm on the sublayer's output.
 
-    Swin v2 (Liu et al. 2022, section 3.2, "residual post normalization"), without the further norm of the stream at
-    every sixth block that its two largest models have (section 3.6); OLMo 2 (2024, section 2.1, "reordered norm").
+    Swin v2 (Liu et al. 2022, section 3.2, "residual post normalization"), without the extra norm of the stream in every
+    sixth block of its two largest models (section 3.6); OLMo 2 (2024, section 2.1, "reordered norm").
     """
 
     name: Literal["res_post"] = "res_post"

@@ -1,4 +1,4 @@
-"""Pre-norm: norms of what a sublayer reads, of all sublayers or of the MLPs alone."""
+"""Pre-norm: a norm at the input of all sublayers, or of the MLPs only."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -42,7 +42,7 @@ class PreConfig(PlacementConfig):
         return Pre(norm, site.width, scale)
 
     def fits(self, config: "Architecture") -> None:
-        """Also without norms: x + F(x)."""
+        """Accepts norm=none too: x + F(x)."""
 
 
 @PLACEMENT.register
@@ -50,7 +50,7 @@ class PreConfig(PlacementConfig):
 class PreMLPConfig(PlacementConfig):
     """x + attention(x), x + mlp(N(x)), and a norm before the head. Rybakov et al. 2024 (arXiv 2410.16682).
 
-    With `qk_norm=qkv` this is their QKV_norm, whose norms of queries, keys and values replace the one before attention.
+    With `qk_norm=qkv` this is their QKV_norm, which normalizes queries, keys and values instead of attention's input.
     """
 
     name: Literal["pre_mlp"] = "pre_mlp"

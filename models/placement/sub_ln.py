@@ -1,8 +1,8 @@
 """Sub-LN: pre-norm with a second norm before each output projection. Wang et al. 2022 (Magneto), section 3.
 
-Attention is W_out N(mix(N(x))), an MLP W_down N(phi(W_up N(x))). For a decoder of M blocks the initial weights of
-values, output projections and MLPs are scaled by gamma = sqrt(log 2M) (figure 2). The paper's weights before gamma
-are Xavier's: `init=xavier` is its setting; other inits are scaled by gamma all the same.
+Attention is W_out N(mix(N(x))), an MLP W_down N(phi(W_up N(x))). For a decoder of M blocks, the initial weights of
+values, output projections and MLPs are scaled by gamma = sqrt(log 2M) (figure 2). The paper scales Xavier's weights,
+which is `init=xavier`; other inits are scaled likewise.
 """
 
 import math
@@ -39,7 +39,7 @@ def gamma(depth: int) -> float:
 class SubLNConfig(PlacementConfig):
     """W_out N(mix(N(x))) and W_down N(phi(W_up N(x))): a second norm before each output projection.
 
-    With initial weights scaled by sqrt(log 2M). Wang et al. 2022 (Magneto), figure 2.
+    Initial weights are scaled by sqrt(log 2M). Wang et al. 2022 (Magneto), figure 2.
     """
 
     name: Literal["sub_ln"] = "sub_ln"

@@ -1,1 +1,1 @@
-"""Reparametrizations: what keeps weights, or what is made of them, in bounds while they are trained; one file each."""
+"""Reparametrizations: constraints on weights, or on what is computed from them, during training. One file each."""

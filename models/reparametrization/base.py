@@ -1,8 +1,8 @@
-"""What a reparametrization is, and `none`. Every file in this folder is imported: a choice registers itself there.
+"""The base class of reparametrizations, and `none`. Every file in this folder is imported and registers its choices.
 
-It can act in four places: `map` of a Linear layer makes W of the trained weight in each forward pass; `before_step`
-changes gradients, after clipping; `after_step` changes weights; `lr_factor` the learning rate. Where it takes the place
-of weight decay, `decays` of a Linear layer says so. Its buffers are saved and resumed with the model's.
+A reparametrization can act in four places. `map` of a Linear layer computes W from the trained weight in each forward
+pass. `before_step` changes gradients after clipping. `after_step` changes weights. `lr_factor` scales the learning
+rate. If it replaces weight decay, it sets `decays` of the Linear layers to False. Buffers are saved with the model.
 """
 
 from collections.abc import Iterator
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class Reparametrization(nn.Module):
-    """Base, and what `none` builds; `model` is the GPT that holds it. Steps are counted from 0."""
+    """Base class, and the reparametrization `none`. `model` is the GPT that owns it. Steps are counted from 0."""
 
     def before_step(self, model: Any, step: int, steps: int) -> None:
-        """Between clipping and the optimizer's step `step` of `steps`."""
+        """Runs between gradient clipping and optimizer step `step` of `steps`."""
 
     def after_step(self, model: Any, step: int, lr: float) -> None:
-        """After the optimizer's step at learning rate `lr`."""
+        """Runs after an optimizer step with learning rate `lr`."""
 
     def lr_factor(self, step: int, steps: int) -> float:
-        """Of the schedule's learning rate at step `step` of `steps`."""
+        """Returns the factor of the scheduled learning rate at step `step` of `steps`."""
         return 1.0
 
 
@@ -37,17 +37,17 @@ class ReparametrizationConfig(Choice):
     name: str
     shards = False
     acts = True  # whether it maps or sets any weight
-    divides = False  # whether W is the trained weight divided by a norm of its own
+    divides = False  # whether W is the trained weight divided by one of its norms
 
     def build(self, model: Any) -> Reparametrization:
-        """For a model whose layers are in place; may set their `map` and `decays`."""
+        """Builds it for a complete model; may set `map` and `decays` of its layers."""
         return Reparametrization()
 
     def start(self, model: Any) -> None:
-        """Once the initial weights are there: derives from them what the reparametrization needs."""
+        """Derives its state from the initial weights."""
 
     def keeps_start(self) -> bool:
-        """Whether W starts as the initial weight."""
+        """Returns whether W starts at the initial weight."""
         return not self.divides
 
     def fits(self, config: "Architecture") -> None:
@@ -55,13 +55,13 @@ class ReparametrizationConfig(Choice):
             return
         if config.placement.sets_weights_each_step:
             raise ValueError(
-                f"reparametrization={self.name} changes matrices that placement={config.placement.name} keeps in "
-                f"bounds itself: use reparametrization=none or placement=pre"
+                f"reparametrization={self.name} changes matrices that placement={config.placement.name} constrains "
+                f"itself: use reparametrization=none or placement=pre"
             )
         rules = config.parametrization.matrix_scalings(config.model)
         if self.divides and any(rule.init == 0 for rule in rules.values()):
             raise ValueError(
-                f"reparametrization={self.name} divides by the norm of matrices of which "
+                f"reparametrization={self.name} divides matrices by their norms, but "
                 f"parametrization={config.parametrization.name} starts some at zero: "
                 f"use parametrization=standard or reparametrization=none"
             )
@@ -73,7 +73,7 @@ class ReparametrizationConfig(Choice):
 
 
 def linears(model: nn.Module) -> Iterator[tuple[str, Linear]]:
-    """The layers that own a matrix, by name, the head included; those of the blocks are called blocks.N. ..."""
+    """Yields every Linear layer with its name, the head included; those of blocks are named blocks.N. ..."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, Linear))
 
 
@@ -83,7 +83,7 @@ REPARAMETRIZATION: Axis[ReparametrizationConfig] = Axis("reparametrization")
 @REPARAMETRIZATION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoReparametrization(ReparametrizationConfig):
-    """The weights are what is trained. Wortsman et al. 2023, section 2.1."""
+    """The weights are trained directly. Wortsman et al. 2023, section 2.1."""
 
     name: Literal["none"] = "none"
     shards = True

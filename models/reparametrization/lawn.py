@@ -1,10 +1,11 @@
 """LAWN, logit attenuating weight normalization. Gupta et al. 2021 (arXiv 2108.05839); an interpretation.
 
-The abstract's idea is exact: after free training the norms of the last layers' weights are kept. The details are ours:
-  free        the optimizer as it is, without weight decay of the matrices that are constrained later;
-  constrained c = |w| of each such matrix (Frobenius norm) at the switch. At each step the gradient's part along w is
-              removed before the optimizer sees it, so is the update's, then w is brought back to length c.
-The moments of the free phase are kept. The constrained phase starts with a learning-rate warm-up of its own.
+Only the idea is known, from the abstract: after free training, the weight norms of the last layers are kept fixed. The
+details are ours:
+  free        the optimizer runs unchanged, but without weight decay of the matrices that are constrained later
+  constrained c = |w| of each such matrix (Frobenius norm) at the switch. At each step the component along w is removed
+              from the gradient before the optimizer sees it, and from the update; then w is rescaled to norm c.
+The optimizer's moments carry over. The constrained phase starts with its own learning-rate warm-up.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def tangent(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x without its part along the weight; x itself for a weight of zeros."""
+    """Returns x without its component along the weight; x itself if the weight is zero."""
     square = weight.square().sum()
     return x - (x * weight).sum() / square.clamp_min(torch.finfo(square.dtype).tiny) * weight
 
@@ -59,30 +60,30 @@ class LAWN(Reparametrization):
 
     def lr_factor(self, step: int, steps: int) -> float:
         free, warmup = self.config.free(steps), self.config.warmup(steps)
-        # Without a free phase the schedule's own warm-up is the one at the start.
+        # Without a free phase, the schedule's own warm-up already covers the start.
         return min(1.0, (step - free + 1) / warmup) if 0 < free <= step and warmup else 1.0
 
 
 @REPARAMETRIZATION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LAWNConfig(ReparametrizationConfig):
-    """After a free phase the norms of MLPs and head are frozen. Our interpretation of LAWN, Gupta et al. 2021.
+    """After a free phase, the norms of MLPs and head are frozen. Our interpretation of LAWN, Gupta et al. 2021.
 
-    From then on only the directions of these matrices are trained; the module's docstring has the steps. They are not
-    decayed in either phase, whatever optimizer.decay says; all other tensors are.
+    From then on, only the directions of these matrices are trained; the module docstring lists the steps. They
+    never decay, whatever optimizer.decay says; all other tensors do.
     """
 
     name: Literal["lawn"] = "lawn"
     free_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Free phase as a share of all steps."""
+    """Length of the free phase as a fraction of all steps."""
     free_steps: Annotated[int, Field(ge=0)] | None = None
-    """Free phase in steps; takes the place of free_fraction."""
+    """Length of the free phase in steps. Overrides free_fraction."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Linear warm-up at the start of the constrained phase, as a share of all steps; it multiplies the schedule."""
+    """Linear warm-up at the start of the constrained phase, as a fraction of all steps. Multiplies the schedule."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    """That warm-up in steps; takes the place of warmup_fraction."""
+    """Length of that warm-up in steps. Overrides warmup_fraction."""
     attention: bool = False
-    """Constrain the matrices of attention too."""
+    """Also constrain the matrices of attention."""
 
     def free(self, steps: int) -> int:
         return round(self.free_fraction * steps) if self.free_steps is None else self.free_steps

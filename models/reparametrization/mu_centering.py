@@ -21,10 +21,10 @@ class MuCentering(Reparametrization):
 @REPARAMETRIZATION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class MuCenteringConfig(ReparametrizationConfig):
-    """After each step the head's rows lose their mean over the vocabulary. Stollenwerk et al. 2026, mu-centering.
+    """After each step, the mean over the vocabulary is subtracted from the head's rows. Stollenwerk et al. 2026.
 
-    As in flxst/output-embedding-centering. All logits of a token shift alike, which a softmax doesn't see: the
-    cross-entropy stays, but the logits' mean is zero. The loss term mu_loss is its soft form.
+    mu-centering, as in flxst/output-embedding-centering. All logits of a token shift equally, so softmax and
+    cross-entropy do not change, but the logits' mean becomes zero. The loss term mu_loss is its soft form.
     """
 
     name: Literal["mu_centering"] = "mu_centering"

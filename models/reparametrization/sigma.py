@@ -1,9 +1,9 @@
 """sigmaReparam: W = gamma / sigma(V) V, V the trained weight. Zhai et al. 2023, eq. 5; apple/ml-sigma-reparam.
 
-sigma(V) is the spectral norm, v^T V u with v and u from power iteration, one step each time that V has changed; its
-gradient flows through V alone. In the authors' code a forward pass in training takes that step and stores u. Here it
-is taken where V changes, after the update: the same numbers, while the forward pass stays a function of the weights,
-however often it is called (micro-batches, probes, two uses of the head). In evaluation a step is taken and not stored.
+sigma(V) is the spectral norm v^T V u. v and u come from power iteration, one step each time V changes. The gradient
+flows through V only. The authors take that step and store u in each training forward pass. Here it is taken after the
+update. This gives the same numbers, and the forward pass stays a function of the weights however often it runs
+(micro-batches, probes, two uses of the head). Evaluation takes one more step without storing it.
 
 Shape suffixes: O fan-out, I fan-in.
 """
@@ -26,13 +26,13 @@ from models.reparametrization.base import (
 
 
 def power_step(weight_OI: torch.Tensor, u_I: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The left and the right vector after one step from the right one."""
+    """Runs one step of power iteration from the right vector; returns the left and right vectors."""
     v_O = F.normalize(weight_OI @ u_I, dim=0)
     return v_O, F.normalize(weight_OI.T @ v_O, dim=0)
 
 
 class SpectralScale(nn.Module):
-    """gamma / sigma(V) V in fp32; gamma is one learned number a layer."""
+    """Computes gamma / sigma(V) V in fp32; gamma is one learned number per layer."""
 
     v: torch.Tensor
     u: torch.Tensor
@@ -45,7 +45,7 @@ class SpectralScale(nn.Module):
 
     @torch.no_grad()
     def start(self, weight_OI: torch.Tensor, gamma: float | None) -> None:
-        """Exact vectors by SVD; gamma=None starts at the spectral norm, where W = V."""
+        """Sets u and v exactly, by SVD. gamma=None starts gamma at the spectral norm, so that W = V."""
         left, values, right = torch.linalg.svd(weight_OI.float(), full_matrices=False)
         self.v.copy_(left[:, 0])
         self.u.copy_(right[0])
@@ -79,17 +79,17 @@ class SigmaReparam(Reparametrization):
 class SigmaConfig(ReparametrizationConfig):
     """Every matrix is its trained weight divided by the spectral norm, times a learned number gamma. Zhai et al. 2023.
 
-    On all Linear layers, the head too, as the authors' conversion of a model does; the embedding is none. Their recipes
-    differ in the norms around it: the vision one has none (here norm=none qk_norm=none), the speech one is post-norm.
-    gamma is decayed like every gain here. V is decayed too, which leaves W alone: decay of gamma is to W what decay of
-    the weight is without a reparametrization.
+    Acts on all Linear layers, including the head but not the embedding, like the authors' model conversion. Their
+    recipes differ in norms: none for vision (here norm=none qk_norm=none), post-norm for speech. gamma decays like
+    every gain here. V decays too, which does not change W. Decay of gamma affects W as weight decay would without
+    reparametrization.
     """
 
     name: Literal["sigma"] = "sigma"
     divides = True
     gamma_init: Literal["one", "sigma"] = "one"
-    """Initial gamma: one, as in the authors' JAX code, or the spectral norm, as in their PyTorch code, so that W starts
-    as the init axis has it. With one the scale of an init only sets how far an update turns the weight."""
+    """Initial gamma. one: as in the authors' JAX code; the init's scale then sets only how far an update rotates the
+    weight. sigma: the spectral norm, as in their PyTorch code, so that W starts at the initial weight."""
 
     def build(self, model: Any) -> Reparametrization:
         for _, linear in linears(model):

@@ -34,19 +34,19 @@ class TargetVarianceRescaling(Reparametrization):
 @REPARAMETRIZATION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class TVRConfig(ReparametrizationConfig):
-    """Every few steps, matrices of the blocks whose std has outgrown a target are brought back to it. Owen et al. 2025.
+    """Every few steps, matrices of the blocks whose std exceeds a target are rescaled to it. Owen et al. 2025.
 
-    TVR, as in bluorion-com/weight_rescaling: w <- (w - mean) / std * target + mean, while the optimizer's moments stay.
-    Meant to go with init=lir. A matrix that starts above threshold * target is brought down at the first interval.
+    TVR, as in bluorion-com/weight_rescaling: w <- (w - mean) / std * target + mean; the optimizer's moments are kept.
+    Intended for init=lir. A matrix that starts above threshold * target is rescaled at the end of the first interval.
     """
 
     name: Literal["tvr"] = "tvr"
     every: Annotated[int, Field(ge=1)] = 50
-    """Optimizer steps from one look at the weights to the next."""
+    """Number of optimizer steps between checks."""
     threshold: Annotated[float, Field(ge=1)] = 1.2
-    """std / target above which a matrix is rescaled."""
+    """Rescale a matrix if its std / target exceeds this."""
     target_std: Annotated[float, Field(gt=0)] = 0.01
-    """Target of the standard deviation; the authors' example, their code's default is 0.02."""
+    """Target standard deviation. The authors' example; their code's default is 0.02."""
     scale_with_depth: bool = False
     """Divide the target by sqrt(l) in block l = 1 ... L, as init=lir divides the initial std."""
 

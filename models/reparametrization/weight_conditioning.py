@@ -1,7 +1,7 @@
 """Weight conditioning: W = P(V) V, V the trained weight, P a diagonal preconditioner. Saratchandran et al. 2024.
 
-Row equilibration, P = diag(1 / |V_i|) over the rows i of V, comes within a factor sqrt(rows) of the diagonal P that
-makes W's condition number least (Van der Sluis 1969).
+Row equilibration, P = diag(1 / |V_i|) over the rows i of V, is within a factor sqrt(rows) of the diagonal P that
+minimizes W's condition number (Van der Sluis 1969).
 """
 
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from models.reparametrization.base import REPARAMETRIZATION, Reparametrization, 
 
 
 class RowEquilibration(nn.Module):
-    """Each row over its L2 norm; gradients flow through the norm and are orthogonal to the rows of V."""
+    """Divides each row by its L2 norm. Gradients flow through the norm, so they are orthogonal to the rows of V."""
 
     def forward(self, weight_OI: torch.Tensor) -> torch.Tensor:
         return F.normalize(weight_OI, dim=1, eps=1e-12)
@@ -25,11 +25,11 @@ class RowEquilibration(nn.Module):
 @REPARAMETRIZATION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class WeightConditioningConfig(ReparametrizationConfig):
-    """Every matrix of the blocks has its rows divided by their L2 norms in the forward pass. Saratchandran et al. 2024.
+    """Rows of every matrix in the blocks are divided by their L2 norms in the forward pass. Saratchandran et al. 2024.
 
-    Our reading: all matrices of attention, MLPs and gates; neither embedding nor head, whose rows stand for tokens.
-    Without a gain, rows keep the norm that init=paper gives them on average, one: what a layer puts out has about the
-    RMS of its input, and only the gains of norms can raise it.
+    Our reading: acts on all matrices of attention, MLPs and gates, but not on embedding and head, whose rows represent
+    tokens. There is no gain, so rows have norm one, their average norm under init=paper. A layer's output has about
+    the RMS of its input, and only the gains of norms can raise it.
     """
 
     name: Literal["weight_conditioning"] = "weight_conditioning"

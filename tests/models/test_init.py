@@ -274,9 +274,9 @@ class TestLSUV:
         [
             ("reparametrization=sigma", "divides the weights by their norms"),
             ("reparametrization=weight_conditioning", "divides the weights by their norms"),
-            ("placement=deepnorm", "has a scale of its own for the weights"),
-            ("placement=sub_ln", "has a scale of its own for the weights"),
-            ("parametrization=mup_full", "has a scale of its own for the weights"),
+            ("placement=deepnorm", "sets the scale of the weights itself"),
+            ("placement=sub_ln", "sets the scale of the weights itself"),
+            ("parametrization=mup_full", "sets the scale of the weights itself"),
         ],
     )
     def test_clashes(self, other: str, text: str) -> None:
@@ -291,5 +291,5 @@ class TestLSUV:
 
     def test_a_scale_of_the_head_clashes_where_the_head_is_measured(self) -> None:
         tiny("init=lsuv", "parametrization=mup_intermediate", "parametrization.base_width=8")
-        with pytest.raises(ConfigError, match="parametrization=mup_intermediate has a scale of its own"):
+        with pytest.raises(ConfigError, match="parametrization=mup_intermediate sets the scale of the weights itself"):
             tiny("init=lsuv", "init.head=true", "parametrization=mup_intermediate", "parametrization.base_width=8")

@@ -227,7 +227,7 @@ def test_only_the_directions_of_the_init_remain() -> None:
         ),
         (
             ["norm=none", "qk_norm=none", "embedding_norm=true"],
-            "embedding_norm=true has no norm to use with norm=none: use norm=layernorm or false",
+            "embedding_norm=true needs a norm, but norm=none: use norm=layernorm or false",
         ),
     ],
 )

@@ -431,7 +431,7 @@ class TestEmbeddingNorm:
         ),
         (
             ["embedding_norm=true", "norm=none"],
-            "embedding_norm=true has no norm to use with norm=none: use norm=layernorm or false",
+            "embedding_norm=true needs a norm, but norm=none: use norm=layernorm or false",
         ),
     ],
 )

@@ -2,10 +2,10 @@
 
     beta = max(1, -0.037 H^4 + 0.481 H^3 - 2.3 H^2 + 4.917 H - 1.791) where H > 0.5 nats, else 1
 
-Veličković et al. 2024 (arXiv 2410.01104): it sharpens what is flat, and never the other way round. They use
-it at inference only, with coefficients fitted to a task of finding a maximum: `in_training=false`. Trained through, as
-by default here, beta is a constant of the backward pass, which is our reading. The polynomial is above 1 for
-0.849 < H < 5.944: rows over many hundred keys that are uniform are left alone.
+Veličković et al. 2024 (arXiv 2410.01104). It sharpens flat rows and never flattens sharp ones. They use it only at
+inference, with coefficients fitted to a maximum-finding task: `in_training=false`. When training uses it, as by default
+here, no gradient flows through beta, which is our reading. The polynomial is above 1 for 0.849 < H < 5.944, so uniform
+rows over many hundred keys stay unchanged.
 """
 
 from typing import Literal
@@ -23,7 +23,7 @@ COEFFICIENTS = (-0.037, 0.481, -2.3, 4.917, -1.791)
 
 @torch.no_grad()
 def inverse_temperature(entropy: torch.Tensor) -> torch.Tensor:
-    """beta of an entropy in nats, of the same shape."""
+    """Returns beta for entropies in nats, same shape."""
     beta = torch.zeros_like(entropy)
     for coefficient in COEFFICIENTS:
         beta = beta * entropy + coefficient
@@ -31,7 +31,7 @@ def inverse_temperature(entropy: torch.Tensor) -> torch.Tensor:
 
 
 class AdaptiveTemperature(Softmax):
-    """Without a bias beta is a factor of the queries of fused softmax attention, and its entropy is fused too."""
+    """Without a bias, scales the queries by beta and uses fused softmax attention; the entropy is fused too."""
 
     def __init__(self, scale: float, in_training: bool) -> None:
         super().__init__(scale)
@@ -49,7 +49,7 @@ class AdaptiveTemperature(Softmax):
         return super().forward(self._sharpened(inputs), v_BHTK)
 
     def _sharpened(self, inputs: Inputs) -> Inputs:
-        """With beta q in fp32: beta would multiply a bias too."""
+        """Returns the inputs with beta q in fp32. Not for use with a bias, which beta must multiply too."""
         q_BHTK = inputs.q_BHTK.float()
         with torch.no_grad(), full_precision(q_BHTK):
             entropy_BHT = fused_entropy(q_BHTK, inputs.k_BHTK.float(), self.scale)
@@ -78,7 +78,7 @@ class AdaptiveTemperatureConfig(MixingConfig):
     name: Literal["adaptive_temperature"] = "adaptive_temperature"
     dot_product = True
     in_training: bool = True
-    """Whether training has it, without a gradient through beta; false: evaluation alone, as published."""
+    """Apply beta in training too, without a gradient through it. false: only in evaluation, as published."""
 
     def build(self, layer: LayerShape) -> MixingRule:
         return AdaptiveTemperature(layer.scale, self.in_training)

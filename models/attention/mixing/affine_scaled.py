@@ -1,17 +1,20 @@
-"""Affine-scaled attention: softmax weights times a gate, plus what brings the sum of a row back towards its average.
+"""Affine-scaled attention: softmax weights times a gate, plus a constant that moves the row sum towards an average.
 
     A_ij = alpha_i P_ij + beta_i,   beta_i = (average - alpha_i) / N,   alpha = clip(0.1 W x + 0.5, 0, 1),   j <= i
 
-P is softmax's weight, W has a row a head. Bae et al. 2026 (arXiv 2602.23057), eqs. 6-11: linear clipping, the better of
-their two gates, and average <- rho average + (1 - rho) mean(alpha) over the tokens of each training batch, from 0. As A
-is alpha P plus a constant, outputs are alpha softmax attention + beta sum_j<=i v_j, without a T x T matrix.
+P is softmax's weight; W has one row per head. Bae et al. 2026 (arXiv 2602.23057), eqs. 6-11, with linear clipping, the
+better of their two gates. The average starts at 0 and is updated by rho average + (1 - rho) mean(alpha) over the tokens
+of each training batch. Since A is alpha P plus a constant, outputs are alpha softmax attention + beta sum_j<=i v_j,
+without a T x T matrix.
 
-What the paper leaves open, in our reading: beta is masked like the weights (as printed it would add future values); N,
-the "key sequence length", is the context of training, so that rows sum to alpha_i + (average - alpha_i) i / N, or the i
-visible keys (`count=visible`), where all rows sum to the average; the average is one number a head, saved with the
-model, without a gradient, used before the batch moves it (else tokens would see the gates of later ones) and frozen in
-evaluation; W is drawn as the init axis has it. Each micro-batch of an accumulated step moves the average, that of all
-devices.
+The paper leaves some points open. Our reading:
+
+- beta is masked like the weights; as printed it would add future values.
+- N, the "key sequence length", is the training context, so rows sum to alpha_i + (average - alpha_i) i / N. With
+  `count=visible` it is the number i of visible keys, and all rows sum to the average.
+- The average is one number per head, saved with the model, without a gradient and frozen in evaluation. It is updated
+  after use; otherwise tokens would see the gates of later ones. Each micro-batch updates it, over all devices.
+- The init axis fills W.
 """
 
 from typing import Annotated, Literal
@@ -40,7 +43,7 @@ class AffineScaled(Softmax):
         self.context = layer.context if count == "context" else None
 
     def affine(self, x_BTD: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """alpha and beta, [B, H, T, 1] each."""
+        """Returns alpha and beta, [B, H, T, 1] each."""
         alpha_BHT = (0.1 * self.gate(x_BTD) + 0.5).clamp(0, 1)
         length = alpha_BHT.shape[-1]
         keys = self.context or torch.arange(1, length + 1, device=alpha_BHT.device)
@@ -65,7 +68,7 @@ class AffineScaled(Softmax):
 
 
 def _over_devices(mean_H: torch.Tensor) -> torch.Tensor:
-    """The mean over the whole batch, of which each device has an equal part."""
+    """Averages over devices, which hold equal parts of the batch."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(mean_H)
         mean_H /= dist.get_world_size()
@@ -75,19 +78,19 @@ def _over_devices(mean_H: torch.Tensor) -> torch.Tensor:
 @ATTENTION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class AffineScaledConfig(MixingConfig):
-    """alpha_i softmax_ij + (average alpha - alpha_i) / N, with a learned alpha a token and head.
+    """alpha_i softmax_ij + (average alpha - alpha_i) / N, with a learned alpha per token and head.
 
-    Bae et al. 2026 (Affine-Scaled Attention, arXiv 2602.23057). D H parameters a layer.
+    Bae et al. 2026 (Affine-Scaled Attention, arXiv 2602.23057). D H parameters per layer.
     """
 
-    # torch 2.13 makes beta again in the backward pass, of the average that the forward pass has moved since: the
-    # gradients of values are off by up to a tenth, with aot_eager and inductor.
+    # In the backward pass, torch 2.13 recomputes beta from the average after the forward pass has updated it.
+    # Gradients of values are then off by up to a tenth, with aot_eager and inductor.
     compiles = False
     name: Literal["affine_scaled"] = "affine_scaled"
     rho: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """What the running average of alpha keeps at each training batch. The paper's."""
+    """Weight of the old running average of alpha in each update. Default: the paper's."""
     count: Count = "context"
-    """N: the context of training, or the visible keys i, with which every row sums to the average."""
+    """N: the training context, or visible, the number i of visible keys, so that every row sums to the average."""
 
     def build(self, layer: LayerShape) -> MixingRule:
         return AffineScaled(layer, self.rho, self.count)

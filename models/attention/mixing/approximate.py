@@ -1,13 +1,13 @@
-"""Softmax with the exponential's second-order Taylor polynomial.
+"""Softmax with the exponential replaced by its second-order Taylor polynomial.
 
     A_ij = f(z_ij) exp(bias) / sum_m<=i f(z_im) exp(bias),   f(z) = 1 + z + z^2 / 2,   z = scale q k^T
 
-f is at least 1/2, so that no row is empty, but it grows on both sides: very negative logits get weight too. Xue et al.
-2025 (arXiv 2510.11602), "Approximate" of their variants; the polynomial is that of Based (Arora et al. 2024, arXiv
-2402.18668). What positions add is not approximated, since f would raise what ALiBi damps: our reading; theirs have
-RoPE.
+f is at least 1/2, so no row is empty. But it grows on both sides, so very negative logits get weight too. Xue et al.
+2025 (arXiv 2510.11602), their "Approximate" variant; the polynomial is from Based (Arora et al. 2024, arXiv
+2402.18668). Position biases keep the exponential, because f would amplify what ALiBi damps. This is our reading; the
+paper uses RoPE.
 
-Made as softmax(log f(z) + bias), which is stable for any z. Probes of logits are those of the other rules.
+Computed as softmax(log f(z) + bias), which is stable for any z. Probes of logits are of z + bias.
 """
 
 from typing import Literal
@@ -30,7 +30,7 @@ class Approximate(MixingRule):
 @ATTENTION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ApproximateConfig(MixingConfig):
-    """Weights in proportion to (1 + z + z^2 / 2) exp(bias), z = scale q_i k_j, j <= i.
+    """Weights proportional to (1 + z + z^2 / 2) exp(bias), z = scale q_i k_j, j <= i.
 
     Xue et al. 2025 (Deconstructing Attention, arXiv 2510.11602), Approximate.
     """

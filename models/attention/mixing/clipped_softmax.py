@@ -1,11 +1,11 @@
 """Clipped softmax: clip((zeta - gamma) softmax_j<=i(z_ij) + gamma, 0, 1), gamma = -alpha / T, T the context.
 
 Bondarenko et al. 2023 (arXiv 2306.12929), section 4.1; Qualcomm-AI-research/outlier-free-transformers. Weights below
--gamma / (zeta - gamma) become exactly 0, so that a head can do nothing without logits that grow; where it clips, at
-either end, there is no gradient. Hidden keys have softmax 0, which gamma <= 0 clips to 0.
+-gamma / (zeta - gamma) become exactly 0, so a head can output nothing without growing its logits. Clipped weights have
+no gradient. Masked keys have softmax 0, which gamma <= 0 clips to 0.
 
-A row of n equal logits is clipped to 0 from n = (zeta T + alpha) / alpha on: at the published alpha nearly all rows
-of a fresh model whose logits are small.
+A row of n equal logits is clipped to 0 if n >= (zeta T + alpha) / alpha. With the published alpha, this holds for
+nearly all rows of an untrained model with small logits.
 """
 
 from typing import Annotated, Literal
@@ -40,9 +40,9 @@ class ClippedSoftmaxConfig(MixingConfig):
     zero_init_safe = False  # equal logits are clipped to zero in rows of more than a few keys
     dot_product = True
     alpha: Annotated[float, Field(ge=0)] = 12.0
-    """-gamma times the context. The authors' script for OPT-125M, of context 512."""
+    """-gamma times the context. Default: the authors' script for OPT-125M, at context 512."""
     zeta: Annotated[float, Field(ge=1)] = 1.0
-    """Upper end of what softmax is stretched to. Above 1 a weight can reach 1."""
+    """Upper end of the range that softmax is stretched to. Above 1, a weight can reach exactly 1."""
 
     def build(self, layer: LayerShape) -> MixingRule:
         return ClippedSoftmax(layer.scale, -self.alpha / layer.context, self.zeta)

@@ -1,10 +1,10 @@
-"""Softmax attention with something else in the place of its denominator: weights w_ij / D_i, w_ij = exp(min(z_ij, 5)).
+"""Softmax attention with its denominator replaced: weights w_ij / D_i, w_ij = exp(min(z_ij, 5)).
 
-Mongaras & Larson 2025 (arXiv 2507.23632), whose ablation asks what the sum over w does; the forms are those of their
-code (gmongaras/On-the-Expressiveness-of-Softmax-Attention-A-Recurrent-Neural-Network-Perspective,
-GPT_Trainer/LlamaDecoderLayer.py), i being the keys that row i sees:
+Mongaras & Larson 2025 (arXiv 2507.23632) ablate what the sum over w does. The forms are those of their code
+(gmongaras/On-the-Expressiveness-of-Softmax-Attention-A-Recurrent-Neural-Network-Perspective,
+GPT_Trainer/LlamaDecoderLayer.py). i is the number of keys visible to row i:
 
-| form | D_i | besides | name there |
+| form | D_i | also has | name there |
 |---|---|---|---|
 | clamp | max(sum_j w_ij, 1) | | softmax_clamp_denom |
 | detach | the same, without a gradient | | softmax_detach_denom |
@@ -19,13 +19,12 @@ GPT_Trainer/LlamaDecoderLayer.py), i being the keys that row i sees:
 | gated | i | output gate, value gate | gated_softmax_no_norm |
 | gated_norm | i | output gate, value gate, LayerNorm | gated_softmax |
 
-Gates are sigmoid(g x + b), one number a head and token of the layer's input x: of the row (output) or of the key whose
-value it is. Norms act on the weighted values of each head, with the parameters of a layer shared by its heads and
-torch's defaults for eps. g is filled by the init axis; b starts at 0, where torch's Linear draws it. Weight decay acts
-on all of them.
+A gate is sigmoid(g x + b), one number per head and token. Output gates read the layer's input x at the row, value gates
+at the key. Norms act on each head's weighted values; a layer's heads share their parameters, and eps is torch's
+default. The init axis fills g. b starts at 0, unlike in torch's Linear, which draws it. All of them decay.
 
-A norm takes out any positive factor of a row, so that without the bound of 5 it makes all denominators alike: then
-weights are softmax's, and without a value gate they run on its fused kernel.
+A norm removes any positive factor of a row. So without the bound of 5, it makes all denominators equivalent: weights
+are then softmax's, and without gates they run on its fused kernel.
 """
 
 from typing import Annotated, Literal, NamedTuple
@@ -83,7 +82,7 @@ FORMS: dict[FormName, Form] = {
 
 
 class Gate(nn.Module):
-    """sigmoid(g x + b), fp32 [B, H, T]."""
+    """Returns sigmoid(g x + b), fp32 [B, H, T]."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -132,7 +131,7 @@ class Denominator(Softmax):
         return MixingRule.forward(self, inputs, v_BHTK)
 
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
-        # Without a bound a norm follows, for which softmax is exp(z) whatever it is divided by.
+        # Without a bound, a norm follows, so the choice of denominator does not matter.
         w_BHTT = torch.softmax(z_BHTT, -1) if self.bound is None else self._divided(z_BHTT.clamp_max(self.bound).exp())
         if self.output_gate is not None:
             w_BHTT = w_BHTT * self.output_gate(x_BTD)[..., None]
@@ -167,16 +166,16 @@ class Denominator(Softmax):
 @ATTENTION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class DenominatorConfig(MixingConfig):
-    """exp(min(z, 5)) of the scaled logits of visible keys with a norm, gates, a count or a constant in the place of
+    """exp(min(z, 5)) of the scaled logits of visible keys with a norm, gates, a count or a constant in place of
     softmax's denominator. Mongaras & Larson 2025 (arXiv 2507.23632).
     """
 
     name: Literal["denominator"] = "denominator"
     form: FormName = "div_s_norm"
-    """What takes its place: clamp, detach, detach_gate, div_s, gate, div_s_gate, div_s_norm, rms_norm, l2_norm,
-    layer_norm, gated or gated_norm, see the table at the top of the file. The authors find norms as good as softmax."""
+    """Replacement of the denominator: clamp, detach, detach_gate, div_s, gate, div_s_gate, div_s_norm, rms_norm,
+    l2_norm, layer_norm, gated or gated_norm (table at the top of the file). The authors find norms match softmax."""
     bound: Annotated[float, Field(gt=0)] | None = 5.0
-    """Largest logit that exp gets. null is without, for forms with a norm. The authors' code."""
+    """Logits are clamped to this before exp. null: no bound, for forms with a norm. Default: the authors' code."""
 
     @model_validator(mode="after")
     def _is_bounded(self) -> "DenominatorConfig":
@@ -186,7 +185,7 @@ class DenominatorConfig(MixingConfig):
 
     @property
     def dot_product(self) -> bool:  # type: ignore[override]
-        """Gates make weights of more than logits."""
+        """False for gated forms, whose weights depend on more than logits."""
         form = FORMS[self.form]
         return not (form.output_gate or form.value_gate)
 

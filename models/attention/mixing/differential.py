@@ -1,13 +1,13 @@
-"""Differential attention: the difference of two softmax maps, so that what both attend to is taken out.
+"""Differential attention: the difference of two softmax maps, which cancels what both attend to.
 
     A = softmax(scale q1 k1 + bias) - lambda softmax(scale q2 k2 + bias),  y = (1 - lambda_init) RMSNorm(A V)
     lambda = exp(l_q1 . l_k1) - exp(l_q2 . l_k2) + lambda_init,  lambda_init = 0.8 - 0.6 exp(-0.3 l)
 
 Ye et al. 2024 (Differential Transformer, arXiv 2410.05258), eqs. 1 to 3; microsoft/unilm,
-Diff-Transformer/multihead_diffattn.py. Heads 2h and 2h + 1 are a pair, counted from 0: their queries and keys are q1,
-k1 and q2, k2, their values side by side are V, twice as wide as a head. `weights` gives A to both heads of a pair; the
-norm is over the 2 K features of a pair, its weights are shared by all pairs. l is the block from 0. The vectors l_q1,
-l_k1, l_q2 and l_k2 are normal with std 0.1 at the start, one set a layer; they are decayed as all vectors here are.
+Diff-Transformer/multihead_diffattn.py. Heads 2h and 2h + 1, counted from 0, form a pair. Their queries and keys are q1,
+k1 and q2, k2. V concatenates their values, so it is twice as wide as a head. `weights` returns A for both heads of a
+pair. The norm acts on the 2 K features of a pair; all pairs share its weights. l is the block index, from 0. Each layer
+has one set of vectors l_q1, l_k1, l_q2 and l_k2, initially normal with std 0.1. They decay like all vectors.
 
 Shape suffixes: B batch, H heads, P pairs of heads, T tokens, K head dimension.
 """
@@ -42,17 +42,17 @@ class Differential(MixingRule):
             vector.normal_(0, 0.1, generator=generator)
 
     def factor(self) -> torch.Tensor:
-        """lambda, a scalar."""
+        """Returns lambda, a scalar."""
         first, second = (self.query_1 * self.key_1).sum(), (self.query_2 * self.key_2).sum()
         return first.exp() - second.exp() + self.lambda_init
 
     def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
-        """Each map over both halves of the pair's values, through the fused kernel."""
+        """Applies each map to both halves of the pair's values, with the fused kernel."""
         v_BP2TK = v_BHTK.unflatten(1, (-1, 2))
         own_BP2TK, other_BP2TK = (
             self.softmax(inputs, values.flatten(1, 2)).unflatten(1, (-1, 2)) for values in (v_BP2TK, v_BP2TK.flip(2))
         )
-        # Head 0 of a pair holds map 1 over the first half and, with the values swapped, over the second.
+        # Head 0 of a pair gives map 1 times the first half and, with swapped values, times the second.
         of_1_BP2TK = torch.stack([own_BP2TK[:, :, 0], other_BP2TK[:, :, 0]], 2)
         of_2_BP2TK = torch.stack([other_BP2TK[:, :, 1], own_BP2TK[:, :, 1]], 2)
         return self.finish((of_1_BP2TK - self.factor() * of_2_BP2TK).flatten(1, 2)).to(v_BHTK.dtype)
@@ -78,7 +78,7 @@ class DifferentialConfig(MixingConfig):
     name: Literal["differential"] = "differential"
     dot_product = True
     lambda_init: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Part of lambda that isn't learned, of all blocks; null is the paper's 0.8 - 0.6 exp(-0.3 l) of block l."""
+    """The constant part of lambda, the same in all blocks. null: the paper's 0.8 - 0.6 exp(-0.3 l) in block l."""
 
     def lambda_of(self, block: int) -> float:
         return 0.8 - 0.6 * math.exp(-0.3 * block) if self.lambda_init is None else self.lambda_init
@@ -90,6 +90,6 @@ class DifferentialConfig(MixingConfig):
         super().fits(config)
         if config.model.heads % 2:
             raise ValueError(
-                f"attention=differential takes pairs of heads, model.heads={config.model.heads} is odd: "
+                f"attention=differential takes pairs of heads, but model.heads={config.model.heads} is odd: "
                 f"use an even number or attention=softmax"
             )

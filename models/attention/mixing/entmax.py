@@ -1,21 +1,21 @@
 """alpha-entmax attention: weights max((alpha - 1) z_ij - tau_i, 0)^(1 / (alpha - 1)), tau such that a row sums to one.
 
-Peters et al. 2019 (arXiv 1905.05702): alpha = 2 is sparsemax, alpha -> 1 softmax; above 1 small weights are exactly 0.
-The tau of a row is found by
+Peters et al. 2019 (arXiv 1905.05702). alpha = 2 is sparsemax, alpha -> 1 softmax. Above 1, small weights are exactly 0.
+Solvers for a row's tau:
 
-    sort        of all its logits, exact, for alpha 1.5 and 2 (deep-spin/entmax)
-    bisection   for any alpha (deep-spin/entmax)
-    halley      Halley's method, and bisection wherever its step leaves the bracket, for any alpha; Gonçalves et al.
-                2025 (AdaSplash, arXiv 2502.12082), deep-spin/adasplash
+    sort        sorts all its logits; exact; alpha 1.5 and 2 only (deep-spin/entmax)
+    bisection   any alpha (deep-spin/entmax)
+    halley      Halley's method, with bisection where its step leaves the bracket; any alpha; Gonçalves et al. 2025
+                (AdaSplash, arXiv 2502.12082), deep-spin/adasplash
 
-and rows are divided by their sum at last. The backward pass doesn't go through the solver: it is the library's
-closed form for all three, with the gradient of alpha by Correia et al. 2019 (arXiv 1909.00015).
+Finally, rows are divided by their sum. The backward pass bypasses the solver: all three use the library's closed form,
+with the gradient of alpha by Correia et al. 2019 (arXiv 1909.00015).
 
-`alpha=null` is the latter's adaptively sparse attention: alpha_h = 1 + sigmoid(a_h) within [1.01, 2], a_h one
-trained number a head and layer; the bounds, and starts of a_h ~ N(0, 1), are those of code around it. Here a_h starts
-at the H quantiles of N(0, 1), which draws nothing. Weight decay acts on a_h as on all parameters, towards alpha = 1.5.
+`alpha=null` is the adaptively sparse attention of Correia et al.: alpha_h = 1 + sigmoid(a_h), clamped to [1.01, 2],
+with one learned number a_h per head and layer. The bounds and their start a_h ~ N(0, 1) come from code around it. Here
+a_h starts at H quantiles of N(0, 1), which needs no random draw. Weight decay pulls a_h to 0, where alpha = 1.5.
 
-Shape suffixes as in mixing.py, and H heads alone for alphas.
+Shape suffixes as in base.py; H alone for alphas.
 """
 
 import math
@@ -35,23 +35,23 @@ from models.attention.mixing.base import ATTENTION, LayerShape, MixingConfig, Mi
 Solver = Literal["sort", "bisection", "halley"]
 SORTED = {1.5: entmax15, 2.0: sparsemax}
 
-# The bracket of tau is at most 1 wide: to 2^-32 of it, below fp32.
+# The bracket of tau is at most 1 wide, so its width ends at 2^-32, below fp32's resolution.
 BISECTIONS = 32
-# AdaSplash's number of steps.
+# As in AdaSplash.
 HALLEY_STEPS = 10
 
 
 def by_sort(rows: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor) -> torch.Tensor:
-    """A sorting function of the library over the last dimension; NaN for rows without a finite largest value.
+    """Applies a sorting function of the library over the last dimension; NaN in rows whose maximum is not finite.
 
-    These have an empty support, which the library would look up: a run that diverges must not end in an IndexError.
+    The library fails with an IndexError on such rows, which have an empty support. A diverging run must not crash.
     """
     finite = z.detach().amax(-1, keepdim=True).isfinite()
     return torch.where(finite, rows(torch.where(finite, z, 0.0)), math.nan)
 
 
 class _Halley(EntmaxBisectFunction):
-    """The library's function with another solver: its backward pass needs the weights and alpha alone."""
+    """The library's function with the Halley solver. Its backward pass needs only the weights and alpha."""
 
     @classmethod
     def forward(cls, ctx: Any, z: torch.Tensor, alpha: torch.Tensor, dim: int, steps: int, _: bool) -> torch.Tensor:
@@ -62,10 +62,10 @@ class _Halley(EntmaxBisectFunction):
 
 
 def halley(z: torch.Tensor, alpha: torch.Tensor, steps: int = HALLEY_STEPS) -> torch.Tensor:
-    """alpha-entmax over the last dimension of z, whose largest values are 0; alpha [..., 1].
+    """Returns alpha-entmax over the last dimension of z, whose maximum must be 0; alpha is [..., 1].
 
-    tau is between -1, where the largest weight alone is 1, and -n^(1 - alpha), where n equal ones are. AdaSplash starts
-    in the middle of [-1, 0], from where alphas near 1 would take more steps than there are.
+    tau lies between -1, where only the largest weight is nonzero, and -n^(1 - alpha), where all n are equal. AdaSplash
+    starts in the middle of [-1, 0], from which alphas near 1 would need more steps than allowed.
     """
     power = 1 / (alpha - 1)
     x = (alpha - 1) * z
@@ -87,21 +87,21 @@ def halley(z: torch.Tensor, alpha: torch.Tensor, steps: int = HALLEY_STEPS) -> t
 
 class Entmax(MixingRule):
     def __init__(self, scale: float, heads: int, alpha: float | None, solver: Solver) -> None:
-        """Without an alpha each head learns its own."""
+        """Builds the rule; alpha=None learns one alpha per head."""
         super().__init__(scale)
         self.fixed, self.solver = alpha, solver
         if alpha is None:
             self.free = nn.Parameter(torch.special.ndtri((torch.arange(heads) + 0.5) / heads))
 
     def alpha(self) -> torch.Tensor:
-        """Of each head, fp32 [H]."""
+        """Returns each head's alpha, fp32 [H]."""
         return (1 + torch.sigmoid(self.free.float())).clamp(1.01, 2.0)
 
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         if self.solver == "sort":
             assert self.fixed is not None
             return by_sort(SORTED[self.fixed], z_BHTT)
-        # Large logits would leave no digits for what differs from them by less than 1.
+        # Large logits would lose the digits of differences below 1.
         z_BHTT = z_BHTT - z_BHTT.detach().amax(-1, keepdim=True)
         alpha_H = self.alpha() if self.fixed is None else z_BHTT.new_full(z_BHTT.shape[1:2], self.fixed)
         alpha_BHT1 = alpha_H[:, None, None].expand_as(z_BHTT[..., :1])
@@ -121,10 +121,10 @@ class EntmaxConfig(MixingConfig):
     name: Literal["entmax"] = "entmax"
     dot_product = True
     alpha: Annotated[Annotated[float, Field(ge=1.01, le=2)] | None, Field(examples=[None, 1.25])] = 1.5
-    """How sparse: 2 is sparsemax, towards 1 softmax; null: learned, one alpha a head."""
+    """Sparsity: 2 is sparsemax, towards 1 it approaches softmax. null: learned, one alpha per head."""
     solver: Solver | None = None
-    """How tau is found, which changes rounding and cost alone: sort (alpha 1.5 and 2), bisection, or halley, as in
-    AdaSplash; null is sort where it works, else halley."""
+    """Solver for tau, which affects only rounding and cost: sort (alpha 1.5 and 2), bisection, or halley, as in
+    AdaSplash. null: sort where it works, else halley."""
 
     @model_validator(mode="after")
     def _has_a_sort(self) -> "EntmaxConfig":

@@ -1,15 +1,14 @@
-"""Forgetting attention: softmax attention whose logits lose what forget gates say between key and query.
+"""Forgetting attention: softmax attention whose logits are lowered by the forget gates between key and query.
 
     softmax_j<=i(scale q_i k_j + bias + D_ij),   D_ij = sum_j<l<=i log f_l,   f = sigmoid(W x + b)
 
-with a gate a token and head; b starts at zero. Lin et al. 2025 (FoX, arXiv 2503.02130;
-zhixuan-lin/forgetting-transformer). With constant gates it is ALiBi of slope -log f. The authors use no other
-positions: position=none. W is drawn as the init axis has it (theirs: std 0.02), and b is decayed like all parameters
-here.
+with one gate per token and head. Lin et al. 2025 (FoX, arXiv 2503.02130; zhixuan-lin/forgetting-transformer). With
+constant gates it is ALiBi of slope -log f. The authors use no other positions: position=none. The init axis fills W
+(theirs: std 0.02); b starts at zero and decays like all parameters here.
 
-D_ij = c_i - c_j with c the running sum of log f, and a softmax doesn't see what is the same for all keys of a row: one
-more channel, 1 in queries and -c_j in keys, makes torch's fused kernels do it. They run in fp32 here, since c grows
-with the length. Probes of logits are of scale q k + bias, before D, so that sweeps compare.
+D_ij = c_i - c_j, where c is the running sum of log f, and softmax ignores c_i, which is the same for all keys of a row.
+So one more channel, 1 in queries and -c_j in keys, lets torch's fused kernels compute it. They run in fp32 because c
+grows with the length. Probes of logits are of scale q k + bias, before D, for comparison with other rules.
 """
 
 from typing import Literal
@@ -24,7 +23,7 @@ from models.attention.mixing.head_gate import HeadGate
 from models.attention.mixing.softmax import Softmax, has_fused_entropy
 from models.probes import causal, full_precision, fused_entropy, scaled_products
 
-# Fused kernels on GPUs want channels in multiples of it.
+# Fused kernels on GPUs need a multiple of this many channels.
 CHANNELS = 8
 
 
@@ -34,15 +33,15 @@ class Forgetting(Softmax):
         self.forget = HeadGate(layer.width, layer.heads, bias=True)
 
     def keys(self, k_BHTK: torch.Tensor, x_BTD: torch.Tensor | None) -> torch.Tensor:
-        """The keys that are attended to."""
+        """Returns the keys to attend to; subclasses may transform them."""
         return k_BHTK
 
     def kept(self, x_BTD: torch.Tensor | None) -> torch.Tensor:
-        """c, the running sum of log f, [B, H, T]."""
+        """Returns c, the running sum of log f, [B, H, T]."""
         return F.logsigmoid(self.forget(x_BTD)).cumsum(-1)
 
     def extended(self, inputs: Inputs) -> Inputs:
-        """With queries and keys in fp32 that have the channel of the gates, and zeros up to a multiple of CHANNELS."""
+        """Appends the gate channel to queries and keys, in fp32, and zero-pads them to a multiple of CHANNELS."""
         q_BHTK, k_BHTK, _, x_BTD = inputs
         zeros = CHANNELS - 1 - q_BHTK.shape[-1] % CHANNELS
         gate_BHT1 = -self.kept(x_BTD)[..., None] / self.scale
@@ -72,9 +71,9 @@ class Forgetting(Softmax):
 @ATTENTION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ForgettingConfig(MixingConfig):
-    """softmax_j<=i(scale q_i k_j + bias + sum_j<l<=i log f_l) with forget gates f = sigmoid(W x + b), one a head.
+    """softmax_j<=i(scale q_i k_j + bias + sum_j<l<=i log f_l) with forget gates f = sigmoid(W x + b), one per head.
 
-    Lin et al. 2025 (FoX, arXiv 2503.02130). D H + H parameters a layer; theirs is with position=none.
+    Lin et al. 2025 (FoX, arXiv 2503.02130). D H + H parameters per layer. The authors use position=none.
     """
 
     name: Literal["fox"] = "fox"

@@ -1,16 +1,16 @@
-"""Forgetting attention in the Pro block: keys and values mixed with those of the token before, a norm, an output gate.
+"""Forgetting attention in the Pro block: keys and values are mixed with the previous token's; norm and output gate.
 
     k_t <- a_t k_t-1 + (1 - a_t) k_t,   a = sigmoid(W_k x)      (token 0 has zeros before it)
     v_t <- e_t v_t-1 + (1 - e_t) v_t,   e = sigmoid(W_v x)
     o = RMSNorm(forgetting attention) * sigmoid(W_g x)
 
-a and e are one number a token and head, without a bias; the norm is over each head, with weights of its own for each
-(eps 1e-6); W_g has all D channels. Lin et al. 2025 (FoX, arXiv 2503.02130; zhixuan-lin/forgetting-transformer). Their
-QK-norm is the qk_norm axis (qk_norm=rmsnorm, whose weights heads share; theirs don't), their SwiGLU the mlp axis. The
-qk_norm axis and positions act before keys are mixed, their QK-norm acts behind that; they use no positions. The
-matrices are drawn as the init axis has them.
+a and e are one number per token and head, without a bias. The norm is per head, with separate weights for each head
+(eps 1e-6). W_g has all D channels. Lin et al. 2025 (FoX, arXiv 2503.02130; zhixuan-lin/forgetting-transformer). Their
+QK-norm is the qk_norm axis (qk_norm=rmsnorm, whose weights heads share; theirs do not), their SwiGLU the mlp axis.
+Here qk_norm and positions act before keys are mixed; their QK-norm acts after that, and they use no positions. The init
+axis fills the matrices.
 
-`weights` are of the mixed values, and so are the probes of weights; those of keys and logits are of mixed keys.
+`weights` multiply the mixed values. Probes of keys and logits are of mixed keys.
 """
 
 from typing import Literal
@@ -31,7 +31,7 @@ EPS = 1e-6
 
 
 def with_previous(y_BHTK: torch.Tensor, share_BHT: torch.Tensor) -> torch.Tensor:
-    """share y_t-1 + (1 - share) y_t in fp32."""
+    """Returns share y_t-1 + (1 - share) y_t in fp32."""
     y_BHTK, share_BHT1 = y_BHTK.float(), share_BHT[..., None]
     previous_BHTK = F.pad(y_BHTK[..., :-1, :], (0, 0, 1, 0))
     return share_BHT1 * previous_BHTK + (1 - share_BHT1) * y_BHTK
@@ -68,9 +68,9 @@ class ForgettingPro(Forgetting):
 @ATTENTION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ForgettingProConfig(MixingConfig):
-    """Forgetting attention over keys and values mixed with the token before, RMSNorm a head, times an output gate.
+    """Forgetting attention over keys and values mixed with the previous token's, RMSNorm per head, and an output gate.
 
-    Lin et al. 2025 (FoX Pro, arXiv 2503.02130). D^2 + 3 D H + D + H parameters a layer; theirs is with position=none
+    Lin et al. 2025 (FoX Pro, arXiv 2503.02130). D^2 + 3 D H + D + H parameters per layer. The authors use position=none
     qk_norm=rmsnorm mlp=swiglu.
     """
 

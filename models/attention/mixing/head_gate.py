@@ -1,4 +1,4 @@
-"""What rules with a number a token and head make of the layer's input.
+"""A per-token, per-head number computed from the layer's input, used by several rules.
 
 Shape suffixes: B batch, H heads, T tokens, D model width.
 """
@@ -11,7 +11,7 @@ from models.probes import full_precision
 
 
 class HeadGate(nn.Module):
-    """W x + b in fp32, also under autocast, [B, H, T]. W is a matrix like any other, b starts at zero."""
+    """Returns W x + b in fp32, even under autocast, [B, H, T]. The init axis fills W; b starts at zero."""
 
     def __init__(self, width: int, heads: int, *, bias: bool) -> None:
         super().__init__()

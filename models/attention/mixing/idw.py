@@ -2,13 +2,13 @@
 
     A_ij = softmax_j<=i(bias - log(eps + |q_i - k_j|^power))
 
-without a bias (1 / d_ij) / sum_m (1 / d_im), d the distance. McCarter 2023 (arXiv 2310.18805;
-calvinmccarter/idw-attention), for classifiers with one hidden layer; that heads have distances of their own and that
-positions add to the logarithm is our reading for a Transformer. A factor common to queries and keys cancels, but for
-eps, so that the scale of q k^T is not read. Distances are |q|^2 + |k|^2 - 2 q k in fp32, at least 0: rounding takes
-what is below 1e-7 of the squared norms.
+Without a bias this is (1 / d_ij) / sum_m (1 / d_im), where d is eps plus the distance. McCarter 2023 (arXiv 2310.18805;
+calvinmccarter/idw-attention) uses it in classifiers with one hidden layer. For a Transformer, our reading is that each
+head has its own distances and that positions add to the logarithm. A common factor of queries and keys cancels, up to
+eps, so the scale of q k^T is not used. Squared distances are |q|^2 + |k|^2 - 2 q k in fp32, clamped at 0; rounding
+loses what is below 1e-7 of the squared norms.
 
-Probes of logits are those of the other rules, of scale q k + bias, so that sweeps compare.
+Probes of logits are of scale q k + bias, for comparison with other rules.
 """
 
 import math
@@ -22,7 +22,7 @@ from conf.axis import CHECKED
 from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.probes import causal, scaled_products
 
-# Of squared distances: below it they have no gradient, as |x|^power has none at 0 for powers above 1.
+# Squared distances are clamped here and get no gradient below, just as |x|^power has none at 0 for powers above 1.
 LEAST = 1e-12
 
 
@@ -43,7 +43,7 @@ class InverseDistance(MixingRule):
 @ATTENTION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class InverseDistanceConfig(MixingConfig):
-    """Weights in proportion to exp(bias) / (eps + |q_i - k_j|^power), j <= i.
+    """Weights proportional to exp(bias) / (eps + |q_i - k_j|^power), j <= i.
 
     McCarter 2023 (Inverse distance weighting attention, arXiv 2310.18805).
     """
@@ -51,9 +51,9 @@ class InverseDistanceConfig(MixingConfig):
     name: Literal["idw"] = "idw"
     reads_scale = False
     eps: Annotated[float, Field(gt=0)] = 1e-3
-    """Added to the distance. calvinmccarter/idw-attention."""
+    """Added to the distance. Default: calvinmccarter/idw-attention."""
     power: Annotated[float, Field(gt=0)] = 2.0
-    """Of the Euclidean distance. calvinmccarter/idw-attention."""
+    """Exponent of the Euclidean distance. Default: calvinmccarter/idw-attention."""
 
     def build(self, layer: LayerShape) -> MixingRule:
         return InverseDistance(layer.scale, self.eps, self.power)

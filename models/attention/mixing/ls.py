@@ -1,13 +1,13 @@
-"""Long-short attention: softmax in all heads, of which most see only the last tokens.
+"""Long-short attention: softmax in all heads, most of which see only the last few tokens.
 
     softmax_j(scale q_i k_j + bias)    over j <= i in the first `global_heads` heads, over i - window < j <= i else
 
-Hajra 2025 (LS-attention, arXiv 2505.15548): heads made for short-range dependencies need no large logits for them. We
-know the paper by its abstract and by restatements: one global head beside eleven local ones with a span of 100, in
-GPT-2 models with absolute positions. Our readings: the window counts the token itself, and by default it is the share
-100/1024 of the context, since a window of 100 would be none at short contexts.
+Hajra 2025 (LS-attention, arXiv 2505.15548): dedicated heads handle short-range dependencies without large logits. We
+know the paper from its abstract and from restatements: one global head and eleven local ones with a span of 100, in
+GPT-2 models with absolute positions. Our readings: the window includes the token itself, and its default is the share
+100/1024 of the context, because a window of 100 would exceed short contexts.
 
-Probes of logits are of the pairs that a head sees, but cosine_mean and what optimizer.qk_clip reads: of all j <= i.
+Probes of logits cover the pairs that a head sees. Exceptions: cosine_mean and optimizer.qk_clip use all j <= i.
 """
 
 import math
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from models.architecture import Architecture
 
 CHUNK = 128
-"""Tokens whose local heads are one call of the kernel, at least."""
+"""Minimum number of queries per kernel call for local heads."""
 
 
 class LongShort(Softmax):
-    """The window is part of the bias, and both paths are softmax's.
+    """Encodes the window in the bias and reuses softmax's paths.
 
-    But long sequences without a bias from positions are cut into chunks for the local heads, whose work grows like T.
+    Without a position bias, long sequences are cut into chunks for the local heads, so their cost grows only like T.
     """
 
     def __init__(self, scale: float, heads: int, global_heads: int, window: int) -> None:
@@ -41,7 +41,7 @@ class LongShort(Softmax):
         self.heads, self.global_heads, self.window = heads, global_heads, window
 
     def within(self, inputs: Inputs) -> Inputs:
-        """With a bias of -inf beyond the window of the local heads."""
+        """Adds a bias of -inf beyond the window of the local heads."""
         q_BHTK, bias_HTT = inputs.q_BHTK, inputs.bias_HTT
         length = q_BHTK.shape[-2]
         far_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTK.device).tril(-self.window)
@@ -59,7 +59,7 @@ class LongShort(Softmax):
         return torch.cat([*mixed, self.chunked(q_BHTK[:, local], k_BHTK[:, local], v_BHTK[:, local])], 1)
 
     def chunked(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor) -> torch.Tensor:
-        """Local heads: a chunk of C queries with the L = C + window - 1 keys that any of them sees."""
+        """Runs local heads in chunks of C queries, each with the L = C + window - 1 keys visible to any of them."""
         heads, length, chunk, before = *q_BHTK.shape[1:3], max(self.window, CHUNK), self.window - 1
         rest = -length % chunk
         q_BHCK = F.pad(q_BHTK, (0, 0, 0, rest)).unflatten(2, (-1, chunk)).flatten(1, 2)
@@ -97,9 +97,9 @@ class LongShortConfig(MixingConfig):
     name: Literal["ls"] = "ls"
     dot_product = True
     global_heads: Annotated[int, Field(ge=0)] = 1
-    """Heads that see all tokens."""
+    """Number of heads that see all tokens."""
     window: Annotated[int, Field(ge=1)] | None = None
-    """Tokens that local heads see, the token itself among them; null is 100/1024 of the context, at least 2."""
+    """Number of tokens that local heads see, the token itself included. null: 100/1024 of the context, at least 2."""
 
     def window_for(self, context: int) -> int:
         return max(2, round(context * 100 / 1024)) if self.window is None else self.window

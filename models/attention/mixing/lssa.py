@@ -1,14 +1,14 @@
-"""Length-scaled softplus attention, LSSA: softplus in the place of the exponential, divided by the sum of the row.
+"""Length-scaled softplus attention, LSSA: softplus in place of the exponential, divided by the row sum.
 
     S_ij = log(head_dim) log(i) cos(q_i, k_j) + bias,    A_ij = softplus(S_ij) / sum_m<=i softplus(S_im)
 
-i counts rows from 1, so that it is the number of visible keys; both logarithms are natural. The first row gives its
-only key 1. Gao et al. 2025 (arXiv 2501.13428). Their code (iminfine/freeatten) was not at hand; the equations are as
-restated by readers of the paper. Our reading: the cosine is of queries and keys behind the positions, and what
-positions add joins S. cos divides by sqrt(|q|^2 + 1e-8), so that queries that start at zero have a gradient.
+i counts rows from 1, so it is the number of visible keys. Both logarithms are natural. The first row gives its only key
+weight 1. Gao et al. 2025 (arXiv 2501.13428). We had no access to their code (iminfine/freeatten); the equations are as
+restated by readers of the paper. Our reading: the cosine is taken after the positions, and position biases add to S.
+Norms in cos are sqrt(|q|^2 + 1e-8), so queries that start at zero get a gradient.
 
-As S has a scale of its own, that of the parametrization is not read; logits can't grow beyond log(head_dim) log(i).
-Probes of logits are those of the other rules, of scale q k + bias, so that sweeps compare.
+S sets its own scale, so the parametrization's is not used, and logits cannot exceed log(head_dim) log(i).
+Probes of logits are of scale q k + bias, for comparison with other rules.
 """
 
 import math
@@ -26,7 +26,7 @@ EPS = 1e-8
 
 
 def visible(length: int, device: torch.device) -> torch.Tensor:
-    """i, the number of keys that each row sees, [T] in fp32."""
+    """Returns i, the number of keys visible to each row, [T] in fp32."""
     return torch.arange(1, length + 1, device=device, dtype=torch.float32)
 
 
@@ -44,7 +44,7 @@ class LengthScaledSoftplus(MixingRule):
         q_BHTK, k_BHTK, bias_HTT, _ = inputs
         log_T = visible(q_BHTK.shape[-2], q_BHTK.device).log()
         s_BHTT = scaled_products(unit(q_BHTK), unit(k_BHTK), self.log_dim) * log_T[:, None]
-        # softplus(-inf) = 0: what the mask hides has no weight.
+        # softplus(-inf) = 0, so masked keys have no weight.
         plus_BHTT = F.softplus(causal(s_BHTT, bias_HTT))
         return plus_BHTT / plus_BHTT.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
 

@@ -1,16 +1,16 @@
-"""Normalized attention pooling: logits standardized over the visible keys of each row, instead of a softmax.
+"""Normalized attention pooling: logits are standardized over the visible keys of each row instead of a softmax.
 
     A_ij = g (l_ij - mean_i) / (std_i + 1e-3) + b,   l = q k^T + bias,   j <= i
-    o = GELU(LayerNorm(A V)), over the heads side by side
+    o = GELU(LayerNorm(A V)), over the concatenated heads
 
-mean and (biased) std are of a row's visible keys; g and b are one number a head and start at 1 and 0. Logits have no
-scale: the row takes it out. Weights are of both signs and their squares sum to i, so that outputs grow like sqrt(i);
-the LayerNorm (eps 1e-3, scale and bias, as in Keras) belongs to the rule, and so does the GELU, which the authors' code
-can leave out. Richter & Wattenhofer 2020 (arXiv 2005.09561; OliverRichter/normalized-attention). Theirs is an encoder;
-visible keys as the mask is our reading. The first row has no spread: its weight is b, zero at the start. Their second
-LayerNorm, of what the sublayer adds, is a placement's: placement=sandwich comes near.
+mean and (biased) std are over a row's visible keys. g and b are one number per head and start at 1 and 0. Logits have
+no scale, because standardization removes it. Weights have both signs and their squares sum to i, so outputs grow like
+sqrt(i). The LayerNorm (eps 1e-3, scale and bias, as in Keras) and the GELU belong to the rule; the authors' code can
+omit the GELU. Richter & Wattenhofer 2020 (arXiv 2005.09561; OliverRichter/normalized-attention) use an encoder. Taking
+the visible keys as the mask is our reading. The first row has no spread, so its weight is b, initially zero. Their
+second LayerNorm, of the sublayer's output, belongs to the placement axis: placement=sandwich comes close.
 
-Probes of logits are those of the other rules, of scale q k + bias, so that sweeps compare.
+Probes of logits are of scale q k + bias, for comparison with other rules.
 """
 
 from typing import Literal
@@ -43,7 +43,7 @@ class Standardized(MixingRule):
             l_BHTT = l_BHTT + bias_HTT
         length = l_BHTT.shape[-1]
         count_T1 = torch.arange(1, length + 1, device=l_BHTT.device)[:, None]
-        # Where all keys are alike, l - mean is rounding; the square root has no gradient at 0.
+        # With identical keys, l - mean is rounding error; the square root has no gradient at 0.
         centered_BHTT = (l_BHTT - l_BHTT.tril().sum(-1, keepdim=True) / count_T1).tril()
         variance_BHT1 = centered_BHTT.square().sum(-1, keepdim=True) / count_T1
         spread_BHT1 = variance_BHT1.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
@@ -64,13 +64,13 @@ class Standardized(MixingRule):
 class StandardizedConfig(MixingConfig):
     """Weights g (l_ij - mean_i) / std_i + b of l = q k^T + bias over j <= i, then LayerNorm and GELU of all heads.
 
-    Richter & Wattenhofer 2020 (NAP, arXiv 2005.09561). 2 H + 2 D parameters a layer.
+    Richter & Wattenhofer 2020 (NAP, arXiv 2005.09561). 2 H + 2 D parameters per layer.
     """
 
     name: Literal["nap"] = "nap"
     reads_scale = False
     gelu: bool = True
-    """GELU behind the LayerNorm."""
+    """Apply a GELU after the LayerNorm."""
 
     def build(self, layer: LayerShape) -> MixingRule:
         return Standardized(layer, self.gelu)

@@ -1,8 +1,8 @@
-"""No attention: a gated MLP in its place, W_down (silu(W_gate x) * W_up x), which mixes no tokens.
+"""No attention: a gated MLP replaces it, W_down (silu(W_gate x) * W_up x), which does not mix tokens.
 
-The "MLP" of Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602), there alone and in patterns with standard
-attention. Its inner width of 4 D / 3 gives it the 4 D^2 parameters of attention, to the nearest whole number. Queries,
-keys, positions and what else belongs to attention have no place in such a block; it reports no probes of attention.
+The "MLP" of Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602), used there alone and in patterns with
+standard attention. Its inner width of 4 D / 3, rounded, gives it about the 4 D^2 parameters of attention. Such a block
+has no queries, keys or positions, and records no attention probes.
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 OFF = {"layout": "mha", "qk_source": "stream", "temperature": "none", "sink": "none", "gate": "none"}
-"""The axes of attention, and their choices that do nothing here."""
+"""Axes of attention, and their choices that are inactive without it."""
 
 
 class NoAttention(TokenMixer):
@@ -36,7 +36,7 @@ class NoAttention(TokenMixer):
 @ATTENTION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NoAttentionConfig(MixingConfig):
-    """A gated MLP in the place of attention, with as many parameters.
+    """A gated MLP in place of attention, with as many parameters.
 
     Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602).
     """
@@ -58,11 +58,11 @@ class NoAttentionConfig(MixingConfig):
                     )
         if config.value_residual is not None:
             raise ValueError(
-                f"attention=mlp has blocks without values, which value_residual={config.value_residual} would add: "
+                f"attention=mlp has blocks without values, but value_residual={config.value_residual} adds to them: "
                 f"use value_residual=null or attention=softmax"
             )
         if config.placement.wraps_projections or config.placement.sets_initial_scale:
             raise ValueError(
-                f"attention=mlp has blocks without projections, which placement={config.placement.name} changes: "
+                f"attention=mlp has blocks without projections, but placement={config.placement.name} changes them: "
                 f"use placement=pre or attention=softmax"
             )

@@ -1,14 +1,14 @@
-"""Attention whose logits belong to keys alone: all queries see the same ones.
+"""Attention whose logits depend on keys alone, so all queries share them.
 
     A_ij = softmax_j<=i(a_j + bias),   a_j = scale SiLU(q_j) k_j
 
-q and k are of the same token. Rows without a bias are one row, cut off at i. Xue et al. 2025 (arXiv 2510.11602),
-"Non-approximate" of their variants. They apply SiLU to the projected query, so that rotary positions, which turn q_j
-and k_j alike, would do nothing; here SiLU comes behind qk_norm and positions, and sees turned queries with
-position=rope: use position=none for theirs, whose logits have no positions.
+q and k come from the same token. Without a bias, all rows are the same row, truncated at i. Xue et al. 2025 (arXiv
+2510.11602), their "Non-approximate" variant. They apply SiLU to the projected query before rotary positions, which then
+rotate q_j and k_j alike and cancel. Here SiLU acts after qk_norm and positions, so with position=rope it sees rotated
+queries. Use position=none for their form, whose logits have no positions.
 
-One channel of a_j in the keys and of ones in the queries makes torch's fused kernels do it. Probes of logits are of a_j
-and of the q_j and k_j of the same token, behind SiLU.
+One channel, a_j in the keys and 1 in the queries, lets torch's fused kernels compute it. Probes of logits are of a_j
+and its factors: q_j after SiLU and k_j, of the same token.
 """
 
 import math
@@ -26,11 +26,11 @@ from models.probes import Stats, attention_scores, causal
 
 class KeyLogits(Softmax):
     def own(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> torch.Tensor:
-        """a / scale in fp32, [B, H, T]."""
+        """Returns a / scale in fp32, [B, H, T]."""
         return (F.silu(q_BHTK.float()) * k_BHTK.float()).sum(-1)
 
     def channels(self, inputs: Inputs) -> Inputs:
-        """With queries and keys whose products they are."""
+        """Returns inputs with queries and keys whose products are a / scale."""
         own_BHT1 = self.own(inputs.q_BHTK, inputs.k_BHTK)[..., None]
         rest = (0, inputs.q_BHTK.shape[-1] - 1)
         return inputs._replace(q_BHTK=F.pad(torch.ones_like(own_BHT1), rest), k_BHTK=F.pad(own_BHT1, rest))
@@ -49,7 +49,7 @@ class KeyLogits(Softmax):
         return super().entropy(self.channels(inputs))
 
     def watch_logits(self, inputs: Inputs) -> Stats:
-        """Of the pairs of one token, where positions add nothing."""
+        """Probes only pairs of the same token, where positions add nothing."""
         q_BHTK, k_BHTK, *_ = inputs
         _, heads, length, _ = q_BHTK.shape
         others_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTK.device).fill_diagonal_(False)

@@ -1,10 +1,9 @@
 """Squared-ReLU attention: weights relu(s_ij)^2 / sqrt(T), s = scale q k^T + bias, for j <= i, without normalization.
 
-Wortsman et al. 2023, Fig. E.11, put it in the place of softmax, and logits grow all the same. They don't say what T,
-the "sequence length", is for causal rows. Here it is the context of training, one number for all rows, as are the
-factors L^-alpha of "Replacing softmax with ReLU in vision transformers" (Wortsman et al. 2023, arXiv 2309.08586).
-i + 1, the keys that row i sees, would be another rule; the length of the input would let later tokens scale earlier
-outputs.
+Wortsman et al. 2023, Fig. E.11, replace softmax by it and still see logits grow. They do not say what T, the "sequence
+length", means for causal rows. Here it is the training context, one number for all rows, like the factors L^-alpha of
+"Replacing softmax with ReLU in vision transformers" (Wortsman et al. 2023, arXiv 2309.08586). The number of keys
+visible to a row would be a different rule. With the input's length, later tokens would scale earlier outputs.
 """
 
 import math
@@ -23,7 +22,7 @@ class SquaredReLU(MixingRule):
         self.root = math.sqrt(context)
 
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
-        # relu(-inf) = 0: what the mask hides has no weight.
+        # relu(-inf) = 0, so masked keys have no weight.
         return torch.relu(z_BHTT).square() / self.root
 
 

@@ -1,10 +1,10 @@
-"""Self-adjust softmax: softmax weights times their own logits, p_ij z_ij, or times these scaled to [0, 1].
+"""Self-adjust softmax: softmax weights times their own logits, p_ij z_ij, or times the logits rescaled to [0, 1].
 
     product       p_ij z_ij
     normalized    p_ij (z_ij - m_i) / (M_i - m_i),  m_i = min(min_j z_ij, 0), M_i = max(max_j z_ij, 0)
 
-p = softmax(z), z = scale q k^T + bias, j <= i. Zheng et al. 2025 (arXiv 2502.18277), abstract; the gradient flows
-through min and max, and 1e-10 is added to the denominator, as in HKUDS/SepLLM. Weights of `product` are signed.
+p = softmax(z), z = scale q k^T + bias, j <= i. Zheng et al. 2025 (arXiv 2502.18277), abstract. As in HKUDS/SepLLM, the
+gradient flows through min and max, and 1e-10 is added to the denominator. Weights of `product` are signed.
 """
 
 import math
@@ -26,7 +26,7 @@ class SelfAdjustSoftmax(MixingRule):
 
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         p_BHTT = torch.softmax(z_BHTT, -1)
-        # A hidden logit of 0 is no new minimum or maximum: both include 0 anyway.
+        # Masked logits become 0, which leaves both extremes unchanged because they include 0 anyway.
         z_BHTT = z_BHTT.masked_fill(z_BHTT == -math.inf, 0.0)
         if not self.normalized:
             return p_BHTT * z_BHTT
@@ -38,7 +38,7 @@ class SelfAdjustSoftmax(MixingRule):
 @ATTENTION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class SelfAdjustSoftmaxConfig(MixingConfig):
-    """softmax(z) times z, or times z scaled to [0, 1] by its least and largest value of the row and 0.
+    """softmax(z) times z, or times z rescaled to [0, 1] by the minimum and maximum of the row and 0.
 
     Zheng et al. 2025 (Self-adjust softmax, arXiv 2502.18277).
     """

@@ -1,12 +1,11 @@
-"""Selective attention: what the first head attends to is taken from the later logits of all heads.
+"""Selective attention: positive logits of the first head lower the later logits of all heads for the same key.
 
     softmax_j<=i(z_ij - F_ij),   F_ij = sum_m<i S_mj,   S_mj = relu(z_mj) of the first head for 1 < j < m, else 0
 
-z = scale q k^T + bias. A token can thus ask, in the logits of the first head, that all later tokens pass over another
-one: not itself, and never the first token. Leviathan et al. 2024 (arXiv 2410.02703), section 3, without pruning of the
-context and the loss that goes with it; lucidrains/x-transformers has the rule of the first token. S is of visible keys
-alone, and gradients flow through F. That positions' bias is part of the logit that S reads is our reading; the paper
-has none.
+z = scale q k^T + bias. Through the first head's logits, a token can thus tell all later tokens to ignore another one,
+but not itself and never the first token. Leviathan et al. 2024 (arXiv 2410.02703), section 3, without context pruning
+and its loss. The exception for the first token is from lucidrains/x-transformers. S covers only visible keys, and
+gradients flow through F. Including position biases in the logits that S reads is our reading; the paper has none.
 """
 
 from typing import Literal
@@ -25,12 +24,12 @@ class Selective(MixingRule):
         self.keep_first = keep_first
 
     def masked(self, z_BHTT: torch.Tensor) -> torch.Tensor:
-        """F, [B, 1, T, T]."""
-        # relu(-inf) = 0: keys that a row doesn't see get no vote from it.
+        """Returns F, [B, 1, T, T]."""
+        # relu(-inf) = 0, so a row casts no votes on keys that it does not see.
         votes_B1TT = torch.relu(z_BHTT[:, :1]).tril(-1)
         if self.keep_first:
             votes_B1TT = F.pad(votes_B1TT[..., 1:], (1, 0))
-        # Of the rows before: one down.
+        # Shift down by one row, so that a row sums only the rows before it.
         return F.pad(votes_B1TT[:, :, :-1].cumsum(-2), (0, 0, 1, 0))
 
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
@@ -48,7 +47,7 @@ class SelectiveConfig(MixingConfig):
     name: Literal["selective"] = "selective"
     dot_product = True
     keep_first: bool = True
-    """The first token can't be masked."""
+    """Never mask the first token."""
 
     def build(self, layer: LayerShape) -> MixingRule:
         return Selective(layer.scale, self.keep_first)

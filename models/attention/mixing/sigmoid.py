@@ -1,8 +1,8 @@
 """Sigmoid attention: weights sigmoid(z_ij + b), z = scale q k^T + bias, for j <= i, without normalization; b = -log n.
 
-Ramapuram et al. 2024 (arXiv 2409.04431); apple/ml-sigmoid-attention and apple/axlearn. b makes the weights of a row sum
-to about 1 where logits are 0. n is one constant for all rows, the context of training, as in axlearn: its comment says
-that the length of each row in its place does not help. b is not trained.
+Ramapuram et al. 2024 (arXiv 2409.04431); apple/ml-sigmoid-attention and apple/axlearn. With b, the weights of a row
+sum to about 1 when logits are 0. n is the same for all rows, the training context, as in axlearn, whose comment says
+that using each row's length does not help. b is not trained.
 """
 
 import math
@@ -35,7 +35,7 @@ class SigmoidConfig(MixingConfig):
     name: Literal["sigmoid"] = "sigmoid"
     dot_product = True
     bias: bool = True
-    """Whether -log T is added to the logits. Without it a row of zero logits sums to half its length."""
+    """Add -log T to the logits. Without it, a row of zero logits sums to half its length."""
 
     def build(self, layer: LayerShape) -> MixingRule:
         return Sigmoid(layer.scale, -math.log(layer.context) if self.bias else 0.0)

@@ -1,11 +1,11 @@
 """Softmax attention over capped logits: softmax_j<=i(cap tanh(s_ij / cap) + bias), s = scale q k^T.
 
-As in Gemma's code (google-deepmind/gemma) the cap acts on the scaled products and the mask comes behind it; so does
-what positions add, as in flash-attention: ALiBi keeps its slopes. torch has no fused kernel for it but flex_attention,
-which has no backward pass on CPUs: weights are explicit.
+As in Gemma's code (google-deepmind/gemma), the cap acts on the scaled products, before the mask. Position biases are
+added after it, as in flash-attention, so ALiBi keeps its slopes. torch's only fused kernel for this is flex_attention,
+which has no backward pass on CPUs, so weights are explicit.
 
-Probes are those of the other rules, so that sweeps compare: `logit_max` is of s + bias, before the cap, as this says
-whether logits grow. Without a bias the largest that softmax sees is cap tanh(logit_max / cap).
+Probes are the same as for other rules, for comparison. `logit_max` is of s + bias, before the cap, because that shows
+whether logits grow. Without a bias, the largest logit that softmax sees is cap tanh(logit_max / cap).
 """
 
 from typing import Annotated, Literal
@@ -41,7 +41,7 @@ class SoftcapConfig(MixingConfig):
     name: Literal["softcap"] = "softcap"
     dot_product = True
     cap: Annotated[float, Field(gt=0)] = 50.0
-    """Bound of the logits. Gemma 2's."""
+    """Bound of the logits. Default: Gemma 2's."""
 
     def build(self, layer: LayerShape) -> MixingRule:
         return Softcap(layer.scale, self.cap)

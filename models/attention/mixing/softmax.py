@@ -33,7 +33,7 @@ class Softmax(MixingRule):
         v_BHSK: torch.Tensor,
         mask_HTS: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The kernel: with what a mask adds to the scaled logits, else causal."""
+        """Runs the kernel on logits plus `mask_HTS` if it is given, else with a causal mask."""
         dtype = torch.float32 if v_BHSK.is_cpu and v_BHSK.dtype == torch.bfloat16 else v_BHSK.dtype
         with full_precision(q_BHTK):
             q, k, v = _one_width(q_BHTK.to(dtype), k_BHSK.to(dtype), v_BHSK.to(dtype))
@@ -51,15 +51,12 @@ class Softmax(MixingRule):
 
 
 def has_fused_entropy(inputs: Inputs) -> bool:
-    """Whether a kernel gives the entropy of softmax: not with a bias, and not on every device."""
+    """Whether a kernel can compute softmax's entropy: only without a bias, and not on every device."""
     return inputs.bias_HTT is None and inputs.q_BHTK.device.type in ("cpu", "cuda")
 
 
 def _one_width(*heads: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Zeros for features that some of q, k and v lack: the fused kernels want as many in each, on GPUs a multiple of 8.
-
-    Where all have as many, nothing is added.
-    """
+    """Zero-pads q, k and v to one feature count if they differ; fused kernels need that, on GPUs a multiple of 8."""
     widths = [x.shape[-1] for x in heads]
     if len(set(widths)) == 1:
         return heads

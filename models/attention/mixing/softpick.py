@@ -1,10 +1,10 @@
 """Softpick, rectified softmax: relu(e^z_ij - 1) / (sum_k |e^z_ik - 1| + 1e-8), z = scale q k^T + bias, k <= i.
 
 Zuhri et al. 2025 (arXiv 2504.20966); zaydzuhri/softpick-attention. A row without a positive logit has no weight at all,
-so that no head needs a sink; at a first token the weight is 1 or 0. Weights are not invariant to a shift of the logits.
+so no head needs a sink. The first token's weight is 1 or 0. Weights are not invariant to a shift of the logits.
 
 All terms are divided by e^m, m = max(0, max_k z_ik). The published code has m = max_k z_ik, whose e^-m overflows in
-fp32 where all logits of a row are below -88: the gradient is then NaN, here it is 0.
+fp32 if all logits of a row are below -88. The gradient is then NaN; here it is 0.
 """
 
 import math
@@ -21,7 +21,7 @@ EPS = 1e-8
 
 class Softpick(MixingRule):
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
-        # Hidden logits are 0 here: e^0 - 1 = 0 is neither in the numerator nor in the sum.
+        # Masked logits become 0, which contributes e^0 - 1 = 0 to both numerator and sum.
         z_BHTT = z_BHTT.masked_fill(z_BHTT == -math.inf, 0.0)
         m_BHT1 = z_BHTT.detach().amax(-1, keepdim=True).clamp_min(0.0)
         excess_BHTT = torch.exp(z_BHTT - m_BHT1) - torch.exp(-m_BHT1)

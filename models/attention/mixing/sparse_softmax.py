@@ -1,8 +1,8 @@
 """Sparse softmax: softmax over the k largest logits of each row, exact zeros elsewhere.
 
-Sun et al. 2021 (arXiv 2112.12433) has it as an output layer; for attention, over the visible keys of each query, it is
-the explicit sparse Transformer of Zhao et al. 2019 (arXiv 1912.11637). Rows of k keys and fewer are plain softmax. Keys
-that tie with the k-th largest are all kept, so that the weights don't depend on the order of keys.
+Sun et al. 2021 (arXiv 2112.12433) use it as an output layer. In attention, over the visible keys of each query, it is
+the explicit sparse Transformer of Zhao et al. 2019 (arXiv 1912.11637). Rows of at most k keys are plain softmax. All
+keys that tie with the k-th largest are kept, so that weights do not depend on the order of keys.
 """
 
 import math
@@ -22,7 +22,7 @@ class SparseSoftmax(MixingRule):
         self.k = k
 
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
-        # Of a row with fewer visible keys the k-th largest is -inf: nothing is below it.
+        # With fewer than k visible keys the k-th largest is -inf, so nothing is masked.
         least_BHT1 = z_BHTT.detach().topk(min(self.k, z_BHTT.shape[-1]), -1).values[..., -1:]
         return torch.softmax(z_BHTT.masked_fill(z_BHTT < least_BHT1, -math.inf), -1)
 
@@ -37,7 +37,7 @@ class SparseSoftmaxConfig(MixingConfig):
     name: Literal["sparse_softmax"] = "sparse_softmax"
     dot_product = True
     k: Annotated[int, Field(ge=1)] = 4
-    """Keys that a query attends to. Ours, for contexts of 64."""
+    """Number of keys that a query attends to. Our default, for contexts of 64."""
 
     def build(self, layer: LayerShape) -> MixingRule:
         return SparseSoftmax(layer.scale, self.k)

@@ -1,7 +1,7 @@
 """Sparsemax attention: each row of weights is the projection of its logits onto the simplex, max(z_ij - tau_i, 0).
 
-Martins & Astudillo 2016 (arXiv 1602.02068); the tau at which a row sums to 1 by the sort of deep-spin/entmax. Logits
-that are more than 1 below the largest have no weight and no gradient.
+Martins & Astudillo 2016 (arXiv 1602.02068). deep-spin/entmax finds, by sorting, the tau at which a row sums to 1.
+Logits more than 1 below the largest have no weight and no gradient.
 """
 
 from typing import Literal

@@ -1,15 +1,16 @@
-"""Softmax attention with the exponential cut off: weights P(z_ij) / sum_k P(z_ik), P(z) = sum_n<=N z^n / n!, k <= i.
+"""Softmax attention with a truncated exponential: weights P(z_ij) / sum_k P(z_ik), P(z) = sum_n<=N z^n / n!, k <= i.
 
-Mongaras & Larson 2025 (arXiv 2507.23632): each power of the logits is an RNN whose state is made
-of n-fold products of keys, and softmax is the sum of all. N = 1 is linear attention with the feature map (1, x), N = 2
-the kernel of Based (Arora et al. 2024, arXiv 2402.18668).
+Mongaras & Larson 2025 (arXiv 2507.23632): each power of the logits is an RNN whose state consists of n-fold products of
+keys, and softmax is the sum of all. N = 1 is linear attention with the feature map (1, x), N = 2 the kernel of Based
+(Arora et al. 2024, arXiv 2402.18668).
 
-P is positive for even N. For odd N weights can be negative and a row can sum to nothing, so the denominator D is taken
-as sign(D) max(|D|, 0.01 sum_k |P(z_ik)|): no weight exceeds 100. This bound is ours; it never acts for even N. (The
-authors' code leaves the 80 terms that it has undivided; this follows the paper's formula.)
+P is positive for even N. For odd N, weights can be negative and a row can sum to zero. The denominator D is therefore
+replaced by sign(D) max(|D|, 0.01 sum_k |P(z_ik)|), so no weight exceeds 100. This bound is ours; it never acts for even
+N. The authors' code does not divide its sum of 80 terms by D; this follows the paper's formula.
 
-Powers of large logits overflow. A row is divided by r^N, r = max(1, max_k |z_ik|), which cancels: with u = z / r and
-s = 1 / r what is summed is u^n s^(N - n) N! / n!. From N = 5 on in float64: sums that cancel lose fp32's digits.
+Powers of large logits overflow. So each row is divided by r^N, r = max(1, max_k |z_ik|), which cancels: with u = z / r
+and s = 1 / r the terms are u^n s^(N - n) N! / n!. From N = 5 on this runs in float64, as cancellation costs too many
+digits in fp32.
 """
 
 import math
@@ -60,7 +61,7 @@ class TaylorConfig(MixingConfig):
     name: Literal["taylor"] = "taylor"
     dot_product = True
     order: Annotated[int, Field(ge=1, le=80)] = 4
-    """N, the largest power. Odd ones have signed weights. 80 is the largest that the authors' code has."""
+    """N, the largest power. Odd orders have signed weights. 80 is the largest in the authors' code."""
 
     def build(self, layer: LayerShape) -> MixingRule:
         return Taylor(layer.scale, self.order)

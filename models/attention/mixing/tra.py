@@ -1,13 +1,13 @@
-"""Threshold relative attention: keys with positive logits alone, and distances counted in them.
+"""Threshold relative attention: attends only to keys with positive logits and measures distance in such keys.
 
     S_ij = relu(scale q_i k_j + bias),  kept_ij = [S_ij > 0],  D_ij = log sigmoid(W x_i + b) #{kept m: j <= m <= i}
-    A_ij = softmax over the kept j <= i of S_ij + D_ij, 0 for all others; a row without kept keys is zero
+    A_ij = softmax over the kept j <= i of S_ij + D_ij, 0 for all others; an all-zero row if no key is kept
 
-with one gate a token and head, of the query; the nearest kept key has count 1. Opper et al. 2025 (TRA, arXiv
-2503.23174). What is dropped leaves all other weights alone. The authors use no other positions (position=none) and
-queries and keys of unit RMS without learned scales, which here is the qk_norm axis (qk_norm=fixed has the same
-directions and fixed lengths). What positions add joins the logit before the threshold, W is drawn as the init axis has
-it and b starts at zero: our readings. Counts have no gradient.
+with one gate per token and head, of the query; the nearest kept key has count 1. Opper et al. 2025 (TRA, arXiv
+2503.23174). Dropped keys do not affect the other weights. The authors use no other positions (position=none), and
+queries and keys of unit RMS without learned scales. Here that is the qk_norm axis (qk_norm=fixed has the same
+directions and fixed lengths). Our readings: position biases add to the logit before the threshold, the init axis fills
+W, and b starts at zero. Counts have no gradient.
 
 Probes of logits are of scale q k + bias, before the threshold.
 """
@@ -30,10 +30,10 @@ class ThresholdRelative(MixingRule):
 
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         kept_BHTT = z_BHTT > 0
-        # From the diagonal back to each key.
+        # Counts from the diagonal back to each key.
         count_BHTT = kept_BHTT.float().flip(-1).cumsum(-1).flip(-1)
         delta_BHT1 = F.logsigmoid(self.gate(x_BTD))[..., None]
-        # Finite, so that a row without kept keys is no row of NaN; masked once more, it is one of zeros.
+        # A finite minimum avoids NaN in rows without kept keys; the final mask sets these rows to zero.
         lowest = torch.finfo(torch.float32).min
         scores_BHTT = (z_BHTT + delta_BHT1 * count_BHTT).masked_fill(~kept_BHTT, lowest)
         return torch.softmax(scores_BHTT, -1) * kept_BHTT
@@ -42,13 +42,13 @@ class ThresholdRelative(MixingRule):
 @ATTENTION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ThresholdRelativeConfig(MixingConfig):
-    """Softmax of z_ij + log sigmoid(W x_i + b) c_ij over keys with z_ij > 0, c_ij how many of these are in j ... i.
+    """Softmax of z_ij + log sigmoid(W x_i + b) c_ij over keys with z_ij > 0, c_ij the number of these in j ... i.
 
-    Opper et al. 2025 (TRA, arXiv 2503.23174). D H + H parameters a layer; theirs is with position=none.
+    Opper et al. 2025 (TRA, arXiv 2503.23174). D H + H parameters per layer. The authors use position=none.
     """
 
     name: Literal["tra"] = "tra"
-    zero_init_safe = False  # it keeps no key
+    zero_init_safe = False  # zero logits keep no key
 
     def build(self, layer: LayerShape) -> MixingRule:
         return ThresholdRelative(layer)
