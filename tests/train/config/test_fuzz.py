@@ -33,7 +33,7 @@ EXAMPLES: dict[str, Any] = {
 }  # fmt: skip
 ADVICE = re.compile(
     r"should (be|have|match)|did you mean |known: |only .+ has it|--help|heads=\d+ would|has to be|begins? with"
-    r"|use |give |write |choose |correct |lower |raise |name each|a config file can set|use a multiple"
+    r"|use |give |write |choose |correct |lower |raise |name each|a config file can set|must |set it |save it |begin it"
 )
 # Bad values by JSON type.
 VALUES = {

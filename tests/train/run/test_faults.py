@@ -220,7 +220,7 @@ class TestDamage:
         assert stop.value.code == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
-        assert error.startswith(f"error: {cut.checkpoint} is not what was written (")
+        assert error.startswith(f"error: {cut.checkpoint} is damaged (")
         assert error.endswith("): delete it to train the run from its start\n")
         assert cut.state() == "failed"
         cut.checkpoint.unlink()

@@ -183,13 +183,13 @@ OF_WEIGHTS = {
     "qk_source": {"stream"},
 }
 REFUSED = [
-    (["devices=1"], "strategy=fsdp shares a model out over devices, of which devices=1 nodes=1 has one"),
-    (["accelerator=mps"], "strategy=fsdp .* accelerator=mps has one"),
-    (["compile=true"], "strategy=fsdp isn't tested with compile=true"),
-    (["optimizer.qk_clip=100", "qk_norm=none"], "strategy=fsdp .* optimizer.qk_clip=100 needs whole"),
+    (["devices=1"], "strategy=fsdp shards a model over devices, but devices=1 nodes=1 is a single one"),
+    (["accelerator=mps"], "strategy=fsdp .* accelerator=mps is a single one"),
+    (["compile=true"], "strategy=fsdp is not tested with compile=true"),
+    (["optimizer.qk_clip=100", "qk_norm=none"], "strategy=fsdp .* optimizer.qk_clip=100 needs in full"),
     *(
         ([f"{axis}={name}", *(["schedule=constant"] if name == "schedule_free" else [])],
-         f"strategy=fsdp .* {axis}={name} needs whole: use {axis}=")
+         f"strategy=fsdp .* {axis}={name} needs in full: use {axis}=")
         for axis, registry in axes(Config).items()
         for name, choice in registry.choices.items()
         if not getattr(choice, "shards", True)

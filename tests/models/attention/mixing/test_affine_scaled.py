@@ -24,7 +24,9 @@ BUT = {
 
 
 def test_compiled_gradients_are_refused() -> None:
-    message = "compile=true gets the gradients of attention=affine_scaled wrong: use compile=false or attention=softmax"
+    message = (
+        "compile=true computes wrong gradients for attention=affine_scaled: use compile=false or attention=softmax"
+    )
     for given in (["attention=affine_scaled"], ["attention.pattern=[self,affine_scaled]", "model.depth=2"]):
         assert tiny(*given).compile is False
         with pytest.raises(ConfigError, match=message):
