@@ -55,7 +55,7 @@ def counted(
     unigrams_V = np.zeros(vocab_size, np.int64)
     for start in range(0, len(train), chunk):
         unigrams_V += np.bincount(train[start : start + chunk], minlength=vocab_size)
-    types = max(1, np.count_nonzero(unigrams_V))
+    types = max(1, int(np.count_nonzero(unigrams_V)))
     unigram_V = (unigrams_V + types / vocab_size) / (unigrams_V.sum() + types)
     pairs_VV = _pairs(train, vocab_size, chunk)
     history_V, different_V = np.asarray(pairs_VV.sum(1)).ravel(), np.diff(pairs_VV.indptr)
