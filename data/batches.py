@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from data.config import DataError
+from data.floors import Floors
 from data.rng import frozen_random
 
 if TYPE_CHECKING:
@@ -40,14 +41,9 @@ class Prepared:
         return self.manifest.get("eos")
 
     @property
-    def entropy_rate(self) -> float | None:
-        """Returns the entropy rate in nats per token, the lowest possible loss. None for real text."""
-        return self.manifest.get("entropy_rate")
-
-    @property
-    def unigram_entropy(self) -> float | None:
-        """Returns the unigram entropy in nats per token, the lowest loss without context. None for real text."""
-        return self.manifest.get("unigram_entropy")
+    def floors(self) -> Floors:
+        """Returns the losses of a unigram and a bigram model on the validation split."""
+        return Floors(**self.manifest["floors"])
 
     @property
     def bytes_per_token(self) -> float | None:

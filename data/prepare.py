@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
@@ -20,6 +20,7 @@ import numpy as np
 from data import tokenizer as tokenization
 from data.batches import Prepared
 from data.config import SPLITS, DataConfig, DataError, Position, Split, TokenSource, one_line
+from data.floors import floors_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -51,7 +52,10 @@ def prepare(config: DataConfig, cache: Path, progress: bool = True) -> Prepared:
 
 
 def open_prepared(folder: Path) -> Prepared:
-    """Opens a prepared folder. Raises DataError, naming the first file that does not match the manifest."""
+    """Opens a prepared folder. Raises DataError, naming the first file that does not match the manifest.
+
+    Adds the floors of the loss to a manifest that was written without them.
+    """
     path = folder / MANIFEST
     again = f"delete the folder {folder} to prepare it again"
     try:
@@ -66,7 +70,23 @@ def open_prepared(folder: Path) -> Prepared:
         if _sha256(folder / name) != sha256:
             raise DataError(f"{folder / name} does not match its manifest (sha256 differs); {again}")
     tokens = {split: np.memmap(folder / f"{split}.bin", dtype, "r", shape=(lengths[split],)) for split in SPLITS}
+    if "floors" not in manifest:
+        manifest = _add_floors(folder, tokens)
     return Prepared(folder, manifest, train=tokens["train"], validation=tokens["validation"])
+
+
+def _add_floors(folder: Path, tokens: Mapping[Split, np.ndarray]) -> dict[str, Any]:
+    """Returns the manifest with floors, and writes it unless the folder is read-only."""
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    if not os.access(folder, os.W_OK):
+        return manifest | {"floors": floors_of(manifest, tokens["train"], tokens["validation"])._asdict()}
+    with _locked(folder):
+        # Another process may have added them while this one waited.
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if "floors" not in manifest:
+            manifest["floors"] = floors_of(manifest, tokens["train"], tokens["validation"])._asdict()
+            _replace_json(folder / MANIFEST, manifest)
+    return manifest
 
 
 def _digest(config: DataConfig) -> str:
@@ -114,8 +134,10 @@ def _build(config: DataConfig, folder: Path, progress: bool) -> None:
         "splits": {split: asdict(positions[split]) for split in SPLITS},
         "files": {name: _sha256(folder / name) for name in names},
         "versions": _versions(),
-    }
-    _replace_json(folder / MANIFEST, manifest | source.facts)
+    } | source.facts
+    tokens = {split: np.memmap(folder / f"{split}.bin", dtype, "r") for split in SPLITS}
+    manifest["floors"] = floors_of(manifest, tokens["train"], tokens["validation"])._asdict()
+    _replace_json(folder / MANIFEST, manifest)
     (folder / PROGRESS).unlink()
     shutil.rmtree(folder / "work", ignore_errors=True)
 

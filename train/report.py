@@ -12,6 +12,7 @@ from train.cli.terminal import exit_with, table_console
 from train.findings.base import find
 from train.results.arms import with_arms
 from train.results.figures import loss_against_lr, run_curves
+from train.results.floors import floors_text
 from train.results.page.html import write_page, write_run_page
 from train.results.style import save
 from train.results.sweep import Metrics, SweepResults, _row, load_sweep
@@ -34,6 +35,7 @@ def markdown(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None) 
         ]
         lines += ["| check | | figures |", "|---|---|---|"]
         lines += [f"| {c.claim} | {MARKS[c.passed]} | {c.text} |" for c in verdict.checks] + [""]
+    lines += [floors, ""] if (floors := floors_text(sweep.runs)) else []
     lines += ["| " + " | ".join(COLUMNS.values()) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(row) + " |" for row in cells(found)]
     lines += ["", *(f"- {note}" for note in (verdict.notes if verdict else ()))]
@@ -83,6 +85,8 @@ def print_report(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | No
         shown.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
     for row in cells(found):
         shown.add_row(*map(escape, row))
+    if floors := floors_text(sweep.runs):
+        console.print(floors, highlight=False)
     console.print(shown)
     if left_out := sweep.left_out():
         console.print(escape(left_out))

@@ -74,7 +74,7 @@ def print_summary(config: Config, summary: dict[str, Any], folder: RunFolder) ->
         "state": state,
         "model": f"{config.model.name}, N = {summary['N']:,} of {summary['parameters']:,} parameters",
         "trained": f"{summary['steps_done']:,} steps, {summary['tokens']:,} tokens in {duration(summary['seconds'])}",
-        "validation loss": f"{number(first)} at init, {number(final)} at the end",
+        "validation loss": f"{number(first)} at init, {number(final)} at the end{_beside(summary)}",
         "training loss": f"{number(summary['train/loss'])}, mean over the last 1 % of steps",
         "max attention logit": logits,
         "attention entropy": entropy,
@@ -84,3 +84,10 @@ def print_summary(config: Config, summary: dict[str, Any], folder: RunFolder) ->
     }
     for name, text in rows.items():
         print(f"{name:21}{text}")
+
+
+def _beside(summary: dict[str, Any]) -> str:
+    """Returns the bigram floor and the bits per byte to show beside the final loss, where the summary has them."""
+    floor, bits = summary.get("floor/bigram"), summary.get("validation/bits_per_byte")
+    text = "" if floor is None else f" (bigram {number(floor)})"
+    return text if bits is None else f"{text}, {number(bits)} bits per byte"

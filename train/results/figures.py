@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from train.cli.format import size_label
+from train.results.floors import common_floor
 from train.results.sensitivity import OverSeeds
 from train.results.style import (
     ARM_COLOURS,
@@ -20,6 +21,7 @@ from train.results.style import (
     LOGIT_LABEL,
     PANEL,
     arm_lines,
+    bigram_guide,
     cap_line,
     colours,
     cross_handle,
@@ -61,6 +63,7 @@ def arms_against_lr(runs: pd.DataFrame, lines: Mapping[str, str]) -> Figure:
     broke = runs[runs["state"] == "diverged"]
     if len(broke):
         cap_line(loss, float(runs["validation/loss_init"].median()))
+    bigram_guide(loss, common_floor(runs, "bigram"), loss.get_ylim())
     labels = {label: styles[arm] for arm, label in lines.items()}
     legend_above(figure, shades, labels, [cross_handle()] if len(broke) else [])
     return figure
@@ -183,6 +186,9 @@ def loss_against_lr(runs: pd.DataFrame) -> Figure:
         panel.set_ylabel("final validation loss (nats)" if i % columns == 0 else "")
         if len(broke):
             cap_line(panel, float(broke["validation/loss_init"].median()))
+    limits = axes[0].get_ylim()
+    for panel, arm in zip(axes, arms, strict=False):
+        bigram_guide(panel, common_floor(runs[runs["arm"] == arm], "bigram"), limits)
     for panel in axes[len(arms) :]:
         panel.remove()
     legend_above(figure, shades, {}, [cross_handle()] if len(broke) else [])

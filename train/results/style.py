@@ -160,6 +160,26 @@ def guide_line(axes: Axes, level: float, label: str) -> None:
     )  # fmt: skip
 
 
+def bigram_guide(axes: Axes, level: float | None, limits: tuple[float, float]) -> None:
+    """Draws the bigram floor. If it is far outside the y limits of the data, a note at that edge says so instead.
+
+    Far is more than half the height of the axes.
+    """
+    if level is None:
+        return
+    low, high = limits
+    room = (high - low) / 2
+    if low - room <= level <= high + room:
+        guide_line(axes, level, "bigram")
+        return
+    below = level < low
+    axes.annotate(
+        f"bigram {level:.2f}, {'below' if below else 'above'}", (1, 0 if below else 1), xycoords="axes fraction",
+        xytext=(-2, 2 if below else -2), textcoords="offset points", color="0.35", fontsize=6.5, ha="right",
+        va="bottom" if below else "top",
+    )  # fmt: skip
+
+
 def logit_guides(axes: Axes) -> None:
     """Draws the published logit thresholds that are within a factor of 3 of the data."""
     top = axes.get_ylim()[1]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from train.cli.format import number, size_label
 from train.results.arms import with_arms
+from train.results.floors import NAMES, common_floor
 from train.results.sensitivity import OverSeeds, of_runs
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """Returns one row per size and arm: LR sensitivity, best loss and LR, first degraded LR and largest logit there.
 
+    Beside them are bits per byte at the best LR, for text, and the floors of the loss where all runs share them.
     A curve with missing runs gets no LR sensitivity, since values over different LR grids are not comparable.
     """
     import pandas as pd
@@ -30,6 +32,7 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
             "diverged": int((ended["state"] == "diverged").sum()),
         }
         curve = _curve(group)
+        row |= {f"floor/{name}": floor for name in NAMES if (floor := common_floor(group, name)) is not None}
         if curve is not None:
             by_lr = ended.groupby("optimizer.lr")
             losses, first = by_lr["validation/loss"].median(), curve.median("first_degraded_lr")
@@ -38,6 +41,7 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
                 "lr_sensitivity": curve.mean if len(losses) > 1 else None,
                 "lr_sensitivity_std": curve.std,
                 "best_loss": losses.min(),
+                "best_bits_per_byte": _bits_per_byte(by_lr, losses.idxmin()),
                 "best_lr": losses.idxmin(),
                 "first_degraded_lr": first,
                 "critical_lr": curve.median("critical_lr"),
@@ -56,6 +60,14 @@ def _curve(group: pd.DataFrame) -> OverSeeds | None:
         return None
 
 
+def _bits_per_byte(by_lr: Any, lr: float) -> float | None:
+    """Returns the median bits per byte at an LR, or None if the data is not text."""
+    return by_lr[BITS_PER_BYTE].median()[lr] if BITS_PER_BYTE in by_lr.obj else None
+
+
+BITS_PER_BYTE = "validation/bits_per_byte"
+
+
 def _near(values: pd.Series, lr: float) -> float:
     """Returns the value at the grid LR nearest to `lr`, because a median over seeds can lie between grid points."""
     import numpy as np
@@ -65,9 +77,12 @@ def _near(values: pd.Series, lr: float) -> float:
 
 COLUMNS = {
     "N": "N", "arm": "arm", "ended": "runs", "lr_sensitivity": "LR sensitivity", "best_loss": "best loss",
-    "best_lr": "at LR", "first_degraded_lr": "first degraded LR", "logit_max_at_first_degraded": "max logit there",
-    "diverged": "diverged",
+    "best_bits_per_byte": "bits/byte", "best_lr": "at LR", "first_degraded_lr": "first degraded LR",
+    "logit_max_at_first_degraded": "max logit there", "diverged": "diverged",
 }  # fmt: skip
+
+
+THREE_DECIMALS = ("lr_sensitivity", "best_loss", "best_bits_per_byte")
 
 
 def cells(found: pd.DataFrame) -> list[list[str]]:
@@ -77,7 +92,7 @@ def cells(found: pd.DataFrame) -> list[list[str]]:
         get = {k: (v if v == v else None) for k, v in record.items()}
         spread = get.get("lr_sensitivity_std")
         text = {k: f"{v:.3g}" if isinstance(v := get.get(k), float) else "-" for k in COLUMNS}
-        text |= {k: f"{get[k]:.3f}" for k in ("lr_sensitivity", "best_loss") if get.get(k) is not None}
+        text |= {k: f"{get[k]:.3f}" for k in THREE_DECIMALS if get.get(k) is not None}
         if spread is not None and text["lr_sensitivity"] != "-":
             text["lr_sensitivity"] += f" ± {spread:.3f}"
         text |= {"N": size_label(record["N"]), "arm": record["arm"] or "-", "diverged": str(record["diverged"])}

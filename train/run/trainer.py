@@ -134,7 +134,7 @@ class Job:
             eval_batches=config.eval_batches,
             eval_lengths=config.eval_lengths,
         )
-        self.bytes_per_token = prepared.bytes_per_token
+        self.prepared, self.bytes_per_token = prepared, prepared.bytes_per_token
         self.validation = self.data.validation()
         self.longer = self.data.longer_validation()
 
@@ -145,7 +145,7 @@ class Job:
             torch.set_num_threads(config.threads)
         _quiet_lightning()
         module = ProxyModule(config)
-        mirror.describe(sizes(config, module.model))
+        mirror.describe(sizes(config, module.model) | self.prepared.floors.summary)
         callback = RunCallback(folder, mirror, self.validation, self.longer, self.bytes_per_token, self.report)
         trainer = self._trainer([callback, *self.callbacks])
         try:
@@ -159,7 +159,7 @@ class Job:
                 save_atomically(folder.path / "weights.pt", weights)
         if not trainer.is_global_zero:
             return {}
-        summary = summarize(config, module, callback, folder.metrics(), folder.seconds(), self.bytes_per_token)
+        summary = summarize(config, module, callback, folder.metrics(), folder.seconds(), self.prepared)
         write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1))
         folder.set_status(summary["state"], seconds=folder.seconds(), step=summary["steps_done"])
         folder.checkpoint.unlink(missing_ok=True)
@@ -192,9 +192,9 @@ def summarize(
     callback: RunCallback,
     rows: list[MetricsRow],
     seconds: float,
-    bytes_per_token: float | None,
+    prepared: Prepared,
 ) -> Summary:
-    """Returns the summary of an ended run: state, losses, the step of divergence, final probes and their extremes.
+    """Returns the summary of an ended run: state, losses and floors, step of divergence, final probes, extremes.
 
     A run has diverged if its final loss is not finite or above the loss at initialisation. `validation/loss`, by which
     runs are compared, is the final loss, or the loss at initialisation if the run diverged.
@@ -217,7 +217,8 @@ def summarize(
         "validation/loss_init": loss_init,
         "validation/loss_final": loss_final,
         "validation/loss": judged,
-        **bits_per_byte(judged, bytes_per_token),
+        **bits_per_byte(judged, prepared.bytes_per_token),
+        **prepared.floors.summary,
         "train/loss": last_train_loss(trained, config.steps),
         "diverged_step": _onset(trained, loss_init, callback.diverged_step) if diverged else None,
         "steps_above_init": len(above),

@@ -43,13 +43,13 @@ def test_the_true_model_reaches_the_entropy_rate(tmp_path, config):
     chain = language(512, 1.0, 3.0, seed=4)
     for tokens in (found.train, found.validation):
         loss = -np.log(chain.P_VV[tokens[:-1], tokens[1:]]).mean()
-        assert loss == pytest.approx(found.entropy_rate, rel=5e-3)
+        assert loss == pytest.approx(found.floors.bigram, rel=5e-3)
         counts = np.bincount(tokens, minlength=512) / len(tokens)
         entropy = -(counts[counts > 0] * np.log(counts[counts > 0])).sum()
-        assert entropy == pytest.approx(found.unigram_entropy, rel=5e-3)
+        assert entropy == pytest.approx(found.floors.unigram, rel=5e-3)
     assert (len(found.train), len(found.validation)) == (1_000_000, 300_000)
-    assert found.entropy_rate == chain.entropy_rate
-    assert found.unigram_entropy - found.entropy_rate > 1
+    assert found.floors.bigram == chain.entropy_rate
+    assert found.floors.unigram - found.floors.bigram > 1
     assert (found.vocab_size, found.eos, found.bytes_per_token) == (512, None, None)
     assert not np.array_equal(found.train[:1000], found.validation[:1000])
     with pytest.raises(DataError, match="data=synthetic has no tokenizer"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from train.cli.format import size_label
+from train.results.floors import ALIKE, NAMES, floors_text
 from train.results.page.curves import CHARTS, HEATMAPS
 from train.results.style import GUIDES, colours
 from train.results.verdict import jsonable
@@ -68,6 +69,8 @@ def payload(runs: pd.DataFrame, found: pd.DataFrame) -> dict[str, Any]:
         "size": _plain(runs["size"]),
         "ended": [bool(v) for v in runs["ended"]],
         "validation/loss_init": _plain(runs["validation/loss_init"]) if "validation/loss_init" in runs else [],
+        "floors": {name: _plain(runs[f"floor/{name}"]) for name in NAMES if f"floor/{name}" in runs},
+        "alike": ALIKE,
         "arms": arms,
         "armOf": [arms.index(arm) for arm in runs["arm"]],
         "sizes": [[n, size_label(n)] for n in sizes],
@@ -143,7 +146,7 @@ def _hex(colour: Sequence[float]) -> str:
 
 
 def facts(runs: pd.DataFrame) -> str:
-    """Returns the line below the page's title: counts of runs, states, sizes, arms and seeds, and the LR range."""
+    """Returns the line below the page's title: runs, states, sizes, arms and seeds, LR range, floors of the loss."""
     counts = runs["state"].value_counts()
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     lrs, seeds = runs["optimizer.lr"].dropna(), runs["seed"].dropna().nunique()
@@ -152,6 +155,7 @@ def facts(runs: pd.DataFrame) -> str:
     if len(lrs):
         grid = f"LR {lrs.min():g}" + (f" to {lrs.max():g}, {lrs.nunique()} points" if lrs.nunique() > 1 else "")
         parts.append(grid)
+    parts += [floors] if (floors := floors_text(runs)) else []
     return " \u00b7 ".join(parts)
 
 

@@ -54,10 +54,17 @@ function drawRates(choose) {
     const lines = arms.map((sizes) => ascending(sizes).map((n) => rateSeries(sizes.get(n), n, metric)));
     const ys = lines.flat().flatMap((s) => [...s.y, ...(s.band ? s.band.flat() : [])]);
     const guides = rateGuides(metric, ys, lines.flat());
-    const values = [...ys, ...guides.map(([level]) => level)];
-    const panels = lines.map(
-      (series, arm) => series.length && ratePanel(arm, series, metric, { grid, values, guides, choose }),
+    const floors = lines.map((series) =>
+      metric === "validation/loss" ? floorsOf(series.flatMap((s) => s.at.flat())) : [],
     );
+    const near = floors.map((found) => found.filter(isNear(ys)));
+    const values = [...ys, ...[...guides, ...near.flat()].map(([level]) => level)];
+    const panels = lines.map((series, arm) => {
+      if (!series.length) return null;
+      const panel = ratePanel(arm, series, metric, { grid, values, guides: [...guides, ...near[arm]], choose });
+      panel.append(...farNotes(floors[arm], near[arm]));
+      return panel;
+    });
     $("rate-charts").replaceChildren(...panels.filter(Boolean));
   };
   const [light, dark] = data.shades[data.sizes.length];
@@ -96,6 +103,30 @@ function rateGuides(metric, values, lines) {
   if (metric === "logit_max") return logitGuides(values);
   if (metric !== "validation/loss" || !lines.some((s) => s.crosses.length)) return [];
   return [[median(data["validation/loss_init"].filter((v, i) => v != null && data.ended[i])), "loss at init"]];
+}
+
+/** Returns the floors that the runs share, as [nats, name]. */
+function floorsOf(runs) {
+  return Object.entries(data.floors).flatMap(([name, of]) => {
+    const known = runs.map((i) => of[i]).filter((level) => level != null);
+    const [low, high] = [Math.min(...known), Math.max(...known)];
+    return known.length && high - low <= data.alike ? [[(low + high) / 2, name]] : [];
+  });
+}
+
+/** Returns a filter for levels that are less than half the range of the data outside of it. */
+function isNear(values) {
+  const low = values.reduce((a, b) => Math.min(a, b), Infinity);
+  const high = values.reduce((a, b) => Math.max(a, b), -Infinity);
+  const room = (high - low) / 2;
+  return ([level]) => level >= low - room && level <= high + room;
+}
+
+/** Returns a note for the floors that a chart has no room for. */
+function farNotes(floors, near) {
+  const far = floors.filter((floor) => !near.includes(floor));
+  const text = far.map(([level, name]) => `${name} ${short(level)}`).join(", ");
+  return far.length ? [make("p", { class: "note" }, `Outside the chart: ${text}`)] : [];
 }
 
 /** Returns the published logit thresholds within a factor of 3 of the data, as in the figures. */

@@ -65,7 +65,10 @@ function runChart(i, key, run, stepLists) {
           : { colour: STRONG })),
   }));
   const ys = series.flatMap((s) => Array.from(s.y));
-  const guides = key === "logit" ? logitGuides(ys) : key === "gradient" && Math.min(...ys) < 10 ? [[1, "\u03b5"]] : [];
+  const floors = key === "loss" ? floorsOf([i]) : [];
+  const near = floors.filter(isNear(ys));
+  const guides =
+    key === "logit" ? logitGuides(ys) : key === "gradient" && Math.min(...ys) < 10 ? [[1, "\u03b5"]] : near;
   const broken = data.runs.diverged_step?.[i] ?? run.broken;
   const figure = lineChart({
     title: chart.title,
@@ -87,6 +90,7 @@ function runChart(i, key, run, stepLists) {
       ),
     );
   }
+  figure.append(...farNotes(floors, near));
   figure.dataset.chart = key;
   return figure;
 }
