@@ -4,44 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.floors import MOST_TOKENS
 from train.docs.markers import page
 from train.loggers.detail import SHOWN
-from train.runfolder.metrics import METRICS, Metric
+from train.run.metrics import METRICS, Metric
 
 COLUMNS = ("metric", "unit", "definition", "over", "sent to W&B and TensorBoard", "recorded with")
 
 TAIL = f"""
-W&B and TensorBoard receive the names in the column "sent", at most 100 at any depth. Speed is sent with watch
-steps. The histograms `attention/blocks/...` cover all blocks and heads, and `gradient/tensors/rms` covers all
-tensors. `adam` and `update` are also sent separately for {", ".join(f"`{tensor}`" for tensor in SHOWN)};
-tensors in blocks are aggregated over blocks, as in `update/blocks/mlp.up/rms`. `logger.detail=all` sends
-every recorded name as well.
+W&B and TensorBoard receive the names in the column "sent", at most 100 at any depth. Speed is sent with watch steps.
+The histograms `attention/blocks/...` cover all blocks and heads, and `gradient/tensors/rms` covers all tensors. `adam`
+and `update` are also sent separately for {", ".join(f"`{tensor}`" for tensor in SHOWN)}; tensors in blocks are aggregated
+over blocks, as in `update/blocks/mlp.up/rms`. `logger.detail=all` sends every recorded name as well.
 
 `summary.json` contains:
 
 - `validation/loss`, by which runs are compared: the final loss or, for a diverged run, the loss at initialisation
 - `validation/loss_init` and `validation/loss_final`
 - `train/loss`, the mean over the last 1 % of steps (at least one)
-- `floor/unigram`, `floor/bigram` and `floor/no_mixing`, floors of the loss
 - `N`, `parameters`, `tokens` and the speed over the whole run
 - `final`, the last finite row of a watch step
 - `derived`, the values in force of config fields that are null or a share (`optimizer.weight_decay`,
   `schedule.warmup_steps`, ...). W&B's config has them too.
-
-Floors are the losses, in nats/token, that are possible without using context: a model that learns to use it ends below
-them. W&B's config has them too.
-
-| floor | definition |
-|---|---|
-| `floor/unigram` | Loss of the token frequencies of the training split on the whole validation split. |
-| `floor/bigram` | The same for the frequencies of tokens after the previous one. Counted on the whole training split \
-(at most its first {MOST_TOKENS:,} tokens), not only on the tokens that the run sees, whose own floor is a little \
-higher. |
-| `floor/no_mixing` | `floor/bigram`: a model without token mixing sees one token, so it is at best a bigram model. |
-
-Counts are smoothed by Witten-Bell interpolation: bigrams with unigrams, and unigrams with the uniform distribution. For
-`data=synthetic` the floors are the exact entropy of the tokens and the entropy rate of the language.
 """
 
 
@@ -64,4 +47,4 @@ def _sent(metric: Metric) -> str:
     if not metric.of_each:
         return f"`{metric.name}`"
     family, part, what = metric.name.split("/")
-    return f"{metric.reduced_by}, `{family}/{what}`; histogram, `{family}/{part[1:-1]}s/{what}`"
+    return f"{metric.summed_up}, `{family}/{what}`; histogram, `{family}/{part[1:-1]}s/{what}`"
