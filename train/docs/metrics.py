@@ -13,8 +13,8 @@ COLUMNS = ("metric", "unit", "definition", "over", "sent to W&B and TensorBoard"
 TAIL = f"""
 W&B and TensorBoard receive the names in the column "sent", at most 100 at any depth. Speed is sent with watch steps.
 The histograms `attention/blocks/...` cover all blocks and heads, and `gradient/tensors/rms` covers all tensors. `adam`
-and `update` are also sent separately for {", ".join(f"`{tensor}`" for tensor in SHOWN)}; tensors in blocks are aggregated
-over blocks, as in `update/blocks/mlp.up/rms`. `logger.detail=all` sends every recorded name as well.
+and `update` are also sent separately for {", ".join(f"`{tensor}`" for tensor in SHOWN)}; tensors in blocks are
+aggregated over blocks, as in `update/blocks/mlp.up/rms`. `logger.detail=all` sends every recorded name as well.
 
 `summary.json` contains:
 
