@@ -6,7 +6,7 @@ from pathlib import Path
 
 from train.docs.markers import page
 from train.loggers.detail import SHOWN
-from train.run.metrics import METRICS, Metric
+from train.runfolder.metrics import METRICS, Metric
 
 COLUMNS = ("metric", "unit", "definition", "over", "sent to W&B and TensorBoard", "recorded with")
 
