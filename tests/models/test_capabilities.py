@@ -110,8 +110,8 @@ def test_a_fan_in_that_does_not_follow_the_width_clashes_with_factors_of_it(
     with pytest.raises(ConfigError) as error:
         tiny("parametrization=mup", *overrides)
     assert str(error.value) == (
-        f"{setting} has matrices of a fan-in that doesn't follow the width, which parametrization=mup takes for "
-        f"granted: use parametrization=standard or {instead}"
+        f"{setting} has matrices whose fan-in does not follow the width, but parametrization=mup assumes it: "
+        f"use parametrization=standard or {instead}"
     )
     assert tiny("parametrization=parameter_rms", *overrides)
     assert tiny("parametrization=mup", "gate=qualcomm", "gate.form=all_features")

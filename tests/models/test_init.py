@@ -285,7 +285,7 @@ class TestLSUV:
         with pytest.raises(ConfigError) as error:
             tiny("init=lsuv", other)
         assert str(error.value) == (
-            f"init=lsuv gives every layer's output a std of 1, and {other} {text}: "
+            f"init=lsuv gives every layer's output a std of 1, but {other} {text}: "
             f"use init=orthogonal or {axis}={default}"
         )
 

@@ -202,28 +202,27 @@ def test_only_the_directions_of_the_init_remain() -> None:
     [
         (
             ["qk_norm=none"],
-            "placement=ngpt has no norm layers, norm=layernorm would have no place in it: "
-            "use norm=none or placement=pre",
+            "placement=ngpt has no norm layers, but norm=layernorm asks for them: use norm=none or placement=pre",
         ),
         (
             ["norm=none"],
-            "placement=ngpt normalizes q and k itself, qk_norm=layernorm would do it twice: "
+            "placement=ngpt already normalizes q and k, and so does qk_norm=layernorm: "
             "use qk_norm=none or placement=pre",
         ),
         (
             ["norm=none", "qk_norm=none", "parametrization=mup_simple"],
-            "placement=ngpt has scales of its own for matrices, logits and learning rates, as has "
+            "placement=ngpt sets scales of matrices, logits and learning rates, and so does "
             "parametrization=mup_simple: use parametrization=standard or placement=pre",
         ),
         (
             ["norm=none", "qk_norm=none", "position=learned"],
-            "placement=ngpt starts from unit embeddings, position=learned would add to them: "
+            "placement=ngpt starts from unit embeddings, but position=learned adds to them: "
             "use position=rope or placement=pre",
         ),
         (
             ["norm=none", "qk_norm=none", "layer_scale=0.1"],
-            "placement=ngpt has learned steps for what a sublayer adds, layer_scale=0.1 would be taken out again by "
-            "its norm: use layer_scale=null or placement=pre",
+            "placement=ngpt has learned steps towards a sublayer's normalized output, which cancels "
+            "layer_scale=0.1: use layer_scale=null or placement=pre",
         ),
         (
             ["norm=none", "qk_norm=none", "embedding_norm=true"],

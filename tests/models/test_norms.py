@@ -220,8 +220,8 @@ class TestGatedNorm:
         with pytest.raises(ConfigError) as error:
             tiny("norm=gated", f"parametrization={name}")
         assert str(error.value) == (
-            f"norm=gated has matrices of a fan-in that doesn't follow the width, which parametrization={name} takes "
-            f"for granted: use parametrization=standard or norm=layernorm"
+            f"norm=gated has matrices whose fan-in does not follow the width, but parametrization={name} "
+            f"assumes it: use parametrization=standard or norm=layernorm"
         )
 
 

@@ -412,7 +412,7 @@ class TestEmbeddingNorm:
     [
         (
             ["placement=hybridnorm", "qk_norm=qkv"],
-            "placement=hybridnorm normalizes values itself, qk_norm=qkv would do it twice: "
+            "placement=hybridnorm already normalizes values, and so does qk_norm=qkv: "
             "use qk_norm=layernorm or placement=pre",
         ),
         (
@@ -422,11 +422,11 @@ class TestEmbeddingNorm:
         ),
         (
             ["placement=post", "norm=none"],
-            "placement=post has no norm to place with norm=none: use placement=pre or norm=layernorm",
+            "placement=post needs a norm, but norm=none: use placement=pre or norm=layernorm",
         ),
         (
             ["placement=sandwich", "norm=dyt"],
-            "placement=sandwich rescales the input of its norms, which norm=dyt feels: "
+            "placement=sandwich rescales the inputs of its norms, which changes norm=dyt: "
             "use placement=peri or norm=layernorm",
         ),
         (

@@ -447,7 +447,7 @@ class Constrained(PreConfig):
 class TestRefusals:
     @pytest.mark.parametrize("name", NAMES)
     def test_placements_that_constrain_weights(self, name: str) -> None:
-        with pytest.raises(ValueError, match=f"reparametrization={name} changes matrices that placement=pre keeps"):
+        with pytest.raises(ValueError, match=f"={name} changes matrices that placement=pre constrains"):
             dataclasses.replace(tiny(f"reparametrization={name}"), placement=Constrained())
         dataclasses.replace(tiny(), placement=Constrained())
 
@@ -457,7 +457,7 @@ class TestRefusals:
             with pytest.raises(ConfigError) as error:
                 tiny(f"reparametrization={name}", "parametrization=mup_full", *more)
             assert str(error.value) == (
-                f"reparametrization={name} divides by the norm of matrices of which parametrization=mup_full starts "
+                f"reparametrization={name} divides matrices by their norms, but parametrization=mup_full starts "
                 "some at zero: use parametrization=standard or reparametrization=none"
             )
         tiny(f"reparametrization={name}", "parametrization=mup_intermediate")

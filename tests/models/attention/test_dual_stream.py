@@ -102,17 +102,17 @@ class TestStreams:
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["placement=post"], "adds to two streams, placement=post does not keep them apart: use placement=pre"),
-        (["attention=mlp"], "has a stream of attention, attention=mlp has blocks without: use attention=softmax"),
-        (["layout=gqa"], "has a value of each head's channel, layout=gqa makes them otherwise: use layout=mha"),
-        (["qk_source=embedding"], "makes queries and keys of both streams, qk_source=embedding doesn't: "
+        (["placement=post"], "adds to two streams, but placement=post can't keep them apart: use placement=pre"),
+        (["attention=mlp"], "needs attention in every block, but attention=mlp has none: use attention=softmax"),
+        (["layout=gqa"], "needs values made head by head, but layout=gqa makes them otherwise: use layout=mha"),
+        (["qk_source=embedding"], "makes queries and keys from both streams, qk_source=embedding not: "
          "use qk_source=stream"),
-        (["share_attention=2"], "makes values of the token stream, share_attention=2 of what attention reads: "
+        (["share_attention=2"], "makes values from the token stream, but share_attention=2 from the layer's input: "
          "use share_attention=1"),
-        (["value_residual=identity"], "makes values of the token stream, value_residual=identity adds the first "
-         "block's again: use value_residual=null"),
-        (["parametrization=mup"], "has matrices of a fan-in that doesn't follow the width, which parametrization=mup "
-         "takes for granted: use parametrization=standard"),
+        (["value_residual=identity"], "makes values from the token stream, but value_residual=identity adds the "
+         "first block's: use value_residual=null"),
+        (["parametrization=mup"], "has matrices whose fan-in does not follow the width, but parametrization=mup "
+         "assumes that it does: use parametrization=standard"),
     ],
 )  # fmt: skip
 def test_refusals(overrides: list[str], text: str) -> None:

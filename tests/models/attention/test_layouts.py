@@ -203,12 +203,12 @@ def test_value_residual(layout: str, residual: str) -> None:
          "layout.kv_heads=2 would"),
         (["layout=gqa", "layout.kv_heads=8"], "layout.kv_heads=8 does not divide model.heads=4: "
          "layout.kv_heads=4 would"),
-        (["layout=gqa", "qk_norm=layernorm_model"], "layout=gqa has fewer keys than queries, qk_norm=layernorm_model "
-         "normalizes as many of both: use qk_norm=layernorm or layout=mha"),
-        (["layout=mla", "model.heads=16"], "layout=mla turns 2 features of a head with rope=0.333333, of 2 as of "
-         "model.heads=16: use fewer heads or layout=mha"),
+        (["layout=gqa", "qk_norm=layernorm_model"], "layout=gqa has fewer keys than queries, but "
+         "qk_norm=layernorm_model needs equally many: use qk_norm=layernorm or layout=mha"),
+        (["layout=mla", "model.heads=16"], "layout=mla rotates 2 of 2 features per head with rope=0.333333 and "
+         "model.heads=16, which leaves none unrotated: use fewer heads or layout=mha"),
         (["layout=mla", "placement=ngpt", "norm=none"], "layout=mla has matrices that neither read nor write the "
-         "stream, placement=ngpt keeps unit vectors of the stream: use placement=pre or layout=mha"),
+         "stream, but placement=ngpt constrains vectors of the stream: use placement=pre or layout=mha"),
     ],
 )  # fmt: skip
 def test_refusals(overrides: list[str], text: str) -> None:

@@ -88,8 +88,8 @@ def test_names_of_runs_differ() -> None:
          "[self,softmax]"),
         (["attention.pattern=[self,sotfmax]"], "attention.pattern: sotfmax is no rule of attention: "
          "did you mean softmax?"),
-        (["attention.pattern=[softmax]"], "attention.pattern: [softmax] has no block of the rule itself: "
-         "use self for it"),
+        (["attention.pattern=[softmax]"], "attention.pattern: [softmax] gives no block to the rule itself: "
+         "add self to the list"),
         (["attention=softcap", "attention.pattern=every_4", "model.depth=3"],
          "attention.pattern=every_4 leaves no block to softcap with attention=softcap and model.depth=3: use "
          "attention.pattern=all or a deeper model"),

@@ -129,7 +129,7 @@ def test_latent_attention_is_refused(name: str) -> None:
     with pytest.raises(ConfigError) as error:
         tiny(f"qk_source={name}", "layout=mla")
     assert str(error.value) == (
-        f"qk_source={name} takes keys from elsewhere than values, layout=mla makes both of one latent: "
+        f"qk_source={name} takes keys and values from different inputs, but layout=mla makes both from one latent: "
         f"use layout=mha or qk_source=stream"
     )
 

@@ -107,24 +107,25 @@ def test_causality(given: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["model.depth=1"], "share_attention=2 has no second block to share with in model.depth=1: use a deeper model "
+        (["model.depth=1"], "share_attention=2 needs a second block, but model.depth=1: use a deeper model "
          "or share_attention=1"),
-        (["layout=gqa"], "share_attention=2 has blocks with values alone, which layout=gqa doesn't say how to make: "
+        (["layout=gqa"], "share_attention=2 needs one matrix that makes the values, which layout=gqa lacks: "
          "use layout=mha or share_attention=1"),
-        (["qk_source=embedding"], "share_attention=2 hands queries and keys on, qk_source=embedding makes them "
+        (["qk_source=embedding"], "share_attention=2 reuses queries and keys, qk_source=embedding makes them "
          "elsewhere: use qk_source=stream or share_attention=1"),
-        (["attention=mlp"], "share_attention=2 takes the weights of a group's first block, attention=mlp with its "
-         "pattern doesn't have the same rule in all: use attention=softmax attention.pattern=all or share_attention=1"),
-        (["sink=logit"], "share_attention=2 hands queries and keys on, but not what sink=logit adds to them: "
+        (["attention=mlp"], "share_attention=2 needs the same rule in all blocks of a group, but attention=mlp "
+         "with its pattern differs between blocks or has no weights: use attention=softmax "
+         "attention.pattern=all or share_attention=1"),
+        (["sink=logit"], "share_attention=2 hands on queries and keys, but not what sink=logit adds to them: "
          "use sink=none or share_attention=1"),
-        (["temperature=ssa"], "share_attention=2 hands queries and keys on, temperature=ssa acts on values too: "
+        (["temperature=ssa"], "share_attention=2 hands on queries and keys, but temperature=ssa acts on values: "
          "use temperature=ssmax or share_attention=1"),
-        (["qk_norm=qkv"], "share_attention=2 has blocks without queries and keys, qk_norm=qkv normalizes them with "
+        (["qk_norm=qkv"], "share_attention=2 has blocks without queries and keys, but qk_norm=qkv normalizes them with "
          "values: use qk_norm=layernorm or share_attention=1"),
-        (["placement=ngpt", "norm=none"], "share_attention=2 has a matrix that starts at zero, placement=ngpt keeps "
-         "all at unit norm: use placement=pre or share_attention=1"),
-        (["reparametrization=sigma"], "share_attention=2 has a matrix that starts at zero, reparametrization=sigma may "
-         "divide by its norm: use reparametrization=none or share_attention=1"),
+        (["placement=ngpt", "norm=none"], "share_attention=2 has a matrix that starts at zero, but placement=ngpt "
+         "keeps all at unit norm: use placement=pre or share_attention=1"),
+        (["reparametrization=sigma"], "share_attention=2 has a matrix that starts at zero, but "
+         "reparametrization=sigma may divide by its norm: use reparametrization=none or share_attention=1"),
     ],
 )  # fmt: skip
 def test_refusals(overrides: list[str], text: str) -> None:

@@ -97,5 +97,6 @@ class TestDifferential:
         with pytest.raises(ConfigError) as error:
             tiny("attention=differential", "model.heads=1")
         assert str(error.value) == (
-            "attention=differential takes pairs of heads, model.heads=1 is odd: use an even number or attention=softmax"
+            "attention=differential takes pairs of heads, but model.heads=1 is odd: "
+            "use an even number or attention=softmax"
         )

@@ -59,11 +59,11 @@ def test_a_pattern_leaves_the_other_blocks_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["value_residual=identity"], "attention=mlp has blocks without values, which value_residual=identity would "
-         "add: use value_residual=null or attention=softmax"),
-        (["placement=deepnorm"], "attention=mlp has blocks without projections, which placement=deepnorm changes: "
+        (["value_residual=identity"], "attention=mlp has blocks without values, but value_residual=identity "
+         "adds to them: use value_residual=null or attention=softmax"),
+        (["placement=deepnorm"], "attention=mlp has blocks without projections, but placement=deepnorm changes them: "
          "use placement=pre or attention=softmax"),
-        (["placement=sub_ln"], "attention=mlp has blocks without projections, which placement=sub_ln changes: "
+        (["placement=sub_ln"], "attention=mlp has blocks without projections, but placement=sub_ln changes them: "
          "use placement=pre or attention=softmax"),
         (["optimizer.qk_clip=1", "qk_norm=none"], "optimizer.qk_clip=1 scales logits q k^T, which attention=mlp "
          "doesn't have: use attention=softmax or qk_clip=null"),
