@@ -47,4 +47,4 @@ def _sent(metric: Metric) -> str:
     if not metric.of_each:
         return f"`{metric.name}`"
     family, part, what = metric.name.split("/")
-    return f"{metric.summed_up}, `{family}/{what}`; histogram, `{family}/{part[1:-1]}s/{what}`"
+    return f"{metric.reduced_by}, `{family}/{what}`; histogram, `{family}/{part[1:-1]}s/{what}`"
