@@ -440,6 +440,8 @@ class TestMuCentering:
 class Constrained(PreConfig):
     """A placement that keeps weights in bounds itself."""
 
+    sets_weights_each_step = True
+
     def constrain(self, model: Any) -> None:
         pass
 
