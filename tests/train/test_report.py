@@ -16,11 +16,13 @@ from train.config.grid import compose_all
 from train.report import main, report
 from train.results import figures
 from train.results.arms import varying, with_arms
+from train.results.floors import floors_text
 from train.results.sweep import Metrics, load_sweep
-from train.results.table import table
+from train.results.table import cells, table
 from train.runfolder.folder import FORMAT
 
 LOSS_INIT = 8.1
+FLOORS = {"floor/unigram": 6.4, "floor/bigram": 4.66, "floor/no_mixing": 4.66}
 LRS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 # (final loss, largest attention logit) by LR of 400-step runs; None: diverged to NaN.
 CURVES = {
@@ -45,7 +47,8 @@ def fake_run(path, config, loss, logit, state=None):
     gains = 2 * 32 * depth if config.qk_norm.name == "layernorm" else 0
     summary = {
         "name": path.name, "state": state, "validation/loss_init": LOSS_INIT, "validation/loss_final": loss,
-        "validation/loss": LOSS_INIT if loss is None else loss, "diverged_step": None if loss is not None else 200,
+        "validation/loss": LOSS_INIT if loss is None else loss, **FLOORS,
+        "diverged_step": None if loss is not None else 200,
         "N": 12 * depth * width**2 + gains, "logit_max": logit, "logit_max_final": logit,
         "entropy_final": 2.9 / (1 + 0.3 * math.log10(logit) ** 1.5), "entropy_min": 0.5,
         "final": {"attention/block0/q_norm": 5.0},
@@ -221,6 +224,8 @@ def test_report_of_a_finding(folder, capsys):
     text = (folder / "report/table.md").read_text()
     assert "**qk_norm: reproduced.**" in text
     assert "| 98k | qk_norm=none | 10 of 10 |" in text
+    assert "\n\nfloors: unigram 6.400, bigram 4.660 nats\n\n| N | arm |" in text
+    assert "floors: unigram 6.400, bigram 4.660 nats\n" in said
     assert len(pd.read_csv(folder / "report/runs.csv")) == 60
     assert b"/FontFile2" in (folder / "report/lr_sensitivity.pdf").read_bytes()  # embedded TrueType
 
@@ -287,6 +292,34 @@ def test_figures_show_the_numbers(folder):
     crosses = [line for line in loss.lines if line.get_marker() == "x"]
     assert sum(len(line.get_xdata()) for line in crosses) == 3
     assert {text.get_text() for text in figure.legends[0].get_texts()} >= {"N = 25k", "without", "diverged"}
+
+
+def guides(axes):
+    """The label and height of each dotted line, and the text of notes at the edge."""
+    levels = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+    return levels, [text.get_text() for text in axes.texts]
+
+
+def test_the_bigram_floor_is_a_line_or_a_note(folder):
+    runs = load_sweep(make(folder)).runs.assign(arm="all")
+    finite = runs[runs["state"] == "finished"]
+    for floor, expected in ((4.66, ([4.66], ["bigram"])), (2.5, ([], ["bigram 2.50, below"]))):
+        moved = finite.assign(**{"floor/bigram": floor})
+        assert guides(figures.loss_against_lr(moved).axes[0]) == expected
+        assert guides(figures.arms_against_lr(moved, {"all": "all"}).axes[0]) == expected
+    assert guides(figures.loss_against_lr(finite.drop(columns="floor/bigram")).axes[0]) == ([], [])
+    # No line stands for runs on different tokens.
+    mixed = finite.assign(**{"floor/bigram": np.linspace(4.3, 4.66, len(finite))})
+    assert guides(figures.loss_against_lr(mixed).axes[0]) == ([], [])
+    assert floors_text(mixed) == "floors: unigram 6.400, bigram 4.300 to 4.660 nats"
+
+
+def test_bits_per_byte_stand_in_the_table(folder):
+    runs = load_sweep(make(folder)).runs
+    assert [row[5] for row in cells(table(runs))] == ["-"] * 6
+    found = table(runs.assign(**{"validation/bits_per_byte": runs["validation/loss"] / (2 * math.log(2))}))
+    assert found["best_bits_per_byte"].tolist() == pytest.approx(found["best_loss"] / (2 * math.log(2)))
+    assert cells(found)[0][5] == f"{found['best_loss'].iloc[0] / (2 * math.log(2)):.3f}"
 
 
 @pytest.mark.parametrize(

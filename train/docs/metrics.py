@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data.floors import MOST_TOKENS
 from train.docs.markers import page
 from train.loggers.detail import SHOWN
 from train.runfolder.metrics import METRICS, Metric
@@ -21,10 +22,25 @@ aggregated over blocks, as in `update/blocks/mlp.up/rms`. `logger.detail=all` se
 - `validation/loss`, by which runs are compared: the final loss or, for a diverged run, the loss at initialisation
 - `validation/loss_init` and `validation/loss_final`
 - `train/loss`, the mean over the last 1 % of steps (at least one)
+- `floor/unigram`, `floor/bigram` and `floor/no_mixing`, floors of the loss
 - `N`, `parameters`, `tokens` and the speed over the whole run
 - `final`, the last finite row of a watch step
 - `derived`, the values in force of config fields that are null or a share (`optimizer.weight_decay`,
   `schedule.warmup_steps`, ...). W&B's config has them too.
+
+Floors are the losses, in nats/token, of unigram and bigram models. On text, a model that uses more context than the
+previous token ends below both. W&B's config has them too.
+
+| floor | definition |
+|---|---|
+| `floor/unigram` | Loss of the token frequencies of the training split on the whole validation split. |
+| `floor/bigram` | The same for the frequencies of tokens after the previous one. Counted on the whole training split \
+(at most its first {MOST_TOKENS:,} tokens), not only on the tokens that the run sees, whose own floor is a little \
+higher. |
+| `floor/no_mixing` | `floor/bigram`: a model without token mixing sees one token, so it is at best a bigram model. |
+
+Counts are smoothed by Witten-Bell interpolation: bigrams with unigrams, and unigrams with the uniform distribution. For
+`data=synthetic` the floors are the exact entropy of the tokens and the entropy rate of the language.
 """
 
 

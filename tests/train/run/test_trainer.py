@@ -1,6 +1,7 @@
 """One run: its files, its probes compared with their definitions, and the fields that shape its steps."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,8 +27,6 @@ def weights(run: RunFolder) -> dict[str, torch.Tensor]:
 
 
 def first_batch(config):
-    from pathlib import Path
-
     tokens = prepare(config.data, Path(config.cache).expanduser()).train
     return train_batch(tokens, seed=config.seed, step=0, batch_size=config.batch_size, context=config.context)
 
@@ -55,9 +54,14 @@ def test_summary_agrees_with_rows(run):
     assert summary["tokens"] == 12 * 8 * 16 == rows[-1]["train/tokens"]
 
 
-def test_loss_at_init_is_the_untrained_model_on_the_validation_set(run):
-    from pathlib import Path
+def test_floors_stand_beside_the_losses(run):
+    config, summary = tiny(), run.summary()
+    floors = prepare(config.data, Path(config.cache).expanduser()).floors
+    assert summary["floor/unigram"] == floors.unigram
+    assert summary["floor/bigram"] == summary["floor/no_mixing"] == floors.bigram < floors.unigram
 
+
+def test_loss_at_init_is_the_untrained_model_on_the_validation_set(run):
     from data.batches import validation_batches
 
     config = tiny()

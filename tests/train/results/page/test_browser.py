@@ -219,6 +219,7 @@ def test_loss_against_lr_and_sensitivity(page, sweep):
     heights = [float(c.get_attribute("cy")) for c in groups[1].find_elements("css selector", "circle")]
     scale = (heights[0] - heights[1]) / (losses[0] - losses[1])
     assert [h - heights[0] for h in heights] == pytest.approx([scale * (v - losses[0]) for v in losses], abs=0.05)
+    assert page.texts("#rate-charts figure:first-of-type .guide + text") == ["loss at init", "unigram", "bigram"]
     page.click(page.one("input[value=logit_max]"))
     page.show("#rate-charts figure")
     assert page.texts("#rate-charts .guide + text") == ["1e3", "1e4"] * 2

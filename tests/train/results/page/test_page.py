@@ -75,6 +75,9 @@ def test_the_payload_is_the_sweep(sweep):
     # A run that never started has no loss, and JSON has no NaN.
     assert values["runs"]["validation/loss"][:3] == [5.885, None, 5.224]
     assert (values["runs"]["validation/loss"][24], values["runs"]["diverged_step"][24]) == (8.1, 200)
+    assert values["floors"]["bigram"][:3] == [4.66, None, 4.66]
+    assert values["floors"]["unigram"][:3] == [6.4, None, 6.4]
+    assert page.facts(with_arms(sweep.runs)).endswith(" \u00b7 floors: unigram 6.400, bigram 4.660 nats")
     assert [values["arms"][i] for i in values["armOf"]] == with_arms(sweep.runs)["arm"].tolist()
     assert values["sizes"] == [[24_576, "25k"], [98_304, "98k"], [589_824, "590k"]]
     complete = found[found["lr_sensitivity"].notna()]
