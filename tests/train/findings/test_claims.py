@@ -185,7 +185,7 @@ def made(finding: Finding, seed: int = 0) -> tuple[pd.DataFrame, dict[str, pd.Da
     for (i, arm), (size, depth), lr, s in itertools.product(
         enumerate(names), ((1000, 2), (4000, 2), (16000, 2)), lrs, range(3 if finding.seeds == 3 else 5)
     ):
-        loss = 5.0 + 0.02 * np.log(lr / 0.03) ** 2 + (lr > 0.2) * 0.5 + 0.004 * random.standard_normal()
+        loss = 5.0 + 0.02 * np.log(lr / 0.03) ** 2 + (lr > 0.2) * 0.5 + 0.001 * random.standard_normal()
         run = f"{arm}-{size}-{lr}-{s}"
         row = {"run": run, "arm": arm, "size": size, "N": size, "optimizer.lr": lr, "seed": s, "steps": 100,
                "model.depth": depth, "validation/loss_final": loss, "validation/loss": loss,
@@ -200,7 +200,7 @@ def made(finding: Finding, seed: int = 0) -> tuple[pd.DataFrame, dict[str, pd.Da
         row |= spec.where.get(arm, {})
         rows.append(row)
         names_of = {n.replace("*", str(b)) for n in taken | set(MEASURED) for b in (0, 1)}
-        values = {n: MEASURED.get(n, 1.0) * np.exp(0.02 * random.standard_normal(40)) for n in names_of}
+        values = {n: MEASURED.get(n, 1.0) * np.exp(0.005 * random.standard_normal(40)) for n in names_of}
         values["train/loss"] = loss + 0.01 * random.standard_normal(40)
         values[GRADIENT] = np.full(40, 1e-6 / row.get("optimizer.eps", 1e-8))
         metrics[run] = pd.DataFrame({"step": np.arange(40), **values})

@@ -60,7 +60,7 @@ def test_collected_verdicts_make_the_pages(out):
     assert list(rows) == list(all_findings())
     today = datetime.now().date()
     assert (
-        f"| **not testable at this scale**, 3 of 5 |  | {today} | 25k to 590k | holds at 0 of 3: N=25k"
+        f"| **not testable at this scale**, 1 of 5 |  | {today} | 25k to 590k | holds at 0 of 3: N=25k"
         in rows["qk_norm"]
     )
     assert "| not judged |" in rows["gradient_rms"]
