@@ -23,7 +23,7 @@ FLOORS = (
     {"train.results", "train.sync"},
     {"train.results.page"},
     {"train.findings"},
-    {"train.findings.claims"},
+    {"train.findings.measures"},
     {"train.sweep", "train.report"},
     {"train.forecast", "train.dashboard", "train.bench"},
     {"train.leaderboard"},

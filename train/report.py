@@ -17,7 +17,7 @@ from train.results.page.html import write_page, write_run_page
 from train.results.style import save
 from train.results.sweep import Metrics, SweepResults, _row, load_sweep
 from train.results.table import COLUMNS, cells, table
-from train.results.verdict import Verdict
+from train.results.verdict import COLOURS, Verdict
 from train.runfolder.files import write_atomically
 from train.runfolder.folder import RunFolder, is_run, require_format
 
@@ -30,17 +30,26 @@ def markdown(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None) 
     lines = [f"# {sweep.name}", ""]
     if verdict:
         lines += [
-            f"**{verdict.finding}: {verdict.state}.** {verdict.claim} ({verdict.source})",
+            f"**{verdict.finding}: {verdict.state}{_because(verdict)}.** {verdict.claim} ({verdict.source})",
             "",
         ]
+        lines += [f"{verdict.fitness}.", ""] if verdict.fitness else []
         lines += ["| check | | figures |", "|---|---|---|"]
-        lines += [f"| {c.claim} | {MARKS[c.passed]} | {c.text} |" for c in verdict.checks] + [""]
+        lines += [
+            f"| {'**' if not i else ''}{c.claim}{' (decides)**' if not i else ''} | {MARKS[c.passed]} | {c.text} |"
+            for i, c in enumerate(verdict.checks)
+        ]
+        lines += [""]
     lines += [floors, ""] if (floors := floors_text(sweep.runs)) else []
     lines += ["| " + " | ".join(COLUMNS.values()) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(row) + " |" for row in cells(found)]
     lines += ["", *(f"- {note}" for note in (verdict.notes if verdict else ()))]
     lines += [f"- {left_out}"] if (left_out := sweep.left_out()) else []
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _because(verdict: Verdict) -> str:
+    return f" ({verdict.reason})" if verdict.reason else ""
 
 
 MARKS = {True: "pass", False: "FAIL", None: "open"}
@@ -58,7 +67,7 @@ def write_report(sweep: SweepResults) -> Verdict | None:
         try:
             verdict = finding.verdict(sweep.runs, sweep.metrics)
             if len(sweep.ended):
-                figures = finding.draw(sweep.runs, sweep.metrics)
+                figures = finding.draw(sweep.runs, sweep.metrics, verdict.headline)
         except ConfigError as fault:
             trouble = str(fault)
     write_atomically(folder / "runs.csv", sweep.runs.to_csv(index=False))
@@ -94,10 +103,13 @@ def print_report(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | No
         console.print(f"no verdict: {escape(trouble)}")
     if verdict:
         colour = {True: "green", False: "red", None: "yellow"}
-        state = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}[verdict.state]
-        console.print(f"\n{verdict.finding}: [bold {state}]{verdict.state}[/]")
-        for check in verdict.checks:
-            console.print(f"  [{colour[check.passed]}]{MARKS[check.passed]}[/]  {escape(check.claim)}")
+        state = f"[bold {COLOURS[verdict.state]}]{verdict.state}[/]"
+        console.print(f"\n{verdict.finding}: {state}{escape(_because(verdict))}")
+        if verdict.fitness:
+            console.print(f"  {escape(str(verdict.fitness))}")
+        for i, check in enumerate(verdict.checks):
+            decides = "" if i else " (decides)"
+            console.print(f"  [{colour[check.passed]}]{MARKS[check.passed]}[/]  {escape(check.claim)}{decides}")
             console.print(f"        {escape(check.text)}")
         for note in verdict.notes:
             console.print(f"  note  {escape(note)}")

@@ -210,37 +210,42 @@ def test_report_of_a_finding(folder, capsys):
     report(make(folder, seeds=(0, 1)))
     made = {p.name for p in (folder / "report").iterdir()}
     assert made == {
-        "loss_and_logits_against_lr.png", "loss_and_logits_against_lr.pdf", "lr_sensitivity.png", "lr_sensitivity.pdf",
-        "loss_and_logits_in_time.png", "loss_and_logits_in_time.pdf", "table.csv", "table.md", "runs.csv",
+        "loss_and_logits_against_lr.png", "loss_and_logits_against_lr.pdf",
+        "lr_sensitivity_against_size.png", "lr_sensitivity_against_size.pdf", "loss_against_lr.png",
+        "loss_against_lr.pdf", "loss_and_logits_in_time.png", "loss_and_logits_in_time.pdf", "table.csv",
+        "table.md", "runs.csv",
         "verdict.json", "report.html",
     }  # fmt: skip
     verdict = json.loads((folder / "report/verdict.json").read_text())
-    assert verdict["state"] == "reproduced"
-    assert [c["passed"] for c in verdict["checks"]] == [True] * 4
+    assert verdict["state"] == "not testable at this scale"
+    assert [c["passed"] for c in verdict["checks"]] == [True] * 4 + [None]
+    assert verdict["checks"][0]["word"] == "reproduced"
     said = capsys.readouterr().out
-    assert "qk_norm: reproduced" in said
+    assert "qk_norm: not testable at this scale (floor/bigram is not in the summaries of the runs" in said
+    assert "Not fit for judging: " in said
     assert "LR grid: 0.003, 0.01, 0.03, 0.1, 0.3" in said
     assert "590k  qk_norm=none       10 of 10" in said
     text = (folder / "report/table.md").read_text()
-    assert "**qk_norm: reproduced.**" in text
+    assert "**qk_norm: not testable at this scale (floor/bigram is not in" in text
+    assert "LR sensitivity is lower with qk-norm at every size (decides)** | pass |" in text
     assert "| 98k | qk_norm=none | 10 of 10 |" in text
     assert "\n\nfloors: unigram 6.400, bigram 4.660 nats\n\n| N | arm |" in text
     assert "floors: unigram 6.400, bigram 4.660 nats\n" in said
     assert len(pd.read_csv(folder / "report/runs.csv")) == 60
-    assert b"/FontFile2" in (folder / "report/lr_sensitivity.pdf").read_bytes()  # embedded TrueType
+    assert b"/FontFile2" in (folder / "report/lr_sensitivity_against_size.pdf").read_bytes()  # embedded TrueType
 
 
-def test_report_with_gaps_is_inconclusive(folder, capsys, monkeypatch):
+def test_report_with_gaps_is_incomplete(folder, capsys, monkeypatch):
     monkeypatch.setattr("train.report.save", lambda figure, stem: None)
     report(make(folder, states={1: "failed"}))
-    assert json.loads((folder / "report/verdict.json").read_text())["state"] == "inconclusive"
+    assert json.loads((folder / "report/verdict.json").read_text())["state"] == "incomplete"
     assert "Left out, 1 of 30 runs: mini-0.02M-none-lr0.01-seed0 (failed)" in capsys.readouterr().out
     assert "- Left out, 1 of 30 runs: mini-0.02M-none-lr0.01-seed0 (failed)" in (folder / "report/table.md").read_text()
 
 
 def test_report_before_any_run_ended(folder, capsys):
     report(make(folder, states=dict.fromkeys(range(30), "missing")))
-    assert json.loads((folder / "report/verdict.json").read_text())["state"] == "inconclusive"
+    assert json.loads((folder / "report/verdict.json").read_text())["state"] == "incomplete"
     assert not list((folder / "report").glob("*.png"))
 
 

@@ -45,7 +45,8 @@ def entry(folder: Path) -> dict[str, Any]:
     checks = [{key: check[key] for key in ("claim", "passed", "text")} for check in verdict.get("checks", [])]
     figures = verdict.get("figures") or [""]
     return {
-        "state": found["state"], "judged": found["judged"], "ended": found["ended"], "runs": found["runs"],
+        "state": found["state"], "reason": verdict.get("reason", ""),
+        "fitness": verdict.get("fitness"), "judged": found["judged"], "ended": found["ended"], "runs": found["runs"],
         "sizes": _sizes(folder), "checks": checks, "notes": verdict.get("notes", []),
         "figure": figures[0].replace("_", " "),
     }  # fmt: skip

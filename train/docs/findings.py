@@ -1,7 +1,8 @@
 """Generates the verdicts: counts in README.md, a table in train/findings/README.md, all checks in RESULTS.md.
 
-They come from train/findings/verdicts.json, which `python -m train.docs --results RUNS` updates, and from the claims in
-train/findings/claims.
+All of it follows from train/findings/verdicts.json, which `python -m train.docs --results RUNS` renews, and from the
+claims in train/findings/claims.yaml. A verdict of the rules before RULES keeps its word as `old_word` until its
+runs are judged again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ VERDICTS = ROOT / "train/findings/verdicts.json"
 RESULTS = ROOT / "train/findings/results"
 """The pictures kept in git. Those of other findings are only in the report of their sweep."""
 
-HEAD = ["finding", "claim", "source", "verdict", "judged", "at N", "effect", "2 cores"]
+RULES = "2026-11-26"
+"""The day of the present rules: one primary check decides, and a sweep has to be fit for judging."""
+AGAIN = "to be judged again"
+
+HEAD = ["finding", "claim", "source", "verdict", f"by the rules before {RULES}", "judged", "at N", "effect", "2 cores"]
 GROUPS = {
     "core": "the core reference and its neighbours",
     "rules": "attention rules",
@@ -47,7 +52,7 @@ def verdicts() -> dict[str, dict[str, Any]]:
 
 def scoreboard(found: dict[str, dict[str, Any]]) -> str:
     """Returns the counts of findings by group and verdict, and of checks."""
-    words = get_args(VerdictWord)
+    words = [*get_args(VerdictWord), AGAIN]
     counts = {group: Counter[str]() for group in get_args(FindingGroup)}
     checks = Counter[bool | None]()
     for finding in all_findings().values():
@@ -59,12 +64,16 @@ def scoreboard(found: dict[str, dict[str, Any]]) -> str:
               for group, of in counts.items()]  # fmt: skip
     total = sum(counts.values(), Counter[str]())
     lines.append(f"| **all {total.total()}** | {' | '.join(f'**{total[word]}**' for word in words)} |")
+    old = Counter(verdict["old_word"] for verdict in found.values() if verdict.get("old_word"))
+    before = ", ".join(f"{count} {word}" for word, count in sorted(old.items()))
+    lines += ["", f"Judged by the rules before {RULES}, until their runs are judged again: {before}."] if old else []
     said = f"Of their {checks.total()} checks {checks[True]} pass, {checks[None]} are open and {checks[False]} fail."
     return "\n".join([*lines, "", said]) + "\n"
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    """Returns a row for each finding. Its effect is the text of the first failed check, else of the first check."""
+    """Returns a row for each finding; its effect is that of the check that decides. Before RULES all checks did: there
+    it is that of the first check that fails, else of the first."""
     rows = [_row(finding, found.get(finding.name, NOT_RUN)) for finding in all_findings().values()]
     return "\n".join(f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * len(HEAD), *rows)) + "\n"
 
@@ -73,10 +82,12 @@ def _row(finding: Finding, found: dict[str, Any]) -> list[str]:
     verdict, effect, checks = found["state"], "", found["checks"]
     if checks:
         verdict = f"**{verdict}**, {sum(c['passed'] is True for c in checks)} of {len(checks)}"
-        effect = _cell(next((c for c in checks if c["passed"] is False), checks[0])["text"])
+        failed = next((c for c in checks if c["passed"] is False), checks[0])
+        effect = _cell((failed if found.get("old_word") else checks[0])["text"])
     link = f"[`{finding.name}`](RESULTS.md#{finding.name})"
     judged = found["judged"] or ""
-    return [link, _cell(finding.claim), finding.source, verdict, judged, found["sizes"], effect, cost(finding)]
+    old = found.get("old_word", "")
+    return [link, _cell(finding.claim), finding.source, verdict, old, judged, found["sizes"], effect, cost(finding)]
 
 
 def _cell(text: str) -> str:
@@ -96,11 +107,19 @@ def results(found: dict[str, dict[str, Any]]) -> str:
 
 
 def _section(finding: Finding, found: dict[str, Any]) -> str:
-    lines = [f"## {finding.name}", "", f"**{found['state'].capitalize()}.** {finding.claim} {finding.source}.", ""]
+    because = f" ({found['reason']})" if found.get("reason") else ""
+    state = f"**{found['state'].capitalize()}{because}.**"
+    lines = [f"## {finding.name}", "", f"{state} {finding.claim} {finding.source}.", ""]
+    if found.get("old_word"):
+        lines += [f"Judged by the rules before {RULES}: *{found['old_word']}*.", ""]
+    if found.get("fitness"):
+        lines += [f"{found['fitness']}.", ""]
     if found["checks"]:
         lines += [f"Judged on {found['judged']}, {found['ended']} of {found['runs']} runs.", ""]
         lines += ["| check | | figures |", "|---|---|---|"]
-        lines += [f"| {_cell(c['claim'])} | {MARKS[c['passed']]} | {_cell(c['text'])} |" for c in found["checks"]]
+        decides = "" if found.get("old_word") else " (decides)"
+        for i, c in enumerate(found["checks"]):
+            lines.append(f"| {_cell(c['claim'])}{'' if i else decides} | {MARKS[c['passed']]} | {_cell(c['text'])} |")
         lines += ["", *(f"- {note}" for note in found["notes"]), ""]
         if (RESULTS / f"{finding.name}.png").exists():
             lines += [f"![{found['figure']}](results/{finding.name}.png)", ""]

@@ -16,6 +16,7 @@ from conf.axis import ConfigError, near
 from train.cli.terminal import exit_with, table_console
 from train.findings.base import Finding, FindingGroup, all_findings, find
 from train.findings.status import cost, state
+from train.results.verdict import COLOURS
 
 GROUPS = ["all", *get_args(FindingGroup)]
 
@@ -53,9 +54,6 @@ def judge(findings: list[Finding], overrides: list[str]) -> int:
     return failed
 
 
-COLOUR = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
-
-
 def show(states: list[tuple[Finding, dict[str, Any]]]) -> None:
     from rich.markup import escape
     from rich.table import Table
@@ -69,7 +67,7 @@ def show(states: list[tuple[Finding, dict[str, Any]]]) -> None:
         checks = found.get("checks", [])
         table.add_row(
             finding.name,
-            f"[{COLOUR.get(word, 'dim')}]{word}[/]",
+            f"[{COLOURS.get(word, 'dim')}]{word}[/]",
             f"{sum(c is True for c in checks)} of {len(checks)}" if checks else "-",
             f"{found['ended']} of {found['runs']}" if found else "-",
             found.get("judged") or "-",
@@ -79,7 +77,7 @@ def show(states: list[tuple[Finding, dict[str, Any]]]) -> None:
         )
     console.print(table)
     words = [found.get("state", "not run") for _, found in states]
-    kinds = [*COLOUR, "not judged", "not run"]
+    kinds = [*COLOURS, "not judged", "not run"]
     console.print(", ".join(f"{words.count(kind)} {kind}" for kind in kinds if kind in words))
 
 

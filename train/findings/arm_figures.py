@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from train.cli.format import size_label
 from train.findings.arms import Arms
+from train.findings.fitness import floors
+from train.findings.quantities import optimal_lr
+from train.results.sensitivity import DEGRADED, OverSeeds
 from train.results.style import (
     ARM_COLOURS,
     ARM_MARKERS,
@@ -70,11 +74,36 @@ def loss_panel(axes: Axes, sweep: Arms, n: int) -> None:
     for arm, colour in arm_colours(sweep).items():
         if len(runs := sweep.ended(arm, n)):
             line_over_seeds(axes, runs, "validation/loss", colour, "-")
+        if (curve := sweep.curves.get((n, arm))) is not None and len(curve.first.lrs) > 2:
+            _marks(axes, curve, colour)
     lr_axis(axes)
     axes.set_title(f"N = {size_label(n)}")
     broke = sweep.runs[sweep.runs["ended"] & (sweep.runs["state"] == "diverged")]
     if len(broke):
         cap_line(axes, float(broke["validation/loss_init"].median()))
+
+
+def _marks(axes: Axes, curve: OverSeeds, colour: Any) -> None:
+    """A star at the optimal LR and a triangle at the critical one, where the curve has them: medians over seeds."""
+    seeds = curve.by_seed.values()
+    logs = [log for log in map(optimal_lr, seeds) if math.isfinite(log)]
+    best = float(np.median([one.best_loss for one in seeds]))
+    if logs:
+        axes.plot(math.exp(float(np.median(logs))), best, "*", color=colour, markersize=7, zorder=5)
+    if (critical := curve.median("critical_lr")) is not None:
+        axes.plot(critical, best + DEGRADED, "v", color=colour, markersize=5, markeredgecolor="white", zorder=5)
+
+
+def floor_lines(axes: Axes, sweep: Arms) -> None:
+    """Lines at the floors that lie within the panel, with their names."""
+    low, high = axes.get_ylim()
+    for name, level in floors(sweep).items():
+        if low < level < high:
+            axes.axhline(level, color="0.45", linestyle="--", linewidth=0.8, zorder=1)
+            axes.annotate(
+                name.partition("/")[2].replace("_", " "), (1, level), xycoords=("axes fraction", "data"),
+                xytext=(-2, 1), textcoords="offset points", color="0.35", fontsize=6.5, ha="right",
+            )  # fmt: skip
 
 
 def sensitivity_panel(axes: Axes, sweep: Arms) -> None:
@@ -106,6 +135,7 @@ def arms_by_size(sweep: Arms) -> Figure:
     limits = np.array([panel.get_ylim() for panel in axes[: len(sizes)]])
     for panel in axes[: len(sizes)]:
         panel.set_ylim(limits[:, 0].min(), limits[:, 1].max())
+        floor_lines(panel, sweep)
     sensitivity_panel(axes[len(sizes)], sweep)
     for panel in axes[len(sizes) + 1 :]:
         panel.remove()

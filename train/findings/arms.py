@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conf.axis import ConfigError
+from conf.axis import ConfigError, near
 from train.cli.format import size_label
 from train.results.sensitivity import LRSensitivity, OverSeeds, lr_sensitivity, of_runs
 
 if TYPE_CHECKING:
     import pandas as pd
-
-LEAST_DIFFERENCE = 0.02
-"""Nats by which two LR sensitivities must differ at the least; as much as two seeds of one curve may."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +29,24 @@ class Arms:
     """Complete curves only, by size and arm."""
     missing: Mapping[str, list[str]]
     """By arm, the runs that have not ended, with their states."""
+    metrics: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """The rows of a run by its name."""
+
+    def named(self, words: str | Sequence[str]) -> list[str]:
+        """The arms that a claim speaks of, where `first`, `middle` and `last` are places in the order of the arms and
+        `others` all but the first. ConfigError for an arm that is not there."""
+        found: list[str] = []
+        for word in [words] if isinstance(words, str) else words:
+            places = {"first": 0, "middle": (len(self.names) - 1) // 2, "last": -1}
+            if word in self.names:
+                found.append(word)
+            elif word in places:
+                found.append(self.names[places[word]])
+            elif word == "others":
+                found += self.names[1:]
+            else:
+                raise ConfigError(f"finding {self.finding} compares the arm {word}: {near(word, list(self.names))}")
+        return found
 
     def sizes(self, *arms: str) -> list[int]:
         """Sizes at which each of these arms (default: any arm) is in the sweep, ascending."""
@@ -44,27 +59,10 @@ class Arms:
         names = [name for arm in arms or self.names for name in self.missing[arm]]
         return f"{len(names)} run{'s' if len(names) > 1 else ''} missing; so far: " if names else ""
 
-    def together(self, *arms: str) -> list[tuple[int, list[OverSeeds]]]:
-        """Sizes at which the curves of all these arms are complete: N and the curve of each, over the LRs that they
-        share, since a sensitivity over another grid is another number."""
-        both = [n for n in self.sizes(*arms) if all((n, arm) in self.curves for arm in arms)]
-        return [(n, on_one_grid([self.curves[n, arm] for arm in arms])) for n in both]
-
     def ended(self, arm: str, n: int | None = None) -> pd.DataFrame:
         """The ended runs of an arm, of one size where it is given."""
         found = self.runs[self.runs["ended"] & (self.runs["arm"] == arm)]
         return found if n is None else found[found["size"] == n]
-
-    @property
-    def noise(self) -> float | None:
-        """Standard deviation between seeds of an LR sensitivity, pooled over all curves of several seeds."""
-        return pooled_std([one.sensitivity for one in c.by_seed.values()] for c in self.curves.values())
-
-    def needed(self, a: OverSeeds, b: OverSeeds) -> float:
-        """Nats by which the mean sensitivities of two curves must differ to count: two standard errors of their
-        difference by the pooled noise, and at least LEAST_DIFFERENCE."""
-        error = (self.noise or 0.0) * math.sqrt(1 / len(a.by_seed) + 1 / len(b.by_seed))
-        return max(LEAST_DIFFERENCE, 2 * error)
 
     def notes(self) -> list[str]:
         """What a reader of any verdict has to know: LR grids, lengths, seeds, best LRs at an edge, missing runs."""
@@ -83,10 +81,10 @@ class Arms:
         return found + ([f"Missing: {'; '.join(missing)}"] if missing else [])
 
     def _spread(self) -> str:
-        what, noise = "an LR sensitivity", self.noise
+        what, of = "an LR sensitivity", "sensitivity"
         if all(len(curve.first.lrs) == 1 for curve in self.curves.values()):
-            what = "a loss"
-            noise = pooled_std([one.best_loss for one in c.by_seed.values()] for c in self.curves.values())
+            what, of = "a loss", "best_loss"
+        noise = pooled_std([getattr(one, of) for one in c.by_seed.values()] for c in self.curves.values())
         return "no spread is known" if noise is None else f"pooled standard deviation of {what} {noise:.3f} nats"
 
     def _grids(self) -> Iterator[str]:
@@ -99,14 +97,21 @@ class Arms:
         return iter(grids) if len(grids) == 1 else (f"{lrs} ({', '.join(arms)})" for lrs, arms in grids.items())
 
 
-def arms(finding: str, runs: pd.DataFrame, needed: Sequence[str]) -> Arms:
+def arms(
+    finding: str,
+    runs: pd.DataFrame,
+    needed: Sequence[str],
+    metrics: Mapping[str, pd.DataFrame] | None = None,
+    complete: bool = True,
+) -> Arms:
     """`runs` is the frame of `train.report.load_sweep` with a column `arm`; `needed` are the arms in their order.
 
-    ConfigError when an arm is not there, or when runs differ in more than size, arm, LR and seed.
+    ConfigError when an arm is not there (without `complete`: when none is), or when runs differ in more than size, arm,
+    LR and seed.
     """
     there = set(runs["arm"].dropna()) if "arm" in runs else set()
     absent = [name for name in needed if name not in there]
-    if absent:
+    if absent and (complete or len(absent) == len(needed)):
         raise ConfigError(
             f"finding {finding} needs the arms {', '.join(needed)}, this sweep has "
             f"{', '.join(sorted(there)) or 'none'}: run it with experiment={finding}"
@@ -126,7 +131,21 @@ def arms(finding: str, runs: pd.DataFrame, needed: Sequence[str]) -> Arms:
             curves[int(n), arm] = _curve(finding, int(n), arm, group)
     order = {arm: i for i, arm in enumerate(needed)}
     curves = dict(sorted(curves.items(), key=lambda item: (item[0][0], order[item[0][1]])))
-    return Arms(finding, known, tuple(needed), curves, missing)
+    return Arms(finding, known, tuple(needed), curves, missing, metrics or {})
+
+
+def by_value(finding: str, runs: pd.DataFrame, column: str) -> list[str]:
+    """The arms in ascending order of a config value. ConfigError where they don't differ in it, or one has several."""
+    of = runs.dropna(subset=["arm"]).groupby("arm")[column] if {"arm", column} <= set(runs) else None
+    values = {} if of is None else {str(arm): sorted(found.dropna().unique()) for arm, found in of}
+    values = {arm: found for arm, found in values.items() if found}
+    firsts = {found[0] for found in values.values()}
+    if len(firsts) < 2 or len(firsts) < len(values) or any(len(found) > 1 for found in values.values()):
+        raise ConfigError(
+            f"finding {finding} compares arms of different {column}, this sweep has "
+            f"{', '.join(values) or 'none'}: run it with experiment={finding}"
+        )
+    return sorted(values, key=lambda arm: values[arm][0])
 
 
 def _named(n: int, arm: str, row: Mapping[str, Any]) -> str:
@@ -141,9 +160,9 @@ def _curve(finding: str, n: int, arm: str, group: pd.DataFrame) -> OverSeeds:
 
 
 def on_one_grid(curves: Sequence[OverSeeds]) -> list[OverSeeds]:
-    """The curves over the LRs that all of them have; ValueError when there is none."""
+    """The curves over the LRs that all of them have, since a sensitivity over another grid is another number."""
     shared = set.intersection(*(set(curve.first.lrs) for curve in curves))
-    if all(len(shared) == len(curve.first.lrs) for curve in curves):
+    if not shared or all(len(shared) == len(curve.first.lrs) for curve in curves):
         return list(curves)
     return [OverSeeds({seed: _at(one, shared) for seed, one in curve.by_seed.items()}) for curve in curves]
 
@@ -160,22 +179,3 @@ def pooled_std(groups: Iterable[Sequence[float]]) -> float | None:
     parts = [(len(found) - 1, float(np.var(found, ddof=1))) for found in finite if len(found) > 1]
     degrees = sum(k for k, _ in parts)
     return math.sqrt(sum(k * variance for k, variance in parts) / degrees) if degrees else None
-
-
-def optimal_lr(curve: OverSeeds) -> float:
-    """The LR of least loss: the lowest point of the parabola through the best point of the grid and its neighbours,
-    loss against log LR, averaged in log LR over seeds; the grid's own point at an edge."""
-    logs = []
-    for one in curve.by_seed.values():
-        at = int(np.argmin(one.losses))
-        x, y = np.log(one.lrs), np.asarray(one.losses)
-        if 0 < at < len(x) - 1:
-            a, b, _ = np.polyfit(x[at - 1 : at + 2] - x[at], y[at - 1 : at + 2], 2)
-            logs.append(x[at] - b / (2 * a))
-        else:
-            logs.append(x[at])
-    return float(np.exp(np.mean(logs)))
-
-
-def pm(mean: float, std: float | None) -> str:
-    return f"{mean:.3f}" if std is None else f"{mean:.3f} +- {std:.3f}"

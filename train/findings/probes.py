@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.findings.arms import Arms
 from train.results.sensitivity import DEGRADED
 
 if TYPE_CHECKING:
@@ -36,59 +36,16 @@ def at_end(rows: pd.DataFrame, column: str) -> float:
     return float(series(rows, column).tail(END).mean())
 
 
-def end_grid(sweep: Arms, arm: str, metrics: Mapping[str, pd.DataFrame], column: str) -> pd.DataFrame:
-    """The probe at the end of an arm's ended runs, a row a size, a column an LR, ascending; geometric mean over seeds.
-
-    A run that went to NaN has no end, and no value.
-    """
-    runs = sweep.ended(arm)
-    runs = runs[runs["state"] != "diverged"]
-    logs = np.log([at_end(metrics[run], column) for run in runs["run"]])
-    table = runs.assign(value=logs).pivot_table(index="size", columns="optimizer.lr", values="value")
-    return np.exp(table)
-
-
-def changes(values: Sequence[float]) -> dict[str, float]:
-    """Of values in their order: the factor from first to last, and the largest up and down between neighbours."""
-    known = np.asarray([v for v in values if np.isfinite(v)], dtype=float)
-    steps = known[1:] / known[:-1]
-    return {
-        "factor": float(known[-1] / known[0]),
-        "largest_rise": float(steps.max(initial=1.0)),
-        "largest_fall": float((1 / steps).max(initial=1.0)),
-    }
-
-
-def exponents(grid: pd.DataFrame) -> dict[str, float]:
-    """Of the fit log value = a + b log N + c log LR over the whole grid: b as `size`, c as `lr`."""
-    places = [(n, lr, v) for n, row in grid.iterrows() for lr, v in row.items() if np.isfinite(v)]
-    if len({n for n, *_ in places}) < 2 or len({lr for _, lr, _ in places}) < 2:
-        return {"size": float("nan"), "lr": float("nan")}
-    logs = np.log(np.asarray(places, dtype=float))
-    design = np.column_stack([np.ones(len(logs)), logs[:, :2]])
-    _, size, lr = np.linalg.lstsq(design, logs[:, 2], rcond=None)[0]
-    return {"size": float(size), "lr": float(lr)}
-
-
-def labelled(sweep: Arms, arm: str) -> pd.DataFrame:
-    """The runs of an arm's complete curves, with `degraded`, and `reference`: the run of the best LR at their size and
-    seed, which saw the same batches."""
-    found = []
-    for row in sweep.ended(arm).to_dict("records"):
-        curve = sweep.curves.get((int(row["size"]), arm))
-        if curve is None:
-            continue
-        one = curve.by_seed[int(row["seed"])]
-        found.append(row | {"degraded": one.degraded[one.lrs.index(row["optimizer.lr"])], "best_lr": one.best_lr})
-    return _with_reference(found)
-
-
-def _with_reference(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    import pandas as pd
-
-    best = {(r["size"], r["seed"]): r["run"] for r in rows if r["optimizer.lr"] == r["best_lr"]}
-    columns = None if rows else ["run", "size", "seed", "optimizer.lr", "steps", "degraded", "reference"]
-    return pd.DataFrame([r | {"reference": best[r["size"], r["seed"]]} for r in rows], columns=columns)
+def window(rows: pd.DataFrame, column: str, low: float, high: float) -> float:
+    """Mean magnitude of a column between two shares of a run; infinite where the loss is not finite by then, NaN where
+    the column was not recorded."""
+    trained = rows[rows["step"] >= 0]
+    length = trained["step"].max() + 1
+    inside = trained[(trained["step"] >= low * length) & (trained["step"] <= high * length)]
+    values = inside[column].abs().dropna()
+    if len(values) and np.isfinite(values).all():
+        return float(values.mean())
+    return math.inf if len(inside) and not np.isfinite(inside["train/loss"]).all() else math.nan
 
 
 def loss_difference(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.Series:

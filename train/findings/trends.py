@@ -1,219 +1,145 @@
-"""Values of curves with their errors, how they move with N, and comparisons that may stay open."""
+"""Checks of how a quantity moves: with N, with the learning rate, or with a config value of the arms."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from train.cli.format import size_label
-from train.findings.arms import LEAST_DIFFERENCE, Arms, optimal_lr, pooled_std
-from train.results.sensitivity import LRSensitivity, OverSeeds, lr_sensitivity
-from train.results.verdict import Check
+from train.findings.arms import Arms
+from train.findings.checks import Base, Least
+from train.findings.effects import Effect, directed, equivalent, slope
+from train.results.verdict import Outcome, Part
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LEAST_ERROR = LEAST_DIFFERENCE / 2**1.5
-"""Nats: the least standard error of a loss or a sensitivity of one curve, that at which two of them must differ by
-LEAST_DIFFERENCE. It stands for the noise where no curve has several seeds."""
-STAYS = 2.0
-"""Factor over a ladder within which an optimal LR stays put: half, in log, of the fourfold fall that an LR in
-proportion to 1/width makes on the mini ladder (widths 32 to 128), and less than one step of the paper's grid."""
+
+class Moving(Base):
+    """What moves with N (`size`), with the LR (`lr`) or with a config value of the arms."""
+
+    over: str
+
+    def lines(self, sweep: Arms, arm: str, minus: str | None = None) -> Iterator[tuple[str, pd.DataFrame, str]]:
+        """Where, points of x (in log) and value, and what lies beyond the grid: over N a line for each LR, over LR or
+        a config value one for each size. `minus` subtracts another arm's values, pair by pair."""
+        arms = [arm] if self.over in ("size", "lr") else self.named(sweep)
+        tables = []
+        for name in arms:
+            table = self.values(sweep, name, minus)
+            if minus:
+                other = self.values(sweep, minus, name)
+                table = table.merge(other, on=["size", "lr", "seed"], suffixes=("", "_minus"))
+                table = table.assign(value=table["value"] - table["value_minus"])
+            tables.append(table.assign(x=self._places(sweep, name, table)))
+        found = _joined(tables)
+        found = found[np.isfinite(found["value"])]
+        by = ["lr"] if self.over == "size" else ["size"]
+        for (key,), points in found.groupby(by):
+            if points["x"].nunique() > 1:
+                at = f"N={size_label(key)}" if by == ["size"] else f"LR {key:g}" if key else ""
+                edge = "all beyond the LR grid" if points["censored"].all() else ""
+                yield at, points, edge
+
+    def _places(self, sweep: Arms, arm: str, table: pd.DataFrame) -> Any:
+        if self.over in ("size", "lr"):
+            return np.log(table[self.over].astype(float))
+        return math.log(float(sweep.runs.loc[sweep.runs["arm"] == arm, self.over].iloc[0]))
+
+    def nothing(self) -> str:
+        edge = ": an optimum at the grid's edge is none" if self.of == "optimal_lr" else ""
+        return f"no two values along {self.over}{edge}"
+
+    def line(self, points: pd.DataFrame) -> str:
+        means = points.groupby("x")["value"].mean()
+        name = {"size": "N", "lr": "LR"}.get(self.over, self.over.rpartition(".")[2])
+        label = size_label if self.over == "size" else lambda x: f"{x:g}"
+        shown = [f"{label(float(f'{math.exp(x):.4g}'))} {self.shown(v)}" for x, v in means.items()]
+        return f"{name} {', '.join(shown)}"
 
 
-@dataclass(frozen=True)
-class Value:
-    """A number with its standard error."""
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    import pandas as pd
 
-    value: float
-    error: float
-
-    def __add__(self, other: Value) -> Value:
-        return Value(self.value + other.value, math.hypot(self.error, other.error))
-
-    def __sub__(self, other: Value) -> Value:
-        return self + -other
-
-    def __neg__(self) -> Value:
-        return Value(-self.value, self.error)
-
-    def __abs__(self) -> Value:
-        return Value(abs(self.value), self.error)
-
-    def times(self, factor: float) -> Value:
-        return Value(self.value * factor, self.error * abs(factor))
-
-    def log(self) -> Value:
-        return Value(math.log(self.value), self.error / self.value)
-
-    def above(self, limit: float) -> bool | None:
-        """Whether it is above `limit`; None when that is within two standard errors."""
-        return None if abs(self.value - limit) <= 2 * self.error else self.value > limit
-
-    def below(self, limit: float) -> bool | None:
-        return (-self).above(-limit)
-
-    def numbers(self) -> dict[str, float]:
-        return {"value": self.value, "error": self.error}
-
-    def factor(self) -> str:
-        """Text of a log: the factor, and what two standard errors are as a factor."""
-        return f"{math.exp(self.value):.2f}x (within {math.exp(2 * self.error):.2f}x)"
-
-    def __str__(self) -> str:
-        return f"{self.value:+.3f} ± {self.error:.3f}"
+    kept = [table for table in tables if len(table)]
+    return pd.concat(kept, ignore_index=True) if kept else tables[0]
 
 
-def all_of(results: Iterable[bool | None]) -> bool | None:
-    """False if any is, else None if any is open or there is none, else True."""
-    found = list(results)
-    if False in found:
-        return False
-    return None if None in found or not found else True
+def _total(points: pd.DataFrame) -> Effect:
+    """Change over the range of x, by the slope of the line through all points."""
+    return slope(points["x"], points["value"]).times(float(np.ptp(points["x"])))
 
 
-def spread(sweep: Arms, of: Callable[[LRSensitivity], float]) -> float | None:
-    """Standard deviation between seeds of a number of a curve, pooled over all curves of several seeds."""
-    return pooled_std([of(one) for one in curve.by_seed.values()] for curve in sweep.curves.values())
+class Trend(Moving, Least):
+    """The quantity rises or falls over N, LR or a config value: the change over the range, by its slope."""
+
+    kind: Literal["rises", "falls"]
+    minus: str | None = None
+    """Judges the difference of the arm from this one."""
+
+    def named(self, sweep: Arms) -> list[str]:
+        return super().named(sweep) + (sweep.named(self.minus) if self.minus else [])
+
+    def parts(self, sweep: Arms) -> Iterator[Part]:
+        sign = 1.0 if self.kind == "rises" else -1.0
+        minus = sweep.named(self.minus)[0] if self.minus else None
+        names = sweep.named(self.arm) if self.over in ("size", "lr") else sweep.named(self.arm)[:1]
+        for arm in names:
+            for at, points, edge in self.lines(sweep, arm, minus):
+                total = _total(points)
+                outcome: Outcome = "open" if edge else directed(total.times(sign), self.least)
+                where = " ".join(filter(None, [arm if len(names) > 1 else "", at]))
+                text = edge or f"{self.line(points)}: {total.text(self.log)}"
+                yield Part(where, outcome, text, total.numbers())
 
 
-def mean(sweep: Arms, curve: OverSeeds, of: Callable[[LRSensitivity], float]) -> Value:
-    """Of a number of the curve over its seeds; the error by the pooled spread, at least LEAST_ERROR."""
-    error = (spread(sweep, of) or 0.0) / math.sqrt(len(curve.by_seed))
-    return Value(float(np.mean([of(one) for one in curve.by_seed.values()])), max(error, LEAST_ERROR))
+class Stays(Moving):
+    """The quantity moves by less than a factor over the range, up or down: an equivalence test of its slope."""
+
+    kind: Literal["stays"]
+    factor: float = Field(gt=1)
+
+    def parts(self, sweep: Arms) -> Iterator[Part]:
+        names = sweep.named(self.arm) if self.over in ("size", "lr") else sweep.named(self.arm)[:1]
+        for arm in names:
+            for at, points, edge in self.lines(sweep, arm):
+                total = _total(points)
+                outcome: Outcome = "open" if edge else equivalent(total, math.log(self.factor))
+                where = " ".join(filter(None, [arm if len(names) > 1 else "", at]))
+                yield Part(where, outcome, edge or f"{self.line(points)}: {total.text(True)}", total.numbers())
+
+    def needs(self) -> str:
+        return f"stays within {self.factor:g}x"
 
 
-def best_loss(one: LRSensitivity) -> float:
-    return one.best_loss
+class Slopes(Moving, Least):
+    """One arm's quantity moves faster over the range than another's (`faster`, by its signed exponent), or moves less
+    far, up or down (`moves_less`)."""
 
+    kind: Literal["faster", "moves_less"]
+    than: str
 
-def sensitivity(one: LRSensitivity) -> float:
-    return one.sensitivity
+    def named(self, sweep: Arms) -> list[str]:
+        return sweep.named(self.arm) + sweep.named(self.than)
 
-
-def mean_loss(one: LRSensitivity) -> float:
-    """Over the LR grid, capped: what an LR taken at random from it costs."""
-    return float(np.mean(one.losses))
-
-
-def slope(points: Mapping[float, Value]) -> Value | None:
-    """Of the least-squares line through the values, with the error that theirs make; None for less than two points."""
-    if len(points) < 2:
-        return None
-    x = np.array(list(points)) - np.mean(list(points))
-    weights = x / (x**2).sum()
-    value = sum(w * p.value for w, p in zip(weights, points.values(), strict=True))
-    return Value(float(value), math.hypot(*(w * p.error for w, p in zip(weights, points.values(), strict=True))))
-
-
-def optimum(sweep: Arms, curve: OverSeeds) -> Value | None:
-    """Log of `arms.optimal_lr`; None when a seed's best LR is at the grid's edge or its losses don't bend there.
-
-    The error is that of the lowest point of a parabola through three losses that each have the spread of the best loss.
-    """
-    errors = []
-    noise = max(spread(sweep, best_loss) or 0.0, LEAST_ERROR)
-    for one in curve.by_seed.values():
-        at = int(np.argmin(one.losses))
-        lrs, losses = one.lrs[at - 1 : at + 2], np.array(one.losses[at - 1 : at + 2])
-        if not 0 < at < len(one.lrs) - 1 or np.ptp(losses) == 0:
-            return None
-        tiny = 1e-6
-        bent = [[_lowest(lrs, losses + sign * e, one.loss_init) for e in tiny * np.eye(3)] for sign in (1, -1)]
-        errors.append(noise * math.hypot(*((a - b) / (2 * tiny) for a, b in zip(*bent, strict=True))))
-    return Value(math.log(optimal_lr(curve)), math.hypot(*errors) / len(errors))
-
-
-def _lowest(lrs: Sequence[float], losses: np.ndarray, loss_init: float) -> float:
-    return math.log(optimal_lr(OverSeeds({0: lr_sensitivity(lrs, losses.tolist(), loss_init)})))
-
-
-@dataclass(frozen=True)
-class Optima:
-    """The optimal LRs of an arm over N."""
-
-    arm: str
-    by_n: Mapping[int, Value]
-    """Logs; sizes whose optimum is at the edge of the grid are left out."""
-    at_edge: tuple[int, ...]
-    gaps: str
-
-    @property
-    def move(self) -> Value | None:
-        """Log of the factor by which the optimum moves from the smallest N to the largest, by the slope of its log
-        against log N. None when runs are missing, or with an optimum at an edge."""
-        if self.gaps or self.at_edge:
-            return None
-        found = slope({math.log(n): value for n, value in self.by_n.items()})
-        return found and found.times(math.log(max(self.by_n) / min(self.by_n)))
-
-    def numbers(self) -> dict[str, Any]:
-        return {
-            "sizes": [{"N": n, "lr": math.exp(v.value), "log_error": v.error} for n, v in self.by_n.items()],
-            "at_edge": list(self.at_edge),
-            "factor": math.exp(self.move.value) if self.move else None,
-            "log_factor_error": self.move.error if self.move else None,
-        }
-
-    def __str__(self) -> str:
-        parts = [f"{size_label(n)} {math.exp(value.value):.2g}" for n, value in self.by_n.items()]
-        parts += [f"{size_label(n)} at the grid's edge" for n in self.at_edge]
-        moved = f": moves {self.move.factor()}" if self.move else ""
-        return f"{self.arm}: {self.gaps}optimal LR at N={', '.join(parts) or '-'}{moved}"
-
-
-def optima(sweep: Arms, arm: str) -> Optima:
-    found = {n: optimum(sweep, curve) for (n, of), curve in sweep.curves.items() if of == arm}
-    inside = {n: value for n, value in found.items() if value is not None}
-    return Optima(arm, inside, tuple(n for n, value in found.items() if value is None), sweep.gaps(arm))
-
-
-def steadier_optimum(claim: str, sweep: Arms, standard: str, other: str) -> Check:
-    """Passes when the optimal LR of `standard` falls with N and that of `other` moves less, by two standard errors.
-
-    Fails when `other` moves more by as much; open between the two, when `standard` doesn't fall, so that there is
-    nothing to steady, or when an optimum is at an edge of its grid.
-    """
-    a, b = optima(sweep, standard), optima(sweep, other)
-    passed = None
-    if a.move and b.move and a.move.below(0):
-        passed = (abs(a.move) - abs(b.move)).above(0)
-    return Check(claim, passed, {standard: a.numbers(), other: b.numbers()}, f"{a}; {b}")
-
-
-def steady_optimum(claim: str, sweep: Arms, arm: str) -> Check:
-    """Passes when the optimal LR moves by less than the factor STAYS over the ladder, up or down, and two standard
-    errors don't reach it: a flat curve, whose optimum could be anywhere, stays open. Fails when it moves by more."""
-    found = optima(sweep, arm)
-    passed = abs(found.move).below(math.log(STAYS)) if found.move else None
-    return Check(claim, passed, found.numbers() | {"allowed_factor": STAYS}, str(found))
-
-
-def in_order(sweep: Arms) -> pd.DataFrame:
-    """The ended runs, arm by arm."""
-    order = {arm: i for i, arm in enumerate(sweep.names)}
-    ended = sweep.runs[sweep.runs["ended"]]
-    return ended.sort_values("arm", key=lambda arm: arm.map(order), kind="stable")
-
-
-def over_n(sweep: Arms, arm: str, of: Callable[[LRSensitivity], float]) -> dict[int, tuple[float, float | None]]:
-    """Mean and standard deviation over seeds of a number of the arm's curves, by N: what `against_size` draws."""
-    found = {}
-    for (n, name), curve in sweep.curves.items():
-        if name == arm:
-            values = [of(one) for one in curve.by_seed.values()]
-            found[n] = (float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
-    return found
-
-
-def optima_over_n(sweep: Arms, *names: str) -> dict[str, dict[int, tuple[float, float | None]]]:
-    """Optimal LRs by arm and N with their errors, for `against_size`; those at an edge are left out."""
-    found: dict[str, dict[int, tuple[float, float | None]]] = {}
-    for arm in names:
-        values = {n: (math.exp(v.value), v.error) for n, v in optima(sweep, arm).by_n.items()}
-        found[arm] = {n: (lr, lr * error) for n, (lr, error) in values.items()}
-    return found
+    def parts(self, sweep: Arms) -> Iterator[Part]:
+        arm, than = self.named(sweep)[:2]
+        ours = {at: (points, edge) for at, points, edge in self.lines(sweep, arm)}
+        for at, theirs, edge in self.lines(sweep, than):
+            if at not in ours:
+                continue
+            points, own_edge = ours[at]
+            a, b = (slope(p["x"], p["value"]) for p in (points, theirs))
+            if self.kind == "moves_less":
+                span = float(np.ptp(theirs["x"]))
+                effect = b.times(span).magnitude() - a.times(span).magnitude()
+            else:
+                effect = a - b
+            outcome: Outcome = "open" if edge or own_edge else directed(effect, self.least)
+            text = f"{than} {self.line(theirs)}; {arm} {self.line(points)}: "
+            shown = effect.text(self.log and self.kind == "moves_less")
+            yield Part(at, outcome, text + shown, {"arm": a.numbers(), "than": b.numbers(), **effect.numbers()})

@@ -46,6 +46,12 @@ class LRSensitivity:
     """LR at which the loss, linear in log LR, reaches best_loss + DEGRADED on its way to first_degraded_lr."""
 
     @property
+    def upper(self) -> float:
+        """Mean of (loss - best_loss) from the best LR up: doesn't take a slow start for an instability."""
+        above = [loss for lr, loss in zip(self.lrs, self.losses, strict=True) if lr >= self.best_lr]
+        return float(np.mean(above)) - self.best_loss
+
+    @property
     def degraded(self) -> tuple[bool, ...]:
         """Returns for each LR of the grid whether it is above best_lr and its loss above best_loss + DEGRADED."""
         limit = self.best_loss + DEGRADED

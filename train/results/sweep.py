@@ -175,7 +175,13 @@ def _row(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
         **_flat({k: v for k, v in summary.items() if k not in ("name", "state")}),
         "state": state,
         "ended": state in ENDED,
+        "started": _started(folder.status()),
     }
+
+
+def _started(status: Mapping[str, Any]) -> float | None:
+    """Seconds since 1970 at which the run began, by the time and the length of its last status."""
+    return status["time"] - float(status.get("seconds") or 0.0) if "time" in status else None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from train.results.page.curves import BUDGET, curves
 from train.results.page.payload import facts, payload, with_curves
-from train.results.verdict import Verdict
+from train.results.verdict import KINDS, Verdict
 from train.runfolder.files import write_atomically
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 SCRIPTS = ("core.js", "chart.js", "heatmap.js", "rates.js", "run.js", "table.js", "start.js")
 MARKS = {True: "pass", False: "FAIL", None: "open"}
-KINDS = {"reproduced": "pass", "not reproduced": "fail", "inconclusive": "open"}
-"""Maps a verdict's state to its class in page.css."""
 
 
 def write_page(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None, trouble: str | None = None) -> Path:

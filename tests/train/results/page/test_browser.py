@@ -18,6 +18,7 @@ from train.results.arms import with_arms
 from train.results.page.html import write_page
 from train.results.sweep import load_sweep
 from train.results.table import table
+from train.results.verdict import Part
 
 pytestmark = [pytest.mark.skipif(MISSING is not None, reason=str(MISSING)), pytest.mark.xdist_group("browser")]
 ROWS = "#table tbody tr:not([hidden])"
@@ -40,9 +41,13 @@ def sweep(tmp_path_factory):
     (folder / "report").mkdir()
     found = load_sweep(folder)
     verdict = find("qk_norm").verdict(found.runs, found.metrics)
-    # One of each, whatever the sweep says: the page shows all three.
-    checks = [dataclasses.replace(c, passed=p) for c, p in zip(verdict.checks, (True, False, None, True), strict=True)]
-    write_page(found, table(found.runs), dataclasses.replace(verdict, checks=checks))
+    # One of each, whatever the sweep says: the page shows all three, and a claim that the first one contradicts.
+    outcomes = ("against", "holds", "open", "holds", "holds")
+    checks = [
+        dataclasses.replace(c, gaps="", parts=[Part("", outcome, "figures")])
+        for c, outcome in zip(verdict.checks, outcomes, strict=True)
+    ]
+    write_page(found, table(found.runs), dataclasses.replace(verdict, checks=checks, fitness=None, few_seeds=""))
     return found
 
 

@@ -1,0 +1,374 @@
+"""Every general check on frames for which the right word is known, both ways."""
+
+import math
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from tests.train.findings.frames import bowl, frame, shifted, without
+from tests.train.findings.probe_frames import sweep as probe_sweep
+from train.findings.arms import arms
+from train.findings.base import AnyCheck
+from train.findings.effects import Effect, over, slope
+from train.results.verdict import Check, Fitness, Part, Verdict
+
+LRS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+SIZES = (25_000, 100_000, 600_000)
+SEEDS = (0, 1, 2)
+FLAT, STEEP = 0.02, 0.2
+
+
+def check(**row):
+    return TypeAdapter(AnyCheck).validate_python({"says": "it does", **row})
+
+
+def curves(**rise):
+    """By arm the steepness of its curve, one or by size."""
+    return {
+        arm: {n: bowl(LRS, 3e-2, 5.0, r[i] if isinstance(r, tuple) else r) for i, n in enumerate(SIZES)}
+        for arm, r in rise.items()
+    }
+
+
+def judge(losses, row, noise=0.003, seeds=SEEDS):
+    return check(**row).judge(arms("test", frame(losses, seeds, noise), list(losses)))
+
+
+def outcomes(found):
+    return [part.outcome for part in found.parts]
+
+
+LOWER = {"kind": "lower", "of": "lr_sensitivity", "arm": "a", "than": "b", "by": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "word"),
+    [
+        (FLAT, STEEP, "reproduced"),
+        (STEEP, FLAT, "contradicted"),
+        (FLAT, FLAT, "not testable at this scale"),
+        ((FLAT, FLAT, STEEP), STEEP, "partly"),
+        ((FLAT, FLAT, 0.4), STEEP, "partly"),
+    ],
+)
+@pytest.mark.parametrize("of", ["lr_sensitivity", "upper_sensitivity", "mean_loss"])
+def test_lower(a, b, word, of):
+    found = judge(curves(a=a, b=b), LOWER | {"of": of})
+    assert found.word[0] == word
+    reverse = judge(curves(a=a, b=b), LOWER | {"of": of, "kind": "higher", "arm": "b", "than": "a"})
+    assert outcomes(reverse) == outcomes(found)
+
+
+def test_lower_by_hand():
+    losses = {"a": {1000: {1e-2: 5.0, 1e-1: 5.2}}, "b": {1000: {1e-2: 5.0, 1e-1: 5.6}}}
+    (part,) = judge(losses, LOWER, noise=0.0).parts
+    # (0 + 0.2) / 2 against (0 + 0.6) / 2
+    assert part.numbers == pytest.approx({"than": 0.3, "arm": 0.1, "value": -0.2, "half_interval": 0.0})
+    assert part.outcome == "holds"
+
+
+def test_an_effect_that_could_not_have_been_seen_is_not_testable():
+    found = judge(curves(a=FLAT, b=FLAT), LOWER, noise=0.2)
+    assert set(outcomes(found)) == {"open"}
+    assert found.word == ("not testable at this scale", "an effect of the size that counts could not have been seen")
+    visible = judge(curves(a=FLAT, b=FLAT), LOWER, noise=0.001)
+    assert set(outcomes(visible)) == {"absent"}
+    assert visible.passed is False
+
+
+def test_one_seed_has_no_interval():
+    assert set(outcomes(judge(curves(a=FLAT, b=STEEP), LOWER, seeds=(0,)))) == {"open"}
+
+
+def test_missing_runs_are_incomplete():
+    losses = curves(a=FLAT, b=STEEP)
+    runs = without(frame(losses, SEEDS, 0.003), arm="a", size=SIZES[0], lr=1e-2)
+    found = check(**LOWER).judge(arms("test", runs, ["a", "b"]))
+    assert found.word == ("incomplete", "3 runs missing")
+    assert found.passed is None
+    assert outcomes(found) == ["holds", "holds"]
+
+
+def test_curves_are_compared_over_the_lrs_that_both_have():
+    losses = {"a": {1000: {1e-2: 5.0, 1e-1: 5.2, 1.0: 7.0}}, "b": {1000: {1e-2: 5.0, 1e-1: 5.2}}}
+    (part,) = judge(losses, {"kind": "equal", "of": "lr_sensitivity", "arm": "a", "than": "b", "within": 0.01}, 0).parts
+    assert part.numbers["value"] == 0
+    assert part.outcome == "holds"
+
+
+@pytest.mark.parametrize(("by", "word"), [(0.0, "reproduced"), (0.02, "reproduced"), (0.2, "contradicted")])
+@pytest.mark.parametrize("kind", ["equal", "no_worse"])
+def test_equal_and_no_worse(kind, by, word):
+    same = {n: bowl(LRS, 3e-2, 5.0) for n in SIZES}
+    other = {n: shifted(curve, by) for n, curve in same.items()}
+    row = {"kind": kind, "of": "best_loss", "arm": "b", "than": "a", "within": 0.05}
+    assert judge({"a": same, "b": other}, row).word[0] == word
+    below = judge({"a": same, "b": other}, row | {"arm": "a", "than": "b"}).word[0]
+    assert below == ("reproduced" if kind == "no_worse" else word)
+    assert judge({"a": same, "b": other}, row, noise=0.2).word[0] == "not testable at this scale"
+
+
+@pytest.mark.parametrize(
+    ("a", "word"), [(10.0, "reproduced"), (1000.0, "contradicted"), (100.0, "not testable at this scale")]
+)
+def test_lower_of_a_metric_in_pairs(a, word):
+    logit = {"a": a, "b": 100.0}
+    runs, metrics = probe_sweep(
+        lambda arm, n, lr, seed: {"m": logit[arm] * (1 + 0.01 * seed)}, arms=("a", "b"), seeds=SEEDS
+    )
+    row = LOWER | {"of": {"metric": "m"}, "factor": 1.25, "by": None}
+    found = check(**row).judge(arms("test", runs, ["a", "b"], metrics))
+    assert found.word[0] == word
+    nothing = check(**row | {"base_above": 200}).judge(arms("test", runs, ["a", "b"], metrics))
+    assert set(outcomes(nothing)) == {"open"}
+
+
+def test_only_sound_or_broken_runs():
+    runs, metrics = probe_sweep(
+        lambda arm, n, lr, seed: {"m": 1.0 if arm == "a" and lr > 0.05 else 2.0}, arms=("a", "b"), seeds=SEEDS
+    )
+    row = LOWER | {"of": {"metric": "m", "log": False}, "by": 0.5}
+    made = arms("test", runs, ["a", "b"], metrics)
+    assert check(**row | {"runs": "broken"}).judge(made).word[0] == "reproduced"
+    assert set(outcomes(check(**row | {"runs": "sound"}).judge(made))) == {"absent"}
+    assert check(**row | {"lr": "highest"}).judge(made).word[0] == "reproduced"
+    assert set(outcomes(check(**row | {"lr": 1e-2}).judge(made))) == {"absent"}
+
+
+def moving(*places, rise=0.1):
+    return {n: bowl(LRS, place, 5.0, rise) for n, place in zip(SIZES, places, strict=True)}
+
+
+STAY, FALL, RISE = (3e-2, 3e-2, 3e-2), (8e-2, 4e-2, 1.5e-2), (1.5e-2, 4e-2, 8e-2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "places", "word"),
+    [
+        ("falls", FALL, "reproduced"), ("falls", RISE, "contradicted"), ("falls", STAY, "not testable at this scale"),
+        ("rises", RISE, "reproduced"), ("rises", FALL, "contradicted"),
+        ("stays", STAY, "reproduced"), ("stays", FALL, "contradicted"),
+    ],
+)  # fmt: skip
+def test_trend_of_the_optimal_lr(kind, places, word):
+    row = {"kind": kind, "of": "optimal_lr", "over": "size", "arm": "a", "factor": 1.5}
+    found = judge({"a": moving(*places)}, row)
+    assert found.word[0] == word
+    if places != STAY:
+        assert abs(found.parts[0].numbers["value"]) == pytest.approx(math.log(80 / 15), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("of", "expected"),
+    [("critical_lr", 3e-2 * (10 / 3) ** (1 / math.log(10 / 3) ** 2)), ("optimal_lr", 3e-2)],
+)
+def test_lrs_lie_between_grid_points(of, expected):
+    """The loss at 1e-1 is 0.1 log^2(10 / 3) above that at 3e-2; the line between them passes 0.1 nats before it."""
+    (part,) = judge(
+        {"a": moving(*STAY), "b": moving(*STAY)},
+        {"kind": "stays", "of": of, "over": "size", "arm": "a", "factor": 2},
+        0,
+    ).parts
+    shown = float(part.text.split()[2].rstrip(","))
+    assert shown == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(("a", "b", "word"), [(STAY, FALL, "reproduced"), (FALL, STAY, "contradicted"),
+                                              (STAY, STAY, "not testable at this scale")])  # fmt: skip
+def test_moves_less(a, b, word):
+    row = {"kind": "moves_less", "of": "optimal_lr", "over": "size", "arm": "a", "than": "b", "factor": 1.4}
+    assert judge({"a": moving(*a), "b": moving(*b)}, row).word[0] == word
+
+
+GROWS = (0.02, 0.1, 0.2)
+
+
+@pytest.mark.parametrize(("a", "b", "word"), [(GROWS, 0.1, "reproduced"), (0.1, GROWS, "contradicted"),
+                                              (0.1, 0.1, "not testable at this scale")])  # fmt: skip
+def test_faster(a, b, word):
+    row = {"kind": "faster", "of": "lr_sensitivity", "over": "size", "arm": "a", "than": "b", "by": 0.005}
+    assert judge(curves(a=a, b=b), row).word[0] == word
+
+
+def test_trend_of_a_difference():
+    grown = {n: shifted(bowl(LRS, 3e-2, 5.0), by) for n, by in zip(SIZES, (-0.02, 0.0, 0.03), strict=True)}
+    losses = {"a": {n: bowl(LRS, 3e-2, 5.0) for n in SIZES}, "b": grown}
+    row = {"kind": "rises", "of": "best_loss", "over": "size", "arm": "b", "minus": "a", "by": 0.01}
+    assert judge(losses, row, 0.001).word[0] == "reproduced"
+    assert judge(losses, row | {"arm": "a", "minus": "b"}, 0.001).word[0] == "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("power", "word"), [(1, "reproduced"), (0, "not testable at this scale"), (-1, "contradicted")]
+)
+@pytest.mark.parametrize("over_", ["size", "lr"])
+def test_trend_of_a_metric(over_, power, word):
+    def of(arm, n, lr, seed):
+        return {"m": (n if over_ == "size" else lr) ** power * (1 + 0.01 * seed)}
+
+    runs, metrics = probe_sweep(of, arms=("a",), seeds=SEEDS, sizes=(1000, 4000, 16000))
+    row = {"kind": "rises", "of": {"metric": "m"}, "over": over_, "arm": "a", "factor": 2}
+    found = check(**row).judge(arms("test", runs, ["a"], metrics))
+    assert len(found.parts) == 3
+    assert found.word[0] == word
+
+
+def test_trend_over_a_config_value():
+    values = {"x": 1e-4, "y": 1e-3, "z": 1e-2}
+    losses = {
+        arm: {n: bowl(LRS, place, 5.0) for n in SIZES} for arm, place in zip(values, (2e-2, 3e-2, 5e-2), strict=True)
+    }
+    runs = frame(losses, SEEDS, 0.001, {arm: {"decay": v} for arm, v in values.items()})
+    row = {"kind": "rises", "of": "optimal_lr", "over": "decay", "arm": ["x", "y", "z"], "factor": 1.1}
+    found = check(**row).judge(arms("test", runs, list(values)))
+    assert found.word[0] == "reproduced"
+    assert found.parts[0].numbers["value"] == pytest.approx(math.log(2.5), abs=0.05)
+    assert check(**row | {"kind": "falls"}).judge(arms("test", runs, list(values))).word[0] == "contradicted"
+
+
+def test_optima_at_the_edge_have_no_trend():
+    row = {"kind": "stays", "of": "optimal_lr", "over": "size", "arm": "a", "factor": 2}
+    found = judge({"a": moving(1e-3, 1e-3, 1e-3)}, row)
+    assert found.parts == []
+    assert "grid's edge" in found.word[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "word"), [(0.9, "reproduced"), (0.2, "contradicted"), (0.5, "not testable at this scale")]
+)
+def test_level(value, word):
+    def of(arm, n, lr, seed):
+        return {"m": value + 0.01 * (seed - 1)}
+
+    runs, metrics = probe_sweep(of, arms=("a",), seeds=SEEDS)
+    made = arms("test", runs, ["a"], metrics)
+    row = {"kind": "level", "of": {"metric": "m", "log": False}, "arm": "a", "above": 0.5}
+    assert check(**row).judge(made).word[0] == word
+    swapped = {"contradicted": "reproduced", "reproduced": "contradicted"}.get(word, word)
+    assert check(**row | {"above": None, "below": 0.5}).judge(made).word[0] == swapped
+
+
+@pytest.mark.parametrize(
+    ("held", "word"), [(18, "reproduced"), (10, "not testable at this scale"), (1, "contradicted")]
+)
+def test_level_in_a_share_of_runs(held, word):
+    places = iter(range(18))
+    runs, metrics = probe_sweep(lambda *_: {"m": 1.0 if next(places) < held else -1.0}, arms=("a",), seeds=SEEDS)
+    row = {"kind": "level", "of": {"metric": "m", "log": False}, "arm": "a", "above": 0, "share": 0.75}
+    assert check(**row).judge(arms("test", runs, ["a"], metrics)).word[0] == word
+
+
+@pytest.mark.parametrize(("bend", "word"), [(1e3, "reproduced"), (1e2, "contradicted"), (1e5, "contradicted")])
+def test_crosses(bend, word):
+    kappas = (1, 10, 100, 1000, 1e4, 1e5, 1e6)
+    losses = {f"k{k:g}": {1000: {1e-2: 5.0 + 0.1 * (k / bend)}} for k in kappas}
+    runs = frame(losses, SEEDS, 0.001, {f"k{k:g}": {"kappa": k} for k in kappas})
+    row = {"kind": "crosses", "of": "loss", "over": "kappa", "arm": list(losses), "rise": 0.1, "between": [316, 3162]}
+    assert check(**row).judge(arms("test", runs, list(losses))).word[0] == word
+    short = {
+        "kind": "crosses",
+        "of": "loss",
+        "over": "kappa",
+        "arm": ["k1", "k10"],
+        "rise": 0.1,
+        "between": [316, 3162],
+    }
+    found = check(**short).judge(arms("test", runs, list(losses)))
+    assert found.word[0] == "not testable at this scale"
+    assert "never passes" in found.text
+
+
+GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+
+
+@pytest.mark.parametrize(("sign", "word"), [(1, "reproduced"), (-1, "contradicted"), (0, "not testable at this scale")])
+def test_separates(sign, word):
+    def of(arm, n, lr, seed):
+        return {"m": 10 + sign * 5 * (lr > 1e-2) + 0.1 * ((7 * seed + n) % 3)}
+
+    runs, metrics = probe_sweep(
+        of,
+        lrs=GRID,
+        seeds=SEEDS,
+        arms=("a",),
+        losses=lambda arm, n, lr, seed: 5.0 + 0.5 * (lr > 1e-2) + 1e-3 / lr * 0.01,
+    )
+    made = arms("test", runs, ["a"], metrics)
+    row = {"kind": "separates", "of": {"metric": "m"}, "arm": "a", "auc": 0.9}
+    assert check(**row).judge(made).word[0] == word
+    beaten = check(**row | {"better_than": "learning_rate"}).judge(made)
+    assert beaten.word[0] != "reproduced"
+
+
+@pytest.mark.parametrize(("order", "word"), [((0.01, 0.03, 0.06, 0.1, 0.2), "reproduced"),
+                                             ((0.2, 0.1, 0.06, 0.03, 0.01), "contradicted")])  # fmt: skip
+def test_ranks(order, word):
+    losses = {f"a{i}": {1000: bowl(LRS, 5e-3, 5.0, 0.1 / math.log(x / 5e-3) ** 2)} for i, x in enumerate(order)}
+    row = {"kind": "ranks", "of": "critical_lr", "arm": list(losses), "tau": 0.6,
+           "published": {f"a{i}": float(i) for i in range(5)}}  # fmt: skip
+    assert judge(losses, row, 1e-4).word[0] == word
+
+
+def test_arms_of_different_sizes_seed_by_seed():
+    losses = {"big": {1000: {1e-2: 5.0}}, "small": {10: {1e-2: 5.5}}}
+    row = LOWER | {"of": "loss", "arm": "big", "than": "small", "by": 0.1}
+    assert judge(losses, row).parts == []
+    assert judge(losses, row | {"across_sizes": True}).word[0] == "reproduced"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        LOWER | {"by": None}, LOWER | {"factor": 2}, LOWER | {"of": "optimal_lr"}, LOWER | {"of": "lr_sensitivty"},
+        LOWER | {"kind": "lowest"}, {"kind": "level", "of": "loss", "arm": "a", "above": 1, "below": 2},
+    ],
+)  # fmt: skip
+def test_bad_checks_are_refused(row):
+    with pytest.raises(ValidationError):
+        check(**row)
+
+
+def test_effects():
+    three = over([1.0, 2.0, 3.0])
+    # t(0.975, 2) = 4.3027 times 1 / sqrt(3)
+    assert (three.value, three.half()) == (2.0, pytest.approx(4.3027 / math.sqrt(3), rel=1e-4))
+    assert over([1.0]).half() == math.inf
+    line = slope([0, 1, 2, 3], [0.0, 1.1, 1.9, 3.0])
+    assert line.value == pytest.approx(0.98)
+    # Residuals -0.03, 0.09, -0.09, 0.03.
+    assert line.error == pytest.approx(math.sqrt(0.018 / 2 / 5))
+    both = three - Effect(1.0, 0.0, math.inf)
+    assert (both.value, both.half()) == (1.0, pytest.approx(three.half()))
+    assert math.isnan(slope([1, 1], [0, 1]).value)
+
+
+FIT, UNFIT = Fitness([], ["fine"]), Fitness(["floor/bigram is not in the summaries of the runs"], [])
+
+
+def verdict(*parts, **more):
+    return Verdict("test", [Check("it does", [Part("", outcome, "") for outcome in parts]), Check("other", [])], **more)
+
+
+@pytest.mark.parametrize(
+    ("found", "word"),
+    [
+        (verdict("holds", "holds", fitness=FIT), "reproduced"),
+        (verdict("holds", "open", fitness=FIT), "partly"),
+        (verdict("against", "absent", fitness=FIT), "contradicted"),
+        (verdict("absent", fitness=FIT), "not testable at this scale"),
+        (verdict(fitness=FIT), "not testable at this scale"),
+        (verdict("holds", fitness=UNFIT), "not testable at this scale"),
+        (verdict("holds", fitness=Fitness(["x"], [], needed=False)), "reproduced"),
+        (verdict("holds", fitness=FIT, few_seeds="1 seed"), "incomplete"),
+        (verdict("holds", fitness=UNFIT, few_seeds="1 seed"), "not testable at this scale"),
+    ],
+)
+def test_the_primary_check_decides(found, word):
+    assert found.state == word
+    assert found.to_json()["state"] == word
+
+
+def test_numbers_that_json_does_not_have():
+    found = Verdict("test", [Check("c", [Part("", "open", "", {"a": math.inf, "b": np.float64(2)})])]).to_json()
+    assert found["checks"][0]["parts"][0]["numbers"] == {"a": None, "b": 2.0}

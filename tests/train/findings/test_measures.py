@@ -1,0 +1,137 @@
+"""Measurements of their own, each both ways: what comes first, what logits grow by, arms placed by their gradients."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.train.findings.probe_frames import STEPS, sweep
+from train.findings.base import find
+from train.findings.measures.epsilon import GRADIENT
+
+SEEDS = (0, 1, 2)
+
+
+def claims_of(name, runs, metrics):
+    return find(name).verdict(runs, metrics)
+
+
+def word(name, runs, metrics, i=0):
+    return claims_of(name, runs, metrics).checks[i].word[0]
+
+
+def breaking(mark, gone, column="attention/entropy", low=0.05, high=1.0):
+    """Runs at the largest LR pass a mark at one step, and leave the loss of the others at another."""
+
+    def of(arm, n, lr, seed):
+        bad = lr > 0.05
+
+        def probe(step):
+            return low if bad and mark is not None and step >= mark else high
+
+        return {column: probe, "train/loss": lambda step: 6.0 if bad and gone is not None and step >= gone else 5.0}
+
+    return sweep(of, seeds=SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("mark", "gone", "expected"),
+    [(10, 60, "reproduced"), (60, 10, "contradicted"), (None, 60, "contradicted"), (10, None, "reproduced")],
+)
+def test_entropy_collapses_first(mark, gone, expected):
+    runs, metrics = breaking(mark, gone)
+    assert word("entropy_collapse", runs, metrics) == expected
+
+
+def test_entropy_falls_one_step_up():
+    assert word("entropy_collapse", *breaking(10, 60), i=2) == "reproduced"
+    assert word("entropy_collapse", *breaking(10, 60, low=0.9), i=2) == "contradicted"
+
+
+@pytest.mark.parametrize(("mark", "gone", "expected"), [(10, 60, "reproduced"), (60, 10, "contradicted")])
+def test_logits_pass_before_the_loss_departs(mark, gone, expected):
+    runs, metrics = breaking(mark, gone, "attention/block0/logit_max", low=1e4, high=10.0)
+    assert word("early_warning", runs, metrics, i=4) == expected
+
+
+def test_early_warning():
+    """Ten runs that break, whose logits are high from the first step or after the reading."""
+    lrs = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+
+    def made(at):
+        def of(arm, n, lr, seed):
+            return {"attention/block0/logit_max": lambda step: 1e3 if lr > 1e-2 and step >= at else 10.0 + seed}
+
+        return sweep(of, lrs=lrs, seeds=SEEDS, losses=lambda arm, n, lr, seed: 5.5 if lr > 1e-2 else 5.01 - lr)
+
+    # The loss of these runs tells as much from the first step on.
+    runs, metrics = made(0)
+    flat = {name: rows.assign(**{"train/loss": 5.0}) for name, rows in metrics.items()}
+    assert word("early_warning", runs, flat) == "reproduced"
+    assert word("early_warning", runs, metrics) == "not testable at this scale"
+    assert word("early_warning", made(50)[0], {n: r.assign(**{"train/loss": 5.0}) for n, r in made(50)[1].items()}) == (
+        "not testable at this scale"
+    )
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.9, "reproduced"), (0.1, "contradicted")])
+def test_what_logits_grow_by(share, expected):
+    def of(arm, n, lr, seed):
+        def grown(part):
+            return lambda step: math.exp(math.log(1000) * part * step / (STEPS - 1))
+
+        wobble = 0.01 * seed
+        return {
+            "attention/block0/logit_max": grown(1), "attention/block0/q_norm": grown((share + wobble) / 2),
+            "attention/block0/k_norm": grown((share + wobble) / 2),
+            "attention/block0/cosine_of_max_pair": grown(1 - share - wobble),
+        }  # fmt: skip
+
+    runs, metrics = sweep(of, seeds=SEEDS)
+    found = claims_of("logit_decomposition", runs, metrics)
+    assert [check.word[0] for check in found.checks] == [expected, expected, "reproduced"]
+    assert found.checks[0].parts[0].numbers["value"] == pytest.approx(share + 0.01, abs=1e-6)
+
+
+def test_logits_that_do_not_grow_are_not_taken_apart():
+    of = {f"attention/block0/{name}": 1.0 for name in ("logit_max", "q_norm", "k_norm", "cosine_of_max_pair")}
+    runs, metrics = sweep(lambda *_: of, seeds=SEEDS)
+    assert word("logit_decomposition", runs, metrics) == "not testable at this scale"
+
+
+EPS = {"a": 1e-15, "b": 1e-8, "c": 1e-6, "d": 1e-4}
+
+
+def epsilons(losses, gradient=1e-6):
+    rows, metrics = [], {}
+    for arm, eps in EPS.items():
+        for seed in SEEDS:
+            loss, run = losses[arm] + 0.002 * seed, f"{arm}-{seed}"
+            rows.append({"run": run, "arm": arm, "size": 1000, "N": 1000, "optimizer.lr": 0.3, "seed": seed,
+                         "optimizer.eps": eps, "validation/loss_final": loss, "validation/loss": loss,
+                         "validation/loss_init": 8.0, "state": "finished", "ended": True})  # fmt: skip
+            update = 0.2 / (1 + eps / gradient)
+            metrics[run] = pd.DataFrame({"step": np.arange(100), "train/loss": loss, GRADIENT: gradient / eps,
+                                         "update/block0/mlp.up/rms": update})  # fmt: skip
+    return pd.DataFrame(rows), metrics
+
+
+def test_epsilon():
+    grown = {"a": 5.0, "b": 5.0, "c": 5.1, "d": 5.6}
+    assert [c.word[0] for c in claims_of("epsilon", *epsilons(grown)).checks] == ["reproduced"] * 3
+    assert word("epsilon", *epsilons(grown | {"c": 4.9})) == "contradicted"
+    flat = dict.fromkeys(EPS, 5.0)
+    assert word("epsilon", *epsilons(flat)) == "not testable at this scale"
+    # Gradients far above every epsilon: no arm stands at them.
+    far = claims_of("epsilon", *epsilons(grown, gradient=10.0))
+    assert far.checks[0].word == ("not testable at this scale", "no complete curve or run of what is compared")
+
+
+@pytest.mark.parametrize(("rise", "expected"), [(0.5, "reproduced"), (0.0, "not testable at this scale")])
+def test_early_rise(rise, expected):
+    def of(arm, n, lr, seed):
+        return {"train/loss": lambda step: 5.0 + (rise + 0.01 * seed) * (arm == "sigmoid, no bias" and step >= 4)}
+
+    runs, metrics = sweep(of, arms=("softmax", "sigmoid", "sigmoid, no bias"), seeds=SEEDS)
+    assert word("sigmoid_bias", runs, metrics, i=2) == expected

@@ -1,0 +1,207 @@
+"""The general checks of claims: what all have, and those that compare one arm with another.
+
+Each check is about one quantity and gives a part for each size, learning rate or arm; `train.results.verdict` makes a
+word of them. Effects of a quantity in logarithms are factors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from train.cli.format import size_label
+from train.findings.arms import Arms, pooled_std
+from train.findings.effects import Effect, directed, equivalent, over
+from train.findings.quantities import Of, Select, quantity, values
+from train.results.verdict import Check, Part
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Names = str | list[str]
+
+
+class Base(BaseModel):
+    """What all checks have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    says: str
+    """The check in words."""
+    of: Of
+    arm: Names
+    why: str = ""
+    """The reason for the threshold."""
+    runs: Select = "all"
+    """sound: those that are neither degraded nor diverged, in every arm that is compared; broken: the others, of the
+    arm that is compared with."""
+    lr: float | Literal["highest", "lowest"] | None = None
+    sizes: Literal["all", "largest"] = "all"
+
+    def judge(self, sweep: Arms) -> Check:
+        named = self.named(sweep)
+        parts = list(self.parts(sweep))
+        return Check(self.says, parts, sweep.gaps(*named), self.nothing(), self.needs())
+
+    def named(self, sweep: Arms) -> list[str]:
+        """All arms that the check compares."""
+        return sweep.named(self.arm)
+
+    def nothing(self) -> str:
+        return "no complete curve or run of what is compared"
+
+    def parts(self, sweep: Arms) -> Iterator[Part]:
+        raise NotImplementedError
+
+    def needs(self) -> str:
+        return ""
+
+    @property
+    def log(self) -> bool:
+        return quantity(self.of).log
+
+    def shown(self, value: float) -> str:
+        return f"{math.exp(value):.3g}" if self.log else f"{value:.3f}"
+
+    def values(self, sweep: Arms, arm: str, grid: str | None = None) -> pd.DataFrame:
+        found = values(sweep, arm, self.of, self.runs, self.lr, grid)
+        return found[found["size"] == found["size"].max()] if self.sizes == "largest" else found
+
+
+class Least(Base):
+    """A check with a least effect that counts: `by` in the quantity's unit, or `factor`."""
+
+    by: float | None = None
+    factor: float | None = Field(default=None, gt=1)
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> Least:
+        if (self.by is None) == (self.factor is None):
+            raise ValueError("give one of by and factor")
+        if (self.factor is not None) != self.log:
+            raise ValueError(f"{quantity(self.of).label} needs {'factor' if self.log else 'by'}")
+        return self
+
+    @property
+    def least(self) -> float:
+        return math.log(self.factor) if self.factor else self.by or 0.0
+
+    def needs(self) -> str:
+        return f"counts from {self.factor:g}x" if self.factor else f"counts from {self.least:g}"
+
+
+class Pairwise(Base):
+    than: Names
+    than_of: Of | None = None
+    """Of the arms compared with, another quantity."""
+    across_sizes: bool = False
+    """Compares arms of different sizes, seed by seed."""
+
+    def named(self, sweep: Arms) -> list[str]:
+        return sweep.named(self.arm) + [arm for arm in sweep.named(self.than) if arm not in sweep.named(self.arm)]
+
+    def pairs(self, sweep: Arms) -> Iterator[tuple[str, float, float, Effect, bool]]:
+        """For each pair of arms and size: where, the means of `than` and of the arm, the difference of the second from
+        the first with its error, and whether both lie beyond the grid."""
+        several = len(self.named(sweep)) > 2
+        for arm in sweep.named(self.arm):
+            for than in [name for name in sweep.named(self.than) if name != arm]:
+                both = self._both(sweep, arm, than)
+                for n in sorted(set(both[0]["size"]) & set(both[1]["size"])):
+                    a, b = (table[table["size"] == n] for table in both)
+                    if (found := self._effect(sweep, a, b)) is not None:
+                        where = f"N={size_label(n)}" if n else ""
+                        at = " ".join(filter(None, [where, f"{arm} / {than}" if several else ""]))
+                        beyond_grid = bool(a["censored"].all() and b["censored"].all())
+                        yield at, float(b["value"].mean()), float(a["value"].mean()), found, beyond_grid
+
+    def _both(self, sweep: Arms, arm: str, than: str) -> list[pd.DataFrame]:
+        other = self.than_of or self.of
+        runs = "all" if self.runs == "broken" else self.runs
+        both = [
+            values(sweep, arm, self.of, runs, self.lr, None if self.than_of else than),
+            values(sweep, than, other, self.runs, self.lr, None if self.than_of else arm),
+        ]
+        if self.across_sizes:
+            both = [table.assign(size=0, lr=0.0) for table in both]
+        shared = set(both[0]["size"]) & set(both[1]["size"])
+        if self.sizes == "largest" and shared:
+            both = [table[table["size"] == max(shared)] for table in both]
+        return both
+
+    def _effect(self, sweep: Arms, a: pd.DataFrame, b: pd.DataFrame) -> Effect | None:
+        """Of a curve's numbers by the spread between seeds, pooled over all curves of the sweep; of runs by the spread
+        of the differences of pairs of one LR and seed."""
+        if quantity(self.of).of_curve:
+            error, freedom = _noise(sweep, self.of)
+            difference = float(a["value"].mean() - b["value"].mean())
+            return Effect(difference, error * math.sqrt(1 / len(a) + 1 / len(b)), freedom)
+        pairs = a.merge(b, on=["size", "lr", "seed"], suffixes=("", "_than"))
+        if not len(pairs):
+            return None
+        both = pairs[["value", "value_than"]].to_numpy(dtype=float)
+        finite = both[np.isfinite(both)]
+        # A run that went to NaN counts as the largest number that is known.
+        capped = np.minimum(both, finite.max() if len(finite) else 0.0)
+        return over(capped[:, 0] - capped[:, 1])
+
+
+def _noise(sweep: Arms, of: Of) -> tuple[float, float]:
+    groups = [group["value"].tolist() for arm in sweep.names for _, group in values(sweep, arm, of).groupby("size")]
+    found = pooled_std(groups)
+    return (math.inf, 0.0) if found is None else (found, sum(len(g) - 1 for g in groups if len(g) > 1))
+
+
+class Compared(Pairwise, Least):
+    """The quantity of one arm is lower (or higher) than another's, by the least effect or more, at every size."""
+
+    kind: Literal["lower", "higher"]
+    base_above: float | None = None
+    """Where the quantity of `than` is not above this, there is nothing to lower."""
+
+    def parts(self, sweep: Arms) -> Iterator[Part]:
+        sign = -1.0 if self.kind == "lower" else 1.0
+        for at, than, arm, effect, beyond_grid in self.pairs(sweep):
+            outcome = directed(effect.times(sign), self.least)
+            text = f"{self.shown(than)} -> {self.shown(arm)}: {effect.text(self.log)}"
+            if self.base_above is not None and (math.exp(than) if self.log else than) <= self.base_above:
+                outcome, text = "open", f"{text}; nothing to lower, {self.base_above:g} and less is none"
+            elif beyond_grid:
+                outcome, text = "open", "beyond the LR grid in both"
+            yield Part(at, outcome, text, {"than": than, "arm": arm, **effect.numbers()})
+
+
+class NoWorse(Pairwise):
+    """The quantity of one arm is not above another's by more than `within`."""
+
+    kind: Literal["no_worse"]
+    within: float = Field(gt=0)
+
+    def parts(self, sweep: Arms) -> Iterator[Part]:
+        for at, than, arm, effect, _ in self.pairs(sweep):
+            outcome = directed(-effect, -self.within)
+            yield Part(
+                at, outcome, f"{self.shown(than)} -> {self.shown(arm)}: {effect.text(self.log)}", effect.numbers()
+            )
+
+    def needs(self) -> str:
+        return f"no more than {self.within:g} above"
+
+
+class Equal(Pairwise):
+    """Two arms are equal within a tolerance: two one-sided t-tests."""
+
+    kind: Literal["equal"]
+    within: float = Field(gt=0)
+
+    def parts(self, sweep: Arms) -> Iterator[Part]:
+        for at, than, arm, effect, _ in self.pairs(sweep):
+            text = f"{self.shown(than)} -> {self.shown(arm)}: {effect.text(self.log)}"
+            yield Part(at, equivalent(effect, self.within), text, effect.numbers())
+
+    def needs(self) -> str:
+        return f"equal within {self.within:g}"
