@@ -106,7 +106,7 @@ def _logits(spec: FigureSpec, sweep: Arms) -> Drawn:
 def _in_two_sizes(sweep: Arms) -> dict[tuple[int, str], tuple[float, pd.DataFrame]]:
     """Figure 2: the arms at the smallest and the largest size, at the first LR at which the first arm's logits pass
     1000 (else at the largest): LR and metrics by size and arm."""
-    found = {}
+    found: dict[tuple[int, str], tuple[float, pd.DataFrame]] = {}
     for n in (sweep.sizes()[0], sweep.sizes()[-1]):
         rows = sweep.runs[sweep.runs["ended"] & (sweep.runs["size"] == n)].sort_values("optimizer.lr")
         first = rows[rows["arm"] == sweep.names[0]]
