@@ -180,6 +180,8 @@ class Ranks(Base):
         for n in sweep.sizes(*tables):
             means = {arm: float(t[t["size"] == n]["value"].mean()) for arm, t in tables.items()}
             known = [arm for arm in means if math.isfinite(means[arm])]
+            if len(known) < 2:
+                continue
             found = kendalltau([self.published[arm] for arm in known], [means[arm] for arm in known])
             tau, outcome = float(found.statistic), "open"
             if math.isfinite(tau):
