@@ -190,7 +190,7 @@ def made(finding: Finding, seed: int = 0) -> tuple[pd.DataFrame, dict[str, pd.Da
         row = {"run": run, "arm": arm, "size": size, "N": size, "optimizer.lr": lr, "seed": s, "steps": 100,
                "model.depth": depth, "validation/loss_final": loss, "validation/loss": loss,
                "validation/loss_init": 8.0, "logit_max": 20 * np.exp(0.05 * random.standard_normal()),
-               "state": "finished", "ended": True, BIGRAM: 6.0, NO_MIXING: 6.0}  # fmt: skip
+               "state": "finished", "ended": True, "entropy_final": 2.0, BIGRAM: 6.0, NO_MIXING: 6.0}  # fmt: skip
         if spec.column:
             row[spec.column] = arm
         if spec.by:
