@@ -42,6 +42,7 @@ def test_progress_in_a_log_shows_loss_lr_logit_speed_and_eta(tmp_path):
         assert text in line
 
 
+@pytest.mark.slow
 def test_multirun_is_hydras(tmp_path):
     done = python("train", "-m", *TINY, f"out={tmp_path}", "seed=0,1")
     assert done.returncode == 0, done.stderr
@@ -99,7 +100,11 @@ def test_bad_input_is_one_line_exit_2_nothing_written(tmp_path, monkeypatch, cap
 
 @pytest.mark.parametrize(
     "command",
-    [["train", "stepps=3"], ["train", "-m", "steps=3,x"], ["train.sweep", "seed=0,-1"], ["train.report", "/no"]],
+    [
+        ["train", "stepps=3"],
+        ["train.sweep", "seed=0,-1"],
+        *(pytest.param(c, marks=pytest.mark.slow) for c in (["train", "-m", "steps=3,x"], ["train.report", "/no"])),
+    ],
 )
 def test_exit_codes_of_the_real_commands(tmp_path, command):
     done = python(*command, *([f"out={tmp_path / 'out'}"] if command[0] != "train.report" else []))

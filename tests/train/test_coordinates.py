@@ -23,13 +23,13 @@ def test_slope_is_the_exponent():
 
 @pytest.mark.parametrize(
     ("name", "passes"),
-    {
-        "standard": False,
-        "mup_simple": True,
-        "mup_full": True,
-        "completep": True,
-        "u_mup optimizer.lr=0.3": True,
-    }.items(),
+    [
+        ("standard", False),
+        ("mup_full", True),
+        pytest.param("mup_simple", True, marks=pytest.mark.slow),
+        pytest.param("completep", True, marks=pytest.mark.slow),
+        pytest.param("u_mup optimizer.lr=0.3", True, marks=pytest.mark.slow),
+    ],
 )
 def test_over_width_mup_passes_and_standard_fails(name, passes):
     slopes = check([*TINY, *f"parametrization={name}".split()])
@@ -40,7 +40,12 @@ def test_over_width_mup_passes_and_standard_fails(name, passes):
 
 
 @pytest.mark.parametrize(
-    ("name", "passes"), [("standard", False), ("mup", False), ("depth_mup", True), ("completep", True)]
+    ("name", "passes"),
+    [
+        ("mup", False),
+        ("completep", True),
+        *(pytest.param(n, p, marks=pytest.mark.slow) for n, p in (("standard", False), ("depth_mup", True))),
+    ],
 )
 def test_over_depth_only_what_scales_branches_passes(name, passes):
     """The sum of L branches with equal changes grows like L."""

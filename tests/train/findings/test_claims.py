@@ -140,6 +140,7 @@ def test_an_arm_without_mixing_stands_for_its_floor():
     assert not fitness(arms("mine", runs, ["a", "b"]), "a").fit
 
 
+@pytest.mark.slow
 def test_every_claim_has_its_experiment_and_the_experiment_its_arms():
     for name, finding in all_findings().items():
         configs = plan([f"experiment={name}"])
@@ -243,7 +244,14 @@ def test_negative_control_of_claims_of_no_change(name):
     assert finding.verdict(runs, metrics).state in ("contradicted", "partly")
 
 
-@pytest.mark.parametrize("name", sorted(all_findings()))
+# The first claim of each kind of figure; the others are slow.
+KINDS = {finding.figure.kind: name for name, finding in reversed(sorted(all_findings().items()))}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in KINDS.values() else pytest.mark.slow) for n in sorted(all_findings())],
+)
 def test_every_figure_is_drawn(name):
     finding = find(name)
     runs, metrics = null(name)

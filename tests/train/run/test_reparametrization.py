@@ -21,7 +21,7 @@ class Cut(Exception):  # noqa: N818 - not an error
     pass
 
 
-@pytest.mark.parametrize("override", KEPT)
+@pytest.mark.parametrize("override", [KEPT[0], *(pytest.param(o, marks=pytest.mark.slow) for o in KEPT[1:])])
 def test_a_resumed_run_ends_as_an_uncut_one(override: str, tmp_path: Path) -> None:
     """Interrupts LAWN in its warm-up (the constrained phase begins at step 4) and well after; TVR acts at 7, 14, ..."""
     given = [override, *LONG, *(["reparametrization.every=7"] if "tvr" in override else [])]

@@ -46,6 +46,7 @@ def test_kill_at_three_moments(tmp_path, uncut):
     assert_same_end(folder, uncut)
 
 
+@pytest.mark.slow
 def test_kill_before_the_first_checkpoint(tmp_path, uncut):
     config = tiny(*LONG, "checkpoint_seconds=1000")
     folder = RunFolder(tmp_path / config.run_name())
@@ -115,7 +116,12 @@ OPTIMIZERS = {name: [] for name in OPTIMIZER.choices} | {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+FAST = ("adamw", "muon", "schedule_free")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in OPTIMIZERS]
+)
 def test_every_optimizer_goes_on_as_if_it_had_not_stopped(tmp_path, name):
     """Weights and rows are bit-identical after three interruptions, with validations and QK-clip in between."""
     overrides = [f"optimizer={name}", *OPTIMIZERS[name], "qk_norm=none", "optimizer.qk_clip=0.3", "accumulate=2"]

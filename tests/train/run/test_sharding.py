@@ -49,6 +49,7 @@ def assert_alike(ours: RunFolder, theirs: RunFolder, rel: float = 1e-3) -> None:
         torch.testing.assert_close(weight, others[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_big_batch(tmp_path):
     """Trains through the command line and compares metrics of full tensors, clipping, decay and weights.pt."""
     command = [sys.executable, "-m", "train", *TINY, *UNEVEN, *FSDP, f"out={tmp_path / 'two'}"]
