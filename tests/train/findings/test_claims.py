@@ -245,7 +245,7 @@ def test_negative_control_of_claims_of_no_change(name):
 
 
 # The first claim of each kind of figure; the others are slow.
-KINDS = {finding.figure.kind: name for name, finding in reversed(sorted(all_findings().items()))}
+KINDS = {finding.figure.kind: name for name, finding in sorted(all_findings().items(), reverse=True)}
 
 
 @pytest.mark.parametrize(
