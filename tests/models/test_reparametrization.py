@@ -426,7 +426,7 @@ class TestMuCentering:
             before = run.proxy.loss_of(tokens, True)[1]
             run.model.reparametrization.after_step(run.model, 0, 0.1)
             after = run.proxy.loss_of(tokens, True)[1]
-        assert after["loss"].item() == pytest.approx(before["loss"].item(), rel=1e-5)
+        assert after["train/loss"].item() == pytest.approx(before["train/loss"].item(), rel=1e-5)
         assert abs(after["output/logit_mean"].item()) < 1e-6 < abs(before["output/logit_mean"].item())
 
     def test_the_step_is_the_optimizer_s_then_the_centering(self) -> None:

@@ -257,7 +257,7 @@ def test_the_report_says_claim_source_verdict_and_sensitivity(made, written):
     text = json.dumps(written[0]["report"]["spec"]["blocks"])
     assert "Wortsman et al. 2023" in text
     assert "attention logits grow" in text
-    assert f"qk_norm: {made.held.verdict.state}." in text
+    assert f"qk_norm: {made.held.verdict.state} (" in text
     for row in table(made.sweep.runs).to_dict("records"):
         assert f"{row['lr_sensitivity']:.3f}" in text
 

@@ -62,7 +62,7 @@ RUN: dict[str, list[str]] = {
     "slurm.status runs/qk_norm": [],
 }  # fmt: skip
 # The example rule and experiment of the pages, which tests/models/attention/mixing/test_new_rule.py runs.
-EXAMPLES = ("tempered", "experiment=caps")
+EXAMPLES = ("tempered", "experiment=caps", "experiment=mine")
 HELPED = ["train", "train.sweep", "train.report", "train.dashboard", "train.forecast", "train.findings", "train.bench"]
 HELPED += ["train.docs", "train.coordinates", "train.leaderboard", "train.sync", "slurm.status", "slurm.resubmit"]
 

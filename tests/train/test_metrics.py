@@ -47,5 +47,5 @@ def test_each_name_is_where_and_what():
 
 
 def test_the_readme_is_that_of_now():
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[2]
     assert {path: (root / path).read_text() for path in files()} == files(), "python -m train.docs renews it"

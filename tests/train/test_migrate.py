@@ -82,6 +82,8 @@ def test_a_migrated_run_is_as_one_of_now(sweep, tmp_path, digest):
         if digest == FINISHED:
             assert_close(row, expected)
     found, expected = ours.summary(), theirs.summary()
+    # Earlier summaries have no floors.
+    expected = {name: value for name, value in expected.items() if not name.startswith("floor/")}
     assert found.keys() == expected.keys()
     for name in ("train/tokens_per_second", "train/flops_per_second", "seconds"):
         del found[name], expected[name]

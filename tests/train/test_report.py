@@ -221,12 +221,12 @@ def test_report_of_a_finding(folder, capsys):
     assert [c["passed"] for c in verdict["checks"]] == [True] * 4 + [None]
     assert verdict["checks"][0]["word"] == "reproduced"
     said = capsys.readouterr().out
-    assert "qk_norm: not testable at this scale (floor/bigram is not in the summaries of the runs" in said
+    assert "qk_norm: not testable at this scale (not 0.4 nats below the bigram floor (4.660)" in said
     assert "Not fit for judging: " in said
     assert "LR grid: 0.003, 0.01, 0.03, 0.1, 0.3" in said
     assert "590k  qk_norm=none       10 of 10" in said
     text = (folder / "report/table.md").read_text()
-    assert "**qk_norm: not testable at this scale (floor/bigram is not in" in text
+    assert "**qk_norm: not testable at this scale (not 0.4 nats below the bigram floor (4.660)" in text
     assert "LR sensitivity is lower with qk-norm at every size (decides)** | pass |" in text
     assert "| 98k | qk_norm=none | 10 of 10 |" in text
     assert "\n\nfloors: unigram 6.400, bigram 4.660 nats\n\n| N | arm |" in text

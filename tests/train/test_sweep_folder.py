@@ -34,7 +34,7 @@ def test_runs_of_a_named_sweep_keep_their_own_names() -> None:
     assert [c.run_name() for c in plan(["name=mine", "seed=0,1"]).configs] == [
         c.run_name() for c in plan(["seed=0,1"]).configs
     ]
-    with pytest.raises(ConfigError, match="name: a sweep has one"):
+    with pytest.raises(ConfigError, match="name: the runs of a sweep can't have different names"):
         plan(["name=a,b"])
 
 

@@ -43,14 +43,14 @@ def judge(findings: list[Finding], overrides: list[str]) -> int:
 
     # All planned before any is run, so that a bad override stops them here. Which runs a sweep shares with those before
     # it is looked up when its turn comes.
-    sweeps = {finding: plan([f"experiment={finding.name}", *overrides]) for finding in findings}
-    for sweep in sweeps.values():
+    sweeps = [plan([f"experiment={finding.name}", *overrides]) for finding in findings]
+    for sweep in sweeps:
         sweep.configs[0].launcher.require_local()
     failed = 0
-    for sweep in sweeps.values():
+    for sweep in sweeps:
         failed |= launch(sweep)
         write_report(load_sweep(sweep.folder))
-    show([(finding, state(sweep.folder)) for finding, sweep in sweeps.items()])
+    show([(finding, state(sweep.folder)) for finding, sweep in zip(findings, sweeps, strict=True)])
     return failed
 
 

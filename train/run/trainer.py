@@ -52,8 +52,8 @@ def train(
     recorded in status.json and raised again.
     """
     folder = RunFolder((parent or Path(config.out)) / config.run_name())
-    # In an earlier format the run may have had another name. A sweep has checked its runs already.
-    named_otherwise = [] if parent or folder.status() else folder.path.parent.glob(f"*-{config.digest()}")
+    # In an earlier format the run may have had another name.
+    named_otherwise = [] if folder.status() else folder.path.parent.glob(f"*-{config.digest()}")
     for run in (folder, *map(RunFolder, named_otherwise)):
         require_format([run], run.path)
     group = parent.name if parent else config.finding

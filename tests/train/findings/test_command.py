@@ -66,7 +66,7 @@ def test_collected_verdicts_make_the_pages(out):
     assert "| not judged |" in rows["gradient_rms"]
     assert "| not run |" in rows["steps"]
     text = results(found)
-    assert "## qk_norm\n\n**Not testable at this scale (floor/bigram is not in" in text
+    assert "## qk_norm\n\n**Not testable at this scale (not 0.4 nats below the bigram floor (4.660)" in text
     assert "![loss and logits against lr](results/qk_norm.png)" in text
     assert f"| **all {len(all_findings())}** | **0** | **0** | **0** | **1** | **0** | **0** |" in scoreboard(found)
     assert "Of their 5 checks 1 pass, 4 are open and 0 fail." in scoreboard(found)
