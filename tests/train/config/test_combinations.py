@@ -291,7 +291,7 @@ def check(drawn: Drawn, cut_at: int, turn: int) -> None:
         train(config, parent=cut)
         assert_same_end(stopped, RunFolder(uncut / config.run_name()))
         start, *rows = RunFolder(uncut / config.run_name()).metrics()
-    assert start.keys() - {"validation/bits_per_byte"} == {"step", "validation/loss"}
+    assert start.keys() - {"validation/bits_per_byte"} == {"step", "train/tokens", "validation/loss"}
     assert [row["step"] for row in rows] == list(range(STEPS))
     proxy = ProxyModule(config)
     proxy.configure_optimizers()
