@@ -210,12 +210,12 @@ def test_a_cluster_without_requeue(tmp_path, uncut):
 
 def test_slurmd_dies_and_comes_back_and_then_the_node_dies(tmp_path, uncut):
     """The job survives its node's daemon. If all processes of the node die, it resumes on the other node."""
-    call("scontrol", "update", "NodeName=n0", "TaskState=DRAIN", "Reason=test")
+    call("scontrol", "update", "NodeName=n0", "State=DRAIN", "Reason=test")
     sweep = submitted(tmp_path, "2")
     try:
         wait_for_checkpoint(sweep, 2)
     finally:
-        call("scontrol", "update", "NodeName=n0", "TaskState=RESUME")
+        call("scontrol", "update", "NodeName=n0", "State=RESUME")
     pid = run_of(sweep, 2).status["pid"]
     for process in daemons("n1"):
         process.kill()
