@@ -31,7 +31,7 @@ VALIDATION_SHARE = 0.04
 class TextConfig(DataConfig):
     """A corpus of documents and its tokenizer. Each document is followed by an end-of-text token."""
 
-    vocab_size: VocabSize = 2048
+    vocab_size: VocabSize = 257
     tokenizer: str = tokenization.TRAINED
     """Tokenizer: `bpe` trains a byte-level BPE of vocab_size tokens on the train documents; otherwise the path of a
     tokenizer.json, or `hub:<repo>` for that of a Hugging Face repository."""

@@ -20,7 +20,7 @@ from train.config.compose import to_yaml
 from train.config.schema import Config
 from train.sweeps.plan import Sweep, plan
 
-GRID = ["model=mini-0.02M,mini-0.1M", "qk_norm=none,layernorm", "optimizer.lr=1e-3,3e-3,1e-2,3e-2,1e-1"]
+GRID = ["model=mini-w32-d2,mini-w64-d2", "qk_norm=none,layernorm", "optimizer.lr=1e-3,3e-3,1e-2,3e-2,1e-1"]
 
 
 def grid(count: int, out: Path) -> list[str]:

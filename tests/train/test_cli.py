@@ -137,9 +137,9 @@ def test_help_lists_every_axis_choice_and_field():
 @pytest.mark.slow
 def test_bench_prints_ratios_and_writes_them(tmp_path):
     out = tmp_path / "bench.json"
-    done = python("train.bench", "--models", "mini-0.02M", "--steps", "16", "--rounds", "1", "--out", str(out))
+    done = python("train.bench", "--models", "mini-w32-d2", "--steps", "16", "--rounds", "1", "--out", str(out))
     assert done.returncode == 0, done.stderr
-    figures = json.loads(out.read_text())["mini-0.02M"]
+    figures = json.loads(out.read_text())["mini-w32-d2"]
     names = ["lightning / bare loop", "lightning / GEMM floor", "bf16 / fp32", "watch every step / never"]
     names += ["watch every 10 steps / never", "watch every 100 steps / never", "start to first step, s"]
     for name in names:

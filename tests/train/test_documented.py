@@ -31,18 +31,18 @@ SMALL = [
     "progress=false", "context=16", "batch_size=8", "steps=4", "watch_every=2", "eval_batches=2", "threads=1",
     "accelerator=cpu",
 ]  # fmt: skip
-ONE = ["model=mini-0.02M", "optimizer.lr=1e-2", "seed=0"]
+ONE = ["model=mini-w32-d2", "optimizer.lr=1e-2", "seed=0"]
 SHOW = ["show=parametrization"]
 
 # What is appended to a documented command, or replaces its placeholders.
 RUN: dict[str, list[str]] = {
     "train": [*SMALL, *ONE],
-    "train qk_norm=none optimizer.lr=0.1 model=mini-0.6M": SMALL,
-    "train -m seed=0,1,2 mlp=gelu,swiglu": [*SMALL, "model=mini-0.02M", "seed=0,1", "mlp=gelu"],
-    "train qk_norm=none optimizer.lr=0.1": [*SMALL, "model=mini-0.02M"],
+    "train qk_norm=none optimizer.lr=0.1 model=mini-w128-d2": SMALL,
+    "train -m seed=0,1,2 mlp=gelu,swiglu": [*SMALL, "model=mini-w32-d2", "seed=0,1", "mlp=gelu"],
+    "train qk_norm=none optimizer.lr=0.1": [*SMALL, "model=mini-w32-d2"],
     "train.sweep experiment=qk_norm seed=0,1,2": [*SMALL, *ONE, "qk_norm=none"],
-    "train.sweep optimizer.lr=1e-3,1e-2,1e-1 'seed=range(3)' model=mini-0.1M,mini-0.6M": [
-        *SMALL, "model=mini-0.02M", "optimizer.lr=1e-2,2e-2", "seed=0",
+    "train.sweep optimizer.lr=1e-3,1e-2,1e-1 'seed=range(3)' model=mini-w64-d2,mini-w128-d2": [
+        *SMALL, "model=mini-w32-d2", "optimizer.lr=1e-2,2e-2", "seed=0",
     ],
     "train.sweep ladder=mini_width optimizer.lr=1e-3,1e-2,1e-1": [*SMALL, "optimizer.lr=1e-2", "seed=0"],
     "train.report runs/qk_norm": [],
@@ -50,7 +50,7 @@ RUN: dict[str, list[str]] = {
     "train show=parametrization parametrization=mup_full": [],
     "train show=parametrization": [],
     "train show=axes": [],
-    "train.coordinates parametrization=mup_full over=depth": [*SMALL, "model=mini-0.02M"],
+    "train.coordinates parametrization=mup_full over=depth": [*SMALL, "model=mini-w32-d2"],
     "train.forecast runs/SWEEP --target 4.8B": [],
     "train scale=paper model=9.4M devices=8 data.max_tokens=13_200_000_000": SHOW,
     "train --help": [],

@@ -26,12 +26,12 @@ FLOORS = {"floor/unigram": 6.4, "floor/bigram": 4.66, "floor/no_mixing": 4.66}
 LRS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 # (final loss, largest attention logit) by LR of 400-step runs; None: diverged to NaN.
 CURVES = {
-    ("mini-0.02M", "none"): [(5.885, 7.6), (5.2945, 11), (5.224, 39), (5.558, 3469), (6.443, 2e5)],
-    ("mini-0.02M", "layernorm"): [(5.906, 5), (5.297, 7.5), (5.233, 13), (5.276, 14), (5.375, 76)],
-    ("mini-0.1M", "none"): [(5.570, 9.5), (5.170, 20), (5.378, 212), (6.116, 25742), (6.372, 4e5)],
-    ("mini-0.1M", "layernorm"): [(5.564, 6), (5.138, 8.6), (5.216, 13), (5.367, 19.5), (5.460, 32)],
-    ("mini-0.6M", "none"): [(5.25, 20), (5.156, 165), (5.536, 1820), (6.170, 48590), (None, 1e6)],
-    ("mini-0.6M", "layernorm"): [(5.2, 7), (5.05, 9), (5.15, 15), (5.3, 22), (5.4, 41)],
+    ("mini-w32-d2", "none"): [(5.885, 7.6), (5.2945, 11), (5.224, 39), (5.558, 3469), (6.443, 2e5)],
+    ("mini-w32-d2", "layernorm"): [(5.906, 5), (5.297, 7.5), (5.233, 13), (5.276, 14), (5.375, 76)],
+    ("mini-w64-d2", "none"): [(5.570, 9.5), (5.170, 20), (5.378, 212), (6.116, 25742), (6.372, 4e5)],
+    ("mini-w64-d2", "layernorm"): [(5.564, 6), (5.138, 8.6), (5.216, 13), (5.367, 19.5), (5.460, 32)],
+    ("mini-w128-d2", "none"): [(5.25, 20), (5.156, 165), (5.536, 1820), (6.170, 48590), (None, 1e6)],
+    ("mini-w128-d2", "layernorm"): [(5.2, 7), (5.05, 9), (5.15, 15), (5.3, 22), (5.4, 41)],
 }
 
 
@@ -112,11 +112,11 @@ def make(folder, **settings):
 def test_load_sweep_gives_a_row_a_run(folder):
     sweep = load_sweep(make(folder))
     assert (sweep.name, sweep.finding, len(sweep.runs)) == ("ladder", "qk_norm", 30)
-    row = sweep.runs.set_index("run").loc["mini-0.1M-layernorm-lr0.03-seed0"]
+    row = sweep.runs.set_index("run").loc["mini-w64-d2-layernorm-lr0.03-seed0"]
     assert (row["optimizer.lr"], row["qk_norm.name"], row["model.name"], row["seed"]) == (
         0.03,
         "layernorm",
-        "mini-0.1M",
+        "mini-w64-d2",
         0,
     )
     assert (row["validation/loss"], row["validation/loss_init"], row["logit_max"], row["state"]) == (
@@ -128,7 +128,7 @@ def test_load_sweep_gives_a_row_a_run(folder):
     assert row["final.attention/block0/q_norm"] == 5.0
     # N counts qk-norm's gains; size is the shape's.
     assert (row["N"], row["size"]) == (98_304 + 128, 98_304)
-    broke = sweep.runs.set_index("run").loc["mini-0.6M-none-lr0.3-seed0"]
+    broke = sweep.runs.set_index("run").loc["mini-w128-d2-none-lr0.3-seed0"]
     assert (broke["validation/loss"], broke["state"], broke["ended"]) == (8.1, "diverged", True)
     assert math.isnan(broke["validation/loss_final"])
 
@@ -139,7 +139,7 @@ def test_history_gives_a_row_a_step(folder):
     assert len(found) == 29 * 101
     assert found["run"].nunique() == 29
     assert list(found.columns[:5]) == ["run", "size", "optimizer.lr", "seed", "step"]
-    name = "mini-0.1M-layernorm-lr0.03-seed0"
+    name = "mini-w64-d2-layernorm-lr0.03-seed0"
     one = found[found["run"] == name].reset_index(drop=True)
     assert one["train/loss"].equals(sweep.metrics[name]["train/loss"])
     assert set(one["size"]) == {98_304}
@@ -148,7 +148,7 @@ def test_history_gives_a_row_a_step(folder):
 
 def test_metrics_are_read_when_asked_for(folder):
     sweep = load_sweep(make(folder))
-    name = "mini-0.02M-none-lr0.1-seed0"
+    name = "mini-w32-d2-none-lr0.1-seed0"
     rows = sweep.metrics[name]
     assert len(rows) == 101
     assert "attention/block0/logit_max" in rows
@@ -161,8 +161,8 @@ def test_metrics_are_read_when_asked_for(folder):
 def test_unended_runs_are_listed_and_left_out(folder):
     sweep = load_sweep(make(folder, states={1: "failed", 7: "missing", 20: "running"}))
     assert sweep.left_out() == (
-        "Left out, 3 of 30 runs: mini-0.02M-none-lr0.01-seed0 (failed), "
-        "mini-0.02M-layernorm-lr0.03-seed0 (missing), mini-0.6M-none-lr0.003-seed0 (running)"
+        "Left out, 3 of 30 runs: mini-w32-d2-none-lr0.01-seed0 (failed), "
+        "mini-w32-d2-layernorm-lr0.03-seed0 (missing), mini-w128-d2-none-lr0.003-seed0 (running)"
     )
     assert len(sweep.ended) == 27
     # A run that never started is placed by its overrides.
@@ -239,8 +239,8 @@ def test_report_with_gaps_is_incomplete(folder, capsys, monkeypatch):
     monkeypatch.setattr("train.report.save", lambda figure, stem: None)
     report(make(folder, states={1: "failed"}))
     assert json.loads((folder / "report/verdict.json").read_text())["state"] == "incomplete"
-    assert "Left out, 1 of 30 runs: mini-0.02M-none-lr0.01-seed0 (failed)" in capsys.readouterr().out
-    assert "- Left out, 1 of 30 runs: mini-0.02M-none-lr0.01-seed0 (failed)" in (folder / "report/table.md").read_text()
+    assert "Left out, 1 of 30 runs: mini-w32-d2-none-lr0.01-seed0 (failed)" in capsys.readouterr().out
+    assert "- Left out, 1 of 30 runs: mini-w32-d2-none-lr0.01-seed0 (failed)" in (folder / "report/table.md").read_text()
 
 
 def test_report_before_any_run_ended(folder, capsys):

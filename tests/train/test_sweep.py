@@ -52,7 +52,7 @@ def test_experiment_gives_the_grid_and_overrides_narrow_it():
     narrowed = [p for _, p in expand(["experiment=qk_norm", "optimizer.lr=0.1", "seed=0,1"])]
     assert len(narrowed) == 3 * 2 * 2
     assert all("optimizer.lr=0.1" in point for point in narrowed)
-    keys = [o.partition("=")[0] for o in expand(["experiment=qk_norm", "model=mini-0.1M,mini-0.3M"])[0][1]]
+    keys = [o.partition("=")[0] for o in expand(["experiment=qk_norm", "model=mini-w64-d2,mini-w64-d4"])[0][1]]
     assert keys == ["experiment", "model", "qk_norm", "optimizer.lr"], "an override keeps the axis' place"
 
 

@@ -8,7 +8,7 @@ import pytest
 from conf.axis import ConfigError
 from train.sweeps.plan import plan
 
-GRID = ["model=mini-0.1M,mini-0.3M", "optimizer.lr=1e-3,1e-2", "qk_norm=none,layernorm"]
+GRID = ["model=mini-w64-d2,mini-w64-d4", "optimizer.lr=1e-3,1e-2", "qk_norm=none,layernorm"]
 
 
 @pytest.mark.parametrize(

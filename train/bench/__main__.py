@@ -83,7 +83,7 @@ def show(results: dict[str, Any], models: list[str]) -> None:
     table.add_column("")
     for model in models:
         table.add_column(model, justify="right")
-    table.add_column("target (mini-0.6M)", justify="right")
+    table.add_column("target (mini-w128-d2)", justify="right")
     for name in results[models[0]]:
         if name != "times":
             cells = [f"{results[model][name]:.4g}" for model in models]
@@ -139,7 +139,7 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--axes", nargs="*", metavar="AXIS", help="measure each choice of these axes (default: all)")
     what.add_argument("--attention", nargs="*", metavar="RULE", help="measure these mixing rules (default: all)")
-    parser.add_argument("--models", nargs="+", help="choices of model= (default: mini-0.1M, mini-0.6M or both)")
+    parser.add_argument("--models", nargs="+", help="choices of model= (default: mini-w64-d2, mini-w128-d2 or both)")
     parser.add_argument("--steps", type=int, help="steps per measurement (default: 40, with --axes 10)")
     parser.add_argument("--rounds", type=int, help="measurements per figure (default: 5, with --axes or --attention 3)")
     parser.add_argument(
@@ -152,13 +152,13 @@ def main() -> None:
     def action() -> None:
         steps, count = arguments.steps, arguments.rounds
         if arguments.axes is not None:
-            models, out = arguments.models or ["mini-0.1M"], arguments.out or Path("bench_axes.json")
+            models, out = arguments.models or ["mini-w64-d2"], arguments.out or Path("bench_axes.json")
             results, shown = bench_axes(models, steps or 10, count or 3, arguments.axes), show_axes
         elif arguments.attention is not None:
-            models, out = arguments.models or ["mini-0.6M"], arguments.out or Path("bench_attention.json")
+            models, out = arguments.models or ["mini-w128-d2"], arguments.out or Path("bench_attention.json")
             results, shown = bench_attention(models, steps or 40, count or 3, arguments.attention), show_attention
         else:
-            models, out = arguments.models or ["mini-0.1M", "mini-0.6M"], arguments.out or Path("bench.json")
+            models, out = arguments.models or ["mini-w64-d2", "mini-w128-d2"], arguments.out or Path("bench.json")
             results, shown = bench(models, steps or 40, count or 5), show
         shown(results, models)
         out.write_text(json.dumps(with_earlier(results, read_json(out)), indent=1) + "\n")

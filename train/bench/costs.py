@@ -180,4 +180,4 @@ TARGETS = {
     "bf16 / fp32": 0.75,
     "start to first step, s": 6.0,
 }
-"""Upper bounds to keep for mini-0.6M on one CPU core (with AVX512-BF16 for bf16)."""
+"""Upper bounds to keep for mini-w128-d2 on one CPU core (with AVX512-BF16 for bf16)."""

@@ -69,13 +69,14 @@ def rows(config: Config) -> list[list[str]]:
     """
     with torch.device("meta"):
         model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
+    optimizer = config.optimizer.in_force(config.steps)
     table = []
     for tensor in tensors(model):
         scaling = scaling_of(config.parametrization, tensor, config.model)
         init = init_scale(config.parametrization, tensor, config.model, config.init)
         drawn = None if tensor.kind == "vector" else initial_std(tensor, config.model, config.init)
         group = ParameterGroup([tensor.parameter], tensor.kind, scaling)
-        decay, fixed = config.optimizer.decay_at_peak(group), config.optimizer.fixed_decay(group)
+        decay, fixed = optimizer.decay_at_peak(group), optimizer.fixed_decay(group)
         rms = " x RMS" if scaling.least_rms is not None else ""
         shape = "x".join(map(str, tensor.parameter.shape)) or "scalar"
         table.append(
@@ -86,7 +87,7 @@ def rows(config: Config) -> list[list[str]]:
                 f"{init:.4g}",
                 "-" if drawn is None else f"{init * drawn:.4g}",
                 f"{scaling.multiplier:.4g}",
-                f"{config.optimizer.lr * config.optimizer.lr_scale(group):.4g}{rms}",
+                f"{optimizer.lr * optimizer.lr_scale(group):.4g}{rms}",
                 f"{decay:.4g}{rms if decay != fixed else ''}",
                 f"{scaling.eps:.4g}",
             ]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from conf.axis import axes
-from train.config.choices import default_choices, default_fields, size
+from train.config.choices import default_choices, default_fields, shared_fields, size
 
 LONGEST = 200
 """Most characters of a run's name before the hash. File systems allow 255 for the whole."""
@@ -46,6 +46,7 @@ SHORT: Mapping[str, str] = {
     "optimizer.qk_clip": "qk_clip",
     "optimizer.decay": "decay",
     "optimizer.weight_decay": "wd",
+    "optimizer.decay_times_steps": "wd_steps",
     "schedule": "",
     "schedule.warmup_steps": "warmup",
     "data": "",
@@ -117,10 +118,12 @@ def _changed(config: Any) -> Iterator[str]:
 
 
 def _changed_of_choice(axis: str, choice: Any) -> Iterator[str]:
+    shared = shared_fields(axis)
     for field in dataclasses.fields(choice):
         key, value = f"{axis}.{field.name}", getattr(choice, field.name)
-        required = field.default is dataclasses.MISSING
-        if key != "optimizer.lr" and field.name != "name" and (required or text(value) != text(field.default)):
+        default = shared.get(field.name, field.default)
+        required = default is dataclasses.MISSING
+        if key != "optimizer.lr" and field.name != "name" and (required or text(value) != text(default)):
             yield part(key, value)
 
 

@@ -23,6 +23,8 @@ from train.optimizers import OPTIMIZER, OptimizerConfig
 from train.optimizers.schedules import SCHEDULE, ScheduleConfig
 
 Count = Annotated[int, Field(ge=1)]
+LATER_FIELDS = {"eval_lengths": (), "optimizer.decay_times_steps": None, "schedule.final_fraction": None}
+"""Fields that runs of before don't have, and the values with which they change nothing: these are not hashed."""
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
 
@@ -141,8 +143,13 @@ class Config(Architecture, Runtime):
     def _digest(self) -> str:
         values = self.values()
         hashed = {name: values[name] for name in self.fields_of_hash()}
-        if not self.eval_lengths:  # Only adds measurements. Without any, keeps the hash from before the field existed.
-            del hashed["eval_lengths"]
+        for path, absent in LATER_FIELDS.items():
+            *parents, last = path.split(".")
+            node = hashed
+            for parent in parents:
+                node = node[parent]
+            if last in node and node[last] == absent:
+                del node[last]
         return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
 
     def run_name(self) -> str:

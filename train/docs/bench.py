@@ -13,9 +13,6 @@ from train.bench.costs import TARGETS
 from train.docs.markers import ROOT, page
 
 BENCH = ROOT / "train/bench"
-MODEL = "mini-0.6M"
-"""The model size at which choices and rules are compared."""
-
 COSTS = {
     "lightning / bare loop": "step of the Lightning loop / step of a bare PyTorch loop over the same model",
     "lightning / GEMM floor": "step / matrix products of the linear layers alone (GEMM floor)",
@@ -33,16 +30,22 @@ def files() -> dict[Path, str]:
     data = {name: json.loads((BENCH / f"{name}.json").read_text()) for name in ("costs", "axes", "attention")}
     parts = {
         "costs": costs_table(data["costs"]),
-        "axes": axes_table(data["axes"][MODEL]["axes"]),
-        "attention": attention_table(data["attention"][MODEL]["rules"]),
+        "axes": axes_table(_only(data["axes"])["axes"]),
+        "attention": attention_table(_only(data["attention"])["rules"]),
     }
     return page("train/bench/README.md", parts)
+
+
+def _only(measured: Mapping[str, Any]) -> Any:
+    """Returns what was measured of the one model size in a file."""
+    [found] = (value for name, value in measured.items() if name.startswith("mini-"))
+    return found
 
 
 def costs_table(costs: Mapping[str, Any]) -> str:
     """Returns a table with a row for each figure and a column for each model size."""
     models = [name for name in costs if name.startswith("mini-")]
-    lines = [f"| | {' | '.join(models)} | target at {MODEL} |", f"|---|{'---|' * (len(models) + 1)}"]
+    lines = [f"| | {' | '.join(models)} | target at {models[-1]} |", f"|---|{'---|' * (len(models) + 1)}"]
     for name, words in COSTS.items():
         digits = 0 if name == "tokens_per_second" else 1 if name.endswith(", s") else 2
         found = " | ".join(f"{costs[model][name]:,.{digits}f}" for model in models)

@@ -12,6 +12,7 @@ choice says so.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 # Values of Wortsman et al. 2023, which uses coupled decay in Fig. 6 only.
 PAPER_DECAY = {"independent": 1e-4, "coupled": 0.1, "none": 0.0}
+MOST_DECAY = 0.1
+"""Largest lambda that decay_times_steps sets."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -46,7 +49,11 @@ class OptimizerConfig(Choice):
     decay: Literal["independent", "coupled", "none"] = "independent"
     """Weight decay that follows the schedule only (independent), the learning rate (coupled), or none."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
-    """Weight decay lambda; null means 1e-4 if independent and 0.1 if coupled. Wortsman et al. 2023, section 3.2.2."""
+    """Weight decay lambda. Null means decay_times_steps applies if independent, and 0.1 if coupled."""
+    decay_times_steps: Annotated[float, Field(ge=0)] | None = None
+    """Independent lambda times the number of steps, for a null weight_decay. 10 gives Wortsman et al. 2023's 1e-4 at
+    their 1e5 steps, and decays weights as far in a run of any length. Null means lambda is 1e-4. Lambda is at most
+    0.1, so that runs of less than 100 steps decay less."""
 
     @model_validator(mode="after")
     def _decay_has_a_mode(self) -> Self:
@@ -96,6 +103,12 @@ class OptimizerConfig(Choice):
     def epsilon(self, group: ParameterGroup) -> float | None:
         """Returns the eps that is added to the root of the second moment, or is its lower bound. None if unused."""
         return None
+
+    def in_force(self, steps: int) -> Self:
+        """Returns the optimizer of a run of this length, with the value of lambda in weight_decay."""
+        if self.weight_decay is not None or self.decay != "independent" or self.decay_times_steps is None:
+            return replace(self, weight_decay=self.decay_rate())
+        return replace(self, weight_decay=min(self.decay_times_steps / steps, MOST_DECAY))
 
     def decay_rate(self) -> float:
         """Returns lambda of the chosen decay mode."""

@@ -78,10 +78,12 @@ class DecayConfig(ScheduleConfig):
 
     min_lr: Annotated[float, Field(ge=0)] = 1e-5
     """LR of the last step, absolute and not a fraction of the peak. Wortsman et al. 2023, section 2.1."""
+    final_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+    """LR of the last step as a fraction of the peak; null means min_lr applies."""
 
     def fits(self, *, steps: int, peak: float) -> None:
         super().fits(steps=steps, peak=peak)
-        if self.min_lr > peak:
+        if self.final_fraction is None and self.min_lr > peak:
             raise ValueError(
                 f"schedule.min_lr={self.min_lr:g} is above optimizer.lr={peak:g}: lower it, for instance to 0"
             )
@@ -95,7 +97,7 @@ class DecayConfig(ScheduleConfig):
         if step < start:
             return 1.0
         progress = (step - start) / max(1, steps - 1 - start)
-        floor = self.min_lr / peak
+        floor = self.min_lr / peak if self.final_fraction is None else self.final_fraction
         return floor + (1 - floor) * self.shape(min(1.0, progress))
 
     def shape(self, progress: float) -> float:

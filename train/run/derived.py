@@ -18,7 +18,8 @@ def values_in_force(config: Config) -> dict[str, Any]:
     W&B's config and summary.json list them under `derived`; config.yaml keeps the fields as given. Fields that are null
     because a feature is off, such as a clip or a cap, are not listed.
     """
-    optimizer, schedule, steps, devices = config.optimizer, config.schedule, config.steps, config.devices or 1
+    optimizer, steps = config.optimizer.in_force(config.steps), config.steps
+    schedule, devices = config.schedule, config.devices or 1
     last = schedule.factor(steps - 1, steps=steps, peak=optimizer.lr)
     values: dict[str, Any] = {
         "optimizer": {"weight_decay": optimizer.decay_rate()},

@@ -89,8 +89,9 @@ class ProxyModule(pl.LightningModule):
                     for p in group.parameters}  # fmt: skip
         singles = [group_of[id(p)] for p in self.tensors]
         self.epsilons = [self.config.optimizer.epsilon(group) for group in singles]
-        self._relative = RelativeLR(self.tensors, singles, self.config.optimizer)
-        self._optimizer = self.config.optimizer.build(optimized)
+        optimizer = self.config.optimizer.in_force(self.config.steps)
+        self._relative = RelativeLR(self.tensors, singles, optimizer)
+        self._optimizer = optimizer.build(optimized)
         return self._optimizer
 
     def training_step(self, tokens_BT1: torch.Tensor, batch_idx: int) -> torch.Tensor:

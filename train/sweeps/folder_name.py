@@ -73,7 +73,7 @@ def _key(override: str) -> str:
 
 
 def _fixed(key: str, override: str) -> str:
-    """Returns the short form of a fixed override: steps4000, qk_none, or mini-0.1M without the key `model`."""
+    """Returns the short form of a fixed override: steps4000, qk_none, or mini-w64-d2 without the key `model`."""
     value = parsed(override)[1]
     short = key if isinstance(value, dict) else "" if key == "model" else SHORT.get(key, key)
     return _plain(attached(short, _plain(value)))

@@ -94,12 +94,12 @@ def test_rows_that_are_not_measured_now_stay_in_the_file() -> None:
     new = rows["softcap"] | {"growth": 2.0}
     earlier = {
         "torch": "1",
-        "mini-0.1M": {"rules": []},
-        "mini-0.6M": {"step_seconds": [1], "rules": list(rows.values())},
+        "mini-w64-d2": {"rules": []},
+        "mini-w128-d2": {"step_seconds": [1], "rules": list(rows.values())},
     }
-    merged = bench.with_earlier({"torch": "2", "mini-0.6M": {"step_seconds": [2], "rules": [new]}}, earlier)
+    merged = bench.with_earlier({"torch": "2", "mini-w128-d2": {"step_seconds": [2], "rules": [new]}}, earlier)
     assert merged == {
-        "torch": "2", "mini-0.1M": {"rules": []}, "mini-0.6M": {"step_seconds": [2], "rules": [new, rows["fox"]]},
+        "torch": "2", "mini-w64-d2": {"rules": []}, "mini-w128-d2": {"step_seconds": [2], "rules": [new, rows["fox"]]},
     }  # fmt: skip
     assert bench.with_earlier(earlier, {}) == earlier
 
@@ -107,10 +107,10 @@ def test_rows_that_are_not_measured_now_stay_in_the_file() -> None:
 def test_command(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(module, "LENGTHS", (4, 8, 16))
     out = tmp_path / "attention.json"
-    command = ["bench", "--attention", "softcap", "--models", "mini-0.02M", "--steps", "1", "--rounds", "1"]
+    command = ["bench", "--attention", "softcap", "--models", "mini-w32-d2", "--steps", "1", "--rounds", "1"]
     monkeypatch.setattr("sys.argv", [*command, "--out", str(out)])
     bench.main()
-    (found,) = json.loads(out.read_text())["mini-0.02M"]["rules"]
+    (found,) = json.loads(out.read_text())["mini-w32-d2"]["rules"]
     assert found["rule"] == "softcap"
     printed = capsys.readouterr().out
     assert "softcap" in printed

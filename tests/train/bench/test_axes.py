@@ -61,7 +61,7 @@ def test_the_table_marks_what_is_dear(capsys: pytest.CaptureFixture[str]) -> Non
         {"axis": "norm", "value": "b", "companions": ["x=y"], "ratio": LIMIT + 0.1, "refused": ""},
         {"axis": "norm", "value": "c", "companions": [], "ratio": None, "refused": "no"},
     ]
-    bench.show_axes({"mini-0.1M": {"step_seconds": 0.04, "axes": costs}}, ["mini-0.1M"])
+    bench.show_axes({"mini-w64-d2": {"step_seconds": 0.04, "axes": costs}}, ["mini-w64-d2"])
     a, b, c = (line for line in capsys.readouterr().out.splitlines() if "norm" in line)
     assert "1.20" in a
     assert ">" not in a
@@ -71,10 +71,10 @@ def test_the_table_marks_what_is_dear(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_command(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "axes.json"
-    command = ["bench", "--axes", "mlp", "--models", "mini-0.02M", "--steps", "1", "--rounds", "1", "--out", str(out)]
+    command = ["bench", "--axes", "mlp", "--models", "mini-w32-d2", "--steps", "1", "--rounds", "1", "--out", str(out)]
     monkeypatch.setattr("sys.argv", command)
     bench.main()
-    figures = json.loads(out.read_text())["mini-0.02M"]
+    figures = json.loads(out.read_text())["mini-w32-d2"]
     assert [row["value"] for row in figures["axes"]] == TRAINING["mlp"]
     printed = capsys.readouterr().out
     assert all(name in printed for name in TRAINING["mlp"])

@@ -203,7 +203,7 @@ def test_much_bad_input(tmp_path_factory: pytest.TempPathFactory, refused: Refus
 
 EXPERIMENT = """# @package _global_
 defaults:
-  - override /model: mini-0.1M
+  - override /model: mini-w64-d2
 finding: qk_norm
 steps: 3
 arms:

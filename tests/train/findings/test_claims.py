@@ -26,7 +26,7 @@ ROW = yaml.safe_load(
     paper: {quantity: loss, number: none}
     arms: [a, b]
     primary: {kind: lower, says: it is lower, of: best_loss, arm: a, than: b, by: 0.02, why: noise}
-    grid: {models: [mini-0.1M], lrs: [0.01, 0.03, 0.1]}
+    grid: {models: [mini-w64-d2], lrs: [0.01, 0.03, 0.1]}
     seeds: 3
     contradicted_by: a higher loss
     frozen: null

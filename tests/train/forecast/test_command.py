@@ -24,7 +24,7 @@ from train.forecast.measurements import (
 from train.results.sweep import load_sweep
 from train.runfolder.folder import FORMAT
 
-MODELS = ("mini-w32-d1", "mini-0.02M", "mini-w32-d4", "mini-0.1M", "mini-w64-d4", "mini-1.8M")
+MODELS = ("mini-w32-d1", "mini-w32-d2", "mini-w32-d4", "mini-w64-d2", "mini-w64-d4", "mini-w256-d2")
 LRS = (0.006, 0.03, 0.06)
 LEARNED = 1 - math.exp(-6)
 """What fake_run's logits have reached of their largest value at the end, in log."""
@@ -69,7 +69,7 @@ def refused(monkeypatch, capsys, *arguments):
 
 
 def test_a_known_law_is_forecast_16_times_further(law, monkeypatch, capsys):
-    command(monkeypatch, sweep(law), "--target", "mini-1.8M", "--at", "1")
+    command(monkeypatch, sweep(law), "--target", "mini-w256-d2", "--at", "1")
     found = json.loads((law / "report" / "forecast.json").read_text())
     assert found["N"] == 1_771_200
     assert found["sizes"] == [12 * d * w * w for d, w in ((1, 32), (2, 32), (4, 32), (2, 64))], (
@@ -165,11 +165,11 @@ def test_the_arm_without_qk_norm_is_taken_and_said(law):
 
 def test_a_target_is_a_model_or_a_number(law):
     found = load_sweep(sweep(law, models=MODELS[:1]))
-    assert target_size(found, found.runs, "mini-0.6M") == 590_720, "as trained: 12 depth width^2 and the norms"
+    assert target_size(found, found.runs, "mini-w128-d2") == 590_720, "as trained: 12 depth width^2 and the norms"
     assert target_size(found, found.runs, "1.8M") == pytest.approx(1.8e6)
     assert target_size(found, found.runs, "2e9") == 2e9
     assert target_size(found, found.runs, "250k") == 250e3
-    with pytest.raises(ConfigError, match=r"--target mini-1.8 is neither .* did you mean mini-1.8M\?"):
+    with pytest.raises(ConfigError, match=r"--target mini-1.8 is neither .* did you mean mini-w256-d2\?"):
         target_size(found, found.runs, "mini-1.8")
 
 
@@ -177,14 +177,14 @@ def test_a_targets_size_is_that_of_its_architecture(law):
     """SwiGLU has three matrices in place of two, of 8/3 the width in place of four."""
     plain, gated = compose_all([["mlp=gelu", "qk_norm=none"], ["mlp=swiglu", "qk_norm=none"]])
     shared = 4 * 128**2 * 3 + 128 * 7
-    assert count(plain, "mini-0.6M") == shared + 3 * 2 * 128 * 512
-    assert count(gated, "mini-0.6M") == shared + 3 * 3 * 128 * 341
+    assert count(plain, "mini-w128-d2") == shared + 3 * 2 * 128 * 512
+    assert count(gated, "mini-w128-d2") == shared + 3 * 3 * 128 * 341
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--target", "mini-0.6M"], "this sweep has 2 (of 12k, "),
+        (["--target", "mini-w128-d2"], "this sweep has 2 (of 12k, "),
         (["--target", "99M", "--threshold", "0"], "argument --threshold"),
         (["--target", "99M", "--at", "0"], "argument --at"),
         (["--target", "99M", "--factor", "1"], "argument --factor"),
@@ -212,7 +212,7 @@ def test_a_folder_without_a_sweep_and_too_few_sizes(law, monkeypatch, capsys):
 def test_runs_without_the_metric_are_left_out_and_counted(law, monkeypatch, capsys):
     """A run that diverged before its logits are read has no point; it broke all the same."""
     sweep(law)
-    path = law / "mini-0.1M-none-0.06"
+    path = law / "mini-w64-d2-none-0.06"
     rows = [line for line in (path / "metrics.jsonl").read_text().splitlines() if json.loads(line)["step"] < 40]
     (path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
     (path / "status.json").write_text(json.dumps({"format": FORMAT, "state": "diverged"}))
@@ -221,7 +221,7 @@ def test_runs_without_the_metric_are_left_out_and_counted(law, monkeypatch, caps
         "validation/loss": LOSS_INIT,
     }
     (path / "summary.json").write_text(json.dumps(summary))
-    command(monkeypatch, law, "--target", "mini-1.8M", "--at", "0.5")
+    command(monkeypatch, law, "--target", "mini-w256-d2", "--at", "0.5")
     said = capsys.readouterr().out
     assert "left out 1 of 18 runs without logits at 0.5 of the run" in said
     assert "12 runs, 1 of them broke" in said

@@ -114,7 +114,7 @@ def test_the_figure_shows_every_choice_best_first() -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Trains, confirms, ranks, and trains nothing a second time."""
     overrides = [
-        "attention=softmax,relu_squared", "optimizer.lr=1e-2,1e-1", "model=mini-0.02M", "data=synthetic",
+        "attention=softmax,relu_squared", "optimizer.lr=1e-2,1e-1", "model=mini-w32-d2", "data=synthetic",
         "data.vocab_size=32", "context=8", "batch_size=4", "steps=2", "eval_batches=1", "logger=none", "progress=false",
         f"out={tmp_path}",
     ]  # fmt: skip

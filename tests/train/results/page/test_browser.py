@@ -117,7 +117,7 @@ def metrics(sweep, name):
 
 
 def test_a_click_on_a_run_shows_its_curves(page, sweep):
-    name = "mini-0.6M-none-lr0.03-seed0"
+    name = "mini-w128-d2-none-lr0.03-seed0"
     row = page.all(ROWS)[sweep.runs["run"].tolist().index(name)]
     assert page.one("#run-title").text != name
     page.click(row.find_element("css selector", "[data-key=run]"))
@@ -176,7 +176,7 @@ def test_heads_by_step(page, sweep):
 def test_rows_are_reached_with_keys(page, sweep):
     names = sweep.runs["run"].tolist()
     page.one("#filter").send_keys("0.1m")
-    first = names.index("mini-0.1M-none-lr0.003-seed0")
+    first = names.index("mini-w64-d2-none-lr0.003-seed0")
     assert len(page.all(f"{ROWS}[tabindex='0']")) == 1
     page.one(f"{ROWS}[tabindex='0']").send_keys("\ue015\ue015\ue006")  # down, down, Enter
     assert page.one("#run-title").text == names[first + 2]

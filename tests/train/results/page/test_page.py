@@ -99,7 +99,7 @@ def test_verdict_and_table_are_text(sweep):
         assert escape(check.claim) in static
     assert f"qk_norm:  {verdict.state}" in static
     assert "Wortsman et al. 2023" in static
-    assert "mini-0.02M-none-lr0.01-seed0 (failed)" in static
+    assert "mini-w32-d2-none-lr0.01-seed0 (failed)" in static
     assert "No verdict: why &lt;not&gt;" in write_page(sweep, table(sweep.runs), None, "why <not>").read_text("ascii")
 
 
