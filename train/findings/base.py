@@ -16,7 +16,6 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from conf.axis import ConfigError, near
-from train.findings import places
 from train.findings.arms import Arms, arms, by_value
 from train.findings.checks import Base, Compared, Equal, NoWorse
 from train.findings.figures import FigureSpec, draw
@@ -29,8 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-FindingGroup = Literal["core", "rules", "slow"]
-"""What is run together: all of `core` takes an hour on 2 cores, `rules` are the claims on attention rules."""
+FindingGroup = Literal["headline", "core", "long"]
+"""What is run together: `headline` takes ten minutes on 2 cores, `core` an hour with it, each of `long` what it says."""
 
 AnyCheck = Annotated[
     Compared | NoWorse | Equal | Trend | Stays | Slopes | Level | Crosses | Separates | Ranks,
@@ -66,21 +65,19 @@ class ArmsOf(Row):
     """What null stands for in `by`."""
     where: dict[str, dict[str, float | str]] = {}
     """By arm, the config values of its runs."""
-    placed: places.Named | None = None
-    """A measure that sorts the experiment's arms by what their runs show."""
     same_size: float = Field(default=1.0, ge=1)
     """Sizes within this factor count as one N."""
 
     @model_validator(mode="after")
     def _one_way(self) -> ArmsOf:
-        if sum(map(bool, (self.names, self.by, self.where, self.placed))) != 1:
-            raise ValueError("give one of names, by, where and placed")
+        if sum(map(bool, (self.names, self.by, self.where))) != 1:
+            raise ValueError("give one of names, by and where")
         return self
 
     @property
     def known(self) -> list[str] | None:
         """The names, where they are known before a sweep is."""
-        return self.names or list(self.where) or (places.NAMES[self.placed] if self.placed else None)
+        return self.names or list(self.where) or None
 
     def sort(self, finding: str, runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Arms:
         names = self.known or []
@@ -96,11 +93,9 @@ class ArmsOf(Row):
                 raise ConfigError(f"finding {finding} needs runs of different {absent[0]}: run experiment={finding}")
         if self.where:
             runs = runs.assign(arm=[self._arm(row) for row in runs.to_dict("records")])
-        if self.placed:
-            runs = places.PLACERS[self.placed](finding, runs, metrics)
         if self.same_size > 1:
             runs = runs.assign(size=runs["size"].map(self._merged(runs["size"].unique().tolist())))
-        return arms(finding, runs, names, metrics, complete=not self.placed)
+        return arms(finding, runs, names, metrics)
 
     def _arm(self, row: Mapping[Any, Any]) -> str | None:
         for arm, values in self.where.items():
@@ -161,8 +156,8 @@ class Finding(Row):
     no_mixing: str | None = None
     """An arm without token mixing, where the sweep has one."""
     needs_fitness: bool = True
-    frozen: datetime.date | None
-    """The day on which the claim was committed as it is; runs that judge it start later. null: not frozen yet."""
+    frozen: datetime.datetime | None
+    """When the claim was committed as it is, in UTC; runs that judge it start later. null: not frozen yet."""
     deviations: list[Deviation] = []
     figure: FigureSpec
     notes: list[str] = []
@@ -219,15 +214,14 @@ class Finding(Row):
             return ["The claim is not frozen yet: these runs explore"]
         words = {True: "every run is younger", False: "NOT every run is younger", None: "the runs don't say when"}
         changes = [f"Deviation of {one.date}: {one.text}" for one in self.deviations]
-        return [f"The claim was frozen on {self.frozen}; {words[younger]}", *changes]
+        return [f"The claim was frozen on {self.frozen:%Y-%m-%d at %H:%M} UTC; {words[younger]}", *changes]
 
     def younger(self, runs: pd.DataFrame) -> bool | None:
-        """Whether every ended run started after the day on which the claim was frozen; None where that isn't known."""
+        """Whether every ended run started after the claim was frozen; None where that isn't known."""
         ended = runs[runs["ended"]]
         if self.frozen is None or "started" not in ended or ended["started"].isna().any() or ended.empty:
             return None
-        after = datetime.datetime.combine(self.frozen, datetime.time(), datetime.UTC) + datetime.timedelta(days=1)
-        return bool((ended["started"] >= after.timestamp()).all())
+        return bool((ended["started"] > self.frozen.replace(tzinfo=datetime.UTC).timestamp()).all())
 
     def _grid(self, sweep: Arms) -> list[str]:
         swept = {float(f"{lr:.6g}") for lr in sweep.runs["optimizer.lr"].unique()}
