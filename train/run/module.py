@@ -120,6 +120,10 @@ class ProxyModule(pl.LightningModule):
         loss, found = self.objective(output, tokens_BT1[:, 1:].flatten(), watch)
         return loss, found | stats
 
+    def optimizer_zero_grad(self, *_: Any) -> None:
+        for parameter in self.tensors:
+            parameter.grad = None
+
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         self.clip(self.global_step)
 

@@ -27,6 +27,7 @@ from train.run.callback import CheckpointFile, OnRow, RunCallback
 from train.run.derived import bits_per_byte, speed, tokens_per_step, values_in_force
 from train.run.distributed import cluster_environment, is_rank_zero
 from train.run.interrupt import Interrupted
+from train.run.loop import EpochLoop
 from train.run.module import ProxyModule
 from train.run.recorder import MetricsRow
 from train.run.sharding import Sharded, whole
@@ -167,7 +168,7 @@ class Job:
 
     def _trainer(self, callbacks: list[pl.Callback]) -> pl.Trainer:
         config = self.config
-        return pl.Trainer(
+        trainer = pl.Trainer(
             max_steps=config.steps,
             accelerator=config.accelerator,
             devices=config.devices or 1,
@@ -184,6 +185,8 @@ class Job:
             limit_val_batches=0,
             use_distributed_sampler=False,
         )
+        EpochLoop.install(trainer)
+        return trainer
 
 
 def summarize(
