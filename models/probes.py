@@ -8,6 +8,7 @@ Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -56,9 +57,11 @@ def merge(into: Stats, new: Stats, weight: float) -> None:
             into[name] = value * weight if old is None else old + value * weight
 
 
-def full_precision(x: torch.Tensor) -> torch.autocast:
+def full_precision(x: torch.Tensor) -> AbstractContextManager[Any]:
     """Disables autocast, so that matrix products stay in the dtype of their inputs."""
-    return torch.autocast(x.device.type, enabled=False)
+    device = x.device.type
+    # Entering a context of autocast takes as long as a small matrix product.
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def causal_logits(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import nn
 
 from conf.axis import CHECKED
 from models.parametrization import ParameterGroup
@@ -58,7 +59,71 @@ class AdamW(AdamFields):
         param_groups = [self.param_group(g) for g in groups]
         if transforms := self.transforms():
             return TransformedAdamW(param_groups, self.betas, transforms)
-        return torch.optim.AdamW(param_groups, betas=self.betas, fused=True)
+        return LeanAdamW(param_groups, betas=self.betas, fused=True)
+
+
+class LeanAdamW(torch.optim.AdamW):
+    """torch's fused AdamW, which on CPUs calls its kernel once per setting and counts the steps of all tensors in one.
+
+    torch walks through every tensor's state in Python and makes one call per group, which takes as long as the update
+    itself for a small model. The kernel and the state are the same, so the weights are too, to the bit.
+    """
+
+    _shared = False
+    """Whether all tensors share `_count`."""
+    _count: torch.Tensor
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._shared = False
+        super().load_state_dict(state_dict)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        if any(p.grad is None or p.device.type != "cpu" or type(p) is not nn.Parameter for p in parameters):
+            self._separate_counts()
+            super().step()
+        elif self.state.keys() != set(parameters) or not self._one_count():
+            super().step()
+        else:
+            self._update()
+        return loss
+
+    def _one_count(self) -> bool:
+        """Shares one count of steps among all tensors, and returns whether they agree."""
+        if self._shared:
+            return True
+        counts = [state["step"] for state in self.state.values()]
+        if any(count != counts[0] for count in counts):
+            return False
+        self._count, self._shared = counts[0], True
+        for state in self.state.values():
+            state["step"] = self._count
+        return True
+
+    def _separate_counts(self) -> None:
+        if self._shared:
+            self._shared = False
+            for state in self.state.values():
+                state["step"] = state["step"].clone()
+
+    def _update(self) -> None:
+        lists: dict[tuple[float, ...], list[torch.Tensor]] = {}
+        for group in self.param_groups:
+            setting = (float(group["lr"]), group["weight_decay"], group["eps"], *group["betas"])
+            lists.setdefault(setting, []).extend(group["params"])
+        self._count += 1
+        for (lr, weight_decay, eps, beta1, beta2), parameters in lists.items():
+            states = [self.state[p] for p in parameters]
+            torch._fused_adamw_(
+                parameters, [p.grad for p in parameters], [s["exp_avg"] for s in states],
+                [s["exp_avg_sq"] for s in states], [], [self._count] * len(parameters),
+                lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps, amsgrad=False, maximize=False,
+            )  # fmt: skip
 
 
 def clip_rms(largest: float) -> Transform:
