@@ -50,6 +50,14 @@ class Adafactor(OptimizerConfig):
     def param_group(self, group: ParameterGroup) -> dict[str, Any]:
         return super().param_group(group) | {"eps": (self.epsilon(group), self.eps2)}
 
+    def second_moment(self, optimizer: Any, parameter: torch.Tensor, eps: float) -> torch.Tensor | None:
+        state = optimizer.state[parameter]
+        if "row_var" not in state:
+            vector: torch.Tensor | None = state.get("variance")
+            return vector
+        rows = state["row_var"]
+        return rows @ state["col_var"] / rows.mean(-2, keepdim=True).clamp_min(eps)
+
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         param_groups = [self.param_group(g) for g in groups]
         return torch.optim.Adafactor(param_groups, beta2_decay=self.beta2_decay, d=self.update_clip)

@@ -1,7 +1,7 @@
 """AdamW, the optimizer of Wortsman et al. 2023, and AdamW with a transformed update."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -50,6 +50,9 @@ class AdamW(AdamFields):
     update_clip: Annotated[float, Field(gt=0)] | None = None
     """Clips the update of each tensor to this RMS d, u <- u / max(1, RMS(u) / d); null turns it off. Adafactor has
     d = 1 (Shazeer & Stern 2018, section 6)."""
+
+    def second_moment(self, optimizer: Any, parameter: torch.Tensor, eps: float) -> torch.Tensor | None:
+        return corrected_second_moment(optimizer.state[parameter], self.beta2)
 
     def transforms(self) -> list[Transform]:
         """Returns the transforms of u, applied in order before the step. If there are none, torch's kernel is used."""
@@ -124,6 +127,14 @@ class LeanAdamW(torch.optim.AdamW):
                 [s["exp_avg_sq"] for s in states], [], [self._count] * len(parameters),
                 lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps, amsgrad=False, maximize=False,
             )  # fmt: skip
+
+
+def corrected_second_moment(state: Mapping[str, Any], beta2: float) -> torch.Tensor | None:
+    """Returns v / (1 - beta2^t) from a parameter's state; None if the state has no v."""
+    if "exp_avg_sq" not in state:
+        return None
+    v: torch.Tensor = state["exp_avg_sq"]
+    return v / (1 - beta2 ** float(state["step"]))
 
 
 def clip_rms(largest: float) -> Transform:

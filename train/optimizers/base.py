@@ -110,6 +110,14 @@ class OptimizerConfig(Choice):
             return replace(self, weight_decay=self.decay_rate())
         return replace(self, weight_decay=min(self.decay_times_steps / steps, MOST_DECAY))
 
+    def second_moment(self, optimizer: Any, parameter: torch.Tensor, eps: float) -> torch.Tensor | None:
+        """Returns the running mean of the squared gradient after the step, bias-corrected as the update uses it.
+
+        `eps` is the epsilon of the parameter's group.
+        None if the optimizer divides this parameter's gradient by no such mean, or overwrites the gradient.
+        """
+        return None
+
     def decay_rate(self) -> float:
         """Returns lambda of the chosen decay mode."""
         return PAPER_DECAY[self.decay] if self.weight_decay is None else self.weight_decay

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from models.parametrization import ParameterGroup
-from train.optimizers.adamw import AdamFields
+from train.optimizers.adamw import AdamFields, corrected_second_moment
 from train.optimizers.base import OPTIMIZER, ManualOptimizer
 
 
@@ -49,6 +49,9 @@ class Muon(AdamFields):
 
     def epsilon(self, group: ParameterGroup) -> float | None:
         return None if self.orthogonalizes(group) else super().epsilon(group)
+
+    def second_moment(self, optimizer: Any, parameter: torch.Tensor, eps: float) -> torch.Tensor | None:
+        return corrected_second_moment(optimizer.state[parameter], self.beta2)
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         # Hidden tensors can include vectors, which a reparametrization adds to a layer.

@@ -1,7 +1,7 @@
 """StableAdamW, implemented by optimi. pytorch-optimizer agrees with it from version 4.1 on."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -28,6 +28,11 @@ class StableAdamW(AdamFields):
     """Decay rate of the second moment. Default of optimi and of the paper."""
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the root of the bias-corrected second moment. Default of optimi and of the paper."""
+
+    def second_moment(self, optimizer: Any, parameter: torch.Tensor, eps: float) -> torch.Tensor | None:
+        # The betas are corrected instead of the mean.
+        found: torch.Tensor | None = optimizer.state[parameter].get("exp_avg_sq")
+        return found
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         from optimi import StableAdamW as Optimi

@@ -150,6 +150,23 @@ class ProxyModule(pl.LightningModule):
                 self._stats[f"adam/{name}/gradient_over_eps"] = value * clip_scale / eps
         self._before = [p.detach().clone() for p in self.tensors]
 
+    @torch.no_grad()
+    def _watch_second_moments(self) -> None:
+        """Records RMS_t = sqrt(mean(g_t^2 / max(u_t, eps^2))) of each tensor, g_t the clipped gradient.
+
+        This is RMS_t of StableAdamW (Wortsman et al. 2023b, arXiv 2304.13013, algorithm 2). As there, the second moment
+        u_t has already taken g_t, so that no ratio of an element exceeds 1 / sqrt(1 - beta2).
+        """
+        ratios = {}
+        for name, p, eps in zip(self.tensor_names, self.tensors, self.epsilons, strict=True):
+            if p.grad is None or eps is None:
+                continue
+            u = self.config.optimizer.second_moment(self._optimizer, p, eps)
+            if u is not None:
+                ratios[f"adam/{name}/g_over_sqrt_v_rms"] = p.grad / u.sqrt().clamp_min(eps)
+        if ratios:
+            self._stats |= dict(zip(ratios, tensor_rms(list(ratios.values())).unbind(), strict=True))
+
     def _record_each(self, group: str, what: str, values: torch.Tensor) -> None:
         self._stats |= {f"{group}/{n}/{what}": v for n, v in zip(self.tensor_names, values.unbind(), strict=True)}
 
@@ -166,6 +183,7 @@ class ProxyModule(pl.LightningModule):
                 lr_N = torch.tensor([lr_of[id(p)] for p in self.tensors], device=rms.device)
                 self._record_each("update", "rms", rms / (lr_N * self._relative.factors()))
             self._before = []
+            self._watch_second_moments()
         tokens = (step + 1) * tokens_per_step(self.config)
         self.recorder.add({"step": step, "train/tokens": tokens, "train/lr": lr}, self._stats)
         self._stats = {}

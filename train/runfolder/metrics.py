@@ -261,6 +261,15 @@ OPTIMIZER = (
         "elements",
         "min",
     ),
+    Metric(
+        "adam/{tensor}/g_over_sqrt_v_rms",
+        "1",
+        "RMS_t = sqrt(mean(g^2 / max(v, eps^2))), g the clipped gradient, v the bias-corrected second moment after it "
+        "has taken g (Wortsman et al. 2023b, arXiv 2304.13013, algorithm 2). About 1 while gradients keep their size; "
+        "spikes above 2.3 came before loss spikes there. Of AdamW and its relatives and Adafactor.",
+        "elements",
+        "max",
+    ),
     Metric("adam/gradient_over_eps_min", "1", "Smallest adam/{tensor}/gradient_over_eps.", "tensors"),
     Metric(
         "update/{tensor}/rms",

@@ -251,16 +251,19 @@ def probes(config: Config, tensors: dict[str, float | None]) -> set[str]:
         names |= {f"residual/block{block}/{name}" for name in ("rms", "kurtosis", "massive_max")}
     names |= {f"{group}/{tensor}/rms" for group in ("parameter", "gradient", "update") for tensor in tensors}
     names |= {name for name, has in ONLY.items() if has(config)}
-    return names | adam({tensor for tensor, eps in tensors.items() if eps is not None})
+    return names | adam(config, {tensor for tensor, eps in tensors.items() if eps is not None})
 
 
-def adam(tensors: Iterable[str]) -> set[str]:
-    found = {f"adam/{tensor}/gradient_over_eps" for tensor in tensors}
+def adam(config: Config, tensors: Iterable[str]) -> set[str]:
+    of_each = ["gradient_over_eps"]
+    if config.optimizer.name not in ("adam_cm", "schedule_free", "soap"):
+        of_each.append("g_over_sqrt_v_rms")
+    found = {f"adam/{tensor}/{what}" for tensor in tensors for what in of_each}
     return found | {"adam/gradient_over_eps_min"} if found else found
 
 
 def assert_reported(row: MetricsRow, config: Config, tensors: dict[str, float | None]) -> None:
-    expected, off = EVERY_STEP, set(ONLY) | adam(tensors)
+    expected, off = EVERY_STEP, set(ONLY) | adam(config, tensors)
     if config.optimizer.qk_clip is not None:
         expected = expected | {"qk_clip/heads"}
     if row["step"] in WATCHED:
