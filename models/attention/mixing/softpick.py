@@ -20,11 +20,15 @@ EPS = 1e-8
 
 
 class Softpick(MixingRule):
+    keeps_ratios = True
+
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         # Masked logits become 0, which contributes e^0 - 1 = 0 to both numerator and sum.
         z_BHTT = z_BHTT.masked_fill(z_BHTT == -math.inf, 0.0)
         m_BHT1 = z_BHTT.detach().amax(-1, keepdim=True).clamp_min(0.0)
-        excess_BHTT = torch.exp(z_BHTT - m_BHT1) - torch.exp(-m_BHT1)
+        # e^(z - m) - e^-m, by expm1 where the difference would cancel.
+        small_BHTT = torch.exp(-m_BHT1) * torch.expm1(z_BHTT.clamp_max(1.0))
+        excess_BHTT = torch.where(z_BHTT < 1, small_BHTT, torch.exp(z_BHTT - m_BHT1) - torch.exp(-m_BHT1))
         return torch.relu(excess_BHTT) / (excess_BHTT.abs().sum(-1, keepdim=True) + EPS)
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from models.attention.mixing.base import Inputs
-from tests.models.attention.mixing.helpers import VALUES, build, of_logits, one_dimensional, qkv
+from models.attention.mixing.softpick import EPS
+from tests.conftest import randn
+from tests.models.attention.mixing.helpers import VALUES, K, T, build, of_logits, one_dimensional, qkv
 
 KNOBS: dict[str, str] = {}
 
@@ -22,6 +24,26 @@ class TestSoftpick:
         """Where e^z is far above 1, softmax over the positive ones: the -1 of the others is nothing to e^100."""
         row = one_dimensional("softpick", [100.0, -100.0, 99.0])
         torch.testing.assert_close(row, torch.tensor([0.731059, 0.0, 0.268941]), atol=1e-6, rtol=0)
+
+    def test_small_logits_keep_their_digits(self) -> None:
+        """z / (sum z + 1e-8), as e^z - 1 is z."""
+        row = one_dimensional("softpick", [1e-7, 2e-7])
+        torch.testing.assert_close(row, torch.tensor([1 / 3.1, 2 / 3.1]), atol=0, rtol=1e-6)
+
+    @pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.1, 1.0, 3.0])
+    def test_value_and_gradient_against_float64(self, scale: float) -> None:
+        """Of queries and keys of this scale. Logits are of the order of its square."""
+        leaves = [(scale * x).requires_grad_() for x in qkv()[:2]]
+        found = build("softpick").weights(Inputs(*leaves))
+        double = [x.detach().double().requires_grad_() for x in leaves]
+        z = (K**-0.5 * double[0] @ double[1].mT).masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), 0)
+        expected = z.expm1().relu() / (z.expm1().abs().sum(-1, keepdim=True) + EPS)
+        # In fp32 a product is off by 6e-8 of the size of its terms, which is that of the logits.
+        torch.testing.assert_close(found.double(), expected, atol=2e-6, rtol=2e-5)
+        seed = randn(*found.shape)
+        ours, theirs = (torch.autograd.grad((y * seed).sum(), x) for y, x in ((found, leaves), (expected, double)))
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one - other).norm() < 1e-4 * other.norm()
 
     @pytest.mark.parametrize("keys", [[0.0, 0.0, 0.0], [-1.0, -2.0, -0.1], [-1e3, -1e4, -1e5]])
     def test_without_a_positive_logit_the_row_is_zero_and_so_is_its_gradient(self, keys: list[float]) -> None:
