@@ -31,12 +31,19 @@ class Carry:
     """
 
     def __init__(
-        self, *, watch: bool = False, keep_maxima: bool = False, first_BHTK: torch.Tensor | None = None
+        self,
+        *,
+        watch: bool = False,
+        keep_maxima: bool = False,
+        first_BHTK: torch.Tensor | None = None,
+        side: bool = False,
     ) -> None:
         self.watch = watch
         """Whether this is a watch step, on which all probes are taken."""
         self.keep_maxima = keep_maxima
         """Whether to record the largest logit of each head, on watch steps and all others."""
+        self.side = side
+        """Whether this is the pass of a side stream, whose tokens are not those of the batch."""
         self.block = 0
         """Index of the running block, from 0."""
         self.first_BHTK = first_BHTK

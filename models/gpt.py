@@ -150,6 +150,12 @@ class GPT(nn.Module):
         """Applies the head to the output of `hidden`. Pass `head_VD` to reuse a head matrix computed before."""
         return fp32_head(x_BTD, self.head.matrix() if head_VD is None else head_VD)
 
+    def end_step(self) -> None:
+        """Updates the state of mixing rules, once per optimizer step."""
+        for mixer in self.mixers():
+            if mixer.rule is not None:
+                mixer.rule.end_step()
+
     def mixers(self) -> list[TokenMixer]:
         """Returns the blocks' token mixers, first block first."""
         return [block.attention for block in self.blocks if isinstance(block, Block)]

@@ -41,7 +41,7 @@ class ThroughBlocks(SideStream):
 
     def __init__(self, x_BTD: torch.Tensor) -> None:
         super().__init__(x_BTD)
-        self.carry = Carry()
+        self.carry = Carry(side=True)
 
     def advance(self, block: nn.Module) -> torch.Tensor:
         self.x_BTD = block(self.x_BTD, self.carry)

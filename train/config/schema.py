@@ -99,12 +99,6 @@ class Config(Architecture, Runtime):
             raise ValueError(f"finding={self.finding} is not known: {near(self.finding, list(experiments()))}")
         self.schedule.fits(steps=self.steps, peak=self.optimizer.lr)
         fsdp.fits(self)
-        for rule in self.attention.of_blocks(self.model.depth):
-            if self.compile and not rule.compiles:
-                raise ValueError(
-                    f"compile=true computes wrong gradients for attention={rule.name}: "
-                    f"use compile=false or attention=softmax"
-                )
         shares = self.accumulate * (self.devices or 1) * self.nodes
         if self.batch_size % shares:
             raise ValueError(

@@ -202,6 +202,7 @@ class ProxyModule(pl.LightningModule):
         optimizer.step(closure=closure)
         self._relative.finish(lr / peak)
         with torch.no_grad():
+            self.model.end_step()
             config.optimizer.after_step(self.model, self._stats, self._optimizer)
             self.model.reparametrization.after_step(self.model, step, lr)
             config.placement.constrain(self.model)

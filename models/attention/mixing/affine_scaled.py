@@ -13,7 +13,8 @@ The paper leaves some points open. Our reading:
 - N, the "key sequence length", is the training context, so rows sum to alpha_i + (average - alpha_i) i / N. With
   `count=visible` it is the number i of visible keys, and all rows sum to the average.
 - The average is one number per head, saved with the model, without a gradient and frozen in evaluation. It is updated
-  after use; otherwise tokens would see the gates of later ones. Each micro-batch updates it, over all devices.
+  once per optimizer step, after the step, by the mean over all tokens of the step's micro-batches and devices. If it
+  moved during a forward pass, tokens would see the gates of later ones.
 - The init axis fills W.
 """
 
@@ -33,6 +34,8 @@ Count = Literal["context", "visible"]
 
 
 class AffineScaled(Softmax):
+    keeps_ratios = False
+
     average_H: torch.Tensor
 
     def __init__(self, layer: LayerShape, rho: float, count: Count) -> None:
@@ -40,6 +43,7 @@ class AffineScaled(Softmax):
         self.gate = HeadGate(layer.width, layer.heads, bias=False)
         self.register_buffer("average_H", torch.zeros(layer.heads))
         self.rho = rho
+        self.seen, self.total_H = 0, torch.zeros(layer.heads)
         self.context = layer.context if count == "context" else None
 
     def affine(self, x_BTD: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,11 +57,20 @@ class AffineScaled(Softmax):
     def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
         alpha_BHT1, beta_BHT1 = self.affine(inputs.x_BTD)
         attended_BHTK = super().forward(inputs, v_BHTK)
-        mixed_BHTK = alpha_BHT1 * attended_BHTK + beta_BHT1 * v_BHTK.float().cumsum(-2)
-        if self.training:
-            with torch.no_grad():
-                self.average_H.lerp_(_over_devices(alpha_BHT1.mean((0, 2, 3))), 1 - self.rho)
-        return mixed_BHTK.to(v_BHTK.dtype)
+        return (alpha_BHT1 * attended_BHTK + beta_BHT1 * v_BHTK.float().cumsum(-2)).to(v_BHTK.dtype)
+
+    @torch.no_grad()
+    def observe(self, inputs: Inputs) -> None:
+        alpha_BHT1, _ = self.affine(inputs.x_BTD)
+        mean_H = alpha_BHT1.mean((0, 2, 3))
+        self.total_H = mean_H if self.seen == 0 else self.total_H + mean_H
+        self.seen += 1
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        if self.seen:
+            self.average_H.lerp_(_over_devices(self.total_H / self.seen), 1 - self.rho)
+            self.seen = 0
 
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         alpha_BHT1, beta_BHT1 = self.affine(x_BTD)
@@ -83,9 +96,6 @@ class AffineScaledConfig(MixingConfig):
     Bae et al. 2026 (Affine-Scaled Attention, arXiv 2602.23057). D H parameters per layer.
     """
 
-    # In the backward pass, torch 2.13 recomputes beta from the average after the forward pass has updated it.
-    # Gradients of values are then off by up to a tenth, with aot_eager and inductor.
-    compiles = False
     name: Literal["affine_scaled"] = "affine_scaled"
     rho: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Weight of the old running average of alpha in each update. Default: the paper's."""

@@ -82,6 +82,8 @@ class Inputs(NamedTuple):
 class MixingRule(nn.Module):
     """Base class of the rules."""
 
+    keeps_ratios = False  # whether the ratio of two weights depends on the logits of these two keys alone
+
     def __init__(self, scale: float) -> None:
         super().__init__()
         self.scale = scale
@@ -111,6 +113,12 @@ class MixingRule(nn.Module):
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         """Returns the weights, for rules that are a function of scaled logits (fp32, -inf above the diagonal)."""
         raise NotImplementedError
+
+    def observe(self, inputs: Inputs) -> None:
+        """Collects statistics of a training batch; called once per micro-batch."""
+
+    def end_step(self) -> None:
+        """Updates state from what `observe` collected; called once per optimizer step."""
 
     def draw(self, generator: torch.Generator) -> None:
         """Initializes random parameters that are not matrices of the init axis."""
@@ -160,7 +168,6 @@ def _pattern(given: Any) -> patterns.Pattern:
 class MixingConfig(Choice):
     name: str
     dot_product = False  # whether weights depend only on scale q_i k_j and position biases, as qk_clip requires
-    compiles = True  # whether torch.compile computes correct gradients
     zero_init_safe = True  # whether queries that start at zero get a gradient
     reads_scale = True  # whether weights depend on the factor of q k^T
     reads_lengths = True  # whether weights depend on the lengths of queries and keys

@@ -5,34 +5,12 @@ from typing import cast
 import pytest
 import torch
 
-from conf.axis import ConfigError
 from models.attention.mixing.affine_scaled import AffineScaled
 from models.attention.mixing.base import Inputs
-from tests.conftest import tiny
-from tests.models.attention.mixing import test_rules
-from tests.models.attention.mixing.helpers import LOGITS, B, D, H, T, build, inputs, layer, mixing, qkv
+from tests.models.attention.mixing.helpers import LOGITS, B, D, H, T, build, inputs, mixing, qkv
 
 KNOBS = {"rho": "0.5", "count": "visible"}
 PARAMETERS = D * H
-MOVES = "each call in training moves the average; held in evaluation, see below"
-BUT = {
-    "test_a_token_does_not_change_outputs_before_it": MOVES,
-    "test_a_prefix_gives_the_same_outputs": MOVES,
-    "test_bf16_autocast_stays_close_to_fp32": MOVES,
-    "test_gradients_of_both_paths_agree": MOVES,
-}
-
-
-def test_compiled_gradients_are_refused() -> None:
-    message = (
-        "compile=true computes wrong gradients for attention=affine_scaled: use compile=false or attention=softmax"
-    )
-    for given in (["attention=affine_scaled"], ["attention.pattern=[self,affine_scaled]", "model.depth=2"]):
-        assert tiny(*given).compile is False
-        with pytest.raises(ConfigError, match=message):
-            tiny(*given, "compile=true")
-
-
 # Gates of x = -6, 0, 2, 4 by hand, and an average of 0.45.
 GATES, ALPHA = [-6.0, 0, 2, 4], [0.0, 0.5, 0.7, 0.9]
 
@@ -75,55 +53,35 @@ class TestAffineScaled:
         )
         torch.testing.assert_close(rule(Inputs(q, k, None, x), v), softmax(Inputs(q, k), v), atol=1e-6, rtol=0)
 
-    def test_the_average_follows_training_batches(self) -> None:
-        """a (1 - 0.9^t) after t batches whose gates are all a; neither weights, probes nor evaluation move it."""
+    def test_the_average_follows_training_steps(self) -> None:
+        """a (1 - 0.9^t) after t steps whose gates are all a; neither weights, probes nor mixing move it."""
         rule = cast(AffineScaled, build("affine_scaled"))
         (q, k, v), x = qkv(), inputs()
         with torch.no_grad():
             rule.gate.linear.weight.zero_()
         for t in range(1, 6):
-            rule(Inputs(q, k, None, x), v)
+            rule.observe(Inputs(q, k, None, x))
+            rule.end_step()
             torch.testing.assert_close(rule.average_H, torch.full((H,), 0.5 * (1 - 0.9**t)))
         before = rule.average_H.clone()
         rule.weights(Inputs(q, k, None, x))
         rule.watch(Inputs(q, k, None, x))
-        rule.eval()(Inputs(q, k, None, x), v)
+        rule(Inputs(q, k, None, x), v)
+        rule.end_step()
         assert torch.equal(rule.average_H, before)
         assert "average_H" in rule.state_dict()
 
-    def test_a_batch_is_mixed_with_the_average_before_it(self) -> None:
-        rule, (q, k, v), x = mixing("affine_scaled"), qkv(), inputs()
-        expected = rule.weights(Inputs(q, k, None, x)) @ v
-        torch.testing.assert_close(rule(Inputs(q, k, None, x), v), expected, atol=1e-5, rtol=1e-5)
-        assert (rule.weights(Inputs(q, k, None, x)) @ v - expected).abs().max() > 1e-3
+    def test_a_step_takes_the_mean_over_its_micro_batches(self) -> None:
+        rule, whole = (cast(AffineScaled, mixing("affine_scaled")) for _ in range(2))
+        (q, k, _), x = qkv(), inputs()
+        for part in range(B):
+            rule.observe(Inputs(q, k, None, x[part : part + 1]))
+        rule.end_step()
+        alpha_BHT1, _ = whole.affine(x)
+        torch.testing.assert_close(rule.average_H, 0.1 * alpha_BHT1.mean((0, 2, 3)).detach())
 
     def test_clipped_gates_have_no_gradient(self) -> None:
         rule, (q, k, v), x = by_hand("context"), (x[:, :1, :4, :1] for x in qkv()), torch.tensor([GATES] * B)[..., None]
         (gradient,) = torch.autograd.grad(rule(Inputs(q, k, None, x.requires_grad_()), v).square().sum(), x)
         assert (gradient[:, 0] == 0).all()
         assert (gradient[:, 1:] != 0).all()
-
-
-@pytest.fixture
-def _in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_rules, "layer", lambda *args: layer(*args).eval())
-    monkeypatch.setattr(test_rules, "mixing", lambda *args: mixing(*args).eval())
-
-
-@pytest.mark.usefixtures("_in_evaluation")
-class TestInEvaluation:
-    """What training batches that move the average keep from holding."""
-
-    @pytest.mark.parametrize("t", [1, 5, T - 1])
-    @pytest.mark.parametrize("position", ["rope", "alibi"])
-    def test_causality(self, position: str, t: int) -> None:
-        test_rules.TestCausality().test_a_token_does_not_change_outputs_before_it("affine_scaled", position, t)
-        test_rules.TestCausality().test_a_prefix_gives_the_same_outputs("affine_scaled", position, t)
-
-    @pytest.mark.parametrize("position", ["rope", "alibi"])
-    def test_bf16_autocast(self, position: str) -> None:
-        test_rules.test_bf16_autocast_stays_close_to_fp32("affine_scaled", position)
-
-    @pytest.mark.parametrize("biased", [False, True])
-    def test_gradients_of_both_paths(self, biased: bool) -> None:
-        test_rules.TestPaths().test_gradients_of_both_paths_agree("affine_scaled", biased)
