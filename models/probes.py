@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 Stats = dict[str, torch.Tensor]
 
@@ -28,6 +27,8 @@ OVER_ROWS |= {f"local_focus_{back}": zero for back, zero in zip(LOCAL, ZERO_ROWS
 """Metric -> the metric with the share of all-zero rows, which `over_rows` excludes from its mean."""
 
 TINY = torch.finfo(torch.float32).tiny
+SMALL = 1e-15
+"""Vectors whose largest element is below this are divided by it first: squares and sums of them could underflow."""
 
 # Largest block of logits held in memory at once, in elements (64 MiB in fp32).
 SCORES_AT_ONCE = 2**24
@@ -88,9 +89,29 @@ def causal(z_BHTT: torch.Tensor, bias_HTT: torch.Tensor | None = None) -> torch.
 
 def weight_entropy(weights_BHTT: torch.Tensor) -> torch.Tensor:
     """Returns the entropy -sum_j p log p of p = |w| / sum |w|, [B, H, T] in nats; 0 for an all-zero row."""
-    p_BHTT = weights_BHTT.float().abs()
-    p_BHTT = p_BHTT / p_BHTT.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return torch.special.entr(p_BHTT).sum(-1)
+    return torch.special.entr(shares(weights_BHTT)).sum(-1)
+
+
+def shares(x: torch.Tensor) -> torch.Tensor:
+    """Returns |x| / sum |x| over the last dimension, in fp32 and of any scale down to denormals; 0 where all are 0."""
+    x = x.float().abs()
+    # In place here and below: allocating memory of this size takes longer than the arithmetic.
+    x.div_(_scale(x.amax(-1, keepdim=True)))
+    total = x.sum(-1, keepdim=True)
+    return x.div_(total.masked_fill_(total == 0, 1))
+
+
+def _scale(largest: torch.Tensor) -> torch.Tensor:
+    """Returns what to divide vectors by, given their largest elements: 1, so that nothing is rounded, unless small."""
+    return torch.where((largest > 0) & (largest < SMALL), largest, 1.0)
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    """Returns x / |x| over the last dimension, in fp32 and of any scale down to denormals; 0 where x is 0."""
+    x = x.float()
+    x = x / _scale(x.abs().amax(-1, keepdim=True))
+    norm = x.norm(dim=-1, keepdim=True)
+    return x / norm.masked_fill(norm == 0, 1)
 
 
 def fused_attention(
@@ -143,9 +164,7 @@ def weight_stats(weights_BHTT: torch.Tensor) -> Stats:
     """
     batch, heads, length, _ = weights_BHTT.shape
     visible = batch * length * (length + 1) / 2
-    p_BHTT = weights_BHTT.float().abs()
-    # In place here and below: allocating memory of this size takes longer than the arithmetic.
-    p_BHTT.div_(p_BHTT.sum(-1, keepdim=True).clamp_min(TINY))
+    p_BHTT = shares(weights_BHTT)
     largest_BHT, first_BHT = p_BHTT.amax(-1), p_BHTT[..., 0]
     # NaN != 0, so rows of NaN are not counted as zeros and stay visible in the metrics.
     zero_BHT = (largest_BHT == 0).float()
@@ -203,14 +222,13 @@ def attention_scores(
     max_BHT = torch.cat([z_BHCT.amax(-1) for z_BHCT in _logit_chunks(q_BHTK, k_BHTK, scale, bias_HTT)], -1)
     max_HR = max_BHT.transpose(0, 1).flatten(1)
     q_at_HK, k_at_HK = _pair(q_BHTK, k_BHTK, scale, bias_HTT, max_HR.argmax(1))
-    unit_q_BHTK = q_BHTK / q_norm_BHT.clamp_min(1e-12)[..., None]
-    seen_BHTK = (k_BHTK / k_norm_BHT.clamp_min(1e-12)[..., None]).cumsum(-2)
+    seen_BHTK = unit(k_BHTK).cumsum(-2)
     return {
         "logit_max": max_HR.amax(1),
         "q_norm": q_norm_BHT.mean((0, 2)),
         "k_norm": k_norm_BHT.mean((0, 2)),
-        "cosine_mean": (unit_q_BHTK * seen_BHTK).sum((0, 2, 3)) / (batch * length * (length + 1) / 2),
-        OF_MAX_PAIR: F.cosine_similarity(q_at_HK, k_at_HK, dim=-1),
+        "cosine_mean": (unit(q_BHTK) * seen_BHTK).sum((0, 2, 3)) / (batch * length * (length + 1) / 2),
+        OF_MAX_PAIR: (unit(q_at_HK) * unit(k_at_HK)).sum(-1),
     }
 
 
@@ -265,16 +283,20 @@ def stream_stats(x_BTD: torch.Tensor) -> Stats:
                  basis is privileged, near D if one feature dominates (Elhage et al. 2023, "Privileged bases in the
                  Transformer residual stream"). Bondarenko et al. 2023 (arXiv 2306.12929) take it over all activations
                  of a sequence.
-    massive_max  largest |x| / (lower) median |x| of a sequence, maximum over sequences. Sun et al. 2024 (arXiv
-                 2402.17762), section 2, call activations massive if this is about 1,000 or more and |x| exceeds 100.
+    massive_max  largest |x| / (lower) median |x| of a sequence, maximum over sequences, at most 1e30: more than half of
+                 a stream may be exactly zero. Sun et al. 2024 (arXiv 2402.17762), section 2, call activations massive
+                 if this is about 1,000 or more and |x| exceeds 100.
     """
     x_BTD = x_BTD.detach().float()
     centred_BTD = x_BTD - x_BTD.mean(-1, keepdim=True)
-    unit_BTD = centred_BTD * centred_BTD.square().mean(-1, keepdim=True).clamp_min(TINY).rsqrt()
+    centred_BTD /= _scale(centred_BTD.abs().amax(-1, keepdim=True))
+    variance_BT1 = centred_BTD.square().mean(-1, keepdim=True)
+    unit_BTD = centred_BTD * variance_BT1.masked_fill(variance_BT1 == 0, 1).rsqrt()
     size_BN = x_BTD.abs().flatten(1)
+    largest_B = size_BN.amax(1)
+    least_B = torch.maximum(size_BN.median(1).values, 1e-30 * largest_B)
     return {
         "rms": rms(x_BTD),
         "kurtosis": unit_BTD.square().square().mean(),
-        # The floor keeps the ratio finite when more than half of the stream is exactly zero.
-        "massive_max": (size_BN.amax(1) / size_BN.median(1).values.clamp_min(1e-30)).amax(),
+        "massive_max": (largest_B / least_B.masked_fill(largest_B == 0, 1)).amax(),
     }

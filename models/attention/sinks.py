@@ -6,8 +6,9 @@ This keeps the mask causal, so every rule that depends only on q k^T runs unchan
 Whatever the rule does to logits, such as soft-capping, it also does to the sink's.
 
 Probes of logits use the real queries and keys only. Probes of weights, except the row sum, use the real keys' weights
-divided by their sum; for softmax this equals softmax without a sink. `sink_share` is the sink's |w| / sum |w|, mean
-over batch and queries. With sink=token, probes treat the token like any other position.
+divided by their sum. For softmax and other rules that keep ratios this equals the rule without a sink, and is computed
+so: beside a much larger logit of the sink, the real keys' weights would underflow. `sink_share` is the sink's
+|w| / sum |w|, mean over batch and queries. With sink=token, probes treat the token like any other position.
 
 Learned keys, values and logits start at zero (our choice; the published code of biases draws them with std 0.02). They
 decay like all other parameters.
@@ -24,7 +25,7 @@ from torch import nn
 
 from conf.axis import CHECKED, Axis, Choice
 from models.attention.mixing.base import LONGEST, Inputs, LayerShape, MixingConfig, MixingRule, in_fp32
-from models.probes import TINY, Stats, full_precision, merge, weight_entropy, weight_stats
+from models.probes import Stats, full_precision, merge, shares, weight_entropy, weight_stats
 from models.training import Training
 
 if TYPE_CHECKING:
@@ -92,9 +93,10 @@ class KeySink(Sink):
         with full_precision(inputs.q_BHTK):
             for part in inputs.split():
                 weights_BHTT = mix.weights(self.with_sink(mix, part))[:, :, 1:]
-                sink_BHT, all_BHT = weights_BHTT[..., 0].abs(), weights_BHTT.abs().sum(-1)
-                found = of_weights(weights_BHTT[..., 1:])
-                found["sink_share"] = (sink_BHT / all_BHT.clamp_min(TINY)).mean((0, 2))
+                found = of_weights(mix.weights(part) if mix.keeps_ratios else weights_BHTT[..., 1:])
+                if "row_sum" in found:
+                    found["row_sum"] = weights_BHTT[..., 1:].sum(-1).mean((0, 2))
+                found["sink_share"] = shares(weights_BHTT)[..., 0].mean((0, 2))
                 merge(stats, found, len(part.q_BHTK) / len(inputs.q_BHTK))
             return mix.watch_logits(inputs) | stats
 

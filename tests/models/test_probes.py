@@ -17,6 +17,7 @@ from models.probes import (
     fused_entropy,
     merge,
     over_rows,
+    unit,
     weight_entropy,
     weight_stats,
 )
@@ -110,6 +111,15 @@ class TestAttentionScores:
         torch.testing.assert_close(found["logit_max"], (SCALE * (q * k).sum(-1)).amax((0, 2)), atol=1e-5, rtol=1e-5)
         cosines = torch.nn.functional.cosine_similarity(q, k, dim=-1)
         torch.testing.assert_close(found["cosine_mean"], cosines.mean((0, 2)), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e-10])
+def test_cosines_of_tiny_queries_and_keys(scale: float) -> None:
+    q, k = queries_and_keys()
+    found, expected = attention_scores(scale * q, scale * k, 1 / scale), attention_scores(q, k, 1.0)
+    torch.testing.assert_close(found["cosine_mean"], expected["cosine_mean"], atol=1e-6, rtol=1e-5)
+    one, other = unit(scale * q), unit(scale * k)
+    torch.testing.assert_close((one * other).sum(-1), torch.nn.functional.cosine_similarity(q, k, dim=-1))
 
 
 def test_zero_queries_and_keys_have_cosine_zero() -> None:
@@ -260,6 +270,23 @@ class TestWeightStats:
         assert in_a_row(parts)["attention/block0/top_weight"] == pytest.approx(expected)
         assert in_a_row(whole)["attention/block0/top_weight"] == pytest.approx(expected)
 
+    @pytest.mark.parametrize("exponent", [-100.0, -90.0, -50.0, 0.0, 80.0])
+    def test_of_any_scale(self, exponent: float) -> None:
+        """Equal weights e^x: rows of one and of two keys. e^-100 is a denormal, of which sums must not be floored."""
+        w = math.exp(exponent)
+        found = of_heads([[w, 0], [w, w]])
+        expected = {"entropy": math.log(2) / 2, "support": 1.5, "top_weight": 0.75, "zero_rows": 0, "sink_rate": 1}
+        assert {name: found[name] for name in expected} == {n: [pytest.approx(v)] for n, v in expected.items()}
+        assert weight_entropy(torch.tensor([[w, w]])).item() == pytest.approx(math.log(2))
+
+    def test_tiny_rows_against_float64(self) -> None:
+        """Two weights, e^-60 and e^-61, beside a row of ordinary size."""
+        z = torch.tensor([[0.0, -math.inf, -math.inf], [-60, -61, -math.inf], [-88, -87, -86.5]], dtype=torch.float64)
+        p = z.softmax(-1)
+        found = of_heads(z.exp().float().tolist())
+        assert found["entropy"] == [pytest.approx(float(torch.special.entr(p).sum(-1).mean()), rel=1e-5)]
+        assert found["support"] == [pytest.approx(float((1 / p.square().sum(-1)).mean()), rel=1e-5)]
+
     def test_nan_is_not_lost(self) -> None:
         found = of_heads([[1.0, 0], [math.nan, 1]])
         assert all(math.isnan(found[name][0]) for name in ("entropy", "top_weight", "support", "row_sum"))
@@ -285,6 +312,13 @@ class TestStreamStats:
         for part in x:
             merge(parts, probes.stream_stats(part[None]), 1 / 3)
         assert parts["massive_max"].item() == whole["massive_max"].item() == 2000
+
+    @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-10, 1.0, 1e10])
+    def test_kurtosis_and_ratio_have_no_scale(self, scale: float) -> None:
+        x = randn(2, 5, 16, seed=3)
+        found, expected = probes.stream_stats(scale * x), probes.stream_stats(x)
+        assert found["kurtosis"].item() == pytest.approx(expected["kurtosis"].item(), rel=1e-5)
+        assert found["massive_max"].item() == pytest.approx(expected["massive_max"].item(), rel=1e-5)
 
     def test_a_stream_of_zeros_is_finite(self) -> None:
         found = probes.stream_stats(torch.zeros(1, 2, 4))

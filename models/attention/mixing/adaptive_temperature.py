@@ -33,6 +33,8 @@ def inverse_temperature(entropy: torch.Tensor) -> torch.Tensor:
 class AdaptiveTemperature(Softmax):
     """Without a bias, scales the queries by beta and uses fused softmax attention; the entropy is fused too."""
 
+    keeps_ratios = False
+
     def __init__(self, scale: float, in_training: bool) -> None:
         super().__init__(scale)
         self.in_training = in_training

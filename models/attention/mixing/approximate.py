@@ -21,6 +21,8 @@ from models.probes import causal, scaled_products
 
 
 class Approximate(MixingRule):
+    keeps_ratios = True
+
     def weights(self, inputs: Inputs) -> torch.Tensor:
         q_BHTK, k_BHTK, bias_HTT, _ = inputs
         z_BHTT = scaled_products(q_BHTK, k_BHTK, self.scale)

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 from conf.axis import CHECKED
 from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.attention.mixing.softmax import Softmax
-from models.probes import Stats, attention_scores, causal
+from models.probes import Stats, attention_scores, causal, unit
 
 
 class KeyLogits(Softmax):
@@ -56,7 +56,7 @@ class KeyLogits(Softmax):
         pairs_HTT = torch.zeros(heads, length, length, device=q_BHTK.device).masked_fill(others_TT, -math.inf)
         gated_BHTK = F.silu(q_BHTK)
         stats = attention_scores(gated_BHTK, k_BHTK, self.scale, pairs_HTT)
-        stats["cosine_mean"] = F.cosine_similarity(gated_BHTK, k_BHTK, dim=-1).mean((0, 2))
+        stats["cosine_mean"] = (unit(gated_BHTK) * unit(k_BHTK)).sum(-1).mean((0, 2))
         return stats
 
 

@@ -17,6 +17,8 @@ from models.attention.mixing.base import ATTENTION, LayerShape, MixingConfig, Mi
 
 
 class SquaredReLU(MixingRule):
+    keeps_ratios = True
+
     def __init__(self, scale: float, context: int) -> None:
         super().__init__(scale)
         self.root = math.sqrt(context)

@@ -16,6 +16,8 @@ from models.attention.mixing.base import ATTENTION, LayerShape, MixingConfig, Mi
 
 
 class Sigmoid(MixingRule):
+    keeps_ratios = True
+
     def __init__(self, scale: float, offset: float) -> None:
         super().__init__(scale)
         self.offset = offset

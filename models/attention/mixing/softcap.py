@@ -20,6 +20,8 @@ from models.probes import causal, scaled_products
 
 
 class Softcap(MixingRule):
+    keeps_ratios = True
+
     def __init__(self, scale: float, cap: float) -> None:
         super().__init__(scale)
         self.cap = cap

@@ -18,6 +18,8 @@ class Softmax(MixingRule):
     On CPUs all of it is fp32: the kernel's backward pass in bf16 takes several times as long as in fp32.
     """
 
+    keeps_ratios = True
+
     def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
         q_BHTK, k_BHTK, bias_HTT, _ = inputs
         if bias_HTT is None:

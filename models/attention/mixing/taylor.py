@@ -28,6 +28,8 @@ SINGLE_PRECISION = 4
 
 
 class Taylor(MixingRule):
+    keeps_ratios = True
+
     def __init__(self, scale: float, order: int) -> None:
         super().__init__(scale)
         self.order = order

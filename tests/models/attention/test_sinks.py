@@ -12,6 +12,7 @@ from models.attention.mixing.base import Inputs, LayerShape, MixingRule
 from models.attention.sinks import SINK, KeySink, Sink, unfit
 from models.carry import Carry
 from models.gpt import GPT, initialize
+from models.probes import over_rows, shares
 from tests.conftest import choice, complete, largest_difference, randn, tiny
 from tests.models.attention.mixing.helpers import LOGITS, RULES, WEIGHTS, B, D, H, K, T, alibi, build, mixing, qkv
 
@@ -200,6 +201,50 @@ def test_long_sequences_have_the_entropy_alone(monkeypatch: pytest.MonkeyPatch) 
     found = built.watch(mix, Inputs(q, k))
     assert set(found) == {*mix.watch(Inputs(q, k)), "sink_share"}
     torch.testing.assert_close(found, {name: every[name] for name in found})
+
+
+@pytest.mark.parametrize("low", [-10.0, -100.0, -110.0, -1000.0])
+@pytest.mark.parametrize("longest", [2048, 1])
+def test_real_keys_far_below_the_sink(low: float, longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real logits z and z - 1 under a sink's of 0: rows of one key, and of two with shares e / (1 + e), 1 / (1 + e)."""
+    monkeypatch.setattr("models.attention.sinks.LONGEST", longest)
+    q, k = torch.ones(1, 1, 2, 1), torch.tensor([low, low - 1])[None, None, :, None]
+    mix = build("softmax", heads=1, head_dim=1, scale=1.0)
+    found = over_rows({f"x/{n}": v.tolist() for n, v in sink("off_by_one", 1, 1).watch(mix, Inputs(q, k)).items()})
+    p = math.e / (1 + math.e)
+    entropy = -(p * math.log(p) + (1 - p) * math.log(1 - p)) / 2
+    assert entropy == pytest.approx(0.291, abs=5e-4)
+    expected = {"entropy": entropy, "top_weight": (1 + p) / 2, "support": (1 + 1 / (p**2 + (1 - p) ** 2)) / 2}
+    expected |= {"zero_rows": 0.0, "zero_weights": 0.0}
+    tolerance = 1e-5 if longest > 1 else 2e-7 * -low + 1e-5
+    for name, value in expected.items() if longest > 1 else [("entropy", entropy)]:
+        assert found[f"x/{name}"] == [pytest.approx(value, abs=tolerance)], name
+    e, f = math.exp(low), math.exp(low - 1)
+    assert found["x/sink_share"] == [pytest.approx((1 / (1 + e) + 1 / (1 + e + f)) / 2)]
+    if longest > 1:
+        assert found["x/row_sum"] == [pytest.approx((e / (1 + e) + (e + f) / (1 + e + f)) / 2, abs=1e-7)]
+
+
+WITH_SINKS = [
+    "adaptive_temperature", "approximate", "clipped_softmax", "differential", "entmax", "relu_squared", "sa_softmax",
+    "sigmoid", "softcap", "softmax", "softpick", "sparse_softmax", "sparsemax", "taylor",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", WITH_SINKS)
+def test_rules_that_keep_ratios(rule: str) -> None:
+    """Their shares among real keys are the same with a sink of any logit, and only theirs are."""
+    (q, k, _), mix = qkv(), mixing(rule, context=512).eval()
+    q, plain = 2 * q, shares(mix.weights(Inputs(2 * q, k)))
+    differences = []
+    for logit in (-2.0, 0.0, 2.0):
+        built = sink("logit")
+        built.logit.data.fill_(logit)
+        with_sink = shares(weights(built, mix, q, k)[..., 1:])
+        # Rows without weight say nothing about ratios.
+        used = (with_sink.sum(-1) > 0) & (plain.sum(-1) > 0)
+        differences.append(float((with_sink - plain).detach()[used].abs().max()))
+    assert (max(differences) < 1e-5) == mix.keeps_ratios
 
 
 def test_values_of_another_width_than_keys() -> None:
