@@ -1,6 +1,6 @@
 """Batches from token files. Their order is a pure function of seed and step, so there is no loader state to save.
 
-Shape suffixes: B batch, T context; T1 is T + 1 tokens, inputs [:, :-1] and targets [:, 1:].
+Shape suffixes: B batch, T context, N counted tokens; T1 is T + 1 tokens, inputs [:, :-1] and targets [:, 1:].
 """
 
 from __future__ import annotations
@@ -69,6 +69,11 @@ def batches_of_rank(batches: Sequence[torch.Tensor], rank: int, world: int) -> I
     """
     for index in range(rank, rank + -(-len(batches) // world) * world, world):
         yield batches[min(index, len(batches) - 1)], index < len(batches)
+
+
+def counted(x_BT: torch.Tensor, answers_BT: torch.Tensor | None) -> torch.Tensor:
+    """Returns the values at the positions whose targets count, [N, ...]: all of them if `answers_BT` is None."""
+    return x_BT.flatten(0, 1) if answers_BT is None else x_BT[answers_BT]
 
 
 def train_batch(tokens: np.ndarray, *, seed: int, step: int, batch_size: int, context: int) -> torch.Tensor:

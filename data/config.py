@@ -1,17 +1,23 @@
-"""The data axis: the interface through which `data.prepare` turns a corpus into token files."""
+"""The data axis: the interface through which `data.prepare` turns a corpus into token files.
+
+Shape suffixes: B batch, T context; T1 is T + 1 tokens, inputs [:, :-1] and targets [:, 1:].
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED, Axis, ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 Split = Literal["validation", "train"]
 SPLITS: tuple[Split, ...] = ("validation", "train")
@@ -64,6 +70,18 @@ class DataConfig:
     name: str
     vocab_size: VocabSize
     """Vocabulary size: number of rows of the model's embedding and head."""
+
+    @property
+    def sequence(self) -> int | None:
+        """Returns the length of the sequences that the corpus consists of, or None if its text can be cut anywhere."""
+        return None
+
+    def answers(self, tokens_BT1: torch.Tensor) -> torch.Tensor | None:
+        """Returns which targets of a batch the loss counts, bool [B, T], or None if it counts all.
+
+        All sequences have the same number of answers, so that means over micro-batches and devices are exact.
+        """
+        return None
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns the versions and hashes that determine the tokens together with the config fields.

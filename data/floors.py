@@ -37,6 +37,8 @@ class Floors(NamedTuple):
 
 def floors_of(manifest: dict[str, Any], train: np.ndarray, validation: np.ndarray) -> Floors:
     """Returns the floors of a corpus: the entropies of a language that is known, otherwise counted floors."""
+    if "answer_entropy" in manifest:  # No single token says which of the equally likely answers is right.
+        return Floors(manifest["answer_entropy"], manifest["answer_entropy"], None)
     if "entropy_rate" in manifest:  # The language is a Markov chain of first order.
         return Floors(manifest["unigram_entropy"], manifest["entropy_rate"], None)
     return counted(train, validation, manifest["vocab_size"])

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 
 from conf.axis import ConfigError
+from data.batches import counted
+from data.config import DataConfig
 from models.gpt import GPT
 from train.cli.terminal import exit_with, table_console
 from train.results.trained import config_of, model_of, validation_of
@@ -46,12 +48,17 @@ def amplified(model: GPT, factor: float) -> Iterator[None]:
 
 
 @torch.no_grad()
-def losses(model: GPT, batches: Sequence[torch.Tensor], factors: Sequence[float] = FACTORS) -> list[float]:
-    """Returns the mean cross-entropy over the batches, [B, T + 1] each, for each factor."""
+def losses(
+    model: GPT, batches: Sequence[torch.Tensor], data: DataConfig, factors: Sequence[float] = FACTORS
+) -> list[float]:
+    """Returns the mean cross-entropy over what the data counts of the batches, [B, T + 1] each, for each factor."""
     means = []
     for factor in factors:
         with amplified(model, factor):
-            each = [F.cross_entropy(model(b[:, :-1])[0].flatten(0, 1), b[:, 1:].flatten()) for b in batches]
+            each = [
+                F.cross_entropy(*(counted(x, data.answers(b)) for x in (model(b[:, :-1])[0], b[:, 1:])))
+                for b in batches
+            ]
         means.append(float(torch.stack(each).mean()))
     return means
 
@@ -69,7 +76,7 @@ def losses_of_run(path: Path) -> list[float]:
     if not any(rule.has_weights for rule in rules):
         raise ConfigError(f"{path}: no block of this run has attention: choose another run")
     batches = validation_of(config, batch_size=config.batch_size, count=config.eval_batches)
-    return losses(model_of(path, config), batches)
+    return losses(model_of(path, config), batches, config.data)
 
 
 def print_table(paths: Sequence[Path]) -> None:

@@ -16,7 +16,7 @@ from train.results.floors import floors_text
 from train.results.page.html import write_page, write_run_page
 from train.results.style import save
 from train.results.sweep import Metrics, SweepResults, _row, load_sweep
-from train.results.table import COLUMNS, cells, table
+from train.results.table import cells, table, titles
 from train.results.verdict import COLOURS, Verdict
 from train.runfolder.files import write_atomically
 from train.runfolder.folder import RunFolder, is_run, require_format
@@ -41,7 +41,8 @@ def markdown(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None) 
         ]
         lines += [""]
     lines += [floors, ""] if (floors := floors_text(sweep.runs)) else []
-    lines += ["| " + " | ".join(COLUMNS.values()) + " |", "|" + "---|" * len(COLUMNS)]
+    columns = titles(found)
+    lines += ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row) + " |" for row in cells(found)]
     lines += ["", *(f"- {note}" for note in (verdict.notes if verdict else ()))]
     lines += [f"- {left_out}"] if (left_out := sweep.left_out()) else []
@@ -90,7 +91,7 @@ def print_report(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | No
 
     console = table_console(soft_wrap=True)
     shown = Table(box=None, title=sweep.name, title_justify="left", padding=(0, 2, 0, 0))
-    for name in COLUMNS.values():
+    for name in titles(found).values():
         shown.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
     for row in cells(found):
         shown.add_row(*map(escape, row))

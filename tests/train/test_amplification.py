@@ -9,7 +9,7 @@ import torch
 from conf.axis import ConfigError
 from models.attention.mixing.base import Inputs
 from tests.models.test_gpt import gpt, logits, tokens
-from tests.train.helpers import trained
+from tests.train.helpers import tiny, trained
 from train.amplification import FACTORS, amplified, losses, losses_of_run, print_table
 
 
@@ -56,7 +56,7 @@ def test_losses_of_a_run(tmp_path, capsys) -> None:
 def test_a_factor_of_one_changes_nothing() -> None:
     model, batch = gpt("qk_norm=none"), tokens(2, 9)
     expected = torch.nn.functional.cross_entropy(logits(model, batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
-    assert losses(model, [batch], [1.0]) == [pytest.approx(float(expected.detach()))]
+    assert losses(model, [batch], tiny().data, [1.0]) == [pytest.approx(float(expected.detach()))]
 
 
 def test_refusals(tmp_path) -> None:

@@ -87,7 +87,8 @@ def print_summary(config: Config, summary: dict[str, Any], folder: RunFolder) ->
 
 
 def _beside(summary: dict[str, Any]) -> str:
-    """Returns the bigram floor and the bits per byte to show beside the final loss, where the summary has them."""
-    floor, bits = summary.get("floor/bigram"), summary.get("validation/bits_per_byte")
+    """Returns what to show beside the final loss: bigram floor, bits per byte of text, and accuracy of answers."""
+    floor, bits, right = (summary.get(k) for k in ("floor/bigram", "validation/bits_per_byte", "validation/accuracy"))
     text = "" if floor is None else f" (bigram {number(floor)})"
-    return text if bits is None else f"{text}, {number(bits)} bits per byte"
+    text += "" if bits is None else f", {number(bits)} bits per byte"
+    return text if right is None else f"{text}, {right:.1%} of answers right"

@@ -105,6 +105,17 @@ class Config(Architecture, Runtime):
                 f"batch_size={self.batch_size} can't be divided among accumulate={self.accumulate} x "
                 f"devices={self.devices or 1} x nodes={self.nodes}: use a multiple of {shares}"
             )
+        length = self.data.sequence
+        if length is not None and length != self.context:
+            raise ValueError(
+                f"context={self.context} cuts the sequences of data={self.data.name}, which have {length} tokens: use "
+                f"context={length} or data.length={self.context}"
+            )
+        if length is not None and self.eval_lengths:
+            raise ValueError(
+                f"eval_lengths={list(self.eval_lengths)} joins sequences of data={self.data.name}, which have nothing to "
+                f"do with each other: use eval_lengths=[] or another data"
+            )
         longest = max(self.eval_lengths, default=1)
         if longest > 1 and not self.qk_source.endless:
             raise ValueError(

@@ -22,7 +22,7 @@ from train.loggers.wandb import CONNECT_SECONDS
 from train.report import markdown
 from train.results.arms import varying, with_arms
 from train.results.sweep import SweepResults
-from train.results.table import COLUMNS, cells, table
+from train.results.table import cells, table, titles
 from train.results.verdict import Verdict, jsonable
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def sweep_run(sweep: SweepResults, single: bool = False) -> SweepRun:
         losses.append(Curve(f"sweep/loss/{slug(str(arm))}/{names[size]}", str(arm), int(size), at))
     listed = runs[list(dict.fromkeys([*RUNS, *columns]))]
     tables = {
-        "lr_sensitivity_table": (list(COLUMNS.values()), cells(found)),
+        "lr_sensitivity_table": (list(titles(found).values()), cells(found)),
         "runs_table": (list(listed.columns), jsonable(listed.to_numpy().tolist())),
     }
     steps = int(runs["steps"].max())

@@ -1,7 +1,8 @@
 """Whether a sweep is fit for judging: a claim about a mechanism says nothing of models that don't use it.
 
 The floors of the loss, in nats a token, come from the summaries of runs: of a unigram and a bigram model of the
-training tokens, and of the model without token mixing.
+training tokens, and of the model without token mixing. The last is the bigram floor, as such a model sees one token;
+for data with answers both are the entropy of an answer. Only an arm without token mixing makes a second check of it.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def floors(sweep: Arms) -> dict[str, float]:
 
 
 def fitness(sweep: Arms, baseline: str, no_mixing: str | None = None, needed: bool = True) -> Fitness:
-    """Judges (a) the baseline's best loss against the bigram floor, (b) against an arm or the floor without token
-    mixing, (c) the lowest LR of its grid against its best loss; each at every size."""
+    """Judges (a) the baseline's best loss against the bigram floor, (b) against an arm without token mixing, or the floor
+    of one where it is not the bigram's, (c) the lowest LR of its grid against its best loss; each at every size."""
     known, faults, facts = floors(sweep), [], []
     curves = {n: curve for (n, arm), curve in sweep.curves.items() if arm == baseline}
     best = {n: float(np.mean([one.best_loss for one in curve.by_seed.values()])) for n, curve in curves.items()}
@@ -43,8 +44,11 @@ def fitness(sweep: Arms, baseline: str, no_mixing: str | None = None, needed: bo
         for (_, arm), curve in sweep.curves.items() if arm == no_mixing
     ]  # fmt: skip
     unmixed = min(other) if other else known.get(NO_MIXING)
-    for what, name, level in (("the bigram floor", BIGRAM, known.get(BIGRAM)),
-                              ("the model without token mixing", NO_MIXING, unmixed)):  # fmt: skip
+    levels = [("the bigram floor", BIGRAM, known.get(BIGRAM)), ("the model without token mixing", NO_MIXING, unmixed)]
+    if not other and unmixed is not None and unmixed == known.get(BIGRAM):
+        levels = [("the floor without token mixing, which is the bigram's", NO_MIXING, unmixed)]
+        facts.append("no arm without token mixing, so the bigram floor is one check and not two")
+    for what, name, level in levels:
         if level is None:
             faults.append(f"{name} is not in the summaries of the runs")
             continue

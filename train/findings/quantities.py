@@ -19,6 +19,7 @@ from conf.axis import import_all, near
 from train.findings.arms import Arms, on_one_grid
 from train.findings.probes import at_end, series, window
 from train.results.sensitivity import LRSensitivity, OverSeeds, coupled_lr_sensitivity
+from train.results.table import ACCURACY, SOLVED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,11 +81,18 @@ def _logit(row: Row, _: Arms) -> float:
     return math.inf if math.isnan(value) and row["state"] == "diverged" else _log(value)
 
 
+def _solved(row: Row, _: Arms) -> float:
+    """1 for a run that solves a task with answers, 0 for one that doesn't; NaN for other data."""
+    right = row.get(ACCURACY, math.nan)
+    return math.nan if right is None or math.isnan(right) else float(right >= SOLVED)
+
+
 RUN: dict[str, Quantity] = {
     "loss": Quantity("final loss (nats)", False, of_run=_capped),
     "above_best": Quantity("loss above the best LR's (nats)", False,
                            of_run=lambda row, sweep: _capped(row, sweep) - row.get("best_loss", math.nan)),
     "logit_max": Quantity("largest attention logit of a run", True, of_run=_logit),
+    "solved": Quantity(f"share of runs that solve the task (accuracy >= {SOLVED:g})", False, of_run=_solved),
     "learning_rate": Quantity("learning rate", True, of_run=lambda row, _: _log(row["optimizer.lr"])),
 }  # fmt: skip
 """Measures of train/findings/measures register theirs here."""

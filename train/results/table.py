@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """Returns one row per size and arm: LR sensitivity, best loss and LR, first degraded LR and largest logit there.
 
-    Beside them are bits per byte at the best LR, for text, and the floors of the loss where all runs share them.
+    Beside them are bits per byte at the best LR, for text; accuracy and the share of runs that solve the task there, for
+    data with answers; and the floors of the loss where all runs share them.
     A curve with missing runs gets no LR sensitivity, since values over different LR grids are not comparable.
     """
     import pandas as pd
@@ -41,7 +42,8 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
                 "lr_sensitivity": curve.mean if len(losses) > 1 else None,
                 "lr_sensitivity_std": curve.std,
                 "best_loss": losses.min(),
-                "best_bits_per_byte": _bits_per_byte(by_lr, losses.idxmin()),
+                "best_bits_per_byte": _at(by_lr, BITS_PER_BYTE, losses.idxmin()),
+                **_answers(by_lr, losses.idxmin()),
                 "best_lr": losses.idxmin(),
                 "first_degraded_lr": first,
                 "critical_lr": curve.median("critical_lr"),
@@ -60,12 +62,25 @@ def _curve(group: pd.DataFrame) -> OverSeeds | None:
         return None
 
 
-def _bits_per_byte(by_lr: Any, lr: float) -> float | None:
-    """Returns the median bits per byte at an LR, or None if the data is not text."""
-    return by_lr[BITS_PER_BYTE].median()[lr] if BITS_PER_BYTE in by_lr.obj else None
+def _at(by_lr: Any, column: str, lr: float) -> float | None:
+    """Returns the median of a column at an LR, or None if the runs don't have it, such as bits per byte of no text."""
+    return by_lr[column].median()[lr] if column in by_lr.obj else None
 
 
-BITS_PER_BYTE = "validation/bits_per_byte"
+def _answers(by_lr: Any, lr: float) -> dict[str, float]:
+    """Returns accuracy and share of solved runs at an LR, {} for data without answers.
+
+    Runs either solve such a task or stay at guessing, so the share says more than the median accuracy.
+    """
+    if (accuracy := _at(by_lr, ACCURACY, lr)) is None or accuracy != accuracy:
+        return {}
+    return {"best_accuracy": accuracy, "solved": float((by_lr.get_group((lr,))[ACCURACY] >= SOLVED).mean())}
+
+
+BITS_PER_BYTE, ACCURACY = "validation/bits_per_byte", "validation/accuracy"
+
+SOLVED = 0.99
+"""Accuracy from which a run counts as one that solves its task."""
 
 
 def _near(values: pd.Series, lr: float) -> float:
@@ -77,16 +92,23 @@ def _near(values: pd.Series, lr: float) -> float:
 
 COLUMNS = {
     "N": "N", "arm": "arm", "ended": "runs", "lr_sensitivity": "LR sensitivity", "best_loss": "best loss",
-    "best_bits_per_byte": "bits/byte", "best_lr": "at LR", "first_degraded_lr": "first degraded LR",
+    "best_bits_per_byte": "bits/byte", "best_accuracy": "accuracy", "solved": "solved", "best_lr": "at LR", "first_degraded_lr": "first degraded LR",
     "logit_max_at_first_degraded": "max logit there", "diverged": "diverged",
 }  # fmt: skip
+OF_ANSWERS = ("best_accuracy", "solved")
+"""Columns that only a table of runs with answers shows."""
 
 
-THREE_DECIMALS = ("lr_sensitivity", "best_loss", "best_bits_per_byte")
+THREE_DECIMALS = ("lr_sensitivity", "best_loss", "best_bits_per_byte", "best_accuracy")
+
+
+def titles(found: pd.DataFrame) -> dict[str, str]:
+    """Returns the titles of the table's columns, by name."""
+    return {name: title for name, title in COLUMNS.items() if name not in OF_ANSWERS or name in found}
 
 
 def cells(found: pd.DataFrame) -> list[list[str]]:
-    """Returns the cells of the table as text, row by row, in the order of COLUMNS."""
+    """Returns the cells of the table as text, row by row, in the order of `titles`."""
     rows = []
     for record in found.to_dict("records"):
         get = {k: (v if v == v else None) for k, v in record.items()}
@@ -98,5 +120,7 @@ def cells(found: pd.DataFrame) -> list[list[str]]:
         text |= {"N": size_label(record["N"]), "arm": record["arm"] or "-", "diverged": str(record["diverged"])}
         text["ended"] = f"{record['ended']} of {record['runs']}"
         text["logit_max_at_first_degraded"] = number(get.get("logit_max_at_first_degraded"))
-        rows.append([text[k] for k in COLUMNS])
+        if (share := get.get("solved")) is not None:
+            text["solved"] = f"{share:.0%}"
+        rows.append([text[k] for k in titles(found)])
     return rows

@@ -18,7 +18,7 @@ from train.loggers.mirror import Mirror
 from train.run.derived import bits_per_byte, speed, tokens_per_step
 from train.run.interrupt import Interrupted, StopSignals
 from train.run.long_validation import validate_longer
-from train.run.module import ProxyModule
+from train.run.module import ProxyModule, Validated
 from train.run.recorder import MetricsRow, first_nonfinite
 from train.runfolder.files import save_atomically
 from train.runfolder.folder import RunFolder
@@ -70,9 +70,10 @@ class RunCallback(pl.Callback):
         if math.isnan(module.loss_init):
             assert isinstance(trainer.datamodule, TokenDataModule)  # type: ignore[attr-defined]
             module.calibrate(trainer.datamodule.first_batch())  # type: ignore[attr-defined]
-            module.loss_init = module.validate(self.validation)
+            found = module.validate(self.validation)
+            module.loss_init = found.loss
             if trainer.is_global_zero:
-                first = {"step": -1, "train/tokens": 0} | self._validation_row(module.loss_init)
+                first = {"step": -1, "train/tokens": 0} | self._validation_row(found)
                 self._write_rows([first], {})
         self._clock = self._last_save = self._last_status = time.monotonic()
         self._timed_step = trainer.global_step
@@ -124,8 +125,9 @@ class RunCallback(pl.Callback):
         """
         return condition if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(condition, all=False)
 
-    def _validation_row(self, loss: float) -> MetricsRow:
-        return {"validation/loss": loss} | bits_per_byte(loss, self.bytes_per_token)
+    def _validation_row(self, found: Validated) -> MetricsRow:
+        right = {} if found.accuracy is None else {"validation/accuracy": found.accuracy}
+        return {"validation/loss": found.loss} | bits_per_byte(found.loss, self.bytes_per_token) | right
 
     def _final_validation(self, module: ProxyModule, step: int) -> MetricsRow:
         """Returns the validation metrics of the last row, without the loss if the last update broke the model.
@@ -133,12 +135,12 @@ class RunCallback(pl.Callback):
         No later training loss would reveal that, so the weights and this loss are checked for NaN and infinity.
         """
         row = validate_longer(module, self.longer)
-        loss = module.validate(self.validation)
-        if not (math.isfinite(loss) and module.has_finite_weights()):
+        found = module.validate(self.validation)
+        if not (math.isfinite(found.loss) and module.has_finite_weights()):
             self.diverged_step = step
             return row
-        self.loss_final = loss
-        return self._validation_row(loss) | row
+        self.loss_final = found.loss
+        return self._validation_row(found) | row
 
     def _write_rows(self, rows: list[MetricsRow], rates: Mapping[str, float]) -> None:
         """Writes and mirrors the rows. Only the mirror gets the rates: metrics.jsonl is a function of the config."""

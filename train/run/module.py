@@ -1,19 +1,20 @@
 """The LightningModule: the proxy model, its loss, the optimizer step, and the probes of a watch step.
 
-Shape suffixes: B batch, T tokens; 1 stands for one more token, the last target.
+Shape suffixes: B batch, T tokens, N tokens that count, V vocabulary, D model width; 1 stands for one more token, the
+last target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from data.batches import batches_of_rank
+from data.batches import batches_of_rank, counted
 from models.gpt import GPT, initialize
 from models.parametrization import ParameterGroup, groups
 from models.probes import Stats, merge
@@ -26,6 +27,18 @@ from train.run.sharding import reshard, shard
 from train.run.tensors import local, tensor_norms, tensor_rms
 
 Hidden = Callable[[torch.Tensor, bool], tuple[torch.Tensor, Stats]]
+
+
+class Validated(NamedTuple):
+    """Cross-entropy in nats per token and, if the data has answers, the share whose largest logit is right."""
+
+    loss: float
+    accuracy: float | None
+
+
+def accuracy(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """Returns the share of tokens whose largest logit is that of the target."""
+    return (logits_NV.argmax(-1) == targets_N).float().mean()
 
 
 def tensor_name(parameter: str) -> str:
@@ -107,17 +120,24 @@ class ProxyModule(pl.LightningModule):
     def loss_of(
         self, tokens_BT1: torch.Tensor, watch: bool, step: int = 0, micro_batch: int = 0
     ) -> tuple[torch.Tensor, Stats]:
-        """Returns the objective of a micro-batch, in nats per token, and its statistics."""
+        """Returns the objective of a micro-batch, in nats per token, and its statistics.
+
+        If the data has answers, only their positions reach the head and the loss.
+        """
         hidden_BTD, stats = self.hidden(tokens_BT1[:, :-1], watch)
         head_VD = self.model.head.matrix()
+        answers_BT = self.config.data.answers(tokens_BT1)
+        hidden_ND, targets_N = counted(hidden_BTD, answers_BT), counted(tokens_BT1[:, 1:], answers_BT)
         output = Output(
-            logits_NV=self.model.logits(hidden_BTD, head_VD).flatten(0, 1),
-            hidden_ND=hidden_BTD.flatten(0, 1),
+            logits_NV=self.model.logits(hidden_ND, head_VD),
+            hidden_ND=hidden_ND,
             head_VD=head_VD,
             progress=step / max(1, self.config.steps - 1),
             key=(self.config.seed, step, micro_batch, self.global_rank),
         )
-        loss, found = self.objective(output, tokens_BT1[:, 1:].flatten(), watch)
+        loss, found = self.objective(output, targets_N, watch)
+        if watch and answers_BT is not None:
+            found["train/accuracy"] = accuracy(output.logits_NV, targets_N)
         return loss, found | stats
 
     def optimizer_zero_grad(self, *_: Any) -> None:
@@ -225,17 +245,22 @@ class ProxyModule(pl.LightningModule):
         return self.trainer.strategy.reduce_boolean_decision(finite)
 
     @torch.no_grad()
-    def validate(self, batches: list[torch.Tensor]) -> float:
-        """Returns the plain cross-entropy over the validation batches, in nats per token, averaged over all ranks."""
-        total = torch.zeros((), device=self.device)
+    def validate(self, batches: list[torch.Tensor]) -> Validated:
+        """Returns the plain cross-entropy over the validation batches of all ranks, and the accuracy of answers."""
+        total = torch.zeros(2, device=self.device)
         rank, world = self.trainer.global_rank, self.trainer.world_size
         with self.trainer.precision_plugin.forward_context(), self.evaluating():
             for tokens_BT1, counts in batches_of_rank(batches, rank, world):
                 tokens_BT1 = tokens_BT1.to(self.device)
                 logits_BTV, _ = self.model(tokens_BT1[:, :-1])
+                answers_BT = self.config.data.answers(tokens_BT1)
+                logits_NV, targets_N = counted(logits_BTV, answers_BT), counted(tokens_BT1[:, 1:], answers_BT)
+                loss = self.objective.cross_entropy(logits_NV, targets_N)
+                right = torch.zeros_like(loss) if answers_BT is None else accuracy(logits_NV, targets_N)
                 if counts:
-                    total += self.objective.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT1[:, 1:].flatten())
-        return float(self.trainer.strategy.reduce(total, reduce_op="sum") / len(batches))
+                    total += torch.stack([loss, right])
+        means = self.trainer.strategy.reduce(total, reduce_op="sum") / len(batches)
+        return Validated(float(means[0]), None if answers_BT is None else float(means[1]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["loss_init"] = self.loss_init

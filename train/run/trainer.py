@@ -221,6 +221,8 @@ def summarize(
         "validation/loss_final": loss_final,
         "validation/loss": judged,
         **bits_per_byte(judged, prepared.bytes_per_token),
+        # Of the same validation as the loss by which the run is compared.
+        **{name: rows[0 if diverged else -1][name] for name in ("validation/accuracy",) if name in rows[0]},
         **prepared.floors.summary,
         "train/loss": last_train_loss(trained, config.steps),
         "diverged_step": _onset(trained, loss_init, callback.diverged_step) if diverged else None,

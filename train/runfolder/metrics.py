@@ -65,6 +65,13 @@ TRAINING = (
     Metric("train/lr", "1", "Learning rate of the step, before the parametrization's multipliers.", "-"),
     Metric("train/loss", "nats/token", "Cross-entropy before the update, whichever loss is minimised.", TOKENS),
     Metric("train/objective", "nats/token", "The minimised loss, including auxiliary terms.", TOKENS),
+    Metric(
+        "train/accuracy",
+        "1",
+        "Share of answers whose largest logit is right, before the update.",
+        "answers of the batch",
+        needs="data=recall",
+    ),
     Metric("seconds", "s", "Time of the steps since the previous row, without validation.", "-", file="timing.jsonl"),
     Metric(
         "train/tokens_per_second",
@@ -98,6 +105,13 @@ VALIDATED = (
         "validation/loss / (ln 2 x bytes per token of the validation split); only for text.",
         VALIDATION,
         needs="data=textmix",
+    ),
+    Metric(
+        "validation/accuracy",
+        "1",
+        "Share of answers whose largest logit is right, at the same steps.",
+        "answers of the validation batches",
+        needs="data=recall",
     ),
     Metric(
         "validation/loss_at_{multiple}x",

@@ -23,6 +23,7 @@ BUDGET = 20_000_000
 
 CHARTS: Mapping[str, Mapping[str, Any]] = {
     "loss": {"title": "Training loss", "unit": "nats", "log": False, "zero": False},
+    "accuracy": {"title": "Share of right answers", "unit": "", "log": False, "zero": True},
     "logit": {"title": "Max attention logit", "unit": "", "log": True, "zero": False},
     "entropy": {"title": "Attention entropy", "unit": "nats", "log": False, "zero": True},
     "gradient": {"title": "Smallest gradient RMS / \u03b5", "unit": "", "log": True, "zero": False},
@@ -37,6 +38,8 @@ HEATMAPS: Mapping[str, Mapping[str, Any]] = {
 SINGLE = {
     "train/loss": ("loss", "batch"),
     "validation/loss": ("loss", "validation"),
+    "train/accuracy": ("accuracy", "batch, answers"),
+    "validation/accuracy": ("accuracy", "validation, answers"),
     "gradient/norm": ("norm", "before clipping"),
     "output/log_z": ("output", "log Z"),
     "output/logit_mean": ("output", "mean logit"),

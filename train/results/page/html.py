@@ -31,8 +31,7 @@ MARKS = {True: "pass", False: "FAIL", None: "open"}
 def write_page(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None, trouble: str | None = None) -> Path:
     """Writes SWEEP/report/report.html from the table `found`. `trouble` says why there is no verdict."""
     from train.results.arms import with_arms
-    from train.results.table import COLUMNS as TITLES
-    from train.results.table import cells
+    from train.results.table import cells, titles
 
     runs = with_arms(sweep.runs)
     shown = set(with_curves(runs))
@@ -47,7 +46,7 @@ def write_page(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None
     notes += [left_out] if (left_out := sweep.left_out()) else []
     text = page(
         sweep.name, facts(runs), payload(runs, found), packed,
-        verdict=verdict, trouble=trouble, titles=list(TITLES.values()), rows=cells(found), notes=notes,
+        verdict=verdict, trouble=trouble, titles=list(titles(found).values()), rows=cells(found), notes=notes,
     )  # fmt: skip
     write_atomically(sweep.path / "report" / "report.html", text)
     return sweep.path / "report" / "report.html"

@@ -30,6 +30,7 @@ COLUMNS = (
         "measured",
         "final validation loss in nats; for a diverged run, the loss at initialisation",
     ),
+    ("validation/accuracy", "accuracy", "measured", "share of right answers, in the same validation"),
     ("logit_max", "max logit", "measured", "largest attention logit of the whole run"),
     ("entropy_final", "entropy", "measured", "final attention entropy in nats, mean over blocks and heads"),
     (
