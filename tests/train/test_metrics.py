@@ -21,10 +21,11 @@ OTHERS = [
 
 
 def recorded(parent: Path, overrides: str) -> set[str]:
-    """Returns the names of metrics in the files of a run, trained on text if the overrides ask for it."""
+    """Returns the names of metrics in the files of a run, on other data than TINY's if the overrides say so."""
     chosen = overrides.split()
-    base = [o for o in TINY if not o.startswith("data")] if "data=textmix" in chosen else TINY
-    config = composer().config([*base, *chosen, *(["data.vocab_size=257"] if base is not TINY else [])])
+    base = [o for o in TINY if not o.startswith("data")] if "data=" in overrides else TINY
+    of_data = {"data=textmix": ["data.vocab_size=257"], "data=recall": ["data.length=16"]}
+    config = composer().config([*base, *chosen, *of_data.get(overrides, [])])
     train(config, parent=parent)
     run = RunFolder(parent / config.run_name())
     return {name for path in (run.metrics_path, run.timing_path) for row in read_rows(path) for name in row}

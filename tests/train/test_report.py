@@ -18,7 +18,7 @@ from train.results import figures
 from train.results.arms import varying, with_arms
 from train.results.floors import floors_text
 from train.results.sweep import Metrics, load_sweep
-from train.results.table import cells, table
+from train.results.table import cells, table, titles
 from train.runfolder.folder import FORMAT
 
 LOSS_INIT = 8.1
@@ -325,6 +325,19 @@ def test_bits_per_byte_stand_in_the_table(folder):
     found = table(runs.assign(**{"validation/bits_per_byte": runs["validation/loss"] / (2 * math.log(2))}))
     assert found["best_bits_per_byte"].tolist() == pytest.approx(found["best_loss"] / (2 * math.log(2)))
     assert cells(found)[0][5] == f"{found['best_loss'].iloc[0] / (2 * math.log(2)):.3f}"
+
+
+def test_accuracy_and_the_share_of_solved_runs_stand_in_a_table_of_answers(folder):
+    runs = load_sweep(make(folder)).runs
+    assert "accuracy" not in titles(table(runs)).values()
+    # Three seeds of each run, of which one stays at guessing.
+    right = (1.0, 0.992, 0.0)
+    seeds = pd.concat([runs.assign(seed=seed, **{"validation/accuracy": right[seed]}) for seed in range(3)])
+    found = table(seeds)
+    assert found["best_accuracy"].tolist() == [0.992] * len(found)
+    assert found["solved"].tolist() == pytest.approx([2 / 3] * len(found))
+    shown = dict(zip(titles(found).values(), cells(found)[0], strict=True))
+    assert (shown["accuracy"], shown["solved"]) == ("0.992", "67%")
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,8 @@ class Config(Architecture, Runtime):
             )
         if length is not None and self.eval_lengths:
             raise ValueError(
-                f"eval_lengths={list(self.eval_lengths)} joins sequences of data={self.data.name}, which have nothing to "
-                f"do with each other: use eval_lengths=[] or another data"
+                f"eval_lengths={list(self.eval_lengths)} joins sequences of data={self.data.name}, which have nothing "
+                f"to do with each other: use eval_lengths=[] or another data"
             )
         longest = max(self.eval_lengths, default=1)
         if longest > 1 and not self.qk_source.endless:

@@ -32,8 +32,8 @@ def floors(sweep: Arms) -> dict[str, float]:
 
 
 def fitness(sweep: Arms, baseline: str, no_mixing: str | None = None, needed: bool = True) -> Fitness:
-    """Judges (a) the baseline's best loss against the bigram floor, (b) against an arm without token mixing, or the floor
-    of one where it is not the bigram's, (c) the lowest LR of its grid against its best loss; each at every size."""
+    """Judges (a) the baseline's best loss against the bigram floor, (b) against an arm without token mixing, or the
+    floor of one where that is not the bigram's, (c) the lowest LR of its grid against its best loss; at every size."""
     known, faults, facts = floors(sweep), [], []
     curves = {n: curve for (n, arm), curve in sweep.curves.items() if arm == baseline}
     best = {n: float(np.mean([one.best_loss for one in curve.by_seed.values()])) for n, curve in curves.items()}
@@ -46,8 +46,8 @@ def fitness(sweep: Arms, baseline: str, no_mixing: str | None = None, needed: bo
     unmixed = min(other) if other else known.get(NO_MIXING)
     levels = [("the bigram floor", BIGRAM, known.get(BIGRAM)), ("the model without token mixing", NO_MIXING, unmixed)]
     if not other and unmixed is not None and unmixed == known.get(BIGRAM):
-        levels = [("the floor without token mixing, which is the bigram's", NO_MIXING, unmixed)]
-        facts.append("no arm without token mixing, so the bigram floor is one check and not two")
+        del levels[1]
+        facts.append("no arm without token mixing, whose floor is the bigram's: one check, not two")
     for what, name, level in levels:
         if level is None:
             faults.append(f"{name} is not in the summaries of the runs")

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """Returns one row per size and arm: LR sensitivity, best loss and LR, first degraded LR and largest logit there.
 
-    Beside them are bits per byte at the best LR, for text; accuracy and the share of runs that solve the task there, for
-    data with answers; and the floors of the loss where all runs share them.
+    Beside them are bits per byte at the best LR, for text; accuracy and share of solved runs there, for data with
+    answers; and the floors of the loss where all runs share them.
     A curve with missing runs gets no LR sensitivity, since values over different LR grids are not comparable.
     """
     import pandas as pd
@@ -74,7 +74,7 @@ def _answers(by_lr: Any, lr: float) -> dict[str, float]:
     """
     if (accuracy := _at(by_lr, ACCURACY, lr)) is None or accuracy != accuracy:
         return {}
-    return {"best_accuracy": accuracy, "solved": float((by_lr.get_group((lr,))[ACCURACY] >= SOLVED).mean())}
+    return {"best_accuracy": accuracy, "solved": by_lr[ACCURACY].agg(lambda right: (right >= SOLVED).mean())[lr]}
 
 
 BITS_PER_BYTE, ACCURACY = "validation/bits_per_byte", "validation/accuracy"
@@ -92,7 +92,8 @@ def _near(values: pd.Series, lr: float) -> float:
 
 COLUMNS = {
     "N": "N", "arm": "arm", "ended": "runs", "lr_sensitivity": "LR sensitivity", "best_loss": "best loss",
-    "best_bits_per_byte": "bits/byte", "best_accuracy": "accuracy", "solved": "solved", "best_lr": "at LR", "first_degraded_lr": "first degraded LR",
+    "best_bits_per_byte": "bits/byte", "best_accuracy": "accuracy", "solved": "solved", "best_lr": "at LR",
+    "first_degraded_lr": "first degraded LR",
     "logit_max_at_first_degraded": "max logit there", "diverged": "diverged",
 }  # fmt: skip
 OF_ANSWERS = ("best_accuracy", "solved")

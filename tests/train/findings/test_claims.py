@@ -114,6 +114,7 @@ def test_runs_are_younger_than_their_claim(tmp_path):
     [
         (runs_of(), None),
         (runs_of(floors=None), "floor/bigram is not in the summaries of the runs"),
+        (runs_of(floors=(5.3, 5.3)), "not 0.4 nats below the bigram floor (5.300)"),
         (runs_of(floors=(5.3, 5.8)), "not 0.4 nats below the bigram floor (5.300)"),
         (runs_of(floors=(5.8, 5.2)), "not 0.4 nats below the model without token mixing (5.200)"),
         (runs_of(rise=0.4), "the lowest LR is hardly trained"),
@@ -138,6 +139,21 @@ def test_an_arm_without_mixing_stands_for_its_floor():
     runs = runs_of(floors=(5.8, np.nan), b=5.5)
     assert fitness(arms("mine", runs, ["a", "b"]), "a", "b").fit
     assert not fitness(arms("mine", runs, ["a", "b"]), "a").fit
+
+
+def test_without_such_an_arm_the_bigram_floor_is_one_check():
+    same, other = (fitness(arms("mine", runs_of(b=5.5, floors=(5.8, of)), ["a", "b"]), "a") for of in (5.8, 5.7))
+    assert str(same).startswith(
+        "Fit for judging: no arm without token mixing, whose floor is the bigram's: one check, not two; best losses "
+        "are 0.80 nats below the bigram floor (5.800) or more; the lowest LR"
+    )
+    assert len(other.facts) == len(same.facts) == 3
+    assert "the model without token mixing (5.700)" in other.facts[1]
+    # For data with answers, both are the entropy of an answer.
+    assert fitness(arms("mine", runs_of(a=0.01, floors=(4.852, 4.852)), ["a", "b"]), "a").fit
+    stuck = fitness(arms("mine", runs_of(a=4.85, floors=(4.852, 4.852)), ["a", "b"]), "a")
+    assert len(stuck.faults) == 1
+    assert "not 0.4 nats below the bigram floor (4.852)" in stuck.faults[0]
 
 
 @pytest.mark.slow

@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.train.findings.frames import frame
 from tests.train.findings.probe_frames import STEPS, sweep
+from train.findings.arms import arms
 from train.findings.base import find
 from train.findings.measures.epsilon import GRADIENT
+from train.findings.quantities import Metric, values
 
 SEEDS = (0, 1, 2)
 
@@ -135,3 +138,21 @@ def test_early_rise(rise, expected):
 
     runs, metrics = sweep(of, arms=("softmax", "sigmoid", "sigmoid, no bias"), seeds=SEEDS)
     assert word("sigmoid_bias", runs, metrics, i=2) == expected
+
+
+def test_accuracy_and_the_share_of_solved_runs_are_quantities():
+    """Five seeds of an arm that solves the task in four, beside an arm that guesses."""
+    losses = {arm: {1000: {0.01: 0.1, 0.03: 0.2}} for arm in ("softmax", "mlp")}
+    runs = frame(losses, range(5))
+    right = np.where(runs["arm"] == "mlp", 0.01, np.where(runs["seed"] == 0, 0.6, 1.0))
+    runs = runs.assign(**{"validation/accuracy": right})
+    rows = {
+        row["run"]: pd.DataFrame({"step": [-1, 9], "validation/accuracy": [0.0, row["validation/accuracy"]]})
+        for row in runs.to_dict("records")
+    }
+    sweep = arms("mine", runs, ["softmax", "mlp"], rows)
+    assert values(sweep, "softmax", "solved", lr=0.01)["value"].mean() == pytest.approx(0.8)
+    assert values(sweep, "mlp", "solved")["value"].mean() == 0
+    last = Metric(metric="validation/accuracy", at="last", log=False)
+    assert values(sweep, "softmax", last, lr=0.03)["value"].tolist() == [0.6, 1, 1, 1, 1]
+    assert values(arms("mine", frame(losses), ["softmax", "mlp"]), "softmax", "solved").empty
