@@ -240,7 +240,9 @@ def test_report_with_gaps_is_incomplete(folder, capsys, monkeypatch):
     report(make(folder, states={1: "failed"}))
     assert json.loads((folder / "report/verdict.json").read_text())["state"] == "incomplete"
     assert "Left out, 1 of 30 runs: mini-w32-d2-none-lr0.01-seed0 (failed)" in capsys.readouterr().out
-    assert "- Left out, 1 of 30 runs: mini-w32-d2-none-lr0.01-seed0 (failed)" in (folder / "report/table.md").read_text()
+    assert (
+        "- Left out, 1 of 30 runs: mini-w32-d2-none-lr0.01-seed0 (failed)" in (folder / "report/table.md").read_text()
+    )
 
 
 def test_report_before_any_run_ended(folder, capsys):

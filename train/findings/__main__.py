@@ -1,8 +1,8 @@
 """`python -m train.findings`: the published claims and what their sweeps say of them; with names, runs what is missing.
 
 `python -m train.findings NAME ... [overrides]` trains the runs of experiment=NAME that no sweep in `out` has ended yet,
-judges them, and draws. Groups stand for their findings: `core` (an hour on 2 cores), `rules` (of attention rules),
-`slow`, and `all`.
+judges them, and draws. Groups stand for their findings: `headline`, `core` (an hour on 2 cores, with the headline),
+`long`, and `all`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def chosen(names: list[str]) -> list[Finding]:
     found: dict[str, Finding] = {}
     for name in names:
         if name in GROUPS:
-            found |= {f.name: f for f in all_findings().values() if name in ("all", f.group)}
+            groups = ("headline", "core") if name == "core" else (name,)
+            found |= {f.name: f for f in all_findings().values() if name == "all" or f.group in groups}
         elif name in all_findings():
             found[name] = find(name)
         else:

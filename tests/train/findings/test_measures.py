@@ -1,5 +1,6 @@
-"""Measurements of their own, each both ways: what comes first, what logits grow by, arms placed by their gradients."""
+"""Measurements of their own, each both ways: what comes first, what logits grow by."""
 
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +11,6 @@ from tests.train.findings.frames import frame
 from tests.train.findings.probe_frames import STEPS, sweep
 from train.findings.arms import arms
 from train.findings.base import find
-from train.findings.measures.epsilon import GRADIENT
 from train.findings.quantities import Metric, values
 
 SEEDS = (0, 1, 2)
@@ -103,32 +103,26 @@ def test_logits_that_do_not_grow_are_not_taken_apart():
     assert word("logit_decomposition", runs, metrics) == "not testable at this scale"
 
 
-EPS = {"a": 1e-15, "b": 1e-8, "c": 1e-6, "d": 1e-4}
-
-
-def epsilons(losses, gradient=1e-6):
+@pytest.mark.parametrize(
+    ("costs", "expected"),
+    [
+        ((0.0, 0.05, 0.2), "reproduced"),
+        ((0.2, 0.05, 0.0), "contradicted"),
+        ((0.1, 0.1, 0.1), "not testable at this scale"),
+    ],
+)
+def test_epsilon(costs, expected):
     rows, metrics = [], {}
-    for arm, eps in EPS.items():
-        for seed in SEEDS:
-            loss, run = losses[arm] + 0.002 * seed, f"{arm}-{seed}"
-            rows.append({"run": run, "arm": arm, "size": 1000, "N": 1000, "optimizer.lr": 0.3, "seed": seed,
-                         "optimizer.eps": eps, "validation/loss_final": loss, "validation/loss": loss,
-                         "validation/loss_init": 8.0, "state": "finished", "ended": True})  # fmt: skip
-            update = 0.2 / (1 + eps / gradient)
-            metrics[run] = pd.DataFrame({"step": np.arange(100), "train/loss": loss, GRADIENT: gradient / eps,
-                                         "update/block0/mlp.up/rms": update})  # fmt: skip
-    return pd.DataFrame(rows), metrics
-
-
-def test_epsilon():
-    grown = {"a": 5.0, "b": 5.0, "c": 5.1, "d": 5.6}
-    assert [c.word[0] for c in claims_of("epsilon", *epsilons(grown)).checks] == ["reproduced"] * 3
-    assert word("epsilon", *epsilons(grown | {"c": 4.9})) == "contradicted"
-    flat = dict.fromkeys(EPS, 5.0)
-    assert word("epsilon", *epsilons(flat)) == "not testable at this scale"
-    # Gradients far above every epsilon: no arm stands at them.
-    far = claims_of("epsilon", *epsilons(grown, gradient=10.0))
-    assert far.checks[0].word == ("not testable at this scale", "no complete curve or run of what is compared")
+    for (i, cost), eps, seed in itertools.product(enumerate(costs), (1e-15, 1e-4, 1e-2), SEEDS):
+        size, loss = 1000 * 4**i, 5.0 + cost * (eps == 1e-4) + 0.5 * (eps == 1e-2) + 0.002 * seed
+        rows.append({"run": f"{size}-{eps}-{seed}", "arm": f"eps {eps:g}", "size": size, "N": size,
+                     "optimizer.lr": 0.3, "seed": seed, "optimizer.eps": eps, "validation/loss_final": loss,
+                     "validation/loss": loss, "validation/loss_init": 8.0, "state": "finished", "ended": True})  # fmt: skip
+        metrics[rows[-1]["run"]] = pd.DataFrame(
+            {"step": np.arange(100), "update/block0/mlp.up/rms": 1 / (1 + eps / 1e-4)}
+        )
+    found = claims_of("epsilon", pd.DataFrame(rows), metrics).checks
+    assert [check.word[0] for check in found] == [expected, "reproduced", "reproduced"]
 
 
 @pytest.mark.parametrize(("rise", "expected"), [(0.5, "reproduced"), (0.0, "not testable at this scale")])
