@@ -16,9 +16,12 @@ torch.set_num_threads(1)
 
 T = TypeVar("T")
 
+FEW_STEPS = ["optimizer.decay_times_steps=null"]
+"""Gives runs of a few steps the paper's lambda of 1e-4: with 10 / steps, decay would be their largest update."""
+
 TINY = [
-    "data=synthetic", "data.vocab_size=32", "logger=none", "model.name=tiny", "model.width=16", "model.depth=1",
-    "model.heads=2", "context=8", "batch_size=4", "steps=4",
+    *FEW_STEPS, "data=synthetic", "data.vocab_size=32", "logger=none", "model.name=tiny", "model.width=16",
+    "model.depth=1", "model.heads=2", "context=8", "batch_size=4", "steps=4",
 ]  # fmt: skip
 
 

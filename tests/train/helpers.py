@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.conftest import composer
+from tests.conftest import FEW_STEPS, composer
 from train.config.schema import Config
 from train.run.trainer import train
 from train.runfolder.folder import RunFolder
@@ -19,8 +19,8 @@ from train.sweeps.pool import work
 
 # A synthetic language of 64 tokens that is prepared instantly and learnt in a few steps.
 TINY = [
-    "data=synthetic", "data.vocab_size=64", "data.tokens=100000", "data.validation_tokens=20000", "logger=none",
-    "progress=false", "context=16", "batch_size=8", "steps=12", "watch_every=4", "eval_batches=2",
+    *FEW_STEPS, "data=synthetic", "data.vocab_size=64", "data.tokens=100000", "data.validation_tokens=20000",
+    "logger=none", "progress=false", "context=16", "batch_size=8", "steps=12", "watch_every=4", "eval_batches=2",
     "model.width=16", "model.depth=2", "model.heads=2", "model.name=tiny", "threads=1",
 ]  # fmt: skip
 

@@ -57,7 +57,7 @@ def watch_cost(config: Config) -> float:
 
 def overrides(model: str, *more: str) -> list[str]:
     """Returns the overrides of a benchmark run: synthetic data and no logger."""
-    return [f"model={model}", "data=synthetic", "data.vocab_size=2048", "logger=none", "progress=false", *more]
+    return [f"model={model}", "data=synthetic", "data.vocab_size=257", "logger=none", "progress=false", *more]
 
 
 def real_steps(config: Config) -> StepTimes:

@@ -25,7 +25,7 @@ ARM = "qk_norm.name"
 LAST = 0.1
 """Final share of the run over which gradients are averaged.
 
-The paper averages the last 500 of 1e5 steps. That would be two of 400 steps, fewer than between two watch steps.
+The paper averages the last 500 of 1e5 steps. That would be 20 of 4,000 steps, fewer than between two watch steps.
 """
 
 

@@ -5,9 +5,9 @@ With the optimizer's update u, peak LR eta and schedule factor s_t in [0, 1], `d
   independent  theta <- theta - s_t (eta u + lambda theta)
   coupled      theta <- theta - s_t eta (u + lambda theta), as in torch and Optax
   none         theta <- theta - s_t eta u
-Every parameter is decayed, including norms and embeddings, as NanoDO does by default. All optimizers have the paper's
-lambda as their default, so that they differ in u alone. If a library applies decay differently, the docstring of its
-choice says so.
+Every parameter is decayed, including norms and embeddings, as NanoDO does by default. All optimizers have the
+same default lambda, so that they differ in u alone. If a library applies decay differently, the docstring of its choice
+says so.
 """
 
 from collections.abc import Iterator, Sequence

@@ -27,8 +27,13 @@ REFUSED |= {
     (f"attention={rule}", field) for rule in ATTENTION.choices for field in getattr(own_tests(rule), "ALIKE", ())
 }
 # Fields of every optimizer, and of those with Adam's moments.
-STEP = {"lr": "2e-2", "clip": "0.01", "qk_clip": "1e-3", "decay": "coupled", "weight_decay": "0.1"}
+STEP = {
+    "lr": "2e-2", "clip": "0.01", "qk_clip": "1e-3", "decay": "coupled", "weight_decay": "0.1",
+    "decay_times_steps": "10",
+}  # fmt: skip
 ADAM = STEP | {"beta1": "0.5", "beta2": "0.5", "eps": "1e-3"}
+# Fields of the schedules that end in a decay.
+DECAY = {"warmup_fraction": "0.5", "warmup_steps": "3", "min_lr": "1e-3", "final_fraction": "0.5"}
 # An alternative value for each field of each choice. A new field or choice fails here until it has one.
 KNOBS: dict[str, dict[str, str]] = {
     "layout=mha": {},
@@ -136,17 +141,11 @@ KNOBS: dict[str, dict[str, str]] = {
     "optimizer=adam_cm": ADAM | {"topc": "1", "priority_decay": "1", "synced": "false"},
     "optimizer=schedule_free": ADAM | {"weight_lr_power": "0", "r": "2"},
     "optimizer=soap": ADAM | {"precondition_frequency": "1", "max_precondition_dim": "20"},
-    "schedule=cosine": {"warmup_fraction": "0.5", "warmup_steps": "3", "min_lr": "1e-3"},
-    "schedule=linear": {"warmup_fraction": "0.5", "warmup_steps": "3", "min_lr": "1e-3"},
+    "schedule=cosine": DECAY,
+    "schedule=linear": DECAY,
     "schedule=constant": {"warmup_fraction": "0.5", "warmup_steps": "3"},
     "schedule=rsqrt": {"warmup_fraction": "0.5", "warmup_steps": "3"},
-    "schedule=wsd": {
-        "warmup_fraction": "0.5",
-        "warmup_steps": "2",
-        "min_lr": "1e-3",
-        "decay_fraction": "0.75",
-        "decay": "linear",
-    },
+    "schedule=wsd": DECAY | {"warmup_steps": "2", "decay_fraction": "0.75", "decay": "linear"},
 }
 # Fields of a mixing rule are in its own test file, except the field that all have.
 KNOBS |= {

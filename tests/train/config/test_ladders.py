@@ -13,24 +13,26 @@ from train.config.grid import expand
 from train.sweeps.plan import plan
 
 SIZES = {name: checked(SizeConfig, yaml_values("model", name)) for name in choices()["model"]}
-# Depth and width of each rung. Wortsman et al. 2023, sections 2.1 and 3.2.3; the mini ladders have the same shapes.
+# Depth and width of each rung. Wortsman et al. 2023, sections 2.1 and 3.2.3; the mini ladders have similar shapes.
 LADDERS = {
     "joint": [(3, 256), (3, 512), (6, 512), (6, 768), (12, 768), (12, 1024), (24, 1024), (24, 2048), (24, 4096)],
     "width": [(6, 256), (6, 512), (6, 1024), (6, 2048)],
     "depth": [(3, 512), (6, 512), (12, 512), (24, 512), (48, 512), (96, 512)],
-    "mini_joint": [(2, 32), (2, 64), (3, 96), (3, 128), (4, 192)],
-    "mini_width": [(4, 32), (4, 64), (4, 128), (4, 256)],
-    "mini_fine": [(1, 32), (2, 32), (4, 32), (2, 64), (4, 64), (3, 96), (3, 128), (4, 128), (4, 192)],
+    "mini": [(2, 32), (2, 64), (2, 128), (2, 256)],
+    "mini_joint": [(2, 48), (4, 64), (7, 96)],
+    "mini_width": [(4, 16), (4, 32), (4, 64), (4, 128), (4, 256)],
+    "mini_fine": [(1, 32), (2, 32), (2, 48), (2, 64), (4, 64), (2, 128), (4, 128), (2, 256)],
     "mini_depth": [(1, 64), (2, 64), (4, 64), (8, 64), (16, 64)],
 }  # fmt: skip
 ENDS = {
     "joint": (2.4e6, 4.8e9),
     "width": (4.7e6, 302e6),
     "depth": (9.4e6, 302e6),
-    "mini_joint": (25e3, 1.8e6),
-    "mini_width": (49e3, 3.1e6),
+    "mini": (25e3, 1.6e6),
+    "mini_joint": (55e3, 774e3),
+    "mini_width": (12.3e3, 3.1e6),
     "mini_depth": (49e3, 786e3),
-    "mini_fine": (12.3e3, 1.8e6),
+    "mini_fine": (12.3e3, 1.6e6),
 }
 
 
@@ -50,7 +52,7 @@ def test_the_tables_cover_every_ladder() -> None:
 def test_shape(ladder: str) -> None:
     sizes = rungs(ladder)
     assert [(size.depth, size.width) for size in sizes] == LADDERS[ladder]
-    assert {size.width // size.heads for size in sizes} == {32 if ladder.startswith("mini") else 64}
+    assert {size.width // size.heads for size in sizes} == {16 if ladder.startswith("mini") else 64}
     assert [large(size) for size in sizes] == sorted({large(size) for size in sizes}), "N grows at every rung"
     assert (large(sizes[0]), large(sizes[-1])) == pytest.approx(ENDS[ladder], rel=0.02)
 
@@ -74,8 +76,8 @@ def test_names_are_unique_and_say_the_shape() -> None:
 
 def test_with_other_values() -> None:
     points = [p for _, p in expand(["ladder=mini_width", "optimizer.lr=1e-3,1e-2"])]
-    assert len(points) == 4 * 2
-    assert points[1] == ["ladder=mini_width", "model=mini-w32-d4", "optimizer.lr=0.01"]
+    assert len(points) == 5 * 2
+    assert points[1] == ["ladder=mini_width", "model=mini-w16-d4", "optimizer.lr=0.01"]
     assert expand(["ladder=mini_width", "model=19M"]) == [(None, ["ladder=mini_width", "model=19M"])]
 
 

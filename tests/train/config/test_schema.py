@@ -47,9 +47,12 @@ class TestYAML:
 
     @pytest.mark.parametrize(("axis", "name"), YAML_CHOICES)
     def test_a_file_read_back_has_the_defaults(self, axis: str, name: str) -> None:
-        """Reads a file like Hydra, with the values that config.yaml sets for all choices of the axis."""
-        given = {"path": "x"} if name == "text" else {}
-        assert choice(AXES[axis], name, **shared_fields(axis), **given) == AXES[axis].choices[name](**given)
+        """Reads a file like Hydra, with the values that config.yaml and the scale set for all choices of the axis."""
+        given: dict[str, Any] = {"path": "x"} if name == "text" else {}
+        # The one field whose default is the scale's: a run without it has the lambda of before.
+        scaled = {"decay_times_steps": 10} if axis == "optimizer" else {}
+        expected = AXES[axis].choices[name](**given, **scaled)
+        assert choice(AXES[axis], name, **shared_fields(axis), **given) == expected
 
     @pytest.mark.parametrize("name", choices()["model"])
     def test_sizes(self, name: str) -> None:
@@ -64,12 +67,23 @@ class TestYAML:
         assert values.keys() <= Config.__dataclass_fields__.keys()
         compose([f"scale={scale}"])
 
+    def test_the_default_scale(self) -> None:
+        """4,000 steps of 512 bytes, lambda x steps of 10, and a validation set of 128 batches."""
+        config = compose([])
+        assert config == compose(["scale=mini"])
+        assert (config.context, config.batch_size, config.steps) == (64, 8, 4000)
+        assert (config.eval_batches, config.watch_every) == (128, 50)
+        assert (config.data.name, config.data.vocab_size) == ("textmix", 257)
+        assert config.optimizer.decay_times_steps == 10
+        assert config.model.width // config.model.heads == 16
+
     def test_the_paper_s_scale(self) -> None:
         """Wortsman et al. 2023, section 2.1: 1e5 steps of 131,072 tokens, C4 with a vocabulary of 32101."""
         config = compose(["scale=paper"])
         assert (config.context, config.batch_size, config.steps) == (512, 256, 100_000)
         assert config.batch_size * config.context == 131_072
         assert (config.data.name, config.data.vocab_size) == ("c4", 32101)
+        assert config.optimizer.in_force(config.steps).weight_decay == 1e-4
         assert [getattr(config, axis).name for axis in ("attention", "qk_norm", "norm", "position", "mlp", "init")] == [
             "softmax", "layernorm", "layernorm", "rope", "gelu", "paper",
         ]  # fmt: skip
@@ -130,7 +144,8 @@ class TestErrors:
             (["optimizer.lr=nan"], "optimizer.lr=nan: input should be a finite number"),
             (["model.width=0"], "model.width=0: input should be greater than or equal to 1"),
             (["steps=0"], "steps=0: input should be greater than or equal to 1"),
-            (["~optimizer"], "optimizer is missing: give it a value"),
+            (["~mlp"], "mlp is missing: give it a value"),
+            (["~optimizer"], f"optimizer.name is missing: known: {', '.join(sorted(AXES['optimizer'].choices))}"),
             # settings that clash
             (["model.width=64", "model.heads=3"], "model: heads=3 does not divide width=64: heads=2 would"),
             (
@@ -233,9 +248,11 @@ NUMBERS = {
     "optimizer.eps": "1e-15",
     "optimizer.decay": "coupled",
     "optimizer.weight_decay": "0.1",
+    "optimizer.decay_times_steps": "10",
     "schedule.warmup_fraction": "0.5",
     "schedule.warmup_steps": "2",
     "schedule.min_lr": "0",
+    "schedule.final_fraction": "0.1",
     "data.vocab_size": "64",
     "data.zipf_exponent": "0.5",
     "data.sigma": "1",
@@ -282,13 +299,47 @@ class TestDigest:
         assert config != tiny()
         assert config.digest() != tiny().digest()
 
-    @pytest.mark.parametrize("override", ["seed=1", "eval_lengths=[1,4]", "optimizer.lr=0.3", "data.seed=2"])
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "seed=1", "eval_lengths=[1,4]", "optimizer.lr=0.3", "data.seed=2", "optimizer.decay_times_steps=10",
+            "schedule.final_fraction=0", "schedule=constant",
+        ],
+    )  # fmt: skip
     def test_is_that_of_the_canonical_json(self, override: str) -> None:
+        """Without the fields that came later, unless they have another than their neutral value."""
         values = {k: v for k, v in tiny(override).values().items() if k not in PLACE}
-        if not override.startswith("eval_lengths"):
-            del values["eval_lengths"]
+        given = override.partition("=")[0]
+        later = [(values, "eval_lengths"), (values["optimizer"], "decay_times_steps")]
+        later += [(values["schedule"], "final_fraction")] if override != "schedule=constant" else []
+        for node, key in later:
+            if given.rpartition(".")[2] != key:
+                del node[key]
         text = json.dumps(values, sort_keys=True)
         assert tiny(override).digest() == hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @pytest.mark.parametrize(
+        ("overrides", "digest"),
+        [
+            ([], "ae301cc7"),
+            (["optimizer=lion", "schedule=constant"], "36645ab8"),
+            (["optimizer.weight_decay=0.1", "schedule=wsd"], "71aef9e7"),
+        ],
+    )
+    def test_a_file_of_before_the_later_fields_has_its_hash_of_then(
+        self, overrides: list[str], digest: str, tmp_path: Path
+    ) -> None:
+        """The digests are those of the version before these fields."""
+        text = to_yaml(tiny("watch_every=10", "eval_batches=32", *overrides))
+        lines = text.splitlines()
+        kept = [x for x in lines if x.strip().partition(":")[0] not in ("decay_times_steps", "final_fraction")]
+        assert len(lines) - len(kept) == (1 if "schedule=constant" in overrides else 2)
+        path = tmp_path / "config.yaml"
+        path.write_text("\n".join(kept) + "\n")
+        found = from_file(path)
+        assert found.digest() == digest
+        assert found.optimizer.decay_times_steps is None
+        assert found == from_file(path) == tiny("watch_every=10", "eval_batches=32", *overrides)
 
     def test_eight_hex_digits_that_depend_on_values_alone(self) -> None:
         assert re.fullmatch("[0-9a-f]{8}", tiny().digest())

@@ -1,5 +1,6 @@
 """What every optimizer must do for the training loop: decay modes, groups, epsilon, metrics of updates."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from models.parametrization.base import Kind
 from tests.conftest import randn
 from tests.train.helpers import tiny, trained
 from tests.train.optimizers.steps import NAMES, optimizer, updated
+from train.cli.show import rows
+from train.run.derived import values_in_force
 from train.run.module import ProxyModule
 from train.run.trainer import Job
 
@@ -47,6 +50,52 @@ class TestDecay:
     def test_defaults_are_the_paper_s(self, name: str) -> None:
         assert (optimizer(name).decay, optimizer(name).decay_rate()) == ("independent", 1e-4)
         assert optimizer(name, decay="coupled").decay_rate() == 0.1
+
+
+class TestDecayTimesSteps:
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize(
+        ("steps", "expected"), [(100_000, 1e-4), (4000, 2.5e-3), (400, 0.025), (100, 0.1), (99, 0.1), (1, 0.1)]
+    )
+    def test_lambda_follows_the_length_of_the_run(self, name: str, steps: int, expected: float) -> None:
+        found = optimizer(name, decay_times_steps=10).in_force(steps)
+        assert found.weight_decay == found.decay_rate() == expected
+        assert found.decay_at_peak(ParameterGroup([], "hidden")) == expected
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ({"decay": "coupled"}, 0.1),
+            ({"decay": "coupled", "weight_decay": 0.3}, 0.3),
+            ({"decay": "none"}, 0.0),
+            ({"weight_decay": 0.03}, 0.03),
+            ({"weight_decay": 0.0}, 0.0),
+            ({"decay_times_steps": None}, 1e-4),
+            ({"decay_times_steps": 0}, 0.0),
+        ],
+    )
+    def test_only_for_independent_decay_without_a_lambda_of_its_own(
+        self, given: dict[str, Any], expected: float
+    ) -> None:
+        config = optimizer("adamw", **{"decay_times_steps": 10, **given})
+        assert config.in_force(4000).weight_decay == expected
+        assert replace(config.in_force(4000), weight_decay=config.weight_decay) == config
+
+    def test_reaches_the_weights_and_the_record(self) -> None:
+        """At zero gradients, the first step at the peak shrinks all weights by 2 / 50."""
+        given = ["optimizer.decay_times_steps=2", "steps=50", "schedule.warmup_steps=0"]
+        config = tiny(*given)
+        proxy = ProxyModule(config)
+        made: Any = proxy.configure_optimizers()
+        before = [p.detach().clone() for p in proxy.parameters()]
+        for p in proxy.parameters():
+            p.grad = torch.zeros_like(p)
+        made.step()
+        for old, new in zip(before, proxy.parameters(), strict=True):
+            torch.testing.assert_close(new.detach(), (1 - 2 / 50) * old)
+        assert values_in_force(config)["optimizer"]["weight_decay"] == 0.04
+        assert config.values()["optimizer"]["weight_decay"] is None
+        assert {row[7] for row in rows(config)} == {"0.04"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -134,6 +134,25 @@ def test_end_of_a_decay(name: str, minimum: float) -> None:
         choice(SCHEDULE, name, min_lr=1e-3).fits(steps=50, peak=1e-4)
 
 
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
+@pytest.mark.parametrize("peak", [1e-6, 1e-2, 0.3])
+def test_final_fraction(name: str, peak: float) -> None:
+    """The last LR as a share of the peak, whatever min_lr is, which may then exceed the peak."""
+    for fraction in (0.0, 0.1, 1.0):
+        schedule = choice(SCHEDULE, name, final_fraction=fraction)
+        schedule.fits(steps=50, peak=peak)
+        for steps in (7, 50):
+            assert lrs(schedule, steps, peak)[-1] == pytest.approx(fraction * peak, abs=1e-18)
+    same = choice(SCHEDULE, name, min_lr=PEAK / 10), choice(SCHEDULE, name, final_fraction=0.1)
+    assert lrs(same[0], 50) == pytest.approx(lrs(same[1], 50), rel=1e-12)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1])
+def test_final_fraction_beyond_zero_to_one_is_refused(fraction: float) -> None:
+    with pytest.raises(ConfigError, match=r"schedule\.final_fraction="):
+        tiny(f"schedule.final_fraction={fraction}")
+
+
 def test_constant() -> None:
     assert lrs(choice(SCHEDULE, "constant", warmup_steps=4), 10)[4:] == [PEAK] * 6
 
