@@ -55,12 +55,14 @@ def losses(
     means = []
     for factor in factors:
         with amplified(model, factor):
-            each = [
-                F.cross_entropy(*(counted(x, data.answers(b)) for x in (model(b[:, :-1])[0], b[:, 1:])))
-                for b in batches
-            ]
+            each = [_loss(model, b, data.answers(b)) for b in batches]
         means.append(float(torch.stack(each).mean()))
     return means
+
+
+def _loss(model: GPT, tokens_BT1: torch.Tensor, answers_BT: torch.Tensor | None) -> torch.Tensor:
+    logits_NV = counted(model(tokens_BT1[:, :-1])[0], answers_BT)
+    return F.cross_entropy(logits_NV, counted(tokens_BT1[:, 1:], answers_BT))
 
 
 def losses_of_run(path: Path) -> list[float]:

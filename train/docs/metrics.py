@@ -21,6 +21,7 @@ aggregated over blocks, as in `update/blocks/mlp.up/rms`. `logger.detail=all` se
 
 - `validation/loss`, by which runs are compared: the final loss or, for a diverged run, the loss at initialisation
 - `validation/loss_init` and `validation/loss_final`
+- `validation/accuracy`, for data with answers: of the same validation as `validation/loss`
 - `train/loss`, the mean over the last 1 % of steps (at least one)
 - `floor/unigram`, `floor/bigram` and `floor/no_mixing`, floors of the loss
 - `N`, `parameters`, `tokens` and the speed over the whole run
@@ -40,7 +41,10 @@ higher. |
 | `floor/no_mixing` | `floor/bigram`: a model without token mixing sees one token, so it is at best a bigram model. |
 
 Counts are smoothed by Witten-Bell interpolation: bigrams with unigrams, and unigrams with the uniform distribution. For
-`data=synthetic` the floors are the exact entropy of the tokens and the entropy rate of the language.
+`data=synthetic` the floors are the exact entropy of the tokens and the entropy rate of the language. For `data=recall`
+all are the entropy of an answer, log 128 for 256 tokens, because no single token tells which value follows.
+
+For data with answers, `train/loss`, `train/objective` and `output/...` are means over the answers of the batch.
 """
 
 

@@ -17,6 +17,7 @@ from train.config.compose import compose, from_file, to_yaml
 from train.config.messages import all_keys
 from train.config.schema import Config, Runtime
 from train.docs.conf import files as conf_files
+from train.run.derived import values_in_force
 
 AXES = axes(Config)
 YAML_CHOICES = [(axis, name) for axis in AXES for name in choices()[axis]]
@@ -87,6 +88,20 @@ class TestYAML:
         assert [getattr(config, axis).name for axis in ("attention", "qk_norm", "norm", "position", "mlp", "init")] == [
             "softmax", "layernorm", "layernorm", "rope", "gelu", "paper",
         ]  # fmt: skip
+
+    def test_the_paper_s_clock(self) -> None:
+        """The constants per step of Wortsman et al. 2023, section 2.1: none of them scales with the run."""
+        config = compose(["scale=paper_clock"])
+        found = values_in_force(config)
+        assert (config.steps, found["schedule"]["warmup_steps"]) == (100_000, 5_000)
+        assert (config.optimizer.decay, found["optimizer"]["weight_decay"]) == ("independent", 1e-4)
+        assert found["schedule"]["last_lr"] == pytest.approx(1e-5, rel=1e-9)
+        assert values_in_force(compose(["scale=paper_clock", "optimizer.lr=0.3"]))["schedule"]["last_lr"] == (
+            pytest.approx(1e-5, rel=1e-9)
+        )
+        assert (config.optimizer.beta2, config.loss.z_loss) == (0.95, 1e-4)
+        assert (config.model.width, config.model.depth, config.batch_size, config.context) == (32, 2, 4, 32)
+        assert (config.data.name, config.data.vocab_size) == ("textmix", 257)
 
     @pytest.mark.parametrize(
         "owner", [Runtime, Config, SizeConfig, *(c for a in AXES.values() for c in a.choices.values())]
