@@ -1,7 +1,8 @@
 """`python -m train.bench`: measures what the training loop, the probes and bf16 cost, as ratios of times taken in turn.
 
 --axes compares the training step of each choice with the default's. --attention compares the attention layer of each
-mixing rule with softmax's, at three lengths. The figures are printed and written to a JSON file.
+mixing rule with softmax's, at three lengths. The figures are printed and written to a JSON file. --small prints what
+steps and starts of the smallest runs cost.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from train.bench.attention import LENGTHS, TOKENS, RuleCost, measure_attention
 from train.bench.axes import LIMIT, Cost, measure_axes
 from train.bench.costs import TARGETS, first_step_seconds, measure, overrides
+from train.bench.small import SMALL_TARGETS, WIDTHS, measure_small
 from train.cli.terminal import exit_with, table_console
 from train.runfolder.files import read_json
 
@@ -134,11 +136,24 @@ def show_attention(results: dict[str, Any], models: list[str]) -> None:
         table_console(markup=False).print(table)
 
 
+def show_small(results: dict[int, dict[str, float]]) -> None:
+    from rich.table import Table
+
+    table = Table(title="bytes, context 64, batch 8, two blocks: one thread, fp32, eager", title_justify="left")
+    for name in ("", *(f"width {width}" for width in results), "target (width 32)"):
+        table.add_column(name, justify="right" if name else "left")
+    for name in results[WIDTHS[0]]:
+        cells = [f"{found[name]:.3g}" for found in results.values()]
+        table.add_row(name, *cells, f"<= {SMALL_TARGETS[name]:g}" if name in SMALL_TARGETS else "")
+    table_console(markup=False).print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.bench", description=__doc__)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--axes", nargs="*", metavar="AXIS", help="measure each choice of these axes (default: all)")
     what.add_argument("--attention", nargs="*", metavar="RULE", help="measure these mixing rules (default: all)")
+    what.add_argument("--small", action="store_true", help="measure steps and starts of runs at widths 32 and 64")
     parser.add_argument("--models", nargs="+", help="choices of model= (default: mini-w64-d2, mini-w128-d2 or both)")
     parser.add_argument("--steps", type=int, help="steps per measurement (default: 40, with --axes 10)")
     parser.add_argument("--rounds", type=int, help="measurements per figure (default: 5, with --axes or --attention 3)")
@@ -151,6 +166,9 @@ def main() -> None:
 
     def action() -> None:
         steps, count = arguments.steps, arguments.rounds
+        if arguments.small:
+            show_small({width: measure_small(width, steps or 801) for width in WIDTHS})
+            return
         if arguments.axes is not None:
             models, out = arguments.models or ["mini-w64-d2"], arguments.out or Path("bench_axes.json")
             results, shown = bench_axes(models, steps or 10, count or 3, arguments.axes), show_axes

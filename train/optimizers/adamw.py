@@ -77,8 +77,9 @@ class LeanAdamW(torch.optim.AdamW):
     _count: torch.Tensor
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._shared = False
         super().load_state_dict(state_dict)
+        self._shared = True  # A checkpoint keeps the one count.
+        self._separate_counts()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -87,13 +88,12 @@ class LeanAdamW(torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         parameters = [p for group in self.param_groups for p in group["params"]]
-        if any(p.grad is None or p.device.type != "cpu" or type(p) is not nn.Parameter for p in parameters):
+        usual = all(p.grad is not None and p.device.type == "cpu" and type(p) is nn.Parameter for p in parameters)
+        if usual and self.state.keys() == set(parameters) and self._one_count():
+            self._update()
+        else:
             self._separate_counts()
             super().step()
-        elif self.state.keys() != set(parameters) or not self._one_count():
-            super().step()
-        else:
-            self._update()
         return loss
 
     def _one_count(self) -> bool:
@@ -123,7 +123,7 @@ class LeanAdamW(torch.optim.AdamW):
         for (lr, weight_decay, eps, beta1, beta2), parameters in lists.items():
             states = [self.state[p] for p in parameters]
             torch._fused_adamw_(
-                parameters, [p.grad for p in parameters], [s["exp_avg"] for s in states],
+                parameters, [p.grad for p in parameters if p.grad is not None], [s["exp_avg"] for s in states],
                 [s["exp_avg_sq"] for s in states], [], [self._count] * len(parameters),
                 lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps, amsgrad=False, maximize=False,
             )  # fmt: skip

@@ -15,6 +15,8 @@ from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from train.run.module import ProxyModule
+
 SKIPPED = (
     "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward",
     "on_before_optimizer_step",
@@ -57,13 +59,15 @@ class EpochLoop(_TrainingEpochLoop):
         batch = trainer.strategy.batch_to_device(batch)
         progress.increment_ready()
         progress.increment_started()
-        loss = self._step(trainer.lightning_module, batch, batch_idx)
+        module = trainer.lightning_module
+        assert isinstance(module, ProxyModule)
+        loss = self._step(module, batch, batch_idx)
         progress.increment_processed()
         for callback in self._listeners:
-            callback.on_train_batch_end(trainer, trainer.lightning_module, {"loss": loss}, batch, batch_idx)
+            callback.on_train_batch_end(trainer, module, {"loss": loss}, batch, batch_idx)
         progress.increment_completed()
 
-    def _step(self, module: pl.LightningModule, batch: Any, batch_idx: int) -> torch.Tensor:
+    def _step(self, module: ProxyModule, batch: Any, batch_idx: int) -> torch.Tensor:
         """Takes one optimizer step and returns the loss before it."""
         done = self.automatic_optimization.optim_progress.optimizer
         optimizer, precision = self.trainer.optimizers[0], self.trainer.precision_plugin

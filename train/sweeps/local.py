@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 from filelock import FileLock, Timeout
 
@@ -42,7 +41,7 @@ def run(sweep: Sweep) -> int:
         try:
             while pool.waiting or pool.running:
                 table.update(pool.step(), list(pool.running))
-                time.sleep(0.2)
+                pool.wait(0.2)
         except KeyboardInterrupt:
             pool.stop()
             table.update([], [])

@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,10 @@ class Pool:
             process.start()
             self.running[config.run_name()] = (process, slot)
         return ended
+
+    def wait(self, seconds: float) -> None:
+        """Returns when a run has ended, at the latest after `seconds`."""
+        wait([process.sentinel for process, _ in self.running.values()], seconds)
 
     def _record_failure(self, name: str, exitcode: int) -> None:
         """Marks the run as failed if its process died without doing so."""

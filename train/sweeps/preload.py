@@ -11,7 +11,8 @@ for signum in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(signum, signal.SIG_IGN)
 
 import lightning.pytorch
-import torch
+import omegaconf
+import torch.profiler
 import wandb
 
 import data.datamodule
@@ -19,5 +20,8 @@ import data.prepare
 import train.run.callback
 import train.run.module
 import train.run.trainer
+from train.runfolder.provenance import commit
 
-__all__ = ["data", "lightning", "torch", "train", "wandb"]
+__all__ = ["data", "lightning", "omegaconf", "torch", "train", "wandb"]
+
+commit()  # Kept for all runs: asking git takes longer than the rest of a start.

@@ -1,5 +1,6 @@
 """AdamW against its equations, in float64; update clip, cautious mask and orthogonal gradients."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from conf.axis import ConfigError
 from models.parametrization import ParameterGroup, TensorScaling
 from tests.conftest import choice, randn, tiny
 from tests.train.optimizers.steps import optimizer, scalars, trace, updated
-from train.optimizers.adamw import AdamW
+from train.optimizers.adamw import AdamW, LeanAdamW
 from train.optimizers.schedules import SCHEDULE
 
 GRADIENTS = [0.5, -0.2]
@@ -268,3 +269,33 @@ class TestOrthoGrad:
             updated(optimizer("orthograd", decay="none"), start, [gradient]),
             updated(adamw(decay="none"), start, [gradient]),
         )
+
+
+def test_one_count_of_steps_is_torchs_fused_adamw() -> None:
+    """To the bit, in two groups of different settings, with a missing gradient and a reload on the way."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(5, 3, generator=generator) for _ in range(4)]
+
+    def build(kind: type[torch.optim.AdamW], values: list[torch.Tensor]) -> torch.optim.AdamW:
+        weights = [torch.nn.Parameter(value.clone()) for value in values]
+        groups = [{"params": weights[:2], "weight_decay": 0.1}, {"params": weights[2:], "weight_decay": 0.0}]
+        return kind(groups, lr=1e-2, betas=(0.9, 0.95), fused=True)
+
+    def weights_of(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+        return [p for group in optimizer.param_groups for p in group["params"]]
+
+    ours, theirs = build(LeanAdamW, start), build(torch.optim.AdamW, start)
+    for step in range(12):
+        gradients = [torch.randn(5, 3, generator=generator) for _ in start]
+        for each in (ours, theirs):
+            for index, (weight, gradient) in enumerate(zip(weights_of(each), gradients, strict=True)):
+                weight.grad = None if (step, index) in ((5, 1), (9, 2)) else gradient.clone()
+            each.step()
+        both = zip(weights_of(ours), weights_of(theirs), strict=True)
+        assert all(torch.equal(a, b) for a, b in both), step
+        mine, expected = ours.state_dict()["state"], theirs.state_dict()["state"]
+        assert all(torch.equal(mine[i][name], expected[i][name]) for i in expected for name in expected[i]), step
+        if step in (2, 4):
+            reloaded = build(LeanAdamW, [p.detach() for p in weights_of(ours)])
+            reloaded.load_state_dict(copy.deepcopy(ours.state_dict()))
+            ours = reloaded
