@@ -228,7 +228,6 @@ def work_of(plan: Path, configs: list[Config]) -> Work:
     gpus = Array(launcher, [configs]).gpus()
     places: list[str | None] = [*visible_gpus(gpus)] if gpus else [None]
     slots = [places[i % len(places)] for i in range(at_once(launcher, gpus, len(configs)))]
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, config.threads)))
     return Pool(plan.parents[1], slots, configs, PATIENCE)
 
 

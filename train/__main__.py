@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,10 @@ def main() -> None:
         show_help()
         return
     from train.cli.terminal import exit_with
+    from train.run.process import sigterm_like_ctrl_c
 
-    # Outside of training, where StopSignals is not active, SIGTERM acts like Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    exit_with(lambda: multirun(arguments) if {"-m", "--multirun"} & set(arguments) else single(arguments))
+    with sigterm_like_ctrl_c():
+        exit_with(lambda: multirun(arguments) if {"-m", "--multirun"} & set(arguments) else single(arguments))
 
 
 def single(overrides: list[str]) -> None:
@@ -62,6 +60,7 @@ def multirun(arguments: list[str]) -> None:
     from train.config.compose import compose, from_node
     from train.config.grid import expand, refuse_hydra_of_files
     from train.config.messages import hydra_fault
+    from train.run.process import environment
 
     overrides = [a for a in arguments if not a.startswith("-")]
     refuse_hydra_of_files(overrides)
@@ -74,9 +73,9 @@ def multirun(arguments: list[str]) -> None:
     def job(node: Any) -> None:
         train_and_summarize(from_node(node))
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        job()
+        with environment(HYDRA_FULL_ERROR="1"):
+            job()
     except (HydraException, OmegaConfBaseException) as error:
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from None

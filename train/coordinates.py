@@ -26,10 +26,12 @@ from data.prepare import prepare
 from models.probes import causal_logits
 from train.cli.terminal import exit_with, table_console
 from train.config.compose import compose
+from train.config.grid import Composer
 from train.config.schema import Config
 from train.optimizers.schedules import Constant
 from train.results.style import PANEL, colours, panels, save, styled
 from train.run.module import ProxyModule
+from train.run.process import process_kept
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +86,12 @@ def slope(sizes: Sequence[int], values: Sequence[float]) -> float:
 
 def changes(config: Config, batches: Sequence[torch.Tensor]) -> dict[str, list[float]]:
     """Trains one step per batch, and returns the RMS change of each activation on the first batch after each step."""
-    torch.manual_seed(config.seed)
+    with process_kept(config.threads):
+        torch.manual_seed(config.seed)
+        return _changes(config, batches)
+
+
+def _changes(config: Config, batches: Sequence[torch.Tensor]) -> dict[str, list[float]]:
     proxy = ProxyModule(config)
     proxy.calibrate(batches[0])
     optimizer: Any = proxy.configure_optimizers()
@@ -162,14 +169,13 @@ def check(overrides: Sequence[str], over: str = "width") -> Slopes:
     if not config.model.depth:
         raise ConfigError("model.depth=0 has no blocks to check: use model.depth=2")
     sizes = LADDERS[over]
-    if config.threads:
-        torch.set_num_threads(config.threads)
     tokens = prepare(config.data, Path(config.cache).expanduser(), progress=config.progress).train
     base = base_overrides(config, over, overrides)
+    composer = Composer()
     total: dict[str, list[list[float]]] = {}
     for column, size in enumerate(sizes):
         for seed in SEEDS:
-            own = compose([*overrides, *base, *sized(config, over, size), f"seed={seed}"])
+            own = composer.config([*overrides, *base, *sized(config, over, size), f"seed={seed}"])
             shape = {"batch_size": own.batch_size, "context": own.context}
             # A constant schedule without warm-up has the peak LR from the first step on.
             own = replace(own, schedule=Constant(warmup_fraction=0.0))

@@ -1,12 +1,14 @@
 """Tiny runs that train for real."""
 
 import multiprocessing
+import os
+import random
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tests.conftest import FEW_STEPS, composer
@@ -36,20 +38,26 @@ def trained(parent: Path, *overrides: str, **more: Any) -> RunFolder:
     return RunFolder(parent / config.run_name())
 
 
-@contextmanager
-def sigterm_kept() -> Iterator[None]:
-    """Restores the SIGTERM handler afterwards, because a sweep replaces it for its process, here pytest's."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-
-
 def swept(*overrides: str) -> int:
     """Runs a sweep in this process and returns its exit code."""
-    with sigterm_kept():
-        return run(plan(overrides))
+    return run(plan(overrides))
+
+
+def process_state() -> dict[str, Any]:
+    """Returns everything of this process that nothing may change for good."""
+    _, keys, *position = np.random.get_state()
+    return {
+        "environment": dict(os.environ),
+        "folder": Path.cwd(),
+        "handlers": {s.name: signal.getsignal(s) for s in signal.Signals},
+        "random": random.getstate(),
+        "numpy's random": (keys.tolist(), position),
+        "torch's random": torch.get_rng_state().tolist(),
+        "threads": torch.get_num_threads(),
+        "dtype": torch.get_default_dtype(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warnings": list(warnings.filters),
+    }
 
 
 def assert_same_end(cut: RunFolder, uncut: RunFolder) -> None:

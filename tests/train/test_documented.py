@@ -16,7 +16,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.docs.test_pages import PAGES as ALL_PAGES
-from tests.train.helpers import sigterm_kept, swept
+from tests.train.helpers import process_state, swept
 from train.cli.terminal import exit_with
 from train.config.compose import compose
 from train.config.grid import expand
@@ -173,8 +173,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("command", RUN)
 def test_runs(place: Path, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    with sigterm_kept():
-        code, said = call([*shlex.split(command), *RUN[command]], capsys, monkeypatch)
+    before = process_state()
+    code, said = call([*shlex.split(command), *RUN[command]], capsys, monkeypatch)
+    assert process_state() == before
     assert code == 0, said
     assert said.strip()
     assert "Traceback" not in said

@@ -9,7 +9,6 @@ Scratch memory inside libraries is not counted.
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,9 +23,11 @@ from models.attention.mixing.base import ATTENTION
 from models.carry import Carry
 from models.gpt import GPT, initialize
 from train.bench.axes import COMPANIONS, SETTLE
+from train.bench.costs import THREADS
 from train.cli.axes import names
 from train.config.compose import compose
 from train.config.schema import Config
+from train.run.process import environment, process_kept
 
 LENGTHS = (64, 256, 1024)
 TOKENS = 1024
@@ -55,7 +56,6 @@ class Layer:
 
     def __init__(self, config: Config, length: int) -> None:
         config = replace(config, context=length, batch_size=TOKENS // length)
-        torch.set_num_threads(config.threads)
         model = GPT(config, vocab_size=config.data.vocab_size, context=length)
         initialize(model, config, config.seed)
         self.layer: Any = model.blocks[0].get_submodule("attention")
@@ -79,9 +79,11 @@ class Layer:
         """Returns the peak number of bytes that torch allocates during a step, including its results."""
         self.x_BTD.grad = None
         self.layer.zero_grad()
-        # Keeps the profiler from writing to stderr whenever it starts and stops.
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        # The variable keeps the profiler from writing to stderr whenever it starts and stops.
+        with (
+            environment(KINETO_LOG_LEVEL="99"),
+            profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+        ):
             self.layer(self.x_BTD, Carry()).backward(self.gradient_BTD)
         events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
         held = most = 0
@@ -99,6 +101,7 @@ def rules(only: Sequence[str] = ()) -> list[str]:
     return [rule for rule in names(ATTENTION, DEFAULT) if rule in (only or ATTENTION.choices)]
 
 
+@process_kept(THREADS)
 def measure_attention(
     overrides: Sequence[str],
     steps: int,

@@ -18,9 +18,11 @@ import torch
 from conf.axis import ConfigError, axes, near
 from data.batches import train_batch
 from data.prepare import prepare
+from train.bench.costs import THREADS
 from train.config.compose import compose
 from train.config.schema import Config
 from train.run.module import ProxyModule
+from train.run.process import process_kept
 
 LIMIT = 1.5
 """Ratio above which a choice is marked as expensive."""
@@ -108,6 +110,7 @@ def values(only: Sequence[str] = ()) -> dict[str, list[str]]:
     return {axis: known[axis] for axis in only or known}
 
 
+@process_kept(THREADS)
 def measure_axes(
     overrides: Sequence[str],
     steps: int,
@@ -120,7 +123,6 @@ def measure_axes(
     `report` is called with each cost as soon as it is measured.
     """
     config = compose(overrides)
-    torch.set_num_threads(config.threads)
     default = Steps(config)
     blocks: list[float] = []
 

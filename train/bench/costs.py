@@ -25,11 +25,14 @@ from data.prepare import prepare
 from models.gpt import GPT, initialize
 from train.config.compose import compose
 from train.config.schema import Config
+from train.run.process import process_kept
 from train.run.trainer import train
 
 NEVER = 10**9
 SETTLE = 4
 """Steps ignored at the start of each measurement."""
+THREADS = 1
+"""CPU threads of every measurement."""
 
 
 class StepTimes(pl.Callback):
@@ -68,9 +71,9 @@ def real_steps(config: Config) -> StepTimes:
         return times
 
 
+@process_kept(THREADS)
 def bare_step(config: Config) -> float:
     """Returns the seconds per step of a plain PyTorch loop over the same model, in the style of nanoGPT."""
-    torch.set_num_threads(config.threads)
     model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
     initialize(model, config, config.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.lr, betas=(0.9, 0.95), weight_decay=0.01)
@@ -92,9 +95,9 @@ def bare_step(config: Config) -> float:
     return statistics.median(b - a for a, b in zip(marks[SETTLE:], marks[SETTLE + 1 :], strict=False))
 
 
+@process_kept(THREADS)
 def gemm_floor(config: Config) -> float:
     """Returns the seconds per step of the matrix products of all linear layers, forward and backward, in fp32."""
-    torch.set_num_threads(config.threads)
     model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
     tokens = config.batch_size * config.context
     shapes = [tuple(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear)]

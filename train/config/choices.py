@@ -35,14 +35,14 @@ def experiments() -> Sequence[str]:
 @cache
 def default_choices() -> Mapping[str, str]:
     """Returns the default choice of each group, from conf/config.yaml."""
-    entries = _read("config")["defaults"]
+    entries = read("config")["defaults"]
     return {k: v for entry in entries if isinstance(entry, dict) for k, v in entry.items()}
 
 
 @cache
 def default_fields() -> Mapping[str, Any]:
     """Returns the defaults of the fields that no axis owns, from conf/config.yaml and the default scale."""
-    values = _read("config") | _read(f"scale/{default_choices()['scale']}")
+    values = read("config") | read(f"scale/{default_choices()['scale']}")
     return {k: v for k, v in values.items() if k != "defaults"}
 
 
@@ -50,7 +50,7 @@ def default_fields() -> Mapping[str, Any]:
 def size(name: str) -> Mapping[str, Any] | None:
     """Returns the fields of a model size in conf/model/, or None if there is no size of that name."""
     plain = re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", name)
-    return _read(f"model/{name}") if plain and (CONF / "model" / f"{name}.yaml").is_file() else None
+    return read(f"model/{name}") if plain and (CONF / "model" / f"{name}.yaml").is_file() else None
 
 
 def shared_fields(axis: str) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def shared_fields(axis: str) -> dict[str, Any]:
     return dict(fields) if isinstance(fields, dict) else {}
 
 
-def _read(name: str) -> dict[str, Any]:
+def read(name: str) -> dict[str, Any]:
     """Returns the values of a file in conf/, parsed by OmegaConf as in Hydra: PyYAML would read 1e-4 as a string."""
     from omegaconf import OmegaConf
 

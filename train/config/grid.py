@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig
 
 from conf.axis import ConfigError, near
-from train.config.choices import choices
-from train.config.compose import compose_node, from_node, refuse_arms
+from train.config import choices as groups
+from train.config.choices import GLOBAL, choices, default_choices, read
+from train.config.compose import compose_node, from_node, from_values, refuse_arms
 from train.config.messages import hydra_fault, unreadable
 from train.config.schema import Config
 
@@ -60,13 +63,15 @@ def compose_all(points: Sequence[Sequence[str]]) -> list[Config]:
 class Composer:
     """Composes many configs, calling Hydra only once for each set of choices.
 
-    Hydra takes 0.2 s to compose a config. Setting plain values on a composed one takes a few milliseconds.
+    Hydra takes 0.2 s to compose a config. Putting the files of choices in place and setting plain values on a composed
+    one takes a few milliseconds.
     """
 
     def __init__(self) -> None:
         self.groups = choices()
         self.composed: dict[tuple[str, ...], DictConfig] = {}
-        self.nodes: dict[tuple[tuple[str, ...], ...], DictConfig] = {}
+        self.around: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self.templates: dict[tuple[tuple[str, ...], ...], Template] = {}
 
     def config(self, point: Sequence[str]) -> Config:
         """Returns the same config as `train.config.compose.compose`, and raises the same ConfigError."""
@@ -74,10 +79,10 @@ class Composer:
         for_hydra = self._for_hydra(point)
         values = [o for o in point if o not in for_hydra]
         # Points with the same keys can share a node, because each sets all of these keys again.
-        node = self._node(for_hydra, tuple(_key(o) for o in values))
-        for text in values:
-            _set(node, text)
-        return from_node(node)
+        keys = tuple(_key(o) for o in values)
+        if (for_hydra, keys) not in self.templates:
+            self.templates[for_hydra, keys] = Template(self._composed(for_hydra).copy(), keys)
+        return self.templates[for_hydra, keys].config(values)
 
     def _for_hydra(self, point: Sequence[str]) -> tuple[str, ...]:
         """Returns the overrides that Hydra must apply: choices, +key, ~key, and mappings, which it merges."""
@@ -88,12 +93,78 @@ class Composer:
             return tuple(point)  # A plain value sets the same key, or one above or below it, so their order matters.
         return tuple(needed)
 
-    def _node(self, for_hydra: tuple[str, ...], keys: tuple[str, ...]) -> DictConfig:
+    def _composed(self, for_hydra: tuple[str, ...]) -> DictConfig:
         if for_hydra not in self.composed:
-            self.composed[for_hydra] = compose_node(for_hydra)
-        if (for_hydra, keys) not in self.nodes:
-            self.nodes[for_hydra, keys] = self.composed[for_hydra].copy()
-        return self.nodes[for_hydra, keys]
+            self.composed[for_hydra] = self._swapped(for_hydra) or compose_node(for_hydra)
+        return self.composed[for_hydra]
+
+    def _swapped(self, chosen: tuple[str, ...]) -> DictConfig | None:
+        """Returns the default config with other choices of axes, or None if only Hydra can compose it.
+
+        The file of a choice sets keys of its own axis alone. config.yaml comes before it and the default scale after.
+        """
+        from omegaconf import OmegaConf, open_dict
+        from omegaconf.errors import OmegaConfBaseException
+
+        names = dict(o.partition("=")[::2] for o in chosen)
+        if (
+            not chosen
+            or len(names) < len(chosen)
+            or any(group in GLOBAL or name not in self.groups.get(group, ()) for group, name in names.items())
+        ):
+            return None
+        node = self._composed(()).copy()
+        try:
+            if self.around is None:
+                self.around = read("config"), read(f"scale/{default_choices()['scale']}")
+            first, last = self.around
+            for group, name in names.items():
+                own = read(f"{group}/{name}")
+                if "defaults" in own or "@package" in (groups.CONF / group / f"{name}.yaml").read_text():
+                    return None
+                with open_dict(node):
+                    node[group] = OmegaConf.merge(first.get(group, {}), own, last.get(group, {}))
+        except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, AssertionError, TypeError, ValueError):
+            return None
+        return node
+
+
+class Template:
+    """Makes the configs of points that set the same keys of a composed config."""
+
+    def __init__(self, node: DictConfig, keys: Sequence[str]) -> None:
+        from omegaconf import OmegaConf
+
+        self.node = node
+        self.same: dict[str, Any] | None = None
+        set_by_points = {key.partition(".")[0] for key in keys}
+        # What refers to another key may change with every point; an environment variable does not.
+        raw: Any = OmegaConf.to_container(node)
+        self.changing = [key for key in raw if key in set_by_points or "${" in str(raw[key]).replace("${oc.env:", "")]
+
+    def config(self, values: Sequence[str]) -> Config:
+        """Returns the checked config with these overrides of the template's keys."""
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        for text in values:
+            _set(self.node, text)
+        if self.same is None:
+            config = from_node(self.node)
+            resolved: Any = OmegaConf.to_container(self.node, resolve=True)
+            self.same = {key: value for key, value in resolved.items() if key not in self.changing}
+            return config
+        try:
+            changed = {key: _plain(self.node[key]) for key in self.changing}
+        except OmegaConfBaseException:
+            return from_node(self.node)  # Says what is missing or can't be resolved.
+        return from_values(self.same | changed)
+
+
+def _plain(value: Any) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if OmegaConf.is_config(value) else value
 
 
 def _set(node: DictConfig, text: str) -> None:
@@ -117,6 +188,8 @@ def parsed(text: str) -> tuple[str, Any]:
     """Returns the key and the value of an override in Hydra's grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    if number := re.fullmatch(r"([a-z_.]+)=(0|[1-9][0-9]*)", text):  # Most points of a large grid are seeds.
+        return number[1], int(number[2])
     override = OverridesParser.create().parse_override(text)
     return override.key_or_group, override.value()
 

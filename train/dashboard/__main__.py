@@ -17,6 +17,7 @@ from conf.axis import ConfigError
 from train.cli.terminal import exit_with
 from train.loggers.wandb import require_server, server
 from train.results.sweep import SweepResults, load_run, load_sweep
+from train.run.process import environment
 from train.runfolder.files import read_json, unwritable, write_atomically
 from train.runfolder.folder import is_run
 from train.sync import unsent
@@ -64,7 +65,6 @@ def dashboard(folder: Path, project: str | None, entity: str | None, file: Path 
     sweep = load_run(folder) if single else load_sweep(folder)
     project = project or configured(sweep, "project") or PROJECT
     entity = entity or configured(sweep, "entity")
-    os.environ.setdefault("WANDB_SILENT", "true")
 
     from train.dashboard.curves import log, sweep_run
     from train.dashboard.panels import Sections, logged
@@ -136,7 +136,8 @@ def main() -> None:
 
 def _run(chosen: argparse.Namespace) -> None:
     try:
-        dashboard(chosen.folder, chosen.project, chosen.entity, chosen.json)
+        with environment(WANDB_SILENT=os.environ.get("WANDB_SILENT", "true")):
+            dashboard(chosen.folder, chosen.project, chosen.entity, chosen.json)
     except ConfigError:
         raise
     except Exception as fault:

@@ -14,7 +14,6 @@ from statistics import fmean
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 
 from data.batches import Prepared
 from data.datamodule import TokenDataModule
@@ -29,6 +28,7 @@ from train.run.distributed import cluster_environment, is_rank_zero
 from train.run.interrupt import Interrupted
 from train.run.loop import EpochLoop
 from train.run.module import ProxyModule
+from train.run.process import process_kept
 from train.run.recorder import MetricsRow
 from train.run.sharding import Sharded, whole
 from train.runfolder.files import save_atomically, write_atomically
@@ -52,6 +52,13 @@ def train(
     Raises ConfigError before anything is written, and Interrupted after writing a checkpoint. Any other exception is
     recorded in status.json and raised again.
     """
+    with process_kept(config.threads):
+        return _train(config, report, parent, callbacks, patience)
+
+
+def _train(
+    config: Config, report: OnRow, parent: Path | None, callbacks: Sequence[pl.Callback], patience: float
+) -> Summary:
     folder = RunFolder((parent or Path(config.out)) / config.run_name())
     # In an earlier format the run may have had another name.
     named_otherwise = [] if folder.status() else folder.path.parent.glob(f"*-{config.digest()}")
@@ -142,8 +149,6 @@ class Job:
     def fit(self, mirror: Mirror) -> Summary:
         """Trains the run; on rank 0 also writes weights.pt and summary.json and returns the summary."""
         config, folder = self.config, self.folder
-        if config.threads:
-            torch.set_num_threads(config.threads)
         _quiet_lightning()
         module = ProxyModule(config)
         mirror.describe(sizes(config, module.model) | self.prepared.floors.summary)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError
+from train.run.process import sigterm_like_ctrl_c
 from train.runfolder.files import unwritable
 from train.sweeps.live_table import LiveTable
 from train.sweeps.plan import Sweep, prepare_data
@@ -19,8 +17,11 @@ def run(sweep: Sweep) -> int:
 
     Raises ConfigError if another sweep works in the folder or the folder can't be written.
     """
-    # SIGTERM ends the loop below like Ctrl-C. Pool.stop then signals the runs.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with sigterm_like_ctrl_c():  # Ends the loop over the pool, which then signals the runs.
+        return _run(sweep)
+
+
+def _run(sweep: Sweep) -> int:
     sweep.configs[0].launcher.require_local()
     sweep.configs[0].logger.require_package()
     lock = FileLock(sweep.folder / ".lock")
@@ -35,7 +36,6 @@ def run(sweep: Sweep) -> int:
     todo = sweep.to_do()
     prepare_data(todo)
     todo.sort(key=lambda c: -c.steps * c.batch_size * c.context * c.model.depth * c.model.width**2)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, sweep.configs[0].threads)))
     pool = Pool(sweep.folder, slots(sweep.configs[0]), todo)
     with LiveTable(sweep, len(pool.free)) as table:
         try:

@@ -9,12 +9,14 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from train.config.schema import Config
 from train.run.interrupt import Interrupted
+from train.run.process import environment
 from train.runfolder.folder import ENDED, RunFolder
 
 STOP_SECONDS = 20.0
@@ -79,6 +81,11 @@ class Pool:
         # Forking from a server that has already imported everything takes 0.1 s per run instead of 4 s.
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["train.sweeps.preload"])
+        if self.waiting:
+            # Its libraries read the number of threads when they are imported.
+            threads = str(max(1, self.waiting[0].threads))
+            with environment(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads)):
+                forkserver.ensure_running()
 
     def step(self) -> list[str]:
         """Starts runs in free slots, and returns the names of the runs that have ended since the last call."""

@@ -116,8 +116,9 @@ def test_epsilon(costs, expected):
     for (i, cost), eps, seed in itertools.product(enumerate(costs), (1e-15, 1e-4, 1e-2), SEEDS):
         size, loss = 1000 * 4**i, 5.0 + cost * (eps == 1e-4) + 0.5 * (eps == 1e-2) + 0.002 * seed
         rows.append({"run": f"{size}-{eps}-{seed}", "arm": f"eps {eps:g}", "size": size, "N": size,
-                     "optimizer.lr": 0.3, "seed": seed, "optimizer.eps": eps, "validation/loss_final": loss,
-                     "validation/loss": loss, "validation/loss_init": 8.0, "state": "finished", "ended": True})  # fmt: skip
+                     "optimizer.lr": 0.3, "seed": seed, "optimizer.eps": eps, "validation/loss": loss,
+                     "validation/loss_final": loss, "validation/loss_init": 8.0, "state": "finished",
+                     "ended": True})  # fmt: skip
         metrics[rows[-1]["run"]] = pd.DataFrame(
             {"step": np.arange(100), "update/block0/mlp.up/rms": 1 / (1 + eps / 1e-4)}
         )

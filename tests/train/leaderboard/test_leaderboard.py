@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from tests.train.findings.frames import INIT, frame
-from tests.train.helpers import sigterm_kept
 from train.docs.leaderboard import markdown
 from train.leaderboard.__main__ import leaderboard
 from train.leaderboard.confirm import SEEDS, best_runs
@@ -118,8 +117,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "data.vocab_size=32", "context=8", "batch_size=4", "steps=2", "eval_batches=1", "logger=none", "progress=false",
         f"out={tmp_path}",
     ]  # fmt: skip
-    with sigterm_kept():
-        assert leaderboard(overrides, times=False, only_report=False) == 0
+    assert leaderboard(overrides, times=False, only_report=False) == 0
     (folder,) = [p for p in tmp_path.iterdir() if not p.name.endswith("-seeds")]
     table = pd.read_csv(folder / "report" / "leaderboard.csv")
     assert set(table["arm"]) == {"softmax", "relu_squared"}
