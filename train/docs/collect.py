@@ -47,17 +47,22 @@ def entry(folder: Path) -> dict[str, Any]:
     return {
         "state": found["state"], "reason": verdict.get("reason", ""),
         "fitness": verdict.get("fitness"), "judged": found["judged"], "ended": found["ended"], "runs": found["runs"],
-        "sizes": _sizes(folder), "checks": checks, "notes": verdict.get("notes", []),
+        **_swept(folder), "checks": checks, "notes": verdict.get("notes", []),
         "figure": figures[0].replace("_", " "),
     }  # fmt: skip
 
 
-def _sizes(folder: Path) -> str:
+def _swept(folder: Path) -> dict[str, str]:
+    """Returns the range of sizes and the seeds."""
     from train.cli.format import size_label
     from train.results.sweep import load_sweep
 
-    sizes = sorted(load_sweep(folder).runs["size"].unique())
-    return " to ".join(size_label(n) for n in dict.fromkeys([sizes[0], sizes[-1]]))
+    runs = load_sweep(folder).runs
+    sizes, seeds = sorted(runs["size"].unique()), sorted(runs["seed"].unique())
+    return {
+        "sizes": " to ".join(size_label(n) for n in dict.fromkeys([sizes[0], sizes[-1]])),
+        "seeds": ", ".join(map(str, seeds)),
+    }
 
 
 def _copied(source: Path, destination: Path) -> list[Path]:

@@ -1,8 +1,7 @@
 """Generates the verdicts: counts in README.md, a table in train/findings/README.md, all checks in RESULTS.md.
 
 All of it follows from train/findings/verdicts.json, which `python -m train.docs --results RUNS` renews, and from the
-claims in train/findings/claims.yaml. A verdict of the rules before RULES keeps its word as `old_word` until its
-runs are judged again.
+claims in train/findings/claims.yaml.
 """
 
 from __future__ import annotations
@@ -22,11 +21,7 @@ VERDICTS = ROOT / "train/findings/verdicts.json"
 RESULTS = ROOT / "train/findings/results"
 """The pictures kept in git. Those of other findings are only in the report of their sweep."""
 
-RULES = "2026-11-26"
-"""The day of the present rules: one primary check decides, and a sweep has to be fit for judging."""
-AGAIN = "to be judged again"
-
-HEAD = ["finding", "claim", "source", "verdict", f"by the rules before {RULES}", "judged", "at N", "effect", "2 cores"]
+HEAD = ["finding", "claim", "source", "the paper", "here, by the check that decides", "verdict", "N", "seeds", "judged", "2 cores"]
 GROUPS = {
     "headline": "Figure 1, ten minutes on 2 cores",
     "core": "an hour, with Figure 1",
@@ -52,7 +47,7 @@ def verdicts() -> dict[str, dict[str, Any]]:
 
 def scoreboard(found: dict[str, dict[str, Any]]) -> str:
     """Returns the counts of findings by group and verdict, and of checks."""
-    words = [*get_args(VerdictWord), AGAIN]
+    words = [*get_args(VerdictWord), NOT_RUN["state"]]
     counts = {group: Counter[str]() for group in get_args(FindingGroup)}
     checks = Counter[bool | None]()
     for finding in all_findings().values():
@@ -64,16 +59,12 @@ def scoreboard(found: dict[str, dict[str, Any]]) -> str:
               for group, of in counts.items()]  # fmt: skip
     total = sum(counts.values(), Counter[str]())
     lines.append(f"| **all {total.total()}** | {' | '.join(f'**{total[word]}**' for word in words)} |")
-    old = Counter(verdict["old_word"] for verdict in found.values() if verdict.get("old_word"))
-    before = ", ".join(f"{count} {word}" for word, count in sorted(old.items()))
-    lines += ["", f"Judged by the rules before {RULES}, until their runs are judged again: {before}."] if old else []
     said = f"Of their {checks.total()} checks {checks[True]} pass, {checks[None]} are open and {checks[False]} fail."
     return "\n".join([*lines, "", said]) + "\n"
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    """Returns a row for each finding; its effect is that of the check that decides. Before RULES all checks did: there
-    it is that of the first check that fails, else of the first."""
+    """Returns a row for each finding."""
     rows = [_row(finding, found.get(finding.name, NOT_RUN)) for finding in all_findings().values()]
     return "\n".join(f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * len(HEAD), *rows)) + "\n"
 
@@ -81,13 +72,13 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 def _row(finding: Finding, found: dict[str, Any]) -> list[str]:
     verdict, effect, checks = found["state"], "", found["checks"]
     if checks:
-        verdict = f"**{verdict}**, {sum(c['passed'] is True for c in checks)} of {len(checks)}"
-        failed = next((c for c in checks if c["passed"] is False), checks[0])
-        effect = _cell((failed if found.get("old_word") else checks[0])["text"])
+        verdict = f"**{verdict}**, {sum(c['passed'] is True for c in checks)} of {len(checks)} checks"
+        effect = f"{checks[0]['claim']}: {checks[0]['text']}"
     link = f"[`{finding.name}`](RESULTS.md#{finding.name})"
-    judged = found["judged"] or ""
-    old = found.get("old_word", "")
-    return [link, _cell(finding.claim), finding.source, verdict, old, judged, found["sizes"], effect, cost(finding)]
+    paper = f"{finding.paper.quantity}: {finding.paper.number}"
+    row = [link, finding.claim, finding.source, paper, effect, verdict, found["sizes"], found.get("seeds", ""),
+           found["judged"] or "", cost(finding)]  # fmt: skip
+    return [_cell(str(text)) for text in row]
 
 
 def _cell(text: str) -> str:
@@ -110,14 +101,13 @@ def _section(finding: Finding, found: dict[str, Any]) -> str:
     because = f" ({found['reason']})" if found.get("reason") else ""
     state = f"**{found['state'].capitalize()}{because}.**"
     lines = [f"## {finding.name}", "", f"{state} {finding.claim} {finding.source}.", ""]
-    if found.get("old_word"):
-        lines += [f"Judged by the rules before {RULES}: *{found['old_word']}*.", ""]
+    lines += [f"The paper: {finding.paper.quantity}, {finding.paper.number}.", ""]
     if found.get("fitness"):
         lines += [f"{found['fitness']}.", ""]
     if found["checks"]:
         lines += [f"Judged on {found['judged']}, {found['ended']} of {found['runs']} runs.", ""]
         lines += ["| check | | figures |", "|---|---|---|"]
-        decides = "" if found.get("old_word") else " (decides)"
+        decides = f" (decides; {finding.primary.why})"
         for i, c in enumerate(found["checks"]):
             lines.append(f"| {_cell(c['claim'])}{'' if i else decides} | {MARKS[c['passed']]} | {_cell(c['text'])} |")
         lines += ["", *(f"- {note}" for note in found["notes"]), ""]
