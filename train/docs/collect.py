@@ -47,13 +47,24 @@ def entry(folder: Path) -> dict[str, Any]:
     return {
         "state": found["state"], "reason": verdict.get("reason", ""),
         "fitness": verdict.get("fitness"), "judged": found["judged"], "ended": found["ended"], "runs": found["runs"],
-        **_swept(folder), "checks": checks, "notes": verdict.get("notes", []),
+        **_swept(folder), "again": again(folder), "checks": checks, "notes": verdict.get("notes", []),
         "figure": figures[0].replace("_", " "),
     }  # fmt: skip
 
 
+def again(folder: Path) -> list[str]:
+    """Returns the verdicts of other sweeps of the same finding next to `folder`, on other data or seeds."""
+    found = []
+    for other in sorted(folder.parent.iterdir()):
+        verdict = read_json(other / "report" / "verdict.json")
+        if other != folder and verdict.get("finding") == folder.name:
+            swept = _swept(other)
+            found.append(f"{swept['data']}, seeds {swept['seeds']}, N {swept['sizes']}: {verdict['state']}")
+    return found
+
+
 def _swept(folder: Path) -> dict[str, str]:
-    """Returns the range of sizes and the seeds."""
+    """Returns the range of sizes, the seeds and the corpus."""
     from train.cli.format import size_label
     from train.results.sweep import load_sweep
 
@@ -62,6 +73,7 @@ def _swept(folder: Path) -> dict[str, str]:
     return {
         "sizes": " to ".join(size_label(n) for n in dict.fromkeys([sizes[0], sizes[-1]])),
         "seeds": ", ".join(map(str, seeds)),
+        "data": ", ".join(sorted(runs["data.name"].unique())),
     }
 
 

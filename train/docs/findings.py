@@ -21,7 +21,19 @@ VERDICTS = ROOT / "train/findings/verdicts.json"
 RESULTS = ROOT / "train/findings/results"
 """The pictures kept in git. Those of other findings are only in the report of their sweep."""
 
-HEAD = ["finding", "claim", "source", "the paper", "here, by the check that decides", "verdict", "N", "seeds", "judged", "2 cores"]
+HEAD = [
+    "finding",
+    "claim",
+    "source",
+    "the paper",
+    "here, by the check that decides",
+    "verdict",
+    "N",
+    "seeds",
+    "a second draw",
+    "judged",
+    "2 cores",
+]
 GROUPS = {
     "headline": "Figure 1, ten minutes on 2 cores",
     "core": "an hour, with Figure 1",
@@ -77,7 +89,7 @@ def _row(finding: Finding, found: dict[str, Any]) -> list[str]:
     link = f"[`{finding.name}`](RESULTS.md#{finding.name})"
     paper = f"{finding.paper.quantity}: {finding.paper.number}"
     row = [link, finding.claim, finding.source, paper, effect, verdict, found["sizes"], found.get("seeds", ""),
-           found["judged"] or "", cost(finding)]  # fmt: skip
+           "; ".join(found.get("again", [])) or "-", found["judged"] or "", cost(finding)]  # fmt: skip
     return [_cell(str(text)) for text in row]
 
 
@@ -105,7 +117,8 @@ def _section(finding: Finding, found: dict[str, Any]) -> str:
     if found.get("fitness"):
         lines += [f"{found['fitness']}.", ""]
     if found["checks"]:
-        lines += [f"Judged on {found['judged']}, {found['ended']} of {found['runs']} runs.", ""]
+        lines += [f"Judged on {found['judged']}, {found['ended']} of {found['runs']} runs, seeds {found['seeds']}.", ""]
+        lines += [line for each in found.get("again", []) for line in (f"A second draw: {each}.", "")]
         lines += ["| check | | figures |", "|---|---|---|"]
         decides = f" (decides; {finding.primary.why})"
         for i, c in enumerate(found["checks"]):
