@@ -144,4 +144,5 @@ def test_refusals(overrides, said):
 def test_the_scale_trains_recall():
     config = composer().config(["scale=recall"])
     assert (config.data.name, config.context, config.data.pairs) == ("recall", 64, 4)
-    assert (config.model.width, config.model.depth) == (64, 2)
+    assert (config.model.width, config.model.depth, config.optimizer.lr) == (64, 2, 3e-3)
+    assert composer().config(["scale=recall", "optimizer.lr=1e-2"]).optimizer.lr == 1e-2
