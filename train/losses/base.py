@@ -36,8 +36,16 @@ class Output:
 
     def generator(self) -> torch.Generator:
         """Returns a generator seeded by the key alone, so that a resumed run draws the same numbers."""
-        seed = int(np.random.SeedSequence(self.key).generate_state(1, np.uint64)[0])
-        return torch.Generator(self.logits_NV.device).manual_seed(seed)
+        return seeded(np.random.SeedSequence(self.key), self.logits_NV.device)
+
+
+def seeded(key: np.random.SeedSequence, device: torch.device | None = None) -> torch.Generator:
+    """Returns a generator seeded by the key."""
+    return torch.Generator(device or "cpu").manual_seed(int(key.generate_state(1, np.uint64)[0]))
+
+
+INITIAL_WEIGHTS = 1
+"""Spawn key of the draws of a loss's initial weights, which share no numbers with those of the model or of steps."""
 
 
 class Objective(nn.Module):

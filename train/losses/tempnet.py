@@ -6,6 +6,7 @@ Shape suffixes: N tokens, V vocabulary, D model width, H hidden width of the net
 import math
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -14,7 +15,7 @@ from torch import nn
 
 from conf.axis import CHECKED
 from models.probes import Stats
-from train.losses.base import LOSS, LossConfig, Objective, Output, at_target
+from train.losses.base import INITIAL_WEIGHTS, LOSS, LossConfig, Objective, Output, at_target, seeded
 from train.losses.fused import probabilities
 
 # The eps of F.normalize.
@@ -93,7 +94,8 @@ class TempNetObjective(Objective):
 
     def __init__(self, config: "TempNetLoss", vocab_size: int, seed: int) -> None:
         super().__init__(config)
-        self.temperature = TempNet(config, vocab_size, torch.Generator().manual_seed(seed))
+        generator = seeded(np.random.SeedSequence(seed, spawn_key=(INITIAL_WEIGHTS,)))
+        self.temperature = TempNet(config, vocab_size, generator)
 
     def main(self, output: Output, targets_N: torch.Tensor) -> tuple[torch.Tensor, Stats]:
         tau_N = self.temperature(output)
