@@ -118,7 +118,7 @@ class Attention(TokenMixer):
             q_BHTK = q_BHTK * factor
         q_BHTK, k_BHTK = (z_BHTK.expand(len(x_BTD), -1, -1, -1) for z_BHTK in (q_BHTK, k_BHTK))
         inputs = Inputs(q_BHTK, k_BHTK, self._positions[0].bias(x_BTD.shape[1]), x_BTD)
-        if self.training and not carry.side:
+        if self.training and torch.is_grad_enabled() and not carry.side:
             self.mix.observe(inputs)
         if self.lends:
             carry.lender = Lender(self.mix, inputs)
