@@ -5,8 +5,8 @@ Attention then goes from soft mixing to picking one token, and the increase of t
 on soft mixing. The factor applies to the full logits, scale q k^T plus the position bias, so the measurement only makes
 sense for mixing rules that are functions of these logits.
 
-The loss is the plain cross-entropy over the run's validation batches in nats per token. Changes are relative to the
-loss at factor 1.
+The loss is that of the run's validation, the plain cross-entropy over its validation batches in nats per token, of
+soft-capped logits if the run caps them. Changes are relative to the loss at factor 1.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from conf.axis import ConfigError
 from data.batches import counted
 from data.config import DataConfig
 from models.gpt import GPT
 from train.cli.terminal import exit_with, table_console
-from train.results.trained import config_of, model_of, validation_of
+from train.losses import Objective
+from train.results.trained import config_of, model_of, objective_of, validation_of
 
 FACTORS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -49,20 +49,24 @@ def amplified(model: GPT, factor: float) -> Iterator[None]:
 
 @torch.no_grad()
 def losses(
-    model: GPT, batches: Sequence[torch.Tensor], data: DataConfig, factors: Sequence[float] = FACTORS
+    model: GPT,
+    objective: Objective,
+    batches: Sequence[torch.Tensor],
+    data: DataConfig,
+    factors: Sequence[float] = FACTORS,
 ) -> list[float]:
     """Returns the mean cross-entropy over what the data counts of the batches, [B, T + 1] each, for each factor."""
     means = []
     for factor in factors:
         with amplified(model, factor):
-            each = [_loss(model, b, data.answers(b)) for b in batches]
+            each = [_loss(model, objective, b, data.answers(b)) for b in batches]
         means.append(float(torch.stack(each).mean()))
     return means
 
 
-def _loss(model: GPT, tokens_BT1: torch.Tensor, answers_BT: torch.Tensor | None) -> torch.Tensor:
+def _loss(model: GPT, objective: Objective, tokens_BT1: torch.Tensor, answers_BT: torch.Tensor | None) -> torch.Tensor:
     logits_NV = counted(model(tokens_BT1[:, :-1])[0], answers_BT)
-    return F.cross_entropy(logits_NV, counted(tokens_BT1[:, 1:], answers_BT))
+    return objective.cross_entropy(logits_NV, counted(tokens_BT1[:, 1:], answers_BT))
 
 
 def losses_of_run(path: Path) -> list[float]:
@@ -78,7 +82,7 @@ def losses_of_run(path: Path) -> list[float]:
     if not any(rule.has_weights for rule in rules):
         raise ConfigError(f"{path}: no block of this run has attention: choose another run")
     batches = validation_of(config, batch_size=config.batch_size, count=config.eval_batches)
-    return losses(model_of(path, config), batches, config.data)
+    return losses(model_of(path, config), objective_of(config), batches, config.data)
 
 
 def print_table(paths: Sequence[Path]) -> None:

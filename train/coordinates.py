@@ -112,6 +112,7 @@ def _changes(config: Config, batches: Sequence[torch.Tensor]) -> dict[str, list[
 def activations(proxy: ProxyModule, tokens_BT: torch.Tensor) -> dict[str, torch.Tensor]:
     """Returns the outputs of the middle and the last block, the last block's attention logits, and the output logits.
 
+    Output logits are those that the loss sees, after its soft-cap if it has one.
     The blocks are at fixed fractions of the depth, because the share of a block with a fixed index shrinks with depth.
     """
     outputs: dict[str, torch.Tensor] = {}
@@ -130,7 +131,7 @@ def activations(proxy: ProxyModule, tokens_BT: torch.Tensor) -> dict[str, torch.
         *(rule.register_forward_hook(keep_logits) for rule in [blocks[-1].attention.rule] if rule is not None),
         blocks[-1].register_forward_hook(keep("last block")),
     ]
-    logits_BTV = proxy.model(tokens_BT)[0]
+    logits_BTV = proxy.objective.soft_capped(proxy.model(tokens_BT)[0])
     for hook in hooks:
         hook.remove()
     return outputs | {"logits": logits_BTV}

@@ -11,6 +11,7 @@ from models.attention.mixing.base import Inputs
 from tests.models.test_gpt import gpt, logits, tokens
 from tests.train.helpers import tiny, trained
 from train.amplification import FACTORS, amplified, losses, losses_of_run, print_table
+from train.losses.cross_entropy import CrossEntropy
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi"])
@@ -53,10 +54,17 @@ def test_losses_of_a_run(tmp_path, capsys) -> None:
     assert run.path.name in shown
 
 
+@pytest.mark.parametrize("loss", [("loss.soft_cap=0.5",), ("loss=tempnet", "loss.soft_cap=1"), ("loss=stablemax",)])
+def test_the_loss_is_that_of_the_run_s_validation(tmp_path, loss: tuple[str, ...]) -> None:
+    run = trained(tmp_path, "qk_norm=none", "optimizer.lr=0.1", *loss)
+    assert losses_of_run(run.path)[0] == pytest.approx(run.summary()["validation/loss_final"], rel=1e-5)
+
+
 def test_a_factor_of_one_changes_nothing() -> None:
     model, batch = gpt("qk_norm=none"), tokens(2, 9)
     expected = torch.nn.functional.cross_entropy(logits(model, batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
-    assert losses(model, [batch], tiny().data, [1.0]) == [pytest.approx(float(expected.detach()))]
+    objective = CrossEntropy().build(vocab_size=32, seed=0)
+    assert losses(model, objective, [batch], tiny().data, [1.0]) == [pytest.approx(float(expected.detach()))]
 
 
 def test_refusals(tmp_path) -> None:

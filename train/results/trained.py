@@ -12,6 +12,7 @@ from data.prepare import prepare
 from models.gpt import GPT
 from train.config.compose import from_file
 from train.config.schema import Config
+from train.losses import Objective
 from train.runfolder.folder import RunFolder, require_format
 
 
@@ -28,6 +29,11 @@ def model_of(path: Path, config: Config) -> GPT:
     model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
     model.load_state_dict(torch.load(path / "weights.pt", weights_only=True))
     return model.eval()
+
+
+def objective_of(config: Config) -> Objective:
+    """Builds the run's loss, whose `cross_entropy` is what the run's validation reports."""
+    return config.loss.build(vocab_size=config.data.vocab_size, seed=config.seed)
 
 
 def validation_of(config: Config, *, batch_size: int, count: int) -> list[torch.Tensor]:
