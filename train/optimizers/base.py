@@ -118,6 +118,10 @@ class OptimizerConfig(Choice):
         """
         return None
 
+    def lr_divisor(self, optimizer: Any, parameter: torch.Tensor, eps: float | None) -> torch.Tensor | float:
+        """Returns by what the last step divided the parameter's LR and, with it, its decay in any mode."""
+        return 1.0
+
     def decay_rate(self) -> float:
         """Returns lambda of the chosen decay mode."""
         return PAPER_DECAY[self.decay] if self.weight_decay is None else self.weight_decay

@@ -34,6 +34,13 @@ class StableAdamW(AdamFields):
         found: torch.Tensor | None = optimizer.state[parameter].get("exp_avg_sq")
         return found
 
+    def lr_divisor(self, optimizer: Any, parameter: torch.Tensor, eps: float | None) -> torch.Tensor | float:
+        assert eps is not None
+        v = self.second_moment(optimizer, parameter, eps)
+        if v is None or parameter.grad is None:
+            return 1.0
+        return (parameter.grad / v.sqrt().clamp_min(eps)).square().mean().sqrt().clamp_min(1.0)
+
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         from optimi import StableAdamW as Optimi
 

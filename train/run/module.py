@@ -220,7 +220,7 @@ class ProxyModule(pl.LightningModule):
             group["lr"] = lr * group["lr_scale"]
         self._relative.start()
         optimizer.step(closure=closure)
-        self._relative.finish(lr / peak)
+        self._relative.finish(lr / peak, self._optimizer)
         with torch.no_grad():
             self.model.end_step()
             config.optimizer.after_step(self.model, self._stats, self._optimizer)

@@ -5,6 +5,7 @@ LR is not scaled. Nothing here synchronizes with the device.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -25,6 +26,8 @@ class RelativeLR:
         self.tensors = [tensors[i] for i in scaled]
         self.least = [groups[i].scaling.least_rms for i in scaled]
         self.decay = [optimizer.fixed_decay(groups[i]) for i in scaled]
+        self.epsilons = [optimizer.epsilon(groups[i]) for i in scaled]
+        self.config = optimizer
         self.before: list[torch.Tensor] = []
         self.scale: torch.Tensor | None = None
 
@@ -37,15 +40,18 @@ class RelativeLR:
             self.scale = torch.maximum(rms, torch.tensor(self.least, dtype=rms.dtype, device=rms.device))
 
     @torch.no_grad()
-    def finish(self, schedule: float) -> None:
+    def finish(self, schedule: float, optimizer: Any) -> None:
         """Rescales the update after the optimizer's step: w <- w_0 + scale (w - w_0 + d w_0) - d w_0.
 
-        w_0 are the weights before the step; d is the schedule's factor times the LR-independent weight decay.
+        w_0 are the weights before the step; d is the schedule's factor times the LR-independent weight decay, divided
+        by the factor by which the optimizer has lowered the tensor's LR in this step, if it does that.
         """
         if self.scale is None:
             return
-        for tensor, before, scale, decay in zip(self.tensors, self.before, self.scale, self.decay, strict=True):
-            d = schedule * decay
+        for tensor, before, scale, decay, eps in zip(
+            self.tensors, self.before, self.scale, self.decay, self.epsilons, strict=True
+        ):
+            d = schedule * decay / self.config.lr_divisor(optimizer, tensor, eps)
             tensor.copy_(before * (1 + d * (scale - 1)) + scale * (tensor - before))
         self.before = []
 

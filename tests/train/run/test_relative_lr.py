@@ -18,9 +18,13 @@ FACTORS = [0.5, 1.0, 0.75, 0.25]
 
 
 def moved(
-    start: torch.Tensor, gradients: list[torch.Tensor], rule: TensorScaling = SCALING, **changes: Any
+    start: torch.Tensor,
+    gradients: list[torch.Tensor],
+    rule: TensorScaling = SCALING,
+    name: str = "adamw",
+    **changes: Any,
 ) -> torch.Tensor:
-    config = choice(OPTIMIZER, "adamw", **changes)
+    config = choice(OPTIMIZER, name, **changes)
     parameter = nn.Parameter(start.clone())
     group = ParameterGroup([parameter], "hidden", rule)
     optimizer = config.build([group])
@@ -31,7 +35,7 @@ def moved(
             group["lr"] = config.lr * factor * group["lr_scale"]
         relative.start()
         optimizer.step()
-        relative.finish(factor)
+        relative.finish(factor, optimizer)
     return parameter.detach()
 
 
@@ -54,6 +58,25 @@ def test_is_the_equation(decay: str, scale: float) -> None:
     found = moved(start, gradients, lr=0.1, decay=decay, weight_decay=rate)
     # The RMS is taken in fp32.
     torch.testing.assert_close(found, equation(start, gradients, 0.1, decay, rate), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("decay", ["independent", "coupled"])
+def test_stable_adamw_divides_its_decay_too(decay: str) -> None:
+    """theta <- theta - s_t (rho eta Delta + (rho eta lambda or lambda) theta) / max(1, RMS_t), spikes included."""
+    rate = {"independent": 0.05, "coupled": 2.0}[decay]
+    start, spikes = 0.1 * randn(7, dtype=torch.float64), (1, 30, 1, 200)
+    gradients = [spike * randn(7, seed=i, dtype=torch.float64) for i, spike in enumerate(spikes)]
+    found = moved(start, gradients, name="stable_adamw", lr=0.1, decay=decay, weight_decay=rate, beta2=0.95, eps=1e-8)
+    theta, m, v, divisors = start.clone(), torch.zeros_like(start), torch.zeros_like(start), []
+    for t, (gradient, s) in enumerate(zip(gradients, FACTORS, strict=True), start=1):
+        m, v = 0.9 * m + 0.1 * gradient, 0.95 * v + 0.05 * gradient**2
+        v_hat = v / (1 - 0.95**t)
+        divisors.append(max(1.0, float((gradient**2 / v_hat).mean().sqrt())))
+        own = 0.1 * max(float(theta.square().mean().sqrt()), 1e-3)
+        decayed = (own * rate if decay == "coupled" else rate) * theta
+        theta = theta - s / divisors[-1] * (own * m / (1 - 0.9**t) / (v_hat.sqrt() + 1e-8) + decayed)
+    assert max(divisors) > 1.3
+    torch.testing.assert_close(found, theta, rtol=1e-6, atol=1e-9)
 
 
 def test_other_tensors_are_left_alone() -> None:
