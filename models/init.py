@@ -223,7 +223,8 @@ class LayerSequentialUnitVariance(OrthogonalInit):
                 output = linear.forward(*inputs)
             return output
 
-        hooks = [m.register_forward_hook(scaled) for m in model.blocks.modules() if isinstance(m, Linear)]
+        # All matrices, those of norms outside the blocks too. The head's forward is not called.
+        hooks = [m.register_forward_hook(scaled) for m in model.modules() if isinstance(m, Linear)]
         model.eval()
         x_BTD, _ = model.hidden(tokens_BT)
         if self.head:
