@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from models.probes import Stats, is_max, is_rms, over_rows
+from models.probes import OF_MAX_PAIR, Stats, is_max, is_rms, over_rows
 
 MetricsRow = dict[str, Any]
 
@@ -35,7 +35,8 @@ class Recorder:
         parts = [(name, value) for _, stats in self._steps for name, value in stats.items()]
         flat = torch.cat([value.reshape(-1).float() for _, value in parts])
         if dist.is_initialized() and dist.get_world_size() > 1:
-            flat = self._over_ranks(flat, parts)
+            pairs = _pairs([stats for _, stats in self._steps], flat.device)
+            flat = self._over_ranks(flat, parts, pairs)
         values = iter(flat.tolist())
         rows = []
         for host, stats in self._steps:
@@ -48,8 +49,13 @@ class Recorder:
         return rows
 
     @staticmethod
-    def _over_ranks(flat: torch.Tensor, parts: list[tuple[str, torch.Tensor]]) -> torch.Tensor:
-        """Reduces each value over ranks by its name: a maximum, a root of the mean square, or a mean."""
+    def _over_ranks(
+        flat: torch.Tensor, parts: list[tuple[str, torch.Tensor]], pairs: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """Reduces each value over ranks by its name: a maximum, a root of the mean square, or a mean.
+
+        Statistics of the largest logit are those of the rank that has it; `pairs` are the indices of both.
+        """
         of_max, of_rms = (
             torch.cat([torch.full((v.numel(),), which(n), device=flat.device) for n, v in parts])
             for which in (is_max, is_rms)
@@ -57,7 +63,29 @@ class Recorder:
         mean, maximum = torch.where(of_rms, flat.square(), flat) / dist.get_world_size(), flat.clone()
         dist.all_reduce(mean)
         dist.all_reduce(maximum, op=dist.ReduceOp.MAX)
-        return torch.where(of_max, maximum, torch.where(of_rms, mean.sqrt(), mean))
+        found = torch.where(of_max, maximum, torch.where(of_rms, mean.sqrt(), mean))
+        of_pair, top = pairs
+        if len(of_pair):
+            has = (flat[top] == maximum[top]).to(flat.dtype)  # on more than one rank if they tie
+            sums = torch.stack([has * flat[of_pair], has])
+            dist.all_reduce(sums)
+            found[of_pair] = sums[0] / sums[1]
+        return found
+
+
+def _pairs(steps: list[Stats], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the indices, among all values in a row, of statistics of the largest logit and of that logit."""
+    of_pair: list[int] = []
+    top: list[int] = []
+    end = 0
+    for stats in steps:
+        at: dict[str, range] = {}
+        for name, value in stats.items():
+            at[name] = range(end, end := end + value.numel())
+        for name in (name for name in stats if name.endswith(OF_MAX_PAIR)):
+            of_pair += at[name]
+            top += at[name.replace(OF_MAX_PAIR, "logit_max")]
+    return torch.tensor(of_pair, dtype=torch.long, device=device), torch.tensor(top, dtype=torch.long, device=device)
 
 
 def summarize(row: MetricsRow) -> MetricsRow:

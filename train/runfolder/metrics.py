@@ -171,8 +171,8 @@ ATTENTION = (
     _attention(
         "cosine_of_max_pair",
         "1",
-        "Cosine of the pair with the largest logit, mean over heads.",
-        "heads (and devices, each its own pair)",
+        "Cosine of the pair with the largest logit of the whole batch, mean over heads.",
+        "heads",
         "mean",
     ),
     _attention(
