@@ -3,7 +3,8 @@
 Zhai et al. 2023, theorem 3.1: softmax over T logits of Euclidean norm s has an entropy of at least
 log(1 + (T - 1) b) + s sqrt(T (T - 1)) b / (1 + (T - 1) b) with b = exp(-s sqrt(T / (T - 1))). The norm s is at most
 scale ||W_Q|| ||W_K|| ||X X^T||, with spectral norms of a head's projections and of the layer's input. The theorem uses
-||W_K W_Q^T|| instead of the product, which does not hold with rotary positions between the two projections.
+||W_K W_Q^T|| instead of the product, which does not hold with rotary positions between the two projections. W_Q and W_K
+include the multipliers of the parametrization. A position bias adds to a row's logits, so its norm is added to s.
 
 Measures three means over heads and rows for each block, on a batch of validation data: the entropy, the bound at the
 row's own norm, and the bound at the theorem's norm. T is the number of visible keys of a row. Logits are centred before
@@ -25,6 +26,8 @@ import torch
 from conf.axis import ConfigError
 from models.attention.layer import Attention
 from models.gpt import GPT, Block
+from models.layers import Linear
+from models.mixer import TokenMixer
 from train.cli.terminal import exit_with, table_console
 from train.results.trained import config_of, model_of, validation_of
 
@@ -58,24 +61,32 @@ class Measured:
     """Rows whose entropy is below the bound at their own norm. Must be 0, or the measurement is wrong."""
 
 
-def measure_block(attention: Attention, block: int, x_BTD: torch.Tensor, z_BHTT: torch.Tensor) -> Measured:
-    """Measures a block from its input x and its scaled logits z in fp64, which are -inf above the diagonal."""
+def centred(z_HTT: torch.Tensor, keys_T: torch.Tensor) -> torch.Tensor:
+    """Returns the visible values of each row minus their mean, 0 above the diagonal."""
+    visible_HTT = torch.ones_like(z_HTT, dtype=torch.bool).tril()
+    mean_HT = z_HTT.masked_fill(~visible_HTT, 0).sum(-1) / keys_T
+    return (z_HTT - mean_HT[..., None]).masked_fill(~visible_HTT, 0)
+
+
+def measure_block(
+    attention: Attention, block: int, x_BTD: torch.Tensor, z_BHTT: torch.Tensor, bias_HTT: torch.Tensor | None
+) -> Measured:
+    """Measures a block from its input x and its scaled logits z in fp64, bias included, -inf above the diagonal."""
     heads, length = z_BHTT.shape[1], z_BHTT.shape[-1]
     keys_T = torch.arange(1, length + 1, device=z_BHTT.device)
-    visible_BHTT = z_BHTT.masked_fill(z_BHTT.isinf(), 0)
-    mean_BHT = visible_BHTT.sum(-1) / keys_T
-    centred_BHTT = (visible_BHTT - mean_BHT[..., None]).masked_fill(z_BHTT.isinf(), 0)
-    norm_BHT = centred_BHTT.norm(dim=-1)
+    norm_BHT = centred(z_BHTT, keys_T).norm(dim=-1)
     entropy_BHT = torch.special.entr(torch.softmax(z_BHTT, -1)).sum(-1)
     least_BHT = bound(norm_BHT, keys_T.expand_as(norm_BHT))
     query, key = (
-        torch.linalg.matrix_norm(proj.matrix().double().unflatten(0, (heads, -1)), 2)
+        abs(proj.multiplier) * torch.linalg.matrix_norm(proj.matrix().double().unflatten(0, (heads, -1)), 2)
         for proj in (attention.query, attention.key)
     )
     spectral_H = attention.mix.scale * query * key
     # A row depends on a prefix of the inputs, whose ||X X^T|| is at most that of the whole sequence.
     input_B = torch.linalg.matrix_norm(x_BTD.double(), 2).square()
     most_BHT = (input_B[:, None] * spectral_H)[..., None].expand_as(norm_BHT)
+    if bias_HTT is not None:
+        most_BHT = most_BHT + centred(bias_HTT.double(), keys_T).norm(dim=-1)
     theorem_BHT = bound(most_BHT, keys_T.expand_as(norm_BHT))
     entropy, least, theorem = (v[..., 1:] for v in (entropy_BHT, least_BHT, theorem_BHT))
     return Measured(
@@ -102,7 +113,8 @@ def measure(model: GPT, tokens_BT: torch.Tensor) -> list[Measured]:
             z_BHTT = attention.mix.scale * (q_BHTK.double() @ k_BHTK.double().mT)
             z_BHTT = z_BHTT if bias_HTT is None else z_BHTT + bias_HTT
             future_TT = torch.ones(z_BHTT.shape[-2:], dtype=torch.bool, device=z_BHTT.device).triu(1)
-            measured.append(measure_block(attention, index, inputs.pop(), z_BHTT.masked_fill(future_TT, -math.inf)))
+            z_BHTT = z_BHTT.masked_fill(future_TT, -math.inf)
+            measured.append(measure_block(attention, index, inputs.pop(), z_BHTT, bias_HTT))
 
         hooks.append(attention.register_forward_pre_hook(lambda _, args: inputs.append(args[0])))
         hooks.append(attention.mix.register_forward_pre_hook(see_logits))
@@ -140,8 +152,20 @@ def measure_run(path: Path) -> list[Measured]:
     if clash := [key for key, value in has.items() if value != REQUIRED[key]]:
         required, given = (" ".join(f"{key}={of[key]}" for key in clash) for of in (REQUIRED, has))
         raise ConfigError(f"{path}: the theorem requires {required}, but this run has {given}: choose another run")
+    model = model_of(path, config)
+    if not all(made_of_input(mixer) for mixer in model.mixers()):
+        raise ConfigError(
+            f"{path}: the theorem requires queries and keys that are products of the layer's input, but "
+            f"placement={config.placement.name} norms or scales them: choose another run"
+        )
     (first_BT1,) = validation_of(config, batch_size=SEQUENCES, count=1)
-    return measure(model_of(path, config), first_BT1[:, :-1])
+    return measure(model, first_BT1[:, :-1])
+
+
+def made_of_input(mixer: TokenMixer) -> bool:
+    """Returns whether queries and keys are matrices times the layer's input, with nothing but positions after that."""
+    assert isinstance(mixer, Attention)
+    return mixer.after_positions is None and type(mixer.query) is type(mixer.key) is Linear
 
 
 def print_table(paths: Sequence[Path]) -> None:

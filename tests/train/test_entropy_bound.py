@@ -64,3 +64,37 @@ def test_runs_it_can_and_cannot_measure(tmp_path):
     normed = trained(tmp_path, "qk_norm=layernorm")
     with pytest.raises(ConfigError, match="qk_norm=layernorm"):
         measure_run(normed.path)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("given", [("position=alibi",), ("parametrization=u_mup",)])
+def test_the_theorem_s_bound_holds_with_biases_and_multipliers(given, size):
+    """At queries of any size: those of zero leave the logits to the position bias alone."""
+    config = tiny("qk_norm=none", *given)
+    model = ProxyModule(config).model.eval()
+    for mixer in model.mixers():
+        mixer.query.weight.data *= size
+    tokens = torch.randint(0, 64, (4, config.context), generator=torch.Generator().manual_seed(1))
+    for one in measure(model, tokens):
+        assert one.below == 0
+        assert one.at_theorem <= one.at_row_norm + 1e-9 <= one.entropy + 2e-9
+
+
+def test_spectral_norms_include_multipliers():
+    """Scaling weights by 16 and their multipliers by 1/16 leaves logits and norms as they are."""
+    tokens = torch.randint(0, 64, (4, 16), generator=torch.Generator().manual_seed(1))
+    found = []
+    for factor in (1.0, 16.0):
+        model = ProxyModule(tiny("qk_norm=none")).model.eval()
+        for mixer in model.mixers():
+            mixer.query.weight.data *= factor
+            mixer.query.multiplier /= factor
+        found.append(measure(model, tokens)[0])
+    assert found[1].spectral_norm == pytest.approx(found[0].spectral_norm, rel=1e-6)
+    assert found[1].at_theorem == pytest.approx(found[0].at_theorem, rel=1e-5)
+
+
+def test_norms_of_queries_and_keys_are_refused(tmp_path):
+    run = trained(tmp_path, "qk_norm=none", "steps=1", "placement=ngpt", "norm=none")
+    with pytest.raises(ConfigError, match="placement=ngpt norms or scales them"):
+        measure_run(run.path)
