@@ -57,6 +57,20 @@ def plain(role: Role, fan_in: int, fan_out: int) -> Linear:
     return Linear(fan_in, fan_out, role)
 
 
+class Drawn(nn.Module):
+    """A module with parameters of its own that start at random and that the init axis does not fill."""
+
+    def draw(self, generator: torch.Generator) -> None:
+        raise NotImplementedError
+
+
+def draw_parts(owner: nn.Module, generator: torch.Generator) -> None:
+    """Draws the initial parameters of all `Drawn` modules inside a module."""
+    for module in owner.modules():
+        if isinstance(module, Drawn):
+            module.draw(generator)
+
+
 class Embedding(nn.Embedding):
     """Returns rows of the weight, times a multiplier."""
 

@@ -12,6 +12,7 @@ from models.attention.mixing.base import ATTENTION
 from models.layers import Linear
 from models.placement.base import PLACEMENT, PlacementConfig
 from tests.conftest import complete, tiny
+from tests.models.attention.mixing.helpers import own_tests
 from train.config.schema import Config
 from train.run.module import ProxyModule
 
@@ -46,7 +47,7 @@ class TestZeroInit:
 
     @pytest.mark.parametrize("rule", [name for name in RULES if ATTENTION.choices[name].zero_init_safe])
     def test_every_matrix_moves(self, rule: str) -> None:
-        found = moved(tiny(*ZERO, f"attention={rule}"))
+        found = moved(tiny(*ZERO, f"attention={rule}", *getattr(own_tests(rule), "MUP", ())))
         assert all(found.values()), found
 
     @pytest.mark.parametrize("rule", [name for name in RULES if not ATTENTION.choices[name].zero_init_safe])

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from conf.axis import CHECKED, Axis, Choice
 from models.attention import pattern as patterns
+from models.layers import draw_parts
 from models.probes import (
     SCORES_AT_ONCE,
     Stats,
@@ -103,7 +104,8 @@ class MixingRule(nn.Module):
         return torch.cat(mixed)
 
     def _mixed(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
-        return self.finish(self.weights(inputs).to(v_BHTK.dtype) @ v_BHTK)
+        v_BHTK = self.values(v_BHTK, inputs.x_BTD)
+        return self.finish(self.weights(inputs).to(v_BHTK.dtype) @ v_BHTK, inputs.x_BTD)
 
     def weights(self, inputs: Inputs) -> torch.Tensor:
         """Returns the explicit weights of the values, fp32 [B, H, T, T], zero above the diagonal."""
@@ -122,8 +124,13 @@ class MixingRule(nn.Module):
 
     def draw(self, generator: torch.Generator) -> None:
         """Initializes random parameters that are not matrices of the init axis."""
+        draw_parts(self, generator)
 
-    def finish(self, mixed_BHTK: torch.Tensor) -> torch.Tensor:
+    def values(self, v_BHTK: torch.Tensor, x_BTD: torch.Tensor | None) -> torch.Tensor:
+        """Returns what `weights` multiply; rules that transform the values first override this."""
+        return v_BHTK
+
+    def finish(self, mixed_BHTK: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         """Transforms the heads' mixed values before the output projection."""
         return mixed_BHTK
 

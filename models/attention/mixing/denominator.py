@@ -153,7 +153,7 @@ class Denominator(Softmax):
             case "detached_sum":
                 return w_BHTT / (w_BHTT.sum(-1, keepdim=True).detach() + 1e-4)
 
-    def finish(self, mixed_BHTK: torch.Tensor) -> torch.Tensor:
+    def finish(self, mixed_BHTK: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         if self.form.norm is None:
             return mixed_BHTK
         with full_precision(mixed_BHTK):

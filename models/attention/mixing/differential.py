@@ -61,7 +61,7 @@ class Differential(MixingRule):
         p_BP2TT = torch.softmax(z_BHTT, -1).unflatten(1, (-1, 2))
         return (p_BP2TT[:, :, 0] - self.factor() * p_BP2TT[:, :, 1]).repeat_interleave(2, 1)
 
-    def finish(self, mixed_BHTK: torch.Tensor) -> torch.Tensor:
+    def finish(self, mixed_BHTK: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         pair_BPTK = mixed_BHTK.unflatten(1, (-1, 2)).transpose(2, 3).flatten(-2)
         normed_BPTK = (1 - self.lambda_init) * self.norm(pair_BPTK)
         return normed_BPTK.unflatten(-1, (2, -1)).transpose(2, 3).flatten(1, 2).to(mixed_BHTK.dtype)

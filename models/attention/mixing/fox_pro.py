@@ -51,7 +51,7 @@ class ForgettingPro(Forgetting):
     def values(self, v_BHTK: torch.Tensor, x_BTD: torch.Tensor | None) -> torch.Tensor:
         return with_previous(v_BHTK, torch.sigmoid(self.value_shift(x_BTD))).to(v_BHTK.dtype)
 
-    def gated(self, mixed_BHTK: torch.Tensor, x_BTD: torch.Tensor | None) -> torch.Tensor:
+    def finish(self, mixed_BHTK: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         assert x_BTD is not None, "the output gate reads the layer's input"
         heads, head_dim = self.norm_HK.shape
         gate_BHTK = torch.sigmoid(self.gate(x_BTD).float()).unflatten(-1, (heads, head_dim)).transpose(1, 2)
@@ -59,7 +59,7 @@ class ForgettingPro(Forgetting):
         return (normed_BHTK * gate_BHTK).to(mixed_BHTK.dtype)
 
     def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
-        return self.gated(super().forward(inputs, self.values(v_BHTK, inputs.x_BTD)), inputs.x_BTD)
+        return self.finish(super().forward(inputs, self.values(v_BHTK, inputs.x_BTD)), inputs.x_BTD)
 
     def watch_logits(self, inputs: Inputs) -> Stats:
         return super().watch_logits(inputs._replace(k_BHTK=self.keys(inputs.k_BHTK, inputs.x_BTD)))

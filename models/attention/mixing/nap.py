@@ -50,7 +50,7 @@ class Standardized(MixingRule):
         gain_H11, bias_H11 = self.gain_H[:, None, None], self.bias_H[:, None, None]
         return (gain_H11 * centered_BHTT / (spread_BHT1 + EPS) + bias_H11).tril()
 
-    def finish(self, mixed_BHTK: torch.Tensor) -> torch.Tensor:
+    def finish(self, mixed_BHTK: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         heads = mixed_BHTK.shape[1]
         side_by_side_BTD = mixed_BHTK.transpose(1, 2).flatten(2).float()
         normed_BTD = F.layer_norm(side_by_side_BTD, self.norm_weight_D.shape, self.norm_weight_D, self.norm_bias_D, EPS)

@@ -11,11 +11,6 @@ from tests.models.attention.mixing.helpers import B, D, H, K, T, alibi, inputs, 
 
 KNOBS: dict[str, str] = {}
 PARAMETERS = D * D + 3 * D * H + H * K + H
-SHIFTS = "its weights are of shifted values, and the norm and the gate that follow read the input; see below"
-BUT = {
-    "test_fast_path_is_the_explicit_one": SHIFTS,
-    "test_gradients_of_both_paths_agree": SHIFTS,
-}
 
 
 def rule() -> ForgettingPro:

@@ -116,14 +116,15 @@ def test_parameter_count(rule: str) -> None:
 class TestPaths:
     def test_fast_path_is_the_explicit_one(self, rule: str, biased: bool) -> None:
         made, (q, k, v), bias, x = mixing(rule), qkv(), alibi() if biased else None, inputs()
-        expected = made.finish(made.weights(Inputs(q, k, bias, x)) @ v)
+        expected = made.finish(made.weights(Inputs(q, k, bias, x)) @ made.values(v, x), x)
         torch.testing.assert_close(made(Inputs(q, k, bias, x), v), expected, atol=1e-5, rtol=1e-5)
 
     def test_gradients_of_both_paths_agree(self, rule: str, biased: bool) -> None:
         made, bias = mixing(rule), alibi() if biased else None
         leaves = [x.requires_grad_() for x in (*qkv(), inputs())]
         q, k, v, x = leaves
-        outputs = made(Inputs(q, k, bias, x), v), made.finish(made.weights(Inputs(q, k, bias, x)) @ v)
+        expected = made.finish(made.weights(Inputs(q, k, bias, x)) @ made.values(v, x), x)
+        outputs = made(Inputs(q, k, bias, x), v), expected
         # The input matters to some rules only, the keys not to all: what has no gradient has none in both.
         fast, explicit = (torch.autograd.grad(y.sin().sum(), leaves, allow_unused=True) for y in outputs)
         for one, other in zip(fast, explicit, strict=True):
