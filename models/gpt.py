@@ -65,18 +65,19 @@ class Block(nn.Module):
 def _mixer(arch: Architecture, positions: Positions, context: int, index: int, make: Make) -> TokenMixer:
     """Builds the token mixer of block `index`; `context` is the number of tokens that attention sees."""
     size = arch.model
-    scale = arch.placement.attention_scale(size.head_dim, arch.parametrization.attention_scale(size.head_dim))
-    layer = LayerShape(size.width, size.heads, size.head_dim, scale, context, index, size.depth)
     rule = arch.attention.of_block(index, size.depth)
+    key_dim = rule.key_dim or size.head_dim
+    scale = arch.placement.attention_scale(key_dim, arch.parametrization.attention_scale(key_dim))
+    layer = LayerShape(size.width, size.heads, size.head_dim, scale, context, index, size.depth)
     if not rule.has_weights:
-        return rule.mixer(size.width)
+        return rule.mixer(layer)
     residual = value_residual(arch.value_residual) if arch.value_residual is not None and index > 0 else None
     if index % arch.share_attention:
         gate = arch.gate.build(layer)
         return Borrowing(size.width, size.heads, make=make, gate=gate, value_residual=residual)
     parts = Parts(
         mix=rule.build(layer),
-        qk_norm=arch.qk_norm.build(heads=size.heads, head_dim=size.head_dim, context=context),
+        qk_norm=arch.qk_norm.build(heads=size.heads, head_dim=key_dim, context=context),
         positions=positions,
         make=make if arch.dual_stream is None else separated(arch.dual_stream, size.heads, make),
         sink=arch.sink.build(layer),

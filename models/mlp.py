@@ -60,6 +60,13 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
 
 
+class SGLU(SwiGLU):
+    """W_down (W_gate x * W_up x)."""
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.down(self.gate(x_BTD) * self.up(x_BTD))
+
+
 @MLP.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class GELUConfig(MLPConfig):
@@ -97,3 +104,16 @@ class SwiGLUConfig(MLPConfig):
 
     def build(self, width: int, make: Make = plain) -> nn.Module:
         return SwiGLU(width, hidden_width(width, self.expand), make)
+
+
+@MLP.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class SGLUConfig(MLPConfig):
+    """W_down (W_gate x * W_up x), without an activation. Qin et al. 2023 (TransNormerLLM, arXiv 2307.14995)."""
+
+    name: Literal["sglu"] = "sglu"
+    expand: Annotated[float, Field(gt=0)] = 8 / 3
+    """Hidden width / model width, as of swiglu. The authors: 2816 / 1024."""
+
+    def build(self, width: int, make: Make = plain) -> nn.Module:
+        return SGLU(width, hidden_width(width, self.expand), make)

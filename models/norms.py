@@ -56,6 +56,17 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x_D.float(), self.weight.shape, self.weight, self.eps)
 
 
+class SimpleRMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps), without parameters."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.dim, self.eps = dim, eps
+
+    def forward(self, x_D: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x_D.float(), (self.dim,), None, self.eps)
+
+
 class PreAffine(nn.Module):
     """RMSNorm(scale * x), where the learned scale lets a few channels determine the statistics."""
 
@@ -125,6 +136,19 @@ class RMSNormConfig(NormConfig):
 
     def build(self, dim: int) -> nn.Module:
         return RMSNorm(dim, self.eps)
+
+
+@NORM.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class SimpleRMSNormConfig(NormConfig):
+    """x / sqrt(mean(x^2) + eps), without parameters: SRMSNorm. Qin et al. 2023 (TransNormerLLM, arXiv 2307.14995)."""
+
+    name: Literal["srms"] = "srms"
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    """Added to the mean square."""
+
+    def build(self, dim: int) -> nn.Module:
+        return SimpleRMSNorm(dim, self.eps)
 
 
 @NORM.register

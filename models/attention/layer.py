@@ -65,8 +65,10 @@ class Attention(TokenMixer):
         self.head_dim = width // heads
         given, make = projections or {}, parts.make
         # Not fused into one matrix, because findings read gradients and norms of queries and keys separately.
-        self.query = given.get("query") or make("query", width, width)
-        self.key = given.get("key") or make("key", width, width)
+        self.key_dim = parts.mix.key_dim or self.head_dim
+        self.query = given.get("query") or make("query", width, heads * self.key_dim)
+        shared = self.query if parts.mix.shares_keys else None
+        self.key = shared or given.get("key") or make("key", width, heads * self.key_dim)
         self.value = given.get("value") or make("value", width, width)
         self.out = make("out", width, width)
         self.qk_norm = parts.qk_norm
@@ -95,7 +97,8 @@ class Attention(TokenMixer):
 
     def project(self, x_BTD: torch.Tensor, source_BTD: torch.Tensor) -> QKV:
         """Returns queries and keys of the source and values of x, [B, H, T, K] each."""
-        return self.split(self.query(source_BTD)), self.split(self.key(source_BTD)), self.split(self.value(x_BTD))
+        q_BTD, k_BTD = self.query(source_BTD), self.key(source_BTD)
+        return self.split(q_BTD, self.key_dim), self.split(k_BTD, self.key_dim), self.split(self.value(x_BTD))
 
     def rotate(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (positions,) = self._positions
@@ -111,7 +114,8 @@ class Attention(TokenMixer):
         q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)
         v_BHTK = self.qk_norm.values(v_BHTK)
         factor = None if self.temperature is None else self.temperature(q_BHTK)
-        q_BHTK, k_BHTK = self.rotate(q_BHTK, k_BHTK)
+        if self.mix.key_dim is None:
+            q_BHTK, k_BHTK = self.rotate(q_BHTK, k_BHTK)
         if self.after_positions is not None:
             q_BHTK, k_BHTK = self.after_positions(q_BHTK, k_BHTK)
         if factor is not None:

@@ -38,6 +38,8 @@ def linear_attention(
 ) -> torch.Tensor:
     """Returns o, [B, H, T, V], with `log_decay` [B, H, T], [B, H, T, F] or None.
 
+    Without a decay per feature, all heads can have the same queries and keys, [B, 1, T, F].
+
     A feature map that is large but whose products are cheap is given as `expand`, the map, and `kernel`, which turns
     q k^T into the products of features. It is then applied only where a state is needed.
     """
@@ -49,15 +51,61 @@ def linear_attention(
     q, k, v = (cut(x, chunk) for x in (q_BHTF, k_BHTF, v_BHTV))
     c = None if log_decay is None else cut(log_decay if by_feature else log_decay[..., None], chunk).cumsum(-2)
     out = products(q, k, c, kernel) @ v
-    if q.shape[-3] > 1:
+    if q.shape[2] > 1:
         q, k = (q, k) if expand is None else (expand(q), expand(k))
-        if c is None:
-            state = carried(k.mT @ v)
-        else:
-            last = c[..., -1:, :]
-            state = carried((k * (last - c).exp()).mT @ v, last.mT.exp())
-            q = q * c.exp()
-        out = out + q @ state
+        out = out + (by_features(q, k, v, c) if by_feature and c is not None else by_tokens(q, k, v, c))
+    return out.flatten(2, 3)[..., :length, :]
+
+
+def by_features(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """Returns the part of o that comes from earlier chunks, with a decay per feature."""
+    last = c[..., -1:, :]
+    return (q * c.exp()) @ carried((k * (last - c).exp()).mT @ v, last.mT.exp())
+
+
+def by_tokens(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
+    """Returns the part of o that comes from earlier chunks, without a decay or with one per token.
+
+    Decay multiplies values and outputs, which can be fewer than features. If all heads have one set of queries and
+    keys, their values are features of a single head.
+    """
+    heads, features = v.shape[1], v.shape[-1]
+    one = q.shape[1] == 1 and heads > 1
+
+    def together(x: torch.Tensor) -> torch.Tensor:
+        """[B, H, N, C, V] as [B, 1, N, C, H V], if that is how q and k are."""
+        return x.permute(0, 2, 3, 1, 4).flatten(3)[:, None] if one else x
+
+    def apart(x: torch.Tensor) -> torch.Tensor:
+        return x[:, 0].unflatten(-1, (heads, features)).permute(0, 3, 1, 2, 4) if one else x
+
+    if c is None:
+        return apart(q @ carried(k.mT @ together(v)))
+    last = c[..., -1:, :]
+    kept = together(last.exp().expand(-1, -1, -1, -1, features)) if one else last.exp()
+    return apart(q @ carried(k.mT @ together(v * (last - c).exp()), kept)) * c.exp()
+
+
+def slot_attention(
+    q_BHTF: torch.Tensor, k_BHTF: torch.Tensor, v_BHTV: torch.Tensor, log_decay_BHTV: torch.Tensor
+) -> torch.Tensor:
+    """Returns o_iv = sum_j<=i q_i k_j exp(c_iv - c_jv) v_jv, [B, H, T, V]: linear attention with a decay per value."""
+    length = q_BHTF.shape[-2]
+    q, k, v, g = (cut(x, FEATURE_CHUNK) for x in (q_BHTF, k_BHTF, v_BHTV, log_decay_BHTV))
+    c = g.cumsum(-2)
+    scores, outputs, half = q @ k.mT, [(q * k).sum(-1, keepdim=True) * v], 1
+    while half < FEATURE_CHUNK:
+        # As in `by_halves`: the second half of each block of 2m tokens reads the first, relative to their border.
+        early, late = ([x.unflatten(-2, (-1, 2, half))[..., i, :, :] for x in (v, c)] for i in (0, 1))
+        border = early[1][..., -1:, :]
+        blocks = scores.unflatten(-1, (-1, 2, half)).unflatten(-4, (-1, 2, half))[..., 1, :, :, 0, :]
+        below = blocks.diagonal(0, -4, -2).movedim(-1, -3)
+        read = (below @ (early[0] * (border - early[1]).exp())) * (late[1] - border).exp()
+        outputs.append(F.pad(read, (0, 0, half, 0)).flatten(-3, -2))
+        half *= 2
+    out = sum(outputs[1:], outputs[0])
+    if q.shape[2] > 1:
+        out = out + by_tokens(q, k, v, c)
     return out.flatten(2, 3)[..., :length, :]
 
 
@@ -132,6 +180,30 @@ def carried(update_BHNFV: torch.Tensor, kept_BHNF1: torch.Tensor | None = None) 
     return torch.stack(states, 2)
 
 
+def scan(log_decay: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+    """Returns h_t = exp(log decay_t) h_t-1 + update_t for every element of [B, T, ...].
+
+    Takes about 2 sqrt(T) steps: one after the other within chunks of sqrt(T), all chunks at once, then over the chunks.
+    """
+    length = update.shape[1]
+    chunk = math.ceil(math.sqrt(length))
+
+    def parts(x: torch.Tensor) -> torch.Tensor:
+        rest = x.new_zeros(len(x), -length % chunk, *x.shape[2:])
+        return torch.cat([x, rest], 1).unflatten(1, (-1, chunk))
+
+    g, u = parts(log_decay), parts(update)
+    local = [u[:, :, 0]]
+    for decay, more in zip(g.exp().unbind(2)[1:], u.unbind(2)[1:], strict=True):
+        local.append(torch.addcmul(more, decay, local[-1]))
+    total = g.cumsum(2).exp()
+    states = [torch.zeros_like(u[:, 0, 0])]
+    for n in range(u.shape[1] - 1):
+        states.append(torch.addcmul(local[-1][:, n], total[:, n, -1], states[-1]))
+    found = torch.addcmul(torch.stack(local, 2), total, torch.stack(states, 1)[:, :, None])
+    return found.flatten(1, 2)[:, :length]
+
+
 def delta_rule(
     q_BHTF: torch.Tensor,
     k_BHTF: torch.Tensor,
@@ -141,7 +213,7 @@ def delta_rule(
     *,
     chunk: int = CHUNK,
 ) -> torch.Tensor:
-    """Returns o_t = S_t^T q_t of S_t = a_t S_t-1 + beta_t k_t (v_t - a_t S_t-1^T k_t)^T, [B, H, T, V], a = exp(log decay).
+    """Returns o_t = S_t^T q_t, [B, H, T, V], S_t = a_t S_t-1 + beta_t k_t (v_t - a_t S_t-1^T k_t)^T, a = exp(log decay).
 
     In a chunk the corrected values u solve (I + L) u = beta (v - what the state before the chunk recalls), with
     L_ij = beta_i exp(c_i - c_j) k_i k_j, j < i. Yang et al. 2024 (arXiv 2412.06464), section 3.3.

@@ -30,6 +30,8 @@ def expected(name: str, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         case "swiglu":  # Shazeer 2020, eq. 6
             gate = x @ layer.gate.weight.T
             hidden = gate / (1 + torch.exp(-gate)) * up
+        case "sglu":  # Qin et al. 2023
+            hidden = (x @ layer.gate.weight.T) * up
     return hidden @ layer.down.weight.T
 
 
@@ -49,7 +51,7 @@ def test_gelu_is_not_the_exact_one() -> None:
 @pytest.mark.parametrize(
     ("name", "count"),
     # 8 d^2 each; 8/3 d is 64 at this width: the gated layer has as many as the others (Shazeer 2020, section 3).
-    [("gelu", 8 * WIDTH**2), ("relu2", 8 * WIDTH**2), ("swiglu", 3 * 64 * WIDTH)],
+    [("gelu", 8 * WIDTH**2), ("relu2", 8 * WIDTH**2), ("swiglu", 3 * 64 * WIDTH), ("sglu", 3 * 64 * WIDTH)],
 )
 def test_parameter_count(name: str, count: int) -> None:
     assert sum(p.numel() for p in mlp(name).parameters()) == count == 8 * WIDTH**2

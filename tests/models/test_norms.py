@@ -226,7 +226,15 @@ class TestGatedNorm:
 
 
 def test_which_norms_do_not_feel_the_scale_of_their_input() -> None:
-    assert {name for name, config in NORM.choices.items() if config.scale_invariant} == {*NAMES, "preaffine", "gated"}
+    assert {name for name, config in NORM.choices.items() if config.scale_invariant} == {
+        *NAMES, "preaffine", "gated", "srms",
+    }  # fmt: skip
+
+
+def test_srms_is_rmsnorm_without_parameters() -> None:
+    norm = choice(NORM, "srms").build(2)
+    assert list(norm.parameters()) == []
+    torch.testing.assert_close(norm(torch.tensor([3.0, 4.0])), torch.tensor([0.848528, 1.131371]))
 
 
 @pytest.mark.parametrize("name", ["dyt", "none"])

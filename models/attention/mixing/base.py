@@ -8,7 +8,7 @@ Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, cast
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -84,6 +84,8 @@ class MixingRule(nn.Module):
     """Base class of the rules."""
 
     keeps_ratios = False  # whether the ratio of two weights depends on the logits of these two keys alone
+    key_dim: int | None = None
+    shares_keys = False
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -179,6 +181,8 @@ class MixingConfig(Choice):
     reads_scale = True  # whether weights depend on the factor of q k^T
     reads_lengths = True  # whether weights depend on the lengths of queries and keys
     has_weights = True  # whether it is a rule with T x T weights inside an attention layer; if not, it has a `mixer`
+    key_dim: ClassVar[int | None] = None  # features of a head's queries and keys, if not head_dim; not rotated then
+    shares_keys = False  # whether one matrix makes queries and keys
     pattern: Annotated[
         patterns.Pattern, BeforeValidator(_pattern), Field(examples=["odd", "bilateral", ("self", "softmax")])
     ] = "all"
@@ -207,8 +211,20 @@ class MixingConfig(Choice):
                 f"divides out: use qk_norm=none or attention=softmax"
             )
 
-    def mixer(self, width: int) -> "TokenMixer":
-        """Returns the replacement of a block's attention, for configs without T x T weights."""
+        own = "queries and keys of their own width" if self.key_dim else "one matrix of queries and keys"
+        if (self.key_dim or self.shares_keys) and config.layout.name != "mha":
+            raise ValueError(
+                f"attention={self.name} has {own}, but layout={config.layout.name} makes them otherwise: "
+                f"use layout=mha or attention=softmax"
+            )
+        if self.key_dim and config.placement.sets_weights_each_step:
+            raise ValueError(
+                f"attention={self.name} has {own}, but placement={config.placement.name} scales those of the head "
+                f"dimension: use placement=pre or attention=softmax"
+            )
+
+    def mixer(self, layer: LayerShape) -> "TokenMixer":
+        """Returns the replacement of a block's attention, for configs that are not a rule inside it."""
         raise NotImplementedError
 
     def of_block(self, block: int, depth: int) -> "MixingConfig":

@@ -64,9 +64,12 @@ class LinearAttention(MixingRule):
         """Returns w without the division by its row sum or a position bias, fp32 [B, H, T, T]."""
         return weights(*self.features(inputs), self.log_decay(inputs), self.kernel)
 
-    def weights(self, inputs: Inputs) -> torch.Tensor:
+    def biased_weights(self, inputs: Inputs) -> torch.Tensor:
+        """Returns w times exp(bias), before the division by the row sum."""
         with full_precision(inputs.q_BHTK):
             w_BHTT = self.raw_weights(inputs)
-        if inputs.bias_HTT is not None:
-            w_BHTT = w_BHTT * inputs.bias_HTT.tril().exp().tril()
+        return w_BHTT if inputs.bias_HTT is None else w_BHTT * inputs.bias_HTT.tril().exp()
+
+    def weights(self, inputs: Inputs) -> torch.Tensor:
+        w_BHTT = self.biased_weights(inputs)
         return w_BHTT / w_BHTT.sum(-1, keepdim=True).clamp_min(self.least) if self.normalized else w_BHTT

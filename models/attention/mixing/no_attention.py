@@ -5,23 +5,17 @@ standard attention. Its inner width of 4 D / 3, rounded, gives it about the 4 D^
 has no queries, keys or positions, and records no attention probes.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
-from models.attention.mixing.base import ATTENTION, MixingConfig
+from models.attention.mixing.base import ATTENTION, LayerShape
+from models.attention.mixing.replacement import ReplacementConfig
 from models.carry import Carry
 from models.mixer import TokenMixer
 from models.mlp import SwiGLU, hidden_width
-
-if TYPE_CHECKING:
-    from models.architecture import Architecture
-
-
-OFF = {"layout": "mha", "qk_source": "stream", "temperature": "none", "sink": "none", "gate": "none"}
-"""Axes of attention, and their choices that are inactive without it."""
 
 
 class NoAttention(TokenMixer):
@@ -35,34 +29,13 @@ class NoAttention(TokenMixer):
 
 @ATTENTION.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class NoAttentionConfig(MixingConfig):
+class NoAttentionConfig(ReplacementConfig):
     """A gated MLP in place of attention, with as many parameters.
 
     Xue et al. 2025 ("Deconstructing attention", arXiv 2510.11602).
     """
 
     name: Literal["mlp"] = "mlp"
-    has_weights = False
 
-    def mixer(self, width: int) -> TokenMixer:
-        return NoAttention(width)
-
-    def fits(self, config: "Architecture") -> None:
-        if self.pattern == "all":
-            for axis, name in OFF.items():
-                given = getattr(config, axis).name
-                if config.attention is self and given != name:
-                    raise ValueError(
-                        f"attention=mlp has no attention that {axis}={given} could act on: "
-                        f"use {axis}={name} or attention=softmax"
-                    )
-        if config.value_residual is not None:
-            raise ValueError(
-                f"attention=mlp has blocks without values, but value_residual={config.value_residual} adds to them: "
-                f"use value_residual=null or attention=softmax"
-            )
-        if config.placement.wraps_projections or config.placement.sets_initial_scale:
-            raise ValueError(
-                f"attention=mlp has blocks without projections, but placement={config.placement.name} changes them: "
-                f"use placement=pre or attention=softmax"
-            )
+    def mixer(self, layer: LayerShape) -> TokenMixer:
+        return NoAttention(layer.width)

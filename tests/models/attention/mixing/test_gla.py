@@ -67,4 +67,3 @@ class TestGLA:
         weights = rule.weights(Inputs(q, k, None, x))
         assert (weights[:, :, t:, :t] == 0).all()
         assert (weights[:, :, t - 1, :t] != 0).any()
-

@@ -1,0 +1,89 @@
+"""Mamba."""
+
+import torch
+import torch.nn.functional as F
+
+from models.carry import Carry
+from tests.conftest import randn
+from tests.models.attention.mixing.helpers import B, D
+from tests.models.attention.mixing.linear_helpers import fixture
+from tests.models.attention.mixing.replacement_helpers import (
+    assert_causal_at_any_length,
+    assert_finite,
+    assert_probed,
+    assert_refuses,
+    mixer,
+)
+
+KNOBS = {"state": "8", "taps": "2"}
+STEPS = [[0.744397, 1.241154], [0.341154, 0.913015], [1.387335, 0.644397]]
+
+
+def of_two_channels() -> tuple[torch.nn.Module, list[torch.Tensor]]:
+    """Rates [[1, 2], [1, 2]] and D = [1, 0.5]; x = v, B = k, C = q of the fixture."""
+    made = mixer("mamba", state=2)
+    made.heads = 2
+    made.rates.log_rate = torch.nn.Parameter(torch.tensor([[1.0, 2.0], [1.0, 2.0]]).log())
+    made.skip.weight = torch.nn.Parameter(torch.tensor([1.0, 0.5]))
+    q, k, v = (x[0] for x in fixture())
+    return made, [v, torch.tensor(STEPS)[None], k, q]
+
+
+def test_scan_vector() -> None:
+    """dt = softplus([[0.1, 0.9], [-0.9, 0.4], [1.1, -0.1]]), the steps before it with biases 0.1 and -0.1."""
+    steps = F.softplus(torch.tensor([[0.1, 0.9], [-0.9, 0.4], [1.1, -0.1]]))
+    torch.testing.assert_close(steps, torch.tensor(STEPS), atol=1e-6, rtol=0)
+    made, given = of_two_channels()
+    y = made.scanned(*given)[0]  # type: ignore[operator]
+    expected = torch.tensor([[1.744397, 0], [0.264614, 2.326031], [1.867831, -0.248370]])
+    torch.testing.assert_close(y, expected, atol=2e-6, rtol=0)
+    z = torch.tensor([[0.0, 1], [1, 0], [-1, 2]])
+    expected = torch.tensor([[0, 0], [0.193448, 0], [-0.502337, -0.437527]])
+    torch.testing.assert_close(y * F.silu(z), expected, atol=2e-6, rtol=0)
+
+
+def test_hidden_attention_vector() -> None:
+    made, (_, dt, b, c) = of_two_channels()
+    w = made.weights(dt, b, c)[0] - torch.diag_embed(made.skip.weight.detach()[:, None].expand(2, 3))  # type: ignore[operator]
+    expected = torch.tensor([
+        [[0.744397, 0, 0], [0.264614, 0.682308, 0], [-0.132169, 0.021278, 0]],
+        [[1.241154, 0, 0], [0.249045, 1.826031, 0], [-0.261487, 0.251630, 0]],
+    ])  # fmt: skip
+    torch.testing.assert_close(w, expected, atol=2e-6, rtol=0)
+
+
+def test_it_is_the_recurrence() -> None:
+    made, x = mixer("mamba"), randn(B, 23, D)
+    u = F.silu(made.convolution(made.value(x)))
+    dt = F.softplus(made.step(made.squeeze(u)) + made.rates.step_bias)
+    b, c, state, outputs = made.key(u), made.query(u), torch.zeros(B, 2 * D, 16), []
+    for t in range(23):
+        state = (-made.rates.log_rate.exp() * dt[:, t, :, None]).exp() * state
+        state = state + (dt[:, t] * u[:, t])[..., None] * b[:, t, None]
+        outputs.append((state * c[:, t, None]).sum(-1) + made.skip.weight * u[:, t])
+    expected = made.out(torch.stack(outputs, 1) * F.silu(made.gate(x)))
+    torch.testing.assert_close(made(x, Carry()), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_causal() -> None:
+    assert_causal_at_any_length(mixer("mamba"))
+
+
+def test_finite() -> None:
+    assert_finite(mixer("mamba"))
+
+
+def test_probes() -> None:
+    assert_probed(mixer("mamba"))
+
+
+def test_start() -> None:
+    made = mixer("mamba")
+    torch.testing.assert_close(made.rates.log_rate.exp(), torch.arange(1.0, 17).expand(2 * D, 16))
+    assert made.step.in_features == 1
+    assert made.step.weight.abs().max() <= 1
+    assert not made.rates.decays
+
+
+def test_refusals() -> None:
+    assert_refuses("mamba")
