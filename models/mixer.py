@@ -32,7 +32,8 @@ class TokenMixer(nn.Module):
     `rule`        The rule that computes its T x T weights, or None. Used by probes of logits and entropies, QK-clip and
                   `train.amplification`.
     `logit_rows`  Which rows of which matrices scale a head's logits; empty if it has no logits.
-    probes        On a watch step (`carry.watch`) it calls `carry.record("attention", {...})`.
+    probes        On a watch step (`carry.watch`) it calls `carry.record("attention", {...})`. A mixer without a rule
+                  can report its explicit weights, as `hidden_attention` in models/attention/mixing/replacement.py.
     values        If it has per-head values, it stores them in `carry.first_BHTK` unless that is already set.
     `draw`        Initializes parameters that the init axis does not: that axis handles only `Linear` and `Embedding`.
 

@@ -180,28 +180,43 @@ def carried(update_BHNFV: torch.Tensor, kept_BHNF1: torch.Tensor | None = None) 
     return torch.stack(states, 2)
 
 
-def scan(log_decay: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-    """Returns h_t = exp(log decay_t) h_t-1 + update_t for every element of [B, T, ...].
+class _Scan(torch.autograd.Function):
+    """h_t = a_t h_t-1 + u_t along dimension 1, or h_t = a_t h_t+1 + u_t if reversed.
 
-    Takes about 2 sqrt(T) steps: one after the other within chunks of sqrt(T), all chunks at once, then over the chunks.
+    Autograd would store and sum a tensor for every step. The gradient is itself a scan, so it can be differentiated too.
     """
-    length = update.shape[1]
-    chunk = math.ceil(math.sqrt(length))
 
-    def parts(x: torch.Tensor) -> torch.Tensor:
-        rest = x.new_zeros(len(x), -length % chunk, *x.shape[2:])
-        return torch.cat([x, rest], 1).unflatten(1, (-1, chunk))
+    @staticmethod
+    def forward(ctx, decay: torch.Tensor, update: torch.Tensor, reverse: bool) -> torch.Tensor:
+        found = torch.empty_like(update)
+        steps = range(update.shape[1])
+        before = None
+        for t in reversed(steps) if reverse else steps:
+            if before is None:
+                found[:, t] = update[:, t]
+            else:
+                torch.addcmul(update[:, t], decay[:, t], found[:, before], out=found[:, t])
+            before = t
+        ctx.reverse = reverse
+        ctx.save_for_backward(decay, found)
+        return found
 
-    g, u = parts(log_decay), parts(update)
-    local = [u[:, :, 0]]
-    for decay, more in zip(g.exp().unbind(2)[1:], u.unbind(2)[1:], strict=True):
-        local.append(torch.addcmul(more, decay, local[-1]))
-    total = g.cumsum(2).exp()
-    states = [torch.zeros_like(u[:, 0, 0])]
-    for n in range(u.shape[1] - 1):
-        states.append(torch.addcmul(local[-1][:, n], total[:, n, -1], states[-1]))
-    found = torch.addcmul(torch.stack(local, 2), total, torch.stack(states, 1)[:, :, None])
-    return found.flatten(1, 2)[:, :length]
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        decay, found = ctx.saved_tensors
+        none = torch.zeros_like(found[:, :1])
+        # decay_t leads from t - 1 to t, or from t + 1 if reversed; the gradient flows the other way.
+        if ctx.reverse:
+            onward, previous = torch.cat([none, decay[:, :-1]], 1), torch.cat([found[:, 1:], none], 1)
+        else:
+            onward, previous = torch.cat([decay[:, 1:], none], 1), torch.cat([none, found[:, :-1]], 1)
+        of_update = _Scan.apply(onward, grad, not ctx.reverse)
+        return of_update * previous, of_update, None
+
+
+def scan(decay: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+    """Returns h_t = decay_t h_t-1 + update_t for every element of [B, T, ...], token by token."""
+    return _Scan.apply(decay, update, False)
 
 
 def delta_rule(
@@ -213,7 +228,7 @@ def delta_rule(
     *,
     chunk: int = CHUNK,
 ) -> torch.Tensor:
-    """Returns o_t = S_t^T q_t, [B, H, T, V], S_t = a_t S_t-1 + beta_t k_t (v_t - a_t S_t-1^T k_t)^T, a = exp(log decay).
+    """Returns o_t = S_t^T q_t, S_t = a_t S_t-1 + beta_t k_t (v_t - a_t S_t-1^T k_t)^T, [B, H, T, V], log decay log a.
 
     In a chunk the corrected values u solve (I + L) u = beta (v - what the state before the chunk recalls), with
     L_ij = beta_i exp(c_i - c_j) k_i k_j, j < i. Yang et al. 2024 (arXiv 2412.06464), section 3.3.

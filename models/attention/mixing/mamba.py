@@ -85,8 +85,8 @@ class Mamba(TokenMixer):
         self, x_BTI: torch.Tensor, dt_BTI: torch.Tensor, b_BTN: torch.Tensor, c_BTN: torch.Tensor
     ) -> torch.Tensor:
         """Returns y."""
-        log_decay_BTIN = -self.rates.log_rate.exp() * dt_BTI[..., None]
-        h_BTIN = scan(log_decay_BTIN, (dt_BTI * x_BTI)[..., None] * b_BTN[:, :, None])
+        decay_BTIN = (-self.rates.log_rate.exp() * dt_BTI[..., None]).exp()
+        h_BTIN = scan(decay_BTIN, (dt_BTI * x_BTI)[..., None] * b_BTN[:, :, None])
         return (h_BTIN @ c_BTN[..., None])[..., 0] + self.skip.weight * x_BTI
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.attention.linear_time import delta_rule, delta_weights, linear_attention, weights
+from models.attention.linear_time import delta_rule, delta_weights, linear_attention, scan, slot_attention, weights
 from tests.conftest import randn
 
 B, H, F, V = 2, 2, 3, 5
@@ -99,3 +99,33 @@ def test_4096_tokens(kind: str) -> None:
     decay = None if kind == "none" else d[kind]
     q, k, v = d["q"], d["k"], d["v"]
     torch.testing.assert_close(linear_attention(q, k, v, decay), recurrence(q, k, v, decay))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_slot_attention_decays_by_value(length: int) -> None:
+    d = draws(length)
+    decay = -randn(B, H, length, V, seed=6, dtype=torch.float64).abs()
+    state, expected = torch.zeros(B, H, F, V, dtype=torch.float64), []
+    for t in range(length):
+        state = state * decay[:, :, t, None].exp() + d["k"][:, :, t, :, None] * d["v"][:, :, t, None]
+        expected.append((d["q"][:, :, t, None] @ state)[..., 0, :])
+    torch.testing.assert_close(slot_attention(d["q"], d["k"], d["v"], decay), torch.stack(expected, 2))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_scan(length: int) -> None:
+    decay = torch.rand(
+        B, length, F, V, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    ).requires_grad_()
+    update = randn(B, length, F, V, seed=2, dtype=torch.float64).requires_grad_()
+    state, expected = torch.zeros(B, F, V, dtype=torch.float64), []
+    for t in range(length):
+        state = state * decay[:, t] + update[:, t]
+        expected.append(state)
+    outputs = scan(decay, update), torch.stack(expected, 1)
+    torch.testing.assert_close(*outputs)
+    found, by_step = (torch.autograd.grad(y.sin().sum(), (decay, update), create_graph=True) for y in outputs)
+    torch.testing.assert_close(found, by_step)
+    # And twice, as products with the Hessian are.
+    twice = [torch.autograd.grad(sum(g.square().sum() for g in of), (decay, update)) for of in (found, by_step)]
+    torch.testing.assert_close(*twice)

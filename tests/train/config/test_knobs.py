@@ -160,6 +160,8 @@ SIZE = {"width": "32", "depth": "2", "heads": "4"}
 NEEDS = {
     "reparametrization=tvr": ("reparametrization.every=1", "model.depth=2"),
     "reparametrization=lawn": ("reparametrization.free_steps=null", "reparametrization.free_fraction=0.25"),
+    # No group of the default size is whole at this context.
+    "attention=cca": ("attention.group=2",),
     "qk_clip": ("qk_norm=none",),
     "pattern": ("model.depth=2",),
     # A decay over a single step has no shape, so it takes three of the four steps.

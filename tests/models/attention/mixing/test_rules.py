@@ -60,7 +60,10 @@ class TestCausality:
     @pytest.mark.parametrize("t", [1, 2, 7, T - 1])
     def test_a_prefix_gives_the_same_outputs(self, rule: str, position: str, t: int) -> None:
         attention, x_BTD = layer(rule, position), randn(B, T, D)
-        torch.testing.assert_close(output(attention, x_BTD[:, :t]), output(attention, x_BTD)[:, :t], atol=1e-6, rtol=0)
+        expected = output(attention, x_BTD)[:, :t]
+        # Outputs of rules without a row sum can be large, and some are differences of numbers that are.
+        atol = 2e-6 * max(0.5, expected.abs().max().item())
+        torch.testing.assert_close(output(attention, x_BTD[:, :t]), expected, atol=atol, rtol=0)
 
 
 @every_rule

@@ -1,0 +1,58 @@
+"""The dense state space."""
+
+import torch
+
+from tests.conftest import randn
+from tests.models.attention.mixing.helpers import B, D
+from tests.models.attention.mixing.replacement_helpers import (
+    assert_causal_at_any_length,
+    assert_finite,
+    assert_refuses,
+    mixer,
+)
+
+KNOBS = {"state": "8", "matrices": "3", "p": "1.4"}
+
+
+def test_vector() -> None:
+    """Two matrices, the identity and the swap."""
+    made = mixer("sd_ssm", state=2, matrices=2)
+    made.transitions.weight_MNN = torch.nn.Parameter(torch.tensor([[[1.0, 0], [0, 1]], [[0, 1], [1, 0]]]))
+    a = made.transition(torch.tensor([[[0.0, 0], [2, -1], [-1, 1]]]))
+    expected = torch.tensor([[0.977786, 0.048681], [0.048681, 0.977786]])
+    torch.testing.assert_close(a[0, 1], expected, atol=1e-6, rtol=0)
+    h = made.states(a, torch.tensor([[[1.0, 0], [0, 1], [2, -1]]]))
+    expected = torch.tensor([[1, 0], [0.977786, 1.048681], [3.098567, 0.041546]])
+    torch.testing.assert_close(h[0], expected, atol=2e-6, rtol=0)
+
+
+def test_columns_have_norm_one() -> None:
+    made = mixer("sd_ssm", state=2, matrices=1)
+    made.transitions.weight_MNN = torch.nn.Parameter(torch.tensor([[[1.0, 2], [-1, 0]]]))
+    expected = torch.tensor([[0.561231, 1], [-0.561231, 0]])
+    torch.testing.assert_close(made.transition(torch.zeros(1, 1, 1))[0, 0], expected, atol=1e-5, rtol=0)
+    norms = mixer("sd_ssm").transition(randn(B, 5, 6)).abs().pow(1.2).sum(-2).pow(1 / 1.2)
+    torch.testing.assert_close(norms, torch.ones(B, 5, 64))
+
+
+def test_causal() -> None:
+    assert_causal_at_any_length(mixer("sd_ssm"))
+
+
+def test_finite() -> None:
+    assert_finite(mixer("sd_ssm"))
+
+
+def test_start() -> None:
+    weight = mixer("sd_ssm").transitions.weight_MNN
+    bound = (3 / 64) ** 0.5
+    assert weight.shape == (6, 64, 64)
+    assert 0.99 * bound < weight.abs().max() <= bound
+
+
+def test_parameters() -> None:
+    assert sum(p.numel() for p in mixer("sd_ssm").parameters()) == 6 * 64**2 + 2 * 64 * D + 6 * (D + 1) + 64
+
+
+def test_refusals() -> None:
+    assert_refuses("sd_ssm")
