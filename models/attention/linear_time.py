@@ -183,7 +183,7 @@ def carried(update_BHNFV: torch.Tensor, kept_BHNF1: torch.Tensor | None = None) 
 class _Scan(torch.autograd.Function):
     """h_t = a_t h_t-1 + u_t along dimension 1, or h_t = a_t h_t+1 + u_t if reversed.
 
-    Autograd would store and sum a tensor for every step. The gradient is itself a scan, so it can be differentiated too.
+    Autograd would store a tensor for every step. The gradient is itself a scan, so it can be differentiated too.
     """
 
     @staticmethod

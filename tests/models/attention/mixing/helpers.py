@@ -3,7 +3,7 @@
 The file of a rule's tests, test_<rule>.py, also says what the tests of all rules have to know of it:
     KNOBS                 another value for each field of its config, as in tests/train/config/test_knobs.py
     PARAMETERS            its number of parameters for H heads of dimension K and a context of T (left out: 0)
-    MUP                   overrides without which not all of its matrices learn under parametrizations of the muP family (left out: none)
+    MUP                   overrides without which muP refuses it, or does not move all its matrices (left out: none)
     ALIKE                 fields that choose how the same numbers are computed (left out: none)
     BUT                   names of tests in test_rules.py that can't hold for it, each with the reason (left out: none)
 Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
