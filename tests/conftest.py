@@ -1,5 +1,6 @@
 """Helpers that the tests share: config choices as conf/ has them, whole tiny configs, seeded random tensors."""
 
+import signal
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ from train.config.grid import Composer
 from train.config.schema import Config
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # In the background, where commands under test would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 T = TypeVar("T")
 

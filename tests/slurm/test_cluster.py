@@ -43,9 +43,6 @@ def missing() -> str | None:
 
 
 # On one worker, because tests that kill a node would disturb the others.
-pytestmark = pytest.mark.xdist_group("slurm")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     reason = missing()

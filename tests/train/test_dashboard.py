@@ -33,10 +33,8 @@ SECTIONS = ["LR sensitivity", "Attention", "Residual stream", "Output logits"]
 SECTIONS += ["Gradient RMS over epsilon", "Update RMS over LR", "Loss"]
 KEY = "x" * 40
 
+
 # On one worker: the runs that all are about are trained once.
-pytestmark = pytest.mark.xdist_group("dashboard")
-
-
 def train_and_write(overrides: list[str]) -> None:
     """Trains a sweep of tiny runs for real and makes its dashboard offline; in one process, where W&B starts once."""
     sweep = plan(overrides)

@@ -169,7 +169,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-@pytest.mark.xdist_group("documented")
 @pytest.mark.parametrize("command", RUN)
 def test_runs(place: Path, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)

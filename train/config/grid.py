@@ -81,7 +81,8 @@ class Composer:
         # Points with the same keys can share a node, because each sets all of these keys again.
         keys = tuple(_key(o) for o in values)
         if (for_hydra, keys) not in self.templates:
-            self.templates[for_hydra, keys] = Template(self._composed(for_hydra).copy(), keys)
+            node = self._swapped(for_hydra) or self._composed(for_hydra).copy()
+            self.templates[for_hydra, keys] = Template(node, keys)
         return self.templates[for_hydra, keys].config(values)
 
     def _for_hydra(self, point: Sequence[str]) -> tuple[str, ...]:
@@ -95,7 +96,7 @@ class Composer:
 
     def _composed(self, for_hydra: tuple[str, ...]) -> DictConfig:
         if for_hydra not in self.composed:
-            self.composed[for_hydra] = self._swapped(for_hydra) or compose_node(for_hydra)
+            self.composed[for_hydra] = compose_node(for_hydra)
         return self.composed[for_hydra]
 
     def _swapped(self, chosen: tuple[str, ...]) -> DictConfig | None:

@@ -6,9 +6,8 @@ import torch
 from conf.axis import ConfigError, checked
 from models.gpt import GPT
 from models.size import SizeConfig
-from tests.conftest import yaml_values
+from tests.conftest import composer, yaml_values
 from train.config.choices import choices
-from train.config.compose import compose
 from train.config.grid import expand
 from train.sweeps.plan import plan
 
@@ -62,7 +61,7 @@ def test_n(name: str) -> None:
     """Each block has two norms of the width and two of the head dimension, and there is a norm before the head."""
     size = SIZES[name]
     with torch.device("meta"):
-        model = GPT(compose([f"model={name}", "data=synthetic"]), vocab_size=8, context=8)
+        model = GPT(composer().config([f"model={name}", "data=synthetic"]), vocab_size=8, context=8)
     vectors = size.depth * (2 * size.width + 2 * size.width // size.heads) + size.width
     assert model.parameter_count() == large(size) + vectors
 

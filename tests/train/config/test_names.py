@@ -12,7 +12,6 @@ from models.attention.pattern import SELF, WORDS
 from tests.conftest import complete, composer, tiny
 from tests.train.config.test_schema import NUMBERS, OTHER_CHOICES
 from train.config.choices import choices
-from train.config.compose import compose
 from train.config.messages import all_keys
 from train.config.names import LONGEST, SHORT, part, shortened, text
 from train.config.schema import Config, Runtime
@@ -44,7 +43,7 @@ from train.docs import names
     ],
 )  # fmt: skip
 def test_readable_part(overrides: str, name: str) -> None:
-    config = compose(overrides.split())
+    config = composer().config(overrides.split())
     assert config.readable() == name
     assert config.run_name() == f"{name}-{config.digest()}"
 

@@ -11,7 +11,7 @@ import pytest
 
 from conf.axis import ConfigError, axes, checked, documentation
 from models.size import SizeConfig
-from tests.conftest import choice, complete, tiny, yaml_values
+from tests.conftest import choice, complete, composer, tiny, yaml_values
 from train.config.choices import choices, shared_fields
 from train.config.compose import compose, from_file, to_yaml
 from train.config.messages import all_keys
@@ -25,7 +25,7 @@ YAML_CHOICES = [(axis, name) for axis in AXES for name in choices()[axis]]
 
 def fault(*overrides: str) -> str:
     with pytest.raises(ConfigError) as error:
-        compose(overrides)
+        composer().config(overrides)
     return str(error.value)
 
 

@@ -16,8 +16,6 @@ from train.findings.status import state
 from train.report import write_report
 from train.results.sweep import load_sweep
 
-pytestmark = pytest.mark.xdist_group("findings_command")
-
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):

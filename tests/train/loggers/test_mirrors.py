@@ -32,10 +32,8 @@ WANDB = [
     f"steps={STEPS}",
 ]  # fmt: skip
 
+
 # On one worker, because most tests use the same run.
-pytestmark = pytest.mark.xdist_group("mirrors")
-
-
 def stopped_and_gone_on(parent: Path, *overrides: str) -> RunFolder:
     """Returns a run that SIGTERM stopped and another process finished."""
     config = tiny(*overrides)

@@ -20,7 +20,7 @@ from train.results.sweep import load_sweep
 from train.results.table import table
 from train.results.verdict import Part
 
-pytestmark = [pytest.mark.skipif(MISSING is not None, reason=str(MISSING)), pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 ROWS = "#table tbody tr:not([hidden])"
 NAMES = f"{ROWS} [data-key=run]"
 STEPS = 600
