@@ -27,8 +27,8 @@ FLOORS = (
     {"train.leaderboard"},
     {"train.docs"},
 )
-"""From the ground up: training, up to train.sweeps, stands below everything that judges. A module belongs to the longest
-name here that it begins with; a `__main__` and a command that has no floor of its own stand above all."""
+"""From the ground up: training, up to train.sweeps, stands below everything that judges. A module belongs to the
+longest name here that it begins with; a `__main__` and a command that has no floor of its own stand above all."""
 
 
 @cache

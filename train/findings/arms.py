@@ -50,9 +50,8 @@ class Arms:
 
     def sizes(self, *arms: str) -> list[int]:
         """Sizes at which each of these arms (default: any arm) is in the sweep, ascending."""
-        of = {name: set(self.runs[self.runs["arm"] == name]["size"].astype(int)) for name in self.names}
-        found = set.intersection(*(of[arm] for arm in arms)) if arms else set.union(*of.values())
-        return sorted(found)
+        of = [set(self.runs.loc[self.runs["arm"] == name, "size"].astype(int)) for name in arms or self.names]
+        return sorted(set.intersection(*of) if arms else set.union(*of))
 
     def gaps(self, *arms: str) -> str:
         """Text on what these arms (default: all) lack, "" for nothing."""

@@ -27,8 +27,12 @@ def series(rows: pd.DataFrame, column: str) -> pd.Series:
 
     if column not in rows:
         return pd.Series(dtype=float)
-    values = rows[rows["step"] >= 0].set_index("step")[column].astype(float)
+    values = _by_step(rows, column)
     return values[np.isfinite(values)]
+
+
+def _by_step(rows: pd.DataFrame, column: str) -> pd.Series:
+    return rows.loc[rows["step"] >= 0, ["step", column]].set_index("step")[column].astype(float)
 
 
 def at_end(rows: pd.DataFrame, column: str) -> float:
@@ -53,9 +57,7 @@ def loss_difference(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.Series:
 
     A step whose loss is not finite, or that the run didn't reach, is infinitely far.
     """
-    own, other = (
-        frame[frame["step"] >= 0].set_index("step")["train/loss"].astype(float) for frame in (rows, reference)
-    )
+    own, other = (_by_step(frame, "train/loss") for frame in (rows, reference))
     gap = (own.reindex(other.index) - other).fillna(np.inf)
     return gap.rolling(max(1, round(WINDOW * len(gap))), center=True, min_periods=1).median()
 
