@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 END = 5
 """Watched steps that make up the end of a run: with the paper's length and watch_every its final 500 steps."""
-WINDOW = 0.05
-"""Share of a run over which a difference of training losses is smoothed, by a running median."""
+WINDOW = 21
+"""Steps over which a difference of training losses is smoothed, by a running median: what breaks in warm-up does so within
+some tens of steps. Never more than a twentieth of the run."""
 LASTING = 0.1
 """Share of a run for which a loss must stay away to count as departed: a spike is no departure."""
 
@@ -59,7 +60,7 @@ def loss_difference(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.Series:
     """
     own, other = (_by_step(frame, "train/loss") for frame in (rows, reference))
     gap = (own.reindex(other.index) - other).fillna(np.inf)
-    return gap.rolling(max(1, round(WINDOW * len(gap))), center=True, min_periods=1).median()
+    return gap.rolling(max(1, min(WINDOW, round(len(gap) / 20))), center=True, min_periods=1).median()
 
 
 def departure(gap: pd.Series) -> int | None:
