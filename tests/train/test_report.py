@@ -44,7 +44,7 @@ def fake_run(path, config, loss, logit, state=None):
     if state not in ("finished", "diverged"):
         return
     width, depth = config.model.width, config.model.depth
-    gains = 2 * 32 * depth if config.qk_norm.name == "layernorm" else 0
+    gains = 2 * config.model.head_dim * depth if config.qk_norm.name == "layernorm" else 0
     summary = {
         "name": path.name, "state": state, "validation/loss_init": LOSS_INIT, "validation/loss_final": loss,
         "validation/loss": LOSS_INIT if loss is None else loss, **FLOORS,
@@ -176,7 +176,7 @@ def test_unended_runs_are_listed_and_left_out(folder):
 
 def test_table(folder):
     found = table(load_sweep(make(folder, seeds=(0, 1))).runs).set_index(["N", "arm"])
-    row = found.loc[(589_824, "qk_norm=none")]
+    row = found.loc[(393_216, "qk_norm=none")]
     assert (row["runs"], row["ended"], row["diverged"], row["seeds"]) == (10, 10, 2, 2)
     # Seed 0: (5.25 + 5.156 + 5.536 + 6.17 + 8.1) / 5 - 5.156; seed 1 moves finite losses by 0.01 sin(1000 lr).
     moved = [
@@ -224,7 +224,7 @@ def test_report_of_a_finding(folder, capsys):
     assert "qk_norm: not testable at this scale (not 0.4 nats below the bigram floor (4.660)" in said
     assert "Not fit for judging: " in said
     assert "LR grid: 0.003, 0.01, 0.03, 0.1, 0.3" in said
-    assert "590k  qk_norm=none       10 of 10" in said
+    assert "393k  qk_norm=none       10 of 10" in said
     text = (folder / "report/table.md").read_text()
     assert "**qk_norm: not testable at this scale (not 0.4 nats below the bigram floor (4.660)" in text
     assert "LR sensitivity is lower with qk-norm at every size (decides)** | pass |" in text

@@ -34,7 +34,7 @@ from train.docs import names
         ("model.name=a/b", "w64-d2-name=a=2fb-lr0.01-s0"),
         ("optimizer.decay_times_steps=null", "mini-w64-d2-wd_steps=null-lr0.01-s0"),
         ("optimizer.decay_times_steps=3 schedule.final_fraction=0.1",
-         "mini-w64-d2-wd_steps3-schedule.final_fraction=0.1-lr0.01-s0"),
+         "mini-w64-d2-wd_steps3-schedule.final_fraction0.1-lr0.01-s0"),
         ("optimizer.clip=null optimizer.decay=coupled", "mini-w64-d2-clip=null-decay=coupled-lr0.01-s0"),
         ("precision=bf16 compile=true", "mini-w64-d2-bf16-compile=true-lr0.01-s0"),
         ("optimizer=adafactor optimizer.beta2_decay=-0.5", "mini-w64-d2-adafactor-optimizer.beta2_decay=-0.5-lr0.1-s0"),

@@ -32,7 +32,7 @@ LEARNED = 1 - math.exp(-6)
 
 
 def logit(n, lr):
-    """A power law in N whose exponent grows with the LR: at the end of the run, 1.8M passes 1e3 from LR 0.03 on."""
+    """A power law in N whose exponent grows with the LR: at the end of the run, 1.6M passes 1e3 from LR 0.03 on."""
     return 10 ** ((math.log10(n / 12e3) * (1.0 + 0.5 * math.log10(lr / 0.03)) + 1.5 + math.log10(lr / 0.03)) / LEARNED)
 
 
@@ -72,7 +72,7 @@ def refused(monkeypatch, capsys, *arguments):
 def test_a_known_law_is_forecast_16_times_further(law, monkeypatch, capsys):
     command(monkeypatch, sweep(law), "--target", "mini-w256-d2", "--at", "1")
     found = json.loads((law / "report" / "forecast.json").read_text())
-    assert found["N"] == 1_771_200
+    assert found["N"] == 1_574_144
     assert found["sizes"] == [12 * d * w * w for d, w in ((1, 32), (2, 32), (4, 32), (2, 64))], (
         "an eighteenth, not 197k"
     )
@@ -83,7 +83,7 @@ def test_a_known_law_is_forecast_16_times_further(law, monkeypatch, capsys):
         assert row["value"] == pytest.approx(expected, rel=1e-6)
         assert row["passes"]["1000.0"] == pytest.approx(float(expected > 1e3), abs=1e-3)
         # The fake run has N without the norms' few parameters.
-        assert row["measured"] == pytest.approx([logit(12 * 4 * 192**2, row["lr"]) ** LEARNED])
+        assert row["measured"] == pytest.approx([logit(12 * 2 * 256**2, row["lr"]) ** LEARNED])
         at = row["crossing"]["1000.0"]["n"]
         if at is not None:
             assert logit(at, row["lr"]) ** LEARNED == pytest.approx(1e3, rel=0.02)
@@ -92,7 +92,7 @@ def test_a_known_law_is_forecast_16_times_further(law, monkeypatch, capsys):
     assert flat["value"] == pytest.approx(flat["measured"][0], rel=1e-6)
     assert flat["crossing"]["1.0"]["n"] is None
     said = capsys.readouterr().out
-    assert "N = 1.8M" in said
+    assert "N = 1.6M" in said
     assert "forecast.png" in said
     assert {p.name for p in (law / "report").iterdir()} == {"forecast.json", "forecast.png", "forecast.pdf"}
 
@@ -166,20 +166,20 @@ def test_the_arm_without_qk_norm_is_taken_and_said(law):
 
 def test_a_target_is_a_model_or_a_number(law):
     found = load_sweep(sweep(law, models=MODELS[:1]))
-    assert target_size(found, found.runs, "mini-w128-d2") == 590_720, "as trained: 12 depth width^2 and the norms"
+    assert target_size(found, found.runs, "mini-w128-d2") == 393_856, "as trained: 12 depth width^2 and the norms"
     assert target_size(found, found.runs, "1.8M") == pytest.approx(1.8e6)
     assert target_size(found, found.runs, "2e9") == 2e9
     assert target_size(found, found.runs, "250k") == 250e3
-    with pytest.raises(ConfigError, match=r"--target mini-1.8 is neither .* did you mean mini-w256-d2\?"):
-        target_size(found, found.runs, "mini-1.8")
+    with pytest.raises(ConfigError, match=r"--target mini-w48 is neither .* did you mean mini-w48-d2\?"):
+        target_size(found, found.runs, "mini-w48")
 
 
 def test_a_targets_size_is_that_of_its_architecture(law):
     """SwiGLU has three matrices in place of two, of 8/3 the width in place of four."""
     plain, gated = compose_all([["mlp=gelu", "qk_norm=none"], ["mlp=swiglu", "qk_norm=none"]])
-    shared = 4 * 128**2 * 3 + 128 * 7
-    assert count(plain, "mini-w128-d2") == shared + 3 * 2 * 128 * 512
-    assert count(gated, "mini-w128-d2") == shared + 3 * 3 * 128 * 341
+    shared = 4 * 128**2 * 2 + 128 * 5
+    assert count(plain, "mini-w128-d2") == shared + 2 * 2 * 128 * 512
+    assert count(gated, "mini-w128-d2") == shared + 2 * 3 * 128 * 341
 
 
 @pytest.mark.parametrize(
