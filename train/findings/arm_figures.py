@@ -75,15 +75,15 @@ def loss_panel(axes: Axes, sweep: Arms, n: int) -> None:
         if len(runs := sweep.ended(arm, n)):
             line_over_seeds(axes, runs, "validation/loss", colour, "-")
         if (curve := sweep.curves.get((n, arm))) is not None and len(curve.first.lrs) > 2:
-            _marks(axes, curve, colour)
-    lr_axis(axes)
+            optimum_marks(axes, curve, colour)
+    lr_axis(axes, sweep.runs["optimizer.lr"])
     axes.set_title(f"N = {size_label(n)}")
     broke = sweep.runs[sweep.runs["ended"] & (sweep.runs["state"] == "diverged")]
     if len(broke):
         cap_line(axes, float(broke["validation/loss_init"].median()))
 
 
-def _marks(axes: Axes, curve: OverSeeds, colour: Any) -> None:
+def optimum_marks(axes: Axes, curve: OverSeeds, colour: Any) -> None:
     """A star at the optimal LR and a triangle at the critical one, where the curve has them: medians over seeds."""
     seeds = curve.by_seed.values()
     logs = [log for log in map(optimal_lr, seeds) if math.isfinite(log)]
@@ -94,14 +94,27 @@ def _marks(axes: Axes, curve: OverSeeds, colour: Any) -> None:
         axes.plot(critical, best + DEGRADED, "v", color=colour, markersize=5, markeredgecolor="white", zorder=5)
 
 
+def optimum_handles() -> list[Any]:
+    """What the marks mean, for a legend."""
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], color="0.3", marker=marker, linestyle="", markersize=6, label=label)
+        for marker, label in (("*", "best LR"), ("v", "critical LR"))
+    ]
+
+
 def floor_lines(axes: Axes, sweep: Arms) -> None:
-    """Lines at the floors that lie within the panel, with their names."""
+    """Lines at the floors that lie within the panel, with their names; floors of one level share a line."""
     low, high = axes.get_ylim()
+    names: dict[float, list[str]] = {}
     for name, level in floors(sweep).items():
+        names.setdefault(round(level, 3), []).append(name.partition("/")[2].replace("_", " "))
+    for level, same in names.items():
         if low < level < high:
             axes.axhline(level, color="0.45", linestyle="--", linewidth=0.8, zorder=1)
             axes.annotate(
-                name.partition("/")[2].replace("_", " "), (1, level), xycoords=("axes fraction", "data"),
+                ", ".join(same), (1, level), xycoords=("axes fraction", "data"),
                 xytext=(-2, 1), textcoords="offset points", color="0.35", fontsize=6.5, ha="right",
             )  # fmt: skip
 

@@ -19,6 +19,8 @@ from train.findings.arm_figures import (
     arms_legend,
     by_arm_and_size,
     floor_lines,
+    optimum_handles,
+    optimum_marks,
 )
 from train.findings.arms import Arms
 from train.findings.lr_figures import lr_legend, lr_shades, over_sizes_and_lrs
@@ -26,7 +28,7 @@ from train.findings.probes import at_end, series
 from train.findings.quantities import Metric, Of, quantity, records, values
 from train.results.figures import against_size, arms_against_lr, arms_in_time, loss_against_lr, sensitivity_against_size
 from train.results.sensitivity import DEGRADED
-from train.results.style import line_over_seeds, lr_axis, panels, styled
+from train.results.style import colours, line_over_seeds, lr_axis, panels, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +69,7 @@ def draw(spec: FigureSpec, sweep: Arms, checks: Iterable[Any], title: str = "") 
 def _title(figure: Figure, title: str) -> None:
     """Writes the title above the panels, in as many lines as the width asks for."""
     width, height = figure.get_size_inches()
-    lines = textwrap.wrap(title, int(13 * width))[:3]
+    lines = [line for part in title.split(". ", 1) for line in textwrap.wrap(part, int(13 * width))][:4]
     figure.set_size_inches(width, height + 0.15 * len(lines))
     if not figure.legends:
         figure.suptitle("\n".join(lines), fontsize=8, fontweight="bold")
@@ -92,8 +94,10 @@ def _in_order(sweep: Arms) -> pd.DataFrame:
 def _logits(spec: FigureSpec, sweep: Arms) -> Drawn:
     """Figure 1 of Wortsman et al. 2023: loss, logits and entropy against LR, LR sensitivity against N."""
     lines = {arm: arm for arm in sweep.names}
-    figures = {"loss_and_logits_against_lr": arms_against_lr(_in_order(sweep), lines)}
-    floor_lines(figures["loss_and_logits_against_lr"].axes[0], sweep)
+    figures = {"loss_and_logits_against_lr": arms_against_lr(_in_order(sweep), lines, optimum_handles())}
+    shades = colours(sweep.sizes())
+    for (n, _), curve in sweep.curves.items():
+        optimum_marks(figures["loss_and_logits_against_lr"].axes[0], curve, shades[n])
     if len(sweep.sizes()) > 1 and sweep.curves:
         figures["lr_sensitivity_against_size"] = sensitivity_against_size(sweep.curves, lines)
     rows = _in_two_sizes(sweep)
@@ -158,7 +162,7 @@ def _quantities_figure(spec: FigureSpec, sweep: Arms) -> Figure:
             if len(shown):
                 line_over_seeds(panel, shown, "value", colour, style)
     for panel in axes:
-        lr_axis(panel)
+        lr_axis(panel, sweep.runs["optimizer.lr"])
     for panel, of in zip(axes[1:], spec.of, strict=True):
         panel.set_ylabel(quantity(of).label)
         if quantity(of).log and panel.has_data():

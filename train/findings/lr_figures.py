@@ -56,7 +56,7 @@ def over_sizes_and_lrs(grid: pd.DataFrame, label: str, blocks: Mapping[tuple[int
         by_block.plot(range(len(values)), values, color=shades[n], marker="o", alpha=0.35 + 0.65 * (lr == max(lrs)))
     by_size.set(xscale="log", xlabel="parameters N, without embedding and head", ylabel=label)
     size_ticks(by_size, sizes)
-    lr_axis(by_lr)
+    lr_axis(by_lr, lrs)
     by_block.set(xlabel="block (faint: lower LRs)")
     by_block.xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel in (by_size, by_lr, by_block):

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 END = 5
 """Watched steps that make up the end of a run: with the paper's length and watch_every its final 500 steps."""
 WINDOW = 21
-"""Steps over which a difference of training losses is smoothed, by a running median: what breaks in warm-up does so within
-some tens of steps. Never more than a twentieth of the run."""
+"""Steps over which a difference of training losses is smoothed, by a running median: what breaks in warm-up does so
+within some tens of steps. Never more than a twentieth of the run."""
 LASTING = 0.1
 """Share of a run for which a loss must stay away to count as departed: a spike is no departure."""
 

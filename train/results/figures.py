@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 
 
 @styled
-def arms_against_lr(runs: pd.DataFrame, lines: Mapping[str, str]) -> Figure:
+def arms_against_lr(runs: pd.DataFrame, lines: Mapping[str, str], handles: Sequence[Any] = ()) -> Figure:
     """Draws final loss, largest attention logit of the run and final attention entropy against LR.
 
     The loss panel is the left half of Figure 1 in Wortsman et al. 2023. `lines` maps each arm to its label, in the
-    order of the line styles.
+    order of the line styles. `handles` explain in the legend what a caller adds.
     """
     figure, (loss, logit, entropy) = panels(3)
     shades, styles = colours(runs["size"].unique().tolist()), arm_lines(lines)
@@ -54,18 +54,17 @@ def arms_against_lr(runs: pd.DataFrame, lines: Mapping[str, str]) -> Figure:
         for (n, arm), group in runs.groupby(["size", "arm"]):
             if group[column].notna().any():
                 line_over_seeds(axes, group, column, shades[n], styles[arm])
-        lr_axis(axes)
+        lr_axis(axes, runs["optimizer.lr"])
     loss.set_ylabel("final validation loss (nats)")
     logit.set(yscale="log", ylabel=LOGIT_LABEL)
-    entropy.set_ylabel("attention entropy (nats)")
-    entropy.set_ylim(bottom=0)
+    entropy.set(yscale="log", ylabel="attention entropy (nats)")
     logit_guides(logit)
     broke = runs[runs["state"] == "diverged"]
     if len(broke):
         cap_line(loss, float(runs["validation/loss_init"].median()))
     bigram_guide(loss, common_floor(runs, "bigram"), loss.get_ylim())
     labels = {label: styles[arm] for arm, label in lines.items()}
-    legend_above(figure, shades, labels, [cross_handle()] if len(broke) else [])
+    legend_above(figure, shades, labels, [*handles, *([cross_handle()] if len(broke) else [])])
     return figure
 
 
@@ -181,7 +180,7 @@ def loss_against_lr(runs: pd.DataFrame) -> Figure:
             panel.sharey(axes[0])  # must precede drawing: otherwise the first panel's limits clip the others'
         for n, group in runs[runs["arm"] == arm].groupby("size"):
             line_over_seeds(panel, group, "validation/loss", shades[n], "-")
-        lr_axis(panel)
+        lr_axis(panel, runs["optimizer.lr"])
         panel.set_title(arm)
         panel.set_ylabel("final validation loss (nats)" if i % columns == 0 else "")
         if len(broke):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -203,16 +204,22 @@ def size_ticks(axes: Axes, sizes: Sequence[int]) -> None:
     axes.set_xticks([], minor=True)
 
 
-def lr_axis(axes: Axes) -> None:
-    """Makes x a log axis of peak learning rates. If it spans less than a factor of 30, 2 and 5 get ticks too."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def lr_axis(axes: Axes, lrs: Iterable[float]) -> None:
+    """Makes x a log axis of peak learning rates with a tick at each swept one.
+
+    Where labels would overlap, every second one stays, and so on.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     axes.set(xscale="log", xlabel="peak learning rate")
-    low, high = axes.get_xlim()
-    if high / low < 30:
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    swept = sorted({float(f"{lr:.4g}") for lr in lrs})
+    every = max(1, math.ceil(len(swept) / 7))
+    axes.xaxis.set_major_locator(FixedLocator(swept))
+    axes.xaxis.set_minor_locator(NullLocator())
+    labels = {lr: f"{lr:g}" for lr in swept[::every]}
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: labels.get(float(f"{x:.4g}"), "")))
     axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params("x", labelsize=7)
 
 
 def plain_ticks(axes: Axes) -> None:

@@ -157,7 +157,8 @@ class Verdict:
         """The finding, its word and the figure of the primary check that is furthest from the claim."""
         order = ["against", "absent", "open", "holds"]
         worst = min(self.checks[0].parts, key=lambda part: order.index(part.outcome), default=None)
-        return f"{self.finding}: {self.state}" + (f"; {worst.at} {worst.text}".rstrip() if worst else "")
+        shown = f". {self.checks[0].claim}: {worst.at} {worst.text}".rstrip() if worst else ""
+        return f"{self.finding}: {self.state}{shown}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a number that is not finite becomes null."""
