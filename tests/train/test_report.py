@@ -127,7 +127,7 @@ def test_load_sweep_gives_a_row_a_run(folder):
     )
     assert row["final.attention/block0/q_norm"] == 5.0
     # N counts qk-norm's gains; size is the shape's.
-    assert (row["N"], row["size"]) == (98_304 + 128, 98_304)
+    assert (row["N"], row["size"]) == (98_304 + 64, 98_304)
     broke = sweep.runs.set_index("run").loc["mini-w128-d2-none-lr0.3-seed0"]
     assert (broke["validation/loss"], broke["state"], broke["ended"]) == (8.1, "diverged", True)
     assert math.isnan(broke["validation/loss_final"])

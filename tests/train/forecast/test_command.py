@@ -170,8 +170,8 @@ def test_a_target_is_a_model_or_a_number(law):
     assert target_size(found, found.runs, "1.8M") == pytest.approx(1.8e6)
     assert target_size(found, found.runs, "2e9") == 2e9
     assert target_size(found, found.runs, "250k") == 250e3
-    with pytest.raises(ConfigError, match=r"--target mini-w48 is neither .* did you mean mini-w48-d2\?"):
-        target_size(found, found.runs, "mini-w48")
+    with pytest.raises(ConfigError, match=r"--target mini-w96 is neither .* did you mean mini-w96-d7\?"):
+        target_size(found, found.runs, "mini-w96")
 
 
 def test_a_targets_size_is_that_of_its_architecture(law):

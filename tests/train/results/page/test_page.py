@@ -79,7 +79,7 @@ def test_the_payload_is_the_sweep(sweep):
     assert values["floors"]["unigram"][:3] == [6.4, None, 6.4]
     assert page.facts(with_arms(sweep.runs)).endswith(" \u00b7 floors: unigram 6.400, bigram 4.660 nats")
     assert [values["arms"][i] for i in values["armOf"]] == with_arms(sweep.runs)["arm"].tolist()
-    assert values["sizes"] == [[24_576, "25k"], [98_304, "98k"], [589_824, "590k"]]
+    assert values["sizes"] == [[24_576, "25k"], [98_304, "98k"], [393_216, "393k"]]
     complete = found[found["lr_sensitivity"].notna()]
     assert values["sensitivity"] == [[r.arm, r.N, r.lr_sensitivity, None] for r in complete.itertuples()]
     assert values["varying"]["qk_norm.name"]["values"] == ["none", "layernorm"]
