@@ -33,7 +33,7 @@ def uncut(jsonl, tmp_path_factory):
     return prepare(settings, tmp_path_factory.mktemp("uncut"), progress=False)
 
 
-def wait_for(condition, process, seconds=60):
+def wait_for(condition, process, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()

@@ -1,17 +1,20 @@
 """Tiny runs that train for real."""
 
+import importlib
 import multiprocessing
 import os
 import random
 import signal
-import warnings
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from tests.conftest import FEW_STEPS, composer
+from train.cli.terminal import exit_with
 from train.config.schema import Config
 from train.run.trainer import train
 from train.runfolder.folder import RunFolder
@@ -43,6 +46,21 @@ def swept(*overrides: str) -> int:
     return run(plan(overrides))
 
 
+def call(command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """Runs a command in this process like `python -m`, and returns its exit code and output."""
+    module, *arguments = command
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    code: Any = 0
+    try:
+        found = importlib.import_module(module)
+        main = found if hasattr(found, "main") else importlib.import_module(f"{module}.__main__")
+        exit_with(main.main)
+    except SystemExit as stop:
+        code = stop.code or 0
+    out, errors = capsys.readouterr()
+    return code, out + errors
+
+
 def process_state() -> dict[str, Any]:
     """Returns everything of this process that nothing may change for good."""
     _, keys, *position = np.random.get_state()
@@ -56,7 +74,6 @@ def process_state() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "dtype": torch.get_default_dtype(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "warnings": list(warnings.filters),
     }
 
 

@@ -70,7 +70,7 @@ class Composer:
     def __init__(self) -> None:
         self.groups = choices()
         self.composed: dict[tuple[str, ...], DictConfig] = {}
-        self.around: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self.files: dict[str, dict[str, Any]] = {}
         self.templates: dict[tuple[tuple[str, ...], ...], Template] = {}
 
     def config(self, point: Sequence[str]) -> Config:
@@ -100,34 +100,45 @@ class Composer:
         return self.composed[for_hydra]
 
     def _swapped(self, chosen: tuple[str, ...]) -> DictConfig | None:
-        """Returns the default config with other choices of axes, or None if only Hydra can compose it.
+        """Returns the config with the choices of axes put in place, or None if only Hydra can compose it.
 
-        The file of a choice sets keys of its own axis alone. config.yaml comes before it and the default scale after.
+        The file of a choice sets keys of its own axis alone. config.yaml comes before it; the files of scale,
+        experiment and ladder come after it.
         """
-        from omegaconf import OmegaConf, open_dict
         from omegaconf.errors import OmegaConfBaseException
 
         names = dict(o.partition("=")[::2] for o in chosen)
-        if (
-            not chosen
-            or len(names) < len(chosen)
-            or any(group in GLOBAL or name not in self.groups.get(group, ()) for group, name in names.items())
-        ):
+        if len(names) < len(chosen) or any(name not in self.groups.get(group, ()) for group, name in names.items()):
             return None
-        node = self._composed(()).copy()
+        whole = tuple(o for o in chosen if _key(o) in GLOBAL)
+        if len(whole) == len(chosen):
+            return None
+        node = self._composed(whole).copy()
         try:
-            if self.around is None:
-                self.around = read("config"), read(f"scale/{default_choices()['scale']}")
-            first, last = self.around
-            for group, name in names.items():
-                own = read(f"{group}/{name}")
-                if "defaults" in own or "@package" in (groups.CONF / group / f"{name}.yaml").read_text():
-                    return None
-                with open_dict(node):
-                    node[group] = OmegaConf.merge(first.get(group, {}), own, last.get(group, {}))
+            return self._with_files(node, names)
         except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, AssertionError, TypeError, ValueError):
             return None
+
+    def _with_files(self, node: DictConfig, names: Mapping[str, str]) -> DictConfig | None:
+        from omegaconf import OmegaConf, open_dict
+
+        after = [f"{group}/{names[group]}" for group in ("experiment", "ladder") if group in names]
+        if any("defaults" in self._read(file) for file in after):  # May choose another scale.
+            return None
+        after.insert(0, f"scale/{names.get('scale', default_choices()['scale'])}")
+        for group in names.keys() - set(GLOBAL):
+            file = f"{group}/{names[group]}"
+            if "defaults" in self._read(file) or "@package" in (groups.CONF / f"{file}.yaml").read_text():
+                return None
+            with open_dict(node):
+                shared = [self._read(each).get(group, {}) for each in ("config", *after)]
+                node[group] = OmegaConf.merge(shared[0], self._read(file), *shared[1:])
         return node
+
+    def _read(self, file: str) -> dict[str, Any]:
+        if file not in self.files:
+            self.files[file] = read(file)
+        return self.files[file]
 
 
 class Template:

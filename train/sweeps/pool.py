@@ -40,7 +40,7 @@ def visible_gpus(count: int) -> list[str]:
 def work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float = 0.0) -> None:
     """Trains one run in this process and exits; the output goes to log.txt in the run's folder."""
     # The forkserver ignores these signals. Before training starts, they should end the process.
-    for signum in (signal.SIGTERM, signal.SIGUSR1):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(signum, signal.default_int_handler)
     try:
         sys.exit(_work(values, parent, gpu, patience))

@@ -1,13 +1,13 @@
 """Imported once by the sweep's forkserver, so that each run starts with all modules in memory.
 
-Slurm signals all processes of a job. The server ignores these signals, from before the slow imports on: if it died, the
-sweep could no longer wait for its runs to write their checkpoints.
+Slurm signals all processes of a job, and Ctrl-C all processes of a terminal. The server ignores these signals, from
+before the slow imports on: if it died, the sweep could no longer wait for its runs to write their checkpoints.
 """
 
 # ruff: noqa: E402
 import signal
 
-for signum in (signal.SIGTERM, signal.SIGUSR1):
+for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
     signal.signal(signum, signal.SIG_IGN)
 
 import lightning.pytorch

@@ -2,11 +2,13 @@
 
 import pytest
 
-from conf.axis import ConfigError
+from conf.axis import ConfigError, axes
+from tests.conftest import complete
 from tests.train.config.helpers import own_conf
 from tests.train.helpers import TINY
 from train.config.compose import compose
 from train.config.grid import compose_all
+from train.config.schema import Config
 
 POINTS = [
     ["optimizer.lr=0.1", "seed=3"],
@@ -17,6 +19,10 @@ POINTS = [
     ["model.name=other", "++optimizer.clip=2"],
     ["layer_scale=1", "eval_every=3", "steps=9", "attention.pattern=odd", "model.depth=3"],
     ["data={zipf_exponent:0.5}"],
+    ["optimizer=lion", "attention=fox", "attention.pattern=odd", "model.depth=3"],
+    ["scale=paper", "qk_norm=none", "model=19M", "model.heads=4"],
+    ["experiment=qk_norm", "optimizer=muon", "qk_norm=rmsnorm"],
+    ["ladder=mini_width", "model=mini-0.6M", "model.heads=4"],
 ]
 
 
@@ -27,6 +33,19 @@ def test_a_point_is_as_hydra_composes_it(point):
     assert found == alone
     assert found.values() == alone.values()
     assert found.run_name() == alone.run_name()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+def test_every_choice_is_as_hydra_composes_it(scale):
+    """Only Hydra's own composition reads the defaults lists."""
+    shapes = ["model.width=64", "model.depth=2", "model.heads=4"]
+    points = [
+        complete(f"scale={scale}", f"{axis}={name}", *shapes, *(["data.path=x"] if name == "text" else []))
+        for axis, registry in axes(Config).items()
+        for name in registry.choices
+    ]
+    assert [c.values() for c in compose_all(points)] == [compose(point).values() for point in points]
 
 
 def test_points_of_one_base_stay_apart():

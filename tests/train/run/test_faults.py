@@ -164,7 +164,7 @@ class TestSignals:
         folder = RunFolder(tmp_path / tiny().run_name())
         for wait in (0.0, 0.1):
             process = in_process(tiny(), tmp_path)
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while folder.state() != "running" and time.monotonic() < deadline:
                 time.sleep(0.002)
             time.sleep(wait)
@@ -181,7 +181,7 @@ class TestSignals:
         while not (tmp_path / "cache").exists():
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
         assert (process.returncode, errors) == (130, "stopped; the same command resumes from the last checkpoint\n")
         assert not (tmp_path / "out").exists()
 

@@ -11,7 +11,7 @@ from train.run.process import environment
 
 @pytest.mark.parametrize(
     "overrides",
-    [["logger=wandb", "logger.mode=offline"], ["loss=tempnet", "threads=2"], ["strategy=ddp", "logger=tensorboard"]],
+    [["logger=wandb", "logger.mode=offline", "loss=tempnet", "threads=2"], ["strategy=ddp"]],
     ids=" ".join,
 )
 def test_a_run_leaves_the_process_as_it_was(

@@ -23,7 +23,7 @@ def uncut(tmp_path_factory):
 
 
 def wait_for_step(folder: RunFolder, step: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if folder.metrics_path.exists() and f'"step": {step},' in folder.metrics_path.read_text():
             return

@@ -240,7 +240,7 @@ def test_two_processes_are_one_big_batch(run, tmp_path):
     import sys
 
     command = [sys.executable, "-m", "train", *TINY, f"out={tmp_path}", "devices=2", "strategy=ddp", "accelerator=cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.iterdir()
     ddp = RunFolder(path)
