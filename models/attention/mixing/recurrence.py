@@ -38,7 +38,8 @@ class Rates(Drawn):
 
     def step(self, y: torch.Tensor) -> torch.Tensor:
         """Returns softplus(y + bias) of [..., channels]."""
-        return F.softplus(y + self.step_bias)
+        # As logsigmoid: softplus's gradient has strides that torch.compile predicts wrongly.
+        return -F.logsigmoid(-(y + self.step_bias))
 
     def forward(self, y: torch.Tensor) -> torch.Tensor:
         """Returns the log decays of [..., channels]."""

@@ -60,6 +60,7 @@ class SOFTConfig(MixingConfig):
 
     name: Literal["soft"] = "soft"
     zero_init_safe = False
+    shards = False  # one module has two names
     shares_keys = True
     normalize: Normalize = "symmetric"
     """none: S. row: S / D_i. symmetric: S / sqrt(D_i D_j)."""
