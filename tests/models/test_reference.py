@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from models import reference
-from tests.conftest import composer
+from tests.conftest import FEW_STEPS, composer
 from train.run.module import ProxyModule
 
 STEPS = 20
 SIZE = {"vocab_size": 64, "width": 32, "depth": 2, "heads": 2}
 OVERRIDES = [
-    "data=synthetic", f"data.vocab_size={SIZE['vocab_size']}", "logger=none", f"model.width={SIZE['width']}",
+    *FEW_STEPS, "data=synthetic", f"data.vocab_size={SIZE['vocab_size']}", "logger=none", f"model.width={SIZE['width']}",
     f"model.depth={SIZE['depth']}", f"model.heads={SIZE['heads']}", "context=16", "batch_size=8", "seed=3",
 ]  # fmt: skip
 
@@ -58,6 +58,7 @@ def test_initial_weights_are_the_same_draws() -> None:
 
 CHANGED = {
     "default": ({}, []),
+    "lambda of the run's length": ({"weight_decay": 0.4 / STEPS}, ["optimizer.decay_times_steps=0.4"]),
     "every constant": (
         {"lr": 3e-3, "min_lr": 1e-4, "warmup_fraction": 0.2, "beta1": 0.8, "beta2": 0.99, "adam_eps": 1e-6,
          "weight_decay": 1e-2, "clip": 0.3, "z_loss": 1e-2, "norm_eps": 1e-3, "rope_base": 100.0},
