@@ -34,6 +34,7 @@ class Settings:
     beta2: float = 0.95
     adam_eps: float = 1e-8
     weight_decay: float = 1e-4
+    """Lambda at 1e5 steps. A default run has 10 / steps, at most 0.1."""
     clip: float = 1.0
     z_loss: float = 1e-4
     norm_eps: float = 1e-6

@@ -15,7 +15,8 @@ STEPS = 20
 SIZE = {"vocab_size": 64, "width": 32, "depth": 2, "heads": 2}
 OVERRIDES = [
     *FEW_STEPS, "data=synthetic", f"data.vocab_size={SIZE['vocab_size']}", "logger=none",
-    f"model.width={SIZE['width']}", f"model.depth={SIZE['depth']}", f"model.heads={SIZE['heads']}", "context=16", "batch_size=8", "seed=3",
+    f"model.width={SIZE['width']}", f"model.depth={SIZE['depth']}", f"model.heads={SIZE['heads']}",
+    "context=16", "batch_size=8", "seed=3",
 ]  # fmt: skip
 
 
