@@ -197,12 +197,16 @@ def _key(override: str) -> str:
 
 @cache
 def parsed(text: str) -> tuple[str, Any]:
-    """Returns the key and the value of an override in Hydra's grammar."""
+    """Returns the key and the value of an override in Hydra's grammar. Raises ConfigError if it can't be read."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
     if number := re.fullmatch(r"([a-z_.]+)=(0|[1-9][0-9]*)", text):  # Most points of a large grid are seeds.
         return number[1], int(number[2])
-    override = OverridesParser.create().parse_override(text)
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        raise unreadable(text) from None
     return override.key_or_group, override.value()
 
 

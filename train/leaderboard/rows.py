@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def rows(window: pd.DataFrame, seeds: pd.DataFrame | None) -> pd.DataFrame:
     """Returns one row per size and choice, best first, from the `runs` frames of the window and the confirming sweep.
 
-    - `expected`: mean loss over the window, which a random LR gives. It equals `best` (seed 0) + `sensitivity`.
+    - `expected`: mean loss over the window, which a random LR gives. It equals `best` (of the window) + `sensitivity`.
     - `loss`, `std`: mean and standard deviation over the confirming seeds at `best_lr`, once all of them have ended.
     - `degraded`, `diverged`: the first LRs above the best one at which the loss is degraded, or training diverges.
     - `logit_max`, `entropy`: values of the run at `degraded`, or at the largest LR if no run is degraded.

@@ -8,7 +8,7 @@ Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -181,7 +181,7 @@ class MixingConfig(Choice):
     reads_scale = True  # whether weights depend on the factor of q k^T
     reads_lengths = True  # whether weights depend on the lengths of queries and keys
     has_weights = True  # whether it is a rule with T x T weights inside an attention layer; if not, it has a `mixer`
-    key_dim: ClassVar[int | None] = None  # features of a head's queries and keys, if not head_dim; not rotated then
+    key_dim = 0  # features of a head's queries and keys, 0 for head_dim; not rotated if they are others
     shares_keys = False  # whether one matrix makes queries and keys
     pattern: Annotated[
         patterns.Pattern, BeforeValidator(_pattern), Field(examples=["odd", "bilateral", ("self", "softmax")])

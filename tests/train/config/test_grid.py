@@ -22,7 +22,7 @@ POINTS = [
     ["optimizer=lion", "attention=fox", "attention.pattern=odd", "model.depth=3"],
     ["scale=paper", "qk_norm=none", "model=19M", "model.heads=4"],
     ["experiment=qk_norm", "optimizer=muon", "qk_norm=rmsnorm"],
-    ["ladder=mini_width", "model=mini-0.6M", "model.heads=4"],
+    ["ladder=mini_width", "model=mini-w128-d2", "model.heads=4"],
 ]
 
 

@@ -81,7 +81,7 @@ def test_with_other_values() -> None:
 
 
 def test_takes_the_place_of_the_sizes_of_an_experiment_and_a_scale() -> None:
-    configs = plan(["experiment=qk_norm", "ladder=mini_depth", "optimizer.lr=0.01"]).configs
+    configs = plan(["experiment=qk_norm", "ladder=mini_depth", "optimizer.lr=0.01", "seed=20"]).configs
     assert [(c.model.name, c.qk_norm.name) for c in configs] == [
         (f"mini-w64-d{depth}", norm) for depth in (1, 2, 4, 8, 16) for norm in ("none", "layernorm")
     ]

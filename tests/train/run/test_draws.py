@@ -25,6 +25,8 @@ MORE = ["share_attention=2", "value_residual=learnable", "dual_stream=dense", "l
 def values(module: ProxyModule) -> dict[str, torch.Tensor]:
     """Returns the first elements of every initial tensor that is long enough and not constant, in fp64."""
     named = {**module.model.state_dict(), **{f"loss/{n}": v for n, v in module.objective.state_dict().items()}}
+    # One tensor may have two names: queries that are also keys.
+    named = {name: value for value, name in {v.data_ptr(): (v, n) for n, v in reversed(named.items())}.values()}
     flat = {name: value.flatten()[:LENGTH].double() for name, value in named.items() if value.is_floating_point()}
     return {name: x for name, x in flat.items() if len(x) == LENGTH and x.std() > 0}
 
