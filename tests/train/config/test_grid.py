@@ -3,7 +3,7 @@
 import pytest
 
 from conf.axis import ConfigError, axes
-from tests.conftest import complete
+from tests.conftest import complete, composer
 from tests.train.config.helpers import own_conf
 from tests.train.helpers import TINY
 from train.config.compose import compose
@@ -66,7 +66,7 @@ def test_what_one_run_refuses_a_grid_refuses_with_the_same_words(override):
     with pytest.raises(ConfigError) as alone:
         compose([*TINY, override])
     with pytest.raises(ConfigError) as found:
-        compose_all([[*TINY, override]])
+        composer().config([*TINY, override])
     assert str(found.value) == str(alone.value)
 
 
