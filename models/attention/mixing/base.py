@@ -217,6 +217,11 @@ class MixingConfig(Choice):
                 f"attention={self.name} has {own}, but layout={config.layout.name} makes them otherwise: "
                 f"use layout=mha or attention=softmax"
             )
+        if self.key_dim and config.qk_norm.acts_on_values:
+            raise ValueError(
+                f"attention={self.name} has {own}, but qk_norm={config.qk_norm.name} normalizes values with them: "
+                f"use qk_norm=layernorm or attention=softmax"
+            )
         if self.key_dim and config.placement.sets_weights_each_step:
             raise ValueError(
                 f"attention={self.name} has {own}, but placement={config.placement.name} scales those of the head "

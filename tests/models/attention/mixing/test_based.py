@@ -64,7 +64,9 @@ def test_the_layout_of_the_paper() -> None:
     assert found == ["ShortConvolution", "Based", "LongShort"] + ["ShortConvolution"] * 3
 
 
-@pytest.mark.parametrize("given", [("layout=gqa",), ("layout=mla",), ("placement=ngpt", "norm=none", "qk_norm=none")])
+@pytest.mark.parametrize(
+    "given", [("layout=gqa",), ("layout=mla",), ("qk_norm=qkv",), ("placement=ngpt", "norm=none", "qk_norm=none")]
+)
 def test_refusals(given: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=rf"attention=based has queries and keys of their own width, but {given[0]}"):
         tiny("attention=based", *given)
