@@ -27,7 +27,7 @@ from models.positions import POSITION, PositionConfig
 from models.reparametrization.base import REPARAMETRIZATION, ReparametrizationConfig
 from models.size import SizeConfig
 
-for folder in ("attention.mixing", "parametrization", "placement", "reparametrization"):
+for folder in ("attention.mixing", "experts", "parametrization", "placement", "reparametrization"):
     import_all(f"models.{folder}")
 
 

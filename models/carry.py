@@ -56,10 +56,12 @@ class Carry:
         """The token stream, if the model has two streams."""
         self.lender: Lender | None = None
         """Weights of the last block that shares them with later blocks."""
+        self.losses: list[torch.Tensor] = []
+        """Losses of layers, to be added to the objective."""
         self.stats: Stats = {}
         """Probes recorded so far."""
 
     def record(self, where: str, found: Stats) -> None:
-        """Adds probes of the running block; `where` is `attention` or `residual`."""
+        """Adds probes of the running block; `where` is `attention`, `residual` or `router`."""
         for name, value in found.items():
             self.stats[f"{where}/block{self.block}/{name}"] = value

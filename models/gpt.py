@@ -16,6 +16,7 @@ from models.attention.mixing.base import LayerShape
 from models.attention.sharing import Borrowing
 from models.attention.value_residual import value_residual
 from models.carry import Carry
+from models.experts.layer import MoE
 from models.layers import Embedding, Linear, Make
 from models.mixer import TokenMixer
 from models.parametrization import scale_init, set_multipliers
@@ -24,6 +25,9 @@ from models.placement.base import Placement, Site
 from models.placement.layer_scale import branch_scale
 from models.positions import Positions
 from models.probes import Stats, stream_stats
+
+AUXILIARY = "train/auxiliary"
+"""Name among the probes of the sum of the layers' own losses, such as those of routers."""
 
 
 class Block(nn.Module):
@@ -56,7 +60,11 @@ class Block(nn.Module):
         mixed_BTD = self.attention_norms(x_BTD, mix)
         if carry.token_BTD is not None:
             carry.token_BTD = carry.token_BTD + (mixed_BTD - x_BTD)
-        x_BTD = self.mlp_norms(mixed_BTD, self.mlp)
+
+        def feed(h_BTD: torch.Tensor) -> torch.Tensor:
+            return self.mlp(h_BTD, carry) if isinstance(self.mlp, MoE) else self.mlp(h_BTD)
+
+        x_BTD = self.mlp_norms(mixed_BTD, feed)
         if carry.watch:
             carry.record("residual", stream_stats(x_BTD))
         return x_BTD
@@ -132,7 +140,10 @@ class GPT(nn.Module):
         return self.embedding_norm(self.positions.embed(x_BTD))
 
     def hidden(self, tokens_BT: torch.Tensor, watch: bool = False) -> tuple[torch.Tensor, Stats]:
-        """Returns the head's input times the head's multiplier, [B, T, D], and the probes."""
+        """Returns the head's input times the head's multiplier, [B, T, D], and the probes.
+
+        The probe `AUXILIARY` is a loss of the layers to add to the objective; it has a gradient.
+        """
         x_BTD = self.enter(self.embedding(tokens_BT))
         carry = Carry(watch=watch, keep_maxima=self.keep_maxima and self.training)
         if self.has_two_streams:
@@ -145,6 +156,8 @@ class GPT(nn.Module):
         if self.sink_token is not None:
             x_BTD = x_BTD[:, self.sink_token.num_embeddings :]
         x_BTD = self.final_norm(x_BTD)
+        if carry.losses:
+            carry.stats[AUXILIARY] = torch.stack(carry.losses).sum()
         return (x_BTD if self.head.multiplier == 1.0 else self.head.multiplier * x_BTD), carry.stats
 
     def logits(self, x_BTD: torch.Tensor, head_VD: torch.Tensor | None = None) -> torch.Tensor:
@@ -152,7 +165,9 @@ class GPT(nn.Module):
         return fp32_head(x_BTD, self.head.matrix() if head_VD is None else head_VD)
 
     def end_step(self) -> None:
-        """Updates the state of mixing rules, once per optimizer step."""
+        """Updates the state of mixing rules and routers, once per optimizer step."""
+        for layer in self.expert_layers():
+            layer.end_step()
         for mixer in self.mixers():
             if mixer.rule is not None:
                 mixer.rule.end_step()
@@ -161,11 +176,19 @@ class GPT(nn.Module):
         """Returns the blocks' token mixers, first block first."""
         return [block.attention for block in self.blocks if isinstance(block, Block)]
 
+    def expert_layers(self) -> list[MoE]:
+        """Returns the blocks' mixtures of experts, first block first."""
+        return [block.mlp for block in self.blocks if isinstance(block, Block) and isinstance(block.mlp, MoE)]
+
     def parameter_count(self) -> int:
         """Returns N, which excludes embeddings and head (Wortsman et al. 2023, section 2.1)."""
         excluded_modules = (self.embedding, self.sink_token, self.head, self.positions)
         excluded = {id(p) for m in excluded_modules if m is not None for p in m.parameters()}
         return sum(p.numel() for p in self.parameters() if id(p) not in excluded)
+
+    def active_parameter_count(self) -> int:
+        """Returns N without the experts that a token does not use."""
+        return self.parameter_count() - sum(layer.idle_parameters() for layer in self.expert_layers())
 
 
 def initialize(model: GPT, arch: Architecture, seed: int) -> None:
@@ -174,7 +197,7 @@ def initialize(model: GPT, arch: Architecture, seed: int) -> None:
     arch.init.apply(model, generator)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, TokenMixer):
+            if isinstance(module, TokenMixer | MoE):
                 module.draw(generator)
         model.qk_source.draw(generator, arch.init.embedding_std(arch.model.width))
     arch.placement.rescale(list(model.blocks))

@@ -217,7 +217,8 @@ class LayerSequentialUnitVariance(OrthogonalInit):
             """Returns the layer's output after rescaling, so that later layers are measured on it."""
             for _ in range(ATTEMPTS):
                 std = output.float().std(correction=0)
-                if std == 0 or (std - 1).abs() <= self.tol:  # a constant output cannot be rescaled
+                # A constant output cannot be rescaled, nor that of an expert without tokens, whose std is NaN.
+                if std == 0 or std.isnan() or (std - 1).abs() <= self.tol:
                     break
                 linear.weight.div_(std + 1e-8)
                 output = linear.forward(*inputs)

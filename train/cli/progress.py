@@ -70,9 +70,10 @@ def print_summary(config: Config, summary: dict[str, Any], folder: RunFolder) ->
     logits = f"{number(summary['logit_max_final'])} at the end, {number(summary['logit_max'])} at its peak"
     entropy = f"{number(summary['entropy_final'])} nats at the end, {number(summary['entropy_min'])} at its lowest"
     first, final = summary["validation/loss_init"], summary["validation/loss_final"]
+    active = f", {summary['N_active']:,} of N active" if "N_active" in summary else ""
     rows = {
         "state": state,
-        "model": f"{config.model.name}, N = {summary['N']:,} of {summary['parameters']:,} parameters",
+        "model": f"{config.model.name}, N = {summary['N']:,} of {summary['parameters']:,} parameters{active}",
         "trained": f"{summary['steps_done']:,} steps, {summary['tokens']:,} tokens in {duration(summary['seconds'])}",
         "validation loss": f"{number(first)} at init, {number(final)} at the end{_beside(summary)}",
         "training loss": f"{number(summary['train/loss'])}, mean over the last 1 % of steps",

@@ -154,7 +154,7 @@ class RunCallback(pl.Callback):
         seconds, steps = time.monotonic() - self._clock, step - self._timed_step + 1
         self._timed_step = step + 1
         tokens = steps * tokens_per_step(module.config)
-        return seconds, speed(module.config, module.model.parameter_count(), tokens, seconds)
+        return seconds, speed(module.config, module.model.active_parameter_count(), tokens, seconds)
 
     def _report(self, step: int, row: MetricsRow) -> None:
         """Passes the row to the progress display, and updates status.json at most twice a second."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from data.batches import batches_of_rank, counted
-from models.gpt import GPT, initialize
+from models.gpt import AUXILIARY, GPT, initialize
 from models.parametrization import ParameterGroup, groups
 from models.probes import Stats, merge
 from train.config.schema import Config
@@ -136,6 +136,10 @@ class ProxyModule(pl.LightningModule):
             key=(self.config.seed, step, micro_batch, self.global_rank),
         )
         loss, found = self.objective(output, targets_N, watch)
+        if AUXILIARY in stats:
+            loss = loss + stats[AUXILIARY]
+            found["train/objective"] = loss.detach()
+            stats[AUXILIARY] = stats[AUXILIARY].detach()
         if watch and answers_BT is not None:
             found["train/accuracy"] = accuracy(output.logits_NV, targets_N)
         return loss, found | stats

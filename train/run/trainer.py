@@ -236,7 +236,7 @@ def summarize(
         **size,
         "tokens": tokens,
         "seconds": seconds,
-        **speed(config, size["N"], tokens, seconds),
+        **speed(config, module.model.active_parameter_count(), tokens, seconds),
         "logit_max": max(logit_max, default=None),
         "logit_max_final": logit_max[-1] if logit_max else None,
         "entropy_final": last.get("attention/entropy"),
@@ -253,9 +253,14 @@ def last_train_loss(rows: list[MetricsRow], steps: int) -> float | None:
 
 
 def sizes(config: Config, model: GPT) -> dict[str, int]:
-    """Returns N (see GPT.parameter_count), the number of all parameters, and the training tokens of the whole run."""
+    """Returns N (see GPT.parameter_count), the number of all parameters, and the training tokens of the whole run.
+
+    `N_active` is N without the experts that a token does not use, if there are any.
+    """
+    n, active = model.parameter_count(), model.active_parameter_count()
     parameters = sum(p.numel() for p in model.parameters())
-    return {"N": model.parameter_count(), "parameters": parameters, "tokens": config.steps * tokens_per_step(config)}
+    experts = {} if active == n else {"N_active": active}
+    return {"N": n, **experts, "parameters": parameters, "tokens": config.steps * tokens_per_step(config)}
 
 
 def _onset(rows: list[MetricsRow], loss_init: float, nonfinite: int | None) -> int | None:

@@ -59,12 +59,21 @@ LAST = "in the last row"
 TOKENS, ROWS = "tokens of the batch", "batch, queries, heads"
 VALIDATION = "tokens of the validation batches"
 
+EXPERTS = "mlp=moe"
+
 TRAINING = (
     Metric("step", "steps", "Optimizer step, from 0; the row of step -1 is the validation before training.", "-"),
     Metric("train/tokens", "tokens", "Training tokens seen so far, including this step.", "all devices"),
     Metric("train/lr", "1", "Learning rate of the step, before the parametrization's multipliers.", "-"),
     Metric("train/loss", "nats/token", "Cross-entropy before the update, whichever loss is minimised.", TOKENS),
     Metric("train/objective", "nats/token", "The minimised loss, including auxiliary terms.", TOKENS),
+    Metric(
+        "train/auxiliary",
+        "nats",
+        "The part of train/objective that routers add, summed over blocks: load balance, z-loss and distillation.",
+        TOKENS,
+        needs=EXPERTS,
+    ),
     Metric(
         "train/accuracy",
         "1",
@@ -264,6 +273,37 @@ MODEL = (
     Metric("output/temperature", "1", "Temperature of the output softmax, mean.", TOKENS, needs="loss=tempnet"),
 )
 
+
+def _router(what: str, unit: str, definition: str, taken_over: str, reduced_by: Over) -> Metric:
+    return Metric(
+        f"router/{{block}}/{what}", unit, definition, taken_over, reduced_by, by_head=what == "load", needs=EXPERTS
+    )
+
+
+ROUTER = (
+    _router(
+        "load",
+        "share",
+        "Share of an expert in all choices of tokens, before any is dropped; the list has a value per expert, whose "
+        "mean is 1 / experts. With mlp.router=merge, mean probability.",
+        "batch, tokens",
+        "mean",
+    ),
+    _router("load_max", "share", "Largest load of an expert.", "experts", "max"),
+    _router("dropped", "share", "Share of the choices beyond mlp.capacity_factor, which are dropped.", TOKENS, "max"),
+    _router("experts", "experts", "Routed experts that a token uses, mean.", TOKENS, "mean"),
+    _router("entropy", "nats", "Entropy of the router's probabilities over experts, mean.", TOKENS, "mean"),
+    _router("logit_max", "1", "Largest router logit.", "tokens, experts", "max"),
+    _router("log_z_squared", "nats^2", "(log sum_e exp z_e)^2, mean: the target of mlp.z_loss.", TOKENS, "max"),
+    _router(
+        "similarity",
+        "1",
+        "Cosine of the first matrices of two experts, as vectors, mean over pairs.",
+        "pairs of experts",
+        "mean",
+    ),
+)
+
 OPTIMIZER = (
     Metric("parameter/{tensor}/rms", "1", "RMS of the weights before the update.", "elements", "mean"),
     Metric("gradient/{tensor}/rms", "nats", "RMS of the gradient before clipping.", "elements", "mean"),
@@ -301,4 +341,4 @@ OPTIMIZER = (
     ),
 )
 
-METRICS = (*TRAINING, *VALIDATED, *ATTENTION, *MODEL, *OPTIMIZER)
+METRICS = (*TRAINING, *VALIDATED, *ATTENTION, *MODEL, *ROUTER, *OPTIMIZER)

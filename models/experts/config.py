@@ -1,0 +1,176 @@
+"""`mlp=moe`: a router and experts in place of each MLP.
+
+Together, the experts that a token uses have as many parameters as a dense MLP with the same `expand`: each has hidden
+width expand width / (k + shared). A larger k makes experts finer (Dai et al. 2024; Krajewski et al. 2024).
+
+| router | experts of a token | gates | loss by default |
+|---|---|---|---|
+| `switch` | the most probable | p | balance |
+| `topk` | the k most probable | p over their sum | balance |
+| `noisy` | the k largest noisy logits | softmax of these | importance and load |
+| `threshold` | by descending p until their sum reaches `threshold` | p | balance |
+| `compete` | as `topk`; in some steps the k of largest affinity | p or affinity, over its sum | balance, distillation |
+| `avg_k` | the k with the largest x m, m the mean row of an expert's first matrix | 1 | none |
+| `merge` | all, as one expert with matrices sum_e p_e W_e | - | none |
+
+Our readings:
+
+- Losses are summed over blocks and taken over the tokens of a micro-batch on one device.
+- Capacity counts per sequence, from left to right. The papers count over the batch, and with k = 2 they put all first
+  choices before all second ones, so that later tokens displace earlier ones.
+- The init axis fills the router, and noisy gating's two matrices, which start at zero in Shazeer et al. 2017.
+- CompeteSMoE also has a loss of diversity and limits the number of layers that compete in a step; neither is here. Its
+  balance loss is that of softmax(affinity) in steps with competition.
+- SMEAR takes p from the mean of a sequence. Here each token has its own, which is causal.
+- In muP the router is a hidden matrix: its LR is that of an output, its logits start at size 1.
+
+Not here: expert choice (Zhou et al. 2022) and Soft MoE (Puigcerver et al. 2023), where later tokens decide what an
+expert reads of earlier ones; Stratified MoE (Xu et al. 2023), whose layer is a chain of gates, experts and norms.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from conf.axis import CHECKED, checked
+from models.experts.layer import MoE
+from models.layers import Make, plain
+from models.mlp import MLP, MLPConfig, hidden_width
+
+RouterName = Literal["topk", "switch", "noisy", "threshold", "compete", "avg_k", "merge"]
+ONE = ("switch", "merge")
+"""Routers with one expert, or one pass, per token."""
+NOT_CAUSAL = {
+    "expert_choice": "lets each expert pick its tokens from the whole sequence",
+    "soft": "gives each expert a mixture of all tokens of the sequence",
+}
+
+
+@MLP.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class MoEConfig(MLPConfig):
+    """sum_e g_e E_e(x) over the experts e that a router chooses for each token. Fedus et al. 2021 (Switch), ST-MoE."""
+
+    name: Literal["moe"] = "moe"
+    shards = False  # its losses reach the router outside of the block's output
+    router: RouterName = "topk"
+    """topk: Mixtral (Jiang et al. 2024, arXiv 2401.04088). switch: Fedus et al. 2021 (arXiv 2101.03961). noisy: Shazeer
+    et al. 2017 (arXiv 1701.06538). threshold: XMoE (Yang et al. 2024, arXiv 2403.18926). compete: CompeteSMoE (Nguyen
+    et al. 2025, arXiv 2505.13380). avg_k: Avg-K (Liu et al. 2023, arXiv 2305.13999). merge: SMEAR (Muqeeth et al. 2023,
+    arXiv 2306.03745). The table at the top of models/experts/config.py has their equations."""
+    experts: Annotated[int, Field(ge=1)] = 8
+    """Number of routed experts in each block."""
+    k: Annotated[int, Field(ge=1)] | None = None
+    """Experts per token, with router=threshold at most. null: 1 with router=switch and merge, all with threshold, else
+    2."""
+    shared: Annotated[int, Field(ge=0)] = 0
+    """Experts that every token uses besides, with a gate of 1. Dai et al. 2024 (DeepSeekMoE, arXiv 2401.06066)."""
+    expert: Literal["gelu", "relu2", "swiglu", "sglu"] = "gelu"
+    """The MLP that each expert is."""
+    expand: Annotated[float, Field(gt=0)] | None = None
+    """Hidden width of all experts of a token together / model width, as of a dense MLP of as many active parameters.
+    null: the default of `expert`, 4 for gelu."""
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    """What makes scores of the router's logits, with router=topk and switch. sigmoid: DeepSeek-AI 2024 (DeepSeek-V3,
+    arXiv 2412.19437), eqs. 12-15."""
+    normalize: bool = True
+    """Divide the gates of router=topk by their sum. false: DeepSeekMoE. Never with router=switch: it would learn
+    from its own losses alone then."""
+    capacity_factor: Annotated[float, Field(gt=0)] | None = None
+    """An expert takes at most ceil(factor k T / experts) tokens of a sequence of T, the first ones; the others skip it.
+    null: no limit. 1.25 in ST-MoE."""
+    balance: Annotated[float, Field(ge=0)] | None = None
+    """Weight of experts sum_e f_e P_e, f_e the share of an expert in the choices and P_e its mean probability; with
+    router=noisy, of the squared coefficients of variation of importance and load. null: 0.01 (Fedus et al. 2021), 0.1
+    with router=noisy (Shazeer et al. 2017), 0 with router=avg_k and merge."""
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean of (log sum_e exp z_e)^2 over tokens, z the router's logits. 0: off. 1e-3 in Zoph et al. 2022
+    (ST-MoE, arXiv 2202.08906)."""
+    bias_rate: Annotated[float, Field(ge=0)] = 0.0
+    """Change per optimizer step of a bias that is added to the scores to choose experts, not to make gates: up for
+    experts with fewer tokens than the mean, down for others. 0: off. 1e-3 in Wang et al. 2024 (arXiv 2408.15664), with
+    balance=0."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Sum of probabilities that router=threshold reaches. 0.9: ysngki/XMoE."""
+    compete_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of the steps in which experts of router=compete compete; the value is ours."""
+    compete_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the mean squared error between softmax(router) and softmax(affinity) in these steps; the value is
+    ours."""
+
+    @field_validator("router", mode="before")
+    @classmethod
+    def _causal(cls, router: Any) -> Any:
+        if isinstance(router, str) and router in NOT_CAUSAL:
+            raise ValueError(f"{router} {NOT_CAUSAL[router]}, which is not causal: use topk or switch")
+        return router
+
+    @model_validator(mode="after")
+    def _fields_go_together(self) -> "MoEConfig":
+        router, k = self.router, self.used
+        by_score, no_loss = router in ("topk", "switch"), router in ("avg_k", "merge")
+        faults = {
+            f"k={k} is more than experts={self.experts}: use k={self.experts} or fewer": k > self.experts,
+            f"router={router} uses one expert per token, not k={k}: use k=1 or router=topk": router in ONE and k > 1,
+            "with router=topk k=1 normalize=true all gates are 1, so the router gets no gradient of the task: "
+            "use router=switch or k=2": router == "topk" and self.normalize and k == 1 < self.experts,
+            f"router=noisy chooses among more than k={k} experts: use experts={k + 1} or more": (
+                router == "noisy" and k >= self.experts
+            ),
+            f"router={router} does not read normalize=false: use normalize=true or router=topk": (
+                not self.normalize and router != "topk"
+            ),
+            f"router={router} does not read score={self.score}: use score=softmax or router=topk": (
+                self.score != "softmax" and not by_score
+            ),
+            f"router={router} does not read bias_rate={self.bias_rate:g}: use bias_rate=0 or router=topk": (
+                self.bias_rate > 0 and not by_score
+            ),
+            f"router={router} drops no tokens, but capacity_factor={self.capacity_factor}: "
+            "use capacity_factor=null or router=topk": (
+                self.capacity_factor is not None and not by_score and router != "noisy"
+            ),
+            f"router={router} has no loss of balance, but balance={self.balance}: use balance=null or router=topk": (
+                bool(self.balance) and no_loss
+            ),
+            f"router={router} has no logits of its own, but z_loss={self.z_loss:g}: use z_loss=0 or router=topk": (
+                self.z_loss > 0 and router == "avg_k"
+            ),
+        }
+        for fault, holds in faults.items():
+            if holds:
+                raise ValueError(fault)
+        return self
+
+    @property
+    def used(self) -> int:
+        """The number of routed experts per token, with router=threshold the largest."""
+        if self.k is not None:
+            return self.k
+        return 1 if self.router in ONE else self.experts if self.router == "threshold" else min(2, self.experts)
+
+    @property
+    def balance_weight(self) -> float:
+        if self.balance is not None:
+            return self.balance
+        return {"noisy": 0.1, "avg_k": 0.0, "merge": 0.0}.get(self.router, 0.01)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the layer draws random numbers in training."""
+        return self.router in ("noisy", "compete")
+
+    def build(self, width: int, make: Make = plain) -> nn.Module:
+        expert = MLP.choices[self.expert]
+
+        def mlp(expand: float) -> nn.Module:
+            return checked(expert, {"name": self.expert, "expand": expand}).build(width, make)
+
+        total = self.expand or checked(expert, {"name": self.expert}).expand  # type: ignore[attr-defined]
+        each = total / (self.used + self.shared)
+        # A whole number of units per expert, so that shared experts are as wide as the routed ones.
+        units = hidden_width(width, each) / width
+        shared = mlp(self.shared * units) if self.shared else None
+        return MoE(self, width, [mlp(units) for _ in range(self.experts)], shared)
