@@ -215,10 +215,9 @@ class LayerSequentialUnitVariance(OrthogonalInit):
     def calibrate(self, model: Any, tokens_BT: torch.Tensor) -> None:
         def scaled(linear: Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
             """Returns the layer's output after rescaling, so that later layers are measured on it."""
-            for _ in range(ATTEMPTS):
+            for _ in range(ATTEMPTS if output.numel() else 0):  # an expert without tokens has no output
                 std = output.float().std(correction=0)
-                # A constant output cannot be rescaled, nor that of an expert without tokens, whose std is NaN.
-                if std == 0 or std.isnan() or (std - 1).abs() <= self.tol:
+                if std == 0 or (std - 1).abs() <= self.tol:  # a constant output cannot be rescaled
                     break
                 linear.weight.div_(std + 1e-8)
                 output = linear.forward(*inputs)
