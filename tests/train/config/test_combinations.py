@@ -276,7 +276,8 @@ def assert_reported(row: MetricsRow, config: Config, tensors: dict[str, float | 
     assert [name for name in more if metric_of(name) is None] == []
     for name, value in row.items():
         many = isinstance(value, list)
-        assert not many or len(value) == config.model.heads
+        wanted = getattr(config.mlp, "experts", 0) if name.startswith("router/") else config.model.heads
+        assert not many or len(value) == wanted, name
         assert all(v is None or math.isfinite(v) for v in (value if many else [value])), (name, value)
 
 
