@@ -63,7 +63,7 @@ def test_any_strength_of_decay_is_exact(kind: str) -> None:
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("length", [*LENGTHS, pytest.param(4096, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("chunk", [4, 16])
 @pytest.mark.parametrize("gated", [False, True])
 def test_the_delta_rule_is_its_recurrence(length: int, chunk: int, gated: bool) -> None:
@@ -79,7 +79,8 @@ def test_the_delta_rule_is_its_recurrence(length: int, chunk: int, gated: bool) 
         state = state + beta[:, :, t, None, None] * k_t @ error
         expected.append((q[:, :, t, None] @ state)[..., 0, :])
     torch.testing.assert_close(delta_rule(q, k, v, beta, decay, chunk=chunk), torch.stack(expected, 2))
-    torch.testing.assert_close(delta_weights(q, k, beta, decay) @ v, torch.stack(expected, 2))
+    if length <= max(LENGTHS):
+        torch.testing.assert_close(delta_weights(q, k, beta, decay) @ v, torch.stack(expected, 2))
 
 
 def test_expanded_features_and_their_kernel() -> None:
