@@ -1,4 +1,4 @@
-"""Copies results of finished sweeps into the repository: verdicts, the leaderboard and a few pictures."""
+"""Copies results of finished sweeps into the repository: verdicts, runs, the leaderboard and a few pictures."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from conf.axis import ConfigError
+from train.config.schema import Runtime
 from train.docs.findings import RESULTS, VERDICTS, verdicts
 from train.docs.leaderboard import LEADERBOARD
 from train.findings.base import all_findings
 from train.findings.status import state
 from train.leaderboard.table import EXPERIMENT
 from train.runfolder.files import read_json, write_atomically
+
+RUNS = VERDICTS.with_name("runs.csv.gz")
+"""The summaries of all runs that judge a finding, a row each."""
 
 
 def collect(out: Path) -> list[Path]:
@@ -25,10 +29,11 @@ def collect(out: Path) -> list[Path]:
     if not out.is_dir():
         raise ConfigError(f"--results {out} is not a folder: pass the folder that holds the sweeps")
     found = {name: entry(out / name) for name in all_findings() if (out / name / "sweep.json").exists()}
+    judged = [name for name, kept in found.items() if kept["judged"]]
     known = verdicts() | found
     text = json.dumps({name: known[name] for name in all_findings() if name in known}, indent=1, ensure_ascii=False)
     write_atomically(VERDICTS, text + "\n")
-    written = [VERDICTS]
+    written = [VERDICTS, *_summaries(out, judged)]
     for name, kept in found.items():
         if kept["figure"]:
             figure = kept["figure"].replace(" ", "_") + ".png"
@@ -75,6 +80,22 @@ def _swept(folder: Path) -> dict[str, str]:
         "seeds": ", ".join(map(str, seeds)),
         "data": ", ".join(sorted(runs["data.name"].unique())),
     }
+
+
+def _summaries(out: Path, names: list[str]) -> list[Path]:
+    """Writes the runs of these findings to RUNS, each once; rows of other runs that are there stay."""
+    import pandas as pd
+
+    tables = [pd.read_csv(out / name / "report" / "runs.csv") for name in names]
+    if not tables:
+        return []
+    if RUNS.exists():
+        tables.append(pd.read_csv(RUNS))
+    kept = pd.concat(tables, ignore_index=True).drop_duplicates("run").sort_values("run")
+    # Where and how a run was trained, such as its folder, is of no use elsewhere.
+    kept = kept[[column for column in kept if column.partition(".")[0] not in Runtime.__dataclass_fields__]]
+    kept.to_csv(RUNS, index=False, float_format="%.6g", compression={"method": "gzip", "mtime": 0})
+    return [RUNS]
 
 
 def _copied(source: Path, destination: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import json
 from datetime import datetime
 
+import pandas as pd
 import pytest
 
 from conf.axis import ConfigError
@@ -87,8 +88,12 @@ def test_collecting_keeps_what_the_folder_does_not_have(out, tmp_path, monkeypat
     monkeypatch.setattr(collecting, "verdicts", lambda: known)
     monkeypatch.setattr(collecting, "VERDICTS", tmp_path / "verdicts.json")
     monkeypatch.setattr(collecting, "RESULTS", pictures)
+    monkeypatch.setattr(collecting, "RUNS", tmp_path / "runs.csv.gz")
     monkeypatch.setattr(collecting, "LEADERBOARD", tmp_path / "leaderboard.csv")
-    assert collecting.collect(out) == [tmp_path / "verdicts.json", pictures / "qk_norm.png"]
+    assert collecting.collect(out) == [
+        tmp_path / name for name in ("verdicts.json", "runs.csv.gz", "results/qk_norm.png")
+    ]
+    assert len(pd.read_csv(tmp_path / "runs.csv.gz")) == 30
     written = json.loads((tmp_path / "verdicts.json").read_text())
     changed = {name for name in known if written[name] != known[name]}
     assert changed == {"qk_norm", "gradient_rms"}
