@@ -35,7 +35,7 @@ HEAD = [
     "2 cores",
 ]
 GROUPS = {
-    "headline": "Figure 1, ten minutes on 2 cores",
+    "headline": "Figure 1",
     "core": "an hour, with Figure 1",
     "long": "longer: each says its time",
 }
