@@ -97,7 +97,9 @@ def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         from train.findings.__main__ import chosen
 
         assert arguments == overrides
-        chosen([name for name in overrides if name != "NAME"])
+        names = [o for o in overrides if "=" not in o and o != "NAME"]
+        changes = [o for o in overrides if "=" in o]
+        assert all(plan([f"experiment={finding.name}", *changes]).configs for finding in chosen(names) if changes)
     elif module == "train.coordinates":
         assert all(compose([o]) for o in overrides if not o.startswith(("over=", "parametrization=")))
         names = dict(o.split("=") for o in overrides)["parametrization"].split(",")
