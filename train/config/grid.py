@@ -87,7 +87,13 @@ class Composer:
 
     def _for_hydra(self, point: Sequence[str]) -> tuple[str, ...]:
         """Returns the overrides that Hydra must apply: choices, +key, ~key, and mappings, which it merges."""
-        needed = [o for o in point if _key(o) in self.groups or not o[0].isalpha() or isinstance(parsed(o)[1], dict)]
+        from hydra.errors import HydraException
+
+        try:
+            merged = {o for o in point if isinstance(parsed(o)[1], dict)}
+        except HydraException:
+            return tuple(point)  # Hydra says what can't be read.
+        needed = [o for o in point if _key(o) in self.groups or not o[0].isalpha() or o in merged]
         special = [o.lstrip("+~").partition("=")[0] for o in needed if _key(o) not in self.groups]
         if any(f"{key}.".startswith(f"{_key(o)}.") or f"{_key(o)}.".startswith(f"{key}.")
                for key in special for o in point if o not in needed):  # fmt: skip

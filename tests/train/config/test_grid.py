@@ -60,7 +60,8 @@ def test_points_of_one_base_stay_apart():
      "optimizer=null", "optimizer.lr={a:1}", "seed=true", "seed='3'", "seed=2.5", "optimizer.lr=true",
      "layer_scale=inf", "optimizer.lr=nan", "optimizer.lr='0.1'", "compile=1", "precision=fp16", "finding=nothing",
      "accumulate=3", "model.heads=3", "schedule.warmup_steps=99", "attention.pattern=nowhere",
-     "arms.plain.seed=3", "+arms={a:{seed:1}}", "+steps._target_=1", "~steps"],
+     "arms.plain.seed=3", "+arms={a:{seed:1}}", "+steps._target_=1", "~steps",
+     "steps", "a b", "=3", "optimizer.lr=[1"],
 )  # fmt: skip
 def test_what_one_run_refuses_a_grid_refuses_with_the_same_words(override):
     with pytest.raises(ConfigError) as alone:
