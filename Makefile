@@ -13,7 +13,7 @@ setup: .venv/installed
 	touch $@
 
 reproduce: setup
-	$(BIN)/python -m train.sweep experiment=qk_norm optimizer.lr=1.4e-2,6e-2,1.4e-1,3e-1
+	$(BIN)/python -m train.sweep experiment=qk_norm optimizer.lr=1.4e-2,6e-2,3e-1
 	$(BIN)/python -m train.report runs/qk_norm-lr
 
 lint: setup

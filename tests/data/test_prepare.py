@@ -190,7 +190,6 @@ from pathlib import Path
 from data import DATA, DataError, prepare
 for most, name, values in [
     (10**6, "synthetic", dict(zipf_exponent=1.0, sigma=1.0, tokens=10**6, validation_tokens=100, seed=0)),
-    (10**4, "docstrings", dict(tokenizer="bpe", packages=["filelock"])),
     (10**5, "text", dict(tokenizer="bpe", path=sys.argv[2])),
 ]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
@@ -201,8 +200,8 @@ for most, name, values in [
 """
     output, errors = python(code, tmp_path, jsonl).communicate()
     lines = output.splitlines()
-    assert len(lines) == 3, errors
-    for line, name in zip(lines, ("synthetic", "docstrings", "text"), strict=True):
+    assert len(lines) == 2, errors
+    for line, name in zip(lines, ("synthetic", "text"), strict=True):
         assert line.startswith(f"data={name} can't be prepared in {tmp_path}: [Errno 27]"), line
         assert "File too large" in line
 

@@ -211,7 +211,8 @@ class TestHead:
         assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
-@pytest.mark.parametrize("position", ["rope", pytest.param("alibi", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("position", ["rope", "alibi"])
 def test_compiled_model_is_the_same(position: str) -> None:
     model, tokens_BT = gpt(f"position={position}"), tokens()
     compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -183,6 +183,7 @@ class TestSigma:
         assert found.dtype == torch.float32
         assert torch.equal(found, scale(weight))
 
+    @pytest.mark.slow
     def test_compiled_it_is_the_same(self) -> None:
         torch.compiler.reset()
         run = Steps("reparametrization=sigma").run(1)

@@ -1,5 +1,6 @@
 """State that moves during training: causality in training mode, and state that moves once per optimizer step."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -15,8 +16,11 @@ from train.run.module import ProxyModule
 T, V, CHANGED = 16, 32, 8
 
 
-def combinations() -> list[tuple[str, int, str]]:
-    return [(rule, share, source) for rule in RULES for share in (1, 2) for source in sorted(QK_SOURCE.choices)]
+def combinations() -> list[Any]:
+    """Returns rule, share_attention and qk_source; those that change both of the latter are slow."""
+    found = itertools.product(RULES, (1, 2), sorted(QK_SOURCE.choices))
+    both = {True: pytest.mark.slow, False: ()}
+    return [pytest.param(*given, marks=both[given[1] > 1 and given[2] != "stream"]) for given in found]
 
 
 def config(rule: str, share: int, source: str) -> Any:

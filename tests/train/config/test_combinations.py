@@ -314,7 +314,7 @@ CUT_AT, TURN = strategies.integers(0, STEPS - 2), strategies.integers(0, 5)
 
 
 @with_every_choice(1)
-@settings(max_examples=4, **EXAMPLES)
+@settings(max_examples=2, **EXAMPLES)
 @given(combinations(), CUT_AT, TURN)
 def test_combination(drawn: Drawn, cut_at: int, turn: int) -> None:
     check(drawn, cut_at, turn)
