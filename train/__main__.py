@@ -14,7 +14,7 @@ def main() -> None:
     if {"-h", "--help"} & set(arguments):
         from train.cli.help import show_help
 
-        show_help()
+        show_help(arguments)
         return
     from train.cli.terminal import exit_with
     from train.run.process import sigterm_like_ctrl_c

@@ -124,7 +124,7 @@ def test_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch):
 
 
 def test_help_lists_every_axis_choice_and_field(capsys, monkeypatch):
-    code, said = call(["train", "--help"], capsys, monkeypatch)
+    code, said = call(["train", "--help", "all"], capsys, monkeypatch)
     assert code == 0
     for group, names in choices().items():
         assert group in said

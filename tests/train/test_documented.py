@@ -17,6 +17,7 @@ import pytest
 from conf.axis import ConfigError
 from tests.train.docs.test_pages import PAGES as ALL_PAGES
 from tests.train.helpers import call, process_state, swept
+from train.cli.commands import COMMANDS
 from train.config.compose import compose
 from train.config.grid import expand
 from train.config.launcher import in_full
@@ -173,7 +174,8 @@ def test_runs(place: Path, command: str, capsys: pytest.CaptureFixture[str], mon
 def test_help(module: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     code, said = call([module, "--help"], capsys, monkeypatch)
     assert code == 0, said
-    assert f"python -m {module}" in said
+    name = next(name for name, command in COMMANDS.items() if command.module == module)
+    assert f"stabilab {name}" in said or f"python -m {module}" in said
 
 
 @pytest.mark.parametrize("target", ["reproduce", "test", "lint", "bench", "docs", "clean"])

@@ -1,68 +1,142 @@
-"""Prints `--help`: every axis with its choices and every field with its docstring, from the config dataclasses."""
+"""Prints help. `--help` fits on a screen; `--help attention` explains an axis, `--help fields` what no axis owns.
+
+`--help all` prints everything, each field with its default and docstring, from the config dataclasses.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from conf.axis import axes, documentation
-from train.config.schema import Runtime
+from train.cli.commands import COMMANDS
+from train.config.choices import choices, comment, default_choices, read
 
-COMMANDS = {
-    "python -m train [bold]axis=choice ... field=value ...[/]": "trains one run; with -m, one per combination",
-    "python -m train show=parametrization ...": "prints init, LR and decay of each tensor without training",
-    "python -m train show=axes": "prints every choice with its definition and source as a Markdown table",
-    "python -m train.sweep experiment=NAME ...": "trains a sweep; python -m train.report FOLDER judges and plots it",
-    "python -m train.sweep ladder=NAME ...": "trains a sweep over the sizes of a ladder",
-    "python -m train.sweep ... launcher=slurm": "submits a sweep; python -m slurm.status FOLDER shows its state",
+EXAMPLES = {
+    "stabilab train attention=fox optimizer.lr=0.01": "one run",
+    "stabilab sweep experiment=qk_norm seed=0,1": "a grid",
+    "stabilab report runs/qk_norm": "its results",
+    "stabilab COMMAND --help": "what a command takes",
+    "stabilab --help attention": "an axis: its choices, their fields and defaults",
+    "stabilab --help fields": "the fields that no axis owns, such as steps",
+    "stabilab --help all": "all of it",
+    "stabilab --version; stabilab completion bash": "also zsh and fish: a script to source",
 }
 
 
-def show_help() -> None:
-    from rich.console import Console
-    from rich.markup import escape
+def show_help(arguments: Sequence[str] = ()) -> None:
+    """Prints the overview or, for each argument that is not an option, that topic. Exits with 2 for an unknown one."""
+    topics = [argument for argument in arguments if not argument.startswith("-") and "=" not in argument]
+    known = {**choices(), "fields": [], "all": []}
+    for topic in topics:
+        if topic not in known:
+            from conf.axis import near
 
-    from train.config.choices import choices
-    from train.config.compose import compose, compose_node
+            print(f"error: --help {topic}: no such topic: {near(topic, list(known))}", file=sys.stderr)
+            sys.exit(2)
+    lines = [line for topic in topics for line in _topic(topic)] or list(overview())
+    print("\n".join(lines))
+
+
+def _width() -> int:
+    return max(40, min(100, shutil.get_terminal_size((80, 24)).columns))
+
+
+def _filled(text: str, begin: str = "", hanging: str = "    ") -> list[str]:
+    """Wraps a text after `begin`; further lines are indented by `hanging`."""
+    return textwrap.wrap(
+        " ".join(text.split()), _width(), initial_indent=begin, subsequent_indent=hanging,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def overview() -> Iterator[str]:
+    """Yields the lines of `--help`: examples, commands, and the axes with their default choices."""
+    room = 2 + max(map(len, EXAMPLES))
+    for example, says in EXAMPLES.items():
+        yield from _filled(says, f"{example:{room}}", " " * room)
+    yield "\nCommands"
+    for name, command in COMMANDS.items():
+        yield from _filled(command.says, f"  {name:15}", " " * 17)
+    yield "\nAxes and groups, with their default choices"
+    defaults = default_choices()
+    yield from _filled("  ".join(f"{g}={defaults.get(g) or '...'}" for g in choices() if "/" not in g), "  ", "  ")
+
+
+def _topic(topic: str) -> Iterator[str]:
+    """Yields the lines of one topic."""
+    from conf.axis import axes
+    from train.config.compose import compose
+    from train.config.schema import Config, Runtime
+
+    values = compose([]).values()
+    if topic in ("fields", "all"):
+        yield "Fields of a run (with defaults)"
+        yield from _fields(Config, "", values)
+        yield "\nWhere and how (these change neither a run's numbers nor its hash)"
+        yield from _fields(Runtime, "", values)
+    for name in choices() if topic == "all" else () if topic == "fields" else (topic,):
+        yield from ("",) if topic == "all" else ()
+        yield from _axis(name, values) if name in axes(Config) else _files(name, values)
+
+
+def _axis(name: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the fields that all choices of an axis share, and each choice with its definition, source and fields."""
+    from conf.axis import axes, documentation
+    from train.cli import axes as definitions
     from train.config.schema import Config
 
-    console = Console(highlight=False, soft_wrap=True)
-    for command, meaning in COMMANDS.items():
-        console.print(f"{command}      {meaning}")
-    console.print()
-    defaults, values = compose_node([], with_hydra=True).hydra.runtime.choices, compose([]).values()
-    groups = choices()
-    console.print("[bold]Axes[/] (the default is marked *)")
-    for group, names in groups.items():
-        marked = [f"{n}*" if n == str(defaults.get(group)) else n for n in names]
-        console.print(f"  {group:10} {escape('  '.join(marked))}")
-    console.print("\n[bold]Fields of a run[/] (with defaults)")
-    _fields(console, Config, "", values)
-    console.print("\n[bold]Where and how[/] (these change neither a run's numbers nor its hash)")
-    _fields(console, Runtime, "", values)
-    for name, axis in axes(Config).items():
-        console.print(f"\n[bold]Fields of {name}[/]")
-        configs = list(axis.choices.values())
-        shared = {f for f in configs[0].__dataclass_fields__ if len({documentation(c).get(f) for c in configs}) == 1}
-        _fields(console, configs[0], f"{name}.", values[name], keep=shared)
-        for choice, config in axis.choices.items():
-            console.print(f"  {name}={choice}")
-            own, default = set(config.__dataclass_fields__) - shared, values[name]
-            _fields(console, config, f"{name}.", default if choice == default["name"] else {}, indent="    ", keep=own)
-    console.print("\n[bold]Fields of model[/]")
-    from models.size import SizeConfig
-
-    _fields(console, SizeConfig, "model.", values["model"])
+    axis, default = axes(Config)[name], values[name]
+    yield f"{name}: {len(axis.choices)} choices, by default {name}={default['name']}"
+    configs = list(axis.choices.values())
+    shared = {f for f in configs[0].__dataclass_fields__ if len({documentation(c).get(f) for c in configs}) == 1}
+    yield from _fields(configs[0], f"{name}.", default, keep=shared)
+    for choice in definitions.names(axis, default["name"]):
+        config = axis.choices[choice]
+        text = definitions.documentation(axis, choice)
+        source = definitions.source(text)
+        yield from _filled(f"{definitions.definition(text)}. {source}", f"{name}={choice}  ")
+        own = set(config.__dataclass_fields__) - shared
+        yield from _fields(config, f"{name}.", default if choice == default["name"] else {}, keep=own)
 
 
-def _fields(
-    console: Any, config: Any, prefix: str, values: dict[str, Any], indent: str = "  ", keep: set[str] | None = None
-) -> None:
-    """Prints the fields in `keep`, by default all, with their docstrings and their values in `values`."""
-    from rich.markup import escape
+def _files(group: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the choices of a group that are files, each with its first comment."""
+    yield f"{group}: {len(choices()[group])} choices"
+    if group == "model":
+        from models.size import SizeConfig
 
-    excluded = () if config is Runtime else Runtime.__dataclass_fields__
+        yield from _fields(SizeConfig, "model.", values["model"])
+    for name in choices()[group]:
+        said = comment(f"{group}/{name}")
+        if group == "model":
+            said = ", ".join(f"{key} {value}" for key, value in read(f"model/{name}").items() if key != "name")
+        yield from _filled(said, f"  {group}={name}  ")
+
+
+def _fields(config: Any, prefix: str, values: Mapping[str, Any], keep: Iterable[str] | None = None) -> Iterator[str]:
+    """Yields the fields in `keep`, by default all, with docstrings; defaults are those of `values` or of the class."""
+    from conf.axis import documentation
+    from train.config.schema import Config, Runtime
+
+    excluded = Runtime.__dataclass_fields__ if config is Config else ()
     texts = documentation(config)
-    for name in config.__pydantic_fields__:
+    for name, field in config.__dataclass_fields__.items():
         if name in texts and name not in excluded and (keep is None or name in keep):
-            key = prefix + name + (f"={'null' if values[name] is None else values[name]}" if name in values else "")
-            console.print(f"{indent}{escape(key):34} {escape(' '.join(texts[name].split()))}")
+            value = values.get(name, getattr(field.default, "default", field.default))
+            yield from _filled(texts[name], f"  {prefix}{name}={_plain(value)}  ")
+
+
+def _plain(value: Any) -> str:
+    """Writes a default as on the command line; one that is required as `...`."""
+    if isinstance(value, Mapping):
+        return str(value.get("name"))
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_plain, value))}]"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return "..." if value is dataclasses.MISSING or repr(value) == "PydanticUndefined" else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -35,7 +36,9 @@ def experiments() -> Sequence[str]:
 @cache
 def default_choices() -> Mapping[str, str]:
     """Returns the default choice of each group, from conf/config.yaml."""
-    entries = read("config")["defaults"]
+    import yaml
+
+    entries = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]  # Names alone: no need of OmegaConf.
     return {k: v for entry in entries if isinstance(entry, dict) for k, v in entry.items()}
 
 
@@ -51,6 +54,12 @@ def size(name: str) -> Mapping[str, Any] | None:
     """Returns the fields of a model size in conf/model/, or None if there is no size of that name."""
     plain = re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", name)
     return read(f"model/{name}") if plain and (CONF / "model" / f"{name}.yaml").is_file() else None
+
+
+def comment(name: str) -> str:
+    """Returns the comment at the top of a file in conf/."""
+    lines = (CONF / f"{name}.yaml").read_text().removeprefix(HEADER).strip().splitlines()
+    return " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
 def shared_fields(axis: str) -> dict[str, Any]:

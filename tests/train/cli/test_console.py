@@ -1,0 +1,107 @@
+"""The console command: its table, help and completion."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conf.axis import axes
+from train.cli import console
+from train.cli.commands import COMMANDS
+from train.cli.completion import SCRIPTS, candidates
+from train.cli.help import show_help
+from train.config.choices import choices, default_choices
+from train.config.schema import Config
+
+
+def test_every_command_is_a_module_with_a_main() -> None:
+    for name, command in COMMANDS.items():
+        spec = importlib.util.find_spec(command.module)
+        assert spec is not None, name
+        package = spec.submodule_search_locations
+        source = Path(package[0]) / "__main__.py" if package else Path(str(spec.origin))
+        assert 'if __name__ == "__main__":' in source.read_text(), name
+
+
+def test_help_is_a_screen_of_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    show_help()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 45
+    assert max(map(len, lines)) <= 80
+    words = " ".join(lines).split()
+    assert all(name in words for name in COMMANDS)
+    assert all(f"{axis}={default}" in words for axis, default in default_choices().items() if axis in choices() and default)
+
+
+def test_help_of_an_axis_has_the_defaults_of_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    show_help(["optimizer"])
+    said = capsys.readouterr().out
+    before, *others = said.split("\noptimizer=")
+    parts = {part.split()[0]: part for part in others}
+    assert parts.keys() == axes(Config)["optimizer"].choices.keys()
+    assert "by default optimizer=adamw" in before
+    assert "optimizer.clip=1.0 " in before
+    assert "optimizer.beta2=0.95 " in parts["adamw"]
+    assert "optimizer.beta2=0.999 " in parts["adam_cm"]
+    assert "optimizer.lr=0.01 " in parts["adamw"]
+    assert "optimizer.lr=0.003 " in parts["adam_cm"]
+
+
+def test_unknown_topic_and_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for argv, said in (
+        (["--help", "atention"], "error: --help atention: no such topic: did you mean attention?\n"),
+        (["swep"], "error: swep is not a command: did you mean sweep?\n"),
+        (["attention=fox"], "error: attention=fox comes after a command: stabilab train attention=fox\n"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["stabilab", *argv])
+        with pytest.raises(SystemExit) as stop:
+            console.main()
+        assert stop.value.code == 2
+        assert capsys.readouterr().err == said
+
+
+def test_help_and_completion_import_neither_torch_nor_pydantic() -> None:
+    program = (
+        "import sys; sys.argv[1:] = ['--help']; import train.cli.console as c; c.main();"
+        "sys.argv[1:] = ['completion', 'words', 'train', 'attention=']; c.main();"
+        "print({'torch', 'pydantic', 'numpy', 'omegaconf'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.endswith("attention=window\nset()\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["swe"], ["sweep"]),
+        (["--help", "attent"], ["attention"]),
+        (["train", "attention=softp"], ["attention=softpick"]),
+        (["sweep", "attention=softmax,softp"], ["attention=softmax,softpick"]),
+        (["train", "qk_n"], ["qk_norm="]),
+        (["train", "optimizer=lion", "optimizer.b"], ["optimizer.beta1=", "optimizer.beta2="]),
+        (["train", "optimizer.mom"], []),
+        (["train", "optimizer=muon", "optimizer.mom"], ["optimizer.momentum="]),
+        (["train", "ste"], ["steps="]),
+        (["findings", "entropy_c"], ["entropy_collapse"]),
+        (["report", "ru"], []),
+        (["completion", "z"], ["zsh"]),
+    ],
+)
+def test_completion(words: list[str], found: list[str]) -> None:
+    assert candidates(words) == found
+
+
+def test_bash_completes_after_the_equals_sign() -> None:
+    own = f'stabilab() {{ {sys.executable} -m train.cli.console "$@"; }}\n'
+    for line, offered in (("stabilab train attention=softp", "softpick"), ("stabilab swe", "sweep")):
+        asked = f"COMP_LINE='{line}' COMP_POINT={len(line)}; _stabilab; echo \"${{COMPREPLY[@]}}\""
+        program = own + SCRIPTS["bash"] + f"compopt() {{ :; }}\nCOMP_WORDBREAKS=' ='\n{asked}"
+        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
+        assert done.stdout == f"{offered}\n", done.stderr
+
+
+def test_choices_are_offered_by_name() -> None:
+    assert candidates(["train", "norm="]) == [f"norm={name}" for name in choices()["norm"]]
