@@ -91,6 +91,8 @@ def _add_floors(folder: Path, tokens: Mapping[Split, np.ndarray]) -> dict[str, A
 
 def _digest(config: DataConfig) -> str:
     inputs = {"format": FORMAT} | asdict(config) | config.fingerprint()
+    if (module := type(config).__module__).startswith("stabilab_plugin_"):  # Ends with the hash of its code.
+        inputs["plugin"] = module
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
 
 

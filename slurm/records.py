@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.axis import ConfigError, checked
+from conf.axis import ConfigError
 from train.runfolder.files import read_json, read_rows, write_atomically
 from train.runfolder.provenance import commit
 
@@ -41,10 +41,10 @@ class Planned:
 
         It is built on first use, because checking takes a millisecond and slurm.status shows thousands of runs.
         """
-        from train.config.schema import Config
+        from train.config.compose import of_values
 
         try:
-            config = checked(Config, self.values)
+            config = of_values(self.values)
         except ConfigError as error:
             raise ConfigError(f"{self.name} was submitted by code with other settings: {error}") from None
         if config.digest() != self.hash:

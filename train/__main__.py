@@ -60,9 +60,10 @@ def multirun(arguments: list[str]) -> None:
     from train.config.compose import compose, from_node
     from train.config.grid import expand, refuse_hydra_of_files
     from train.config.messages import hydra_fault
+    from train.config.own import for_hydra, resolved
     from train.run.process import environment
 
-    overrides = [a for a in arguments if not a.startswith("-")]
+    overrides = resolved([a for a in arguments if not a.startswith("-")])
     refuse_hydra_of_files(overrides)
     for arm, point in expand(overrides):
         if arm is not None:
@@ -74,6 +75,7 @@ def multirun(arguments: list[str]) -> None:
         train_and_summarize(from_node(node))
 
     try:
+        sys.argv[1:] = [*(a for a in arguments if a.startswith("-")), *for_hydra(overrides)]
         with environment(HYDRA_FULL_ERROR="1"):
             job()
     except (HydraException, OmegaConfBaseException) as error:

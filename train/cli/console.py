@@ -24,6 +24,8 @@ def main() -> None:
 
 def command() -> None:
     first, *rest = sys.argv[1:] or ["--help"]
+    if first == "--conf" and rest:
+        os.environ["STABILAB_CONF"], first, *rest = *rest, *([] if rest[1:] else ["--help"])
     if first in ("-h", "--help", "help"):
         from train.cli.help import show_help
 

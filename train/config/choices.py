@@ -1,8 +1,10 @@
-"""The config groups of conf/ and their choices, read from its folders."""
+"""The config groups and their choices, read from conf/, from a user's folder of configs, and from plugins."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -16,21 +18,42 @@ CONF = Path(conf.__file__).parent
 GLOBAL, HEADER = ("experiment", "ladder", "scale"), "# @package _global_"
 """Groups whose files set keys of the whole config, and the first line of such a file."""
 
+OWN = "STABILAB_CONF"
+"""The environment variable that names a user's folder of configs, with a folder per group as in conf/."""
+
+REQUIRED = "???"
+"""OmegaConf's marker for a mandatory value."""
+
+PLUGGED: dict[str, Mapping[str, Any]] = {}
+"""The defaults of the choices that plugins have registered, by `group/name`."""
+
+
+def folders() -> list[Path]:
+    """Returns conf/ and the user's folder of configs, if there is one."""
+    own = os.environ.get(OWN)
+    return [CONF, *([Path(own).expanduser().resolve()] if own else [])]
+
 
 def choices() -> dict[str, list[str]]:
-    """Returns the choices of each config group, from the files in conf/."""
+    """Returns the choices of each config group, from the files in conf/ and what users add to them."""
     groups: dict[str, list[str]] = {}
-    for path in sorted(CONF.glob("**/*.yaml")):
-        group = path.parent.relative_to(CONF).as_posix()
-        if group != ".":
-            groups.setdefault(group, []).append(path.stem)
+    names = [path.relative_to(folder).with_suffix("") for folder in folders() for path in folder.glob("**/*.yaml")]
+    for name in sorted({*names, *map(Path, PLUGGED)}):
+        if name.parent != Path():
+            groups.setdefault(name.parent.as_posix(), []).append(name.name)
     return groups
+
+
+def file(name: str) -> Path:
+    """Returns the file of a choice, `group/name`; the one that conf/ would have if there is none."""
+    paths = [folder / f"{name}.yaml" for folder in folders()]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 @cache
 def experiments() -> Sequence[str]:
-    """Returns the names of the experiment files. An experiment has the name of the finding that it tests."""
-    return choices()["experiment"]
+    """Returns the names of the shipped experiments. An experiment has the name of the finding that it tests."""
+    return sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
 @cache
@@ -58,7 +81,7 @@ def size(name: str) -> Mapping[str, Any] | None:
 
 def comment(name: str) -> str:
     """Returns the comment at the top of a file in conf/."""
-    lines = (CONF / f"{name}.yaml").read_text().removeprefix(HEADER).strip().splitlines()
+    lines = file(name).read_text().removeprefix(HEADER).strip().splitlines()
     return " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
@@ -69,9 +92,18 @@ def shared_fields(axis: str) -> dict[str, Any]:
 
 
 def read(name: str) -> dict[str, Any]:
-    """Returns the values of a file in conf/, parsed by OmegaConf as in Hydra: PyYAML would read 1e-4 as a string."""
+    """Returns the values of a choice, parsed by OmegaConf as in Hydra: PyYAML would read 1e-4 as a string."""
+    if name in PLUGGED:
+        return dict(PLUGGED[name])
     from omegaconf import OmegaConf
 
-    values = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    values = OmegaConf.to_container(OmegaConf.load(file(name)))
     assert isinstance(values, dict)
     return {str(k): v for k, v in values.items()}
+
+
+def default_of(field: Any) -> Any:
+    """Returns the default of a field of a choice's dataclass, or REQUIRED."""
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return REQUIRED if field.default_factory is dataclasses.MISSING else field.default_factory()

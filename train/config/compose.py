@@ -12,7 +12,12 @@ from conf.axis import ConfigError, checked
 from train.config import choices as groups
 from train.config.choices import GLOBAL, HEADER
 from train.config.messages import hydra_fault, yaml_fault
+from train.config.own import for_hydra, resolved
+from train.config.plugins import load
 from train.config.schema import Config
+
+NOT_OF_RUNS = ("hydra", "arms", "claim")
+"""Keys of an experiment's file that concern its sweep and no single run."""
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -35,11 +40,13 @@ def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    overrides = resolved(overrides)
+    given = for_hydra(overrides)
     previous = GlobalHydra.instance().hydra if GlobalHydra.instance().is_initialized() else None
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(groups.CONF), version_base="1.3"):
-            return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
+            return hydra.compose("config", given, return_hydra_config=with_hydra)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise yaml_fault(error) from None
     except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
@@ -72,7 +79,18 @@ def from_values(values: Mapping[str, Any]) -> Config:
     for group in GLOBAL:
         if group in values:
             raise ConfigError(f"{group}: the chosen file is empty or lacks its first line: begin it with {HEADER}")
-    return checked(Config, {k: v for k, v in values.items() if k not in ("hydra", "arms")})
+    return of_values({k: v for k, v in values.items() if k not in NOT_OF_RUNS})
+
+
+def of_values(values: Mapping[str, Any]) -> Config:
+    """Returns the checked config for plain values such as those of config.yaml, after loading its plugins.
+
+    Raises ConfigError if a value is invalid, or if a plugin's code is not that of the values.
+    """
+    plugins = values.get("plugins")
+    if isinstance(plugins, str):
+        values = {**values, "plugins": load(plugins)}
+    return checked(Config, values)
 
 
 def from_file(path: Path) -> Config:
@@ -83,7 +101,7 @@ def from_file(path: Path) -> Config:
         raise yaml_fault(error, path) from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a config: it must map keys to values")
-    return checked(Config, values)
+    return of_values(values)
 
 
 def to_yaml(config: Config) -> str:

@@ -134,7 +134,7 @@ class Composer:
         after.insert(0, f"scale/{names.get('scale', default_choices()['scale'])}")
         for group in names.keys() - set(GLOBAL):
             file = f"{group}/{names[group]}"
-            if "defaults" in self._read(file) or "@package" in (groups.CONF / f"{file}.yaml").read_text():
+            if "defaults" in self._read(file) or "@package" in _text_of(file):
                 return None
             with open_dict(node):
                 shared = [self._read(each).get(group, {}) for each in ("config", *after)]
@@ -145,6 +145,10 @@ class Composer:
         if file not in self.files:
             self.files[file] = read(file)
         return self.files[file]
+
+
+def _text_of(file: str) -> str:
+    return "" if file in groups.PLUGGED else groups.file(file).read_text()
 
 
 class Template:
@@ -194,7 +198,9 @@ def _set(node: DictConfig, text: str) -> None:
     try:
         OmegaConf.update(node, key, value, force_add=False)
     except OmegaConfBaseException as error:
-        raise hydra_fault(error, [text]) from None
+        axis = node.get(key.partition(".")[0])
+        chosen = {key.partition(".")[0]: axis["name"]} if isinstance(axis, DictConfig) and "name" in axis else {}
+        raise hydra_fault(error, [text], chosen) from None
 
 
 def _key(override: str) -> str:

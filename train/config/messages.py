@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -12,7 +12,7 @@ import yaml
 from conf.axis import ConfigError, axes, near
 from models.size import SizeConfig
 from train.config import choices as groups
-from train.config.choices import GLOBAL, HEADER, choices
+from train.config.choices import GLOBAL, HEADER, choices, default_choices
 from train.config.schema import Config
 
 
@@ -36,8 +36,12 @@ def _is_text(path: Path) -> bool:
     return True
 
 
-def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
-    """Returns the error for an unknown key, an unknown choice, a malformed override or a bad file in conf/."""
+def hydra_fault(error: Exception, overrides: Sequence[str], chosen: Mapping[str, str] | None = None) -> ConfigError:
+    """Returns the error for an unknown key, an unknown choice, a malformed override or a bad file in conf/.
+
+    `chosen` has the choice of each axis that none of the overrides sets. By default these are the default choices.
+    """
+    chosen = {**default_choices(), **(chosen or {}), **dict(map(_split, overrides))}
     text = " ".join(f"{error} {error.__cause__ or ''}".split())
     for override in overrides:
         if not _readable(override):
@@ -45,7 +49,7 @@ def hydra_fault(error: Exception, overrides: Sequence[str]) -> ConfigError:
         message = (
             _unknown_choice(override, error, text)
             or _mapping_for_a_list(override, text, len(overrides) == 1)
-            or _unknown_key(override, text)
+            or _unknown_key(override, text, chosen)
         )
         if message:
             return ConfigError(message)
@@ -68,7 +72,7 @@ def _unknown_choice(override: str, error: Exception, text: str) -> str | None:
     # For a number, a list or null as choice, Hydra raises a plain Python error.
     refused = f"'{group}/{value}'" in text or type(error) in (TypeError, ValueError)
     # A choice may be in a subfolder, as in experiment=paper/qk_norm.
-    exists = (groups.CONF / group / f"{value}.yaml").exists()
+    exists = groups.file(f"{group}/{value}").exists() or value.endswith((".yaml", ".yml"))
     if refused and group in known and not exists:
         return f"{group}={value} is not a choice: {near(value, known[group])}"
     return None
@@ -82,13 +86,13 @@ def _mapping_for_a_list(override: str, text: str, alone: bool) -> str | None:
     return None
 
 
-def _unknown_key(override: str, text: str) -> str | None:
+def _unknown_key(override: str, text: str, chosen: Mapping[str, str]) -> str | None:
     key, _ = _split(override)
     where = re.search(r"full_key: (\S+)", text)
     named = f"'{key}'" in text or (where is not None and f"{key}.".startswith(f"{where[1]}."))
     if named and ("not in struct" in text or "Could not override" in text):
         inner = where[1] if where is not None and where[1].startswith(f"{key}.") else key
-        return f"unknown key {inner}: {_near_key(inner)}"
+        return f"unknown key {inner}: {_near_key(inner, chosen)}"
     return None
 
 
@@ -116,13 +120,19 @@ def _readable(override: str) -> bool:
         return False
 
 
-def _near_key(key: str) -> str:
-    """Suggests the choices that have this field, or keys with the same last part, or the closest key."""
+def _near_key(key: str, chosen: Mapping[str, str]) -> str:
+    """Suggests the choices that have this field, or else the closest fields of the chosen one, or the closest key."""
     axis, _, field = key.partition(".")
     configs = axes(Config)[axis].choices if axis in axes(Config) else {}
     owners = [choice for choice, config in configs.items() if field in config.__dataclass_fields__]
     if owners:
         return f"only {axis}={' or '.join(owners)} has it"
+    choice = configs.get(chosen.get(axis, ""))
+    fields_of_choice = [f for f in choice.__dataclass_fields__ if f != "name"] if choice else []
+    if close := difflib.get_close_matches(field, fields_of_choice, n=3):
+        ratios = [difflib.SequenceMatcher(None, name, field).ratio() for name in close]
+        equal = [name for name, ratio in zip(close, ratios, strict=True) if ratio > ratios[0] - 0.05]
+        return f"did you mean {' or '.join(f'{axis}.{name}' for name in sorted(equal))}?"
     known = list(all_keys())
     fields = {k.rpartition(".")[2] for k in known}
     wanted = key.rpartition(".")[2]

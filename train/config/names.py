@@ -11,6 +11,7 @@ import json
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from conf.axis import axes
@@ -59,6 +60,9 @@ SHORT: Mapping[str, str] = {
     "precision": "",
 }
 """Short form of a field, or prefix of the choice of an axis. Other fields appear with their full path."""
+
+PLUGIN = r"([^:]+)@([0-9a-f]{8})"
+"""A plugin in the config: its path, and the hash of its content, here the beginning of it."""
 
 PLAIN = frozenset(string.ascii_letters + string.digits + "_.")
 
@@ -113,6 +117,9 @@ def _changed(config: Any) -> Iterator[str]:
             if value.name != default_choices()[name]:
                 yield part(name, value.name)
             yield from _changed_of_choice(name, value)
+        elif name == "plugins":
+            if value is not None:
+                yield part(name, [f"{Path(path).stem}.{digest}" for path, digest in re.findall(PLUGIN, value)])
         elif name not in ("model", "seed") and text(value) != text(default_fields()[name]):
             yield part(name, value)
 

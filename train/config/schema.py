@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, fields
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -23,8 +24,10 @@ from train.optimizers import OPTIMIZER, OptimizerConfig
 from train.optimizers.schedules import SCHEDULE, ScheduleConfig
 
 Count = Annotated[int, Field(ge=1)]
-LATER_FIELDS = {"eval_lengths": (), "optimizer.decay_times_steps": None, "schedule.final_fraction": None}
+LATER_FIELDS = {"eval_lengths": (), "optimizer.decay_times_steps": None, "schedule.final_fraction": None,
+                "plugins": None}  # fmt: skip
 """Fields that runs of before don't have, and the values with which they change nothing: these are not hashed."""
+PLUGIN_HASH = re.compile(r"@([0-9a-f]{16})(?=$|:)")
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
 
@@ -92,6 +95,9 @@ class Config(Architecture, Runtime):
     eval_lengths: tuple[Count, ...]
     """Longer sequence lengths for a validation after training, in multiples of context. Positions continue past the
     context; constants that mixing rules derive from the context do not change."""
+    plugins: str | None = None
+    """Python file whose classes register further choices of any axis; several are joined by `:`. Commands append the
+    hash of its content, which is hashed in place of its path."""
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> Config:
@@ -155,6 +161,8 @@ class Config(Architecture, Runtime):
                 node = node[parent]
             if last in node and node[last] == absent:
                 del node[last]
+        if self.plugins is not None:  # Not the path, which differs between machines.
+            hashed["plugins"] = PLUGIN_HASH.findall(self.plugins)
         return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
 
     def run_name(self) -> str:

@@ -9,11 +9,8 @@ from typing import Any
 import yaml
 
 from conf.axis import axes
-from train.config.choices import CONF, shared_fields
+from train.config.choices import CONF, default_of, shared_fields
 from train.config.schema import Config
-
-REQUIRED = "???"
-"""OmegaConf's marker for a mandatory value."""
 
 
 def files() -> dict[Path, str]:
@@ -29,13 +26,7 @@ def text(choice: type, without: dict[str, Any]) -> str:
     """Returns the YAML of a choice, without the fields that its axis shares, which are in conf/config.yaml."""
     lines = [f"# Written by python -m train.docs from the defaults of {choice.__module__}.{choice.__name__}."]
     fields = [field for field in dataclasses.fields(choice) if field.name not in without]
-    return "\n".join([*lines, *(f"{field.name}: {_yaml(_default(field))}" for field in fields)]) + "\n"
-
-
-def _default(field: Any) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return REQUIRED if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return "\n".join([*lines, *(f"{field.name}: {_yaml(default_of(field))}" for field in fields)]) + "\n"
 
 
 def _yaml(value: Any) -> str:

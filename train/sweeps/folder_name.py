@@ -12,6 +12,7 @@ from conf.axis import axes
 from train.config.choices import experiments
 from train.config.grid import key_and_values, parsed
 from train.config.names import SHORT, attached, shortened, text
+from train.config.own import path_of
 from train.config.schema import Config, Runtime
 from train.runfolder.files import read_json
 
@@ -53,7 +54,7 @@ def _is_of_another(folder: Path, own: list[str]) -> bool:
 
 
 def _parts(overrides: Sequence[str]) -> list[str]:
-    changed = {_key(o): o for o in _identity(overrides) if _key(o) != "experiment"}
+    changed = {_key(o): o for o in _identity(overrides) if _key(o) not in ("experiment", "plugins")}
     varied = [key for key, o in changed.items() if key_and_values(o)[1] is not None]
     fixed = [_fixed(key, o) for key, o in changed.items() if key not in varied]
     chosen = _experiment(overrides)
@@ -61,7 +62,10 @@ def _parts(overrides: Sequence[str]) -> list[str]:
 
 
 def _experiment(overrides: Sequence[str]) -> str | None:
-    return next((o.partition("=")[2] for o in reversed(overrides) if _key(o) == "experiment"), None)
+    """Returns the name of the experiment, of a file without its folders."""
+    chosen = next((o for o in reversed(overrides) if _key(o) == "experiment"), None)
+    path = None if chosen is None else path_of(chosen)
+    return path.stem if path else chosen and chosen.partition("=")[2]
 
 
 def _folders_of_experiments() -> set[str]:

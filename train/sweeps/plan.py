@@ -11,6 +11,7 @@ from pathlib import Path
 
 from conf.axis import ConfigError
 from train.config.grid import compose_all, expand
+from train.config.own import resolved
 from train.config.schema import Config
 from train.runfolder.files import unwritable, write_atomically
 from train.runfolder.folder import RunFolder
@@ -75,6 +76,7 @@ class Sweep:
 
 def plan(overrides: Sequence[str]) -> Sweep:
     """Returns the sweep for the overrides, without duplicate runs. Raises ConfigError for the first bad config."""
+    overrides = resolved(overrides)
     expanded = expand(overrides)
     composed = compose_all([point for _, point in expanded])
     if len({config.name for config in composed}) > 1:

@@ -20,6 +20,8 @@ from train.run.process import environment
 from train.runfolder.folder import ENDED, RunFolder
 
 STOP_SECONDS = 20.0
+CODE = Path(__file__).parents[2]
+"""The folder of our packages."""
 
 
 def slots(config: Config) -> list[str | None]:
@@ -49,12 +51,12 @@ def work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float 
 
 
 def _work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float) -> int:
-    from conf.axis import checked
+    from train.config.compose import of_values
     from train.run.trainer import train
 
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    config = checked(Config, values)
+    config = of_values(values)
     folder = RunFolder(parent / config.run_name())
     folder.path.mkdir(parents=True, exist_ok=True)
     log = os.open(folder.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -84,7 +86,8 @@ class Pool:
         if self.waiting:
             # Its libraries read the number of threads when they are imported.
             threads = str(max(1, self.waiting[0].threads))
-            with environment(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads)):
+            kept = {} if Path.cwd() == CODE else {"PYTHONSAFEPATH": "1"}  # A train.py there is not ours.
+            with environment(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads), **kept):
                 forkserver.ensure_running()
 
     def step(self) -> list[str]:

@@ -33,7 +33,9 @@ def test_help_is_a_screen_of_80_columns(capsys: pytest.CaptureFixture[str], monk
     assert max(map(len, lines)) <= 80
     words = " ".join(lines).split()
     assert all(name in words for name in COMMANDS)
-    assert all(f"{axis}={default}" in words for axis, default in default_choices().items() if axis in choices() and default)
+    assert all(
+        f"{axis}={default}" in words for axis, default in default_choices().items() if axis in choices() and default
+    )
 
 
 def test_help_of_an_axis_has_the_defaults_of_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
