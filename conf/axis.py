@@ -173,7 +173,7 @@ def _fields_at(config: type, loc: tuple[Any, ...]) -> list[str]:
         return list(fields)
     axis = axes(config).get(str(loc[0]))
     if axis is not None and len(loc) > 1:
-        return _fields_at(axis.choices[str(loc[1])], ())
+        return _fields_at(axis.choices[str(loc[1])], loc[2:])
     nested = _nested(config).get(str(loc[0]))
     return _fields_at(nested, loc[1:]) if nested else []
 
@@ -197,7 +197,8 @@ def axes(config: type) -> Mapping[str, Axis[Any]]:
 
 
 def _nested(config: type) -> dict[str, type]:
-    return {n: h for n, h in _hints(config).items() if hasattr(h, "__dataclass_fields__")}
+    bare = {name: getattr(hint, "__origin__", hint) for name, hint in _hints(config).items()}
+    return {name: hint for name, hint in bare.items() if hasattr(hint, "__dataclass_fields__")}
 
 
 def _tags(config: type) -> set[tuple[str, str]]:

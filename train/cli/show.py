@@ -13,6 +13,7 @@ from models.parametrization.base import SUBLAYERS, init_scale, initial_std
 from train.cli import axes
 from train.cli.terminal import table_console
 from train.config.schema import Config
+from train.run.derived import tokens_per_step
 
 
 def show(what: str, config: Config) -> None:
@@ -69,7 +70,7 @@ def rows(config: Config) -> list[list[str]]:
     """
     with torch.device("meta"):
         model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
-    optimizer = config.optimizer.in_force(config.steps)
+    optimizer = config.optimizer.in_force(config.steps, tokens_per_step(config))
     table = []
     for tensor in tensors(model):
         scaling = scaling_of(config.parametrization, tensor, config.model)

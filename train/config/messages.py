@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -150,5 +151,12 @@ def all_keys() -> dict[str, None]:
     for name in Config.__dataclass_fields__:
         keys[name] = None
         parts = [*registries[name].choices.values()] if name in registries else [SizeConfig] if name == "model" else []
-        keys |= {f"{name}.{field}": None for part in parts for field in part.__dataclass_fields__}
+        keys |= {f"{name}.{field}": None for part in parts for field in _fields_below(part)}
     return keys
+
+
+def _fields_below(part: type) -> Iterator[str]:
+    """Yields the fields of a dataclass; those of a nested one are `field.inner`."""
+    for field in dataclasses.fields(part):
+        nested = dataclasses.is_dataclass(field.default)
+        yield from (f"{field.name}.{below}" for below in _fields_below(type(field.default))) if nested else [field.name]

@@ -48,6 +48,11 @@ SHORT: Mapping[str, str] = {
     "optimizer.decay": "decay",
     "optimizer.weight_decay": "wd",
     "optimizer.decay_times_steps": "wd_steps",
+    "optimizer.beta2_half_life": "half_life",
+    "optimizer.groups.embedding": "lr_embedding",
+    "optimizer.groups.hidden": "lr_hidden",
+    "optimizer.groups.head": "lr_head",
+    "optimizer.groups.vector": "lr_vector",
     "schedule": "",
     "schedule.warmup_steps": "warmup",
     "data": "",
@@ -128,6 +133,9 @@ def _changed_of_choice(axis: str, choice: Any) -> Iterator[str]:
     shared = shared_fields(axis)
     for field in dataclasses.fields(choice):
         key, value = f"{axis}.{field.name}", getattr(choice, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _changed_of_choice(key, value)
+            continue
         default = shared.get(field.name, field.default)
         required = default is dataclasses.MISSING
         if key != "optimizer.lr" and field.name != "name" and (required or text(value) != text(default)):

@@ -21,11 +21,18 @@ from train.config.launcher import LAUNCHER, LauncherConfig, Local
 from train.loggers import LOGGER, LoggerConfig
 from train.losses import LOSS, LossConfig
 from train.optimizers import OPTIMIZER, OptimizerConfig
+from train.optimizers.base import LRFactors
 from train.optimizers.schedules import SCHEDULE, ScheduleConfig
 
 Count = Annotated[int, Field(ge=1)]
-LATER_FIELDS = {"eval_lengths": (), "optimizer.decay_times_steps": None, "schedule.final_fraction": None,
-                "plugins": None}  # fmt: skip
+LATER_FIELDS = {
+    "eval_lengths": (),
+    "optimizer.decay_times_steps": None,
+    "optimizer.groups": asdict(LRFactors()),
+    "optimizer.beta2_half_life": None,
+    "schedule.final_fraction": None,
+    "plugins": None,
+}
 """Fields that runs of before don't have, and the values with which they change nothing: these are not hashed."""
 PLUGIN_HASH = re.compile(r"@([0-9a-f]{16})(?=$|:)")
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"

@@ -30,4 +30,6 @@ def text(choice: type, without: dict[str, Any]) -> str:
 
 
 def _yaml(value: Any) -> str:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()

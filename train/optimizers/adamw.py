@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field
@@ -25,12 +26,22 @@ class AdamFields(OptimizerConfig):
     """Decay rate of the first moment. Wortsman et al. 2023, section 2.1."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Decay rate of the second moment. Wortsman et al. 2023, section 2.1."""
+    beta2_half_life: Annotated[float, Field(gt=0)] | None = None
+    """Tokens after which a squared gradient counts half in the second moment: beta2 = 2^(-tokens per step / half-life),
+    whatever beta2 is. Null means beta2 applies. Marek et al. 2025 (Small Batch Size Training for Language Models, arXiv
+    2507.07101) keep it fixed when they change the batch size."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the root of the bias-corrected second moment; it can't be 0, since rows without a gradient would be 0/0.
     Wortsman et al. 2023, section 2.1."""
 
     def epsilon(self, group: ParameterGroup) -> float | None:
         return self.eps * group.scaling.eps
+
+    def in_force(self, steps: int, tokens: int) -> Self:
+        found = super().in_force(steps, tokens)
+        if found.beta2_half_life is None:
+            return found
+        return replace(found, beta2=2 ** (-tokens / found.beta2_half_life), beta2_half_life=None)
 
     @property
     def betas(self) -> tuple[float, float]:

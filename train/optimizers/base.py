@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED, Axis, Choice
 from models.gpt import GPT
-from models.parametrization import ParameterGroup
+from models.parametrization import Kind, ParameterGroup
 from models.probes import Stats
 from train.optimizers import qk_clip
 
@@ -32,6 +32,28 @@ if TYPE_CHECKING:
 PAPER_DECAY = {"independent": 1e-4, "coupled": 0.1, "none": 0.0}
 MOST_DECAY = 0.1
 """Largest lambda that decay_times_steps sets."""
+
+
+Factor = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class LRFactors:
+    """Factors of the learning rate by kind of tensor, as `python -m train show=parametrization` lists them."""
+
+    embedding: Factor = 1.0
+    """Token embedding, learned positions and sink tokens."""
+    hidden: Factor = 1.0
+    """Matrices of the blocks."""
+    head: Factor = 1.0
+    """The output matrix."""
+    vector: Factor = 1.0
+    """Everything else: gains of norms, biases, scalars."""
+
+    def of(self, kind: Kind) -> float:
+        """Returns the factor of a kind."""
+        found: float = getattr(self, kind)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -54,6 +76,12 @@ class OptimizerConfig(Choice):
     """Independent lambda times the number of steps, for a null weight_decay. 10 gives Wortsman et al. 2023's 1e-4 at
     their 1e5 steps, and decays weights as far in a run of any length. Null means lambda is 1e-4. Lambda is at most
     0.1, so that runs of less than 100 steps decay less."""
+
+    groups: Annotated[LRFactors, Field(examples=[{"embedding": 2.0, "hidden": 1.0, "head": 0.5, "vector": 1.0}])] = (
+        LRFactors()
+    )
+    """Factors of the LR by kind of tensor: `optimizer.groups.embedding=10 optimizer.groups.head=0.5`. They multiply
+    those of the parametrization. Independent decay does not follow them."""
 
     @model_validator(mode="after")
     def _decay_has_a_mode(self) -> Self:
@@ -98,14 +126,17 @@ class OptimizerConfig(Choice):
 
     def lr_scale(self, group: ParameterGroup) -> float:
         """Returns the group's LR divided by `lr`."""
-        return group.scaling.lr
+        return group.scaling.lr * self.groups.of(group.kind)
 
     def epsilon(self, group: ParameterGroup) -> float | None:
         """Returns the eps that is added to the root of the second moment, or is its lower bound. None if unused."""
         return None
 
-    def in_force(self, steps: int) -> Self:
-        """Returns the optimizer of a run of this length, with the value of lambda in weight_decay."""
+    def in_force(self, steps: int, tokens: int) -> Self:
+        """Returns the optimizer of a run of this length and tokens per step, with the value of lambda in weight_decay.
+
+        Fields given as a share or in other units have the values that the optimizer uses.
+        """
         if self.weight_decay is not None or self.decay != "independent" or self.decay_times_steps is None:
             return replace(self, weight_decay=self.decay_rate())
         return replace(self, weight_decay=min(self.decay_times_steps / steps, MOST_DECAY))

@@ -45,7 +45,7 @@ class Muon(AdamFields):
         return group.kind == "hidden" and all(p.ndim == 2 for p in group.parameters)
 
     def lr_scale(self, group: ParameterGroup) -> float:
-        return group.scaling.lr * (1.0 if self.orthogonalizes(group) else self.adam_lr)
+        return super().lr_scale(group) * (1.0 if self.orthogonalizes(group) else self.adam_lr)
 
     def epsilon(self, group: ParameterGroup) -> float | None:
         return None if self.orthogonalizes(group) else super().epsilon(group)

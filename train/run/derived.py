@@ -9,6 +9,7 @@ from models.attention.mixing.differential import DifferentialConfig
 from models.attention.mixing.ls import LongShortConfig
 from models.reparametrization.lawn import LAWNConfig
 from train.config.schema import Config
+from train.optimizers.adamw import AdamFields
 from train.optimizers.schedules import WarmupStableDecay
 
 
@@ -18,7 +19,8 @@ def values_in_force(config: Config) -> dict[str, Any]:
     W&B's config and summary.json list them under `derived`; config.yaml keeps the fields as given. Fields that are null
     because a feature is off, such as a clip or a cap, are not listed.
     """
-    optimizer, steps = config.optimizer.in_force(config.steps), config.steps
+    steps, given = config.steps, config.optimizer
+    optimizer = given.in_force(steps, tokens_per_step(config))
     schedule, devices = config.schedule, config.devices or 1
     last = schedule.factor(steps - 1, steps=steps, peak=optimizer.lr)
     values: dict[str, Any] = {
@@ -27,6 +29,8 @@ def values_in_force(config: Config) -> dict[str, Any]:
         "devices": devices,
         "micro_batch_size": config.batch_size // (config.accumulate * devices * config.nodes),
     }
+    if isinstance(optimizer, AdamFields) and isinstance(given, AdamFields) and given.beta2_half_life is not None:
+        values["optimizer"]["beta2"] = optimizer.beta2
     if isinstance(schedule, WarmupStableDecay):
         values["schedule"]["decay_steps"] = schedule.decay_steps(steps)
     if isinstance(lawn := config.reparametrization, LAWNConfig):

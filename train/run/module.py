@@ -70,6 +70,7 @@ class ProxyModule(pl.LightningModule):
         self._stats: Stats = {}
         self._before: list[torch.Tensor] = []
         self._optimizer: torch.optim.Optimizer | None = None
+        self._in_force = config.optimizer
 
     def _bind_model(self) -> None:
         """Takes the model's forward function, parameters and their names, again after sharding replaced them."""
@@ -101,8 +102,9 @@ class ProxyModule(pl.LightningModule):
         group_of = {id(p): ParameterGroup([p], group.kind, group.scaling) for group in optimized
                     for p in group.parameters}  # fmt: skip
         singles = [group_of[id(p)] for p in self.tensors]
-        self.epsilons = [self.config.optimizer.epsilon(group) for group in singles]
-        optimizer = self.config.optimizer.in_force(self.config.steps)
+        optimizer = self.config.optimizer.in_force(self.config.steps, tokens_per_step(self.config))
+        self.epsilons = [optimizer.epsilon(group) for group in singles]
+        self._in_force = optimizer
         self._relative = RelativeLR(self.tensors, singles, optimizer)
         self._optimizer = optimizer.build(optimized)
         return self._optimizer
@@ -185,7 +187,7 @@ class ProxyModule(pl.LightningModule):
         for name, p, eps in zip(self.tensor_names, self.tensors, self.epsilons, strict=True):
             if p.grad is None or eps is None:
                 continue
-            u = self.config.optimizer.second_moment(self._optimizer, p, eps)
+            u = self._in_force.second_moment(self._optimizer, p, eps)
             if u is not None:
                 ratios[f"adam/{name}/g_over_sqrt_v_rms"] = p.grad / u.sqrt().clamp_min(eps)
         if ratios:

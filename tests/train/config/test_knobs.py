@@ -29,9 +29,9 @@ REFUSED |= {
 # Fields of every optimizer, and of those with Adam's moments.
 STEP = {
     "lr": "2e-2", "clip": "0.01", "qk_clip": "1e-3", "decay": "coupled", "weight_decay": "0.1",
-    "decay_times_steps": "10",
+    "decay_times_steps": "10", "groups": "{hidden:0.1,head:0.1}",
 }  # fmt: skip
-ADAM = STEP | {"beta1": "0.5", "beta2": "0.5", "eps": "1e-3"}
+ADAM = STEP | {"beta1": "0.5", "beta2": "0.5", "beta2_half_life": "10", "eps": "1e-3"}
 # Fields of the schedules that end in a decay.
 DECAY = {"warmup_fraction": "0.5", "warmup_steps": "3", "min_lr": "1e-3", "final_fraction": "0.5"}
 # An alternative value for each field of each choice. A new field or choice fails here until it has one.
@@ -153,7 +153,7 @@ KNOBS: dict[str, dict[str, str]] = {
     "optimizer=cautious_adamw": ADAM | {"update_clip": "0.1"},
     "optimizer=orthograd": ADAM | {"update_clip": "0.1"},
     "optimizer=stable_adamw": ADAM,
-    "optimizer=lion": {k: v for k, v in ADAM.items() if k != "eps"},
+    "optimizer=lion": STEP | {"beta1": "0.5", "beta2": "0.5"},
     "optimizer=adafactor": STEP | {"beta2_decay": "-0.3", "eps": "1e-2", "eps2": "10", "update_clip": "5"},
     "optimizer=muon": ADAM
     | {"momentum": "0.5", "nesterov": "false", "ns_steps": "2", "adjust_lr_fn": "original", "adam_lr": "0.1"},

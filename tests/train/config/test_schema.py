@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from train.config.choices import choices, shared_fields
 from train.config.compose import compose, from_file, to_yaml
 from train.config.messages import all_keys
 from train.config.schema import Config, Runtime
+from train.optimizers.base import LRFactors
 from train.docs.conf import files as conf_files
 from train.run.derived import values_in_force
 
@@ -84,7 +85,7 @@ class TestYAML:
         assert (config.context, config.batch_size, config.steps) == (512, 256, 100_000)
         assert config.batch_size * config.context == 131_072
         assert (config.data.name, config.data.vocab_size) == ("c4", 32101)
-        assert config.optimizer.in_force(config.steps).weight_decay == 1e-4
+        assert config.optimizer.in_force(config.steps, 131_072).weight_decay == 1e-4
         assert [getattr(config, axis).name for axis in ("attention", "qk_norm", "norm", "position", "mlp", "init")] == [
             "softmax", "layernorm", "layernorm", "rope", "gelu", "paper",
         ]  # fmt: skip
@@ -257,9 +258,14 @@ NUMBERS = {
     "optimizer.lr": "0.3",
     "optimizer.clip": "null",
     "optimizer.qk_clip": "100",
+    "optimizer.groups.embedding": "10",
+    "optimizer.groups.hidden": "0.1",
+    "optimizer.groups.head": "0.5",
+    "optimizer.groups.vector": "2",
     "optimizer.update_clip": "1",
     "optimizer.beta1": "0.8",
     "optimizer.beta2": "0.99",
+    "optimizer.beta2_half_life": "1000",
     "optimizer.eps": "1e-15",
     "optimizer.decay": "coupled",
     "optimizer.weight_decay": "0.1",
@@ -325,7 +331,8 @@ class TestDigest:
         """Without the fields that came later, unless they have another than their neutral value."""
         values = {k: v for k, v in tiny(override).values().items() if k not in PLACE}
         given = override.partition("=")[0]
-        later = [(values, "eval_lengths"), (values["optimizer"], "decay_times_steps")]
+        later = [(values, "eval_lengths")]
+        later += [(values["optimizer"], key) for key in ("decay_times_steps", "groups", "beta2_half_life")]
         later += [(values["schedule"], "final_fraction")] if override != "schedule=constant" else []
         for node, key in later:
             if given.rpartition(".")[2] != key:
@@ -347,8 +354,9 @@ class TestDigest:
         """The digests are those of the version before these fields."""
         text = to_yaml(tiny("watch_every=10", "eval_batches=32", *overrides))
         lines = text.splitlines()
-        kept = [x for x in lines if x.strip().partition(":")[0] not in ("decay_times_steps", "final_fraction")]
-        assert len(lines) - len(kept) == (1 if "schedule=constant" in overrides else 2)
+        later = ["decay_times_steps", "groups", "beta2_half_life", "final_fraction", *asdict(LRFactors())]
+        kept = [x for x in lines if x.strip().partition(":")[0] not in later]
+        assert len(lines) - len(kept) == (6 if "schedule=constant" in overrides else 8)
         path = tmp_path / "config.yaml"
         path.write_text("\n".join(kept) + "\n")
         found = from_file(path)

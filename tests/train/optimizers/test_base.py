@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from conf.axis import ConfigError, checked
 from data.prepare import prepare
 from models.parametrization import ParameterGroup, TensorScaling
 from models.parametrization.base import Kind
@@ -52,13 +53,59 @@ class TestDecay:
         assert optimizer(name, decay="coupled").decay_rate() == 0.1
 
 
+class TestGroups:
+    FACTORS = {"embedding": 8.0, "hidden": 0.5, "head": 0.25, "vector": 2.0}  # noqa: RUF012
+
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_factor_multiplies_the_lr_of_its_kind(self, name: str, kind: Kind) -> None:
+        group = ParameterGroup([], kind, TensorScaling(lr=4.0))
+        plain, scaled = optimizer(name), optimizer(name, groups=self.FACTORS)
+        assert scaled.lr_scale(group) == self.FACTORS[kind] * plain.lr_scale(group)
+        assert scaled.decay_at_peak(group) == plain.decay_at_peak(group)
+        coupled = optimizer(name, decay="coupled", groups=self.FACTORS).decay_at_peak(group)
+        assert coupled == pytest.approx(self.FACTORS[kind] * optimizer(name, decay="coupled").decay_at_peak(group))
+
+    def test_in_a_run(self) -> None:
+        """Each tensor has its kind's factor; kinds that are not named have 1."""
+        proxy = ProxyModule(tiny("optimizer.groups.embedding=8", "optimizer.groups.head=0.25"))
+        made: Any = proxy.configure_optimizers()
+        found = {id(p): group["lr"] / 0.01 for group in made.param_groups for p in group["params"]}
+        names = {n: found[id(p)] for n, p in zip(proxy.tensor_names, proxy.tensors, strict=True)}
+        assert (names.pop("embedding"), names.pop("head")) == (8, 0.25)
+        assert set(names.values()) == {1.0}
+
+    def test_a_misspelt_kind_is_refused(self) -> None:
+        for given in ("optimizer.groups={heads:2}", "optimizer.groups.heads=2"):
+            with pytest.raises(ConfigError, match=r"^unknown key optimizer.groups.heads"):
+                tiny(given)
+        values = tiny().values()
+        values["optimizer"]["groups"]["heads"] = 2.0
+        with pytest.raises(ConfigError, match=r"^unknown key optimizer.groups.heads: did you mean head\?$"):
+            checked(type(tiny()), values)
+
+
+def test_half_life_of_the_second_moment() -> None:
+    """After half_life tokens, a squared gradient counts half, whatever the number of tokens per step."""
+    config = optimizer("adamw", beta2=0.5, beta2_half_life=10_000)
+    for tokens in (100, 500, 10_000):
+        assert config.in_force(4000, tokens).beta2 ** (10_000 / tokens) == pytest.approx(0.5, rel=1e-12)
+    assert config.in_force(4000, 512).beta2 == pytest.approx(0.9651332, abs=1e-6)
+    assert optimizer("adamw", beta2=0.7).in_force(4000, 512).beta2 == 0.7
+    given = tiny("optimizer.beta2_half_life=1280")  # 128 tokens per step
+    proxy = ProxyModule(given)
+    made: Any = proxy.configure_optimizers()
+    assert made.param_groups[0]["betas"] == (0.9, 2**-0.1)
+    assert proxy._in_force.beta2 == values_in_force(given)["optimizer"]["beta2"] == 2**-0.1
+
+
 class TestDecayTimesSteps:
     @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize(
         ("steps", "expected"), [(100_000, 1e-4), (4000, 2.5e-3), (400, 0.025), (100, 0.1), (99, 0.1), (1, 0.1)]
     )
     def test_lambda_follows_the_length_of_the_run(self, name: str, steps: int, expected: float) -> None:
-        found = optimizer(name, decay_times_steps=10).in_force(steps)
+        found = optimizer(name, decay_times_steps=10).in_force(steps, 512)
         assert found.weight_decay == found.decay_rate() == expected
         assert found.decay_at_peak(ParameterGroup([], "hidden")) == expected
 
@@ -78,8 +125,8 @@ class TestDecayTimesSteps:
         self, given: dict[str, Any], expected: float
     ) -> None:
         config = optimizer("adamw", **{"decay_times_steps": 10, **given})
-        assert config.in_force(4000).weight_decay == expected
-        assert replace(config.in_force(4000), weight_decay=config.weight_decay) == config
+        assert config.in_force(4000, 512).weight_decay == expected
+        assert replace(config.in_force(4000, 512), weight_decay=config.weight_decay) == config
 
     def test_reaches_the_weights_and_the_record(self) -> None:
         """At zero gradients, the first step at the peak shrinks all weights by 2 / 50."""
