@@ -14,16 +14,10 @@ from train.optimizers.adamw import AdamFields, corrected_second_moment
 from train.optimizers.base import OPTIMIZER, ManualOptimizer
 
 
-@OPTIMIZER.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Muon(AdamFields):
-    """The momentum of each hidden matrix, orthogonalized by Newton-Schulz iterations in bf16; AdamW for embedding, head
-    and vectors. Jordan et al. 2024 (KellerJordan/Muon); torch.optim.Muon.
+class MuonFields(AdamFields):
+    """The fields of optimizers that orthogonalize the momentum of hidden matrices and use AdamW for the rest."""
 
-    Decay uses the LR before it is adjusted to the shape of the matrix.
-    """
-
-    name: Literal["muon"] = "muon"
     lr: Annotated[float, Field(gt=0)] = 3e-2
     """Peak learning rate of the schedule, for the hidden matrices."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -32,16 +26,12 @@ class Muon(AdamFields):
     """Orthogonalize momentum m + (1 - momentum) g instead of m. Jordan et al. 2024."""
     ns_steps: Annotated[int, Field(ge=1, lt=100)] = 5
     """Number of Newton-Schulz iterations, with coefficients (3.4445, -4.7750, 2.0315). Jordan et al. 2024."""
-    adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
-    """LR factor of a matrix. match_rms_adamw: 0.2 sqrt(max(rows, columns)), which gives u AdamW's RMS of about 0.2
-    (Liu et al. 2025, Muon is Scalable for LLM Training, arXiv 2502.16982, eq. 4). original: sqrt(max(1, rows /
-    columns)) (Jordan et al. 2024)."""
     adam_lr: Annotated[float, Field(gt=0)] = 1.0
     """LR of AdamW's tensors relative to that of the hidden matrices; 1 in Liu et al. 2025, section 2.2."""
 
     @staticmethod
     def orthogonalizes(group: ParameterGroup) -> bool:
-        """Returns whether Muon updates the group: hidden tensors, all of them matrices."""
+        """Returns whether the group's updates are orthogonalized: hidden tensors, all of them matrices."""
         return group.kind == "hidden" and all(p.ndim == 2 for p in group.parameters)
 
     def lr_scale(self, group: ParameterGroup) -> float:
@@ -53,6 +43,10 @@ class Muon(AdamFields):
     def second_moment(self, optimizer: Any, parameter: torch.Tensor, eps: float) -> torch.Tensor | None:
         return corrected_second_moment(optimizer.state[parameter], self.beta2)
 
+    def for_matrices(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Returns the optimizer of the hidden matrices."""
+        raise NotImplementedError
+
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         # Hidden tensors can include vectors, which a reparametrization adds to a layer.
         split = [
@@ -62,20 +56,35 @@ class Muon(AdamFields):
         ]
         matrices = [self.param_group(g) for g in split if self.orthogonalizes(g)]
         others = [self.param_group(g) for g in split if not self.orthogonalizes(g)]
-        parts: list[torch.optim.Optimizer] = []
-        if matrices:
-            parts.append(
-                torch.optim.Muon(
-                    matrices,
-                    momentum=self.momentum,
-                    nesterov=self.nesterov,
-                    ns_steps=self.ns_steps,
-                    adjust_lr_fn=self.adjust_lr_fn,
-                )
-            )
+        parts = [self.for_matrices(matrices)] if matrices else []
         if others:
             parts.append(torch.optim.AdamW(others, betas=self.betas, fused=True))
         return CombinedOptimizer(parts)
+
+
+@OPTIMIZER.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Muon(MuonFields):
+    """The momentum of each hidden matrix, orthogonalized by Newton-Schulz iterations in bf16; AdamW for embedding, head
+    and vectors. Jordan et al. 2024 (KellerJordan/Muon); torch.optim.Muon.
+
+    Decay uses the LR before it is adjusted to the shape of the matrix.
+    """
+
+    name: Literal["muon"] = "muon"
+    adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    """LR factor of a matrix. match_rms_adamw: 0.2 sqrt(max(rows, columns)), which gives u AdamW's RMS of about 0.2
+    (Liu et al. 2025, Muon is Scalable for LLM Training, arXiv 2502.16982, eq. 4). original: sqrt(max(1, rows /
+    columns)) (Jordan et al. 2024)."""
+
+    def for_matrices(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.Muon(
+            groups,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            ns_steps=self.ns_steps,
+            adjust_lr_fn=self.adjust_lr_fn,
+        )
 
 
 class CombinedOptimizer(ManualOptimizer):

@@ -256,7 +256,7 @@ def probes(config: Config, tensors: dict[str, float | None]) -> set[str]:
 
 def adam(config: Config, tensors: Iterable[str]) -> set[str]:
     of_each = ["gradient_over_eps"]
-    if config.optimizer.name not in ("adam_cm", "schedule_free", "soap"):
+    if config.optimizer.name not in ("adam_cm", "mars", "schedule_free", "soap"):
         of_each.append("g_over_sqrt_v_rms")
     found = {f"adam/{tensor}/{what}" for tensor in tensors for what in of_each}
     return found | {"adam/gradient_over_eps_min"} if found else found

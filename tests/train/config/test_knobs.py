@@ -32,6 +32,7 @@ STEP = {
     "decay_times_steps": "10", "groups": "{hidden:0.1,head:0.1}",
 }  # fmt: skip
 ADAM = STEP | {"beta1": "0.5", "beta2": "0.5", "beta2_half_life": "10", "eps": "1e-3"}
+MUON = ADAM | {"momentum": "0.5", "nesterov": "false", "ns_steps": "2", "adam_lr": "0.1"}
 # Fields of the schedules that end in a decay.
 DECAY = {"warmup_fraction": "0.5", "warmup_steps": "3", "min_lr": "1e-3", "final_fraction": "0.5"}
 # An alternative value for each field of each choice. A new field or choice fails here until it has one.
@@ -155,8 +156,12 @@ KNOBS: dict[str, dict[str, str]] = {
     "optimizer=stable_adamw": ADAM,
     "optimizer=lion": STEP | {"beta1": "0.5", "beta2": "0.5"},
     "optimizer=adafactor": STEP | {"beta2_decay": "-0.3", "eps": "1e-2", "eps2": "10", "update_clip": "5"},
-    "optimizer=muon": ADAM
-    | {"momentum": "0.5", "nesterov": "false", "ns_steps": "2", "adjust_lr_fn": "original", "adam_lr": "0.1"},
+    "optimizer=muon": MUON | {"adjust_lr_fn": "original"},
+    "optimizer=normuon": MUON | {"row_beta2": "0.5"},
+    "optimizer=ademamix": ADAM | {"beta3": "0.5", "alpha": "1", "grow_steps": "0"},
+    "optimizer=mars": ADAM | {"gamma": "0.5"},
+    "optimizer=adamh": ADAM | {"adam_lr": "0.1"},
+    "optimizer=muonh": MUON,
     "optimizer=adam_cm": ADAM | {"topc": "1", "priority_decay": "1", "synced": "false"},
     "optimizer=schedule_free": ADAM | {"weight_lr_power": "0", "r": "2"},
     "optimizer=soap": ADAM | {"precondition_frequency": "1", "max_precondition_dim": "20"},

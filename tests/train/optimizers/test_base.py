@@ -40,6 +40,9 @@ class TestDecay:
         scaling, given = TensorScaling(lr=0.25, decay=2.0), {} if mode == "none" else {"weight_decay": 0.03}
         config = optimizer(name, lr=0.5, decay=mode, **given)
         expected = {"independent": 0.03, "coupled": 0.06 * 0.5 * 0.25, "none": 0.0}[mode]
+        if name in ("adamh", "muonh"):  # Matrices keep their norm; AdamW's LR is lower.
+            config = replace(config, adam_lr=1.0)
+            expected *= kind == "vector"
         assert config.decay_at_peak(ParameterGroup([], kind, scaling)) == pytest.approx(expected, rel=1e-12)
         for factor in (1.0, 0.3):
             assert decayed_share(config, kind, scaling, factor) == pytest.approx(factor * expected, rel=1e-9, abs=1e-15)
@@ -107,7 +110,7 @@ class TestDecayTimesSteps:
     def test_lambda_follows_the_length_of_the_run(self, name: str, steps: int, expected: float) -> None:
         found = optimizer(name, decay_times_steps=10).in_force(steps, 512)
         assert found.weight_decay == found.decay_rate() == expected
-        assert found.decay_at_peak(ParameterGroup([], "hidden")) == expected
+        assert found.decay_at_peak(ParameterGroup([], "vector")) == expected
 
     @pytest.mark.parametrize(
         ("given", "expected"),
@@ -168,7 +171,8 @@ def test_which_have_an_epsilon() -> None:
     """Signs and orthogonalized momenta have no epsilon, so there is no probe of gradient / epsilon for them."""
     assert set(NAMES) - set(WITH_EPSILON) == {"lion"}
     matrix = [torch.nn.Parameter(randn(2, 2))]
-    assert optimizer("muon").epsilon(ParameterGroup(matrix, "hidden")) is None
+    for name in ("muon", "normuon", "muonh"):
+        assert optimizer(name).epsilon(ParameterGroup(matrix, "hidden")) is None
     assert optimizer("muon").epsilon(ParameterGroup(matrix, "head", TensorScaling(eps=0.5))) == 5e-9
     assert optimizer("adafactor").epsilon(ParameterGroup(matrix)) == torch.finfo(torch.float32).eps
 

@@ -11,7 +11,7 @@ from train.run.module import ProxyModule
 
 STEPS = 3
 FACTORED = "adafactor"
-WITH = ["adamw", "cautious_adamw", "stable_adamw", FACTORED]
+WITH = ["adamw", "ademamix", "adamh", "cautious_adamw", "stable_adamw", FACTORED]
 SCALES = (1.0, 0.2, 7.0)
 """Factors on the gradients of the steps. The last one is a spike."""
 
@@ -90,7 +90,7 @@ def test_muon_s_own_tensors_have_none() -> None:
     assert not any("mlp" in name or "attention" in name for name in found if "norm" not in name)
 
 
-@pytest.mark.parametrize("name", ["lion", "soap", "adam_cm"])
+@pytest.mark.parametrize("name", ["lion", "mars", "soap", "adam_cm"])
 def test_optimizers_without_a_mean_of_squared_gradients(name: str) -> None:
     _, rows, _ = rows_of(f"optimizer={name}")
     assert not any("g_over_sqrt_v" in name for row in rows for name in row)
