@@ -270,6 +270,7 @@ MODEL = (
     Metric("output/zeta", "1", "The target's standardized logit, mean.", TOKENS, needs="loss=spherical"),
     Metric("output/noise", "1", "Noise subtracted from the target's logit, mean.", TOKENS, needs="loss=noisy_softmax"),
     Metric("output/kept", "share", "Share of the tokens that the loss keeps.", TOKENS, needs="loss=eslm"),
+    Metric("output/target_probability", "1", "Probability of the target, mean.", TOKENS, needs="loss=dft"),
     Metric("output/temperature", "1", "Temperature of the output softmax, mean.", TOKENS, needs="loss=tempnet"),
 )
 

@@ -227,6 +227,7 @@ ONLY: dict[str, Callable[[Config], bool]] = {
     "output/zeta": lambda c: c.loss.name == "spherical",
     "output/noise": lambda c: c.loss.name == "noisy_softmax",
     "output/kept": lambda c: c.loss.name == "eslm",
+    "output/target_probability": lambda c: c.loss.name == "dft",
     "output/temperature": lambda c: c.loss.name == "tempnet",
     "attention/block0/sink_share": lambda c: c.sink.name in KEYED and first_rule(c).has_weights,
     "qk_clip/heads": lambda c: c.optimizer.qk_clip is not None,

@@ -145,6 +145,9 @@ KNOBS: dict[str, dict[str, str]] = {
     "loss=spherical": TERMS | {"a": "1", "b": "0"},
     "loss=stablemax": TERMS,
     "loss=sparsemax": TERMS,
+    "loss=dft": TERMS,
+    "loss=sparse_softmax": TERMS | {"k": "2"},
+    "loss=sampled_softmax": TERMS | {"share": "0.5", "corrected": "true"},
     "loss=entmax": TERMS | {"alpha": "1.2"},
     # It is refused together with soft_cap.
     "loss=noisy_softmax": {k: v for k, v in TERMS.items() if k != "soft_cap"} | {"alpha": "1"},
