@@ -19,6 +19,7 @@ from models.attention.sinks import SINK, SinkConfig
 from models.attention.temperature import TEMPERATURE, TemperatureConfig
 from models.attention.value_residual import ValueResidualName
 from models.init import INIT, InitConfig
+from models.masking import MASKING, MaskingConfig, NoMasking
 from models.mlp import MLP, MLPConfig
 from models.norms import NORM, NormConfig
 from models.parametrization import PARAMETRIZATION, ParametrizationConfig
@@ -63,6 +64,7 @@ class Architecture:
     """Use two residual streams. Attention reads its values from the token stream and adds its output to it. Queries,
     keys and MLPs read the sum of both streams. The choice is how value and output projections mix heads: independent,
     kronecker or dense. null: one stream. Kerce & Fox 2026 (arXiv 2603.07461)."""
+    masking: Annotated[MaskingConfig, MASKING] = NoMasking()
     position: Annotated[PositionConfig, POSITION]
     mlp: Annotated[MLPConfig, MLP]
     init: Annotated[InitConfig, INIT]

@@ -5,6 +5,7 @@ Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ class Carry:
         *,
         watch: bool = False,
         keep_maxima: bool = False,
+        recompute_core: bool = False,
         first_BHTK: torch.Tensor | None = None,
         side: bool = False,
     ) -> None:
@@ -42,6 +44,10 @@ class Carry:
         """Whether this is a watch step, on which all probes are taken."""
         self.keep_maxima = keep_maxima
         """Whether to record the largest logit of each head, on watch steps and all others."""
+        self.recompute_core = recompute_core
+        """Whether the backward pass computes the mixing rule's part again instead of keeping it."""
+        self.again = False
+        """Whether this runs a block for the second time, in the backward pass: it may change no state."""
         self.side = side
         """Whether this is the pass of a side stream, whose tokens are not those of the batch."""
         self.block = 0
@@ -60,6 +66,13 @@ class Carry:
         """Losses of layers, to be added to the objective."""
         self.stats: Stats = {}
         """Probes recorded so far."""
+
+    def replay(self) -> Carry:
+        """Returns a carry for running the next block again from the same state, without probes."""
+        found = copy.copy(self)
+        found.again, found.watch, found.keep_maxima = True, False, False
+        found.losses, found.stats = [], {}
+        return found
 
     def record(self, where: str, found: Stats) -> None:
         """Adds probes of the running block; `where` is `attention`, `residual` or `router`."""

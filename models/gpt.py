@@ -25,6 +25,7 @@ from models.placement.base import Placement, Site
 from models.placement.layer_scale import branch_scale
 from models.positions import Positions
 from models.probes import Stats, stream_stats
+from models.recompute import Recompute, block_again
 
 AUXILIARY = "train/auxiliary"
 """Name among the probes of the sum of the layers' own losses, such as those of routers."""
@@ -107,9 +108,12 @@ def _norms(arch: Architecture, sublayer: Sublayer, index: int) -> Placement:
 class GPT(nn.Module):
     """GPT with untied embedding and head and fp32 logits; some placements omit the norm before the head."""
 
-    def __init__(self, arch: Architecture, *, vocab_size: int, context: int, keep_maxima: bool = False) -> None:
+    def __init__(
+        self, arch: Architecture, *, vocab_size: int, context: int, keep_maxima: bool = False, recompute: Recompute = "none"
+    ) -> None:
         """With `keep_maxima`, each training forward pass records the largest logit of each head."""
         super().__init__()
+        self.recompute = recompute
         width = arch.model.width
         self.context = context
         self.keep_maxima = keep_maxima
@@ -124,6 +128,8 @@ class GPT(nn.Module):
         self.final_norm = arch.norm.build(width) if arch.placement.final_norm else nn.Identity()
         self.head = Linear(width, vocab_size, map=arch.placement.head_map(width, vocab_size))
         self.qk_source = arch.qk_source.build(self.context, width)
+        # Last, so that all other parameters start as without it.
+        self.mask_token = Embedding(1, width) if arch.masking.masks else None
         set_multipliers(arch.parametrization, self, arch.model)
         self.reparametrization = arch.reparametrization.build(self)
 
@@ -131,6 +137,14 @@ class GPT(nn.Module):
         """Returns next-token logits, fp32 [B, T, V], and, if `watch` is set, the probes of every block."""
         x_BTD, stats = self.hidden(tokens_BT, watch)
         return self.logits(x_BTD), stats
+
+    def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """Returns the embeddings of tokens; the id after the last one of the vocabulary is that of the mask token."""
+        if self.mask_token is None:
+            return self.embedding(tokens_BT)
+        x_BTD = self.embedding(tokens_BT.clamp_max(self.embedding.num_embeddings - 1))
+        mask_D = self.mask_token.scaled(self.mask_token.weight[0])
+        return torch.where((tokens_BT == self.embedding.num_embeddings)[..., None], mask_D, x_BTD)
 
     def enter(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Turns token embeddings into the initial residual stream, prepending the sink tokens if there are any."""
@@ -144,15 +158,21 @@ class GPT(nn.Module):
 
         The probe `AUXILIARY` is a loss of the layers to add to the objective; it has a gradient.
         """
-        x_BTD = self.enter(self.embedding(tokens_BT))
-        carry = Carry(watch=watch, keep_maxima=self.keep_maxima and self.training)
+        x_BTD = self.enter(self.embed(tokens_BT))
+        trains = self.training and torch.is_grad_enabled()
+        carry = Carry(
+            watch=watch,
+            keep_maxima=self.keep_maxima and self.training,
+            recompute_core=trains and self.recompute == "attention",
+        )
         if self.has_two_streams:
             carry.token_BTD = x_BTD
         side = self.qk_source.start(self, x_BTD, tokens_BT.shape[1])
         for block in self.blocks:
             if side is not None:
                 carry.source_BTD = side.advance(block)
-            x_BTD = block(x_BTD, carry)
+            again = trains and self.recompute == "block"
+            x_BTD = block_again(block, x_BTD, carry) if again else block(x_BTD, carry)
         if self.sink_token is not None:
             x_BTD = x_BTD[:, self.sink_token.num_embeddings :]
         x_BTD = self.final_norm(x_BTD)
@@ -182,7 +202,7 @@ class GPT(nn.Module):
 
     def parameter_count(self) -> int:
         """Returns N, which excludes embeddings and head (Wortsman et al. 2023, section 2.1)."""
-        excluded_modules = (self.embedding, self.sink_token, self.head, self.positions)
+        excluded_modules = (self.embedding, self.sink_token, self.mask_token, self.head, self.positions)
         excluded = {id(p) for m in excluded_modules if m is not None for p in m.parameters()}
         return sum(p.numel() for p in self.parameters() if id(p) not in excluded)
 

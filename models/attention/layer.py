@@ -19,6 +19,7 @@ from models.layers import Linear, Make, plain
 from models.mixer import LogitRows, TokenMixer
 from models.positions import Positions
 from models.probes import largest_logit
+from models.recompute import core
 
 QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -122,7 +123,7 @@ class Attention(TokenMixer):
             q_BHTK = q_BHTK * factor
         q_BHTK, k_BHTK = (z_BHTK.expand(len(x_BTD), -1, -1, -1) for z_BHTK in (q_BHTK, k_BHTK))
         inputs = Inputs(q_BHTK, k_BHTK, self._positions[0].bias(x_BTD.shape[1]), x_BTD)
-        if self.training and torch.is_grad_enabled() and not carry.side:
+        if self.training and torch.is_grad_enabled() and not (carry.side or carry.again):
             self.mix.observe(inputs)
         if self.lends:
             carry.lender = Lender(self.mix, inputs)
@@ -135,7 +136,7 @@ class Attention(TokenMixer):
             carry.first_BHTK = v_BHTK
         if self.temperature is not None:
             seen_BHTK = self.temperature.values(seen_BHTK)
-        mixed_BHTK = self.sink(self.mix, inputs, seen_BHTK)
+        mixed_BHTK = core(carry, self.sink, self.mix, inputs, seen_BHTK)
         if self.gate is not None:
             mixed_BHTK = self.gate(mixed_BHTK, x_BTD)
         return self.out(mixed_BHTK.transpose(1, 2).flatten(2))

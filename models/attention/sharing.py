@@ -19,6 +19,7 @@ from models.attention.gates import Gate
 from models.carry import Carry
 from models.layers import Linear, Make, plain
 from models.mixer import TokenMixer
+from models.recompute import core
 
 if TYPE_CHECKING:
     from models.architecture import Architecture
@@ -52,7 +53,7 @@ class Borrowing(TokenMixer):
         mix, inputs = carry.lender
         v_BHTK = self.value(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         seen_BHTK = v_BHTK if self.value_residual is None else self.value_residual(carry.first_BHTK, v_BHTK)
-        mixed_BHTK = mix(inputs, seen_BHTK)
+        mixed_BHTK = core(carry, mix, inputs, seen_BHTK)
         if self.gate is not None:
             mixed_BHTK = self.gate(mixed_BHTK, x_BTD)
         return self.out(mixed_BHTK.transpose(1, 2).flatten(2)) + self.compensation(x_BTD)

@@ -35,6 +35,7 @@ SHORT: Mapping[str, str] = {
     "qk_norm": "qk_",
     "norm": "norm_",
     "placement": "",
+    "masking": "mask_",
     "position": "pos_",
     "mlp": "",
     "init": "init_",

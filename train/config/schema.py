@@ -14,7 +14,10 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED, near
 from data.config import DATA, DataConfig
+from models import recompute
 from models.architecture import Architecture
+from models.masking import NoMasking
+from models.recompute import Recompute
 from train.config import fsdp, names
 from train.config.choices import experiments
 from train.config.launcher import LAUNCHER, LauncherConfig, Local
@@ -26,6 +29,7 @@ from train.optimizers.schedules import SCHEDULE, ScheduleConfig
 
 Count = Annotated[int, Field(ge=1)]
 LATER_FIELDS = {
+    "masking": asdict(NoMasking()),
     "eval_lengths": (),
     "optimizer.decay_times_steps": None,
     "optimizer.groups": asdict(LRFactors()),
@@ -65,6 +69,9 @@ class Runtime:
     """Shortest time between checkpoints, in seconds. They fall on watch steps; 0 writes one at each."""
     progress: bool
     """Show a progress line."""
+    recompute: Recompute = "none"
+    """What the backward pass computes again instead of keeping it: nothing, the attention weights and the mixture of
+    values (attention), or whole blocks (block). Less memory, the same numbers. Korthikanti et al. 2022."""
     launcher: Annotated[LauncherConfig, LAUNCHER] = Local()
     """Where the runs of a sweep train."""
     finding: str | None
@@ -112,6 +119,7 @@ class Config(Architecture, Runtime):
             raise ValueError(f"finding={self.finding} is not known: {near(self.finding, list(experiments()))}")
         self.schedule.fits(steps=self.steps, peak=self.optimizer.lr)
         fsdp.fits(self)
+        recompute.fits(self)
         shares = self.accumulate * (self.devices or 1) * self.nodes
         if self.batch_size % shares:
             raise ValueError(

@@ -61,6 +61,7 @@ class ProxyModule(pl.LightningModule):
             vocab_size=config.data.vocab_size,
             context=config.context,
             keep_maxima=config.optimizer.needs_maxima,
+            recompute=config.recompute,
         )
         initialize(self.model, config, config.seed)
         self.objective = config.loss.build(vocab_size=config.data.vocab_size, seed=config.seed)
@@ -126,7 +127,7 @@ class ProxyModule(pl.LightningModule):
 
         If the data has answers, only their positions reach the head and the loss.
         """
-        hidden_BTD, stats = self.hidden(tokens_BT1[:, :-1], watch)
+        hidden_BTD, stats = self.hidden(self.inputs(tokens_BT1, step, micro_batch), watch)
         head_VD = self.model.head.matrix()
         answers_BT = self.config.data.answers(tokens_BT1)
         hidden_ND, targets_N = counted(hidden_BTD, answers_BT), counted(tokens_BT1[:, 1:], answers_BT)
@@ -145,6 +146,14 @@ class ProxyModule(pl.LightningModule):
         if watch and answers_BT is not None:
             found["train/accuracy"] = accuracy(output.logits_NV, targets_N)
         return loss, found | stats
+
+    def inputs(self, tokens_BT1: torch.Tensor, step: int, micro_batch: int) -> torch.Tensor:
+        """Returns the model's inputs in a training step, some of them masked."""
+        config, count = self.config, len(tokens_BT1)
+        world = (config.devices or 1) * config.nodes
+        first = self.global_rank + world * micro_batch * count
+        rows = range(first, first + world * count, world)
+        return config.masking.mask(tokens_BT1[:, :-1], config.data.vocab_size, rows, config.seed, step)
 
     def optimizer_zero_grad(self, *_: Any) -> None:
         for parameter in self.tensors:

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from conf.axis import ConfigError, axes, checked, documentation
 from models.size import SizeConfig
@@ -15,8 +16,7 @@ from tests.conftest import choice, complete, composer, tiny, yaml_values
 from train.config.choices import choices, shared_fields
 from train.config.compose import compose, from_file, to_yaml
 from train.config.messages import all_keys
-from train.config.schema import Config, Runtime
-from train.optimizers.base import LRFactors
+from train.config.schema import LATER_FIELDS, Config, Runtime
 from train.docs.conf import files as conf_files
 from train.run.derived import values_in_force
 
@@ -232,6 +232,7 @@ PLACE = {
     "threads": "3",
     "checkpoint_seconds": "99",
     "progress": "false",
+    "recompute": "block",
     "launcher": "slurm",
     "finding": "qk_norm",
 }
@@ -331,7 +332,7 @@ class TestDigest:
         """Without the fields that came later, unless they have another than their neutral value."""
         values = {k: v for k, v in tiny(override).values().items() if k not in PLACE}
         given = override.partition("=")[0]
-        later = [(values, "eval_lengths")]
+        later = [(values, "eval_lengths"), (values, "masking")]
         later += [(values["optimizer"], key) for key in ("decay_times_steps", "groups", "beta2_half_life")]
         later += [(values["schedule"], "final_fraction")] if override != "schedule=constant" else []
         for node, key in later:
@@ -352,13 +353,16 @@ class TestDigest:
         self, overrides: list[str], digest: str, tmp_path: Path
     ) -> None:
         """The digests are those of the version before these fields."""
-        text = to_yaml(tiny("watch_every=10", "eval_batches=32", *overrides))
-        lines = text.splitlines()
-        later = ["decay_times_steps", "groups", "beta2_half_life", "final_fraction", *asdict(LRFactors())]
-        kept = [x for x in lines if x.strip().partition(":")[0] not in later]
-        assert len(lines) - len(kept) == (6 if "schedule=constant" in overrides else 8)
+        values = yaml.safe_load(to_yaml(tiny("watch_every=10", "eval_batches=32", *overrides)))
+        removed = 0
+        for later in LATER_FIELDS.keys() - {"eval_lengths"}:
+            *owner, key = later.split(".")
+            removed += (values[owner[0]] if owner else values).pop(key, LATER_FIELDS) is not LATER_FIELDS
+        absent = {"schedule.final_fraction"} if "schedule=constant" in overrides else set()
+        absent |= {"optimizer.beta2_half_life"} if "optimizer=lion" in overrides else set()
+        assert removed == len(LATER_FIELDS) - 1 - len(absent)
         path = tmp_path / "config.yaml"
-        path.write_text("\n".join(kept) + "\n")
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
         found = from_file(path)
         assert found.digest() == digest
         assert found.optimizer.decay_times_steps is None
