@@ -1,12 +1,18 @@
-"""Calls Slurm's commands and parses the states of tasks from their output."""
+"""Calls Slurm's commands and parses the states of tasks from their output.
+
+On many clusters these commands are wrappers that print more than Slurm does, such as a greeting. Only lines of the
+expected form are read; all others are skipped.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from conf.axis import ConfigError
 from slurm.records import expand
@@ -18,6 +24,10 @@ LIVE = (
     "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT",
 )  # fmt: skip
 """States of a job that is running or will run."""
+FILTERS = ("SQUEUE_", "SACCT_")
+"""Prefixes of environment variables with which users filter or format what these commands print."""
+ROW = re.compile(r"\s*(\d+)(?:_(\d+|\[[^|]*\]))?\|([A-Z_]+)(?: by \d+)?\+?\|(.*)")
+"""A row of job, state and reason. sacct appends the user id, as in `CANCELLED by 1000`."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +47,20 @@ class Refused(ConfigError):  # noqa: N818 - what Slurm did
     """Slurm refused a command."""
 
 
+class Missing(Refused):
+    """The command isn't installed on this machine."""
+
+
 def call(*command: str) -> str:
     """Runs a command and returns its output. Raises Refused if it is missing, times out or fails."""
     if shutil.which(command[0]) is None:
-        raise Refused(f"{command[0]} isn't installed here: use a machine that can submit to the cluster")
+        raise Missing(f"{command[0]} isn't installed here: use a machine that can submit to the cluster")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(FILTERS)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=SECONDS,
+            env=environment,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise Refused(f"{command[0]} gave no answer in {SECONDS:.0f} seconds: try again later") from None
     if done.returncode:
@@ -50,6 +68,26 @@ def call(*command: str) -> str:
         lines = [line.removeprefix(f"{command[0]}: error: ") for line in errors[-2:]]
         raise Refused(f"{command[0]}: {'; '.join(lines)}")
     return done.stdout
+
+
+def job_id(output: str) -> str | None:
+    """Returns the job in the output of sbatch: the last line that is an id, or None if there is none.
+
+    With --parsable sbatch prints `17`, or `17;cluster` in a multi-cluster setup. Some wrappers drop that option.
+    """
+    found = re.findall(r"^\s*(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?\s*$", output, re.MULTILINE)
+    return found[-1] if found else None
+
+
+def job_of_script(script: Path) -> str | None:
+    """Returns the newest job of this user that runs the batch script, or None if Slurm has none.
+
+    Slurm can accept a job although sbatch reports an error, for instance a timeout on a busy controller.
+    """
+    lines = call("squeue", "-h", "-t", "all", "-u", str(os.getuid()), "-o", "%F|%o").splitlines()
+    rows = [line.strip().partition("|") for line in lines]
+    jobs = [int(job) for job, _, command in rows if job.isdecimal() and command == str(script.resolve())]
+    return str(max(jobs)) if jobs else None
 
 
 def states(tasks: Iterable[str]) -> dict[str, TaskState]:
@@ -75,7 +113,7 @@ def _queued(jobs: list[str]) -> dict[str, TaskState]:
         if "Invalid job id" in str(fault):
             return {}
         raise
-    return _table(line.split("|") for line in lines)
+    return _table(lines)
 
 
 def _ended(jobs: list[str]) -> dict[str, TaskState]:
@@ -85,7 +123,7 @@ def _ended(jobs: list[str]) -> dict[str, TaskState]:
     """
     try:
         lines = call("sacct", "-n", "-X", "-P", "-j", ",".join(jobs), "-o", "JobID,State,ExitCode").splitlines()
-        accounted = _table(line.split("|") for line in lines)
+        accounted = _table(lines)
     except Refused:
         accounted = {}
     # The database lags behind the controller: these tasks are not in the queue, so a live state is out of date.
@@ -99,14 +137,13 @@ def _ended(jobs: list[str]) -> dict[str, TaskState]:
     return ended
 
 
-def _table(rows: Iterable[list[str]]) -> dict[str, TaskState]:
+def _table(lines: Iterable[str]) -> dict[str, TaskState]:
     """Returns the states in rows of job id, state and reason, one entry per task."""
     found: dict[str, TaskState] = {}
-    for job, word, reason in rows:
-        number, _, tasks = job.partition("_")
-        # sacct appends the user id, as in `CANCELLED by 1000`.
-        state = TaskState(word.partition(" ")[0], "" if reason in ("None", "0:0") else reason)
-        found |= {f"{number}_{task}": state for task in expand(tasks)}
+    for row in filter(None, map(ROW.fullmatch, lines)):
+        job, tasks, word, reason = row.groups()
+        state = TaskState(word, "" if reason in ("None", "0:0") else reason)
+        found |= {f"{job}_{task}": state for task in expand(tasks or "")}
     return found
 
 
@@ -114,7 +151,9 @@ def _shown(text: str) -> dict[str, TaskState]:
     """Returns the states in the output of `scontrol show job -o`, one entry per task."""
     found: dict[str, TaskState] = {}
     for line in text.splitlines():
-        values = {key: "" if value == "None" else value for key, value in re.findall(r"(\w+)=(\S*)", line)}
+        # The first of a name counts: a path or comment further on may contain another.
+        pairs = reversed(re.findall(r"(\w+)=(\S*)", line))
+        values = {key: "" if value == "None" else value for key, value in pairs}
         state = TaskState(values.get("JobState", ""), values.get("Reason", ""), bool(values.get("PreemptTime")))
         job, tasks = values.get("ArrayJobId", ""), expand(values.get("ArrayTaskId", ""))
         found |= {f"{job}_{task}": state for task in tasks}

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,7 +64,7 @@ class Records:
         self.path = sweep / "slurm"
 
     def next_number(self) -> int:
-        return 1 + max((int(p.stem.rpartition("-")[2]) for p in self.path.glob("plan-*.jsonl")), default=0)
+        return 1 + max(map(_number, self.path.glob("plan-*.jsonl")), default=0)
 
     def plan_path(self, number: int) -> Path:
         return self.path / f"plan-{number}.jsonl"
@@ -80,21 +81,52 @@ class Records:
         ]
         write_atomically(self.plan_path(number), "".join(json.dumps(line) + "\n" for line in lines))
 
-    def note_job(self, job: str, number: int, tasks: Sequence[int]) -> None:
-        values = {"job": job, "plan": number, "tasks": list(tasks), "time": time.time(), "commit": commit()}
-        write_atomically(self.path / f"job-{job}.json", json.dumps(values))
+    def job_path(self, job: str) -> Path:
+        return self.path / f"job-{job}.json"
+
+    def note_job(self, job: str, number: int, tasks: Iterable[int] | None = None) -> None:
+        """Records a job that Slurm accepted for these tasks of a plan, by default all."""
+        tasks = {run.task for run in read_plan(self.plan_path(number))} if tasks is None else tasks
+        write_atomically(self.job_path(job), _note(job, number, tasks))
+
+    def note_own_job(self, job: str, number: int, tasks: Iterable[int]) -> None:
+        """Records the job of this process, if the command that submitted it could not. Tasks may start together."""
+        with suppress(FileExistsError), self.job_path(job).open("x") as file:
+            file.write(_note(job, number, tasks))
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Returns the recorded jobs, oldest first."""
+        paths = [path for path in self.path.glob("job-*.json") if path.stem.removeprefix("job-").isdecimal()]
+        return sorted(filter(None, map(read_json, paths)), key=lambda job: float(job.get("time", 0)))
+
+    def unnoted(self) -> list[int]:
+        """Returns the numbers of the plans that no recorded job has."""
+        noted = {int(job["plan"]) for job in self.jobs()}
+        return sorted({_number(path) for path in self.path.glob("plan-*.jsonl")} - noted)
+
+    def drop(self, number: int) -> None:
+        """Deletes a plan that was not submitted, and its script."""
+        self.plan_path(number).unlink(missing_ok=True)
+        self.script_path(number).unlink(missing_ok=True)
 
     def latest(self) -> dict[str, tuple[str, Planned]]:
         """Returns the newest task, such as 17_0, and plan entry of every run that was ever submitted, by run name."""
         found: dict[str, tuple[str, Planned]] = {}
         plans: dict[int, list[Planned]] = {}
-        for job in sorted(map(read_json, self.path.glob("job-*.json")), key=lambda j: float(j.get("time", 0))):
-            if job:
-                number = int(job["plan"])
-                plans[number] = plans.get(number) or read_plan(self.plan_path(number))
-                tasks = set(job["tasks"])
-                found |= {run.name: (f"{job['job']}_{run.task}", run) for run in plans[number] if run.task in tasks}
+        for job in self.jobs():
+            number = int(job["plan"])
+            plans[number] = plans.get(number) or read_plan(self.plan_path(number))
+            tasks = set(job["tasks"])
+            found |= {run.name: (f"{job['job']}_{run.task}", run) for run in plans[number] if run.task in tasks}
         return found
+
+
+def _note(job: str, number: int, tasks: Iterable[int]) -> str:
+    return json.dumps({"job": job, "plan": number, "tasks": sorted(tasks), "time": time.time(), "commit": commit()})
+
+
+def _number(plan: Path) -> int:
+    return int(plan.stem.rpartition("-")[2])
 
 
 def read_plan(path: Path) -> list[Planned]:

@@ -11,6 +11,7 @@ from typing import Any
 from conf.axis import ConfigError, near
 from slurm.commands import Refused, TaskState, states
 from slurm.records import Planned, Records
+from slurm.settle import settle_all
 from train.runfolder.files import read_json
 from train.runfolder.folder import ENDED, RunFolder, require_format
 
@@ -107,14 +108,17 @@ def in_queue(sweep: Path) -> list[str]:
 
 
 def _submitted(sweep: Path, without_slurm: Callable[[Refused], None] | None = None) -> dict[str, Run]:
-    latest = Records(sweep).latest()
+    records, known = Records(sweep), dict[str, TaskState]()
+    latest: dict[str, tuple[str, Planned]] = {}
     try:
+        settle_all(records)
+        latest = records.latest()
         known = states(task for task, _ in latest.values())
     except Refused as fault:
         if without_slurm is None:
             raise
         without_slurm(fault)
-        known = {}
+        latest = latest or records.latest()
     return {name: _run(sweep / name, task, run, known.get(task)) for name, (task, run) in latest.items()}
 
 

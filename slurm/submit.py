@@ -16,11 +16,13 @@ from pathlib import Path
 from filelock import FileLock
 
 from conf.axis import ConfigError
-from slurm.commands import Refused, call, most_tasks
+from slurm.commands import Missing, Refused, call, job_id, most_tasks
 from slurm.records import Records
+from slurm.settle import Unclear, settle
 from train.config.launcher import Slurm
 from train.config.schema import Config
 from train.runfolder.files import unwritable
+from train.runfolder.provenance import commit
 
 CODE = Path(__file__).resolve().parents[1]
 
@@ -126,7 +128,8 @@ def arrays(configs: Sequence[Config], launcher: Slurm) -> list[Array]:
 def submit(sweep: Path, configs: Sequence[Config], launcher: Slurm) -> list[str]:
     """Writes plans and scripts, submits them, and returns the jobs; with dry_run, only prints the scripts.
 
-    Raises ConfigError for what can't be submitted, and Refused, after removing the files again, if Slurm refuses.
+    Raises ConfigError for what can't be submitted, and Refused, after removing the files again, if Slurm refuses. If
+    Slurm does not say whether it has accepted an array, raises Unclear and keeps the plan.
     """
     records, found = Records(sweep), arrays(configs, launcher)
     template(launcher)
@@ -156,10 +159,10 @@ def submit(sweep: Path, configs: Sequence[Config], launcher: Slurm) -> list[str]
     except Refused as fault:
         if jobs:
             raise Refused(f"{fault} (already submitted: job {', '.join(jobs)})") from None
-        if new:
+        if new and not isinstance(fault, Unclear):
             (records.path / ".lock").unlink(missing_ok=True)
-        for path in new:
-            path.rmdir()
+            for path in new:
+                path.rmdir()
         raise
     print(f"{_counts(found)} submitted as job {', '.join(jobs)}")
     return jobs
@@ -168,17 +171,24 @@ def submit(sweep: Path, configs: Sequence[Config], launcher: Slurm) -> list[str]
 def _send(records: Records, array: Array) -> str:
     """Writes plan and script of one array, submits it, and returns the job."""
     number = records.next_number()
-    plan, script = records.plan_path(number), records.script_path(number)
+    script = records.script_path(number)
     records.write_plan(number, array.tasks)
     script.write_text(array.script(records, number))
+    commit()  # Kept for the note of the job, which must not have to wait for git.
     try:
-        # In a multi-cluster setup, sbatch prints 17;cluster.
-        job = call("sbatch", "--parsable", str(script)).split(";")[0].strip()
-    except BaseException:
-        plan.unlink()
-        script.unlink()
+        said = call("sbatch", "--parsable", str(script.resolve()))
+        job = job_id(said)
+        if job is None:
+            raise Refused(f"sbatch printed no job id but {' '.join(said.split())[-200:]!r}")
+    except Missing:
+        records.drop(number)
         raise
-    records.note_job(job, number, range(len(array.tasks)))
+    except BaseException as fault:  # Slurm may have the job all the same, also after Ctrl-C.
+        job = settle(records, number)
+        if job is None or not isinstance(fault, Refused):
+            raise
+        return job
+    records.note_job(job, number)
     return job
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from conf.axis import ConfigError
-from slurm.commands import Refused, TaskState, call, state_of
+from slurm.commands import Refused, TaskState, call, job_id, state_of
 from slurm.records import Planned, Records, read_plan
 from slurm.submit import Array, at_once
 from train.config.launcher import Slurm
@@ -111,6 +111,10 @@ class Task:
         self.stamps = self._stamps()
 
     @property
+    def plan_number(self) -> int:
+        return int(self.plan.stem.rpartition("-")[2])
+
+    @property
     def stopped(self) -> int | None:
         """The first signal received, or None."""
         return self.signals[0] if self.signals else None
@@ -197,14 +201,19 @@ class Task:
 
     def _record(self, output: str) -> None:
         """Records the new job that sbatch has printed. scontrol prints nothing and keeps the job."""
-        if job := output.split(";")[0].strip():
-            number = int(self.plan.stem.rpartition("-")[2])
-            Records(self.sweep).note_job(job, number, [self.runs[0].task])
+        if job := job_id(output):
+            Records(self.sweep).note_job(job, self.plan_number, [self.runs[0].task])
 
 
 def name() -> str:
     """Returns the name of this task in Slurm, such as 17_0."""
     return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+
+
+def tasks_of_job(own: int) -> range:
+    """Returns the tasks of the array to which this task, number `own`, belongs."""
+    first, last = (int(os.environ.get(f"SLURM_ARRAY_TASK_{end}", own)) for end in ("MIN", "MAX"))
+    return range(first, last + 1, int(os.environ.get("SLURM_ARRAY_TASK_STEP", 1)))
 
 
 def _state() -> TaskState | None:
@@ -237,9 +246,11 @@ def work(path: str, number: int, signals: list[int]) -> int:
     task = Task(plan, [run for run in read_plan(plan) if run.task == number], signals)
     if not task.runs:
         raise ConfigError(f"{plan} has no task {number}")
+    records, job = Records(task.sweep), name().partition("_")[0]
+    records.note_own_job(job, task.plan_number, tasks_of_job(number))
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
     say(f"task {name()} on {os.environ.get('SLURMD_NODENAME')}, {restarts} restarts: {len(task.runs)} runs")
-    submitted = [job.get("commit") for job in map(read_json, plan.parent.glob(f"job-{name().partition('_')[0]}.json"))]
-    if submitted and submitted[0] != commit():
-        say(f"the code is at commit {commit()}; the task was submitted from {submitted[0]}")
+    submitted = read_json(records.job_path(job)).get("commit")
+    if submitted != commit():
+        say(f"the code is at commit {commit()}; the task was submitted from {submitted}")
     return task.train()
