@@ -90,7 +90,9 @@ def _wandb_sync(files: Sequence[Path], at_a_time: int, folder: Path) -> str:
     if sys.stderr.isatty():
         subprocess.run(command, env=environment)
         return ""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+    )
     return "\n".join(done.stdout.splitlines()[-5:])
 
 

@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from functools import cache
 from pathlib import Path
 
+SECONDS = 20.0
+"""Longest wait for git, which can hang on a network drive."""
+ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
+"""Variables that make git look at another repository; inside a git hook they are set."""
+
 
 @cache
 def commit() -> str | None:
-    """Returns the git commit of this code, followed by + if tracked files have changed; None outside of git."""
-    here = Path(__file__).parent
+    """Returns the git commit of this code, followed by + if tracked files have changed.
+
+    Returns None outside of git, or if the repository around this code, such as that of a virtual environment, does not
+    track it.
+    """
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
-    except OSError:
+        if _git("ls-files", "--error-unmatch", Path(__file__).name).returncode:
+            return None
+        head = re.findall(r"^[0-9a-f]{12,40}$", _git("rev-parse", "--short=12", "HEAD").stdout, re.MULTILINE)
+        changed = _git("diff", "--quiet", "--no-ext-diff", "HEAD").returncode == 1
+    except (OSError, subprocess.TimeoutExpired):
         return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None
+    return head[-1] + "+" * changed if head else None
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
+    return subprocess.run(
+        ["git", "--no-optional-locks", *arguments], cwd=Path(__file__).parent, env=environment,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=SECONDS,
+    )  # fmt: skip
 
 
 def slurm_task() -> str | None:
