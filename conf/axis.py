@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
@@ -35,6 +36,14 @@ def cached_by_type(function: Function) -> Function:
 
 class ConfigError(ValueError):
     """A setting that can't be used. The message is one line: the field, its value, and what would work."""
+
+
+def expanded(path: str, setting: str) -> Path:
+    """Returns a path with ~ replaced by the home folder. Raises ConfigError for a user who has none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{setting}={path}: there is no home folder: give a path without ~, or set HOME") from None
 
 
 def import_all(package: str) -> None:
@@ -163,7 +172,8 @@ def _one_line(error: ValidationError, config: type) -> str:
             text = str(fault["ctx"]["error"])
             return f"{path}: {text}" if path else text
     written = json.dumps(value) if value is None or isinstance(value, bool) else value
-    return f"{path}={written}: {message[0].lower()}{message[1:]}"
+    text = f"{path}={written}: {message[0].lower()}{message[1:]}"
+    return f"{text}: quote it, on the command line as \"{path}='...'\"" if kind == "string_type" else text
 
 
 def _fields_at(config: type, loc: tuple[Any, ...]) -> list[str]:

@@ -109,7 +109,13 @@ class GPT(nn.Module):
     """GPT with untied embedding and head and fp32 logits; some placements omit the norm before the head."""
 
     def __init__(
-        self, arch: Architecture, *, vocab_size: int, context: int, keep_maxima: bool = False, recompute: Recompute = "none"
+        self,
+        arch: Architecture,
+        *,
+        vocab_size: int,
+        context: int,
+        keep_maxima: bool = False,
+        recompute: Recompute = "none",
     ) -> None:
         """With `keep_maxima`, each training forward pass records the largest logit of each head."""
         super().__init__()

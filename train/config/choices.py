@@ -11,13 +11,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import conf
+from conf.axis import ConfigError
 
 CONF = Path(conf.__file__).parent
 
 GLOBAL, HEADER = ("experiment", "ladder", "scale"), "# @package _global_"
 """Groups whose files set keys of the whole config, and the first line of such a file."""
 
+OTHER_BASE = re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?|[-+]?0[0-7_]+")
+"""What YAML 1.1 reads as a number, but not as the one that is written: 4:00:00 to base 60, 010 to base 8."""
+NOT_TEXT = re.compile(r"[-+.]?\d[\d_.]*([eE][-+]?\d+)?|yes|no|on|off|true|false|null|~", re.IGNORECASE)
+"""A key that YAML does not keep as text: the name of an arm, on, would be shown as True."""
 OWN = "STABILAB_CONF"
 """The environment variable that names a user's folder of configs, with a folder per group as in conf/."""
 
@@ -92,12 +99,17 @@ def shared_fields(axis: str) -> dict[str, Any]:
 
 
 def read(name: str) -> dict[str, Any]:
-    """Returns the values of a choice, parsed by OmegaConf as in Hydra: PyYAML would read 1e-4 as a string."""
-    if name in PLUGGED:
-        return dict(PLUGGED[name])
+    """Returns the values of a file in conf/, parsed by OmegaConf as in Hydra: PyYAML would read 1e-4 as a string.
+
+    Raises ConfigError for a value that YAML retypes.
+    """
     from omegaconf import OmegaConf
 
-    values = OmegaConf.to_container(OmegaConf.load(file(name)))
+    if name in PLUGGED:
+        return dict(PLUGGED[name])
+    path = file(name)
+    refuse_retyped(path)
+    values = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(values, dict)
     return {str(k): v for k, v in values.items()}
 
@@ -107,3 +119,40 @@ def default_of(field: Any) -> Any:
     if field.default is not dataclasses.MISSING:
         return field.default
     return REQUIRED if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def refuse_retyped(path: Path) -> None:
+    """Raises ConfigError for an unquoted value or key that YAML turns into something else without an error.
+
+    Also reads the files that the file starts from.
+    """
+    if not path.is_file():
+        return
+    _refuse_retyped(path, path.stat().st_mtime_ns)
+    for started_from in re.findall(r"^ *- *(/?\w[\w./-]*) *$", path.read_text(encoding="utf-8"), re.MULTILINE):
+        if started_from != "_self_":
+            beside = path.parent / f"{started_from}.yaml"
+            refuse_retyped(file(started_from.strip("/")) if started_from.startswith("/") else beside)
+
+
+@cache
+def _refuse_retyped(path: Path, changed: int) -> None:
+    pending = [node for node in [yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)] if node]
+    while pending:
+        node = pending.pop()
+        keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        if isinstance(node, yaml.ScalarNode):
+            _require_text(node, OTHER_BASE, path)
+        else:
+            pending += [value for _, value in node.value] if keys else node.value
+        for key in keys:
+            _require_text(key, OTHER_BASE, path)
+            _require_text(key, NOT_TEXT, path)
+
+
+def _require_text(node: Any, retyped: re.Pattern[str], path: Path) -> None:
+    plain = isinstance(node, yaml.ScalarNode) and node.style is None
+    if plain and retyped.fullmatch(node.value):
+        read = yaml.safe_load(node.value)
+        where = f"{path}, line {node.start_mark.line + 1}"
+        raise ConfigError(f"{where}: YAML reads {node.value} as {read}: write '{node.value}', in quotes")

@@ -38,6 +38,7 @@ def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
+    from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
 
     overrides = resolved(overrides)
@@ -46,7 +47,7 @@ def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(groups.CONF), version_base="1.3"):
-            return hydra.compose("config", given, return_hydra_config=with_hydra)
+            node = hydra.compose("config", given, return_hydra_config=True)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise yaml_fault(error) from None
     except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
@@ -54,6 +55,12 @@ def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:
     finally:
         GlobalHydra.instance().clear()
         GlobalHydra.instance().hydra = previous
+    for name in ("config", *(f"{group}/{choice}" for group, choice in node.hydra.runtime.choices.items())):
+        groups.refuse_retyped(groups.file(name))
+    if not with_hydra:
+        with open_dict(node):
+            del node["hydra"]
+    return node
 
 
 def from_node(node: Any) -> Config:
@@ -96,7 +103,7 @@ def of_values(values: Mapping[str, Any]) -> Config:
 def from_file(path: Path) -> Config:
     """Returns the config in a run folder's config.yaml. Raises ConfigError if the file is damaged."""
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise yaml_fault(error, path) from None
     if not isinstance(values, dict):

@@ -7,7 +7,7 @@ from tests.conftest import complete, composer
 from tests.train.config.helpers import own_conf
 from tests.train.helpers import TINY
 from train.config.compose import compose
-from train.config.grid import compose_all
+from train.config.grid import compose_all, expand
 from train.config.schema import Config
 
 POINTS = [
@@ -83,3 +83,37 @@ def test_mappings_are_merged_into_what_each_point_has():
     points = [[*TINY, f"data={{{value}}}"] for value in ("zipf_exponent:0.5", "sigma:1")]
     found = [(c.data.zipf_exponent, c.data.sigma) for c in compose_all(points)]
     assert found == [(0.5, 3.0), (1.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("launcher: {time: 4:00:00}", "line 2: YAML reads 4:00:00 as 14400: write '4:00:00', in quotes"),
+        ("hydra: {sweeper: {params: {launcher.time: 1:30}}}", "line 2: YAML reads 1:30 as 90: write '1:30', in quotes"),
+        ("steps: 010", "line 2: YAML reads 010 as 8: write '010', in quotes"),
+        ("arms:\n  on: {seed: 1}", "line 3: YAML reads on as True: write 'on', in quotes"),
+        ("arms:\n  3.10: {seed: 1}", "line 3: YAML reads 3.10 as 3.1: write '3.10', in quotes"),
+    ],
+)
+def test_a_file_with_a_value_that_yaml_retypes_is_refused(tmp_path, lines, said):
+    with own_conf(tmp_path) as conf:
+        (conf / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{lines}\n")
+        (conf / "experiment" / "further.yaml").write_text("# @package _global_\ndefaults:\n  - /experiment/mine\n")
+        for name in ("mine", "further"):
+            with pytest.raises(ConfigError) as found:
+                expand([f"experiment={name}"])
+            assert str(found.value) == f"{conf}/experiment/mine.yaml, {said}"
+
+
+def test_a_quoted_time_stays_a_time(tmp_path):
+    with own_conf(tmp_path) as conf:
+        text = "# @package _global_\ndefaults:\n  - override /launcher: slurm\nlauncher: {time: '4:00:00'}\n"
+        (conf / "experiment" / "mine.yaml").write_text(text)
+        assert compose(["experiment=mine"]).launcher.time == "4:00:00"
+
+
+def test_a_number_for_a_text_says_to_quote_it():
+    with pytest.raises(
+        ConfigError, match=r"^name=2024: input should be a valid string: quote it, .*\"name='\.\.\.'\"$"
+    ):
+        composer().config([*TINY, "name=2024"])
