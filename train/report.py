@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,9 @@ from train.findings.base import find
 from train.results.arms import with_arms
 from train.results.figures import loss_against_lr, run_curves
 from train.results.floors import floors_text
-from train.results.page.html import write_page, write_run_page
+from train.results.page.html import Judged, write_joint_page, write_page, write_run_page
 from train.results.style import save
-from train.results.sweep import Metrics, SweepResults, _row, load_sweep
+from train.results.sweep import Metrics, SweepResults, _row, load_sweep, together
 from train.results.table import cells, table, titles
 from train.results.verdict import COLOURS, Verdict
 from train.runfolder.files import write_atomically
@@ -129,18 +130,41 @@ def report_run(path: Path) -> None:
     print(", ".join(map(str, [*save(run_curves(rows), folder / "curves"), page])))
 
 
-def report(path: Path) -> None:
-    if is_run(path):
-        report_run(path)
+def report_together(paths: Sequence[Path]) -> None:
+    """Writes one page of several sweeps, with a verdict each, to the report/ folder of the first."""
+    if runs := [path for path in paths if is_run(path)]:
+        raise ConfigError(f"{runs[0]} is a run: name one run, or sweeps to show on one page")
+    sweeps = [load_sweep(path) for path in paths]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ConfigError(f"{paths[0]} is named twice: name different sweeps")
+    judged = [_judged(sweep) for sweep in sweeps]
+    both = together(sweeps)
+    folder = sweeps[0].path / "report"
+    folder.mkdir(exist_ok=True)
+    print(write_joint_page(both, table(both.runs), judged, folder / f"{'+'.join(s.path.name for s in sweeps)}.html"))
+
+
+def _judged(sweep: SweepResults) -> Judged:
+    try:
+        return Judged(find(sweep.finding).verdict(sweep.runs, sweep.metrics) if sweep.finding else None)
+    except ConfigError as fault:
+        return Judged(trouble=str(fault))
+
+
+def report(*paths: Path) -> None:
+    if len(paths) > 1:
+        report_together(paths)
+    elif is_run(paths[0]):
+        report_run(paths[0])
     else:
-        write_report(load_sweep(path))
+        write_report(load_sweep(paths[0]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.report", description=__doc__)
-    parser.add_argument("folder", type=Path, help="sweep folder or run folder")
-    folder = parser.parse_args().folder
-    exit_with(lambda: report(folder))
+    parser.add_argument("folder", type=Path, nargs="+", help="sweep folder, run folder, or sweeps to show on one page")
+    folders = parser.parse_args().folder
+    exit_with(lambda: report(*folders))
 
 
 if __name__ == "__main__":

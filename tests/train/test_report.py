@@ -2,7 +2,9 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -263,6 +265,24 @@ def test_report_without_a_finding(folder, capsys):
     report(make(folder, finding=None))
     assert {p.stem for p in (folder / "report").iterdir()} == {"loss_against_lr", "table", "runs", "report"}
     assert "reproduced" not in capsys.readouterr().out
+
+
+def test_two_sweeps_on_one_page(tmp_path, capsys):
+    first, second = (make(tmp_path / name, finding=finding) for name, finding in (("a", "qk_norm"), ("b", None)))
+    report(first, second)
+    page = Path(capsys.readouterr().out.strip())
+    assert page == first / "report/a+b.html"
+    values = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text("ascii"))[1])
+    alone = [load_sweep(path).runs for path in (first, second)]
+    assert values["runs"]["run"] == [f"{n}/{run}" for n, runs in zip("ab", alone, strict=True) for run in runs["run"]]
+    assert values["runs"]["validation/loss"] == [loss for runs in alone for loss in runs["validation/loss"]]
+    assert values["arms"] == [f"{name}: qk_norm={arm}" for name in "ab" for arm in ("none", "layernorm")]
+    # One verdict, that of the sweep with a finding.
+    assert page.read_text("ascii").count('class="checks"') == 1
+    run = first / alone[0]["run"][0]
+    for paths, said in (((first, run), "is a run: name one run"), ((first, first), "is named twice")):
+        with pytest.raises(ConfigError, match=said):
+            report(*paths)
 
 
 def test_report_of_one_run(folder, capsys):

@@ -12,6 +12,7 @@ import yaml
 
 from conf.axis import ConfigError
 from train.config.grid import compose_all
+from train.results.arms import with_arms
 from train.runfolder import parquet as columns
 from train.runfolder.files import read_json
 from train.runfolder.folder import ENDED, RunFolder, require_format
@@ -29,27 +30,27 @@ class Metrics(Mapping[str, "pd.DataFrame"]):
     """Maps each run's name to its metrics. A run is read on first access; per-head columns are left out."""
 
     def __init__(self, folders: Mapping[str, RunFolder]) -> None:
-        self._folders = folders
+        self.folders = folders
         self._frames: dict[str, pd.DataFrame] = {}
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         if name not in self._frames:
-            self._frames[name] = columns.frame(self._folders[name])
+            self._frames[name] = columns.frame(self.folders[name])
         return self._frames[name]
 
     def columns(self, name: str, wanted: Sequence[str]) -> pd.DataFrame:
         """Returns those of the wanted columns that exist, uncached. For an ended run, only these columns are read."""
-        return columns.read(self._folders[name], wanted)
+        return columns.read(self.folders[name], wanted)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """Returns the rows as recorded, including per-head values. They are not cached."""
-        return self._folders[name].metrics()
+        return self.folders[name].metrics()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._folders)
+        return iter(self.folders)
 
     def __len__(self) -> int:
-        return len(self._folders)
+        return len(self.folders)
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,30 @@ def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         *SHAPE,
     ):
         runs[column] = pd.to_numeric(runs[column], errors="coerce") if column in runs else float("nan")
-    runs["size"] = runs.groupby(SHAPE)["N"].transform("min").fillna(12 * runs["model.depth"] * runs["model.width"] ** 2)
+    runs["size"] = _sizes(runs)
     return runs
+
+
+def _sizes(runs: pd.DataFrame) -> pd.Series:
+    return runs.groupby(SHAPE)["N"].transform("min").fillna(12 * runs["model.depth"] * runs["model.width"] ** 2)
+
+
+def together(sweeps: Sequence[SweepResults]) -> SweepResults:
+    """Returns the runs of several sweeps as one without a finding. Names of runs and arms begin with their sweep's."""
+    import pandas as pd
+
+    names = [sweep.name for sweep in sweeps]
+    if len(set(names)) < len(names):
+        names = [str(sweep.path) for sweep in sweeps]
+    frames, folders = [], {}
+    for name, sweep in zip(names, sweeps, strict=True):
+        arms = with_arms(sweep.runs)["arm"].fillna("")
+        arms = [f"{name}: {arm}" if arm else name for arm in arms]
+        frames.append(sweep.runs.assign(run=[f"{name}/{run}" for run in sweep.runs["run"]], arm=arms))
+        folders |= {f"{name}/{run}": folder for run, folder in sweep.metrics.folders.items()}
+    runs = pd.concat(frames, ignore_index=True)
+    runs["size"] = _sizes(runs)
+    return SweepResults(sweeps[0].path, " and ".join(names), None, runs, Metrics(folders))
 
 
 def _composed(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -161,7 +184,7 @@ def _arm(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _row(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
-    state, summary = folder.state(), folder.summary()
+    state, summary, status = folder.state(), folder.summary(), folder.status()
     if not folder.path.is_dir():
         state = "missing"
     elif state in ENDED and not math.isfinite(summary.get("validation/loss_init") or math.nan):
@@ -175,7 +198,9 @@ def _row(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
         **_flat({k: v for k, v in summary.items() if k not in ("name", "state")}),
         "state": state,
         "ended": state in ENDED,
-        "started": _started(folder.status()),
+        "started": _started(status),
+        "commit": status.get("commit"),
+        "versions": ", ".join(f"{name} {version}" for name, version in status.get("versions", {}).items()),
     }
 
 

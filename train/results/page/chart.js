@@ -23,9 +23,14 @@ function logTicks(low, high, wanted) {
   return found.filter((t) => t >= low * 0.999 && t <= high * 1.001);
 }
 
-/** Returns the map from values to pixels, with some room around the range of the values, and the ends of the axis. */
+/**
+ * Returns the map from values to pixels, its inverse, and the ends of the axis: those of axis.range, or of the values
+ * with some room around them. A log axis shows values of axis.least (or 0) and below at its lower end; `zeros` is the
+ * label of that end.
+ */
 function scale(values, axis, from, to) {
-  let shown = values.filter((v) => Number.isFinite(v) && (!axis.log || v > 0));
+  const least = axis.log ? axis.least || 0 : -Infinity;
+  let shown = values.filter((v) => Number.isFinite(v) && v > least);
   if (!shown.length) shown = [1];
   let low = axis.zero ? 0 : shown.reduce((a, b) => Math.min(a, b));
   let high = shown.reduce((a, b) => Math.max(a, b));
@@ -36,11 +41,13 @@ function scale(values, axis, from, to) {
   const room = axis.room ?? 0.04;
   const at = axis.log ? Math.log : (v) => v;
   const span = at(high) - at(low);
-  const start = at(low) - (axis.zero ? 0 : room * span);
-  const end = at(high) + room * span;
-  const map = (v) => (axis.log && v <= 0 ? NaN : from + ((at(v) - start) / (end - start)) * (to - from));
+  const zeros = values.some((v) => v <= least) ? `\u2264 ${tick(least)}` : null;
+  const start = axis.range ? at(axis.range[0]) : at(low) - (axis.zero ? 0 : zeros ? 0.15 : room) * span;
+  const end = axis.range ? at(axis.range[1]) : at(high) + room * span;
+  const map = (v) => (v <= least ? from : from + ((at(v) - start) / (end - start)) * (to - from));
   const back = axis.log ? Math.exp : (v) => v;
-  return { map, low: back(start), high: back(end) };
+  const value = (pixel) => back(start + ((pixel - from) / (to - from)) * (end - start));
+  return { map, value, zeros, low: back(start), high: back(end) };
 }
 
 /** Returns the SVG path through the points, with gaps at non-finite values. */
@@ -59,32 +66,48 @@ function through(xs, ys) {
 /**
  * Returns a figure with a line chart. The spec has:
  * title, unit, about: the text alternative
- * x, y: {log, zero, room, label, ticks, text, values: further values to make room for}
- * series: [{label, x, y, colour: [light, dark], dash, faint, points, hollow, band: [low, high], bars: [[x, low, high]],
- *   crosses: [[x, y]], more(index): text after the value in the tooltip}]
+ * x, y: {log, least, zero, room, label, ticks, text, values: further values to make room for}
+ * series: [{label, x, y, colour: [light, dark], dash, faint, points, hollow, loose: points without a line,
+ *   band: [low, high], bars: [[x, low, high]], crosses: [[x, y]], more(index): text after the value in the tooltip}]
  * guides: [[y, text]], marks: [[x, text]]
  * heading(x): the tooltip's heading
  * choose(series, x): called on a click
+ * zoom: the range of x that it shares with other charts
  */
 function lineChart(spec) {
   const plot = make("div", { class: "plot", tabindex: 0, role: "img", "aria-label": `${spec.title}. ${spec.about}` });
   const unit = spec.unit ? make("span", {}, ` (${spec.unit})`) : "";
-  const figure = make("figure", {}, make("figcaption", {}, spec.title, unit), plot);
-  lazily(plot, (width) => drawChart(plot, spec, width));
-  return figure;
+  const title = `${spec.title}${spec.unit ? ` (${spec.unit})` : ""}`;
+  const zoom = spec.zoom || newZoom();
+  const reset = make("button", { type: "button", hidden: "" }, "reset zoom");
+  reset.onclick = () => zoomTo(zoom, null);
+  const save = saveButtons(title, { svg: () => chartSvg(title, plot, spec), csv: () => chartCsv(spec) });
+  const tools = make("div", { class: "tools" }, reset, ...save);
+  let drawn = 0;
+  const draw = () => {
+    reset.hidden = !zoom.range;
+    if (drawn) drawChart(plot, spec, zoom, drawn);
+  };
+  zoom.charts.push(draw);
+  lazily(plot, (width) => {
+    drawn = width;
+    draw();
+  });
+  return make("figure", { class: "chart" }, make("figcaption", {}, spec.title, unit), tools, plot);
 }
 
-function drawChart(plot, spec, width) {
+function drawChart(plot, spec, zoom, width) {
   const height = spec.height || Math.round(Math.min(230, Math.max(170, width * 0.55)));
-  const all = (key) => spec.series.flatMap((s) => Array.from(s[key]));
-  const bands = spec.series.flatMap((s) => (s.band ? s.band.flat() : []));
-  const x = scale(
-    [...all("x"), ...(spec.x.values || [])],
-    { room: 0.02, ...spec.x },
-    MARGIN.left,
-    width - MARGIN.right,
+  const { range } = zoom;
+  const inside = (v) => !range || (v >= range[0] && v <= range[1]);
+  const xs = [...new Set(spec.series.flatMap((s) => Array.from(s.x)))].sort((a, b) => a - b);
+  const xAxis = { room: 0.02, ...spec.x, range };
+  const x = scale([...xs, ...(spec.x.values || [])], xAxis, MARGIN.left, width - MARGIN.right);
+  const shown = spec.series.flatMap((s) =>
+    [s.y, ...(s.band || [])].flatMap((ys) => Array.from(ys).filter((_, i) => inside(s.x[i]))),
   );
-  const y = scale([...all("y"), ...bands, ...(spec.y.values || [])], spec.y, height - MARGIN.bottom, MARGIN.top);
+  const yAxis = range ? { ...spec.y, zero: false } : spec.y;
+  const y = scale([...shown, ...((!range && spec.y.values) || [])], yAxis, height - MARGIN.bottom, MARGIN.top);
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, "aria-hidden": "true" });
   axes(root, spec, x, y, width, height);
   for (const [level, text] of spec.guides || []) {
@@ -99,7 +122,7 @@ function drawChart(plot, spec, width) {
       );
     }
   }
-  for (const [step, text] of spec.marks || []) {
+  for (const [step, text] of (spec.marks || []).filter(([at]) => inside(at))) {
     const at = x.map(step);
     const late = at > width * 0.6;
     root.append(
@@ -107,24 +130,30 @@ function drawChart(plot, spec, width) {
       svg("text", { x: at + (late ? -4 : 4), y: MARGIN.top + 9, "text-anchor": late ? "end" : "start" }, text),
     );
   }
-  for (const series of spec.series) root.append(drawSeries(series, x.map, y.map));
+  const [w, h] = [width - MARGIN.left - MARGIN.right, height - MARGIN.top - MARGIN.bottom];
+  const view = { x: MARGIN.left, y: MARGIN.top, width: w, height: h };
+  const clip = { ...view, viewBox: Object.values(view).join(" "), overflow: "hidden" };
+  root.append(svg(range ? "svg" : "g", range ? clip : {}, ...spec.series.map((s) => drawSeries(s, x.map, y.map))));
   const cursor = svg("line", { class: "cursor", y1: MARGIN.top, y2: height - MARGIN.bottom, visibility: "hidden" });
   root.append(cursor);
   plot.replaceChildren(root);
-  follow(plot, spec, x, y, cursor);
+  if (xs.length) follow(plot, spec, x, y, cursor, xs.filter(inside), zooming(plot, spec, zoom, x, xs, width, h));
 }
 
 function axes(root, spec, x, y, width, height) {
   const base = height - MARGIN.bottom;
   for (const value of (spec.y.log ? logTicks : linearTicks)(y.low, y.high, Math.max(3, Math.round(height / 45)))) {
     const at = y.map(value);
+    if (y.zeros && at > base - 12) continue;
     root.append(
       svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: at, y2: at }),
       svg("text", { x: MARGIN.left - 6, y: at + 3.5, "text-anchor": "end" }, tick(value)),
     );
   }
+  if (y.zeros) root.append(svg("text", { x: MARGIN.left - 6, y: base + 3.5, "text-anchor": "end" }, y.zeros));
   const ticks =
-    spec.x.ticks || (spec.x.log ? logTicks : linearTicks)(x.low, x.high, Math.max(3, Math.round(width / 75)));
+    spec.x.ticks?.filter((v) => v >= x.low && v <= x.high) ||
+    (spec.x.log ? logTicks : linearTicks)(x.low, x.high, Math.max(3, Math.round(width / 75)));
   for (const value of ticks) {
     const at = x.map(value);
     root.append(
@@ -151,9 +180,10 @@ function drawSeries(series, x, y) {
     ).replace("M", "L")}Z`;
     group.append(svg("path", { class: "band", d: edge }));
   }
-  group.append(
-    svg("path", { class: series.faint ? "line faint" : "line", d: through(xs, ys), "stroke-dasharray": series.dash }),
-  );
+  if (!series.loose) {
+    const look = { class: series.faint ? "line faint" : "line", "stroke-dasharray": series.dash };
+    group.append(svg("path", { ...look, d: through(xs, ys) }));
+  }
   if (series.points || xs.length === 1) {
     xs.forEach((cx, i) => {
       if (Number.isFinite(ys[i]))
@@ -182,12 +212,11 @@ function nearest(xs, value) {
 }
 
 /** Shows the values under the pointer, or under a cursor that the arrow keys move. */
-function follow(plot, spec, x, y, cursor) {
-  const xs = [...new Set(spec.series.flatMap((s) => Array.from(s.x)))].sort((a, b) => a - b);
-  if (!xs.length) return;
+function follow(plot, spec, x, y, cursor, xs, zoom) {
   const places = xs.map(x.map);
   let at = -1;
   const show = (i, screenY) => {
+    if (!(i in xs)) return;
     at = i;
     cursor.setAttribute("x1", places[i]);
     cursor.setAttribute("x2", places[i]);
@@ -207,19 +236,22 @@ function follow(plot, spec, x, y, cursor) {
     cursor.setAttribute("visibility", "hidden");
     hideTip();
   };
-  plot.onpointermove = (event) =>
+  plot.onpointermove = (event) => {
     show(nearest(places, event.clientX - plot.getBoundingClientRect().left), event.clientY);
+    zoom.moved(event);
+  };
   plot.onpointerleave = leave;
   plot.onblur = leave;
   plot.onkeydown = (event) => {
     const move = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity }[event.key];
     if (event.key === "Escape") leave();
+    if (zoom.key(event, at < 0 ? (places[0] + places.at(-1)) / 2 : places[at])) event.preventDefault();
     if (move === undefined) return;
     event.preventDefault();
     show(Math.max(0, Math.min(xs.length - 1, at < 0 && move === 1 ? 0 : at + move)));
   };
   plot.onclick = (event) => {
-    if (!spec.choose) return;
+    if (!spec.choose || zoom.dragged()) return;
     const box = plot.getBoundingClientRect();
     const i = nearest(places, event.clientX - box.left);
     const near = spec.series

@@ -21,11 +21,14 @@ LEAST_POINTS = 40
 BUDGET = 20_000_000
 """Maximum size of all curves of a page in characters. Pages with many large runs get fewer points per curve."""
 
+LEAST_ENTROPY = 1e-9
+"""Lower end of log axes of entropy in nats. Below it, entropies in float32 are rounding errors or underflow."""
+
 CHARTS: Mapping[str, Mapping[str, Any]] = {
     "loss": {"title": "Training loss", "unit": "nats", "log": False, "zero": False},
     "accuracy": {"title": "Share of right answers", "unit": "", "log": False, "zero": True},
     "logit": {"title": "Max attention logit", "unit": "", "log": True, "zero": False},
-    "entropy": {"title": "Attention entropy", "unit": "nats", "log": False, "zero": True},
+    "entropy": {"title": "Attention entropy", "unit": "nats", "log": True, "zero": False, "least": LEAST_ENTROPY},
     "gradient": {"title": "Smallest gradient RMS / \u03b5", "unit": "", "log": True, "zero": False},
     "norm": {"title": "Gradient norm", "unit": "", "log": True, "zero": False},
     "output": {"title": "Output logits", "unit": "", "log": False, "zero": False},
@@ -33,7 +36,13 @@ CHARTS: Mapping[str, Mapping[str, Any]] = {
 }
 HEATMAPS: Mapping[str, Mapping[str, Any]] = {
     "logit": {"title": "Max attention logit by head", "unit": "", "log": True, "pool": "max"},
-    "entropy": {"title": "Attention entropy by head", "unit": "nats", "log": False, "pool": "min"},
+    "entropy": {
+        "title": "Attention entropy by head",
+        "unit": "nats",
+        "log": True,
+        "pool": "min",
+        "least": LEAST_ENTROPY,
+    },
 }
 SINGLE = {
     "train/loss": ("loss", "batch"),

@@ -10,17 +10,21 @@ function heatmaps(kind, entries, stepLists) {
     return { label, heads, stretch, values, columns: values.length / heads, steps: stepLists[at] };
   });
   const finite = maps.flatMap((map) =>
-    Array.from(map.values).filter((v) => Number.isFinite(v) && (!spec.log || v > 0)),
+    Array.from(map.values).filter((v) => Number.isFinite(v) && (!spec.log || v > (spec.least || 0))),
   );
   if (!finite.length) return null;
   const low = finite.reduce((a, b) => Math.min(a, b));
   const high = finite.reduce((a, b) => Math.max(a, b));
   const at = spec.log ? Math.log : (v) => v;
-  const place = (v) => (high > low ? (at(v) - at(low)) / (at(high) - at(low)) : 0.5);
+  // On a log scale, what is too small for it has the colour of the smallest value that isn't.
+  const place = (v) => (spec.log && v <= low ? 0 : high > low ? (at(v) - at(low)) / (at(high) - at(low)) : 0.5);
   const rows = maps.reduce((sum, map) => sum + map.heads, 0);
   const grid = make("div", { class: "heat" });
+  const strips = [];
   for (const map of maps) {
-    const canvas = strip(map, spec, place, Math.max(3, Math.min(14, Math.floor(420 / rows))));
+    const height = Math.max(3, Math.min(14, Math.floor(420 / rows)));
+    const canvas = strip(map, spec, place, height);
+    strips.push([map.label, canvas, height * map.heads]);
     grid.append(make("span", { class: "key" }, map.label), canvas);
   }
   const last = maps[0].steps;
@@ -42,7 +46,23 @@ function heatmaps(kind, entries, stepLists) {
   const note = stretch > 1 ? `, ${POOLED[spec.pool]} of ${stretch} watch steps per column` : "";
   const title = make("figcaption", {}, spec.title, make("span", {}, `${spec.unit ? ` (${spec.unit})` : ""}${note}`));
   const key = make("div", { class: "bar key" }, short(low), bar, `${short(high)}${spec.log ? ", log scale" : ""}`);
-  return make("figure", { class: "heads" }, title, key, grid);
+  const ends = `${short(low)} to ${short(high)}${spec.log ? ", log scale" : ""}, steps ${last[0]} to ${last.at(-1)}`;
+  const save = saveButtons(spec.title, {
+    svg: () => heatmapSvg(title.textContent, strips, ends),
+    csv: () => heatmapCsv(maps, spec),
+  });
+  return make("figure", { class: "chart heads" }, title, make("div", { class: "tools" }, ...save), key, grid);
+}
+
+/** Returns the cells of heatmaps, one a row; `step` is the first of a column. */
+function heatmapCsv(maps, spec) {
+  const cells = maps.flatMap((map) =>
+    Array.from(map.values, (v, i) => {
+      const value = Number.isNaN(v) ? null : digits(map.values, i);
+      return [map.label, Math.floor(i / map.columns), map.steps[i % map.columns], value];
+    }),
+  );
+  return csv([["block", "head", "step", spec.title], ...cells]);
 }
 
 /** Paints values in [0, 1] row by row as pixels of the canvas. NaN stays transparent. */

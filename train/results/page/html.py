@@ -10,11 +10,12 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.results.page.curves import BUDGET, curves
-from train.results.page.payload import facts, payload, with_curves
+from train.results.page.payload import facts, payload, provenance, with_curves
 from train.results.verdict import KINDS, Verdict
 from train.runfolder.files import write_atomically
 
@@ -24,12 +25,25 @@ if TYPE_CHECKING:
     from train.results.sweep import SweepResults
 
 HERE = Path(__file__).parent
-SCRIPTS = ("core.js", "chart.js", "heatmap.js", "rates.js", "run.js", "table.js", "start.js")
+SCRIPTS = ("core.js", "zoom.js", "save.js", "chart.js", "heatmap.js", "rates.js", "run.js", "table.js", "start.js")
 MARKS = {True: "pass", False: "FAIL", None: "open"}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Holds a sweep's verdict, or why there is none. Both are None for a sweep that tests no finding."""
+
+    verdict: Verdict | None = None
+    trouble: str | None = None
 
 
 def write_page(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None, trouble: str | None = None) -> Path:
     """Writes SWEEP/report/report.html from the table `found`. `trouble` says why there is no verdict."""
+    return write_joint_page(sweep, found, [Judged(verdict, trouble)], sweep.path / "report" / "report.html")
+
+
+def write_joint_page(sweep: SweepResults, found: pd.DataFrame, judged: Sequence[Judged], path: Path) -> Path:
+    """Writes the page of one sweep, or of several `together`, with a verdict each, to `path`."""
     from train.results.arms import with_arms
     from train.results.table import cells, titles
 
@@ -43,21 +57,32 @@ def write_page(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None
             f"This page holds the curves of {len(shown)} of the {len(runs)} runs: the first seeds of each arm, size "
             "and LR. For any other run, python -m train.report RUN draws the curves."
         )
-    notes += [left_out] if (left_out := sweep.left_out()) else []
     text = page(
         sweep.name, facts(runs), payload(runs, found), packed,
-        verdict=verdict, trouble=trouble, titles=list(titles(found).values()), rows=cells(found), notes=notes,
+        judged=judged, titles=list(titles(found).values()), rows=cells(found), notes=notes,
+        left_out=_left_out(runs), provenance=provenance(runs),
     )  # fmt: skip
-    write_atomically(sweep.path / "report" / "report.html", text)
-    return sweep.path / "report" / "report.html"
+    write_atomically(path, text)
+    return path
+
+
+def _left_out(runs: pd.DataFrame) -> dict[str, Any] | None:
+    """Returns the runs without a result and a line that counts them by state, or None if all ended."""
+    rest = runs[~runs["ended"].astype(bool)]
+    if rest.empty:
+        return None
+    states = ", ".join(f"{count} {state}" for state, count in rest["state"].value_counts().items())
+    names = [f"{run} ({state})" for run, state in zip(rest["run"], rest["state"], strict=True)]
+    return {"summary": f"Left out: {len(rest)} of {len(runs)} runs ({states})", "runs": names}
 
 
 def write_run_page(path: Path, run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Path:
     """Writes RUN/report/report.html from the run's row in `SweepResults.runs` and its metrics."""
     import pandas as pd
 
-    values = payload(pd.DataFrame([{"arm": "", "size": run.get("N"), **run}]), pd.DataFrame())
-    write_atomically(path / "report" / "report.html", page(path.name, "", values, [curves(rows, BUDGET)]))
+    runs = pd.DataFrame([{"arm": "", "size": run.get("N"), **run}])
+    held, values = [curves(rows, BUDGET)], payload(runs, pd.DataFrame())
+    write_atomically(path / "report" / "report.html", page(path.name, "", values, held, provenance=provenance(runs)))
     return path / "report" / "report.html"
 
 
@@ -66,7 +91,7 @@ def page(
 ) -> str:
     """Returns the text of the HTML file, in ASCII so that it doesn't depend on an encoding.
 
-    `static` holds the template's values for the verdict, the table of arms and sizes, and the notes.
+    `static` holds the template's values for the verdicts, the table of arms and sizes, the notes and the footer.
     """
     from jinja2 import Environment, FileSystemLoader
 

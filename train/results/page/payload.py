@@ -96,7 +96,7 @@ def _sensitivity(found: pd.DataFrame) -> list[list[Any]]:
 
 
 def _configs(runs: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
-    """Splits the config fields into those that vary between runs and those that don't.
+    """Splits the config fields, commit and versions into those that vary between runs and those that don't.
 
     A varying field has its distinct values and, for each run, the index of its value. `derived.*` are the values in
     force where a config field is null or a share.
@@ -106,7 +106,7 @@ def _configs(runs: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
     varying: dict[str, Any] = {}
     same: dict[str, str] = {}
     for key in runs:
-        if key.partition(".")[0] in {*Config.__dataclass_fields__, "derived"}:
+        if key.partition(".")[0] in {*Config.__dataclass_fields__, "derived", "commit", "versions"}:
             texts = [_text(v) for v in _plain(runs[key])]
             values = list(dict.fromkeys(texts))
             if len(values) == 1:
@@ -158,6 +158,21 @@ def facts(runs: pd.DataFrame) -> str:
         parts.append(grid)
     parts += [floors] if (floors := floors_text(runs)) else []
     return " \u00b7 ".join(parts)
+
+
+def provenance(runs: pd.DataFrame) -> list[str]:
+    """Returns a line for each commit and set of package versions that the runs were trained with, and their dates."""
+    import pandas as pd
+
+    if "commit" not in runs or not (known := runs[runs["started"].notna()]).size:
+        return []
+    lines = []
+    for (commit, versions), group in known.groupby(["commit", "versions"], dropna=False, sort=False):
+        days = pd.to_datetime(group["started"].agg(["min", "max"]), unit="s").dt.strftime("%Y-%m-%d")
+        when = " to ".join(dict.fromkeys(days))
+        code = f"commit {commit}" if commit == commit else "no commit (trained outside of git)"
+        lines.append(" \u00b7 ".join(filter(None, [code, f"{_count(len(group), 'run')}, {when}", versions])))
+    return lines
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,7 +1,7 @@
 const AXES = {
   "validation/loss": { title: "final validation loss", unit: "nats", log: false },
   logit_max: { title: "max attention logit", unit: "", log: true },
-  entropy_final: { title: "attention entropy at the end", unit: "nats", log: false, zero: true },
+  entropy_final: { title: "attention entropy at the end", unit: "nats", log: true, least: data.charts.entropy.least },
 };
 
 /** Groups the indices of ended runs by arm, then by size. */
@@ -49,9 +49,11 @@ function drawRates(choose) {
   const grid = [...new Set(data.runs["optimizer.lr"]?.filter((v) => v != null))].sort((a, b) => a - b);
   if (grid.length < 2 || !arms.some((sizes) => sizes.size)) return;
   $("rates").hidden = false;
-  const draw = (metric) => {
-    const ascending = (sizes) => [...sizes.keys()].sort((a, b) => a - b);
-    const lines = arms.map((sizes) => ascending(sizes).map((n) => rateSeries(sizes.get(n), n, metric)));
+  const draw = () => {
+    const [metric, bySize] = [picked("metric"), picked("panels") === "size"];
+    const zoom = newZoom();
+    const panelsOf = bySize ? sizePanels(arms, metric) : armPanels(arms, metric);
+    const lines = panelsOf.map(([, series]) => series);
     const ys = lines.flat().flatMap((s) => [...s.y, ...(s.band ? s.band.flat() : [])]);
     const guides = rateGuides(metric, ys, lines.flat());
     const floors = lines.map((series) =>
@@ -59,40 +61,74 @@ function drawRates(choose) {
     );
     const near = floors.map((found) => found.filter(isNear(ys)));
     const values = [...ys, ...[...guides, ...near.flat()].map(([level]) => level)];
-    const panels = lines.map((series, arm) => {
-      if (!series.length) return null;
-      const panel = ratePanel(arm, series, metric, { grid, values, guides: [...guides, ...near[arm]], choose });
-      panel.append(...farNotes(floors[arm], near[arm]));
+    const panels = panelsOf.map(([title, series], i) => {
+      const panel = ratePanel(title, series, metric, { grid, values, guides: [...guides, ...near[i]], choose, zoom });
+      if (bySize) panel.append(make("div", { class: "legend" }, ...seriesLegend(series)));
+      panel.append(...farNotes(floors[i], near[i]));
       return panel;
     });
-    $("rate-charts").replaceChildren(...panels.filter(Boolean));
+    $("rate-charts").replaceChildren(...panels);
+    $("sizes").hidden = bySize;
   };
   const [light, dark] = data.shades[data.sizes.length];
   const entries = data.sizes.map(([, text], i) => [`N = ${text}`, [light[i], dark[i]], null, "both"]);
   if (data.runs.state.includes("diverged")) entries.push(["diverged", ["var(--quiet)", "var(--quiet)"], null, "cross"]);
   $("sizes").replaceChildren(...legend(entries));
   for (const metric of Object.keys(AXES)) {
-    if (!data.runs[metric]?.some((v) => v != null)) continue;
-    const input = make("input", { type: "radio", name: "metric", value: metric });
-    input.checked = metric === "validation/loss";
-    input.onchange = () => draw(metric);
-    $("metric").append(make("label", {}, input, AXES[metric].title));
+    if (data.runs[metric]?.some((v) => v != null)) radio("metric", metric, AXES[metric].title, draw);
   }
-  draw("validation/loss");
+  radio("panels", "arm", "an arm", draw);
+  radio("panels", "size", "a size", draw);
+  $("panels").hidden = arms.length < 2;
+  draw();
 }
 
-/** Returns the chart of one arm. `values` are those of all arms, so that the charts share their y range. */
-function ratePanel(arm, series, metric, { grid, values, guides, choose }) {
+const picked = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
+
+/** Adds a radio button to the field set of that name. The first one is checked. */
+function radio(name, value, text, changed) {
+  const input = make("input", { type: "radio", name, value });
+  input.checked = !$(name).querySelector("input");
+  input.onchange = changed;
+  $(name).append(make("label", {}, input, text));
+}
+
+/** Returns [title, series] for each arm, with a line for each size. */
+function armPanels(arms, metric) {
+  const ascending = (sizes) => [...sizes.keys()].sort((a, b) => a - b);
+  return arms
+    .map((sizes, i) => [data.arms[i], ascending(sizes).map((n) => rateSeries(sizes.get(n), n, metric))])
+    .filter(([, series]) => series.length);
+}
+
+/** Returns [title, series] for each size, with a line for each arm. */
+function sizePanels(arms, metric) {
+  const line = (n) => (sizes, i) =>
+    sizes.has(n) ? [{ ...rateSeries(sizes.get(n), n, metric), label: data.arms[i], ...armLook(i) }] : [];
+  return data.sizes.map(([n, text]) => [`N = ${text}`, arms.flatMap(line(n))]).filter(([, series]) => series.length);
+}
+
+/** Returns the colour and dash of the arm in place i. */
+function armLook(i) {
+  const colour = `var(--arm${i % 8})`;
+  return { colour: [colour, colour], dash: DASHES[(i + Math.floor(i / 8)) % 4], hollow: i % 2 === 1 };
+}
+
+const seriesLegend = (series) => legend(series.map((s) => [s.label, s.colour, s.dash, "both", s.hollow]));
+
+/** Returns the chart of an arm or size. `values` are those of all panels, so that the charts share their y range. */
+function ratePanel(title, series, metric, { grid, values, guides, choose, zoom }) {
   const axis = AXES[metric];
   const range = (s) =>
     s.y.length ? `${s.label} from ${short(Math.min(...s.y))} to ${short(Math.max(...s.y))}` : s.label;
   return lineChart({
-    title: data.arms[arm] || axis.title,
-    unit: data.arms[arm] ? [axis.title, axis.unit].filter(Boolean).join(", ") : axis.unit,
+    title: title || axis.title,
+    unit: title ? [axis.title, axis.unit].filter(Boolean).join(", ") : axis.unit,
     about: `${axis.title} against peak learning rate: ${series.map(range).join("; ")}. See the table of runs.`,
     x: { log: true, label: "peak learning rate", values: grid, ticks: sparse(grid), room: 0.04 },
-    y: { ...axis, values },
+    y: { ...axis, values, label: axis.title },
     series,
+    zoom,
     guides,
     heading: (lr) => `LR ${exact(lr)}`,
     choose: (chosen, x) => choose(chosen.at[chosen.x.indexOf(x)][0]),
@@ -114,11 +150,11 @@ function floorsOf(runs) {
   });
 }
 
-/** Returns a filter for levels that are less than half the range of the data outside of it. */
+/** Returns a filter for levels that leave the data at least two fifths of the chart's height. */
 function isNear(values) {
   const low = values.reduce((a, b) => Math.min(a, b), Infinity);
   const high = values.reduce((a, b) => Math.max(a, b), -Infinity);
-  const room = (high - low) / 2;
+  const room = 1.5 * (high - low);
   return ([level]) => level >= low - room && level <= high + room;
 }
 
@@ -139,17 +175,14 @@ function drawSensitivity() {
   if (!data.sensitivity.length) return;
   $("rates").hidden = false;
   const arms = data.arms.filter((arm) => data.sensitivity.some(([of]) => of === arm));
-  const series = arms.map((arm, i) => {
+  const series = arms.map((arm) => {
     const rows = data.sensitivity.filter(([of]) => of === arm).sort((a, b) => a[1] - b[1]);
-    const colour = `var(--arm${i % 8})`;
     return {
       label: arm || "all runs",
       x: rows.map((r) => r[1]),
       y: rows.map((r) => r[2]),
       points: true,
-      colour: [colour, colour],
-      dash: DASHES[(i + Math.floor(i / 8)) % 4],
-      hollow: i % 2 === 1,
+      ...armLook(data.arms.indexOf(arm)),
       bars: rows.filter((r) => r[3] != null).map((r) => [r[1], r[2] - r[3], r[2] + r[3]]),
       more: (j) => (rows[j][3] == null ? "" : ` \u00b1 ${short(rows[j][3])}`),
     };
@@ -173,9 +206,7 @@ function drawSensitivity() {
     series,
     heading: (n) => `N = ${sizeText(n)}`,
   });
-  figure.append(
-    make("div", { class: "legend" }, ...legend(series.map((s) => [s.label, s.colour, s.dash, "both", s.hollow]))),
-  );
+  figure.append(make("div", { class: "legend" }, ...seriesLegend(series)));
   $("sensitivity-charts").append(figure);
 }
 

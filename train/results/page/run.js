@@ -21,9 +21,10 @@ function showRun(i) {
     .join(" \u00b7 ");
   const charts = Object.keys(data.charts).filter((key) => run.curves[key]);
   const why = element ? "No metrics were recorded." : "This page does not include the curves of this run.";
+  const zoom = newZoom();
   const nothing = make("p", { class: "note" }, why);
   $("run-charts").replaceChildren(
-    ...(charts.length ? charts.map((key) => runChart(i, key, run, stepLists)) : [nothing]),
+    ...(charts.length ? charts.map((key) => runChart(i, key, run, stepLists, zoom)) : [nothing]),
   );
   $("run-heads").replaceChildren(
     ...Object.keys(data.heatmaps)
@@ -50,7 +51,7 @@ function blockColour(j, n) {
   return [light[place], dark[place]];
 }
 
-function runChart(i, key, run, stepLists) {
+function runChart(i, key, run, stepLists, zoom) {
   const chart = data.charts[key];
   const own = run.curves[key];
   const series = own.map(([label, at, packed], j) => ({
@@ -64,6 +65,8 @@ function runChart(i, key, run, stepLists) {
           ? { colour: [data.shades[3][0][j], data.shades[3][1][j]], dash: DASHES[j] }
           : { colour: STRONG })),
   }));
+  // A line between the losses before and after training would look like a course of the loss.
+  for (const s of series) s.loose = s.label === "validation" && s.x.length < 3;
   const ys = series.flatMap((s) => Array.from(s.y));
   const floors = key === "loss" ? floorsOf([i]) : [];
   const near = floors.filter(isNear(ys));
@@ -75,10 +78,11 @@ function runChart(i, key, run, stepLists) {
     unit: chart.unit,
     about: series.map(curveText).join("; ") + ".",
     x: { label: "step", room: 0.01, text: stepText },
-    y: { log: chart.log, zero: chart.zero, values: guides.map(([v]) => v) },
+    y: { log: chart.log, least: chart.least, zero: chart.zero, values: guides.map(([v]) => v) },
     series,
     guides,
     heading: (step) => `step ${whole(step)}`,
+    zoom,
     marks: broken == null ? [] : [[broken, "diverged"]],
   });
   if (own.length > 1 && !isBlock(own[0][0])) {
@@ -86,7 +90,7 @@ function runChart(i, key, run, stepLists) {
       make(
         "div",
         { class: "legend" },
-        ...legend(series.map((s) => [s.label, s.colour, s.dash, s.points ? "both" : "line"])),
+        ...legend(series.map((s) => [s.label, s.colour, s.dash, s.loose ? "point" : s.points ? "both" : "line"])),
       ),
     );
   }

@@ -16,6 +16,7 @@ class RunTable {
     this.texts = this.order.map((i) => searched.map((c) => data.runs[c.key][i]).join(" ").toLowerCase());
     this.picked = [];
     this.sorted = null;
+    const columns = firstColumns();
     const corner = make("th", { scope: "col" }, make("span", { class: "unseen" }, "compare"));
     this.head.append(make("tr", {}, corner, ...data.columns.map((column) => this.header(column))));
     this.body.replaceChildren(...this.rows);
@@ -23,6 +24,7 @@ class RunTable {
     this.body.onkeydown = (event) => this.pressed(event);
     $("filter").oninput = () => this.filter();
     stateBoxes(() => this.filter());
+    for (const column of data.columns) this.columnBox(column, columns.has(column.key));
     this.hint();
     this.filter();
   }
@@ -32,6 +34,19 @@ class RunTable {
     const header = make("th", { scope: "col", class: kind === "words" ? null : "number" }, button);
     button.onclick = () => this.sort(key, header);
     return header;
+  }
+
+  /** Adds a checkbox that shows or hides a column. */
+  columnBox({ key, title }, shown) {
+    const input = make("input", { type: "checkbox", value: key });
+    const place = data.columns.findIndex((column) => column.key === key) + 1;
+    const show = () => {
+      for (const row of [this.head.rows[0], ...this.rows]) row.cells[place].hidden = !input.checked;
+    };
+    input.checked = shown;
+    input.onchange = show;
+    if (!shown) show();
+    $("columns").querySelector("fieldset").append(make("label", {}, input, title));
   }
 
   visible() {
@@ -132,6 +147,17 @@ class RunTable {
   }
 }
 
+/** Returns the keys of the columns to show at first: those with values, and on a phone those of them that fit. */
+function firstColumns() {
+  const keys = data.columns.map(({ key }) => key).filter((key) => data.runs[key].some((v) => v != null));
+  if (innerWidth >= 600) return new Set(keys);
+  const varies = (key) => new Set(data.runs[key]).size > 1;
+  const alike = data.runs.state.every((state) => state === "finished") ? [] : ["state"];
+  const wanted = [...alike, "N", "arm", "optimizer.lr", "seed"].filter((key) => data.runs[key] && varies(key));
+  if (!wanted.length) wanted.push("run");
+  return new Set([...wanted, "validation/loss", ...(wanted.includes("arm") ? [] : ["logit_max"])]);
+}
+
 function tableRow(i) {
   const name = data.runs.run[i];
   const box = make("input", { type: "checkbox", tabindex: -1, "aria-label": `compare ${name}` });
@@ -150,10 +176,12 @@ function tableRow(i) {
 
 function stateBoxes(changed) {
   const states = [...new Set(data.runs.state)];
+  // A sweep in progress has many runs that say nothing yet.
+  const folded = states.length > 1 ? "missing" : null;
   $("states").hidden = states.length < 2;
   for (const state of states) {
     const input = make("input", { type: "checkbox", value: state });
-    input.checked = true;
+    input.checked = state !== folded;
     input.onchange = changed;
     $("states").append(make("label", {}, input, `${state} ${data.runs.state.filter((s) => s === state).length}`));
   }

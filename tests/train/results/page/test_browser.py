@@ -1,10 +1,13 @@
 """The page in a real browser, with clicks and keys."""
 
 import dataclasses
+import io
 import json
 import re
 import shutil
+from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 
 from tests.train.helpers import trained
@@ -53,7 +56,9 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, sweep):
+    """The page with all rows in sight, also the one of a run that never started."""
     browser.open(sweep.path / "report/report.html")
+    browser.click(browser.one("#states input[value=missing]"))
     return browser
 
 
@@ -83,6 +88,10 @@ def test_sorting(page, sweep, column, title):
 
 def test_filters(page, sweep):
     names = sweep.runs["run"].tolist()
+    # Runs that never started are folded away at first.
+    page.open(sweep.path / "report/report.html")
+    assert page.one("#count").text == "29 of 30 runs"
+    page.click(page.one("#states input[value=missing]"))
     assert page.one("#count").text == "30 runs"
     field = page.one("#filter")
     field.send_keys("w128 LAYERNORM")
@@ -109,7 +118,8 @@ def points(path):
 
 def lines(page, chart):
     groups = page.all(f"[data-chart={chart}] [data-series]")
-    return {g.get_attribute("data-series"): points(g.find_element("css selector", "path.line")) for g in groups}
+    paths = {g.get_attribute("data-series"): g.find_elements("css selector", "path.line") for g in groups}
+    return {label: points(found[0]) if found else [] for label, found in paths.items()}
 
 
 def metrics(sweep, name):
@@ -152,6 +162,90 @@ def test_keys_read_a_curve(page, sweep):
     assert heading == f"step {STEPS - 1}"
     assert values[0] == "block 0"
     assert float(values[1]) == pytest.approx(last["attention/block0/logit_max"], rel=0.01)
+
+
+def drag(page, plot, start, end):
+    """Drags the mouse over a plot between two shares of its drawn width."""
+    from selenium.webdriver import ActionChains
+
+    left, right = (plot.size["width"] * share - plot.size["width"] / 2 for share in (start, end))
+    actions = ActionChains(page.driver, duration=20).move_to_element_with_offset(plot, int(left), 0).click_and_hold()
+    actions.move_by_offset(int(right - left), 0).release().perform()
+
+
+def test_a_drag_zooms_into_all_curves_of_a_run(page, sweep):
+    page.click(page.all(ROWS)[3])
+    plot = page.show("[data-chart=loss] .plot")
+    whole = lines(page, "loss")["batch"]
+    reset = page.one("[data-chart=loss] .tools button")
+    assert not reset.is_displayed()
+    drag(page, plot, 0.5, 0.75)
+    zoomed = lines(page, "loss")["batch"]
+    # Twice to six times as wide, whatever the margins, and clipped to the axes.
+    assert len(zoomed) == len(whole)
+    stretched = (zoomed[-1][0] - zoomed[0][0]) / (whole[-1][0] - whole[0][0])
+    assert 3 < stretched < 5
+    assert len(page.all("[data-chart=loss] .plot svg svg")) == 1
+    page.show("[data-chart=logit]")
+    logits = lines(page, "logit")["block 0"]
+    assert logits[-1][0] - logits[0][0] == pytest.approx(zoomed[-1][0] - zoomed[0][0], rel=0.05)
+    # The y range is that of the points in sight: the later, lower losses fill the height.
+    inside = [y for x, y in zoomed if 46 <= x <= 46 + 0.9 * plot.size["width"]]
+    assert max(inside) - min(inside) > 0.5 * 130
+    page.show("[data-chart=loss] .plot").send_keys("0")
+    assert lines(page, "loss")["batch"] == whole
+    page.one("[data-chart=loss] .plot").send_keys("+")
+    assert reset.is_displayed()
+    page.click(reset)
+    assert lines(page, "loss")["batch"] == whole
+
+
+SAVED = """
+const [selector, done] = arguments;
+URL.createObjectURL = (blob) => { blob.text().then((text) => done(text)); return "#saved"; };
+document.querySelector(selector).click();
+"""
+
+
+def test_figures_are_saved_as_svg_and_csv(page, sweep):
+    page.click(page.all(ROWS)[3])
+    page.show("[data-chart=logit]")
+    save = {ending: f"[data-chart=logit] [aria-label$='as {ending}']" for ending in ("svg", "csv")}
+    text = page.driver.execute_async_script(SAVED, save["csv"])
+    found = pd.read_csv(io.StringIO(text))
+    assert found.columns.tolist() == ["series", "step", "Max attention logit"]
+    recorded = [r for r in metrics(sweep, sweep.runs["run"].iloc[3]) if "attention/block1/logit_max" in r]
+    block = found[found["series"] == "block 1"]
+    assert block["step"].tolist() == [r["step"] for r in recorded]
+    expected = [r["attention/block1/logit_max"] for r in recorded]
+    assert block["Max attention logit"].tolist() == pytest.approx(expected, rel=1e-4)
+    root = ElementTree.fromstring(page.driver.execute_async_script(SAVED, save["svg"]))
+    space = "{http://www.w3.org/2000/svg}"
+    texts = [element.text for element in root.iter(f"{space}text")]
+    assert {"Max attention logit", "step", "block 0", "block 1"} <= set(texts)
+    drawn = [p.get("d") for p in root.iter(f"{space}path") if p.get("d").count("L") == 60]
+    assert drawn == [p.get_attribute("d") for p in page.all("[data-chart=logit] path.line")]
+    assert all(p.get("stroke").startswith("rgb(") for p in root.iter(f"{space}path"))
+    # A heatmap: a row per head and column.
+    text = page.driver.execute_async_script(SAVED, "#run-heads [aria-label$='as csv']")
+    cells = pd.read_csv(io.StringIO(text))
+    assert cells.columns.tolist() == ["block", "head", "step", "Max attention logit by head"]
+    assert len(cells) == 2 * 61 * sweep.runs["model.heads"].iloc[3]
+
+
+def test_small_entropies_are_told_apart(browser, tmp_path):
+    """On a log axis: a factor of ten is the same height everywhere, and what is below 1e-9 is at the bottom."""
+    values = [1.0, 0.1, 4.5e-8, 4.5e-9, 1e-12, 0.0]
+    of_each = [{"step": 10 * i, "train/loss": 2.0, "attention/block0/entropy": v} for i, v in enumerate(values)]
+    sweep = many_runs(tmp_path / "many", 2, of_each)
+    browser.open(write_page(sweep, table(sweep.runs), None))
+    browser.show("[data-chart=entropy]")
+    heights = [y for _, y in lines(browser, "entropy")["block 0"]]
+    assert heights[1] - heights[0] == pytest.approx(heights[3] - heights[2], abs=0.2)
+    assert heights[1] - heights[0] > 10
+    assert heights[3] < heights[4] - 5
+    assert heights[4] == heights[5] == max(heights)
+    assert "\u2264 1e-9" in browser.texts("[data-chart=entropy] text")
 
 
 def test_heads_by_step(page, sweep):
@@ -295,8 +389,17 @@ def test_a_phone_scrolls_down_only(browser, sweep):
     wide = """return [...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > 391
       && !e.closest(".scroll *, .unseen, #tip")).map(e => e.outerHTML.slice(0, 80))"""
     assert browser.run(wide) == []
-    box = browser.run("const e = document.querySelector('#runs-scroll'); return [e.clientWidth, e.scrollWidth]")
-    assert box[0] < 390 < box[1]
+    # The columns that fit are chosen; with all of them, the table scrolls by itself.
+    widths = "const e = document.querySelector('#runs-scroll'); return [e.clientWidth, e.scrollWidth]"
+    shown = ["state", "N", "arm", "LR", "validation loss"]
+    assert browser.texts("#table thead button") == shown
+    assert browser.run(widths)[0] == browser.run(widths)[1] < 390
+    browser.click(browser.show("#columns summary"))
+    for box in browser.all("#columns input:not(:checked)"):
+        browser.click(box)
+    assert len(browser.texts("#table thead button")) > len(shown)
+    assert browser.run(widths)[0] < 390 < browser.run(widths)[1]
+    assert browser.run("return document.documentElement.scrollWidth") == 390
 
 
 def test_it_asks_for_nothing_and_complains_of_nothing(browser, sweep):

@@ -99,8 +99,27 @@ def test_verdict_and_table_are_text(sweep):
         assert escape(check.claim) in static
     assert f"qk_norm:  {verdict.state}" in static
     assert "Wortsman et al. 2023" in static
-    assert "mini-w32-d2-none-lr0.01-seed0 (failed)" in static
+    # The runs without a result are counted in one line, which unfolds.
+    folded = static[static.index("Left out: 2 of 30 runs (1 failed, 1 missing)") :]
+    assert "mini-w32-d2-none-lr0.01-seed0 (failed)" in folded
     assert "No verdict: why &lt;not&gt;" in write_page(sweep, table(sweep.runs), None, "why <not>").read_text("ascii")
+
+
+def test_commits_and_versions_are_counted(sweep):
+    runs = sweep.runs.assign(commit="abc", versions="torch 2", started=86400.0 * 365)
+    runs.loc[0, ["commit", "started"]] = ["def+", 0.0]
+    runs.loc[1, ["commit", "started"]] = [None, None]
+    runs.loc[2, "commit"] = None
+    assert page.provenance(runs) == [
+        "commit def+ \u00b7 1 run, 1970-01-01 \u00b7 torch 2",
+        "no commit (trained outside of git) \u00b7 1 run, 1971-01-01 \u00b7 torch 2",
+        "commit abc \u00b7 27 runs, 1971-01-01 \u00b7 torch 2",
+    ]
+    text = write_page(type(sweep)(sweep.path, "a", None, runs, sweep.metrics), table(runs), None).read_text("ascii")
+    assert "<p>Trained with commit def+ &#183; 1 run, 1970-01-01 &#183; torch 2</p>" in text
+    assert json.loads(parsed(sweep.path / "report/report.html").of_id["data"])["varying"]["commit"]["values"] == [
+        "def+", "not set", "abc",
+    ]  # fmt: skip
 
 
 def test_colours_are_those_of_the_figures(sweep):
