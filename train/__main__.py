@@ -1,4 +1,7 @@
-"""`python -m train [overrides]` trains one model; with -m, one per combination of values, through Hydra's multirun."""
+"""`python -m train [overrides]` trains one model; with -m, one per combination of values, through Hydra's multirun.
+
+`force=true` trains a run again that has ended, `--dry-run` says what a run would cost, and `show=...` prints tables.
+"""
 
 from __future__ import annotations
 
@@ -23,31 +26,44 @@ def main() -> None:
         exit_with(lambda: multirun(arguments) if {"-m", "--multirun"} & set(arguments) else single(arguments))
 
 
-def single(overrides: list[str]) -> None:
+def single(arguments: list[str]) -> None:
     """Trains one run, or prints what `show=` asks for."""
+    from train.cli.words import taken
     from train.config.compose import compose
+    from train.config.grid import single_point
 
-    shows = [o for o in overrides if o.startswith("show=")]
-    config = compose([o for o in overrides if o not in shows])
-    if shows:
+    words, overrides = taken(arguments)
+    if words.show is not None:
         from train.cli.show import show
 
-        show(shows[-1].partition("=")[2], config)
-    else:
-        train_and_summarize(config)
+        show(words.show, compose(overrides))
+        return
+    config = compose(single_point(overrides))
+    logger = next((o for o in reversed(overrides) if o.startswith(("logger=", "logger."))), None)
+    train_and_summarize(config, words.force, logger)
 
 
-def train_and_summarize(config: Any) -> None:
-    """Trains one run with a progress line and prints its summary."""
+def train_and_summarize(config: Any, force: bool = False, logger: str | None = None) -> None:
+    """Trains one run with a progress line and prints its summary.
+
+    `logger` is the override by which the user chose the logger. Raises ConfigError if it could have no effect, because
+    the run has ended.
+    """
+    from train.cli.ended import already_trained, require_logged
     from train.cli.progress import Progress, print_summary
     from train.run.trainer import train
     from train.runfolder.folder import RunFolder
 
     config.launcher.require_local()
+    folder = RunFolder(Path(config.out) / config.run_name())
+    if folder.has_ended() and not force:
+        if logger is not None:
+            require_logged(config, folder, logger)
+        print(f"{already_trained(folder)}: force=true trains again")
     with Progress(config) as progress:
-        summary = train(config, progress.report)
+        summary = train(config, progress.report, again=force)
     if summary:
-        print_summary(config, summary, RunFolder(Path(config.out) / config.run_name()))
+        print_summary(config, summary, folder)
 
 
 def multirun(arguments: list[str]) -> None:

@@ -4,12 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from conf.axis import ConfigError
 from tests.train.helpers import TINY, call, tiny
 from train.config.choices import choices
+from train.config.compose import to_yaml
+from train.config.grid import single_point
 from train.config.messages import all_keys
 from train.runfolder.folder import RunFolder
 
@@ -147,3 +151,52 @@ def test_bench_prints_ratios_and_writes_them(tmp_path):
         assert figures[name] > 0
         assert name in done.stdout
     assert Path(out).exists()
+
+
+def test_an_ended_run_is_named_and_trained_again_only_by_force(tmp_path, capsys, monkeypatch):
+    command = ["train", *TINY, f"out={tmp_path}"]
+    assert call(command, capsys, monkeypatch)[0] == 0
+    folder = RunFolder(tmp_path / tiny().run_name())
+    loss, (day, attempt) = folder.summary()["validation/loss"], (time.strftime("%Y-%m-%d"), folder.status()["time"])
+    weights = (folder.path / "weights.pt").read_bytes()
+    code, said = call(command, capsys, monkeypatch)
+    assert code == 0
+    assert said.splitlines()[0] == f"already trained on {day}, loss {loss:.3f}: force=true trains again"
+    assert folder.status()["time"] == attempt
+    (folder.path / "weights.pt").unlink()
+    code, said = call([*command, "force=true"], capsys, monkeypatch)
+    assert code == 0
+    assert "already" not in said
+    assert folder.status()["time"] > attempt
+    assert (folder.path / "weights.pt").read_bytes() == weights
+    assert len(folder.metrics()) == 13
+    code, said = call([*command, "logger=csv"], capsys, monkeypatch)
+    assert code == 2
+    assert said.startswith("error: logger=csv would log nothing:")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what", "over"),
+    [
+        (["experiment=qk_norm", "qk_norm=none"], "experiment=qk_norm", "model, optimizer.lr, seed"),
+        (["ladder=mini_width"], "ladder=mini_width", "model"),
+        (["experiment=stabilizers", "seed=0"], "experiment=stabilizers", "arms, optimizer.lr"),
+        (["seed=0,1", "steps=7"], "seed=0,1", "seed"),
+    ],
+)
+def test_a_grid_is_refused_and_names_the_sweep_command(overrides, what, over):
+    with pytest.raises(ConfigError, match=f"^{what} makes a sweep over {over}: use python -m train.sweep {what} ..."):
+        single_point(overrides)
+
+
+def test_an_experiment_with_one_value_per_key_is_a_run():
+    given = ["experiment=qk_norm", "qk_norm=none", "model=mini-w32-d2", "optimizer.lr=0.1", "seed=0"]
+    assert single_point(given) == given
+    assert single_point(["eval_lengths=[1,2]"]) == ["eval_lengths=[1,2]"]
+
+
+def test_show_config_is_the_config_of_the_run_folder(capsys, monkeypatch):
+    code, said = call(["train", *TINY, "show=config"], capsys, monkeypatch)
+    assert code == 0
+    assert said == f"# {tiny().run_name()}\n{to_yaml(tiny())}"

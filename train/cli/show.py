@@ -1,4 +1,8 @@
-"""`python -m train show=axes` lists every choice; `show=parametrization` the init, LR and decay of each tensor."""
+"""`python -m train show=...` prints without training.
+
+`axes` lists every choice, `config` is the config of the run as its config.yaml will have it, and `parametrization` lists
+the init, LR and decay of each tensor.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,21 @@ from models.parametrization import ParameterGroup, scaling_of, tensors
 from models.parametrization.base import SUBLAYERS, init_scale, initial_std
 from train.cli import axes
 from train.cli.terminal import table_console
+from train.config.compose import to_yaml
 from train.config.schema import Config
 from train.run.derived import tokens_per_step
 
 
 def show(what: str, config: Config) -> None:
-    """Prints one of the two tables. Raises ConfigError for anything else."""
+    """Prints what the word asks for. Raises ConfigError for an unknown one."""
     if what == "axes":
         print(axes.table(), end="")
+    elif what == "config":
+        print(f"# {config.run_name()}\n{to_yaml(config)}", end="")
     elif what == "parametrization":
         show_parametrization(config)
     else:
-        raise ConfigError(f"show={what} is not a choice: {near(what, ['axes', 'parametrization'])}")
+        raise ConfigError(f"show={what} is not a choice: {near(what, ['axes', 'config', 'parametrization'])}")
 
 
 def show_parametrization(config: Config) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,10 @@ def exit_with(action: Callable[[], None]) -> None:
     """
     try:
         action()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `... | head` has read enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as fault:
         if fault.errno not in STORAGE:
             raise

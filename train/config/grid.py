@@ -249,6 +249,34 @@ def key_and_values(text: str) -> tuple[str, list[str] | None]:
     return key, None
 
 
+def single_point(overrides: Sequence[str]) -> list[str]:
+    """Returns the overrides of a single run, with the single values of the chosen experiment's parameters in front.
+
+    Raises ConfigError, which names the sweep command, if the overrides or the experiment give a grid.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        read = OverridesParser.create().parse_overrides(overrides)
+    except HydraException:
+        return list(overrides)  # Composing says what can't be read.
+    swept = [text for text, override in zip(overrides, read, strict=True) if override.is_sweep_override()]
+    params, arms = _params_and_arms([] if swept else overrides)
+    given = {_key(o) for o in overrides}
+    params = [p for p in params if _key(p) not in given]
+    over = [*map(_key, swept), *(["arms"] if arms else [])]
+    over += [_key(p) for p in params if key_and_values(p)[1] is not None]
+    if over:
+        what = swept or [o for o in overrides if _key(o) in ("experiment", "ladder")]
+        otherwise = "" if arms else f", or give {'it' if len(over) == 1 else 'each of them'} one value"
+        raise ConfigError(
+            f"{' '.join(what)} makes a sweep over {', '.join(over)}: use python -m train.sweep {' '.join(what)} ..."
+            f"{otherwise}"
+        )
+    return [*params, *overrides]
+
+
 def _params_and_arms(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[dict[str, Any]]]]:
     """Returns the sweep parameters of the chosen experiment and ladder as overrides, and the experiment's arms."""
     from omegaconf import OmegaConf

@@ -43,21 +43,27 @@ def train(
     parent: Path | None = None,
     callbacks: Sequence[pl.Callback] = (),
     patience: float = 0.0,
+    again: bool = False,
 ) -> Summary:
     """Trains the run, resuming from its checkpoint if there is one, and returns its summary ({} on ranks other than 0).
 
-    A run that has ended is not trained again. The run folder is created in `parent`, by default in config.out. If
+    A run that has ended is trained again only if `again` says so, from its start. The run folder is created in `parent`, by default in config.out. If
     another process is training in it, waits up to `patience` seconds for that process to end.
 
     Raises ConfigError before anything is written, and Interrupted after writing a checkpoint. Any other exception is
     recorded in status.json and raised again.
     """
     with process_kept(config.threads):
-        return _train(config, report, parent, callbacks, patience)
+        return _train(config, report, parent, callbacks, patience, again)
 
 
 def _train(
-    config: Config, report: OnRow, parent: Path | None, callbacks: Sequence[pl.Callback], patience: float
+    config: Config,
+    report: OnRow,
+    parent: Path | None,
+    callbacks: Sequence[pl.Callback],
+    patience: float,
+    again: bool,
 ) -> Summary:
     folder = RunFolder((parent or Path(config.out)) / config.run_name())
     # In an earlier format the run may have had another name.
@@ -70,7 +76,7 @@ def _train(
         config.values() | {"derived": values_in_force(config)},
         getattr(config.logger, "detail", "summary"),
     )
-    if folder.has_ended():
+    if folder.has_ended() and not again:
         return _ended_summary(config, folder, mirror)
     config.logger.require_package()
     prepared = prepare(config.data, Path(config.cache).expanduser(), progress=config.progress)
@@ -80,8 +86,10 @@ def _train(
         return {}
     folder.claim(to_yaml(config), patience)
     try:
-        if folder.has_ended():  # The process that we waited for has finished the run.
-            return _ended_summary(config, folder, mirror)
+        if folder.has_ended():
+            if not again:  # The process that we waited for has finished the run.
+                return _ended_summary(config, folder, mirror)
+            folder.clear()
         folder.start()
         summary, state = Summary(), "failed"
         try:

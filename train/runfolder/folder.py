@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import platform
+import shutil
 import socket
 import time
 import zipfile
@@ -119,6 +120,12 @@ class RunFolder:
         if damage:
             raise ConfigError(f"{self.checkpoint} is damaged ({damage}): delete it to train the run from its start")
         return self.checkpoint
+
+    def clear(self) -> None:
+        """Deletes what an earlier training wrote. The log stays, which a sweep's process has opened."""
+        for path in self.path.iterdir():
+            if path.name not in (".lock", "config.yaml", "log.txt"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def release(self) -> None:
         self._lock.release()
