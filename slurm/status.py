@@ -11,6 +11,7 @@ from pathlib import Path
 from slurm.runs import OPEN, Run
 from slurm.runs import runs as runs_of
 from train.cli.format import duration, number
+from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, table_console
 
 STYLE = {"finished": "green", "diverged": "red", "running": "yellow", "queued": "dim"}
@@ -50,20 +51,19 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 def show(runs: Sequence[Run], folder: Path) -> None:
     """Prints the table, the number of runs per outcome, and the command to use next."""
     from rich.markup import escape
-    from rich.table import Table
 
     console = table_console(width=1000)
     if len(runs) > MANY:
         sys.stdout.writelines(aligned([COLUMNS, *map(cells, runs)]))
     else:
-        table = Table(box=None, padding=(0, 2, 0, 0))
+        table = plain_table()
         for name in COLUMNS:
             table.add_column(name, no_wrap=name != "reason")
         for run in runs:
             values = [escape(text) for text in cells(run)]
             values[1] = f"[{STYLE.get(values[1], 'bold red')}]{values[1]}[/]"
             table.add_row(*values)
-        console.print(table)
+        print_table(console, table, COLUMNS[0])
     outcomes = [run.outcome for run in runs]
     order = [*STYLE, *OPEN]
     console.print(", ".join(f"{outcomes.count(word)} {word}" for word in order if word in outcomes) + f" in {folder}")

@@ -39,6 +39,12 @@ def single(arguments: list[str]) -> None:
         show(words.show, compose(overrides))
         return
     config = compose(single_point(overrides))
+    if words.dry_run:
+        from train.cli.ended import state_of
+        from train.cli.estimate import print_run
+
+        print_run(config, state_of(config))
+        return
     logger = next((o for o in reversed(overrides) if o.startswith(("logger=", "logger."))), None)
     train_and_summarize(config, words.force, logger)
 

@@ -23,6 +23,7 @@ from conf.axis import ConfigError
 from data.batches import counted
 from data.config import DataConfig
 from models.gpt import GPT
+from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, table_console
 from train.losses import Objective
 from train.results.trained import config_of, model_of, objective_of, validation_of
@@ -85,17 +86,13 @@ def losses_of_run(path: Path) -> list[float]:
     return losses(model_of(path, config), objective_of(config), batches, config.data)
 
 
-def print_table(paths: Sequence[Path]) -> None:
-    from rich.table import Table
-
+def print_losses(paths: Sequence[Path]) -> None:
     console = table_console(soft_wrap=True)
-    shown = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("run", *(f"x {factor:g}" for factor in FACTORS)):
-        shown.add_column(column, no_wrap=True)
+    shown = plain_table("run", *(f"x {factor:g}" for factor in FACTORS))
     rows = {path: losses_of_run(path) for path in paths}
     for path, (plain, *more) in rows.items():
         shown.add_row(path.name, f"{plain:.4f}", *(f"{loss:.4f} ({loss / plain - 1:+.1%})" for loss in more))
-    console.print(shown)
+    print_table(console, shown, "run")
     change, worst = max((values[-1] / values[0] - 1, path) for path, values in rows.items())
     console.print(f"attention logits x {FACTORS[-1]:g} change the validation loss by {change:+.1%} at most, in {worst}")
 
@@ -104,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.amplification", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of ended runs")
     paths = parser.parse_args().runs
-    exit_with(lambda: print_table(paths))
+    exit_with(lambda: print_losses(paths))
 
 
 if __name__ == "__main__":

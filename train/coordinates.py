@@ -24,6 +24,7 @@ from conf.axis import ConfigError, near
 from data.batches import train_batch
 from data.prepare import prepare
 from models.probes import causal_logits
+from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, table_console
 from train.config.compose import compose
 from train.config.grid import Composer
@@ -269,15 +270,12 @@ def size_axis(ax: Any, slopes: Slopes) -> None:
 
 
 def print_slopes(slopes: Slopes) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), title=f"exponent of the change against {slopes.over}")
-    for column in ("activation", *(f"step {t + 1}" for t in range(STEPS))):
-        table.add_column(column, no_wrap=True)
+    columns = ("activation", *(f"step {t + 1}" for t in range(STEPS)))
+    table = plain_table(*columns, title=f"exponent of the change against {slopes.over}")
     for name, row in slopes.exponents().items():
         table.add_row(name, *map(signed, row))
     console = table_console()
-    console.print(table)
+    print_table(console, table)
     name, worst = slopes.worst()
     verdict = "passes" if slopes.passed else "FAILS"
     console.print(

@@ -28,6 +28,7 @@ from models.attention.layer import Attention
 from models.gpt import GPT, Block
 from models.layers import Linear
 from models.mixer import TokenMixer
+from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, table_console
 from train.results.trained import config_of, model_of, validation_of
 
@@ -168,18 +169,16 @@ def made_of_input(mixer: TokenMixer) -> bool:
     return mixer.after_positions is None and type(mixer.query) is type(mixer.key) is Linear
 
 
-def print_table(paths: Sequence[Path]) -> None:
-    from rich.table import Table
-
+def print_bounds(paths: Sequence[Path]) -> None:
     console = table_console(soft_wrap=True)
-    shown = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("run", "block", "entropy", "row norm", "bound there", "spectral norm", "theorem's bound", "below"):
-        shown.add_column(column, no_wrap=True)
+    shown = plain_table(
+        "run", "block", "entropy", "row norm", "bound there", "spectral norm", "theorem's bound", "below"
+    )
     rows = [(path, block) for path in paths for block in measure_run(path)]
     for path, b in rows:
         shown.add_row(path.name, str(b.block), f"{b.entropy:.4f}", f"{b.row_norm:.3g}", f"{b.at_row_norm:.4f}",
                       f"{b.spectral_norm:.3g}", f"{b.at_theorem:.2g}", f"{b.below} of {b.rows}")  # fmt: skip
-    console.print(shown)
+    print_table(console, shown, "run")
     below, total = sum(b.below for _, b in rows), sum(b.rows for _, b in rows)
     largest = max(b.at_theorem for _, b in rows)
     console.print(
@@ -192,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.entropy_bound", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of ended runs without qk-norm")
     paths = parser.parse_args().runs
-    exit_with(lambda: print_table(paths))
+    exit_with(lambda: print_bounds(paths))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from train.cli.terminal import exit_with
 from train.config.compose import from_file
 from train.config.schema import Config
 from train.runfolder.files import read_json, rows_of, write_atomically
+from train.runfolder.find import run_folders
 from train.runfolder.folder import FORMAT, RunFolder
 
 Row = dict[str, Any]
@@ -65,19 +66,6 @@ def migrate(folder: Path) -> None:
     print(f"{len(earlier)} of {len(runs)} runs rewritten, {len(moved)} renamed, {relinked} entries of sweeps updated")
     if earlier:
         print(f"redraw figures and tables with python -m train.report {folder}")
-
-
-def run_folders(folder: Path) -> list[Path]:
-    """Returns the run folders in a folder, up to two levels deep, and those elsewhere that its sweep.json lists.
-
-    Raises ConfigError if there are none.
-    """
-    inside = [p.parent for depth in ("", "*/", "*/*/") for p in folder.glob(f"{depth}config.yaml")]
-    listed = [folder / run["folder"] for run in read_json(folder / "sweep.json").get("runs", [])]
-    shared = [path for path in listed if (path / "config.yaml").exists()]
-    if not inside and not shared:
-        raise ConfigError(f"{folder} has no runs: give a run folder, a sweep folder, or a folder of sweeps")
-    return sorted({path.resolve() for path in (*inside, *shared)})
 
 
 def _planned(path: Path) -> Run:

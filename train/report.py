@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conf.axis import ConfigError
+from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, table_console
 from train.findings.base import find
 from train.results.arms import with_arms
@@ -16,7 +17,7 @@ from train.results.figures import loss_against_lr, run_curves
 from train.results.floors import floors_text
 from train.results.page.html import Judged, write_joint_page, write_page, write_run_page
 from train.results.style import save
-from train.results.sweep import Metrics, SweepResults, _row, load_sweep, together
+from train.results.sweep import Metrics, SweepResults, load_sweep, row_of, together
 from train.results.table import cells, table, titles
 from train.results.verdict import COLOURS, Verdict
 from train.runfolder.files import write_atomically
@@ -88,17 +89,14 @@ def write_report(sweep: SweepResults) -> Verdict | None:
 
 def print_report(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None, trouble: str | None) -> None:
     from rich.markup import escape
-    from rich.table import Table
 
     console = table_console(soft_wrap=True)
-    shown = Table(box=None, title=sweep.name, title_justify="left", padding=(0, 2, 0, 0))
-    for name in titles(found).values():
-        shown.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
+    shown = plain_table(*titles(found).values(), left=("arm",), title=sweep.name)
     for row in cells(found):
         shown.add_row(*map(escape, row))
     if floors := floors_text(sweep.runs):
         console.print(floors, highlight=False)
-    console.print(shown)
+    print_table(console, shown)
     if left_out := sweep.left_out():
         console.print(escape(left_out))
     if trouble:
@@ -126,7 +124,7 @@ def report_run(path: Path) -> None:
         raise ConfigError(f"{path} has no metrics yet: wait for its first watch step")
     folder = path / "report"
     folder.mkdir(exist_ok=True)
-    page = write_run_page(path, _row(RunFolder(path), None), RunFolder(path).metrics())
+    page = write_run_page(path, row_of(RunFolder(path), None), RunFolder(path).metrics())
     print(", ".join(map(str, [*save(run_curves(rows), folder / "curves"), page])))
 
 

@@ -1,6 +1,7 @@
 """`python -m train.sweep experiment=NAME [overrides]` trains every point of a grid, one process per core or GPU.
 
-Skips runs that have ended and resumes interrupted ones. A run that fails does not stop the others.
+Skips runs that have ended and resumes interrupted ones. A run that fails does not stop the others. `force=true` trains
+runs again that have ended; `--dry-run` says what the sweep would cost, and writes nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from train.sweeps.local import run
 from train.sweeps.plan import Sweep, plan
 
 
-def launch(sweep: Sweep) -> int:
+def launch(sweep: Sweep, force: bool = False) -> int:
     """Trains the sweep here, or submits it if its launcher is Slurm, and returns the exit code.
 
-    Raises ConfigError for runs of an earlier format, runs with different launchers, or runs that are in Slurm's queue.
+    With `force`, runs that have ended are trained again. Raises ConfigError for runs of an earlier format, runs with
+    different launchers, or runs that are in Slurm's queue.
     """
     launcher = sweep.configs[0].launcher
     require_format((RunFolder(path.parent) for path in sweep.folder.glob("*/status.json")), sweep.folder)
@@ -25,7 +27,9 @@ def launch(sweep: Sweep) -> int:
         raise ConfigError("launcher: the runs of a sweep can't have different launchers: give one value")
     if not isinstance(launcher, Slurm):
         _refuse_while_in_slurm(sweep)
-        return run(sweep)
+        return run(sweep, force)
+    if force:
+        raise ConfigError("force=true works on this machine alone: delete the runs with python -m train.runs delete")
     from slurm.launch import launch
 
     return launch(sweep, launcher)
@@ -52,7 +56,24 @@ def main() -> None:
 
         show_help(arguments)
         return
-    exit_with(lambda: sys.exit(launch(plan(in_full(arguments)))))
+    exit_with(lambda: sys.exit(sweep(arguments)))
+
+
+def sweep(arguments: list[str]) -> int:
+    """Trains the sweep of a command line, or says what it would cost, and returns the exit code."""
+    from train.cli.words import taken
+
+    words, overrides = taken(arguments)
+    if words.show is not None:
+        raise ConfigError(f"show={words.show} needs a single run: use python -m train show={words.show} ...")
+    planned = plan(in_full(overrides))
+    if not words.dry_run:
+        return launch(planned, words.force)
+    from train.cli.estimate import print_sweep
+    from train.sweeps.pool import slots
+
+    print_sweep(planned, len(slots(planned.configs[0])), words.force)
+    return 0
 
 
 if __name__ == "__main__":

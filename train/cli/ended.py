@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conf.axis import ConfigError
@@ -20,6 +21,14 @@ def already_trained(folder: RunFolder) -> str:
     diverged = summary["state"] == "diverged"
     how = f"diverged at step {summary['diverged_step']}" if diverged else f"loss {number(summary['validation/loss'])}"
     return f"already trained on {day}, {how}"
+
+
+def state_of(config: Config) -> str:
+    """Returns what training the run would do: start it, resume it, or leave it as it is."""
+    folder = RunFolder(Path(config.out) / config.run_name())
+    if folder.has_ended():
+        return already_trained(folder)
+    return f"would resume from {folder.checkpoint}" if folder.checkpoint.exists() else "not trained yet"
 
 
 def require_logged(config: Config, folder: RunFolder, override: str) -> None:

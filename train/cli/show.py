@@ -1,7 +1,7 @@
 """`python -m train show=...` prints without training.
 
-`axes` lists every choice, `config` is the config of the run as its config.yaml will have it, and `parametrization` lists
-the init, LR and decay of each tensor.
+`axes` lists every choice, `config` is the config of the run as in its config.yaml, and `parametrization` lists the
+init, LR and decay of each tensor.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from models.gpt import GPT
 from models.parametrization import ParameterGroup, scaling_of, tensors
 from models.parametrization.base import SUBLAYERS, init_scale, initial_std
 from train.cli import axes
+from train.cli.tables import plain_table, print_table
 from train.cli.terminal import table_console
 from train.config.compose import to_yaml
 from train.config.schema import Config
@@ -34,11 +35,8 @@ def show(what: str, config: Config) -> None:
 
 
 def show_parametrization(config: Config) -> None:
-    from rich.table import Table
-
-    shown = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("tensor", "kind", "shape", "init x", "std", "output x", "peak LR", "decay per step", "eps x"):
-        shown.add_column(column, no_wrap=True)
+    columns = ("tensor", "kind", "shape", "init x", "std", "output x", "peak LR", "decay per step", "eps x")
+    shown = plain_table(*columns)
     for row in merged(rows(config)):
         shown.add_row(*row)
     chosen, size = config.parametrization, config.model
@@ -50,7 +48,7 @@ def show_parametrization(config: Config) -> None:
         f"attention scale {scale:.4g}, "
         f"branches x {' and '.join(f'{scale:.4g} ({sublayer})' for sublayer, scale in branches.items())}"
     )
-    console.print(shown)
+    print_table(console, shown)
 
 
 def merged(rows: list[list[str]]) -> list[list[str]]:

@@ -50,10 +50,10 @@ def exit_with(action: Callable[[], None]) -> None:
 
 
 def table_console(width: int = 200, **options: Any) -> Console:
-    """Returns a console as wide as the terminal, or `width` columns wide if output goes to a file."""
+    """Returns a console as wide as the terminal. In a file or pipe it is $COLUMNS wide, or else `width`, and plain."""
     from rich.console import Console
 
     console = Console(highlight=False, **options)
-    if not console.is_terminal:
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         console.width = width
     return console

@@ -1,4 +1,7 @@
-"""Words of the command line that belong to a command and not to the config of a run: `force=true` and `show=...`."""
+"""Words of the command line that belong to a command and not to the config of a run.
+
+These are `force=true`, `show=...` and `--dry-run`; `--arms TEXT` is the override `arms=TEXT`.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,28 @@ class Words:
     """Train runs again that have ended."""
     show: str | None = None
     """Name of a table to print without training."""
+    dry_run: bool = False
+    """Say what training would cost, and write nothing."""
 
 
 def taken(arguments: Sequence[str]) -> tuple[Words, list[str]]:
-    """Returns the words of the command and the other arguments. Raises ConfigError for a value that a word can't have."""
+    """Returns the words of the command and the other arguments. Raises ConfigError for a bad value of a word."""
     words: dict[str, str] = {}
     rest = []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
+    left = iter(arguments)
+    for argument in left:
+        key, equals, value = argument.partition("=")
         if key in ("force", "show"):
             words[key] = value
-        else:
+        elif key == "--arms":
+            rest.append(f"arms={value if equals else next(left, '')}")
+        elif key.startswith("-") and argument != "--dry-run":
+            raise ConfigError(f"unknown option {argument}: --dry-run, --arms and --help are the options")
+        elif argument != "--dry-run":
             rest.append(argument)
     force = words.get("force", "false").lower()
     if force not in ("true", "false"):
-        raise ConfigError(f"force={words['force']}: use force=true to train runs again that have ended, or leave it out")
-    return Words(force == "true", words.get("show")), rest
+        raise ConfigError(
+            f"force={words['force']}: use force=true to train runs again that have ended, or leave it out"
+        )
+    return Words(force == "true", words.get("show"), "--dry-run" in arguments), rest

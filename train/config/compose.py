@@ -27,10 +27,12 @@ def compose(overrides: Sequence[str]) -> Config:
 
 
 def refuse_arms(overrides: Sequence[str]) -> None:
-    """Raises ConfigError for an override of `arms`, which would have no effect outside an experiment file."""
+    """Raises ConfigError for an override of `arms`, which would have no effect on a single run."""
     for override in overrides:
         if override.lstrip("+~").partition("=")[0].partition(".")[0] == "arms":
-            raise ConfigError(f"{override}: only an experiment file can set arms: write one in conf/experiment/")
+            raise ConfigError(
+                f"{override}: only a sweep has arms: python -m train.sweep 'arms=NAME: KEY=VALUE ...; NAME: ...'"
+            )
 
 
 def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:

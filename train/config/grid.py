@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -25,12 +26,36 @@ def expand(overrides: Sequence[str]) -> list[tuple[str | None, list[str]]]:
     A key has several values if it is written as `k=a,b`, `k=[a,b]`, `k=choice(...)`, `k=range(...)` or `k=glob(...)`.
     The chosen experiment and ladder add the keys of their hydra.sweeper.params; a ladder replaces the experiment's
     sizes. An experiment's `arms` maps the name of an arm to a mapping of overrides, to a list of such mappings whose
-    grids are concatenated, or to null, which drops the arm. For the same key, an arm takes precedence over the
-    experiment's parameters, and `overrides` over both. Raises ConfigError for an override that can't be read.
+    grids are concatenated, or to null, which drops the arm. The override `arms=NAME: KEY=VALUE ...; NAME: ...` adds
+    arms. For the same key, an arm takes precedence over the experiment's parameters, and `overrides` over both. Raises
+    ConfigError for an override that can't be read.
     """
+    written = [o for o in overrides if _key(o) == "arms"]
+    overrides = [o for o in overrides if _key(o) != "arms"]
     params, arms = _params_and_arms(overrides)
+    for text in written:
+        arms |= {name: [values] for name, values in written_arms(text).items()}
     grids: list[tuple[str | None, list[str]]] = [(arm, _texts(values)) for arm, each in arms.items() for values in each]
     return [(arm, point) for arm, own in grids or [(None, [])] for point in _product([*params, *own, *overrides])]
+
+
+def written_arms(text: str) -> dict[str, dict[str, Any]]:
+    """Returns the arms that `arms=NAME: KEY=VALUE ...; NAME: ...` lists. Raises ConfigError if it can't be read."""
+    example = "write 'arms=plain: ; capped: attention=softcap qk_norm=none'"
+    found: dict[str, dict[str, Any]] = {}
+    for part in text.partition("=")[2].split(";"):
+        name, colon, words = part.partition(":")
+        name = name.strip()
+        try:
+            pairs = [word.partition("=") for word in shlex.split(words)]
+        except ValueError as error:
+            raise ConfigError(f"arms: {part.strip()!r}: {error}: {example}") from None
+        if not colon or not name or not all(key and equals for key, equals, _ in pairs):
+            raise ConfigError(f"arms: can't read {part.strip()!r}: {example}")
+        if name in found or len({key for key, _, _ in pairs}) < len(pairs):
+            raise ConfigError(f"arms: {part.strip()!r} repeats {'an arm' if name in found else 'a key'}: give it once")
+        found[name] = {key: value for key, _, value in pairs}
+    return found
 
 
 def _texts(values: Mapping[str, Any]) -> list[str]:

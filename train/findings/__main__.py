@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from conf.axis import ConfigError, near
+from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, table_console
 from train.findings.base import Finding, FindingGroup, all_findings, find
 from train.findings.status import cost, state
@@ -57,10 +58,9 @@ def judge(findings: list[Finding], overrides: list[str]) -> int:
 
 def show(states: list[tuple[Finding, dict[str, Any]]]) -> None:
     from rich.markup import escape
-    from rich.table import Table
 
     console = table_console()
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = plain_table()
     for name in ("finding", "state", "checks", "runs", "judged", "on 2 cores", "claim", "source"):
         table.add_column(name, no_wrap=name not in ("claim", "source"))
     for finding, found in states:
@@ -76,7 +76,7 @@ def show(states: list[tuple[Finding, dict[str, Any]]]) -> None:
             escape(finding.claim),
             escape(finding.source),
         )
-    console.print(table)
+    print_table(console, table)
     words = [found.get("state", "not run") for _, found in states]
     kinds = [*COLOURS, "not judged", "not run"]
     console.print(", ".join(f"{words.count(kind)} {kind}" for kind in kinds if kind in words))

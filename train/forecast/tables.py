@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from train.cli.format import size_label
+from train.cli.tables import plain_table, print_table
 from train.cli.terminal import table_console
 from train.forecast.backtest import Score
 from train.forecast.measurements import Quantity
@@ -25,7 +26,7 @@ def print_forecast(found: Sequence[Prediction], small: pd.DataFrame, level: floa
     console.print(f"N = {target} from {sizes}; {len(small)} runs, {int(small['broken'].sum())} of them broke")
     for prediction in found:
         console.print()
-        console.print(_table(prediction, level))
+        print_table(console, _table(prediction, level))
         console.print(_choice(prediction))
     console.print()
     for note in notes:
@@ -37,7 +38,7 @@ def print_forecast(found: Sequence[Prediction], small: pd.DataFrame, level: floa
 def _table(prediction: Prediction, level: float | None) -> Any:
     quantity = prediction.quantity
     sign = ">" if quantity.rises else "<"
-    table = _rich_table(f"{quantity.label}, {quantity.when}")
+    table = plain_table(title=f"{quantity.label}, {quantity.when}")
     names = {x: f"{x:.3g} (broke)" if x == level and quantity.rises else f"{x:g}" for x in quantity.levels}
     columns = ["LR", "forecast", "90 %", *(f"P({sign} {n})" for n in names.values())]
     columns += [f"crosses {n} at N" for n in names.values()]
@@ -113,12 +114,12 @@ def _breaks(prediction: Prediction, level: float | None) -> str:
 def print_backtest(results: Mapping[str, tuple[Quantity, Sequence[Score]]], notes: Sequence[str]) -> None:
     console = table_console(240, soft_wrap=True, markup=False)
     for quantity, found in results.values():
-        table = _rich_table(f"backtest of {quantity.label}, {quantity.when}")
+        table = plain_table(title=f"backtest of {quantity.label}, {quantity.when}")
         for column in ("", *(f"{_range(s)}" for s in found[:-1]), "all"):
             table.add_column(column, justify="left" if not column else "right", no_wrap=True)
         for name, cells in backtest_rows(quantity, found).items():
             table.add_row(name, *cells)
-        console.print(table)
+        print_table(console, table)
         console.print()
     for note in notes:
         console.print(f"note  {note}")
@@ -168,9 +169,3 @@ def _backtest_conclusion(quantity: Quantity, total: Score) -> str:
 def short(value: float) -> str:
     """Formats a value with two digits, or as a whole number between 10 and 1e5."""
     return f"{value:.2g}" if value >= 1e5 or value < 10 else f"{value:,.0f}"
-
-
-def _rich_table(title: str) -> Any:
-    from rich.table import Table
-
-    return Table(box=None, title=title, title_justify="left", padding=(0, 2, 0, 0))

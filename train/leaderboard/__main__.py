@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, table_console
 from train.leaderboard.confirm import confirmation
 from train.leaderboard.figure import figure
@@ -65,8 +66,6 @@ def step_times(window: Sweep, axes: list[str]) -> dict[str, float]:
 
 
 def _write(table: pd.DataFrame, folder: Path) -> None:
-    from rich.table import Table
-
     from train.cli.format import size_label
     from train.results.style import save
 
@@ -75,12 +74,10 @@ def _write(table: pd.DataFrame, folder: Path) -> None:
     table.drop(columns=["lrs", "window", "losses"], errors="ignore").to_csv(folder / "leaderboard.csv", index=False)
     console = table_console()
     for n, of in table.groupby("size", sort=False):
-        shown = Table(box=None, title=f"N = {size_label(n)}", title_justify="left", padding=(0, 2, 0, 0))
-        for name in COLUMNS.values():
-            shown.add_column(name, justify="left" if name == "choice" else "right")
+        shown = plain_table(*COLUMNS.values(), left=("choice",), title=f"N = {size_label(n)}")
         for row in cells(of):
             shown.add_row(*row)
-        console.print(shown)
+        print_table(console, shown)
     noise = spread(table)
     if noise is not None:
         print(f"standard deviation of a loss between seeds, pooled: {noise:.4f} nats")

@@ -109,7 +109,7 @@ def load_sweep(path: Path | str) -> SweepResults:
     folders = [RunFolder(path / entry["folder"]) for entry in entries]
     require_format(folders, path)
     planned = _composed([e for e, f in zip(entries, folders, strict=True) if not (f.path / "config.yaml").exists()])
-    rows = [_row(f, planned.get(f.path.name)) | _arm(e) for e, f in zip(entries, folders, strict=True)]
+    rows = [row_of(f, planned.get(f.path.name)) | _arm(e) for e, f in zip(entries, folders, strict=True)]
     runs = _frame(rows)
     if runs["seed"].isna().all():
         raise ConfigError(
@@ -124,7 +124,7 @@ def load_run(path: Path) -> SweepResults:
     """Loads one run folder as a sweep with a single run and no finding."""
     folder = RunFolder(path.resolve())
     require_format([folder], path)
-    runs = _frame([_row(folder, None)])
+    runs = _frame([row_of(folder, None)])
     return SweepResults(folder.path.parent, path.name, None, runs, Metrics({folder.path.name: folder}))
 
 
@@ -183,7 +183,7 @@ def _arm(entry: Mapping[str, Any]) -> dict[str, str]:
     return {"arm": entry["arm"]} if "arm" in entry else {}
 
 
-def _row(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
+def row_of(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
     state, summary, status = folder.state(), folder.summary(), folder.status()
     if not folder.path.is_dir():
         state = "missing"

@@ -47,8 +47,9 @@ def train(
 ) -> Summary:
     """Trains the run, resuming from its checkpoint if there is one, and returns its summary ({} on ranks other than 0).
 
-    A run that has ended is trained again only if `again` says so, from its start. The run folder is created in `parent`, by default in config.out. If
-    another process is training in it, waits up to `patience` seconds for that process to end.
+    A run that has ended is trained again only if `again` is true, then from its start. The run folder is created in
+    `parent`, by default in config.out. If another process is training in it, waits up to `patience` seconds for that
+    process to end.
 
     Raises ConfigError before anything is written, and Interrupted after writing a checkpoint. Any other exception is
     recorded in status.json and raised again.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conf.axis import axes
 from train.config.choices import experiments
-from train.config.grid import key_and_values, parsed
+from train.config.grid import key_and_values, parsed, written_arms
 from train.config.names import SHORT, attached, shortened, text
 from train.config.own import path_of
 from train.config.schema import Config, Runtime
@@ -54,11 +54,12 @@ def _is_of_another(folder: Path, own: list[str]) -> bool:
 
 
 def _parts(overrides: Sequence[str]) -> list[str]:
-    changed = {_key(o): o for o in _identity(overrides) if _key(o) not in ("experiment", "plugins")}
+    changed = {_key(o): o for o in _identity(overrides) if _key(o) not in ("experiment", "plugins", "arms")}
     varied = [key for key, o in changed.items() if key_and_values(o)[1] is not None]
     fixed = [_fixed(key, o) for key, o in changed.items() if key not in varied]
     chosen = _experiment(overrides)
-    return [*([_plain(chosen)] if chosen else []), *fixed, *map(_varied, varied)] or ["sweep"]
+    arms = [_plain("+".join(written_arms(o))) for o in overrides if _key(o) == "arms"]
+    return [*([_plain(chosen)] if chosen else []), *arms, *fixed, *map(_varied, varied)] or ["sweep"]
 
 
 def _experiment(overrides: Sequence[str]) -> str | None:

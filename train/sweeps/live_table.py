@@ -21,20 +21,24 @@ STYLE = {"finished": "green", "diverged": "red", "failed": "bold white on red", 
 class LiveTable:
     """Shows the state of a sweep: a table redrawn twice a second on a terminal, a line per ended run in a log."""
 
-    def __init__(self, sweep: Sweep, jobs: int) -> None:
+    def __init__(self, sweep: Sweep, jobs: int, force: bool = False) -> None:
+        """`force` says that runs which have ended are trained again."""
         self.sweep, self.jobs = sweep, jobs
         self.console = table_console()
-        self.rows, self.columns, self.cells = _grid(sweep.points)
+        self.rows, self.columns, self.cells = _grid(sweep.points, sweep.arms)
         self.started = self._drawn = time.monotonic()
-        self.status = {run.path.name: run.status() for run in sweep.runs()}
-        self.summary = {run.path.name: run.summary() for run in sweep.runs()}
+        before = [] if force else sweep.runs()
+        self.status = {config.run_name(): dict[str, Any]() for config in sweep.configs}
+        self.status |= {run.path.name: run.status() for run in before}
+        self.summary = {run.path.name: run.summary() for run in before}
         self.cost = {c.run_name(): c.steps * c.batch_size * c.context * _cost(c) for c in sweep.configs}
         self.before = sum(self.cost[n] for n, s in self.status.items() if s.get("state") in ENDED)
         self.live: Live | None = None
 
     def __enter__(self) -> LiveTable:
         done = sum(s.get("state") in ENDED for s in self.status.values())
-        text = f"{len(self.status)} runs in {self.sweep.folder}, {done} done already, {self.jobs} at a time"
+        again = " (force=true trains them again)" if done else ""
+        text = f"{len(self.status)} runs in {self.sweep.folder}, {done} done already{again}, {self.jobs} at a time"
         self.console.print(text, soft_wrap=True)
         if self.console.is_terminal:
             self.live = Live(console=self.console, auto_refresh=False)
@@ -138,16 +142,21 @@ def _cost(config: Any) -> float:
     return 12 * config.model.depth * config.model.width**2 + config.model.width * config.data.vocab_size + 2e5
 
 
-def _grid(points: list[list[str]]) -> tuple[list[str], list[str], dict[tuple[str, str], int]]:
+def _grid(points: list[list[str]], arms: list[str | None]) -> tuple[list[str], list[str], dict[tuple[str, str], int]]:
     """Returns row labels, column labels and the index of the point in each cell.
 
-    Labels consist of the overrides that differ between points.
+    Labels consist of the name of the arm and the overrides that differ between its points.
     """
-    common = set(points[0]).intersection(*map(set, points[1:])) if len(points) > 1 else set()
-    varying = [[o for o in point if o not in common] for point in points]
+    common: dict[str | None, set[str]] = {}
+    for arm, point in zip(arms, points, strict=True):
+        common[arm] = common.get(arm, set(point)) & set(point)
+    if len(points) == 1:
+        common = {arms[0]: set()}
     rows, columns, cells = dict[str, None](), dict[str, None](), {}
-    for index, overrides in enumerate(varying):
-        row, column = " ".join(overrides[:-1]), overrides[-1] if overrides else "run"
+    for index, (arm, point) in enumerate(zip(arms, points, strict=True)):
+        varying = [override for override in point if override not in common[arm]]
+        row = " ".join([*([arm] if arm else []), *varying[:-1]])
+        column = varying[-1] if varying else "run"
         rows[row] = columns[column] = None
         cells[row, column] = index
     return list(rows), list(columns), cells

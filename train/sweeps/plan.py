@@ -49,10 +49,10 @@ class Sweep:
         own = RunFolder(self.folder / name)
         return own if own.path.exists() else self._elsewhere.get(name, own)
 
-    def to_do(self) -> list[Config]:
-        """Returns the configs of the runs that have not ended, without duplicates."""
+    def to_do(self, force: bool = False) -> list[Config]:
+        """Returns the configs of the runs that have not ended, with `force` of all runs, without duplicates."""
         pairs = zip(self.configs, self.runs(), strict=True)
-        return list({c.run_name(): c for c, run in pairs if not run.has_ended()}.values())
+        return list({c.run_name(): c for c, run in pairs if force or not run.has_ended()}.values())
 
     def write_plan(self) -> None:
         """Writes sweep.json, which lists the runs for reports and resumption. Raises ConfigError if it can't."""

@@ -39,18 +39,18 @@ def visible_gpus(count: int) -> list[str]:
     return [name.strip() for name in given.split(",") if name.strip()][:count] or [str(i) for i in range(count)]
 
 
-def work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float = 0.0) -> None:
+def work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float = 0.0, again: bool = False) -> None:
     """Trains one run in this process and exits; the output goes to log.txt in the run's folder."""
     # The forkserver ignores these signals. Before training starts, they should end the process.
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(signum, signal.default_int_handler)
     try:
-        sys.exit(_work(values, parent, gpu, patience))
+        sys.exit(_work(values, parent, gpu, patience, again))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float) -> int:
+def _work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float, again: bool) -> int:
     from train.config.compose import of_values
     from train.run.trainer import train
 
@@ -63,7 +63,7 @@ def _work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
-        train(config, parent=parent, patience=patience)
+        train(config, parent=parent, patience=patience, again=again)
     except Interrupted:
         return 130
     return 0
@@ -77,6 +77,8 @@ class Pool:
     free: list[str | None]
     waiting: list[Config]
     patience: float = 0.0
+    again: bool = False
+    """Whether runs that have ended are trained again."""
     running: dict[str, tuple[Any, str | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -100,7 +102,8 @@ class Pool:
             self._record_failure(name, process.exitcode)
         while self.free and self.waiting:
             config, slot = self.waiting.pop(0), self.free.pop(0)
-            process = self.context.Process(target=work, args=(config.values(), self.folder, slot, self.patience))
+            given = (config.values(), self.folder, slot, self.patience, self.again)
+            process = self.context.Process(target=work, args=given)
             process.start()
             self.running[config.run_name()] = (process, slot)
         return ended

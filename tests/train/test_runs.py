@@ -1,0 +1,127 @@
+"""Lists, compares and deletes runs that were trained for real."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conf.axis import ConfigError
+from tests.train.helpers import TINY, call, swept, trained
+from train.cli.tables import cut
+from train.results.comparison import differences
+from train.results.listing import column, condition, rows_in
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Provides three ended runs outside of sweeps."""
+    where = tmp_path_factory.mktemp("runs") / "runs"
+    trained(where)
+    trained(where, "seed=1", "optimizer.lr=0.03")
+    trained(where, "seed=1", "attention=sigmoid")
+    return where
+
+
+@pytest.mark.parametrize(
+    ("words", "seeds"),
+    [
+        ([], [0, 1, 1]),
+        (["seed=1"], [1, 1]),
+        (["s=1", "attention=sig*"], [1]),
+        (["lr>=0.03"], [1]),
+        (["attention!=softmax,linear"], [1]),
+        (["loss<0"], None),
+        (["N>1000", "state=finished,diverged", "seed=0"], [0]),
+    ],
+)
+def test_lists_what_fulfils_all_conditions(kept, capsys, monkeypatch, words, seeds):
+    code, said = call(["train.runs", str(kept), *words, "--json", "--sort", "seed"], capsys, monkeypatch)
+    if seeds is None:
+        assert code == 2
+        assert "none of 3 runs has loss<0" in said
+    else:
+        assert code == 0
+        assert [run["seed"] for run in json.loads(said)] == seeds
+
+
+def test_keys_are_columns_axes_short_forms_or_last_parts(kept):
+    rows = rows_in([kept])
+    found = [column(key, rows) for key in ("attention", "lr", "loss", "width", "entropy_min", "optimizer.beta1")]
+    assert found == [
+        "attention.name",
+        "optimizer.lr",
+        "validation/loss",
+        "model.width",
+        "entropy_min",
+        "optimizer.beta1",
+    ]
+    with pytest.raises(ConfigError, match="unknown key optimiser: did you mean optimizer"):
+        column("optimiser", rows)
+    with pytest.raises(ConfigError, match=r"lr<fast: < needs a number"):
+        condition("lr<fast", rows)
+
+
+def test_a_table_of_80_columns_has_lines_of_80_columns(kept, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, said = call(["train.runs", str(kept)], capsys, monkeypatch)
+    assert code == 0
+    table = said.splitlines()
+    assert len(table) == 1 + 3 + 1
+    assert max(map(len, table)) <= 80
+    hashes = [path.name[-8:] for path in kept.iterdir()]
+    assert all(any(digest in line for line in table) for digest in hashes), "a cut name keeps its hash"
+    assert "max logit" in table[0]
+    monkeypatch.setenv("COLUMNS", "60")
+    code, said = call(["train.runs", str(kept)], capsys, monkeypatch)
+    assert said.splitlines()[0].split() == ["run", "state", "loss", "LR"]
+    monkeypatch.setenv("COLUMNS", "30")
+    code, said = call(["train.runs", str(kept)], capsys, monkeypatch)
+    assert sum(line.startswith("loss") for line in said.splitlines()) == 3, "stacked"
+
+
+@pytest.mark.parametrize(("room", "expected"), [(30, "mini-w64-d2-qk_none-1a2b3c4d"), (20, "mini-w6…one-1a2b3c4d")])
+def test_cut(room, expected):
+    assert cut("mini-w64-d2-qk_none-1a2b3c4d", room) == expected
+
+
+def test_compares_runs(kept, capsys, monkeypatch):
+    first, second = (next(kept.glob(f"*-lr{lr}-*")) for lr in ("0.01-s0", "0.03-s1"))
+    a, b = rows_in([first]), rows_in([second])
+    assert differences(a, b) == [["optimizer.lr", "0.01", "0.03"], ["seed", "0", "1"]]
+    code, said = call(["train.runs", "compare", str(first), str(second)], capsys, monkeypatch)
+    assert code == 0
+    losses = [row[0]["validation/loss"] for row in (a, b)]
+    line = next(line.split() for line in said.splitlines() if line.startswith("validation loss"))
+    assert line[2:] == [f"{losses[0]:.3f}", f"{losses[1]:.3f}", f"{losses[1] - losses[0]:+.3f}"]
+
+
+def test_compares_sweeps_and_deletes_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert swept(*TINY, "optimizer.lr=1e-2,2e-2", "out=runs", "name=one") == 0
+    assert swept(*TINY, "optimizer.lr=1e-2,2e-2", "attention=sigmoid", "out=runs", "name=two") == 0
+    capsys.readouterr()
+    code, said = call(["train.runs", "compare", "one", "two"], capsys, monkeypatch)
+    assert code == 0
+    lines = [line.split() for line in said.splitlines()]
+    assert ["attention", "softmax", "sigmoid"] in lines
+    points = {line[2]: line[3:] for line in lines if line[2:3] in (["0.01"], ["0.02"])}
+    losses = {row["optimizer.lr"]: row["validation/loss"] for row in rows_in([Path("runs/one")])}
+    assert {lr: values[0] for lr, values in points.items()} == {f"{lr:g}": f"{loss:.3f}" for lr, loss in losses.items()}
+    code, said = call(["train.runs", "delete", "two"], capsys, monkeypatch)
+    assert code == 2
+    assert "would delete 2 runs" in said
+    assert Path("runs/two").exists()
+    code, said = call(["train.runs", "delete", "two", "--yes"], capsys, monkeypatch)
+    assert code == 0
+    assert [path.name for path in Path("runs").iterdir()] == ["one"]
+
+
+def test_runs_that_another_sweep_uses_are_not_deleted(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert swept(*TINY, "seed=0", "out=runs", "name=one") == 0
+    assert swept(*TINY, "seed=0,1", "out=runs", "name=two") == 0
+    capsys.readouterr()
+    code, said = call(["train.runs", "delete", "one", "--yes"], capsys, monkeypatch)
+    assert code == 2
+    assert "runs/two uses 1 of these runs" in said
+    assert len(list(Path("runs").glob("*/*/weights.pt"))) == 2

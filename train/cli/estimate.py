@@ -1,0 +1,155 @@
+"""Estimates what runs will cost before they are trained: time on CPU cores, memory, tokens and FLOPs.
+
+The time of a step is a constant, one per block, and the model FLOPs at the rate of the matrix products, times the
+measured ratios of the choices (train/bench/axes.json). The constants were measured on one core with AVX512 and torch
+2.13, for widths 32 to 128 in contexts of 64; expect a factor of 1.5 elsewhere. GPUs have not been measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from conf.axis import axes
+from models.architecture import Architecture
+from train.cli.format import size_label
+from train.cli.tables import plain_table, print_table
+from train.cli.terminal import table_console
+from train.config.schema import Config
+from train.run.derived import flops_per_token, tokens_per_step
+from train.sweeps.plan import Sweep
+
+STEP_SECONDS, BLOCK_SECONDS, FLOPS_PER_SECOND = 4e-3, 5e-3, 61e9
+"""Per step, per step and block, and rate of a CPU core."""
+
+PARAMETER_BYTES = 16
+"""Weight, gradient and AdamW's two moments."""
+
+PER_BLOCK = 22
+"""Floats that a block keeps for the backward pass, per token and unit of width."""
+
+PROCESS_BYTES = 0.45e9
+"""Memory of a process with the libraries loaded."""
+
+RATIOS = Path(__file__).parents[1] / "bench" / "axes.json"
+
+
+@dataclass(frozen=True)
+class Cost:
+    n: int
+    parameters: int
+    tokens: int
+    flops: float
+    seconds: float
+    """On one CPU core."""
+    bytes: float
+    """Peak memory of one process."""
+
+
+class Estimator:
+    """Estimates the costs of many configs, building each architecture only once, without memory for its weights."""
+
+    def __init__(self) -> None:
+        measured = next(v for v in json.loads(RATIOS.read_text()).values() if isinstance(v, dict))["axes"]
+        self.ratios = {(row["axis"], row["value"]): row["ratio"] for row in measured if row["ratio"]}
+        self.counted: dict[str, tuple[int, int, int]] = {}
+
+    def cost(self, config: Config) -> Cost:
+        n, active, parameters = self._counts(config)
+        model, tokens = config.model, tokens_per_step(config)
+        flops = flops_per_token(config, active) * tokens
+        seconds = STEP_SECONDS + BLOCK_SECONDS * model.depth + flops / FLOPS_PER_SECOND
+        shared = tokens // (config.accumulate * (config.devices or 1) * config.nodes)
+        per_token = model.depth * (PER_BLOCK * model.width + model.heads * config.context) + 3 * config.data.vocab_size
+        memory = PROCESS_BYTES + PARAMETER_BYTES * parameters + 4 * shared * per_token
+        steps = config.steps
+        return Cost(n, parameters, steps * tokens, steps * flops, steps * seconds * self._ratio(config), memory)
+
+    def _ratio(self, config: Config) -> float:
+        """Returns the product of the measured ratios of the choices, 1 for those that were not measured."""
+        product = 1.0
+        for axis in axes(Config):
+            product *= self.ratios.get((axis, getattr(config, axis).name), 1.0)
+        return product
+
+    def _counts(self, config: Config) -> tuple[int, int, int]:
+        values = config.values()
+        shape: dict[str, Any] = {field.name: values[field.name] for field in fields(Architecture)}
+        key = json.dumps([shape, config.data.vocab_size, config.context], sort_keys=True)
+        if key not in self.counted:
+            import torch
+
+            from models.gpt import GPT
+
+            with torch.device("meta"):
+                model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
+            parameters = sum(p.numel() for p in model.parameters())
+            self.counted[key] = model.parameter_count(), model.active_parameter_count(), parameters
+        return self.counted[key]
+
+
+def minutes(seconds: float) -> str:
+    """Formats a rough duration: 40 s, 3 min, 2.5 h, 12 days."""
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length or (unit == "min" and seconds >= length):
+            return f"{seconds / length:.2g} {unit}"
+    return f"{max(1, round(seconds))} s"
+
+
+def print_run(config: Config, state: str) -> None:
+    """Prints what training one run would cost."""
+    cost = Estimator().cost(config)
+    lines = {
+        "run": config.run_name(),
+        "state": state,
+        "parameters": f"N = {cost.n:,} of {cost.parameters:,}",
+        "tokens": f"{cost.tokens:,} in {config.steps:,} steps of {config.batch_size} x {config.context}",
+        "compute": f"{cost.flops:.2g} FLOPs",
+        "time": f"about {minutes(cost.seconds)} on one CPU core",
+        "memory": f"about {cost.bytes / 1e9:.2g} GB",
+    }
+    for name, text in lines.items():
+        print(f"{name:12}{text}")
+
+
+def print_sweep(sweep: Sweep, at_once: int, again: bool) -> None:
+    """Prints what training a sweep would cost, with a line for each size and arm."""
+    from rich.markup import escape
+
+    estimator, groups = Estimator(), dict[tuple[int, str], list[tuple[Cost, bool]]]()
+    ended = {run.path.name for run in sweep.runs() if run.has_ended()} if not again else set()
+    left: dict[str, Cost] = {}
+    for config, arm in zip(sweep.configs, sweep.arms, strict=True):
+        cost, done = estimator.cost(config), config.run_name() in ended
+        groups.setdefault((cost.n, arm or "-"), []).append((cost, done))
+        if not done:
+            left[config.run_name()] = cost
+    titles = ("N", "arm", "runs", "ended", "parameters", "tokens a run", "time a run", "memory a run")
+    table = plain_table(*titles, left=("arm",))
+    for (n, arm), members in groups.items():
+        table.add_row(*map(escape, _line(n, arm, members)))
+    print_table(table_console(), table)
+    total = sum(cost.seconds for cost in left.values())
+    longest = max((cost.seconds for cost in left.values()), default=0.0)
+    print(
+        f"{len(left)} of {len({c.run_name() for c in sweep.configs})} runs to train in {sweep.folder}: "
+        f"{sum(c.tokens for c in left.values()):,} tokens, {sum(c.flops for c in left.values()):.2g} FLOPs, "
+        f"about {minutes(max(longest, total / at_once))} on CPU cores, {at_once} at a time. Nothing was written."
+    )
+
+
+def _line(n: int, arm: str, members: Sequence[tuple[Cost, bool]]) -> list[str]:
+    costs = [cost for cost, _ in members]
+    return [
+        size_label(n),
+        arm,
+        str(len(members)),
+        str(sum(done for _, done in members)),
+        f"{costs[0].parameters:,}",
+        f"{costs[0].tokens:,}" if len({c.tokens for c in costs}) == 1 else "several",
+        minutes(max(c.seconds for c in costs)),
+        f"{max(c.bytes for c in costs) / 1e9:.2g} GB",
+    ]

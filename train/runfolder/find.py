@@ -1,0 +1,33 @@
+"""Finds run folders in a folder, and the sweeps that list them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from conf.axis import ConfigError
+from train.runfolder.files import read_json
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Returns the run folders in a folder, up to two levels deep, and those elsewhere that its sweep.json lists.
+
+    Raises ConfigError if there are none.
+    """
+    inside = [p.parent for depth in ("", "*/", "*/*/") for p in folder.glob(f"{depth}config.yaml")]
+    listed = [folder / run["folder"] for run in read_json(folder / "sweep.json").get("runs", [])]
+    shared = [path for path in listed if (path / "config.yaml").exists()]
+    if not inside and not shared:
+        raise ConfigError(f"{folder} has no runs: give a run folder, a sweep folder, or a folder of sweeps")
+    return sorted({path.resolve() for path in (*inside, *shared)})
+
+
+def sweeps_around(folders: list[Path]) -> dict[Path, list[Path]]:
+    """Returns the runs that each sweep lists, for the sweeps beside and above these folders."""
+    places = {
+        near for path in folders for near in (path, path.parent, *path.parent.glob("*"), *path.parent.parent.glob("*"))
+    }
+    found = {}
+    for sweep in sorted(places):
+        if entries := read_json(sweep / "sweep.json").get("runs"):
+            found[sweep] = [(sweep / entry["folder"]).resolve() for entry in entries]
+    return found
