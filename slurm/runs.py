@@ -13,7 +13,7 @@ from slurm.commands import Refused, TaskState, states
 from slurm.records import Planned, Records
 from slurm.settle import settle_all
 from train.runfolder.files import read_json
-from train.runfolder.folder import ENDED, RunFolder, require_format
+from train.runfolder.folder import ENDED, RunFolder, no_sweep, require_format
 
 BY_SLURM = {
     "TIMEOUT": "timeout",
@@ -91,7 +91,7 @@ def runs(sweep: Path, without_slurm: Callable[[Refused], None] | None = None) ->
     """
     listed = read_json(sweep / "sweep.json").get("runs")
     if not listed:
-        raise ConfigError(f"{sweep} is not a sweep folder, which has a sweep.json: give the folder of a sweep")
+        raise no_sweep(sweep)
     require_format((RunFolder(sweep / run["folder"]) for run in listed), sweep)
     submitted = _submitted(sweep, without_slurm)
     found: dict[str, Run] = {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from conf.axis import ConfigError
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, table_console
-from train.findings.base import find
+from train.findings.own import finding_of
 from train.results.arms import with_arms
 from train.results.figures import loss_against_lr, run_curves
 from train.results.floors import floors_text
@@ -59,20 +59,19 @@ MARKS = {True: "pass", False: "FAIL", None: "open"}
 
 
 def write_report(sweep: SweepResults) -> Verdict | None:
-    """Writes and prints the report in SWEEP/report/, and returns the verdict, or None if the sweep tests no finding."""
+    """Writes and prints the report in SWEEP/report/, and returns the verdict, or None if it tests no claim."""
     folder = sweep.path / "report"
     folder.mkdir(exist_ok=True)
     found, verdict, figures, trouble = table(sweep.runs), None, {}, None
     if len(sweep.ended):
         figures = {"loss_against_lr": loss_against_lr(with_arms(sweep.runs)[sweep.runs["ended"]])}
-    if sweep.finding:
-        finding = find(sweep.finding)
-        try:
+    try:
+        if finding := finding_of(sweep):
             verdict = finding.verdict(sweep.runs, sweep.metrics)
             if len(sweep.ended):
                 figures = finding.draw(sweep.runs, sweep.metrics, verdict.headline)
-        except ConfigError as fault:
-            trouble = str(fault)
+    except ConfigError as fault:
+        trouble = str(fault)
     write_atomically(folder / "runs.csv", sweep.runs.to_csv(index=False))
     write_atomically(folder / "table.csv", found.to_csv(index=False))
     write_atomically(folder / "table.md", markdown(sweep, found, verdict))

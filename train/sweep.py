@@ -22,6 +22,10 @@ def launch(sweep: Sweep, force: bool = False) -> int:
     different launchers, or runs that are in Slurm's queue.
     """
     launcher = sweep.configs[0].launcher
+    if sweep.claim is not None:
+        from train.findings.own import check_claim
+
+        check_claim(sweep.folder.name, sweep.claim, sweep.arms, sweep.configs)
     require_format((RunFolder(path.parent) for path in sweep.folder.glob("*/status.json")), sweep.folder)
     if any(config.launcher != launcher for config in sweep.configs):
         raise ConfigError("launcher: the runs of a sweep can't have different launchers: give one value")

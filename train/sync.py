@@ -13,11 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from conf.axis import ConfigError
 from train.cli.terminal import exit_with
 from train.loggers.wandb import require_server, server
 from train.runfolder.files import read_json
-from train.runfolder.folder import RunFolder, is_run
+from train.runfolder.folder import RunFolder, is_run, no_sweep
 
 AT_A_TIME = 8
 CHUNK = 200
@@ -34,7 +33,7 @@ def run_folders(folder: Path) -> list[Path]:
         return [folder, *dict.fromkeys(folder / run["folder"] for run in listed)]
     if is_run(folder):
         return [folder]
-    raise ConfigError(f"{folder} is neither a sweep folder (sweep.json) nor a run folder (config.yaml)")
+    raise no_sweep(folder)
 
 
 def unsent(folder: Path) -> list[Path]:

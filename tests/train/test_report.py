@@ -21,6 +21,7 @@ from train.results.arms import varying, with_arms
 from train.results.floors import floors_text
 from train.results.sweep import Metrics, load_sweep
 from train.results.table import cells, table, titles
+from train.results.trained import config_of
 from train.runfolder.folder import FORMAT
 
 LOSS_INIT = 8.1
@@ -295,14 +296,54 @@ def test_report_of_one_run(folder, capsys):
         report(folder / "run")
 
 
+@pytest.mark.parametrize(("by", "word"), [(0.02, "reproduced"), (5.0, "not testable at this scale")])
+def test_a_claim_of_ones_own_gets_a_verdict(folder, capsys, by, word):
+    """The shipped claim's primary check in an experiment's words; one whose threshold no effect reaches fails."""
+    make(folder, seeds=(0, 1, 2), finding=None)
+    for summary in folder.glob("*/summary.json"):  # Well below the bigram floor, so that the sweep is fit for judging.
+        summary.write_text(json.dumps(json.loads(summary.read_text()) | {"floor/bigram": 6.3, "floor/no_mixing": 6.3}))
+    check = {"kind": "lower", "says": "Sensitivity falls", "of": "lr_sensitivity", "arm": "layernorm", "than": "none"}
+    claim = {
+        "claim": "qk-norm flattens the loss",
+        "arms": {"column": "qk_norm.name", "names": ["none", "layernorm"]},
+        "primary": {**check, "by": by, "why": "seeds differ by as much"},
+        "needs_fitness": False,
+        "frozen": "2020-01-01T00:00:00",
+    }
+    file = folder / "sweep.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"claim": claim}))
+    report(folder)
+    verdict = json.loads((folder / "report/verdict.json").read_text())
+    assert (verdict["finding"], verdict["state"]) == ("ladder", word)
+    assert f"ladder: {word}" in capsys.readouterr().out
+    assert "qk-norm flattens the loss (own claim)" in (folder / "report/table.md").read_text()
+    claim["primary"]["than"] = "nonne"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"claim": claim}))
+    report(folder)
+    assert "no verdict: claim: arm nonne is not one of the claim's: did you mean none?" in capsys.readouterr().out
+
+
 def test_a_folder_that_is_neither_is_one_line_and_exit_code_2(folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["report", str(folder)])
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {folder} is neither a sweep folder")
-    assert error.count("\n") == 1
+    assert error == f"error: {folder}: no such folder: give the folder of a sweep, such as runs/qk_norm\n"
+
+
+def test_a_folder_that_is_no_sweep_is_named(folder):
+    made = make(folder, extra=("steps=20",))
+    run = next(path.parent for path in made.glob("*/summary.json"))
+    for path, said in (
+        (run, f"{run} is the folder of a run: give that of a sweep, or use python -m train.report {run}"),
+        (folder.parent, f"{folder.parent} holds sweeps and is none itself: give one of them, such as {folder}"),
+    ):
+        with pytest.raises(ConfigError) as fault:
+            load_sweep(path)
+        assert str(fault.value) == said
+    with pytest.raises(ConfigError, match="is the folder of a sweep: give those of its runs"):
+        config_of(folder)
 
 
 def test_figures_show_the_numbers(folder):

@@ -10,7 +10,7 @@ class Command(NamedTuple):
     module: str
     """What `python -m` runs for it."""
     takes: Literal["overrides", "findings", "folder", "options"]
-    """What completion offers after it: choices and fields, names of experiments, or paths; with `options`, paths too."""
+    """What completion offers after it: choices and fields, names of experiments, or paths (also with `options`)."""
     says: str
     """What it does, in one short line that begins with a verb."""
 

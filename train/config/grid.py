@@ -30,13 +30,19 @@ def expand(overrides: Sequence[str]) -> list[tuple[str | None, list[str]]]:
     arms. For the same key, an arm takes precedence over the experiment's parameters, and `overrides` over both. Raises
     ConfigError for an override that can't be read.
     """
+    return expand_with_claim(overrides)[0]
+
+
+def expand_with_claim(overrides: Sequence[str]) -> tuple[list[tuple[str | None, list[str]]], dict[str, Any] | None]:
+    """Returns the points as `expand` does, and the `claim` of the experiment's file, or None if it states none."""
     written = [o for o in overrides if _key(o) == "arms"]
     overrides = [o for o in overrides if _key(o) != "arms"]
-    params, arms = _params_and_arms(overrides)
+    params, arms, claim = _params_arms_and_claim(overrides)
     for text in written:
         arms |= {name: [values] for name, values in written_arms(text).items()}
     grids: list[tuple[str | None, list[str]]] = [(arm, _texts(values)) for arm, each in arms.items() for values in each]
-    return [(arm, point) for arm, own in grids or [(None, [])] for point in _product([*params, *own, *overrides])]
+    points = [(arm, point) for arm, own in grids or [(None, [])] for point in _product([*params, *own, *overrides])]
+    return points, claim
 
 
 def written_arms(text: str) -> dict[str, dict[str, Any]]:
@@ -283,11 +289,11 @@ def single_point(overrides: Sequence[str]) -> list[str]:
     from hydra.errors import HydraException
 
     try:
-        read = OverridesParser.create().parse_overrides(overrides)
+        read = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException:
         return list(overrides)  # Composing says what can't be read.
     swept = [text for text, override in zip(overrides, read, strict=True) if override.is_sweep_override()]
-    params, arms = _params_and_arms([] if swept else overrides)
+    params, arms, _ = _params_arms_and_claim([] if swept else overrides)
     given = {_key(o) for o in overrides}
     params = [p for p in params if _key(p) not in given]
     over = [*map(_key, swept), *(["arms"] if arms else [])]
@@ -302,24 +308,28 @@ def single_point(overrides: Sequence[str]) -> list[str]:
     return [*params, *overrides]
 
 
-def _params_and_arms(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[dict[str, Any]]]]:
-    """Returns the sweep parameters of the chosen experiment and ladder as overrides, and the experiment's arms."""
+def _params_arms_and_claim(
+    overrides: Sequence[str],
+) -> tuple[list[str], dict[str, list[dict[str, Any]]], dict[str, Any] | None]:
+    """Returns the parameters of the chosen experiment and ladder as overrides, and the experiment's arms and claim."""
     from omegaconf import OmegaConf
 
     plain = [o for o in overrides if o.lstrip("+").partition("=")[0] in ("experiment", "ladder")]
     if not plain:
-        return [], {}
+        return [], {}, None
     node = compose_node(plain, with_hydra=True)
-    given: Any = {"params": node.hydra.sweeper.get("params"), "arms": node.get("arms")}
+    given: Any = {"params": node.hydra.sweeper.get("params"), "arms": node.get("arms"), "claim": node.get("claim")}
     given = OmegaConf.to_container(OmegaConf.create(given))
-    params, arms = given["params"] or {}, given["arms"] or {}
+    params, arms, claim = given["params"] or {}, given["arms"] or {}, given["claim"]
+    if claim is not None and not isinstance(claim, dict):
+        raise ConfigError(f"claim={claim}: give a mapping with the keys of train/findings/claims.yaml")
     if not isinstance(arms, dict):
         raise ConfigError(f"arms={arms}: give a mapping of names to overrides")
     listed = {str(name): [p] if isinstance(p, dict) else p for name, p in arms.items() if p is not None}
     for name, parts in listed.items():
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
             raise ConfigError(f"arms.{name}={parts}: give a mapping of keys to values, or a list of mappings")
-    return _texts({str(k): v for k, v in params.items()}), listed
+    return _texts({str(k): v for k, v in params.items()}), listed, claim
 
 
 def refuse_hydra_of_files(overrides: Sequence[str]) -> None:

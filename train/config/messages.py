@@ -73,7 +73,7 @@ def _unknown_choice(override: str, error: Exception, text: str) -> str | None:
     # For a number, a list or null as choice, Hydra raises a plain Python error.
     refused = f"'{group}/{value}'" in text or type(error) in (TypeError, ValueError)
     # A choice may be in a subfolder, as in experiment=paper/qk_norm.
-    exists = groups.file(f"{group}/{value}").exists() or value.endswith((".yaml", ".yml"))
+    exists = groups.file(f"{group}/{value}").exists() or value.strip("'").endswith(".yaml")
     if refused and group in known and not exists:
         return f"{group}={value} is not a choice: {near(value, known[group])}"
     return None

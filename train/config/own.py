@@ -17,7 +17,7 @@ from conf.axis import ConfigError
 from train.config import choices as groups
 from train.config.plugins import load
 
-FILE = re.compile(r"([a-z_]+)=(['\"]?)(.+\.ya?ml)\2")
+FILE = re.compile(r"([a-z_]+)=(['\"]?)(.+\.yaml)\2")
 PLUGINS = re.compile(r"plugins=(['\"]?)(?!null$)(.+)\1")
 PLAIN = re.compile(r"[A-Za-z0-9_./@:+-]+")
 
@@ -49,7 +49,8 @@ def for_hydra(overrides: Sequence[str]) -> list[str]:
     for text in overrides:
         if by_path := FILE.fullmatch(text):
             start = (groups.CONF / by_path[1]).resolve()
-            text = f"{by_path[1]}={_quoted(os.path.relpath(os.path.splitext(by_path[3])[0], start))}"
+            path = os.path.relpath(by_path[3].removesuffix(".yaml"), start)
+            text = f"{by_path[1]}={_quoted(path)}"
         found.append(text)
     _, *own = groups.folders()
     for folder in own:

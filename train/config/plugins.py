@@ -46,7 +46,7 @@ def _load(text: str, folder: Path) -> str:
     content = hashlib.sha256(code).hexdigest()[:16]
     if found[2] not in (None, content):
         raise ConfigError(
-            f"plugins={path} has changed since this was planned with it: restore it, or give plugins={path} for new runs"
+            f"plugins={path} has changed since this was planned: restore it, or give plugins={path} for new runs"
         )
     if MODULE + content not in sys.modules:
         _register(path, code, MODULE + content)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
 from train.cli.format import size_label
-from train.findings.base import find
+from train.findings.own import finding_of
 from train.loggers.mirror import STEP
 from train.loggers.wandb import CONNECT_SECONDS
 from train.report import markdown
@@ -118,7 +118,8 @@ def sweep_run(sweep: SweepResults, single: bool = False) -> SweepRun:
 
 def _judge(sweep: SweepResults) -> tuple[Verdict | None, str | None]:
     try:
-        return (find(sweep.finding).verdict(sweep.runs, sweep.metrics) if sweep.finding else None), None
+        finding = finding_of(sweep)
+        return (finding.verdict(sweep.runs, sweep.metrics) if finding else None), None
     except ConfigError as fault:
         return None, str(fault)
 

@@ -16,7 +16,7 @@ from conf.axis import ConfigError, near
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, table_console
 from train.findings.base import Finding, FindingGroup, all_findings, find
-from train.findings.status import cost, state
+from train.findings.status import cost, shipped, shipped_state, state
 from train.results.verdict import COLOURS
 
 GROUPS = ["all", *get_args(FindingGroup)]
@@ -95,8 +95,13 @@ def work(names: list[str], overrides: list[str]) -> int:
     if names:
         return judge(chosen(names), overrides)
     out = Path(next((o.partition("=")[2] for o in overrides if o.startswith("out=")), "runs"))
-    show([(finding, state(out / finding.name)) for finding in all_findings().values()])
-    print(f"of the sweeps in {out}; run and judge: python -m train.findings NAME or {', '.join(GROUPS)}")
+    ours = shipped()
+    show([
+        (finding, state(out / finding.name) or shipped_state(ours.get(finding.name, {})))
+        for finding in all_findings().values()
+    ])  # fmt: skip
+    print(f"of the sweeps in {out}, and of those that came with Stabilab where it says `shipped`")
+    print(f"run and judge: python -m train.findings NAME or {', '.join(GROUPS)}")
     return 0
 
 

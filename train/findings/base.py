@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from conf.axis import ConfigError, near
 from train.findings.arms import Arms, arms, by_value
@@ -245,16 +245,18 @@ def read_claims(path: Path) -> dict[str, Finding]:
         raise ConfigError(f"{path.name}: {' '.join(str(fault).split())}") from None
     if not isinstance(rows, dict):
         raise ConfigError(f"{path.name}: a mapping from names of findings to their claims is needed")
-    adapter, found = TypeAdapter(Finding), {}
-    for name, row in rows.items():
-        try:
-            found[name] = adapter.validate_python({"name": name, **(row if isinstance(row, dict) else {})})
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, (name, *first["loc"])))
-            message = first["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"{path.name}: {place}: {message}") from None
-    return found
+    return {name: checked_claim(name, row if isinstance(row, dict) else {}, f"{path.name}: {name}")
+            for name, row in rows.items()}  # fmt: skip
+
+
+def checked_claim(name: str, row: Mapping[str, Any], place: str) -> Finding:
+    """Returns the finding of a row. Raises ConfigError for its first fault, which `place` says where to find."""
+    try:
+        return Finding.model_validate({"name": name, **row})
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, (place, *first["loc"])))
+        raise ConfigError(f"{at}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,23 @@ from typing import Any
 from train.cli.format import duration
 from train.findings.base import Finding
 from train.runfolder.files import read_json
+
+SHIPPED = Path(__file__).with_name("verdicts.json")
+"""The verdicts of our own sweeps, by finding, in the form of `train.docs.collect.entry`."""
+
+
+def shipped() -> dict[str, dict[str, Any]]:
+    """Returns verdict, checks and notes of each finding that our own sweeps have judged, by name."""
+    found: dict[str, dict[str, Any]] = json.loads(SHIPPED.read_text())
+    return found
+
+
+def shipped_state(entry: dict[str, Any]) -> dict[str, Any]:
+    """Returns a shipped verdict in the form of `state`; {} if it was not judged."""
+    if not entry.get("judged"):
+        return {}
+    checks = [check["passed"] for check in entry["checks"]]
+    return {**entry, "checks": checks, "judged": f"{entry['judged']}, shipped"}
 
 
 def state(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from train.config.grid import compose_all
 from train.results.arms import with_arms
 from train.runfolder import parquet as columns
 from train.runfolder.files import read_json
-from train.runfolder.folder import ENDED, RunFolder, require_format
+from train.runfolder.folder import ENDED, RunFolder, no_sweep, require_format
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,6 +68,8 @@ class SweepResults:
     parameters share it. `arm` exists if the experiment names its arms.
     """
     metrics: Metrics
+    claim: Mapping[str, Any] | None = None
+    """The claim that the sweep's experiment states, a row as in claims.yaml."""
 
     def history(self, *metrics: str) -> pd.DataFrame:
         """Returns one row per run and recorded step: `run`, `size`, `arm`, `optimizer.lr`, `seed`, `step`, metrics.
@@ -103,9 +105,7 @@ def load_sweep(path: Path | str) -> SweepResults:
     listed = read_json(path / "sweep.json")
     entries = listed.get("runs")
     if not entries:
-        raise ConfigError(
-            f"{path} is neither a sweep folder (sweep.json) nor a run folder (config.yaml, metrics.jsonl)"
-        )
+        raise no_sweep(path)
     folders = [RunFolder(path / entry["folder"]) for entry in entries]
     require_format(folders, path)
     planned = _composed([e for e, f in zip(entries, folders, strict=True) if not (f.path / "config.yaml").exists()])
@@ -116,8 +116,9 @@ def load_sweep(path: Path | str) -> SweepResults:
             f"{path}: no run has started, and the overrides in sweep.json no longer fit conf/: start the sweep again"
         )
     return SweepResults(
-        path, listed.get("name", path.name), listed.get("finding"), runs, Metrics({f.path.name: f for f in folders})
-    )
+        path, listed.get("name", path.name), listed.get("finding"), runs, Metrics({f.path.name: f for f in folders}),
+        listed.get("claim"),
+    )  # fmt: skip
 
 
 def load_run(path: Path) -> SweepResults:

@@ -19,6 +19,8 @@ from train.runfolder.folder import RunFolder, require_format
 def config_of(path: Path) -> Config:
     """Loads the config of an ended run. Raises ConfigError if the folder has no final weights."""
     if not (path / "weights.pt").exists():
+        if (path / "sweep.json").exists():
+            raise ConfigError(f"{path} is the folder of a sweep: give those of its runs, such as {path}/*")
         raise ConfigError(f"{path} has no weights.pt: pass the folder of a run that has ended")
     require_format([RunFolder(path)], path)
     return from_file(path / "config.yaml")

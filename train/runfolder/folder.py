@@ -42,6 +42,18 @@ def is_run(path: Path) -> bool:
     return (path / "config.yaml").exists() and not (path / "sweep.json").exists()
 
 
+def no_sweep(path: Path) -> ConfigError:
+    """Returns the error for a folder that is no sweep, given to a command for sweeps: what it is and what to give."""
+    if not path.is_dir():
+        return ConfigError(f"{path}: no such folder: give the folder of a sweep, such as runs/qk_norm")
+    if is_run(path):
+        return ConfigError(f"{path} is the folder of a run: give that of a sweep, or use python -m train.report {path}")
+    inside = sorted(child.parent.name for child in path.glob("*/sweep.json"))
+    if inside:
+        return ConfigError(f"{path} holds sweeps and is none itself: give one of them, such as {path / inside[0]}")
+    return ConfigError(f"{path} is neither a sweep folder (sweep.json) nor a run folder (config.yaml, metrics.jsonl)")
+
+
 def require_format(runs: Iterable[RunFolder], folder: Path) -> None:
     """Raises ConfigError if a run has another format than FORMAT. The message says to migrate `folder`."""
     for run in runs:

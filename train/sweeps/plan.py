@@ -6,14 +6,16 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from conf.axis import ConfigError
-from train.config.grid import compose_all, expand
+from train.config.grid import compose_all, expand_with_claim
 from train.config.own import resolved
 from train.config.schema import Config
-from train.runfolder.files import unwritable, write_atomically
+from train.runfolder.files import read_json, unwritable, write_atomically
 from train.runfolder.folder import RunFolder
 from train.sweeps.folder_name import sweep_folder
 
@@ -30,6 +32,8 @@ class Sweep:
     points: list[list[str]]
     configs: list[Config]
     arms: list[str | None]
+    claim: dict[str, Any] | None = None
+    """The claim that the experiment's file states, to be judged by its runs."""
 
     @cached_property
     def _elsewhere(self) -> dict[str, RunFolder]:
@@ -64,6 +68,7 @@ class Sweep:
         plan = {
             "name": self.folder.name,
             "finding": self.configs[0].finding,
+            **({} if self.claim is None else {"claim": self._dated_claim()}),
             "overrides": self.overrides,
             "runs": runs,
         }
@@ -73,11 +78,19 @@ class Sweep:
         except OSError as error:
             raise unwritable(self.folder.parent, error) from None
 
+    def _dated_claim(self) -> dict[str, Any]:
+        """Returns the claim with the time since which it has been as it is, in UTC, unless it says so itself."""
+        before = read_json(self.folder / "sweep.json").get("claim", {})
+        now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="seconds")
+        assert self.claim is not None
+        same = {"frozen": before.get("frozen"), **self.claim} == before
+        return {"frozen": before["frozen"] if same else now, **self.claim}
+
 
 def plan(overrides: Sequence[str]) -> Sweep:
     """Returns the sweep for the overrides, without duplicate runs. Raises ConfigError for the first bad config."""
     overrides = resolved(overrides)
-    expanded = expand(overrides)
+    expanded, claim = expand_with_claim(overrides)
     composed = compose_all([point for _, point in expanded])
     if len({config.name for config in composed}) > 1:
         raise ConfigError("name: the runs of a sweep can't have different names: give one value")
@@ -91,7 +104,7 @@ def plan(overrides: Sequence[str]) -> Sweep:
             points.append([override for override in point if not override.startswith("name=")])
             configs.append(config)
             arms.append(arm)
-    return Sweep(folder, list(overrides), points, configs, arms)
+    return Sweep(folder, list(overrides), points, configs, arms, claim)
 
 
 def prepare_data(configs: list[Config]) -> None:

@@ -1,9 +1,9 @@
 """What users bring: configs by path, a folder of configs, and plugins."""
 
-import os
 import re
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,8 @@ from train.config.compose import compose, of_values, to_yaml
 from train.config.grid import compose_all
 from train.config.own import for_hydra, resolved
 from train.config.schema import Config
+from train.findings.own import check_claim
+from train.runfolder.files import read_json
 from train.runfolder.folder import RunFolder
 from train.sweeps.plan import plan
 
@@ -247,4 +249,34 @@ def test_a_sweep_trains_with_rules_losses_and_corpora_of_ones_own(
     losses = {run.summary()["validation/loss_init"] for run in runs}
     assert len(losses) == len(runs) == 2
     assert all(0 < loss < 3 for loss in losses)
-    assert os.listdir(tmp_path).count("train.py") == 1
+
+
+def test_a_claim_in_an_experiments_file_is_kept_with_the_sweep(tmp_path: Path) -> None:
+    primary = {"kind": "lower", "says": "b is flatter", "of": "lr_sensitivity", "arm": "b", "than": "a", "by": 0.02}
+    row = {"claim": "b is better than a", "primary": {**primary, "why": "noise"}}
+    params = {"optimizer.lr": "1e-3,1e-2", "seed": "0,1", "steps": 50}
+    arms = {"a": {"qk_norm": "none"}, "b": {"qk_norm": "l2"}}
+    values = {"arms": arms, "claim": row, "hydra": {"sweeper": {"params": params}}}
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"# @package _global_\n{yaml.safe_dump(values)}")
+    arguments = [f"experiment={mine}", f"out={tmp_path}"]
+    sweep = plan(arguments)
+    assert sweep.claim == row
+    check_claim("mine", row, sweep.arms, sweep.configs)
+    sweep.write_plan()
+    written = read_json(sweep.folder / "sweep.json")["claim"]
+    assert {key: value for key, value in written.items() if key != "frozen"} == row
+    frozen = datetime.fromisoformat(written["frozen"])
+    assert abs((datetime.now(UTC).replace(tzinfo=None) - frozen).total_seconds()) < 600
+    file = sweep.folder / "sweep.json"
+    file.write_text(file.read_text().replace(written["frozen"], "2020-01-01T00:00:00"))
+    plan(arguments).write_plan()
+    assert read_json(file)["claim"]["frozen"] == "2020-01-01T00:00:00"
+    mine.write_text(mine.read_text().replace("better", "worse"))
+    plan(arguments).write_plan()
+    assert read_json(file)["claim"]["frozen"] > "2026"
+    bad = {**row, "primary": {**row["primary"], "kind": "lowr"}}  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match=r"^claim\.primary: Input tag 'lowr'"):
+        check_claim("mine", bad, sweep.arms, sweep.configs)
+    with pytest.raises(ConfigError, match=r"^claim\.arms: the experiment names no arms"):
+        check_claim("mine", row, [None], sweep.configs[:1])

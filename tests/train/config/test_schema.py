@@ -307,7 +307,7 @@ class TestDigest:
         assert PLACE.keys() == Runtime.__dataclass_fields__.keys()
         keys = {k for k in flat(tiny().values()) if k.partition(".")[0] not in PLACE}
         names = {f"{axis}.name" for axis in AXES}
-        assert NUMBERS.keys() == keys - names
+        assert {*NUMBERS, "plugins"} == keys - names, "test_own.py has the tests of plugins"
 
     @pytest.mark.parametrize("field", PLACE)
     def test_a_place_changes_neither_hash_nor_readable_name(self, field: str) -> None:
@@ -332,7 +332,7 @@ class TestDigest:
         """Without the fields that came later, unless they have another than their neutral value."""
         values = {k: v for k, v in tiny(override).values().items() if k not in PLACE}
         given = override.partition("=")[0]
-        later = [(values, "eval_lengths"), (values, "masking")]
+        later = [(values, "plugins"), (values, "eval_lengths"), (values, "masking")]
         later += [(values["optimizer"], key) for key in ("decay_times_steps", "groups", "beta2_half_life")]
         later += [(values["schedule"], "final_fraction")] if override != "schedule=constant" else []
         for node, key in later:
