@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from slurm.runs import in_queue
 from slurm.submit import arrays, submit, template
@@ -33,4 +32,4 @@ def launch(sweep: Sweep, launcher: Slurm) -> int:
 
 def frozen(config: Config) -> Config:
     """Returns the config with absolute paths, because tasks may start in another folder."""
-    return replace(config, cache=str(Path(config.cache).expanduser().resolve()), out=str(Path(config.out).resolve()))
+    return replace(config, cache=str(config.token_folder.resolve()), out=str(config.folder.resolve()))

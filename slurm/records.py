@@ -91,7 +91,7 @@ class Records:
 
     def note_own_job(self, job: str, number: int, tasks: Iterable[int]) -> None:
         """Records the job of this process, if the command that submitted it could not. Tasks may start together."""
-        with suppress(FileExistsError), self.job_path(job).open("x") as file:
+        with suppress(FileExistsError), self.job_path(job).open("x", encoding="utf-8") as file:
             file.write(_note(job, number, tasks))
 
     def jobs(self) -> list[dict[str, Any]]:

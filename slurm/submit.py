@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from conf.axis import ConfigError
+from conf.axis import ConfigError, expanded
 from slurm.commands import Missing, Refused, call, job_id, most_tasks
 from slurm.records import Records
 from slurm.settle import Unclear, settle
@@ -80,7 +80,7 @@ class Array:
             "plan": shlex.quote(str(records.plan_path(number).resolve())),
             "script": shlex.quote(str(records.script_path(number).resolve())),
         }
-        text = template(self.launcher).read_text()
+        text = template(self.launcher).read_text(encoding="utf-8")
         for name, value in values.items():
             # str.format would also replace ${name}, which is shell syntax.
             text = text.replace("{" + name + "}", value)
@@ -100,7 +100,7 @@ def _quoted(option: str) -> str:
 def template(launcher: Slurm) -> Path:
     """Returns the path of the batch script's template. Raises ConfigError if there is no such file."""
     own = {"requeue": CODE / "slurm" / "requeue.sh", "resubmit": CODE / "slurm" / "resubmit.sh"}
-    path = own.get(launcher.template, Path(launcher.template).expanduser())
+    path = own.get(launcher.template) or expanded(launcher.template, "launcher.template")
     if not path.is_file():
         raise ConfigError(f"launcher.template={launcher.template}: no such file: use requeue, resubmit or a path")
     return path
@@ -173,7 +173,7 @@ def _send(records: Records, array: Array) -> str:
     number = records.next_number()
     script = records.script_path(number)
     records.write_plan(number, array.tasks)
-    script.write_text(array.script(records, number))
+    script.write_text(array.script(records, number), encoding="utf-8")
     commit()  # Kept for the note of the job, which must not have to wait for git.
     try:
         said = call("sbatch", "--parsable", str(script.resolve()))

@@ -15,7 +15,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -171,7 +170,7 @@ def check(overrides: Sequence[str], over: str = "width") -> Slopes:
     if not config.model.depth:
         raise ConfigError("model.depth=0 has no blocks to check: use model.depth=2")
     sizes = LADDERS[over]
-    tokens = prepare(config.data, Path(config.cache).expanduser(), progress=config.progress).train
+    tokens = prepare(config.data, config.token_folder, progress=config.progress).train
     base = base_overrides(config, over, overrides)
     composer = Composer()
     total: dict[str, list[list[float]]] = {}
@@ -299,12 +298,12 @@ def run(arguments: Sequence[str]) -> None:
         for name in names:
             found.append(check([f"parametrization={name}", *rest], over))
             print_slopes(found[-1])
-    folder = Path(configs[0].out) / "-".join(["coordinates", *names, *(overs if overs != ["width"] else [])])
+    folder = configs[0].folder / "-".join(["coordinates", *names, *(overs if overs != ["width"] else [])])
     folder.mkdir(parents=True, exist_ok=True)
     files = save(draw(found[0]) if len(found) == 1 else draw_together(found), folder / "coordinates")
     settings = {"steps": STEPS, "seeds": SEEDS, "tolerance": TOLERANCE}
     values = settings | {"checks": [slopes.values() for slopes in found]}
-    (folder / "coordinates.json").write_text(json.dumps(values, indent=1))
+    (folder / "coordinates.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
     print(", ".join(map(str, [*files, folder / "coordinates.json"])))
 
 

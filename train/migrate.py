@@ -153,7 +153,7 @@ def _rewrite_rows(path: Path, change: Callable[[Row], Row]) -> None:
     if not path.exists():
         return
     temporary = path.with_name(path.name + ".tmp")
-    with path.open(errors="replace") as old, temporary.open("w") as new:
+    with path.open(encoding="utf-8", errors="replace") as old, temporary.open("w", encoding="utf-8") as new:
         for row in rows_of(old, path):
             new.write(json.dumps(change(row)) + "\n")
     temporary.replace(path)

@@ -179,7 +179,7 @@ def main() -> None:
             models, out = arguments.models or ["mini-w64-d2", "mini-w128-d2"], arguments.out or Path("bench.json")
             results, shown = bench(models, steps or 40, count or 5), show
         shown(results, models)
-        out.write_text(json.dumps(with_earlier(results, read_json(out)), indent=1) + "\n")
+        out.write_text(json.dumps(with_earlier(results, read_json(out)), indent=1) + "\n", encoding="utf-8")
         print(f"figures: {out}")
 
     exit_with(action)

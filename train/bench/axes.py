@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -74,7 +73,7 @@ class Steps:
     def __init__(self, config: Config) -> None:
         self.config, self.module = config, BareModule(config)
         self.optimizer = self.module.configure_optimizers()
-        self.tokens = prepare(config.data, Path(config.cache).expanduser()).train
+        self.tokens = prepare(config.data, config.token_folder).train
 
     def step(self) -> None:
         config, module = self.config, self.module

@@ -77,7 +77,7 @@ def bare_step(config: Config) -> float:
     model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
     initialize(model, config, config.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.lr, betas=(0.9, 0.95), weight_decay=0.01)
-    tokens = prepare(config.data, Path(config.cache).expanduser()).train
+    tokens = prepare(config.data, config.token_folder).train
     marks = []
     for step in range(config.steps):
         lr = config.optimizer.lr * config.schedule.factor(step, steps=config.steps, peak=config.optimizer.lr)

@@ -65,7 +65,7 @@ class Turns(pl.Callback):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.tokens = prepare(config.data, Path(config.cache).expanduser()).train
+        self.tokens = prepare(config.data, config.token_folder).train
         self.bare = Bare(config)
         model = config.model
         settings = reference.Settings(

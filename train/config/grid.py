@@ -179,7 +179,7 @@ class Composer:
 
 
 def _text_of(file: str) -> str:
-    return "" if file in groups.PLUGGED else groups.file(file).read_text()
+    return "" if file in groups.PLUGGED else groups.file(file).read_text("utf-8")
 
 
 class Template:

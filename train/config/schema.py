@@ -7,12 +7,13 @@ import json
 import re
 from dataclasses import asdict, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from conf.axis import CHECKED, near
+from conf.axis import CHECKED, expanded, near
 from data.config import DATA, DataConfig
 from models import recompute
 from models.architecture import Architecture
@@ -47,7 +48,7 @@ class Runtime:
     """Fields for where and how a run is trained. They change its numbers by rounding at most and are not hashed."""
 
     out: str
-    """Folder in which run and sweep folders are created."""
+    """Folder in which run and sweep folders are created; ~ is the home folder."""
     name: Annotated[str, Field(pattern=NAME, max_length=names.LONGEST)] | None = None
     """Folder name: a run is NAME-<hash>, a sweep NAME; only letters, digits and -_. are allowed. Null names a run after
     its non-default fields and a sweep after the fields it varies."""
@@ -63,7 +64,7 @@ class Runtime:
     strategy: Literal["auto", "ddp", "fsdp"]
     """How several devices train a model. ddp (and auto) replicates it; fsdp shards parameters, gradients and optimizer
     state (FSDP2: Zhao et al. 2023, arXiv 2304.11277). Numbers agree up to rounding; checkpoints are interchangeable."""
-    threads: Annotated[int, Field(ge=0)]
+    threads: Annotated[int, Field(ge=0, le=4096)]
     """CPU threads per process. 0 keeps torch's default."""
     checkpoint_seconds: Annotated[float, Field(ge=0)]
     """Shortest time between checkpoints, in seconds. They fall on watch steps; 0 writes one at each."""
@@ -94,7 +95,7 @@ class Config(Architecture, Runtime):
     """Micro-batches per optimizer step. They share batch_size."""
     steps: Count
     """Number of optimizer steps."""
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
     """Random seed of the initial weights and of the data order."""
     precision: Literal["fp32", "bf16"]
     """Precision of matrix products. bf16 keeps softmax, norms, logits, statistics and master weights in fp32."""
@@ -155,6 +156,16 @@ class Config(Architecture, Runtime):
     def values(self) -> dict[str, Any]:
         """Returns the config as plain values, as in config.yaml."""
         return asdict(self)
+
+    @property
+    def folder(self) -> Path:
+        """Returns `out` as a path. Raises ConfigError if it begins with ~ and the user has no home folder."""
+        return expanded(self.out, "out")
+
+    @property
+    def token_folder(self) -> Path:
+        """Returns `cache` as a path. Raises ConfigError like `folder`."""
+        return expanded(self.cache, "cache")
 
     @classmethod
     def fields_of_hash(cls) -> list[str]:

@@ -31,7 +31,7 @@ def logged(sweep: SweepResults) -> set[str]:
     for run in sweep.runs["run"]:
         path = sweep.path / run / "metrics.jsonl"
         if path.exists():
-            with path.open() as file:
+            with path.open(encoding="utf-8") as file:
                 for line in itertools.islice(file, 2):
                     values, lists = sent(json.loads(line)) if line.endswith("\n") else ({}, {})
                     names |= values.keys() | lists.keys()

@@ -30,7 +30,7 @@ def differing(module: ModuleType) -> dict[Path, str]:
     """Returns the files of a generator whose text on disk differs from the generated text."""
     files: dict[Path, str] = module.files()
     return {path: text for path, text in files.items()
-            if not (ROOT / path).is_file() or (ROOT / path).read_text() != text}  # fmt: skip
+            if not (ROOT / path).is_file() or (ROOT / path).read_text(encoding="utf-8") != text}  # fmt: skip
 
 
 def write() -> list[Path]:
@@ -42,7 +42,7 @@ def write() -> list[Path]:
     for module in generators():
         for path, text in differing(module).items():
             (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
-            (ROOT / path).write_text(text)
+            (ROOT / path).write_text(text, encoding="utf-8")
             changed.append(path)
     return list(dict.fromkeys(changed))
 

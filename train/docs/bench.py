@@ -27,7 +27,7 @@ COSTS = {
 
 
 def files() -> dict[Path, str]:
-    data = {name: json.loads((BENCH / f"{name}.json").read_text()) for name in ("costs", "axes", "attention")}
+    data = {name: json.loads((BENCH / f"{name}.json").read_text("utf-8")) for name in ("costs", "axes", "attention")}
     parts = {
         "costs": costs_table(data["costs"]),
         "axes": axes_table(_only(data["axes"])["axes"]),

@@ -26,7 +26,7 @@ def marks(name: str) -> tuple[str, str]:
 
 def page(path: str, parts: dict[str, str]) -> dict[Path, str]:
     """Returns the page at `path` with its generated parts replaced, in the form that `files()` returns."""
-    text = (ROOT / path).read_text()
+    text = (ROOT / path).read_text(encoding="utf-8")
     for name, new in parts.items():
         text = replaced(text, *marks(name), new)
     return {Path(path): text}

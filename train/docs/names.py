@@ -19,7 +19,7 @@ EXAMPLES = {"model.name": "tiny", "attention.pattern": "odd", "optimizer.lr": 0.
 
 def files() -> dict[Path, str]:
     """Returns conf/README.md with the table of now."""
-    before, begun, rest = README.read_text().partition(BEGIN)
+    before, begun, rest = README.read_text(encoding="utf-8").partition(BEGIN)
     _, ended, after = rest.partition(END)
     if not begun or not ended:
         raise ValueError(f"{README} lacks the line {(END if begun else BEGIN).strip()}")

@@ -28,8 +28,8 @@ class LoggerConfig:
         """Returns a logger that writes its files to `folder`, or None for no logging."""
         raise NotImplementedError
 
-    def require_package(self) -> None:
-        """Raises ConfigError if a package that the logger needs is missing."""
+    def require(self) -> None:
+        """Raises ConfigError if the logger can't start: a package is missing, or the environment has a bad setting."""
 
     def relogs_ended_runs(self) -> bool:
         """Returns whether the rows of a run that has already ended are logged again."""

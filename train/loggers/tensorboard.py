@@ -27,6 +27,6 @@ class TensorBoard(LoggerConfig):
 
         return TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
 
-    def require_package(self) -> None:
+    def require(self) -> None:
         if find_spec("tensorboard") is None and find_spec("tensorboardX") is None:
             raise ConfigError("logger=tensorboard needs a package that is not installed: pip install tensorboard")

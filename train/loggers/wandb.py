@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlparse
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED, ConfigError
@@ -23,6 +23,15 @@ REACH_SECONDS = 5.0
 
 JOB_TYPE = "train"
 
+Name = Annotated[str, Field(pattern=r"^[^/\\#?%:]+$", max_length=128)]
+"""A name in W&B's URLs. wandb would refuse others when the run has started."""
+
+LONGEST_GROUP = 128
+"""Most characters of a group that the server accepts."""
+
+MODES = {"dryrun": "offline", "run": "online"}
+"""Earlier names of wandb's modes."""
+
 
 @LOGGER.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -30,12 +39,13 @@ class Wandb(LoggerConfig):
     """Weights & Biases. The run id is the hash of the config, so that a resumed run continues its curves."""
 
     name: Literal["wandb"] = "wandb"
-    project: str = "stabilab"
+    project: Name = "stabilab"
     """W&B project."""
-    entity: str | None = None
+    entity: Name | None = None
     """W&B team or user. Null is the owner of the API key."""
     mode: Literal["auto", "online", "offline"] = "auto"
-    """auto is online if there is an API key (WANDB_API_KEY or `wandb login`), otherwise offline."""
+    """auto follows WANDB_MODE, where disabled writes nothing. Without it, auto is online if there is an API key
+    (WANDB_API_KEY or `wandb login`), otherwise offline."""
     tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
     """W&B tags of the run."""
     notes: str | None = None
@@ -46,37 +56,68 @@ class Wandb(LoggerConfig):
     def offline(self) -> bool:
         if self.mode != "auto":
             return self.mode == "offline"
-        if os.environ.get("WANDB_MODE"):
-            return os.environ["WANDB_MODE"] != "online"
-        return not has_key()
+        return _mode() != "online" if _mode() else not has_key()
+
+    def require(self) -> None:
+        """Raises ConfigError if wandb refuses one of its environment variables."""
+        for name in sorted(os.environ):
+            if name.startswith("WANDB_"):
+                _require_variable(name)
 
     def relogs_ended_runs(self) -> bool:
         """Returns whether this is a W&B sweep, which expects a run of its own even for a point already trained."""
         return "WANDB_SWEEP_ID" in os.environ
 
-    def build(self, folder: Path, *, run_id: str, run_name: str, group: str | None) -> Logger:
+    def build(self, folder: Path, *, run_id: str, run_name: str, group: str | None) -> Logger | None:
+        if self.mode == "auto" and _mode() == "disabled":
+            return None
         import wandb
         from lightning.pytorch.loggers import WandbLogger
 
-        os.environ.setdefault("WANDB_SILENT", "true")
+        silent = os.environ.get("WANDB_SILENT", "true").lower() in ("true", "1")
+        wandb.setup(wandb.Settings(silent=silent))
         logger = WandbLogger(
             name=run_name,
             save_dir=folder,
             id=run_id,
             project=self.project,
             entity=self.entity,
-            group=group,
+            group=group and group[:LONGEST_GROUP],
             job_type=JOB_TYPE,
             tags=list(self.tags),
             notes=self.notes,
-            offline=self.offline(),
+            # Lightning's own `offline` would set WANDB_MODE for the whole process.
+            mode="offline" if self.offline() else "online",
             resume=None if self.offline() else "allow",
             # Don't upload the host name, paths and the git remote, whose URL may contain a key.
-            settings=wandb.Settings(init_timeout=CONNECT_SECONDS, x_disable_machine_info=True, host="", console="off"),
+            settings=wandb.Settings(
+                silent=silent, init_timeout=CONNECT_SECONDS, x_disable_machine_info=True, host="", console="off"
+            ),
         )
         # Lightning 2.6 always passes `anonymous`, about which wandb 0.31 warns in every run.
         logger._wandb_init.pop("anonymous", None)
         return logger
+
+
+def _require_variable(name: str) -> None:
+    import wandb  # Takes a second, and is only needed if there are such variables.
+
+    try:
+        wandb.Settings().update_from_env_vars({name: os.environ[name]})
+    except ValidationError as error:
+        fault = error.errors()[0]["msg"]
+    except wandb.errors.Error as error:
+        fault = str(error)
+    else:
+        return
+    # Without the value, which may be a key.
+    raise ConfigError(f"{name}: {fault}: correct or unset this environment variable, or use logger=none") from None
+
+
+def _mode() -> str:
+    """Returns wandb's mode in the environment, or an empty text."""
+    given = os.environ.get("WANDB_MODE", "")
+    return MODES.get(given, given)
 
 
 def server() -> str:
@@ -87,7 +128,8 @@ def server() -> str:
 def has_key() -> bool:
     """Returns whether WANDB_API_KEY is set or `wandb login` has stored a key for the server in netrc."""
     host = urlparse(server()).hostname or ""
-    paths = (Path(os.environ.get("NETRC", "~/.netrc")).expanduser(), Path("~/_netrc").expanduser())
+    # os.path's, unlike Path's, keeps ~ for a user without a home folder.
+    paths = [Path(os.path.expanduser(p)) for p in (os.environ.get("NETRC", "~/.netrc"), "~/_netrc")]  # noqa: PTH111
     stored = any(path.is_file() and host in path.read_text(errors="ignore") for path in paths)
     return bool(os.environ.get("WANDB_API_KEY")) or stored
 
@@ -97,7 +139,7 @@ def require_server(purpose: str, otherwise: str) -> None:
 
     The message says that `purpose` needs it, and `otherwise` what happens without.
     """
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+    if _mode() in ("offline", "disabled"):
         raise ConfigError(f"WANDB_MODE={os.environ['WANDB_MODE']}: unset it to {purpose}, {otherwise}")
     if not has_key():
         raise ConfigError(f"no W&B key for {server()}: run `wandb login` or set WANDB_API_KEY, {otherwise}")

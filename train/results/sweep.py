@@ -192,7 +192,7 @@ def row_of(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
         state = "without summary"
     config = planned or {}
     if (folder.path / "config.yaml").exists():
-        config = yaml.load((folder.path / "config.yaml").read_text(), YAML)
+        config = yaml.load((folder.path / "config.yaml").read_text(encoding="utf-8"), YAML)
     return {
         "run": folder.path.name,
         **_flat(config),

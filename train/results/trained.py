@@ -40,5 +40,5 @@ def objective_of(config: Config) -> Objective:
 
 def validation_of(config: Config, *, batch_size: int, count: int) -> list[torch.Tensor]:
     """Returns `count` batches of the run's validation set, each of shape [B, T + 1]."""
-    prepared = prepare(config.data, Path(config.cache).expanduser(), progress=False)
+    prepared = prepare(config.data, config.token_folder, progress=False)
     return list(validation_batches(prepared.validation, batch_size=batch_size, context=config.context, count=count))

@@ -31,6 +31,7 @@ from train.run.module import ProxyModule
 from train.run.process import process_kept
 from train.run.recorder import MetricsRow
 from train.run.sharding import Sharded, whole
+from train.run.start import require_start
 from train.runfolder.files import save_atomically, write_atomically
 from train.runfolder.folder import RunFolder, require_format
 
@@ -66,7 +67,7 @@ def _train(
     patience: float,
     again: bool,
 ) -> Summary:
-    folder = RunFolder((parent or Path(config.out)) / config.run_name())
+    folder = RunFolder((parent or config.folder) / config.run_name())
     # In an earlier format the run may have had another name.
     named_otherwise = [] if folder.status() else folder.path.parent.glob(f"*-{config.digest()}")
     for run in (folder, *map(RunFolder, named_otherwise)):
@@ -79,8 +80,8 @@ def _train(
     )
     if folder.has_ended() and not again:
         return _ended_summary(config, folder, mirror)
-    config.logger.require_package()
-    prepared = prepare(config.data, Path(config.cache).expanduser(), progress=config.progress)
+    require_start(config)
+    prepared = prepare(config.data, config.token_folder, progress=config.progress)
     job = Job(config, folder, prepared, report, callbacks)
     if not is_rank_zero(config):
         job.fit(Mirror(lambda: None, {}))
@@ -133,6 +134,22 @@ def _record_failure(fault: BaseException, folder: RunFolder) -> None:
         folder.set_status("pending" if stopped else "failed", reason=reason, seconds=folder.seconds(), **details)
 
 
+def token_data(config: Config, prepared: Prepared) -> TokenDataModule:
+    """Returns the batches of a run. Raises DataError if the training text is too short."""
+    data = TokenDataModule(
+        prepared,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        context=config.context,
+        steps=config.steps,
+        accumulate=config.accumulate,
+        eval_batches=config.eval_batches,
+        eval_lengths=config.eval_lengths,
+    )
+    data.first_batch()
+    return data
+
+
 class Job:
     """Holds what one attempt at training a run needs, and trains it."""
 
@@ -141,16 +158,7 @@ class Job:
     ) -> None:
         self.config, self.folder, self.report, self.callbacks = config, folder, report, callbacks
         # Built before the folder is claimed, because a text that is too short is bad input.
-        self.data = TokenDataModule(
-            prepared,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            context=config.context,
-            steps=config.steps,
-            accumulate=config.accumulate,
-            eval_batches=config.eval_batches,
-            eval_lengths=config.eval_lengths,
-        )
+        self.data = token_data(config, prepared)
         self.prepared, self.bytes_per_token = prepared, prepared.bytes_per_token
         self.validation = self.data.validation()
         self.longer = self.data.longer_validation()

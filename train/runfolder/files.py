@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes to a temporary file and renames it, so that a reader sees the old text or the new one, never a part."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
@@ -33,7 +36,7 @@ def save_atomically(path: Path, tensors: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file; {} if the file is missing or damaged."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
@@ -41,7 +44,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of a JSONL file, [] if it is missing. Raises ConfigError if a line is damaged."""
-    return list(rows_of(path.read_text(errors="replace").splitlines(keepends=True), path)) if path.exists() else []
+    if not path.exists():
+        return []
+    return list(rows_of(path.read_text("utf-8", errors="replace").splitlines(keepends=True), path))
 
 
 def rows_of(lines: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
@@ -54,6 +59,19 @@ def rows_of(lines: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
         except ValueError:
             raise ConfigError(f"{path}: line {number} is damaged: delete the folder to train the run again") from None
         yield row
+
+
+def if_stale(lock: BaseFileLock) -> str:
+    """Returns what to do about a lock whose holder may have died.
+
+    It is empty if the file system has locks, which end with their process. On others, filelock writes the holder's
+    process and host into the file, which stays if that machine dies.
+    """
+    try:
+        holder = Path(lock.lock_file).read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return ""
+    return f", or delete {lock.lock_file} if process {' on '.join(holder[:2])} has died" if holder else ""
 
 
 def unwritable(folder: Path, error: OSError) -> ConfigError:

@@ -28,7 +28,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError
-from train.runfolder.files import read_json, read_rows, unwritable, write_atomically
+from train.runfolder.files import if_stale, read_json, read_rows, unwritable, write_atomically
 from train.runfolder.provenance import commit, slurm_task
 
 ENDED = ("finished", "diverged")
@@ -111,8 +111,11 @@ class RunFolder:
             raise self._is_training() from None
 
     def _is_training(self) -> ConfigError:
-        pid = self.status().get("pid")
-        return ConfigError(f"{self.path}: process {pid} is training this run already: wait for its end")
+        status = self.status()
+        process = f"process {status.get('pid')} on {status.get('host')}"
+        return ConfigError(
+            f"{self.path}: {process} is training this run already: wait for its end{if_stale(self._lock)}"
+        )
 
     def sound_checkpoint(self) -> Path | None:
         """Returns the checkpoint to resume from, or None. Raises ConfigError if the file is damaged.
@@ -182,7 +185,7 @@ class RunFolder:
                 write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
 
     def seconds(self) -> float:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError
+from train.config.schema import Config
+from train.run.interrupt import StopSignals
 from train.run.process import sigterm_like_ctrl_c
-from train.runfolder.files import unwritable
+from train.run.start import require_start
+from train.runfolder.files import if_stale, unwritable
 from train.sweeps.live_table import LiveTable
 from train.sweeps.plan import Sweep, prepare_data
 from train.sweeps.pool import Pool, slots
@@ -17,35 +20,50 @@ def run(sweep: Sweep, force: bool = False) -> int:
 
     Raises ConfigError if another sweep works in the folder or the folder can't be written.
     """
-    with sigterm_like_ctrl_c():  # Ends the loop over the pool, which then signals the runs.
+    with sigterm_like_ctrl_c():
         return _run(sweep, force)
 
 
 def _run(sweep: Sweep, force: bool) -> int:
     sweep.configs[0].launcher.require_local()
-    sweep.configs[0].logger.require_package()
+    todo = sweep.to_do(force)
+    for config in {(c.logger, c.accelerator, c.devices, c.nodes): c for c in todo}.values():
+        require_start(config)
+    prepare_data(todo)
     lock = FileLock(sweep.folder / ".lock")
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise ConfigError(f"{sweep.folder}: another sweep works in this folder: wait or choose another out=") from None
+        hint = if_stale(lock)
+        raise ConfigError(
+            f"{sweep.folder}: another sweep works in this folder: wait or choose another out={hint}"
+        ) from None
     except OSError as error:
         raise unwritable(sweep.folder.parent, error) from None
-    sweep.write_plan()
-    todo = sweep.to_do(force)
-    prepare_data(todo)
-    todo.sort(key=lambda c: -c.steps * c.batch_size * c.context * c.model.depth * c.model.width**2)
-    pool = Pool(sweep.folder, slots(sweep.configs[0]), todo, again=force)
-    with LiveTable(sweep, len(pool.free), force) as table:
-        try:
-            while pool.waiting or pool.running:
+    try:
+        sweep.write_plan()
+        todo = sweep.to_do(force)  # Another sweep may have trained some of them in the meantime.
+        todo.sort(key=lambda c: -c.steps * c.batch_size * c.context * c.model.depth * c.model.width**2)
+        return _train(sweep, todo, force)
+    finally:
+        lock.release()
+
+
+def _train(sweep: Sweep, todo: list[Config], force: bool) -> int:
+    """Trains the runs in a pool until they have ended or a signal arrives, which ends in KeyboardInterrupt."""
+    stop = StopSignals()
+    stop.listen()
+    try:
+        pool = Pool(sweep.folder, slots(sweep.configs[0]), todo, again=force)
+        with LiveTable(sweep, len(pool.free), force) as table:
+            while (pool.waiting or pool.running) and stop.received is None:
                 table.update(pool.step(), list(pool.running))
                 pool.wait(0.2)
-        except KeyboardInterrupt:
-            pool.stop()
-            table.update([], [])
-            raise
-        finally:
-            lock.release()
-    return table.print_end()
+            if stop.received is not None:
+                pool.stop()
+                table.update([], [])
+                raise KeyboardInterrupt
+        return table.print_end()
+    finally:
+        stop.restore()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
 from train.config.grid import compose_all, expand_with_claim
@@ -18,6 +18,9 @@ from train.config.schema import Config
 from train.runfolder.files import read_json, unwritable, write_atomically
 from train.runfolder.folder import RunFolder
 from train.sweeps.folder_name import sweep_folder
+
+if TYPE_CHECKING:
+    from data.batches import Prepared
 
 
 @dataclass
@@ -94,7 +97,7 @@ def plan(overrides: Sequence[str]) -> Sweep:
     composed = compose_all([point for _, point in expanded])
     if len({config.name for config in composed}) > 1:
         raise ConfigError("name: the runs of a sweep can't have different names: give one value")
-    folder = sweep_folder(overrides, Path(composed[0].out), composed[0].name)
+    folder = sweep_folder(overrides, composed[0].folder, composed[0].name)
     points, configs, arms, seen = [], [], [], set()
     for (arm, point), config in zip(expanded, composed, strict=True):
         if config.name is not None:  # The name is that of the sweep; its runs get their readable names.
@@ -108,8 +111,19 @@ def plan(overrides: Sequence[str]) -> Sweep:
 
 
 def prepare_data(configs: list[Config]) -> None:
-    """Prepares the token files of all runs."""
-    for config in {json.dumps(c.values()["data"]): c for c in configs}.values():
-        from data.prepare import prepare
+    """Prepares the token files of all runs. Raises DataError if that fails, or if a text is too short for a run."""
+    from data.prepare import prepare
+    from train.run.trainer import token_data
 
-        prepare(config.data, Path(config.cache).expanduser(), progress=config.progress)
+    prepared: dict[str, Prepared] = {}
+    shapes: set[tuple[object, ...]] = set()
+    for config in configs:
+        text = json.dumps(config.values()["data"])
+        if text not in prepared:
+            prepared[text] = prepare(config.data, config.token_folder, progress=config.progress)
+        shape = (text, config.batch_size, config.context, config.eval_batches, config.eval_lengths)
+        if shape not in shapes:
+            shapes.add(shape)
+            data = token_data(config, prepared[text])
+            data.validation()
+            data.longer_validation()

@@ -6,15 +6,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from conf.axis import ConfigError
 from tests.train.helpers import TINY, in_process, tiny, trained
 from tests.train.loggers.wandb_files import key, records
 from train.loggers.detail import sent
 from train.loggers.mirror import Mirror
 from train.loggers.wandb import Wandb
+from train.run.trainer import train
 from train.runfolder.folder import RunFolder
 
 
@@ -143,6 +146,54 @@ def test_auto_mode_follows_the_key(monkeypatch, environment, offline):
     assert Wandb().offline() is offline
     assert Wandb(mode="online").offline() is False
     assert Wandb(mode="offline").offline() is True
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("logger.project=lab/proj", r"^logger.project=lab/proj: string should match pattern"),
+        ("logger.project=", r"^logger.project="),
+        (f"logger.project={'x' * 129}", r"string should have at most 128 characters"),
+        ("logger.entity='a#b'", r"^logger.entity=a#b: string should match pattern"),
+    ],
+)
+def test_names_that_wandb_refuses_are_refused_before_the_run(override, said):
+    with pytest.raises(ConfigError, match=said):
+        tiny("logger=wandb", override)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("WANDB_MODE", "sometimes", r"^WANDB_MODE: Input should be 'online', 'offline'"),
+        ("WANDB_BASE_URL", "wandb", r"^WANDB_BASE_URL: Input should be a valid URL"),
+        ("WANDB_API_KEY", " secret", r"^WANDB_API_KEY: API key cannot start or end with whitespace: ((?!secret).)*$"),
+    ],
+)
+def test_variables_that_wandb_refuses_are_refused_before_the_run(tmp_path, monkeypatch, name, value, said):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=said):
+        train(tiny("logger=wandb", f"out={tmp_path / 'new'}"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_disabled_writes_nothing_for_wandb(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    train(tiny("logger=wandb", f"out={tmp_path}"))
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "summary.json").exists()
+    assert not (folder / "wandb").exists()
+    assert Wandb(mode="offline").build(folder, run_id="x", run_name="x", group=None) is not None
+
+
+def test_building_a_logger_leaves_the_environment_alone(tmp_path, monkeypatch):
+    """Otherwise whatever this process starts later would be silent or offline as well."""
+    for name in ("WANDB_MODE", "WANDB_SILENT"):
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    logger: Any = Wandb(mode="offline").build(tmp_path, run_id="x", run_name="x", group="g" * 200)
+    assert (logger._offline, logger._wandb_init["mode"], logger._wandb_init["group"]) == (False, "offline", "g" * 128)
+    assert dict(os.environ) == before
 
 
 def test_losing_wandb_never_stops_a_run(tmp_path):

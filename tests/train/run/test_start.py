@@ -1,0 +1,81 @@
+"""What can't start on this machine is refused in one line, before anything is written."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from conf.axis import ConfigError
+from tests.conftest import TINY, tiny
+from train.config.compose import compose
+from train.run.start import require_start
+from train.run.trainer import train
+from train.sweeps.local import run
+from train.sweeps.plan import plan
+
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "NODE_RANK", "SLURM_PROCID")
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        pytest.param(["accelerator=cuda"], r"^accelerator=cuda: torch finds no such device", marks=WITHOUT_GPU),
+        (["nodes=2"], r"^nodes=2: nothing has started this run on the other machines"),
+        (["data.validation_tokens=64"], r"^the split has 64 tokens"),
+        (["cache='~/tokens'"], r"^cache=~/tokens: there is no home folder"),
+        (["out='~/runs'"], r"^out=~/runs: there is no home folder"),
+    ],
+)
+def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], said: str) -> None:
+    def no_home(path: str) -> str:
+        return path
+
+    monkeypatch.setattr("os.path.expanduser", no_home)  # As for a user id that the system does not know.
+    monkeypatch.chdir(tmp_path)
+    overrides = [f"out={tmp_path}/new", *overrides]
+    with pytest.raises(ConfigError, match=said):
+        train(tiny(*overrides))
+    with pytest.raises(ConfigError, match=said):
+        run(plan([*TINY, *overrides, "seed=0,1"]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_devices_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    require_start(tiny("accelerator=cuda"))
+    with pytest.raises(ConfigError, match=r"^devices=2: torch finds 1 with accelerator=cuda: use devices=1 or fewer$"):
+        require_start(tiny("devices=2", "accelerator=auto"))
+    require_start(tiny("devices=2", "accelerator=cpu"))
+
+
+def test_several_nodes_are_started_by_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    require_start(tiny("nodes=2", "devices=2", "accelerator=cpu"))
+    with pytest.raises(ConfigError, match=r"^devices=1 nodes=2 need 2 processes, but torchrun started 4:"):
+        require_start(tiny("nodes=2", "accelerator=cpu"))
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.setenv("MASTER_ADDR", "n0")
+    monkeypatch.setenv("NODE_RANK", "1")
+    require_start(tiny("nodes=2", "accelerator=cpu"))
+
+
+def test_numbers_that_torch_cannot_hold_are_refused() -> None:
+    assert tiny(f"seed={2**64 - 1}").seed == 2**64 - 1
+    for override in (f"seed={2**64}", f"threads={2**31}", "threads=4097"):
+        with pytest.raises(ConfigError, match=r"input should be less than"):
+            compose([*TINY, override])
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = tiny("out='~/runs'", "cache='~/tokens'")
+    assert (config.folder, config.token_folder) == (tmp_path / "runs", tmp_path / "tokens")
+    assert plan([*TINY, "out='~/runs'", "seed=0,1"]).folder.parent == tmp_path / "runs"
