@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from conf.axis import ConfigError
@@ -28,9 +27,12 @@ def main() -> None:
 
 def single(arguments: list[str]) -> None:
     """Trains one run, or prints what `show=` asks for."""
-    from train.cli.words import taken
-    from train.config.compose import compose
-    from train.config.grid import single_point
+    from train.run.process import stop_held
+
+    with stop_held():  # This takes seconds.
+        from train.cli.words import taken
+        from train.config.compose import compose
+        from train.config.grid import single_point
 
     words, overrides = taken(arguments)
     if words.show is not None:
@@ -55,13 +57,16 @@ def train_and_summarize(config: Any, force: bool = False, logger: str | None = N
     `logger` is the override by which the user chose the logger. Raises ConfigError if it could have no effect, because
     the run has ended.
     """
-    from train.cli.ended import already_trained, require_logged
-    from train.cli.progress import Progress, print_summary
-    from train.run.trainer import train
-    from train.runfolder.folder import RunFolder
+    from train.run.process import stop_held
+
+    with stop_held():
+        from train.cli.ended import already_trained, require_logged
+        from train.cli.progress import Progress, print_summary
+        from train.run.trainer import train
+        from train.runfolder.folder import RunFolder
 
     config.launcher.require_local()
-    folder = RunFolder(Path(config.out) / config.run_name())
+    folder = RunFolder(config.folder / config.run_name())
     if folder.has_ended() and not force:
         if logger is not None:
             require_logged(config, folder, logger)

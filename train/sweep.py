@@ -7,12 +7,12 @@ runs again that have ended; `--dry-run` says what the sweep would cost, and writ
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from conf.axis import ConfigError
-from train.config.launcher import Slurm, in_full
-from train.runfolder.folder import RunFolder, require_format
-from train.sweeps.local import run
-from train.sweeps.plan import Sweep, plan
+
+if TYPE_CHECKING:
+    from train.sweeps.plan import Sweep
 
 
 def launch(sweep: Sweep, force: bool = False) -> int:
@@ -21,6 +21,10 @@ def launch(sweep: Sweep, force: bool = False) -> int:
     With `force`, runs that have ended are trained again. Raises ConfigError for runs of an earlier format, runs with
     different launchers, or runs that are in Slurm's queue.
     """
+    from train.config.launcher import Slurm
+    from train.runfolder.folder import RunFolder, require_format
+    from train.sweeps.local import run
+
     launcher = sweep.configs[0].launcher
     if sweep.claim is not None:
         from train.findings.own import check_claim
@@ -66,7 +70,12 @@ def main() -> None:
 def sweep(arguments: list[str]) -> int:
     """Trains the sweep of a command line, or says what it would cost, and returns the exit code."""
     from train.cli.words import taken
+    from train.run.process import stop_held
 
+    with stop_held():  # These take seconds.
+        import train.sweeps.local  # noqa: F401 - loads torch
+        from train.config.launcher import in_full
+        from train.sweeps.plan import plan
     words, overrides = taken(arguments)
     if words.show is not None:
         raise ConfigError(f"show={words.show} needs a single run: use python -m train show={words.show} ...")

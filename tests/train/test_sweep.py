@@ -106,13 +106,37 @@ def test_a_failing_run_stops_no_other_and_is_named(tmp_path, capsys):
     assert RunFolder(folder / names[1]).state() == "finished"
 
 
-@pytest.mark.parametrize("whole_group", [True, False], ids=["ctrl_c", "sigterm"])
-def test_interruption_leaves_checkpoints_and_the_same_command_goes_on(tmp_path, whole_group):
-    """Ctrl-C reaches every process of the terminal's group; a SIGTERM of Slurm or a user only reaches the sweep."""
+LINUX_ALONE = ("sched_getaffinity", "sched_setaffinity", "memfd_create", "pidfd_open", "eventfd", "posix_fallocate")
+"""Functions of `os` that macOS does not have."""
+
+
+def elsewhere(folder: Path) -> dict[str, str]:
+    """Returns an environment like that of another machine.
+
+    Python has no functions of Linux alone, the temporary folder is longer than a socket's path can be, there is no
+    HOME, and the locale knows only ASCII.
+    """
+    temporary = folder / ("t" * 100) / ("t" * 100)
+    temporary.mkdir(parents=True)
+    hide = "import os\n" + "".join(f"if hasattr(os, {name!r}): del os.{name}\n" for name in LINUX_ALONE)
+    (folder / "sitecustomize.py").write_text(hide)
+    kept = {k: v for k, v in os.environ.items() if k != "HOME"}
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    return kept | ascii_only | {"TMPDIR": str(temporary), "PYTHONPATH": path}
+
+
+@pytest.mark.parametrize("whole_group", [True, False], ids=["ctrl_c", "sigterm_elsewhere"])
+def test_interruption_leaves_checkpoints_and_the_same_command_goes_on(tmp_path, tmp_path_factory, whole_group):
+    """Ctrl-C reaches every process of the terminal's group; a SIGTERM of Slurm or a user only reaches the sweep.
+
+    The second sweep runs in an environment in which much is missing.
+    """
+    environment = None if whole_group else elsewhere(tmp_path_factory.mktemp("elsewhere"))
     overrides = ["seed=0,1", "steps=400", "watch_every=25", f"out={tmp_path}"]
     command = [sys.executable, "-m", "train.sweep", *TINY, *overrides]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
     )
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not list(tmp_path.glob("*/*/timing.jsonl")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -26,6 +27,10 @@ def exit_with(action: Callable[[], None]) -> None:
 
     The codes are 2 for bad input, 1 for disk errors, and 128 + signal number for an interruption.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or pipe without UTF-8 shows ? for other characters, instead of ending the command.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     try:
         action()
         sys.stdout.flush()

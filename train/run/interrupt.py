@@ -6,6 +6,8 @@ import signal
 from types import FrameType
 from typing import Any
 
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 class Interrupted(Exception):  # noqa: N818 - not an error
     """A signal stopped the run after it wrote a checkpoint; the run can resume from there."""
@@ -23,7 +25,7 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def listen(self) -> None:
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for signum in STOP:
             self._previous[signum] = signal.signal(signum, self._record)
 
     def restore(self) -> None:

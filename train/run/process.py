@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from train.run.interrupt import STOP
+
 
 @contextmanager
 def environment(**values: str) -> Iterator[None]:
@@ -40,6 +42,21 @@ def sigterm_like_ctrl_c() -> Iterator[None]:
     with handlers():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         yield
+
+
+@contextmanager
+def stop_held() -> Iterator[None]:
+    """Delivers Ctrl-C and other requests to stop only on leaving.
+
+    Python raises KeyboardInterrupt wherever it is. While modules are imported, that can be in a callback, which prints
+    and drops it, or in the middle of a library, which then fails with an error of its own. A process that is started
+    in the block has these signals blocked too, until it unblocks them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -6,22 +6,25 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from train.config.schema import Config
-from train.run.interrupt import Interrupted
-from train.run.process import environment
+from train.run.interrupt import STOP, Interrupted
+from train.run.process import environment, stop_held
 from train.runfolder.folder import ENDED, RunFolder
 
 STOP_SECONDS = 20.0
 CODE = Path(__file__).parents[2]
 """The folder of our packages."""
+LONGEST_TEMPORARY = 70
+"""Most characters of the temporary folder. A socket's path has at most 103 on macOS, and multiprocessing adds 33."""
 
 
 def slots(config: Config) -> list[str | None]:
@@ -30,7 +33,24 @@ def slots(config: Config) -> list[str | None]:
 
     if config.accelerator in ("auto", "cuda") and torch.cuda.is_available():
         return [*visible_gpus(torch.cuda.device_count())]
-    return [None] * max(1, len(os.sched_getaffinity(0)) // max(1, config.threads))
+    return [None] * max(1, cores() // max(1, config.threads))
+
+
+def cores() -> int:
+    """Returns the number of CPU cores that this process may use, or all where the system does not say, as on macOS."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_room_for_sockets() -> None:
+    """Lets multiprocessing use a short temporary folder if the system's is too long for the paths of its sockets."""
+    if len(tempfile.gettempdir()) <= LONGEST_TEMPORARY:
+        return
+    given = tempfile.tempdir
+    tempfile.tempdir = next((folder for folder in ("/tmp", "/var/tmp") if os.access(folder, os.W_OK)), given)
+    try:
+        util.get_temp_dir()  # Creates and remembers the folder.
+    finally:
+        tempfile.tempdir = given
 
 
 def visible_gpus(count: int) -> list[str]:
@@ -42,7 +62,7 @@ def visible_gpus(count: int) -> list[str]:
 def work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float = 0.0, again: bool = False) -> None:
     """Trains one run in this process and exits; the output goes to log.txt in the run's folder."""
     # The forkserver ignores these signals. Before training starts, they should end the process.
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for signum in STOP:
         signal.signal(signum, signal.default_int_handler)
     try:
         sys.exit(_work(values, parent, gpu, patience, again))
@@ -88,8 +108,13 @@ class Pool:
         if self.waiting:
             # Its libraries read the number of threads when they are imported.
             threads = str(max(1, self.waiting[0].threads))
+            make_room_for_sockets()
+            # The server would be ended by a signal that arrives before it can ignore it. Python's own helper is started
+            # first, because that unblocks the signals.
+            resource_tracker.ensure_running()
             kept = {} if Path.cwd() == CODE else {"PYTHONSAFEPATH": "1"}  # A train.py there is not ours.
-            with environment(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads), **kept):
+            threads = os.environ.get("OMP_NUM_THREADS", threads)
+            with environment(OMP_NUM_THREADS=threads, **kept), stop_held():
                 forkserver.ensure_running()
 
     def step(self) -> list[str]:

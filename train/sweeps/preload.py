@@ -1,14 +1,17 @@
 """Imported once by the sweep's forkserver, so that each run starts with all modules in memory.
 
-Slurm signals all processes of a job, and Ctrl-C all processes of a terminal. The server ignores these signals, from
-before the slow imports on: if it died, the sweep could no longer wait for its runs to write their checkpoints.
+Slurm signals all processes of a job, and Ctrl-C all processes of a terminal. The server ignores these signals: if it
+died, the sweep could no longer wait for its runs to write their checkpoints. It starts with them blocked.
 """
 
 # ruff: noqa: E402
 import signal
 
-for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+from train.run.interrupt import STOP
+
+for signum in STOP:
     signal.signal(signum, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
 
 import lightning.pytorch
 import omegaconf
