@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, core_schema, to_json
+from pydantic_core import CoreSchema, PydanticSerializationError, core_schema, to_json
 
 # The pydantic config of every config dataclass.
 CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -143,6 +143,8 @@ def checked(config: type[T], values: Mapping[str, Any]) -> T:
         return _adapter(config).validate_json(to_json(values, inf_nan_mode="constants"), strict=True)
     except ValidationError as error:
         raise ConfigError(_one_line(error, config)) from None
+    except PydanticSerializationError:  # Python escapes the bytes of an argument that it can't read.
+        raise ConfigError("a value is no text in this locale: set PYTHONUTF8=1 or a locale with UTF-8") from None
 
 
 @cached_by_type

@@ -13,16 +13,16 @@ from conf.axis import ConfigError
 
 def main() -> None:
     arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
-        from train.cli.help import show_help
-
-        show_help(arguments)
-        return
     from train.cli.terminal import exit_with
     from train.run.process import sigterm_like_ctrl_c
 
     with sigterm_like_ctrl_c():
-        exit_with(lambda: multirun(arguments) if {"-m", "--multirun"} & set(arguments) else single(arguments))
+        if {"-h", "--help"} & set(arguments):
+            from train.cli.help import show_help
+
+            exit_with(lambda: show_help(arguments))
+        else:
+            exit_with(lambda: multirun(arguments) if {"-m", "--multirun"} & set(arguments) else single(arguments))
 
 
 def single(arguments: list[str]) -> None:

@@ -62,7 +62,7 @@ def main() -> None:
     if {"-h", "--help"} & set(arguments) or not arguments:
         from train.cli.help import show_help
 
-        show_help(arguments)
+        exit_with(lambda: show_help(arguments))
         return
     exit_with(lambda: sys.exit(sweep(arguments)))
 

@@ -1,5 +1,6 @@
 """Commands as a user types them: output, exit codes and files."""
 
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.helpers import TINY, call, tiny
+from train.cli.terminal import exit_with
 from train.config.choices import choices
 from train.config.compose import to_yaml
 from train.config.grid import single_point
@@ -200,3 +202,11 @@ def test_show_config_is_the_config_of_the_run_folder(capsys, monkeypatch):
     code, said = call(["train", *TINY, "show=config"], capsys, monkeypatch)
     assert code == 0
     assert said == f"# {tiny().run_name()}\n{to_yaml(tiny())}"
+
+
+def test_output_without_utf8_shows_a_question_mark(monkeypatch):
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    exit_with(lambda: print("beta2 (β₂)"))
+    assert written.getvalue() == b"beta2 (??)\n"

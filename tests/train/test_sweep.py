@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from conf.axis import ConfigError
@@ -158,6 +160,24 @@ def test_interruption_leaves_checkpoints_and_the_same_command_goes_on(tmp_path, 
     finished = [RunFolder(p.parent) for p in tmp_path.glob("*/*/summary.json")]
     assert {run.state() for run in finished} == {"finished"}
     assert len(finished) == 2
+
+
+def test_ctrl_c_while_the_server_of_the_runs_starts_is_one_line(tmp_path):
+    """The server imports libraries for seconds. It must not die with a traceback, and no run must be left behind."""
+    command = [sys.executable, "-m", "train.sweep", *TINY, "seed=0,1", "steps=600", f"out={tmp_path}"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    started: list[psutil.Process] = []
+    while process.poll() is None and not started:
+        with suppress(psutil.Error):
+            children = psutil.Process(process.pid).children()
+            started = [child for child in children if "forkserver" in " ".join(child.cmdline())]
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (130, "stopped; the same command resumes from the last checkpoint\n")
+    psutil.wait_procs(started, timeout=60)
+    assert not started[0].is_running()
 
 
 def test_a_killed_run_is_a_failure_of_its_own(tmp_path):

@@ -25,7 +25,7 @@ def already_trained(folder: RunFolder) -> str:
 
 def state_of(config: Config) -> str:
     """Returns what training the run would do: start it, resume it, or leave it as it is."""
-    folder = RunFolder(Path(config.out) / config.run_name())
+    folder = RunFolder(config.folder / config.run_name())
     if folder.has_ended():
         return already_trained(folder)
     return f"would resume from {folder.checkpoint}" if folder.checkpoint.exists() else "not trained yet"

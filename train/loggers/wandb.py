@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from conf.axis import CHECKED, ConfigError
+from conf.axis import CHECKED, ConfigError, expanded
 from train.loggers.base import LOGGER, Logger, LoggerConfig
 from train.loggers.detail import Detail
 
@@ -59,7 +59,9 @@ class Wandb(LoggerConfig):
         return _mode() != "online" if _mode() else not has_key()
 
     def require(self) -> None:
-        """Raises ConfigError if wandb refuses one of its environment variables."""
+        """Raises ConfigError if wandb refuses one of its environment variables, or finds no folder for its settings."""
+        if self.mode != "auto" or _mode() != "disabled":
+            expanded(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb"), "logger=wandb: WANDB_CONFIG_DIR")
         for name in sorted(os.environ):
             if name.startswith("WANDB_"):
                 _require_variable(name)

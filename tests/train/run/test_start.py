@@ -1,5 +1,7 @@
 """What can't start on this machine is refused in one line, before anything is written."""
 
+import errno
+import re
 from pathlib import Path
 
 import pytest
@@ -31,12 +33,14 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         (["data.validation_tokens=64"], r"^the split has 64 tokens"),
         (["cache='~/tokens'"], r"^cache=~/tokens: there is no home folder"),
         (["out='~/runs'"], r"^out=~/runs: there is no home folder"),
+        (["logger=wandb"], r"^logger=wandb: WANDB_CONFIG_DIR=~/.config/wandb: there is no home folder"),
     ],
 )
 def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], said: str) -> None:
     def no_home(path: str) -> str:
         return path
 
+    monkeypatch.delenv("WANDB_CONFIG_DIR", raising=False)
     monkeypatch.setattr("os.path.expanduser", no_home)  # As for a user id that the system does not know.
     monkeypatch.chdir(tmp_path)
     overrides = [f"out={tmp_path}/new", *overrides]
@@ -79,3 +83,28 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     config = tiny("out='~/runs'", "cache='~/tokens'")
     assert (config.folder, config.token_folder) == (tmp_path / "runs", tmp_path / "tokens")
     assert plan([*TINY, "out='~/runs'", "seed=0,1"]).folder.parent == tmp_path / "runs"
+
+
+def test_bytes_that_the_locale_cannot_read_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^a value is no text in this locale"):
+        compose([*TINY, "out='r\udcc3\udca4'"])
+
+
+def test_a_lock_that_a_dead_machine_left_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without locks in the file system, filelock goes by the existence of the file, which names its process."""
+
+    def not_implemented(file: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", not_implemented)
+    config = tiny(f"out={tmp_path}")
+    for folder, attempt in (
+        (tmp_path / config.run_name(), lambda: train(config)),
+        (tmp_path / "mine", lambda: run(plan([*TINY, f"out={tmp_path}", "name=mine"]))),
+    ):
+        folder.mkdir()
+        lock = folder / ".lock"
+        lock.write_text("123\nn7\n")
+        with pytest.raises(ConfigError, match=rf"or delete {re.escape(str(lock))} if process 123 on n7 has died$"):
+            attempt()
+        assert [path.name for path in folder.iterdir()] == [".lock"]
