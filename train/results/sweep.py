@@ -160,13 +160,13 @@ def together(sweeps: Sequence[SweepResults]) -> SweepResults:
     names = [sweep.name for sweep in sweeps]
     if len(set(names)) < len(names):
         names = [str(sweep.path) for sweep in sweeps]
-    frames, folders = [], {}
+    frames, folders = [], dict[str, RunFolder]()
     for name, sweep in zip(names, sweeps, strict=True):
         arms = with_arms(sweep.runs)["arm"].fillna("")
         arms = [f"{name}: {arm}" if arm else name for arm in arms]
         frames.append(sweep.runs.assign(run=[f"{name}/{run}" for run in sweep.runs["run"]], arm=arms))
         folders |= {f"{name}/{run}": folder for run, folder in sweep.metrics.folders.items()}
-    runs = pd.concat(frames, ignore_index=True)
+    runs = pd.concat(frames, ignore_index=True).copy()
     runs["size"] = _sizes(runs)
     return SweepResults(sweeps[0].path, " and ".join(names), None, runs, Metrics(folders))
 

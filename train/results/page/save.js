@@ -54,13 +54,14 @@ function chartSvg(title, plot, spec) {
   const groups = new Map([...drawn.querySelectorAll("[data-series]")].map((g) => [g.dataset.series, g]));
   const drawings = [[still(drawn), 0, 24]];
   let [x, y] = [MARGIN.left, height + 36];
-  for (const { label, dash } of spec.series.length > 1 ? spec.series : []) {
+  for (const { label, dash, loose } of spec.series.length > 1 ? spec.series : []) {
     const needed = 36 + 6.2 * label.length;
     if (x > MARGIN.left && x + needed > width) [x, y] = [MARGIN.left, y + 16];
     const stroke = getComputedStyle(groups.get(label)).color;
     const fill = getComputedStyle(document.body).color;
     const line = svg("path", { d: "M0,-4L20,-4", stroke, "stroke-width": 1.6, "stroke-dasharray": dash });
-    drawings.push([svg("g", {}, line, svg("text", { x: 25, "font-size": 11, fill }, label)), x, y]);
+    const key = loose ? svg("circle", { cx: 10, cy: -4, r: 3, fill: stroke }) : line;
+    drawings.push([svg("g", {}, key, svg("text", { x: 25, "font-size": 11, fill }, label)), x, y]);
     x += needed;
   }
   drawings[0][0].setAttribute("width", width);
