@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -41,6 +42,8 @@ class Position:
     text_bytes: int = 0
     """UTF-8 bytes of the documents, for converting nats per token into bits per byte."""
     last_token: int | None = None
+    altered: dict[str, int] = field(default_factory=dict)
+    """What the tokens don't give back of the text, and how often."""
 
 
 class TokenSource(Protocol):
@@ -86,7 +89,8 @@ class DataConfig:
     def fingerprint(self) -> dict[str, Any]:
         """Returns the versions and hashes that determine the tokens together with the config fields.
 
-        A key with the name of a field replaces the field's value in the hash that names the prepared folder.
+        A key with the name of a field replaces the field's value in the hash that names the prepared folder; None takes
+        the field out of it.
         """
         raise NotImplementedError
 

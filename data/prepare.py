@@ -8,6 +8,8 @@ import os
 import platform
 import shutil
 import sys
+import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from conf.axis import ConfigError
 from data import tokenizer as tokenization
 from data.batches import Prepared
 from data.config import SPLITS, DataConfig, DataError, Position, Split, TokenSource, one_line
@@ -36,9 +39,10 @@ def prepare(config: DataConfig, cache: Path, progress: bool = True) -> Prepared:
 
     The digest is 8 hex digits of a hash of everything that determines the tokens. An interrupted preparation is
     resumed and gives the same bytes as an uninterrupted one. If several processes prepare the same folder, one does
-    and the others wait for it. Raises DataError if the source is unavailable, if the disk fails, or if the folder does
-    not match its manifest.
+    and the others wait for it. Raises DataError if anything fails: the source is unavailable, the text or tokenizer
+    can't be used, the disk fails, or the folder does not match its manifest.
     """
+    where = f"data={config.name} can't be prepared in {cache}"
     try:
         folder = cache / f"{config.name}-{_digest(config)}"
         if not (folder / MANIFEST).exists():
@@ -48,7 +52,26 @@ def prepare(config: DataConfig, cache: Path, progress: bool = True) -> Prepared:
                     _build(config, folder, progress)
         return open_prepared(folder)
     except OSError as error:
-        raise DataError(f"data={config.name} can't be prepared in {cache}: {one_line(error)}") from None
+        raise DataError(f"{where}: {one_line(error)}") from None
+    except ConfigError:
+        raise
+    except BaseException as error:
+        # A panic of a Rust library is not an `Exception`.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        kept = _keep_traceback(cache / f"{config.name}-traceback.txt", error)
+        raise DataError(
+            f"{where}: {type(error).__name__}: {one_line(error)}{kept}: the same command goes on from where it stopped"
+        ) from error
+
+
+def _keep_traceback(path: Path, error: BaseException) -> str:
+    """Writes the traceback of an unexpected error, and returns a note of the file for the message."""
+    try:
+        path.write_text("".join(traceback.format_exception(error)))
+    except OSError:
+        return ""
+    return f" (traceback in {path})"
 
 
 def open_prepared(folder: Path) -> Prepared:
@@ -90,7 +113,10 @@ def _add_floors(folder: Path, tokens: Mapping[Split, np.ndarray]) -> dict[str, A
 
 
 def _digest(config: DataConfig) -> str:
-    inputs = {"format": FORMAT} | asdict(config) | config.fingerprint()
+    fingerprint = config.fingerprint()
+    out = {name for name in asdict(config) if fingerprint.get(name, "") is None}
+    inputs = {"format": FORMAT} | asdict(config) | fingerprint
+    inputs = {name: value for name, value in inputs.items() if name not in out}
     if (module := type(config).__module__).startswith("stabilab_plugin_"):  # Ends with the hash of its code.
         inputs["plugin"] = module
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
@@ -130,18 +156,36 @@ def _build(config: DataConfig, folder: Path, progress: bool) -> None:
     manifest = {
         "format": FORMAT,
         "config": asdict(config),
-        "source": config.fingerprint(),
+        "source": {name: value for name, value in config.fingerprint().items() if value is not None},
         "vocab_size": config.vocab_size,
         "dtype": dtype.name,
         "splits": {split: asdict(positions[split]) for split in SPLITS},
         "files": {name: _sha256(folder / name) for name in names},
         "versions": _versions(),
     } | source.facts
+    reading = manifest["reading"] = _reading(source, positions)
     tokens = {split: np.memmap(folder / f"{split}.bin", dtype, "r") for split in SPLITS}
     manifest["floors"] = floors_of(manifest, tokens["train"], tokens["validation"])._asdict()
     _replace_json(folder / MANIFEST, manifest)
     (folder / PROGRESS).unlink()
     shutil.rmtree(folder / "work", ignore_errors=True)
+    if progress and reading:
+        print(f"data={config.name}: {summary_of(reading)}", file=sys.stderr)
+
+
+def _reading(source: TokenSource, positions: Mapping[Split, Position]) -> dict[str, int]:
+    """Returns what was read, skipped, altered and lost on the way from a source to its tokens, {} if it isn't text."""
+    if "reading" not in source.facts:
+        return {}
+    made = Counter(documents=sum(p.documents for p in positions.values()))
+    made["bytes of text"] = sum(p.text_bytes for p in positions.values())
+    made["tokens"] = sum(p.tokens for p in positions.values())
+    return dict(sum((Counter(p.altered) for p in positions.values()), Counter(source.facts["reading"]) + made))
+
+
+def summary_of(reading: Mapping[str, int]) -> str:
+    """Returns what a manifest says of the reading of its text, in one line."""
+    return ", ".join(f"{number:,} {what}" for what, number in reading.items())
 
 
 def _saved_positions(folder: Path) -> dict[Split, Position]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic.dataclasses import dataclass
@@ -51,7 +53,7 @@ class TextConfig(DataConfig):
     def source(self, folder: Path) -> TextSource:
         corpus = self.corpus(folder / "work")
         tokenizer = tokenization.load_or_train(self.tokenizer, self.vocab_size, batches(corpus.train), folder)
-        return TextSource(corpus, tokenizer, facts={"eos": tokenization.eos(tokenizer)})
+        return TextSource(corpus, tokenizer, facts={"eos": tokenization.eos(tokenizer), "reading": corpus.reading})
 
 
 @plain_dataclass(frozen=True)
@@ -64,6 +66,15 @@ class Corpus:
     """The train split ends with the document that reaches this many tokens; None means no limit."""
     digest: str | None = None
     """sha256 of all documents, independent of their order; None for a stream."""
+    reading: Mapping[str, int] = field(default_factory=dict)
+    """What was read, skipped and altered, and how much of it."""
+
+
+class Documents(NamedTuple):
+    """The documents of a corpus in a column `text`, and what was read, skipped and altered for them."""
+
+    rows: Dataset
+    reading: Mapping[str, int]
 
 
 @plain_dataclass(frozen=True)
@@ -85,15 +96,13 @@ class TextSource:
         unit, total = self.total(split)
         if total is not None and getattr(start, unit) >= total:
             return
-        position, eos = start, tokenization.eos(self.tokenizer)
+        position, encoder = start, tokenization.Encoder(self.tokenizer)
+        encoder.altered.update(start.altered)
         for texts in batches(getattr(self.corpus, split).skip(start.documents)):
             ids: list[int] = []
             documents = text_bytes = 0
-            for text, encoding in zip(
-                texts, self.tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
-            ):
-                ids += encoding.ids
-                ids.append(eos)
+            for text, found in zip(texts, encoder.encode(texts), strict=True):
+                ids += found
                 documents, text_bytes = documents + 1, text_bytes + len(text.encode())
                 if limit is not None and position.tokens + len(ids) >= limit:
                     break
@@ -103,6 +112,7 @@ class TextSource:
                 tokens=position.tokens + len(ids),
                 text_bytes=position.text_bytes + text_bytes,
                 last_token=ids[-1],
+                altered=dict(encoder.altered),
             )
             yield np.array(ids), position
             if limit is not None and position.tokens >= limit:
@@ -123,42 +133,59 @@ def hf_datasets() -> Any:
     return datasets
 
 
-def from_documents(generator: Any, work: Path, **arguments: Any) -> Dataset:
-    """Returns a dataset, stored under `work`, of the non-blank strings that generator(**arguments) yields."""
+def from_documents(generator: Callable[..., Iterator[str | Counter[str]]], work: Path, **arguments: Any) -> Documents:
+    """Returns a dataset, stored under `work`, of the non-blank strings that generator(**arguments) yields.
+
+    The generator may also yield counters of what it read, skipped or altered; their sum is returned with the dataset.
+    """
     datasets = hf_datasets()
-    with disk_errors():
-        return datasets.Dataset.from_generator(
+    features = datasets.Features({"text": datasets.Value("string")})
+    counts = work / "reading.json"
+    if next(_rows(generator, arguments), None) is None:  # `datasets` can't make an empty one.
+        return Documents(datasets.Dataset.from_dict({"text": []}, features), {})
+    with true_causes():
+        rows = datasets.Dataset.from_generator(
             _rows,
-            features=datasets.Features({"text": datasets.Value("string")}),
+            features=features,
             cache_dir=str(work),
-            gen_kwargs={"generator": generator, "arguments": arguments},
+            gen_kwargs={"generator": generator, "arguments": arguments, "counts": str(counts)},
         )
+    return Documents(rows, json.loads(counts.read_text()))
 
 
 @contextmanager
-def disk_errors() -> Iterator[None]:
-    """Raises the OSError that caused an error of `datasets`, so that a full disk is reported as such."""
+def true_causes() -> Iterator[None]:
+    """Raises the cause of an error of `datasets` if it says enough: a full disk, or text that can't be read."""
     try:
         yield
     except hf_datasets().exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, OSError):
+        if isinstance(error.__cause__, OSError | DataError):
             raise error.__cause__ from None
         raise
 
 
-def _rows(generator: Any, arguments: dict[str, Any]) -> Iterator[dict[str, str]]:
+def _rows(generator: Any, arguments: dict[str, Any], counts: str | None = None) -> Iterator[dict[str, str]]:
+    """Yields a row per document, and then writes what was counted into the file `counts`."""
+    found: Counter[str] = Counter()
     for text in generator(**arguments):
-        if text.strip():
+        if isinstance(text, Counter):
+            found.update(text)
+        elif text.strip():
             yield {"text": text}
+        else:
+            found["blank documents skipped"] += 1
+    if counts is not None:
+        Path(counts).write_text(json.dumps(+found))
 
 
-def split_by_hash(documents: Dataset, what: str) -> Corpus:
+def split_by_hash(found: Documents, what: str) -> Corpus:
     """Sorts documents by a hash of their text and holds out the lowest hashes, about 4 %, for validation.
 
     The order and the split depend only on the texts, and equal texts land in the same split. The order is random with
     respect to content, so the first blocks of each file are a sample of the whole corpus. Raises DataError if there
     are fewer than 2 documents; `what` names the corpus in the message.
     """
+    documents = found.rows
     if len(documents) < 2:
         raise DataError(f"{what} has {len(documents)} documents; at least 2 are needed, one of them for validation")
     hashes = np.array([_hash(text) for texts in batches(documents) for text in texts], np.uint64)
@@ -168,6 +195,7 @@ def split_by_hash(documents: Dataset, what: str) -> Corpus:
         train=documents.select(order[held_out:]),
         validation=documents.select(order[:held_out]),
         digest=hashlib.sha256(hashes[order].tobytes()).hexdigest(),
+        reading=found.reading,
     )
 
 

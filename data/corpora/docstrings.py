@@ -6,6 +6,7 @@ import ast
 import platform
 import sysconfig
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -57,13 +58,15 @@ def _version(package: str) -> str:
         ) from None
 
 
-def docstrings(packages: list[str]) -> Iterator[str]:
-    """Yields the docstrings of modules, classes and functions in file order, without duplicates."""
+def docstrings(packages: list[str]) -> Iterator[str | Counter[str]]:
+    """Yields the docstrings of modules, classes and functions in file order, without duplicates, and counts files."""
     seen: set[str] = set()
     for package in packages:
         for path in _sources(package):
             for text in _docstrings_of(path):
-                if len(text) > MIN_LENGTH and text not in seen:
+                if isinstance(text, Counter):
+                    yield text
+                elif len(text) > MIN_LENGTH and text not in seen:
                     seen.add(text)
                     yield text
 
@@ -78,20 +81,24 @@ def _sources(package: str) -> list[Path]:
     return [found[name] for name in sorted(found) if not SKIPPED_FOLDERS & set(name.parts)]
 
 
-def _docstrings_of(path: Path) -> Iterator[str]:
+def _docstrings_of(path: Path) -> Iterator[str | Counter[str]]:
     try:
         source = path.read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's files
             tree = ast.parse(source)
     except (OSError, SyntaxError, ValueError):  # templates, or files for another Python version
+        yield Counter({"files skipped that this version of Python can't parse": 1})
         return
     for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
             if text:
                 # A literal can contain lone surrogates, which can't be encoded.
-                yield text.encode("utf-8", "replace").decode()
+                sound = text.encode("utf-8", "replace").decode()
+                if sound != text:
+                    yield Counter({"docstrings with half surrogate pairs replaced by ?": 1})
+                yield sound
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:

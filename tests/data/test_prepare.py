@@ -206,6 +206,31 @@ for most, name, values in [
         assert "File too large" in line
 
 
+def test_anything_unexpected_is_one_line_and_its_traceback_a_file(tmp_path, config, monkeypatch):
+    class PanicException(BaseException):
+        """As the Rust libraries raise."""
+
+    class ReadError(Exception):
+        """As httpx raises in mid-stream."""
+
+    for fault in (PanicException("called `unwrap`\non None"), ReadError("peer closed\nthe connection"), KeyError("x")):
+        source = config("synthetic", **TINY)
+
+        def broken(self, folder, fault=fault):
+            raise fault
+
+        monkeypatch.setattr(type(source), "source", broken)
+        with pytest.raises(
+            DataError, match=rf"^data=synthetic can't be prepared in .*: {type(fault).__name__}: "
+        ) as error:
+            prepare(source, tmp_path, progress=False)
+        assert "\n" not in str(error.value)
+        assert "in broken" in (tmp_path / "synthetic-traceback.txt").read_text()
+    monkeypatch.setattr(type(source), "source", lambda self, folder: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, tmp_path, progress=False)
+
+
 def test_progress_is_shown(tmp_path, config, capfd, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     prepare(config("synthetic", **TINY), tmp_path)

@@ -1,7 +1,15 @@
+import json
+import random
+import signal
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer, models
 
 from data import DataError, tokenizer
+from data.tokenizer_process import call
 
 TEXT = "Any text comes back: Grüße, 日本語, 🎉, \t\x00\r\n and <eos> </s> <|endoftext|> as written.  \n"
 
@@ -79,3 +87,98 @@ def test_end_of_text_is_looked_for_in_order(texts):
     bpe.add_special_tokens(["</s>"])
     assert tokenizer.eos(bpe) == 0
     assert np.array(bpe.encode("</s>").ids).max() < 300
+
+
+def saved(path, model, *added, special=False, **parts):
+    """Saves a tokenizer.json of this model with added tokens."""
+    made = Tokenizer(model)
+    for name, part in parts.items():
+        setattr(made, name, part)
+    made.add_tokens([AddedToken(token, special=special) for token in added])
+    made.save(str(path))
+    return str(path)
+
+
+def test_an_ordinary_added_end_of_text_token_is_no_end_in_a_text(texts, tmp_path):
+    ours = json.loads(tokenizer.train(iter(texts), 300).to_str())
+    for token in ours["added_tokens"]:
+        token["special"] = False
+    (tmp_path / "mine.json").write_text(json.dumps(ours))
+    found = tokenizer.load_or_train(str(tmp_path / "mine.json"), 300, iter([]), tmp_path)
+    encoder = tokenizer.Encoder(found)
+    (ids,) = encoder.encode(["before <eos> after<eos>"])
+    assert (ids.count(encoder.eos), ids[-1]) == (1, encoder.eos)
+    assert found.decode(ids[:-1], skip_special_tokens=False) == "before <eos> after<eos>"
+    assert encoder.altered == {}
+    ours["added_tokens"][0]["special"] = True
+    (tmp_path / "special.json").write_text(json.dumps(ours))
+    prints = [tokenizer.fingerprint(str(tmp_path / name))["tokenizer"] for name in ("mine.json", "special.json")]
+    assert [", literal" in text for text in prints] == [True, False]
+
+
+def test_an_end_of_text_token_that_is_a_word_of_the_model_is_spelled_out(tmp_path):
+    words = [("<unk>", 0.0), ("</s>", 0.0), *((letter, -2.0) for letter in "ab</s>")]
+    path = saved(tmp_path / "t5.json", models.Unigram(words, 0), "</s>", special=True)
+    encoder = tokenizer.Encoder(tokenizer.load_or_train(path, 9, iter([]), tmp_path))
+    assert encoder.encode(["a</s>b"]) == [[*(encoder.tokenizer.token_to_id(c) for c in "a</s>b"), encoder.eos]]
+    assert encoder.altered == {tokenizer.SPELLED: 1}
+
+
+def test_what_a_tokenizer_does_not_know_is_counted(tmp_path):
+    vocabulary = {"<eos>": 0, "a": 1, "b": 2, "<unk>": 3}
+    lossy = saved(tmp_path / "lossy.json", models.BPE(vocabulary, []))
+    encoder = tokenizer.Encoder(tokenizer.load_or_train(lossy, 4, iter([]), tmp_path))
+    assert encoder.encode(["aébé", "ba c"]) == [[1, 2, 0], [2, 1, 0]]
+    assert encoder.altered == {tokenizer.LOST: 3}  # A space is lost as well, and not counted.
+    (tmp_path / "tokenizer.json").unlink()
+    unknown = saved(tmp_path / "unknown.json", models.BPE(vocabulary, [], unk_token="<unk>"))
+    encoder = tokenizer.Encoder(tokenizer.load_or_train(unknown, 4, iter([]), tmp_path))
+    assert encoder.encode(["aéb"]) == [[1, 3, 2, 0]]
+    assert encoder.altered == {tokenizer.UNKNOWN: 1}
+
+
+def test_tokenizers_that_cannot_encode_are_refused_in_one_line(tmp_path, capfd):
+    words = {"a": 0, "<eos>": 1}
+    panics = json.loads(Path(saved(tmp_path / "panics.json", models.BPE(words, []))).read_text())
+    panics["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": ""}
+    (tmp_path / "panics.json").write_text(json.dumps(panics))
+    for path, message in {
+        saved(tmp_path / "words.json", models.WordLevel(words)): "has no unknown token for text outside its vocab",
+        saved(tmp_path / "pieces.json", models.WordPiece(words)): "has no unknown token for text outside its vocab",
+        saved(tmp_path / "gram.json", models.Unigram([("a", -1.0), ("<eos>", -1.0)])): "has no unknown token for",
+        saved(tmp_path / "untrained.json", models.BPE(), "<eos>"): "is a tokenizer without a vocabulary",
+        saved(tmp_path / "none.json", models.BPE()): "is a tokenizer without a vocabulary",
+        str(tmp_path / "panics.json"): r"can't be read as a tokenizer.json: .*Cannot parse precompiled_charsmap",
+    }.items():
+        with pytest.raises(DataError, match=message) as error:
+            tokenizer.load_or_train(path, 300, iter([]), tmp_path / "out")
+        assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_only_longer_words_are_cut():
+    short = "a" * 1000 + " " + "b" * 999 + "!?" * 300 + " " * 900 + "c"
+    assert list(tokenizer.bounded(short)) == [short]
+    long = "x " + "ACGT" * 600 + "," * 5 + "本" * 1001 + ". " + " " * 2500 + "end"
+    parts = list(tokenizer.bounded(long))
+    assert "".join(parts) == long
+    assert [len(part) for part in parts] == [1001, 1000, 1406, 1002, 1000, 504]
+    # DNA of 100,000 characters in one word: quadratic time would be minutes.
+    dna = "".join(random.Random(0).choices("ACGT", k=100_000))
+    assert tokenizer.train(iter([[dna]]), 300).get_vocab_size() == 300
+
+
+def test_training_ends_with_whatever_stops_it(tmp_path, monkeypatch):
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+
+    def stopped():
+        yield ["some text"]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.train(stopped(), 300)
+    assert started[0].returncode == -signal.SIGKILL
+    with pytest.raises(ValueError, match=r"^'int' object is not an instance of 'str'$"):
+        call("train", 300, "<eos>", items=[[3]])

@@ -37,6 +37,7 @@ LATER_FIELDS = {
     "optimizer.beta2_half_life": None,
     "schedule.final_fraction": None,
     "plugins": None,
+    "data.errors": "strict",
 }
 """Fields that runs of before don't have, and the values with which they change nothing: these are not hashed."""
 PLUGIN_HASH = re.compile(r"@([0-9a-f]{16})(?=$|:)")

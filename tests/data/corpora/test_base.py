@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -6,6 +8,7 @@ from data.config import Position
 from data.corpora.base import (
     CHUNK_DOCUMENTS,
     Corpus,
+    Documents,
     TextSource,
     batches,
     from_documents,
@@ -27,8 +30,8 @@ def numbered(count):
 def test_the_split_depends_on_the_texts_only(tmp_path):
     Dataset = hf_datasets().Dataset
     texts = list(numbered(2000))
-    one = split_by_hash(Dataset.from_dict({"text": texts}), "it")
-    other = split_by_hash(Dataset.from_dict({"text": texts[::-1]}), "it")
+    one = split_by_hash(Documents(Dataset.from_dict({"text": texts}), {}), "it")
+    other = split_by_hash(Documents(Dataset.from_dict({"text": texts[::-1]}), {}), "it")
     train, validation = texts_of(one.train), texts_of(one.validation)
     assert (train, validation) == (texts_of(other.train), texts_of(other.validation))
     assert sorted(train + validation) == sorted(texts)
@@ -36,27 +39,37 @@ def test_the_split_depends_on_the_texts_only(tmp_path):
     places = [int(text.split()[1]) for text in train]
     assert abs(np.corrcoef(places, np.arange(len(places)))[0, 1]) < 0.1
     # Equal texts land in the same split.
-    twice = split_by_hash(Dataset.from_dict({"text": texts + texts}), "it")
+    twice = split_by_hash(Documents(Dataset.from_dict({"text": texts + texts}), {}), "it")
     assert texts_of(twice.validation) == [text for text in validation for _ in range(2)]
 
 
 def test_there_is_always_a_validation_document():
     Dataset = hf_datasets().Dataset
     for count in (2, 3, 5):
-        corpus = split_by_hash(Dataset.from_dict({"text": list(numbered(count))}), "it")
+        corpus = split_by_hash(Documents(Dataset.from_dict({"text": list(numbered(count))}), {}), "it")
         assert len(corpus.validation) == 1
         assert len(corpus.train) == count - 1
     with pytest.raises(DataError, match=r"^data.path=x has 1 documents; at least 2 are needed"):
-        split_by_hash(Dataset.from_dict({"text": ["one"]}), "data.path=x")
+        split_by_hash(Documents(Dataset.from_dict({"text": ["one"]}), {}), "data.path=x")
 
 
 def test_empty_documents_are_dropped(tmp_path):
-    dataset = from_documents(with_empty, tmp_path)
-    assert texts_of(dataset) == ["a", "b"]
+    found = from_documents(with_empty, tmp_path)
+    assert texts_of(found.rows) == ["a", "b"]
+    assert found.reading == {"odd files skipped": 3, "blank documents skipped": 2}
+    again = from_documents(with_empty, tmp_path)  # Read from its cache, without calling the generator.
+    assert (texts_of(again.rows), again.reading) == (["a", "b"], found.reading)
+    assert len(from_documents(with_nothing, tmp_path).rows) == 0
 
 
 def with_empty():
+    yield Counter({"odd files skipped": 1})
     yield from ["a", "", " \n", "b"]
+    yield Counter({"odd files skipped": 2})
+
+
+def with_nothing():
+    yield from ["", Counter({"odd files skipped": 1})]
 
 
 def test_pieces_keep_the_text_and_the_limit():

@@ -4,6 +4,7 @@ import shutil
 import pytest
 
 from data import DataError, prepare
+from data.prepare import _digest
 
 ROWS = [f"the {word} of number {i}" for i in range(40) for word in ("cat", "dog", "house", "tree")]
 
@@ -101,3 +102,49 @@ def test_what_cannot_be_read_is_one_line(tmp_path, config, path, message):
     with pytest.raises(DataError, match=message) as error:
         prepare(config("text", path=str(tmp_path / path)), tmp_path / "cache", progress=False)
     assert "\n" not in str(error.value)
+
+
+def test_what_was_read_skipped_and_replaced_is_said(tmp_path, config, capfd):
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a.txt").write_bytes(b"caf\xe9\n")
+    (source / "empty.txt").write_text("")
+    (source / "notes.md").write_text("no")
+    (source / "._a.txt").write_text("no")
+    write_jsonl(source / "b.jsonl", [*ROWS[:9], None, " "])
+    settings = {"path": str(source), "vocab_size": 257}
+    with pytest.raises(DataError, match=r"a.txt is not in UTF-8 \(byte 0xe9 some lines after line 0\): convert it"):
+        prepare(config("text", **settings), tmp_path / "cache")
+    found = prepare(config("text", **settings, errors="replace"), tmp_path / "cache")
+    assert all_of(found) == sorted([*ROWS[:9], "caf\ufffd"])
+    size = sum(len(text.encode()) for text in all_of(found))
+    assert found.manifest["reading"] == {
+        ".md files skipped": 1,
+        "hidden files skipped": 1,
+        "empty files skipped": 1,
+        "files read": 2,
+        "bytes read": 5 + (source / "b.jsonl").stat().st_size,
+        "undecodable places replaced by U+FFFD": 1,
+        "rows without text skipped": 1,
+        "blank documents skipped": 1,
+        "documents": 10,
+        "bytes of text": size,
+        "tokens": size + 10,
+    }
+    line = next(line for line in capfd.readouterr().err.splitlines() if line.startswith("data=text: "))
+    assert "1 undecodable places replaced by U+FFFD, " in line
+    assert f"10 documents, {size} bytes of text, {size + 10} tokens" in line
+
+
+def test_nothing_to_read_is_one_line(tmp_path, config):
+    for name in ("a.txt", "b.jsonl"):
+        (tmp_path / name).write_text(" \n\n")
+    with pytest.raises(DataError, match=r"^data.path=.* has 0 documents; at least 2 are needed"):
+        prepare(config("text", path=str(tmp_path)), tmp_path / "cache", progress=False)
+
+
+def test_plain_text_keeps_the_name_of_its_folder(tmp_path, config):
+    (tmp_path / "a.txt").write_bytes(b"one\n\ntwo\r\nthree\n")
+    assert _digest(config("text", path=str(tmp_path / "a.txt"))) == "ffeef92a"
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9\n")  # Earlier read with a character replaced, and no word of it.
+    assert _digest(config("text", path=str(tmp_path / "a.txt"))) != "607ae8a3"
