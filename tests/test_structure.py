@@ -24,7 +24,7 @@ FLOORS = (
     {"train.findings.measures"},
     {"train.sweep", "train.report"},
     {"train.forecast", "train.dashboard", "train.bench"},
-    {"train.leaderboard"},
+    {"train.leaderboard", "train.diagnose"},
     {"train.docs"},
 )
 """From the ground up: training, up to train.sweeps, stands below everything that judges. A module belongs to the

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 from conf.axis import ConfigError
 
 if TYPE_CHECKING:
+    from train.sweeps.local import Judge
     from train.sweeps.plan import Sweep
 
 
-def launch(sweep: Sweep, force: bool = False) -> int:
+def launch(sweep: Sweep, force: bool = False, judge: Judge | None = None) -> int:
     """Trains the sweep here, or submits it if its launcher is Slurm, and returns the exit code.
 
-    With `force`, runs that have ended are trained again. Raises ConfigError for runs of an earlier format, runs with
-    different launchers, or runs that are in Slurm's queue.
+    With `force`, runs that have ended are trained again. `judge` may stop runs that train here, see
+    train.sweeps.local.run. Raises ConfigError for runs of an earlier format, runs with different launchers, or runs
+    that are in Slurm's queue.
     """
     from train.config.launcher import Slurm
     from train.runfolder.folder import RunFolder, require_format
@@ -35,7 +37,7 @@ def launch(sweep: Sweep, force: bool = False) -> int:
         raise ConfigError("launcher: the runs of a sweep can't have different launchers: give one value")
     if not isinstance(launcher, Slurm):
         _refuse_while_in_slurm(sweep)
-        return run(sweep, force)
+        return run(sweep, force, judge)
     if force:
         raise ConfigError("force=true works on this machine alone: delete the runs with python -m train.runs delete")
     from slurm.launch import launch

@@ -13,7 +13,7 @@ from train.cli.format import size_label
 from train.findings.arms import Arms
 from train.findings.checks import Base
 from train.findings.effects import Effect, beyond, over
-from train.findings.probes import auc
+from train.findings.probes import auc, auc_error
 from train.findings.quantities import Of, quantity, values
 from train.results.verdict import Outcome, Part
 
@@ -149,15 +149,13 @@ class Separates(Base):
             yield Part("", outcome, text, {"auc": area, "other": other, "half_interval": effect.half()})
 
     def _area(self, sweep: Arms, arm: str, of: Of) -> tuple[float | None, float, tuple[int, int]]:
-        """The area, its standard error by Hanley and McNeil 1982, and the counts of broken and sound runs. A run that
+        """The area, its standard error, and the counts of broken and sound runs. A run that
         has no number any more gives the clearest warning of all."""
         bad, good = (values(sweep, arm, of, runs)["value"].to_numpy(dtype=float) for runs in ("broken", "sound"))
         area = auc(np.nan_to_num(bad, nan=np.inf).tolist(), np.nan_to_num(good, nan=np.inf).tolist())
         if area is None:
             return None, math.inf, (len(bad), len(good))
-        q1, q2, m, n = area / (2 - area), 2 * area**2 / (1 + area), len(bad), len(good)
-        variance = (area * (1 - area) + (m - 1) * (q1 - area**2) + (n - 1) * (q2 - area**2)) / (m * n)
-        return area, math.sqrt(max(variance, 0.0)), (m, n)
+        return area, auc_error(area, len(bad), len(good)), (len(bad), len(good))
 
     def nothing(self) -> str:
         return "no runs of both kinds"

@@ -84,3 +84,10 @@ def auc(bad: Sequence[float], good: Sequence[float]) -> float | None:
     if not len(bad) or not len(good):
         return None
     return float(mannwhitneyu(bad, good).statistic) / (len(bad) * len(good))
+
+
+def auc_error(area: float, bad: int, good: int) -> float:
+    """The standard error of such an area from so many values of each kind, by Hanley and McNeil 1982."""
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = (area * (1 - area) + (bad - 1) * (q1 - area**2) + (good - 1) * (q2 - area**2)) / (bad * good)
+    return math.sqrt(max(variance, 0.0))

@@ -170,12 +170,16 @@ def points(runs: pd.DataFrame, name: str) -> Points:
 
 
 def target_size(sweep: SweepResults, runs: pd.DataFrame, target: str) -> float:
-    """Returns N of a model of conf/model, built with this sweep's config, or of a number such as 1.8M or 2e9.
+    """Returns N of a model of conf/model, built with this sweep's config, or of a number such as 1.8M or 2e9."""
+    return parameters_of(from_file(sweep.path / str(runs["run"].iloc[0]) / "config.yaml"), target)
+
+
+def parameters_of(config: Config, target: str) -> float:
+    """Returns N of a model of conf/model, built with this config, or of a number such as 1.8M or 2e9.
 
     Raises ConfigError if the target is neither.
     """
     if target in choices()["model"]:
-        config = from_file(sweep.path / str(runs["run"].iloc[0]) / "config.yaml")
         return float(count(config, target))
     try:
         scale = {"k": 1e3, "M": 1e6, "B": 1e9}.get(target[-1:], 1.0)

@@ -1,7 +1,8 @@
 """The run folder: config, state, metrics and checkpoint of one run, enough to redraw all its figures.
 
 config.yaml     resolved config
-status.json     pending | running | finished | diverged | failed, with format, host, pid, commit, versions, wall time
+status.json     pending | running | finished | diverged | failed | stopped, with format, host, pid, commit, versions,
+                wall time
 metrics.jsonl   one row per step, a pure function of the config (NaN and Infinity as Python's json writes them)
 timing.jsonl    wall time, tokens and FLOPs per second, one row per watch step
 summary.json    results, written at the end
@@ -32,6 +33,9 @@ from train.runfolder.files import if_stale, read_json, read_rows, unwritable, wr
 from train.runfolder.provenance import commit, slurm_task
 
 ENDED = ("finished", "diverged")
+
+STOPPED = "stopped"
+"""State of a run that was given up before its end; its status says why. The sweep that did so leaves it alone."""
 
 FORMAT = 2
 """Version of the keys in metrics.jsonl, summary.json and status.json. Format 1 did not record its number."""

@@ -43,6 +43,13 @@ def sweep_folder(overrides: Sequence[str], out: Path, name: str | None) -> Path:
     return out / readable
 
 
+def hashed_name(overrides: Sequence[str]) -> str:
+    """Returns a folder name that depends on the overrides alone: readable parts and a hash, or "" without any."""
+    own = _identity(overrides)
+    readable = shortened([part[:LONGEST_PART] for part in _parts(overrides)], [], LONGEST)
+    return f"{readable}-{hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]}" if own else ""
+
+
 def _identity(overrides: Sequence[str]) -> list[str]:
     """Returns the sorted overrides that determine the numbers of a sweep's runs."""
     return sorted(o for o in overrides if _key(o).partition(".")[0] not in Runtime.__dataclass_fields__)

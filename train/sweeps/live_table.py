@@ -12,18 +12,25 @@ from rich.text import Text
 
 from train.cli.format import duration, number
 from train.cli.terminal import table_console
-from train.runfolder.folder import ENDED, RunFolder
+from train.runfolder.folder import ENDED, STOPPED, RunFolder
 from train.sweeps.plan import Sweep
 
-STYLE = {"finished": "green", "diverged": "red", "failed": "bold white on red", "running": "yellow", "pending": "dim"}
+STYLE = {
+    "finished": "green", "diverged": "red", STOPPED: "magenta", "failed": "bold white on red", "running": "yellow",
+    "pending": "dim",
+}  # fmt: skip
+DONE = (*ENDED, STOPPED)
 
 
 class LiveTable:
     """Shows the state of a sweep: a table redrawn twice a second on a terminal, a line per ended run in a log."""
 
-    def __init__(self, sweep: Sweep, jobs: int, force: bool = False) -> None:
-        """`force` says that runs which have ended are trained again."""
-        self.sweep, self.jobs = sweep, jobs
+    def __init__(self, sweep: Sweep, jobs: int, force: bool = False, brief: bool = False) -> None:
+        """`force` says that runs which have ended are trained again.
+
+        With `brief`, no table and no advice are printed at the end, because more runs follow.
+        """
+        self.sweep, self.jobs, self.brief = sweep, jobs, brief
         self.console = table_console()
         self.rows, self.columns, self.cells = _grid(sweep.points, sweep.arms)
         self.started = self._drawn = time.monotonic()
@@ -31,12 +38,12 @@ class LiveTable:
         self.status = {config.run_name(): dict[str, Any]() for config in sweep.configs}
         self.status |= {run.path.name: run.status() for run in before}
         self.summary = {run.path.name: run.summary() for run in before}
-        self.cost = {c.run_name(): c.steps * c.batch_size * c.context * _cost(c) for c in sweep.configs}
-        self.before = sum(self.cost[n] for n, s in self.status.items() if s.get("state") in ENDED)
+        self.cost = {c.run_name(): c.steps * c.batch_size * c.context * relative_cost(c) for c in sweep.configs}
+        self.before = sum(self.cost[n] for n, s in self.status.items() if s.get("state") in DONE)
         self.live: Live | None = None
 
     def __enter__(self) -> LiveTable:
-        done = sum(s.get("state") in ENDED for s in self.status.values())
+        done = sum(s.get("state") in DONE for s in self.status.values())
         again = " (force=true trains them again)" if done else ""
         text = f"{len(self.status)} runs in {self.sweep.folder}, {done} done already{again}, {self.jobs} at a time"
         self.console.print(text, soft_wrap=True)
@@ -104,7 +111,7 @@ class LiveTable:
         return f"{name}  {state}  {status.get('reason') or ''}"
 
     def _done(self) -> str:
-        return f"{sum(s.get('state') in ENDED for s in self.status.values())}/{len(self.status)}"
+        return f"{sum(s.get('state') in DONE for s in self.status.values())}/{len(self.status)}"
 
     def _eta(self) -> str:
         """Returns elapsed and remaining time as text, from the share of the total cost done so far."""
@@ -113,7 +120,7 @@ class LiveTable:
         for config in self.sweep.configs:
             name = config.run_name()
             state = self.status[name].get("state")
-            share = 1.0 if state in (*ENDED, "failed") else 0.0
+            share = 1.0 if state in (*DONE, "failed") else 0.0
             if state == "running":
                 share = (self.status[name].get("step") or 0) / config.steps
             total += self.cost[name]
@@ -126,18 +133,19 @@ class LiveTable:
         """Prints how many runs are in which state and where they are. Returns the exit code, 1 if any has not ended."""
         states = [s.get("state", "pending") for s in self.status.values()]
         counts = ", ".join(f"{states.count(state)} {state}" for state in STYLE if state in states)
-        if self.live is None:
+        if self.live is None and not self.brief:
             self.console.print(self._table())
         self.console.print(f"{counts} in {duration(time.monotonic() - self.started)}")
         for name, status in self.status.items():
-            if status.get("state") not in ENDED:
+            if status.get("state") not in DONE:
                 reason = status.get("reason") or f"process {status.get('pid')} of another command is training it"
                 self.console.print(f"  {name}: {reason}", style="red")
-        self.console.print(f"judge and draw: python -m train.report {self.sweep.folder}")
-        return int(any(state not in ENDED for state in states))
+        if not self.brief:
+            self.console.print(f"judge and draw: python -m train.report {self.sweep.folder}")
+        return int(any(state not in DONE for state in states))
 
 
-def _cost(config: Any) -> float:
+def relative_cost(config: Any) -> float:
     """Returns a rough relative cost per token: the blocks, the head, and a constant overhead."""
     return 12 * config.model.depth * config.model.width**2 + config.model.width * config.data.vocab_size + 2e5
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError
@@ -10,21 +13,27 @@ from train.run.interrupt import StopSignals
 from train.run.process import sigterm_like_ctrl_c
 from train.run.start import require_start
 from train.runfolder.files import if_stale, unwritable
+from train.runfolder.folder import STOPPED
 from train.sweeps.live_table import LiveTable
 from train.sweeps.plan import Sweep, prepare_data
 from train.sweeps.pool import Pool, slots
 
+Judge = Callable[[str], dict[str, Any] | None]
+"""Takes the name of a run in training. Returns None to let it train on, or what its status says once it is stopped."""
 
-def run(sweep: Sweep, force: bool = False) -> int:
+
+def run(sweep: Sweep, force: bool = False, judge: Judge | None = None) -> int:
     """Trains the runs that have not ended, with `force` all, with a live table. Returns the exit code, 1 if one failed.
+
+    `judge` is asked about every run in training, about five times a second, and may stop it.
 
     Raises ConfigError if another sweep works in the folder or the folder can't be written.
     """
     with sigterm_like_ctrl_c():
-        return _run(sweep, force)
+        return _run(sweep, force, judge)
 
 
-def _run(sweep: Sweep, force: bool) -> int:
+def _run(sweep: Sweep, force: bool, judge: Judge | None) -> int:
     sweep.configs[0].launcher.require_local()
     todo = sweep.to_do(force)
     for config in {(c.logger, c.accelerator, c.devices, c.nodes): c for c in todo}.values():
@@ -45,20 +54,29 @@ def _run(sweep: Sweep, force: bool) -> int:
         sweep.write_plan()
         todo = sweep.to_do(force)  # Another sweep may have trained some of them in the meantime.
         todo.sort(key=lambda c: -c.steps * c.batch_size * c.context * c.model.depth * c.model.width**2)
-        return _train(sweep, todo, force)
+        return _train(sweep, todo, force, judge)
     finally:
         lock.release()
 
 
-def _train(sweep: Sweep, todo: list[Config], force: bool) -> int:
+def _train(sweep: Sweep, todo: list[Config], force: bool, judge: Judge | None) -> int:
     """Trains the runs in a pool until they have ended or a signal arrives, which ends in KeyboardInterrupt."""
     stop = StopSignals()
     stop.listen()
+    verdicts: dict[str, dict[str, Any]] = {}
     try:
         pool = Pool(sweep.folder, slots(sweep.configs[0]), todo, again=force)
-        with LiveTable(sweep, len(pool.free), force) as table:
+        with LiveTable(sweep, len(pool.free), force, brief=judge is not None) as table:
             while (pool.waiting or pool.running) and stop.received is None:
-                table.update(pool.step(), list(pool.running))
+                ended = pool.step()
+                for name in ended:
+                    if name in verdicts and not sweep.run(name).has_ended():
+                        sweep.run(name).set_status(STOPPED, **verdicts[name])
+                table.update(ended, list(pool.running))
+                for name in pool.running.keys() - verdicts.keys():
+                    if judge is not None and (verdict := judge(name)):
+                        verdicts[name] = verdict
+                        pool.interrupt(name)
                 pool.wait(0.2)
             if stop.received is not None:
                 pool.stop()

@@ -16,7 +16,7 @@ from train.config.grid import compose_all, expand_with_claim
 from train.config.own import resolved
 from train.config.schema import Config
 from train.runfolder.files import read_json, unwritable, write_atomically
-from train.runfolder.folder import RunFolder
+from train.runfolder.folder import STOPPED, RunFolder
 from train.sweeps.folder_name import sweep_folder
 
 if TYPE_CHECKING:
@@ -57,9 +57,14 @@ class Sweep:
         return own if own.path.exists() else self._elsewhere.get(name, own)
 
     def to_do(self, force: bool = False) -> list[Config]:
-        """Returns the configs of the runs that have not ended, with `force` of all runs, without duplicates."""
+        """Returns the configs of the runs that have neither ended nor been given up, with `force` of all runs.
+
+        Each is there once.
+        """
         pairs = zip(self.configs, self.runs(), strict=True)
-        return list({c.run_name(): c for c, run in pairs if force or not run.has_ended()}.values())
+        return list(
+            {c.run_name(): c for c, run in pairs if force or not (run.has_ended() or run.state() == STOPPED)}.values()
+        )
 
     def write_plan(self) -> None:
         """Writes sweep.json, which lists the runs for reports and resumption. Raises ConfigError if it can't."""

@@ -148,6 +148,12 @@ class Pool:
             elif exitcode == 1 and folder.state() not in (*ENDED, "failed"):
                 folder.set_status("failed", reason=f"exit code 1, see {folder.path / 'log.txt'}")
 
+    def interrupt(self, name: str) -> None:
+        """Asks one run to write a checkpoint and to end."""
+        process, _ = self.running[name]
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGTERM)
+
     def stop(self, seconds: float = STOP_SECONDS, signum: int = signal.SIGTERM) -> None:
         """Sends every process the signal, on which it writes a checkpoint, and kills those left after `seconds`."""
         for process, _ in self.running.values():

@@ -93,16 +93,14 @@ def page(
 
     `static` holds the template's values for the verdicts, the table of arms and sizes, the notes and the footer.
     """
-    from jinja2 import Environment, FileSystemLoader
-
     # The policy hashes cover the exact text between the tags, including newlines.
-    css = (HERE / "page.css").read_text("utf-8")
+    css, source = style()
     script = "(() => {\n" + "".join((HERE / name).read_text("utf-8") for name in SCRIPTS) + "})();\n"
     policy = "; ".join(
-        ["default-src 'none'", f"style-src '{_hash(css)}'", f"script-src '{_hash(script)}'", "img-src data:",
+        ["default-src 'none'", f"style-src '{source}'", f"script-src '{_hash(script)}'", "img-src data:",
          "base-uri 'none'", "form-action 'none'"]
     )  # fmt: skip
-    jinja = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, keep_trailing_newline=True)
+    jinja = environment(HERE)
     # `tojson` escapes the characters that could close a script element or open a comment inside it.
     jinja.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     text = jinja.get_template("page.html").render(
@@ -110,6 +108,19 @@ def page(
         runs=[(number, run) for number, run in enumerate(runs) if run], **static,
     )  # fmt: skip
     return text.encode("ascii", "xmlcharrefreplace").decode()
+
+
+def environment(folder: Path) -> Any:
+    """Returns Jinja's environment for the templates of a folder, which escapes all values."""
+    from jinja2 import Environment, FileSystemLoader
+
+    return Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, keep_trailing_newline=True)
+
+
+def style() -> tuple[str, str]:
+    """Returns the style sheet of pages and its hash for a content security policy."""
+    css = (HERE / "page.css").read_text("utf-8")
+    return css, _hash(css)
 
 
 def _hash(text: str) -> str:

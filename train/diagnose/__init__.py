@@ -1,0 +1,1 @@
+"""`python -m train.diagnose`: up to which learning rate a recipe trains, measured at several sizes and forecast."""

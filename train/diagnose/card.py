@@ -1,0 +1,238 @@
+"""The stability card: critical and optimal LR at each size, their laws, the forecast at the target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from train.diagnose.laws import Law, ends, law
+from train.diagnose.search import HIGHEST, Known, bracket, curve, learning_rate, learns_nothing
+from train.diagnose.signs import Sign
+from train.diagnose.study import Cell, Ended, Point, Study
+from train.findings.arms import pooled_std
+from train.findings.effects import Effect, over
+from train.findings.quantities import optimal_lr
+
+TESTED = 64.0
+"""Factor in N beyond the largest trained size up to which forecasts are meant to be read."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its interval of probability LEVEL; without one where no spread is known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @staticmethod
+    def of(effect: Effect) -> Interval:
+        found = ends(effect)
+        return Interval(math.exp(effect.value), *(found or (None, None)))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One seed's curve of loss against LR."""
+
+    seed: int
+    lrs: tuple[float, ...]
+    losses: tuple[float, ...]
+    stopped: tuple[bool, ...]
+    critical: float | None
+    """Critical LR, interpolated in the last bracket; None if no LR of the window breaks the run."""
+    bracket: tuple[float, float | None]
+    """Last sound and first degraded LR."""
+    optimal: float | None
+    """LR of least loss, by a parabola; None where the best LR is at an edge of the grid."""
+    best_lr: float
+    best_loss: float
+
+
+@dataclass(frozen=True)
+class AtSize:
+    """What was measured at one size."""
+
+    model: str
+    n: float
+    verdict: str
+    """breaks; never breaks, in the whole window; broken, at every LR; open, for a search that has not come to its end;
+    or unknown, without a curve."""
+    curves: tuple[Curve, ...] = ()
+    critical: Interval | None = None
+    optimal: Interval | None = None
+    margin: float | None = None
+    best_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The recipe at the target size."""
+
+    target: str
+    n: float
+    factor: float
+    """N over the largest trained one."""
+    critical: Interval | None
+    optimal: Interval | None
+    loss: Interval | None
+    use: float | None
+    """LR to use: the forecast optimum, but no more than the low end of the critical LR's interval."""
+    margin: Interval | None
+
+
+@dataclass(frozen=True)
+class Card:
+    """A recipe's stability."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    level: float
+    sizes: tuple[AtSize, ...]
+    exponent: Interval | None
+    """Exponent of N in the critical LR's law; a plain number, not a logarithm."""
+    forecast: Forecast | None
+    signs: tuple[Sign, ...]
+    notes: tuple[str, ...]
+    runs: int
+    stopped: int
+    minutes: float
+    laws: Mapping[str, Law] = field(default_factory=dict, repr=False)
+
+    def values(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key != "laws"}
+
+
+def curve_of(known: Known, cell: Cell, study: Study, ended: Mapping[Point, Ended]) -> Curve:
+    """Returns a curve in learning rates instead of places."""
+    base, places = study.recipes[cell.arm].config.optimizer.lr, sorted(known)
+    one, found = curve(known), bracket(known)
+    best = optimal_lr(one)
+    return Curve(
+        seed=cell.seed,
+        lrs=tuple(learning_rate(base, k) for k in places),
+        losses=one.losses,
+        stopped=tuple(ended[Point(k, cell.size, cell.arm, cell.seed)].state == "stopped" for k in places),
+        critical=None if one.critical_lr is None else one.critical_lr * base,
+        bracket=(learning_rate(base, found.sound),
+                 None if found.degraded is None else learning_rate(base, found.degraded)),
+        optimal=None if math.isnan(best) else math.exp(best) * base,
+        best_lr=one.best_lr * base,
+        best_loss=one.best_loss,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Readings:
+    """The curves of one recipe by size, with the noise that they share."""
+
+    curves: Mapping[int, list[Curve]]
+    n: Mapping[int, float]
+    nothing: frozenset[int]
+    """Sizes at which every run ended at or above its loss at initialisation."""
+    top: float
+    """Highest LR of the window."""
+
+    def to_the_top(self, size: int) -> bool:
+        """Returns whether a curve of this size reaches the highest LR."""
+        return any(math.isclose(c.lrs[-1], self.top) for c in self.curves[size])
+
+    @property
+    def seed_std(self) -> float | None:
+        """Standard deviation of log critical LR over seeds, pooled over sizes."""
+        return pooled_std([math.log(c.critical) for c in curves if c.critical] for curves in self.curves.values())
+
+    @property
+    def freedom(self) -> int:
+        counts = [sum(c.critical is not None for c in curves) for curves in self.curves.values()]
+        return sum(max(0, count - 1) for count in counts)
+
+    def reading(self, curves: Sequence[Curve]) -> float:
+        """Standard error of one critical LR by the width of its bracket, in which it could lie anywhere."""
+        widths = [math.log(c.bracket[1] / c.bracket[0]) for c in curves if c.bracket[1]]
+        return math.sqrt(float(np.mean(np.square(widths))) / 12) if widths else 0.0
+
+    def critical(self, size: int) -> Effect | None:
+        """Returns log critical LR of a size, None where no seed breaks. A seed that never breaks counts as the top LR.
+
+        Its error is that of the seeds' spread and of the brackets.
+        """
+        curves = self.curves[size]
+        if not any(c.critical for c in curves):
+            return None
+        logs = [math.log(c.critical or c.lrs[-1]) for c in curves]
+        std, count = self.seed_std, len(logs)
+        if std is None:
+            return Effect(float(np.mean(logs)), math.inf, 0)
+        error = math.sqrt((std**2 + self.reading(curves) ** 2) / count)
+        return Effect(float(np.mean(logs)), error, self.freedom)
+
+
+def readings(study: Study, arm: int, ended: Mapping[Point, Ended]) -> Readings:
+    """Collects one recipe's curves from the ended runs."""
+    known = study.known(ended)
+    curves: dict[int, list[Curve]] = {size: [] for size in range(len(study.sizes))}
+    nothing = set()
+    for cell, one in known.items():
+        if cell.arm != arm or len(one) < 2:
+            continue
+        if learns_nothing(one):
+            nothing.add(cell.size)
+        curves[cell.size].append(curve_of(one, cell, study, ended))
+    n = {run.point.size: float(run.n) for run in ended.values() if run.n is not None and run.point.arm == arm}
+    return Readings(curves, n, frozenset(nothing), learning_rate(study.recipes[arm].config.optimizer.lr, HIGHEST))
+
+
+def at_size(found: Readings, size: int, model: str, floor: float | None) -> AtSize:
+    """Describes one size. `floor` is the loss of a unigram model, which a run has to beat to count as trained."""
+    curves = tuple(found.curves[size])
+    n = found.n.get(size, math.nan)
+    if not curves:
+        return AtSize(model, n, "unknown")
+    best = min(c.best_loss for c in curves)
+    if size in found.nothing or (floor is not None and best >= floor):
+        return AtSize(model, n, "broken", curves, best_loss=best)
+    critical, optima = found.critical(size), [c.optimal for c in curves if c.optimal]
+    optimal = over([math.log(o) for o in optima]) if optima else None
+    margin = math.exp(critical.value - optimal.value) if critical and optimal else None
+    return AtSize(
+        model, n, "breaks" if critical else "never breaks" if found.to_the_top(size) else "open", curves,
+        Interval.of(critical) if critical else None, Interval.of(optimal) if optimal else None, margin,
+        float(np.mean([c.best_loss for c in curves])),
+    )  # fmt: skip
+
+
+def laws(found: Readings, sizes: Sequence[AtSize]) -> dict[str, Law]:
+    """Returns the laws of critical LR, optimal LR and best loss, as far as two sizes have them."""
+    breaking = [c for i, s in enumerate(sizes) if s.verdict == "breaks" for c in found.curves[i]]
+    rows: dict[str, list[tuple[float, float]]] = {"critical": [], "optimal": [], "loss": []}
+    for i, s in enumerate(sizes):
+        for c in found.curves[i] if s.verdict in ("breaks", "never breaks", "open") else ():
+            if c.critical:
+                rows["critical"].append((s.n, math.log(c.critical)))
+            if c.optimal:
+                rows["optimal"].append((s.n, math.log(c.optimal)))
+            rows["loss"].append((s.n, math.log(c.best_loss)))
+    made = {
+        name: law(
+            [n for n, _ in points], [y for _, y in points], found.reading(breaking) if name == "critical" else 0.0
+        )
+        for name, points in rows.items()
+    }
+    return {name: one for name, one in made.items() if one is not None}
+
+
+def forecast(found: Mapping[str, Law], target: str, n: float, largest: float) -> Forecast:
+    """Extrapolates the laws to the target."""
+    at = {name: one.at(n) for name, one in found.items()}
+    names = ("critical", "optimal", "loss")
+    critical, optimal, loss = (Interval.of(at[name]) if name in at else None for name in names)
+    use = optimal.value if optimal else None
+    if use is not None and critical is not None:
+        use = min(use, critical.low if critical.low is not None else critical.value)
+    margin = Interval.of(at["critical"] - at["optimal"]) if critical and optimal else None
+    return Forecast(target, n, n / largest, critical, optimal, loss, use, margin)

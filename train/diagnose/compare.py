@@ -1,0 +1,81 @@
+"""Compares the critical LRs of two recipes, trained at the same sizes and seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from train.diagnose.card import Curve, Interval, Readings
+from train.diagnose.laws import ends
+from train.findings.effects import Effect, over
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a change moves the critical LR."""
+
+    name: str
+    factor: Interval | None
+    """Critical LR of the changed recipe over that of the first; None if neither breaks or one has no curve."""
+    bound: str
+    """at least or at most, where one of the two never breaks in the window at some size; otherwise empty."""
+    sure: bool
+    """Whether the factor is more than noise: its interval lies on one side of 1."""
+    pairs: int
+    runs: int = 0
+
+    def text(self) -> str:
+        """Returns the factor and whether it is more than noise, in words."""
+        if self.factor is None:
+            return "no critical LRs to compare"
+        found = self.factor
+        size = f"{self.bound} {found.value:.2g}x".strip()
+        if found.low is None or found.high is None:
+            return f"{size} (no spread known)"
+        return f"{size} ({found.low:.2g} to {found.high:.2g}), {'more than noise' if self.sure else 'within noise'}"
+
+
+def compare(first: Readings, second: Readings, name: str) -> Comparison:
+    """Compares pairs of curves of the same size and seed. A curve that never breaks counts as its highest LR."""
+    pairs = [
+        (a, b) for size in first.curves for a in first.curves[size] for b in second.curves[size]
+        if a.seed == b.seed and (a.critical or b.critical) and size not in first.nothing | second.nothing
+    ]  # fmt: skip
+    if not pairs:
+        return Comparison(name, None, "", False, 0)
+    effect = over([math.log(_top(b) / _top(a)) for a, b in pairs])
+    open_a, open_b = (any(not side.critical for side in sides) for sides in zip(*pairs, strict=True))
+    bound = "at least" if open_b and not open_a else "at most" if open_a and not open_b else "about" if open_a else ""
+    effect = with_noise(effect, [first, second], [a for a, _ in pairs], [b for _, b in pairs])
+    found = ends(effect)
+    sure = found is not None and not found[0] <= 1 <= found[1]
+    if bound == ("at least" if effect.value < 0 else "at most"):
+        sure = False  # The bound leaves room for no effect.
+    return Comparison(name, Interval.of(effect), bound, sure, len(pairs))
+
+
+def _top(curve: Curve) -> float:
+    return curve.critical or curve.lrs[-1]
+
+
+def with_noise(effect: Effect, of: list[Readings], first: list[Curve], second: list[Curve]) -> Effect:
+    """Adds the width of the brackets. A single pair has the noise of seeds that the recipes' other curves show."""
+    reading = sum(r.reading(curves) ** 2 for r, curves in zip(of, (first, second), strict=True)) / len(first)
+    if len(first) > 1:
+        return Effect(effect.value, math.sqrt(effect.error**2 + reading), effect.freedom)
+    known = [(r.seed_std, r.freedom) for r in of if r.seed_std is not None]
+    if not known:
+        return effect
+    std, freedom = max(known, key=lambda pair: pair[1])
+    return Effect(effect.value, math.sqrt(2 * std**2 + reading), freedom)
+
+
+def best_first(found: list[Comparison]) -> list[Comparison]:
+    """Returns the comparisons from the one that raises the critical LR most to the one that lowers it most."""
+    return sorted(found, key=lambda c: -math.inf if c.factor is None else c.factor.value, reverse=True)
+
+
+def table(found: Sequence[Comparison]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Returns titles and cells."""
+    return ("change", "critical LR", "runs"), [[c.name, c.text(), str(c.runs)] for c in found]

@@ -1,0 +1,130 @@
+"""What rises first in runs that break, at which step, and how surely it tells them early from sound runs."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from train.diagnose.search import bracket, curve
+from train.diagnose.study import Ended, Point, Study
+from train.findings.probes import auc, auc_error, departure, first_step, loss_difference, series
+from train.results.sweep import Metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EARLY = 0.02
+"""Share of the run from which the first watched value is read to tell broken from sound runs."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A sign of trouble: the largest of its columns, or the smallest where low values are the sign."""
+
+    name: str
+    column: str
+    falls: bool = False
+
+    def values(self, rows: pd.DataFrame) -> pd.Series:
+        """Returns the sign by step, negated where it falls, so that larger is always worse."""
+        names = [c for c in rows if fnmatch.fnmatchcase(c, self.column)]
+        found = [series(rows, name) for name in names]
+        if not found:
+            return series(rows, self.column)
+        import pandas as pd
+
+        every = pd.concat(found, axis=1)
+        return -every.min(axis=1) if self.falls else every.max(axis=1)
+
+
+PROBES = (
+    Probe("attention logits", "attention/logit_max"),
+    Probe("attention entropy", "attention/entropy", falls=True),
+    Probe("output logits, log^2 Z", "output/log_z_squared"),
+    Probe("RMS(g / sqrt v)", "adam/*/g_over_sqrt_v_rms"),
+    Probe("gradient / epsilon", "adam/gradient_over_eps_min", falls=True),
+    Probe("residual RMS", "residual/block*/rms"),
+    Probe("training loss", "train/loss"),
+)
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A probe in the broken and sound runs of a recipe."""
+
+    name: str
+    auc: float
+    """How surely its first values tell broken from sound runs, over all sizes and LRs; 0.5 is chance."""
+    error: float
+    broken: int
+    sound: int
+    passed: int
+    """Broken runs in which it passes all that sound runs of the size ever reach."""
+    step: float | None
+    """Median step of that."""
+    lead: float | None
+    """Median steps by which it comes before the loss departs from that of the best run, on the same batches."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run with its rows, and those of the best run of its size and seed."""
+
+    size: int
+    rows: pd.DataFrame
+    best: pd.DataFrame
+
+
+def sorted_runs(study: Study, arm: int, ended: Mapping[Point, Ended]) -> tuple[list[Run], list[Run]]:
+    """Returns the broken and the sound runs of a recipe."""
+    metrics = Metrics({run.config.run_name(): run.folder for run in ended.values()})
+    broken: list[Run] = []
+    sound: list[Run] = []
+    for cell, known in study.known(ended).items():
+        if cell.arm != arm or len(known) < 2:
+            continue
+        point = Point(0, cell.size, cell.arm, cell.seed)
+        rows = {k: metrics[ended[replace(point, k=k)].config.run_name()] for k in known}
+        best = bracket(known).best
+        for k, bad in zip(sorted(known), curve(known).degraded, strict=True):
+            (broken if bad else sound).append(Run(cell.size, rows[k], rows[best]))
+    return broken, sound
+
+
+def signs(study: Study, arm: int, ended: Mapping[Point, Ended]) -> tuple[Sign, ...]:
+    """Returns the signs that the runs recorded, the earliest first; none without both broken and sound runs."""
+    broken, sound = sorted_runs(study, arm, ended)
+    steps = study.recipes[arm].config.steps
+    return tuple(sorted(_signs(broken, sound, steps), key=lambda s: (s.step is None, s.step, -s.auc)))
+
+
+def _signs(broken: Sequence[Run], sound: Sequence[Run], steps: int) -> Iterator[Sign]:
+    departures = [departure(loss_difference(run.rows, run.best)) for run in broken]
+    for probe in PROBES:
+        bad, good = ([probe.values(run.rows) for run in runs] for runs in (broken, sound))
+        early = [[_early(values, steps) for values in side] for side in (bad, good)]
+        kept = [[v for v in side if not math.isnan(v)] for side in early]
+        area = auc(*kept)
+        if area is None:
+            continue
+        level = {run.size: -math.inf for run in [*broken, *sound]}
+        for run, values in zip(sound, good, strict=True):
+            level[run.size] = max(level[run.size], float(values.max()))
+        first = [first_step(values, values > level[run.size]) for run, values in zip(broken, bad, strict=True)]
+        leads = [gone - at for at, gone in zip(first, departures, strict=True) if at is not None and gone is not None]
+        passed = [at for at in first if at is not None]
+        often = len(passed) * 2 >= len(broken)
+        yield Sign(
+            probe.name, area, auc_error(area, len(kept[0]), len(kept[1])), len(kept[0]), len(kept[1]), len(passed),
+            float(np.median(passed)) if often else None, float(np.median(leads)) if often and leads else None,
+        )  # fmt: skip
+
+
+def _early(values: pd.Series, steps: int) -> float:
+    later = values[values.index >= max(1, EARLY * steps)]
+    return float(later.iloc[0]) if len(later) else math.nan

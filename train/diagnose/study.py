@@ -1,0 +1,277 @@
+"""Trains what the search asks for, round by round, within a budget, and stops runs that are clearly broken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.config.grid import compose_all
+from train.config.schema import Config
+from train.diagnose.recipe import Recipe
+from train.diagnose.search import BRACKETED, Bracket, Known, Loss, bracket, learning_rate, learns_nothing, wish
+from train.runfolder.folder import ENDED, STOPPED, RunFolder
+from train.sweep import launch
+from train.sweeps.live_table import relative_cost
+from train.sweeps.plan import Sweep
+
+CLEARLY = 0.5
+"""Nats above a run at a lower LR, on the same batches, from which a run counts as clearly broken.
+
+Of 125 runs of findings above their best LR, the ones that were this far above the best after a quarter of the run or
+later all ended degraded, by 0.18 nats and more. Runs that ended sound were at most 0.41 above it.
+"""
+FROM, OVER = 0.25, 0.1
+"""Share of a run before which it is not judged, and share over which the difference is a median."""
+RESERVED = 4
+"""Runs that are kept in the budget for each size that has not been bracketed yet."""
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """One run, as the search sees it. `size` and `arm` are indices."""
+
+    k: int
+    size: int
+    arm: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One curve of loss against LR."""
+
+    arm: int
+    size: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended or was stopped."""
+
+    point: Point
+    config: Config
+    folder: RunFolder
+    state: str
+    loss: Loss
+    n: int | None
+    seconds: float
+
+
+class Study:
+    """A search for the critical LR of several recipes at several sizes, whose runs are one sweep."""
+
+    def __init__(
+        self,
+        folder: Path,
+        recipes: Sequence[Recipe],
+        sizes: Sequence[Sequence[str]],
+        budget: float,
+        hints: Mapping[Cell, Bracket] | None = None,
+        seeds: int = 2,
+    ) -> None:
+        """`budget` is in seconds of one process. `hints` are brackets around which curves start."""
+        self.folder, self.recipes, self.sizes, self.budget = folder, recipes, sizes, budget
+        self.hints, self.seeds = dict(hints or {}), seeds
+        self.points: set[Point] = set()
+        self._configs: dict[Point, Config] = {}
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        first = self.recipes[0].config.seed
+        return [
+            Cell(arm, size, first + seed)
+            for arm in range(len(self.recipes)) for size in range(len(self.sizes)) for seed in range(self.seeds)
+        ]  # fmt: skip
+
+    def overrides(self, point: Point) -> list[str]:
+        recipe = self.recipes[point.arm]
+        own = [o for o in recipe.overrides if o.partition("=")[0] not in ("seed", "optimizer.lr", "finding", "name")]
+        lr = learning_rate(recipe.config.optimizer.lr, point.k)
+        return [*own, *self.sizes[point.size], f"seed={point.seed}", f"optimizer.lr={lr}"]
+
+    def config(self, point: Point) -> Config:
+        return self._configs[point]
+
+    def add(self, points: Iterable[Point]) -> None:
+        """Adds runs to the sweep. Raises ConfigError if one of them can't be trained."""
+        new = [point for point in points if point not in self._configs]
+        composed = compose_all([self.overrides(point) for point in new])
+        self._configs |= {p: replace(c, finding=None, name=None) for p, c in zip(new, composed, strict=True)}
+        self.points |= set(new)
+
+    @property
+    def sweep(self) -> Sweep:
+        points = sorted(self.points)
+        several = len(self.recipes) > 1
+        names = [self.recipes[p.arm].name if several else None for p in points]
+        words = [*self.recipes[0].overrides]
+        return Sweep(self.folder, words, [self.overrides(p) for p in points], [self._configs[p] for p in points], names)
+
+    def ended(self) -> dict[Point, Ended]:
+        """Returns the runs with a result, including stopped ones, whose final loss is estimated."""
+        sweep = self.sweep
+        found: dict[Point, Ended] = {}
+        for point, config, run in zip(sorted(self.points), sweep.configs, sweep.runs(), strict=True):
+            state, summary = run.state(), run.summary()
+            if state in ENDED and summary:
+                loss = Loss(summary["validation/loss_final"], summary["validation/loss_init"])
+                found[point] = Ended(point, config, run, state, loss, summary["N"], summary["seconds"])
+        for point, config, run in zip(sorted(self.points), sweep.configs, sweep.runs(), strict=True):
+            if run.state() == STOPPED:
+                found[point] = self._stopped(point, config, run, found)
+        return found
+
+    def _stopped(self, point: Point, config: Config, run: RunFolder, ended: Mapping[Point, Ended]) -> Ended:
+        """Estimates the final loss of a stopped run: as far above that of a lower LR as when it was stopped."""
+        status = run.status()
+        lower = [e.loss for p, e in ended.items() if replace(p, k=0) == replace(point, k=0) and p.k < point.k]
+        best = min((loss.final for loss in lower if loss.final is not None), default=None)
+        init = next((loss.init for loss in lower), float(status["loss_init"]))
+        final = None if best is None else best + float(status["above"])
+        return Ended(point, config, run, STOPPED, Loss(final, init), None, run.seconds())
+
+    def known(self, ended: Mapping[Point, Ended] | None = None) -> dict[Cell, Known]:
+        """Returns the ended runs of every curve."""
+        found: dict[Cell, dict[int, Loss]] = {cell: {} for cell in self.cells}
+        for p, run in (self.ended() if ended is None else ended).items():
+            found[Cell(p.arm, p.size, p.seed)][p.k] = run.loss
+        return dict(found)
+
+    def wishes(self, known: Mapping[Cell, Known]) -> list[tuple[int, Point]]:
+        """Returns the runs to train next with their levels; the curves of other sizes and seeds tell where to start."""
+        found: list[tuple[int, Point]] = []
+        for cell in self.cells:
+            hint, ready = self._hint(cell, known)
+            if not ready:
+                continue
+            first = cell.seed == self.recipes[0].config.seed
+            asked = wish(known[cell], hint, find_best=first and cell not in self.hints)
+            if asked is not None:
+                level = asked.level if first else max(asked.level, BRACKETED)
+                found += [(level, Point(k, cell.size, cell.arm, cell.seed)) for k in asked.places]
+        return found
+
+    def _hint(self, cell: Cell, known: Mapping[Cell, Known]) -> tuple[Bracket | None, bool]:
+        """Returns where a curve starts, and whether the curve that tells it is far enough."""
+        if cell in self.hints:
+            return self.hints[cell], True
+        first = self.recipes[0].config.seed
+        if cell.seed != first:
+            before = Cell(cell.arm, cell.size, cell.seed - 1)
+        elif cell.size:
+            before = Cell(cell.arm, cell.size - 1, first)
+        else:
+            return None, True
+        if not known[before]:
+            return None, False
+        hint, ready = self._hint(before, known)
+        asked = wish(known[before], hint, find_best=before.seed == first and before not in self.hints)
+        if not ready or (asked is not None and asked.level < BRACKETED):
+            return None, False
+        return (None if learns_nothing(known[before]) else bracket(known[before])), True
+
+    def seconds(self, size: int, ended: Mapping[Point, Ended]) -> float:
+        """Returns the expected time of a run of this size, from runs that trained to their end; 0 without any."""
+        whole = [run for run in ended.values() if run.state == "finished"]
+        own = [run.seconds for run in whole if run.point.size == size]
+        if own:
+            return float(np.mean(own))
+        cost = {run.point.size: relative_cost(run.config) for run in whole}
+        if not cost:
+            return 0.0
+        near = max(cost)
+        of_size = relative_cost(compose_all([self.overrides(Point(0, size, 0, 0))])[0])
+        return float(np.mean([r.seconds for r in whole if r.point.size == near])) * of_size / cost[near]
+
+    def chosen(self, ended: Mapping[Point, Ended]) -> list[Point]:
+        """Returns the wished runs that the budget allows, most urgent first, without those under way."""
+        known = self.known(ended)
+        left = self.budget - sum(run.seconds for run in ended.values())
+        asked = sorted(self.wishes(known), key=lambda wished: (wished[0], wished[1].size, wished[1]))
+        open_ = {p.size for level, p in asked if level < BRACKETED}
+        open_ |= set(range(len(self.sizes))) - {cell.size for cell in self.cells if known[cell]}
+        reserve = sum(RESERVED * self.seconds(size, ended) for size in open_) * len(self.recipes)
+        chosen = []
+        for level, point in asked:
+            cost = self.seconds(point.size, ended)
+            if cost <= left - (reserve if level >= BRACKETED else 0.0):
+                chosen.append(point)
+                left -= cost
+        return chosen
+
+    def run(self) -> bool:
+        """Trains rounds until nothing more is wished for or affordable. Returns whether every run has a result.
+
+        With a launcher that only submits runs, it returns False after the first round.
+        """
+        while True:
+            self.recall()
+            ended = self.ended()
+            waiting = [point for point in self.points if point not in ended]
+            new = [point for point in self.chosen(ended) if point not in self.points]
+            if not waiting and not new:
+                return True
+            self.add(new)
+            launch(self.sweep, judge=Judge(self).verdict)
+            after = self.ended()
+            if any(point not in after for point in self.points):
+                return False
+
+    def recall(self) -> None:
+        """Adds the runs that the search has asked for before, as far as they have a result or have begun."""
+        while True:
+            known = self.known()
+            again = [point for _, point in self.wishes(known) if point not in self.points]
+            if not again:
+                return
+            self.add(again)
+            sweep = self.sweep
+            kept = {p for p in again if sweep.run(self._configs[p].run_name()).status()}
+            for point in set(again) - kept:
+                self.points.discard(point)
+                del self._configs[point]
+            if not kept:
+                return
+
+
+class Judge:
+    """Compares runs in training with those at lower LRs on the same batches."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.points = {study.config(p).run_name(): p for p in study.points}
+        self.next = dict.fromkeys(self.points, FROM)
+
+    def verdict(self, name: str) -> dict[str, Any] | None:
+        """Returns the status of a run that is to be stopped: how many nats it is above a run at a lower LR."""
+        run, point = RunFolder(self.study.folder / name), self.points[name]
+        steps = self.study.config(point).steps
+        share = (run.status().get("step") or 0) / steps
+        if share < self.next[name]:
+            return None
+        self.next[name] = share + OVER / 2
+        rows, length, sweep = run.metrics(), max(1, round(OVER * steps)), self.study.sweep
+        own, found = _losses(rows), None
+        for other, p in self.points.items():
+            if replace(p, k=0) != replace(point, k=0) or p.k >= point.k:
+                continue
+            theirs = _losses(sweep.run(other).metrics())
+            end = min(len(own), len(theirs))
+            if end < FROM * steps:
+                continue
+            above = float(np.median(own[end - length : end] - theirs[end - length : end]))
+            if found is None or above > found["above"]:
+                lower = learning_rate(self.study.recipes[point.arm].config.optimizer.lr, p.k)
+                reason = f"{above:.2f} nats above the run at LR {lower:g}, at step {end}"
+                found = {"above": above, "reason": reason, "loss_init": rows[0]["validation/loss"], "step": end}
+        return found if found is not None and found["above"] > CLEARLY else None
+
+
+def _losses(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    return np.array([row["train/loss"] for row in rows if row["step"] >= 0])

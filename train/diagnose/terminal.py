@@ -1,0 +1,156 @@
+"""Prints a stability card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from train.cli.format import duration, size_label
+from train.cli.terminal import table_console
+from train.config.schema import Runtime
+from train.diagnose.card import TESTED, AtSize, Card, Interval
+from train.diagnose.compare import Comparison, table
+
+LOSS, RATE = "{:.3f}", "{:.2g}"
+
+
+def text(found: Interval | None, form: str = RATE) -> str:
+    """Formats a number with its interval."""
+    if found is None:
+        return "-"
+    value = form.format(found.value)
+    if found.low is None or found.high is None:
+        return f"{value} (no spread known)"
+    return f"{value} ({form.format(found.low)} to {form.format(found.high)})"
+
+
+def size_row(at: AtSize) -> list[str]:
+    """Returns the cells of a size: model, N, critical LR, brackets, optimal LR, margin, best loss."""
+    brackets = ", ".join(f"{c.bracket[0]:.2g}-{c.bracket[1]:.2g}" if c.bracket[1] else "none" for c in at.curves)
+    edge = ", ".join(f"at the edge of the grid, {c.best_lr:.2g}" for c in at.curves[:1])
+    return [
+        at.model, size_label(at.n) if at.n == at.n else "-", verdict(at), brackets or "-",
+        text(at.optimal) if at.optimal else edge or "-", f"{at.margin:.2g}x" if at.margin else "-",
+        f"{at.best_loss:.3f}" if at.best_loss is not None else "-", str(sum(len(c.lrs) for c in at.curves)),
+    ]  # fmt: skip
+
+
+COLUMNS = ("model", "N", "critical LR", "brackets, by seed", "optimal LR", "margin", "best loss", "runs")
+
+
+def verdict(at: AtSize) -> str:
+    """Says what happens at one size, in words where there is no critical LR."""
+    lrs = [lr for c in at.curves for lr in c.lrs]
+    if at.verdict == "broken":
+        return f"broken or untrained at every LR from {min(lrs):.2g} to {max(lrs):.2g}"
+    if at.verdict == "never breaks":
+        return f"never breaks up to {max(lrs):.2g}"
+    if at.verdict == "open":
+        return f"sound so far, up to {max(lrs):.2g}"
+    return text(at.critical) if at.critical else "not measured"
+
+
+def sign_rows(card: Card) -> list[list[str]]:
+    return [
+        [s.name, f"{s.auc:.2f} ± {s.error:.2f}", f"{s.passed} of {s.broken}",
+         "-" if s.step is None else f"{s.step:,.0f}", _lead(s.lead)]
+        for s in card.signs
+    ]  # fmt: skip
+
+
+def _lead(steps: float | None) -> str:
+    if steps is None:
+        return "-"
+    return f"{abs(steps):,.0f} steps {'later' if steps > 0 else 'earlier'}" if steps else "at that step"
+
+
+SIGN_COLUMNS = (
+    "sign",
+    "tells broken from sound early (AUC)",
+    "passes all sound runs in",
+    "at step",
+    "the loss departs",
+)
+
+
+def conclusions(card: Card) -> list[str]:
+    """Returns the card's sentences: the law, the forecast, what rises first, and how far that can be trusted."""
+    lines = []
+    if card.exponent is not None:
+        lines.append(f"critical LR ~ N^{text(card.exponent, '{:+.2f}')}")
+    lines += _forecast(card)
+    first = [s for s in card.signs if s.step is not None]
+    if first:
+        s = first[0]
+        lines.append(
+            f"first to rise: {s.name}, at step {s.step:,.0f}, in {s.passed} of {s.broken} broken runs "
+            f"(early AUC {s.auc:.2f} ± {s.error:.2f})"
+        )
+    return lines
+
+
+def _forecast(card: Card) -> list[str]:
+    found = card.forecast
+    if found is None:
+        return []
+    at = f"at {found.target}, N = {size_label(found.n)} ({found.factor:.3g}x the largest trained)"
+    optimal = f"optimal LR {text(found.optimal)}, loss {text(found.loss, LOSS)}"
+    lines = [f"{at}: critical LR {text(found.critical)}, {optimal}"]
+    if found.critical is None:
+        lines[0] = f"{at}: no critical LR to extrapolate; {optimal}"
+    if found.use is not None:
+        capped = found.optimal is not None and found.use < found.optimal.value
+        why = "the low end of the critical LR, as the optimum lies above it" if capped else "the optimum"
+        margin = f"; the critical LR over the optimal one is {text(found.margin)}" if found.margin else ""
+        lines.append(f"LR to use there: {found.use:.2g}, {why}{margin}")
+    if found.factor > TESTED:
+        lines.append(
+            f"this target is more than {TESTED:g}x the largest trained size: no forecast has been tested that far; "
+            "read the direction, not the number"
+        )
+    elif found.factor > 1:
+        lines.append("intervals hold if the law does: they cover seeds and scatter around it, not a bend of it")
+    return lines
+
+
+def recipe_text(card: Card) -> str:
+    return (
+        " ".join(o for o in card.overrides if o.partition("=")[0] not in Runtime.__dataclass_fields__) or "the default"
+    )
+
+
+def counts(card: Card) -> str:
+    early = f", {card.stopped} of them stopped early as clearly broken" if card.stopped else ""
+    return f"{card.runs} runs{early}, {duration(60 * card.minutes)} of training in all"
+
+
+def print_comparisons(what: str, found: Sequence[Comparison]) -> None:
+    console = table_console(220, soft_wrap=True, markup=False)
+    console.print(f"\n{what}")
+    console.print(_table(*table(found)))
+
+
+def print_card(card: Card) -> None:
+    from rich.markup import escape
+
+    console = table_console(220, soft_wrap=True)
+    console.print(f"\n[bold]Stability of {escape(card.recipe)}[/]: {escape(recipe_text(card))}")
+    console.print(f"{counts(card)}; intervals of {card.level:.0%}")
+    console.print(_table(COLUMNS, [size_row(at) for at in card.sizes]))
+    if card.signs:
+        console.print(_table(SIGN_COLUMNS, sign_rows(card)))
+    for line in conclusions(card):
+        console.print(escape(line))
+    for note in card.notes:
+        console.print(f"note  {escape(note)}")
+
+
+def _table(columns: tuple[str, ...], rows: list[list[str]]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
