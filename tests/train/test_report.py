@@ -362,6 +362,20 @@ def test_figures_show_the_numbers(folder):
     assert {text.get_text() for text in figure.legends[0].get_texts()} >= {"N = 25k", "without", "diverged"}
 
 
+def test_up_to_six_arms_are_overlaid_with_a_panel_per_size(folder):
+    runs = load_sweep(make(folder)).runs
+    runs = runs[runs["state"] == "finished"]
+    sizes = runs["size"].nunique()
+    two = runs.assign(arm=["first", "second"] * (len(runs) // 2) + ["first"] * (len(runs) % 2))
+    figure = figures.loss_against_lr(two)
+    assert [axes.get_title()[:3] for axes in figure.axes] == ["N ="] * sizes
+    assert {text.get_text() for text in figure.legends[0].get_texts()} >= {"first", "second"}
+    curves = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert len({line.get_color() for line in curves}) == len(curves) == 2
+    seven = pd.concat([runs.assign(arm=f"arm {i}") for i in range(7)])
+    assert [axes.get_title() for axes in figures.loss_against_lr(seven).axes] == [f"arm {i}" for i in range(7)]
+
+
 def guides(axes):
     """The label and height of each dotted line, and the text of notes at the edge."""
     levels = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]

@@ -14,12 +14,13 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.config.helpers import own_conf
-from tests.train.helpers import TINY, swept, trained
+from tests.train.helpers import TINY, call, swept, trained
 from train.config.choices import CONF
 from train.config.grid import compose_all, expand
 from train.findings.base import find
 from train.results.sweep import load_sweep
 from train.runfolder.folder import RunFolder
+from train.sweeps.live_table import LiveTable
 from train.sweeps.plan import plan
 
 
@@ -230,6 +231,62 @@ def test_arms_are_grids_of_their_own():
     assert [p[-2:] for _, p in points[-2:]] == [["steps=7", "optimizer.lr=0.1"], ["steps=7", "optimizer.lr=0.2"]]
     narrowed = expand(["experiment=trial", "optimizer.lr=1e-2", "seed=0"])
     assert [arm for arm, _ in narrowed] == ["plain", "clipped", "decayed", "decayed"]
+
+
+def test_arms_of_the_command_line_are_those_of_a_file():
+    text = "arms=plain: ; capped: qk_norm=none 'attention=softcap'; decayed: optimizer.weight_decay=1e-6,1e-5"
+    points = expand([text, "steps=7", "seed=0,1"])
+    assert [arm for arm, _ in points] == ["plain"] * 2 + ["capped"] * 2 + ["decayed"] * 4
+    assert points[2][1] == ["qk_norm=none", "attention=softcap", "steps=7", "seed=0"]
+    assert points[-1][1] == ["steps=7", "optimizer.weight_decay=1e-05", "seed=1"]
+    assert plan([text, "seed=0,1"]).folder.name == "plain+capped+decayed-seed"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("plain", "can't read 'plain'"),
+        ("a: steps", "can't read 'a: steps'"),
+        ("a: ; a: seed=1", "'a: seed=1' repeats an arm"),
+        ("a: seed=1 seed=2", "repeats a key"),
+        ("a: 'seed=1", "No closing quotation"),
+    ],
+)
+def test_arms_that_cannot_be_read(text, said):
+    with pytest.raises(ConfigError) as fault:
+        expand([f"arms={text}"])
+    assert str(fault.value).startswith("arms: ")
+    assert said in str(fault.value)
+
+
+def test_the_table_of_a_sweep_names_arms_and_values(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "80")
+    arms = "arms=plain: ; capped: qk_norm=none attention=softcap"
+    sweep = plan([*TINY, arms, "optimizer.lr=1e-2,3e-2", "seed=0,1", f"out={tmp_path}"])
+    swapped = plan([*TINY, arms, "seed=0,1", "optimizer.lr=1e-2,3e-2", f"out={tmp_path}"])
+    for planned, corner, columns in ((sweep, "seed", ["0", "1"]), (swapped, "optimizer.lr", ["0.01", "0.03"])):
+        table = LiveTable(planned, 1)
+        table.console.print(table._table())
+        lines = capsys.readouterr().out.splitlines()
+        head = next(i for i, text in enumerate(lines) if text.startswith(f"validation loss, by {corner}"))
+        assert lines[head].split()[-2:] == columns
+        assert [text.split()[0] for text in lines[head + 1 :]] == ["plain", "plain", "capped", "capped"]
+        assert max(map(len, lines)) <= 80
+
+
+def test_a_dry_run_counts_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    command = [*TINY, "arms=plain: ; free: qk_norm=none", "seed=0,1", f"out={out}", "--dry-run"]
+    code, said = call(["train.sweep", *command], capsys, monkeypatch)
+    assert code == 0
+    assert not out.exists()
+    rows = [text.split() for text in said.splitlines()]
+    assert [row[1:6] for row in rows[1:3]] == [
+        ["plain", "2", "0", "8,304", "1,536"],
+        ["free", "2", "0", "8,272", "1,536"],
+    ]
+    assert "4 of 4 runs to train" in said
+    assert "6,144 tokens" in said
 
 
 @pytest.mark.usefixtures("trial")

@@ -95,7 +95,7 @@ def minutes(seconds: float) -> str:
     """Formats a rough duration: 40 s, 3 min, 2.5 h, 12 days."""
     for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * length or (unit == "min" and seconds >= length):
-            return f"{seconds / length:.2g} {unit}"
+            return f"{seconds / length:.{0 if seconds >= 10 * length else 1}f} {unit}"
     return f"{max(1, round(seconds))} s"
 
 

@@ -2,64 +2,90 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from train.cli.format import duration, number
+from train.cli.tables import line
 from train.runfolder.folder import RunFolder
 
 if TYPE_CHECKING:
+    from rich.live import Live
+
     from train.config.schema import Config
     from train.run.recorder import MetricsRow
 
 
+REPORT_SECONDS = 10
+"""Least time between two lines in a log."""
+
+
 class Progress:
-    """Shows step, loss, LR, largest logit, speed and ETA: a redrawn line on a terminal, one every 10 s in a log."""
+    """Shows step, bar, loss, LR, largest logit, ETA, speed and name: a line redrawn on a terminal, or lines in a log.
+
+    A narrow terminal cuts the name first, then leaves out the last of the others. A log has no bar and no colours, and
+    its lines are as long as they are unless $COLUMNS is set.
+    """
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._bar: Any = None
-        self._task: Any = None
+        self._live: Live | None = None
+        self._row: MetricsRow | None = None
         self._printed = 0.0
 
     def __enter__(self) -> Progress:
         if self.config.progress and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
+            from rich.live import Live
+            from rich.text import Text
 
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(20),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[line]}"),
-                TimeRemainingColumn(),
+            console = Console(stderr=True)
+            self._live = Live(
+                console=console,
+                transient=True,
+                refresh_per_second=4,
+                get_renderable=lambda: Text(self.line(console.width - 1, bar=True), no_wrap=True),
             )
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task(self.config.readable(), total=self.config.steps, line="")
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def report(self, row: MetricsRow) -> None:
         if not self.config.progress:
             return
-        parts = [f"loss {number(row['train/loss'])}", f"lr {row['train/lr']:.2e}"]
-        if "attention/logit_max" in row:
-            parts.append(f"max logit {number(row['attention/logit_max'])}")
-        parts.append(f"{row['train/tokens_per_second']:,.0f} tok/s")
-        line, step = "  ".join(parts), row["step"] + 1
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=step, line=line)
-        elif time.monotonic() - self._printed >= 10:
-            tokens_left = (self.config.steps - step) * self.config.batch_size * self.config.context
-            left = tokens_left / row["train/tokens_per_second"]
+        self._row = row
+        if self._live is None and time.monotonic() - self._printed >= REPORT_SECONDS:
             self._printed = time.monotonic()
-            print(f"step {step}/{self.config.steps}  {line}  ETA {duration(left)}", file=sys.stderr, flush=True)
+            columns = os.environ.get("COLUMNS", "")
+            print(self.line(int(columns) if columns.isdigit() else None), file=sys.stderr, flush=True)
+
+    def line(self, width: int | None, bar: bool = False) -> str:
+        """Returns the newest state on one line of at most `width` characters, if given."""
+        row, steps = self._row or {}, self.config.steps
+        step = row.get("step", -1) + 1
+        parts = [f"step {step}/{steps}", self._bar(step / steps) if bar else ""]
+        if row:
+            rate = row["train/tokens_per_second"]
+            left = duration((steps - step) * self.config.batch_size * self.config.context / rate)
+            parts += [f"loss {number(row['train/loss'])}", f"lr {row['train/lr']:.1e}"]
+            if "attention/logit_max" in row:
+                parts.append(f"max logit {number(row['attention/logit_max'])}")
+            parts += [f"ETA {left}", f"{rate:,.0f} tok/s"]
+        return line(parts, self.config.readable(), width)
+
+    def _bar(self, share: float) -> str:
+        done, left = ("━", "─") if "utf" in (sys.stderr.encoding or "").lower() else ("#", "-")
+        filled = round(BAR * share)
+        return done * filled + left * (BAR - filled)
+
+
+BAR = 10
+"""Characters of the bar."""
 
 
 def print_summary(config: Config, summary: dict[str, Any], folder: RunFolder) -> None:

@@ -50,7 +50,7 @@ def fitted(console: Console, table: Table, name: str | None = None, less: Sequen
         widths = [
             _width(column, heading, own) for column, heading, own in zip(table.columns, headings, cells, strict=True)
         ]
-        excess = sum(widths) + GAP * (len(widths) - 1) + _frame(table) - console.width
+        excess = sum(widths) + GAP * (len(widths) - 1) - console.width
         titles = [heading.plain for heading in headings]
         at = titles.index(name) if name is not None else 0
         spare = max(0, widths[at] - SHORTEST_NAME) if name is not None else 0
@@ -70,11 +70,6 @@ def _width(column: Column, heading: Text, cells: Sequence[Text]) -> int:
     return width if column.no_wrap else min(width, SHORTEST_TEXT)
 
 
-def _frame(table: Table) -> int:
-    """Returns the columns that the lines of a table take."""
-    return 0 if table.box is None else 2 * len(table.columns) + 2
-
-
 def _text(console: Console, cell: Any) -> Text:
     return console.render_str(cell) if isinstance(cell, str) else cell
 
@@ -85,6 +80,20 @@ def cut(text: str, room: int) -> str:
         return text
     end = min(room - 2, max(12, room // 3))
     return f"{text[: room - end - 1]}…{text[-end:]}"
+
+
+def line(parts: Sequence[str], name: str, width: int | None) -> str:
+    """Returns the parts and then the name on one line of at most `width` characters, if given.
+
+    The name is cut first; if no 12 characters of it fit, it is left out, and then the last parts.
+    """
+    kept = [part for part in parts if part]
+    if width is None:
+        return "  ".join([*kept, name])
+    while len(kept) > 1 and len("  ".join(kept)) > width:
+        kept.pop()
+    room = width - len("  ".join(kept)) - GAP
+    return "  ".join([*kept, cut(name, room)] if room >= min(12, len(name)) else kept)[:width]
 
 
 def _stacked(table: Table, headings: list[Text], cells: list[list[Text]]) -> RenderableType:

@@ -23,6 +23,7 @@ from train.results.style import (
     arm_lines,
     bigram_guide,
     cap_line,
+    colour_handles,
     colours,
     cross_handle,
     legend_above,
@@ -167,30 +168,44 @@ def arms_in_time(
     return figure
 
 
+OVERLAID = 6
+"""Most arms that share a panel."""
+
+
 @styled
 def loss_against_lr(runs: pd.DataFrame) -> Figure:
-    """Draws final loss against LR for any sweep, with a panel for each arm and a line for each size."""
-    arms = list(dict.fromkeys(runs["arm"]))
-    columns = min(3, len(arms))
-    figure, axes = panels(columns, rows=math.ceil(len(arms) / columns), width=max(PANEL[0], 3.2 if columns == 1 else 0))
-    shades = colours(runs["size"].unique().tolist())
+    """Draws final loss against LR for any sweep, with bands over seeds.
+
+    Up to six arms are overlaid in different colours, with a panel for each size. A single arm, or more, have a panel
+    each, with a line for each size.
+    """
+    arms, sizes = list(dict.fromkeys(runs["arm"])), sorted(runs["size"].unique().tolist())
+    overlaid = 1 < len(arms) <= OVERLAID
+    facets: Sequence[Any] = sizes if overlaid else arms
+    by, along = ("size", "arm") if overlaid else ("arm", "size")
+    shades: dict[Any, Any] = dict(zip(arms, ARM_COLOURS, strict=False)) if overlaid else colours(sizes)
+    columns = min(3, len(facets))
+    width = max(PANEL[0], 3.2 if columns == 1 else 0)
+    figure, axes = panels(columns, rows=math.ceil(len(facets) / columns), width=width)
     broke = runs[runs["state"] == "diverged"]
-    for i, (panel, arm) in enumerate(zip(axes, arms, strict=False)):
+    for i, (panel, facet) in enumerate(zip(axes, facets, strict=False)):
         if i:
             panel.sharey(axes[0])  # must precede drawing: otherwise the first panel's limits clip the others'
-        for n, group in runs[runs["arm"] == arm].groupby("size"):
-            line_over_seeds(panel, group, "validation/loss", shades[n], "-")
+        shown = runs[runs[by] == facet]
+        for key in [key for key in shades if (shown[along] == key).any()]:
+            line_over_seeds(panel, shown[shown[along] == key], "validation/loss", shades[key], "-")
         lr_axis(panel, runs["optimizer.lr"])
-        panel.set_title(arm)
+        panel.set_title(f"N = {size_label(facet)}" if overlaid else facet)
         panel.set_ylabel("final validation loss (nats)" if i % columns == 0 else "")
         if len(broke):
             cap_line(panel, float(broke["validation/loss_init"].median()))
     limits = axes[0].get_ylim()
-    for panel, arm in zip(axes, arms, strict=False):
-        bigram_guide(panel, common_floor(runs[runs["arm"] == arm], "bigram"), limits)
-    for panel in axes[len(arms) :]:
+    for panel, facet in zip(axes, facets, strict=False):
+        bigram_guide(panel, common_floor(runs[runs[by] == facet], "bigram"), limits)
+    for panel in axes[len(facets) :]:
         panel.remove()
-    legend_above(figure, shades, {}, [cross_handle()] if len(broke) else [])
+    handles = [*(colour_handles(shades) if overlaid else []), *([cross_handle()] if len(broke) else [])]
+    legend_above(figure, {} if overlaid else shades, {}, handles)
     return figure
 
 

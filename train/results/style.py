@@ -115,8 +115,10 @@ def legend_above(figure: Figure, sizes: Mapping[int, Any], lines: Mapping[str, s
     handles = [Line2D([], [], color=colour, label=f"N = {label}") for label, colour in by_label.items()]
     if len(lines) > 1:
         handles += [Line2D([], [], color="0.3", ls=style, label=label) for label, style in lines.items()]
-    columns = max(2, int(figure.get_figwidth() / 0.95))
-    figure.legend(handles=[*handles, *extra], loc="outside upper center", ncols=columns, columnspacing=1.2)
+    handles += extra
+    longest = max((len(handle.get_label()) for handle in handles), default=0)
+    columns = max(1, int(figure.get_figwidth() / max(0.95, 0.06 * longest)))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2)
 
 
 def line_over_seeds(axes: Axes, runs: pd.DataFrame, column: str, colour: Any, style: str) -> None:
@@ -142,6 +144,13 @@ def cross_handle() -> Any:
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color="0.3", marker="x", linestyle="", markersize=6, markeredgewidth=1.4, label="diverged")
+
+
+def colour_handles(colours: Mapping[str, Any]) -> list[Any]:
+    """Returns an entry of a legend for each colour."""
+    from matplotlib.lines import Line2D
+
+    return [Line2D([], [], color=colour, label=label) for label, colour in colours.items()]
 
 
 def cap_line(axes: Axes, loss_init: float) -> None:

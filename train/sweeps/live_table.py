@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from train.cli.format import duration, number
+from train.cli.tables import fitted, line, plain_table
 from train.cli.terminal import table_console
 from train.runfolder.folder import ENDED, STOPPED, RunFolder
 from train.sweeps.plan import Sweep
@@ -20,6 +20,10 @@ STYLE = {
     "pending": "dim",
 }  # fmt: skip
 DONE = (*ENDED, STOPPED)
+
+
+INDENT = 9
+"""Characters before the line of a run, which hold the number of runs done."""
 
 
 class LiveTable:
@@ -70,16 +74,19 @@ class LiveTable:
                 self.live.update(Group(self._table(), *self._running(running)), refresh=True)
         else:
             for name in ended:
-                self.console.print(f"{self._done():>9}  {self._line(name)}  {self._eta()}")
+                self.console.print(f"{self._done():>{INDENT - 2}}  {self._line(name, self._eta())}", soft_wrap=True)
 
-    def _table(self) -> RichTable:
-        table = RichTable(title=f"{self.sweep.folder.name}: {self._done()} runs, {self._eta()}", title_justify="left")
-        table.add_column("validation loss")
-        for column in self.columns:
-            table.add_column(column, justify="right")
+    def _table(self) -> RenderableType:
+        """Returns the table, whose columns are the values of one key if all columns set the same one."""
+        keys = {column.partition("=")[0] for column in self.columns}
+        shared = keys.pop() if len(keys) == 1 and "=" in self.columns[0] else None
+        corner = "validation loss" if shared is None else f"validation loss, by {shared}"
+        headings = self.columns if shared is None else [column.partition("=")[2] for column in self.columns]
+        title = f"{self.sweep.folder.name}: {self._done()} runs, {self._eta()}"
+        table = plain_table(corner, *headings, left=(corner,), title=title)
         for row in self.rows:
-            table.add_row(row, *[self._cell(self.cells.get((row, column))) for column in self.columns])
-        return table
+            table.add_row(Text(row), *[self._cell(self.cells.get((row, column))) for column in self.columns])
+        return fitted(self.console, table, corner)
 
     def _cell(self, index: int | None) -> Text:
         if index is None:
@@ -96,19 +103,22 @@ class LiveTable:
         return Text(text, style=STYLE.get(state, ""))
 
     def _running(self, names: list[str]) -> list[Text]:
-        return [Text("  " + self._line(name), style="dim") for name in names]
+        return [Text(self._line(name), style="dim") for name in names]
 
-    def _line(self, name: str) -> str:
+    def _line(self, name: str, *others: str) -> str:
+        """Returns state and numbers of a run, then `others`, then as much of its name as the line has room for."""
         status, summary = self.status[name], self.summary.get(name) or {}
         state = str(status.get("state", "pending"))
         if summary:
             loss, logit = number(summary["validation/loss_final"]), number(summary["logit_max"])
-            return f"{name}  {state}  loss {loss}  max logit {logit}  in {duration(summary['seconds'])}"
-        if state == "running":
+            parts = [state, f"loss {loss}", f"max logit {logit}", f"in {duration(summary['seconds'])}"]
+        elif state == "running":
             loss, logit = number(status.get("train/loss")), number(status.get("attention/logit_max"))
-            step, lr = status.get("step", 0), status.get("train/lr") or 0
-            return f"{name}  step {step}  loss {loss}  lr {lr:.1e}  max logit {logit}"
-        return f"{name}  {state}  {status.get('reason') or ''}"
+            lr = f"lr {status.get('train/lr') or 0:.1e}"
+            parts = [f"step {status.get('step', 0)}", f"loss {loss}", lr, f"max logit {logit}"]
+        else:
+            parts = [state, status.get("reason") or ""]
+        return line([*parts, *others], name, self.console.width - INDENT)
 
     def _done(self) -> str:
         return f"{sum(s.get('state') in DONE for s in self.status.values())}/{len(self.status)}"
@@ -139,9 +149,9 @@ class LiveTable:
         for name, status in self.status.items():
             if status.get("state") not in DONE:
                 reason = status.get("reason") or f"process {status.get('pid')} of another command is training it"
-                self.console.print(f"  {name}: {reason}", style="red")
+                self.console.print(f"  {name}: {reason}", style="red", soft_wrap=True)
         if not self.brief:
-            self.console.print(f"judge and draw: python -m train.report {self.sweep.folder}")
+            self.console.print(f"judge and draw: python -m train.report {self.sweep.folder}", soft_wrap=True)
         return int(any(state not in DONE for state in states))
 
 
