@@ -143,7 +143,8 @@ def report_together(paths: Sequence[Path]) -> None:
 
 def _judged(sweep: SweepResults) -> Judged:
     try:
-        return Judged(find(sweep.finding).verdict(sweep.runs, sweep.metrics) if sweep.finding else None)
+        finding = finding_of(sweep)
+        return Judged(finding.verdict(sweep.runs, sweep.metrics) if finding else None)
     except ConfigError as fault:
         return Judged(trouble=str(fault))
 
