@@ -169,7 +169,10 @@ function tableRow(i) {
         : kind === "words"
           ? null
           : "number";
-    return make("td", { class: look, "data-key": key }, kind === "size" ? sizeText(value) : KINDS[kind](value));
+    const text = kind === "size" ? sizeText(value) : KINDS[kind](value);
+    // Where it is narrow, names of arms break after their signs.
+    const parts = key === "arm" ? text.split(/(?<=[=:,_])/).flatMap((part) => [part, make("wbr")]) : [text];
+    return make("td", { class: look, "data-key": key }, ...parts);
   });
   return make("tr", { tabindex: -1, "data-run": i }, make("td", { class: "pick" }, box), ...cells);
 }
