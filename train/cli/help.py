@@ -27,6 +27,27 @@ EXAMPLES = {
     "stabilab --version; stabilab completion bash": "also zsh and fish: a script to source",
 }
 
+EXPERIMENT = """\
+An experiment of one's own is a file, anywhere: stabilab sweep experiment=./mine.yaml
+
+  # @package _global_
+  steps: 1000                        # fields and choices of all runs
+  arms:                              # settings to compare; each is run over the whole grid
+    softmax: {qk_norm: none}
+    capped: {qk_norm: none, attention: softcap, attention.cap: 30}
+  claim:                             # optional: judged by stabilab report runs/mine
+    claim: A cap on the logits flattens the loss against the learning rate.
+    primary: {kind: lower, says: LR sensitivity is lower with a cap, of: lr_sensitivity,
+              arm: capped, than: softmax, by: 0.02, why: two seeds may differ by as much}
+  hydra:
+    sweeper:
+      params:                        # the grid
+        model: mini-w32-d2,mini-w64-d2
+        optimizer.lr: 3e-3,1e-2,3e-2,1e-1
+        seed: 0,1,2
+"""
+"""Printed by `--help experiment`."""
+
 
 def show_help(arguments: Sequence[str] = ()) -> None:
     """Prints the overview or, for each argument that is not an option, that topic. Exits with 2 for an unknown one."""
@@ -106,6 +127,8 @@ def _axis(name: str, values: Mapping[str, Any]) -> Iterator[str]:
 
 def _files(group: str, values: Mapping[str, Any]) -> Iterator[str]:
     """Yields the choices of a group that are files, each with its first comment."""
+    if group == "experiment":
+        yield EXPERIMENT
     yield f"{group}: {len(choices()[group])} choices"
     if group == "model":
         from models.size import SizeConfig

@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from conf.axis import axes
 from train.cli import console
 from train.cli.commands import COMMANDS
 from train.cli.completion import SCRIPTS, candidates
-from train.cli.help import show_help
+from train.cli.help import EXPERIMENT, show_help
 from train.config.choices import choices, default_choices
 from train.config.schema import Config
+from train.findings.own import check_claim
+from train.sweeps.plan import plan
 
 
 def test_every_command_is_a_module_with_a_main() -> None:
@@ -50,6 +53,19 @@ def test_help_of_an_axis_has_the_defaults_of_every_choice(capsys: pytest.Capture
     assert "optimizer.beta2=0.999 " in parts["adam_cm"]
     assert "optimizer.lr=0.01 " in parts["adamw"]
     assert "optimizer.lr=0.003 " in parts["adam_cm"]
+
+
+def test_the_experiment_that_help_shows_can_be_swept_and_judged(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(textwrap.dedent(EXPERIMENT.partition("\n")[2]))
+    sweep = plan([f"experiment={file}"])
+    assert sweep.folder == Path("runs/mine")
+    assert [sweep.arms.count(arm) for arm in ("softmax", "capped")] == [24, 24]
+    assert {(c.attention.name, c.qk_norm.name, c.steps) for c in sweep.configs} == {
+        ("softmax", "none", 1000), ("softcap", "none", 1000),
+    }  # fmt: skip
+    assert sweep.claim is not None
+    check_claim("mine", sweep.claim, sweep.arms, sweep.configs)
 
 
 def test_unknown_topic_and_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

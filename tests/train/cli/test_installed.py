@@ -21,7 +21,7 @@ arms:
 claim:
   claim: Squared ReLU trains as well as softmax.
   primary:
-    {kind: no_worse, says: The best loss is no worse, of: best_loss, arm: squared, than: softmax, within: 9, why: a test}
+    {kind: no_worse, says: The best loss is no worse, of: best_loss, arm: squared, than: softmax, within: 9, why: test}
   needs_fitness: false
 hydra:
   sweeper:
