@@ -85,7 +85,7 @@ def _overrides(word: str, before: Sequence[str]) -> Iterator[str]:
     axis, dot, _ = word.partition(".")
     if dot and axis in groups:
         chosen = [text.partition("=")[2] for text in before if text.startswith(f"{axis}=")]
-        name = (chosen or [default_choices().get(axis)])[-1]
+        name = [default_choices().get(axis) or "", *chosen][-1]
         fields = dict(shared_fields(axis))
         fields |= read(f"{axis}/{name}") if name in groups[axis] else {}
         yield from (f"{axis}.{field}=" for field in fields if field != "name")

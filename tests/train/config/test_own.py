@@ -216,6 +216,7 @@ def test_a_folder_of_ones_own_configs(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / group / f"{name}.yaml").write_text(text)
     with pytest.raises(ConfigError, match="experiment=mine is not a choice"):
         plan(["experiment=mine"])
+    assert compose([f"model={tmp_path / 'model' / 'slim.yaml'}"]).model.width == 24
     monkeypatch.setenv("STABILAB_CONF", str(tmp_path))
     sweep = plan(["experiment=mine", "attention=entmax13,softmax"])
     assert [(c.model.width, c.attention.name) for c in sweep.configs] == [
