@@ -62,6 +62,7 @@ def train_and_summarize(config: Any, force: bool = False, logger: str | None = N
     with stop_held():
         from train.cli.ended import already_trained, require_logged
         from train.cli.progress import Progress, print_summary
+        from train.run.extension import plan_of
         from train.run.trainer import train
         from train.runfolder.folder import RunFolder
 
@@ -71,6 +72,8 @@ def train_and_summarize(config: Any, force: bool = False, logger: str | None = N
         if logger is not None:
             require_logged(config, folder, logger)
         print(f"{already_trained(folder)}: force=true trains again")
+    elif not folder.metrics_path.exists() and (note := plan_of(config, folder.path.parent)[1]):
+        print(note, file=sys.stderr)
     with Progress(config) as progress:
         summary = train(config, progress.report, again=force)
     if summary:

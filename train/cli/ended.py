@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from conf.axis import ConfigError
 from train.cli.format import number
+from train.run.extension import plan_of
 from train.runfolder.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ def state_of(config: Config) -> str:
     folder = RunFolder(config.folder / config.run_name())
     if folder.has_ended():
         return already_trained(folder)
-    return f"would resume from {folder.checkpoint}" if folder.checkpoint.exists() else "not trained yet"
+    if folder.checkpoint.exists():
+        return f"would resume from {folder.checkpoint}"
+    return plan_of(config, folder.path.parent)[1] or "not trained yet"
 
 
 def require_logged(config: Config, folder: RunFolder, override: str) -> None:

@@ -1,6 +1,7 @@
 """Words of the command line that belong to a command and not to the config of a run.
 
-These are `force=true`, `show=...` and `--dry-run`; `--arms TEXT` is the override `arms=TEXT`.
+These are `force=true`, `show=...` and `--dry-run`; `--arms TEXT` is the override `arms=TEXT`, and the path in
+`init_from=RUN` needs no quotes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def taken(arguments: Sequence[str]) -> tuple[Words, list[str]]:
         key, equals, value = argument.partition("=")
         if key in ("force", "show"):
             words[key] = value
+        elif key == "init_from":
+            rest.append(f"init_from={','.join(map(quoted, value.split(',')))}")
         elif key == "--arms":
             rest.append(f"arms={value if equals else next(left, '')}")
         elif key.startswith("-") and argument != "--dry-run":
@@ -42,3 +45,8 @@ def taken(arguments: Sequence[str]) -> tuple[Words, list[str]]:
             f"force={words['force']}: use force=true to train runs again that have ended, or leave it out"
         )
     return Words(force == "true", words.get("show"), "--dry-run" in arguments), rest
+
+
+def quoted(path: str) -> str:
+    """Returns a path in quotes if Hydra's grammar needs them, which names of runs with a `=` do."""
+    return f"'{path}'" if "=" in path and not path.startswith(("'", '"')) else path

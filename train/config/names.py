@@ -62,6 +62,7 @@ SHORT: Mapping[str, str] = {
     "batch_size": "bs",
     "accumulate": "acc",
     "steps": "steps",
+    "init_from": "from_",
     "seed": "s",
     "precision": "",
 }
@@ -126,6 +127,9 @@ def _changed(config: Any) -> Iterator[str]:
         elif name == "plugins":
             if value is not None:
                 yield part(name, [f"{Path(path).stem}.{digest}" for path, digest in re.findall(PLUGIN, value)])
+        elif name == "init_from":
+            if value is not None:
+                yield part(name, hash_of(value))
         elif name not in ("model", "seed") and text(value) != text(default_fields()[name]):
             yield part(name, value)
 
@@ -141,6 +145,16 @@ def _changed_of_choice(axis: str, choice: Any) -> Iterator[str]:
         required = default is dataclasses.MISSING
         if key != "optimizer.lr" and field.name != "name" and (required or text(value) != text(default)):
             yield part(key, value)
+
+
+def is_run(path: str) -> bool:
+    """Returns whether a folder can be that of a run, by its name."""
+    return re.search("-[0-9a-f]{8}/?$", path) is not None
+
+
+def hash_of(run: str) -> str:
+    """Returns the hash at the end of the name of a run folder."""
+    return run.rstrip("/")[-8:]
 
 
 def part(key: str, value: Any) -> str:

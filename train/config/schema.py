@@ -32,6 +32,7 @@ Count = Annotated[int, Field(ge=1)]
 LATER_FIELDS = {
     "masking": asdict(NoMasking()),
     "eval_lengths": (),
+    "init_from": None,
     "optimizer.decay_times_steps": None,
     "optimizer.groups": asdict(LRFactors()),
     "optimizer.beta2_half_life": None,
@@ -96,6 +97,9 @@ class Config(Architecture, Runtime):
     """Micro-batches per optimizer step. They share batch_size."""
     steps: Count
     """Number of optimizer steps."""
+    init_from: str | None = None
+    """Folder of an ended run whose final weights this run starts from, with a new optimizer. The hash takes that run's
+    hash, which ends its name, and not the path."""
     seed: Annotated[int, Field(ge=0, lt=2**64)]
     """Random seed of the initial weights and of the data order."""
     precision: Literal["fp32", "bf16"]
@@ -119,6 +123,10 @@ class Config(Architecture, Runtime):
     def _settings_go_together(self) -> Config:
         if self.finding is not None and self.finding not in experiments():
             raise ValueError(f"finding={self.finding} is not known: {near(self.finding, list(experiments()))}")
+        if self.init_from is not None and not names.is_run(self.init_from):
+            raise ValueError(
+                f"init_from={self.init_from} is no run folder, whose name ends with a hash: see python -m train.runs"
+            )
         self.schedule.fits(steps=self.steps, peak=self.optimizer.lr)
         fsdp.fits(self)
         recompute.fits(self)
@@ -181,6 +189,8 @@ class Config(Architecture, Runtime):
     def _digest(self) -> str:
         values = self.values()
         hashed = {name: values[name] for name in self.fields_of_hash()}
+        if self.init_from is not None:
+            hashed["init_from"] = names.hash_of(self.init_from)
         for path, absent in LATER_FIELDS.items():
             *parents, last = path.split(".")
             node = hashed

@@ -13,7 +13,7 @@ from train.config.schema import Config
 README = CONF / "README.md"
 BEGIN, END = "<!-- short forms: written by python -m train.docs -->\n", "<!-- end of the short forms -->\n"
 EXAMPLES = {"model.name": "tiny", "attention.pattern": "odd", "optimizer.lr": 0.01, "optimizer.decay": "coupled",
-            "optimizer.weight_decay": 0.1, "precision": "bf16"}  # fmt: skip
+            "optimizer.weight_decay": 0.1, "init_from": "1a2b3c4d", "precision": "bf16"}  # fmt: skip
 """Values of fields that a whole number would not suit."""
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from data.datamodule import TokenDataModule
 from train.loggers.mirror import Mirror
 from train.run.derived import bits_per_byte, speed, tokens_per_step
+from train.run.extension import keeps_checkpoint
 from train.run.interrupt import Interrupted, StopSignals
 from train.run.long_validation import validate_longer
 from train.run.module import ProxyModule, Validated
@@ -105,6 +106,8 @@ class RunCallback(pl.Callback):
             self._report(step, rows[-1] | rates)
         self._clock = time.monotonic()
         if trainer.should_stop or step == config.steps - 1:
+            if not trainer.should_stop and keeps_checkpoint(config):
+                trainer.save_checkpoint(self.folder.checkpoint)
             return  # No step is left to resume: a run that was asked to stop ends normally.
         due = watching and self._on_any_rank(trainer, time.monotonic() - self._last_save >= config.checkpoint_seconds)
         if stopping or due:

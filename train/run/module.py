@@ -94,7 +94,8 @@ class ProxyModule(pl.LightningModule):
     def calibrate(self, tokens_BT1: torch.Tensor) -> None:
         """Gives the first batch to choices that need data, such as init=lsuv. Called once, before training."""
         self.model.qk_source.keep(tokens_BT1[0, :-1].to(self.device))
-        self.config.init.calibrate(self.model, tokens_BT1[:, :-1].to(self.device))
+        if self.config.init_from is None:
+            self.config.init.calibrate(self.model, tokens_BT1[:, :-1].to(self.device))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimized = groups(self.config.parametrization, self.model, self.config.model)

@@ -25,6 +25,8 @@ from train.loggers.mirror import Mirror
 from train.run.callback import CheckpointFile, OnRow, RunCallback
 from train.run.derived import bits_per_byte, speed, tokens_per_step, values_in_force
 from train.run.distributed import cluster_environment, is_rank_zero
+from train.run.extension import go_on, keeps_checkpoint, plan_of
+from train.run.initial import initial_weights
 from train.run.interrupt import Interrupted
 from train.run.loop import EpochLoop
 from train.run.module import ProxyModule
@@ -92,6 +94,8 @@ def _train(
             if not again:  # The process that we waited for has finished the run.
                 return _ended_summary(config, folder, mirror)
             folder.clear()
+        if not folder.metrics_path.exists() and (shorter := plan_of(config, folder.path.parent)[0]):
+            go_on(config, folder, shorter)
         folder.start()
         summary, state = Summary(), "failed"
         try:
@@ -159,6 +163,7 @@ class Job:
         self.config, self.folder, self.report, self.callbacks = config, folder, report, callbacks
         # Built before the folder is claimed, because a text that is too short is bad input.
         self.data = token_data(config, prepared)
+        self.weights = initial_weights(config)
         self.prepared, self.bytes_per_token = prepared, prepared.bytes_per_token
         self.validation = self.data.validation()
         self.longer = self.data.longer_validation()
@@ -168,6 +173,8 @@ class Job:
         config, folder = self.config, self.folder
         _quiet_lightning()
         module = ProxyModule(config)
+        if self.weights is not None:
+            module.model.load_state_dict(self.weights)
         mirror.describe(sizes(config, module.model) | self.prepared.floors.summary)
         callback = RunCallback(folder, mirror, self.validation, self.longer, self.bytes_per_token, self.report)
         trainer = self._trainer([callback, *self.callbacks])
@@ -185,7 +192,8 @@ class Job:
         summary = summarize(config, module, callback, folder.metrics(), folder.seconds(), self.prepared)
         write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1))
         folder.set_status(summary["state"], seconds=folder.seconds(), step=summary["steps_done"])
-        folder.checkpoint.unlink(missing_ok=True)
+        if summary["state"] == "diverged" or not keeps_checkpoint(config):
+            folder.checkpoint.unlink(missing_ok=True)
         return summary
 
     def _trainer(self, callbacks: list[pl.Callback]) -> pl.Trainer:

@@ -285,6 +285,7 @@ NUMBERS = {
     "batch_size": "8",
     "accumulate": "2",
     "steps": "5",
+    "init_from": "runs/mini-1a2b3c4d",
     "seed": "1",
     "precision": "bf16",
     "compile": "true",
@@ -332,7 +333,7 @@ class TestDigest:
         """Without the fields that came later, unless they have another than their neutral value."""
         values = {k: v for k, v in tiny(override).values().items() if k not in PLACE}
         given = override.partition("=")[0]
-        later = [(values, "plugins"), (values, "eval_lengths"), (values, "masking")]
+        later = [(values, "plugins"), (values, "eval_lengths"), (values, "masking"), (values, "init_from")]
         later += [(values["optimizer"], key) for key in ("decay_times_steps", "groups", "beta2_half_life")]
         later += [(values["schedule"], "final_fraction")] if override != "schedule=constant" else []
         for node, key in later:

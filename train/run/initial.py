@@ -1,0 +1,44 @@
+"""Takes the initial weights of a run from a trained one, as `init_from` asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from conf.axis import ConfigError
+from models.gpt import GPT
+from train.config.schema import Config
+
+
+def initial_weights(config: Config) -> dict[str, torch.Tensor] | None:
+    """Returns the final weights of the run that `init_from` names, or None if it is null.
+
+    Raises ConfigError if there are none, or if they are those of another architecture.
+    """
+    if config.init_from is None:
+        return None
+    file = Path(config.init_from).expanduser() / "weights.pt"
+    if not file.exists():
+        raise ConfigError(f"init_from={config.init_from} has no weights.pt: give the folder of a run that has ended")
+    weights: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    with torch.device("meta"):
+        model = GPT(
+            config,
+            vocab_size=config.data.vocab_size,
+            context=config.context,
+            keep_maxima=config.optimizer.needs_maxima,
+        )
+    wanted = model.state_dict()
+    for name in [*wanted, *(weights.keys() - wanted.keys())]:
+        ours, theirs = (_shape(state, name) for state in (wanted, weights))
+        if ours != theirs:
+            raise ConfigError(
+                f"init_from={config.init_from} is of another architecture: {name} is {theirs} there and {ours} here: "
+                "use the same model, axes and data.vocab_size"
+            )
+    return weights
+
+
+def _shape(state: dict[str, torch.Tensor], name: str) -> str:
+    return "x".join(map(str, state[name].shape)) or "a number" if name in state else "missing"
