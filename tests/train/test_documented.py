@@ -18,6 +18,7 @@ from conf.axis import ConfigError
 from tests.train.docs.test_pages import PAGES as ALL_PAGES
 from tests.train.helpers import call, process_state, swept
 from train.cli.commands import COMMANDS
+from train.cli.words import taken
 from train.config.compose import compose
 from train.config.grid import expand
 from train.config.launcher import in_full
@@ -64,7 +65,16 @@ RUN: dict[str, list[str]] = {
 # The example rule and experiment of the pages, which tests/models/attention/mixing/test_new_rule.py runs.
 EXAMPLES = ("tempered", "experiment=caps", "experiment=mine")
 HELPED = ["train", "train.sweep", "train.report", "train.dashboard", "train.forecast", "train.findings", "train.bench"]
-HELPED += ["train.docs", "train.coordinates", "train.leaderboard", "train.sync", "slurm.status", "slurm.resubmit"]
+HELPED += [
+    "train.docs",
+    "train.coordinates",
+    "train.leaderboard",
+    "train.sync",
+    "train.runs",
+    "train.generate",
+    "slurm.status",
+    "slurm.resubmit",
+]
 
 
 def documented() -> dict[str, str]:
@@ -90,10 +100,10 @@ def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [a for a in arguments if not a.startswith("-")]
     found = importlib.import_module(module)
     if module == "train":
-        expanded = expand(overrides) if "-m" in arguments else [(None, [o for o in overrides if o[:5] != "show="])]
+        expanded = expand(overrides) if "-m" in arguments else [(None, taken(overrides)[1])]
         assert all(compose(point) for _, point in expanded)
     elif module == "train.sweep":
-        assert plan(in_full(overrides)).configs
+        assert plan(in_full(taken(overrides)[1])).configs
     elif module == "train.findings":
         from train.findings.__main__ import chosen
 

@@ -16,8 +16,9 @@ from train.losses import Objective
 from train.runfolder.folder import RunFolder, require_format
 
 
-def config_of(path: Path) -> Config:
+def config_of(path: Path | str) -> Config:
     """Loads the config of an ended run. Raises ConfigError if the folder has no final weights."""
+    path = Path(path)
     if not (path / "weights.pt").exists():
         if (path / "sweep.json").exists():
             raise ConfigError(f"{path} is the folder of a sweep: give those of its runs, such as {path}/*")
@@ -26,10 +27,10 @@ def config_of(path: Path) -> Config:
     return from_file(path / "config.yaml")
 
 
-def model_of(path: Path, config: Config) -> GPT:
+def model_of(path: Path | str, config: Config) -> GPT:
     """Loads the model with its final weights, in evaluation mode."""
     model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
-    model.load_state_dict(torch.load(path / "weights.pt", weights_only=True))
+    model.load_state_dict(torch.load(Path(path) / "weights.pt", map_location="cpu", weights_only=True))
     return model.eval()
 
 
