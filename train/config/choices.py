@@ -14,7 +14,6 @@ from typing import Any
 import yaml
 
 import conf
-from conf.axis import ConfigError
 
 CONF = Path(conf.__file__).parent
 
@@ -153,6 +152,8 @@ def _refuse_retyped(path: Path, changed: int) -> None:
 def _require_text(node: Any, retyped: re.Pattern[str], path: Path) -> None:
     plain = isinstance(node, yaml.ScalarNode) and node.style is None
     if plain and retyped.fullmatch(node.value):
+        from conf.axis import ConfigError  # Completion does without pydantic.
+
         read = yaml.safe_load(node.value)
         where = f"{path}, line {node.start_mark.line + 1}"
         raise ConfigError(f"{where}: YAML reads {node.value} as {read}: write '{node.value}', in quotes")

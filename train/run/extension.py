@@ -14,7 +14,7 @@ from conf.axis import ConfigError
 from train.config.compose import from_file
 from train.config.names import part
 from train.config.schema import Config
-from train.run.derived import values_in_force
+from train.run.derived import tokens_per_step, values_in_force
 from train.runfolder.files import write_atomically
 from train.runfolder.folder import RunFolder
 
@@ -47,12 +47,13 @@ def _without_steps(config: Config) -> dict[str, object]:
 def obstacle(config: Config, steps: int) -> str | None:
     """Returns what makes the first steps of a run differ from those of one with `steps` steps, or None."""
     ours, peak, schedule = config.steps, config.optimizer.lr, config.schedule
+    tokens = tokens_per_step(config)
     if schedule.warmup(ours) != schedule.warmup(steps):
         return f"its warm-up is a share of all steps: fix it with schedule.warmup_steps={schedule.warmup(ours)}"
     shared = range(min(ours, steps))
     if any(schedule.factor(s, steps=ours, peak=peak) != schedule.factor(s, steps=steps, peak=peak) for s in shared):
         return f"schedule={schedule.name} ends with the run: schedule=constant and rsqrt don't"
-    if config.optimizer.in_force(ours) != config.optimizer.in_force(steps):
+    if config.optimizer.in_force(ours, tokens) != config.optimizer.in_force(steps, tokens):
         return "weight decay depends on all steps: use optimizer.decay_times_steps=null"
     if "reparametrization" in values_in_force(config):
         return f"reparametrization={config.reparametrization.name} has phases that may be shares of all steps"
