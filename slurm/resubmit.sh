@@ -12,5 +12,6 @@ export STABILAB_AGAIN="sbatch --parsable --array=$SLURM_ARRAY_TASK_ID \
 {setup}
 cd {folder}
 export PYTHONPATH={code}${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONSAFEPATH=1  # A train.py in that folder is not ours.
 # exec replaces this shell, so that the signal before the time limit reaches Python.
 exec {python} -m slurm.job {plan} "$SLURM_ARRAY_TASK_ID"
