@@ -133,7 +133,7 @@ def near(word: str, words: list[str]) -> str:
     while len(", ".join(listed)) > MAX_LIST_LENGTH:
         listed.pop()
     more = len(words) - len(listed)
-    return f"known: {', '.join(listed)}" + (f" and {more} more, see python -m train --help" if more else "")
+    return f"known: {', '.join(listed)}" + (f" and {more} more, see stabilab --help all" if more else "")
 
 
 def checked(config: type[T], values: Mapping[str, Any]) -> T:

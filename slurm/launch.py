@@ -1,4 +1,4 @@
-"""`python -m train.sweep ... launcher=slurm` submits the runs that have not ended and are not in the queue."""
+"""`stabilab sweep ... launcher=slurm` submits the runs that have not ended and are not in the queue."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def launch(sweep: Sweep, launcher: Slurm) -> int:
         submit(sweep.folder, todo, launcher)
     if not launcher.dry_run:
         sweep.write_plan()
-        print(f"show their state: python -m slurm.status {sweep.folder}")
+        print(f"show their state: stabilab status {sweep.folder}")
     return 0
 
 

@@ -1,8 +1,8 @@
-"""`python -m slurm.resubmit FOLDER [--only failed,timeout,...] [time=...]` submits unfinished runs again.
+"""`stabilab resubmit FOLDER [--only failed,timeout,...] [time=...]` submits unfinished runs again.
 
 They resume from their checkpoints with the config of their submission; only settings of the launcher can be changed. By
 default these are all runs that have not ended and are not in the queue. --only selects them by the outcome that
-`python -m slurm.status FOLDER` shows: failed, timeout, preempted, cancelled, node_fail, out_of_memory, lost (unknown to
+`stabilab status FOLDER` shows: failed, timeout, preempted, cancelled, node_fail, out_of_memory, lost (unknown to
 Slurm) or new (never submitted).
 """
 
@@ -51,7 +51,7 @@ def resubmit(folder: Path, words: Sequence[str], overrides: Sequence[str]) -> li
     groups: dict[Slurm, list[Config]] = {}
     for run in selected:
         if run.planned is None:
-            raise ConfigError(f"{run.name} was never submitted: use python -m train.sweep launcher=slurm")
+            raise ConfigError(f"{run.name} was never submitted: use stabilab sweep launcher=slurm")
         config = run.planned.config
         assert isinstance(config.launcher, Slurm)
         launcher = changed(config.launcher, overrides)
@@ -60,12 +60,12 @@ def resubmit(folder: Path, words: Sequence[str], overrides: Sequence[str]) -> li
         print(f"nothing to submit: no run of {folder} is {' or '.join(sorted(wanted))}")
     jobs = [job for launcher, configs in groups.items() for job in submit(folder, configs, launcher)]
     if jobs:
-        print(f"show their state: python -m slurm.status {folder}")
+        print(f"show their state: stabilab status {folder}")
     return jobs
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m slurm.resubmit", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stabilab resubmit", description=__doc__)
     parser.add_argument("folder", type=Path, help="sweep folder")
     parser.add_argument(
         "--only", default="", metavar="failed,timeout,...", help="outcomes to submit, by default all unfinished"

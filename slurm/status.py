@@ -1,4 +1,4 @@
-"""`python -m slurm.status FOLDER` shows the state of each run of a submitted sweep, its own and that in Slurm."""
+"""`stabilab status FOLDER` shows the state of each run of a submitted sweep, its own and that in Slurm."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def show(runs: Sequence[Run], folder: Path) -> None:
     order = [*STYLE, *OPEN]
     console.print(", ".join(f"{outcomes.count(word)} {word}" for word in order if word in outcomes) + f" in {folder}")
     if open_ := [word for word in OPEN if word in outcomes]:
-        console.print(f"submit them again: python -m slurm.resubmit {folder} --only {','.join(open_)}", soft_wrap=True)
+        console.print(f"submit them again: stabilab resubmit {folder} --only {','.join(open_)}", soft_wrap=True)
     elif set(outcomes) <= {"finished", "diverged"}:
-        console.print(f"judge and plot them: python -m train.report {folder}", soft_wrap=True)
+        console.print(f"judge and plot them: stabilab report {folder}", soft_wrap=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m slurm.status", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stabilab status", description=__doc__)
     parser.add_argument("folder", type=Path, help="sweep folder")
     folder = parser.parse_args().folder
     show(runs_of(folder, lambda fault: print(f"{fault}; states are from status.json alone", file=sys.stderr)), folder)

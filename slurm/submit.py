@@ -71,7 +71,7 @@ class Array:
         runs = sum(map(len, self.tasks))
         values = {
             "what": f"{runs} runs of {records.sweep} in {len(self.tasks)} tasks. Show their state: "
-            f"python -m slurm.status {records.sweep}",
+            f"stabilab status {records.sweep}",
             "options": "\n".join(f"#SBATCH {_quoted(option)}" for option in self.options(records)),
             "setup": self.launcher.setup,
             "folder": shlex.quote(str(Path.cwd())),

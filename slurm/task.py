@@ -165,7 +165,7 @@ class Task:
         assert self.stopped is not None
         code, command = 128 + self.stopped, os.environ.get("STABILAB_AGAIN")
         if command is None:
-            say("the script does not set STABILAB_AGAIN: use python -m slurm.resubmit to continue")
+            say("the script does not set STABILAB_AGAIN: use stabilab resubmit to continue")
             return code
         state = _state()
         # Whether Slurm requeues a preempted task depends on PreemptMode. A second request does no harm.
@@ -177,7 +177,7 @@ class Task:
         try:
             self._record(call(*shlex.split(command)))
         except Refused as fault:
-            say(f"{command}: {fault}: use python -m slurm.resubmit to continue")
+            say(f"{command}: {fault}: use stabilab resubmit to continue")
             return code
         say(f"back to the queue with {len(left)} runs left: {command}")
         return 0

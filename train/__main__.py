@@ -1,4 +1,4 @@
-"""`python -m train [overrides]` trains one model; with -m, one per combination of values, through Hydra's multirun.
+"""`stabilab train [overrides]` trains one model; with -m, one per combination of values, through Hydra's multirun.
 
 `force=true` trains a run again that has ended, `--dry-run` says what a run would cost, and `show=...` prints tables.
 """
@@ -97,7 +97,7 @@ def multirun(arguments: list[str]) -> None:
     refuse_hydra_of_files(overrides)
     for arm, point in expand(overrides):
         if arm is not None:
-            raise ConfigError(f"Hydra's multirun does not support arms such as {arm!r}: use python -m train.sweep")
+            raise ConfigError(f"Hydra's multirun does not support arms such as {arm!r}: use stabilab sweep")
         compose(point)
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -1,4 +1,4 @@
-"""`python -m train.coordinates [over=width|depth] [overrides]` runs a coordinate check: slopes, a figure and a verdict.
+"""`stabilab coordinates [over=width|depth] [overrides]` runs a coordinate check: slopes, a figure and a verdict.
 
 Models of several widths or depths train for a few steps on the same batches. Under muP the change of every activation
 is independent of width. In the standard parametrization it grows with width, and the largest stable LR falls. Yang et
@@ -308,7 +308,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m train.coordinates", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stabilab coordinates", description=__doc__)
     parser.add_argument("overrides", nargs="*", help="over=width,depth, and overrides of the config")
     overrides = parser.parse_args().overrides
     exit_with(lambda: run(overrides))

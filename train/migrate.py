@@ -1,4 +1,4 @@
-"""`python -m train.migrate FOLDER` converts runs of the earlier format: those of a run, sweep or parent folder.
+"""`stabilab migrate FOLDER` converts runs of the earlier format: those of a run, sweep or parent folder.
 
 It rewrites metrics.jsonl, timing.jsonl, summary.json and status.json, deletes metrics.parquet and reports, renames run
 folders to their present names, and updates sweep.json. Checkpoints, weights and config hashes do not change, so
@@ -65,7 +65,7 @@ def migrate(folder: Path) -> None:
     relinked = sum(relink(sweep, runs) for sweep in _sweeps(folder, runs))
     print(f"{len(earlier)} of {len(runs)} runs rewritten, {len(moved)} renamed, {relinked} entries of sweeps updated")
     if earlier:
-        print(f"redraw figures and tables with python -m train.report {folder}")
+        print(f"redraw figures and tables with stabilab report {folder}")
 
 
 def _planned(path: Path) -> Run:
@@ -184,7 +184,7 @@ def relink(sweep: Path, runs: Iterable[Run]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m train.migrate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stabilab migrate", description=__doc__)
     parser.add_argument("folder", type=Path, help="run folder, sweep folder, or a parent folder of sweeps")
     folder = parser.parse_args().folder
     exit_with(lambda: migrate(folder))

@@ -1,4 +1,4 @@
-"""`python -m train.report FOLDER` writes figures, tables and the verdict of a sweep, or the curves of a run."""
+"""`stabilab report FOLDER` writes figures, tables and the verdict of a sweep, or the curves of a run."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def report(*paths: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m train.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stabilab report", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="+", help="sweep folder, run folder, or sweeps to show on one page")
     folders = parser.parse_args().folder
     exit_with(lambda: report(*folders))

@@ -1,4 +1,4 @@
-"""`python -m train.sweep experiment=NAME [overrides]` trains every point of a grid, one process per core or GPU.
+"""`stabilab sweep experiment=NAME [overrides]` trains every point of a grid, one process per core or GPU.
 
 Skips runs that have ended and resumes interrupted ones. A run that fails does not stop the others. `force=true` trains
 runs again that have ended; `--dry-run` says what the sweep would cost, and writes nothing.
@@ -52,7 +52,7 @@ def _refuse_while_in_slurm(sweep: Sweep) -> None:
 
     if waiting := in_queue(sweep.folder):
         raise ConfigError(
-            f"{sweep.folder}: {len(waiting)} of its runs are in Slurm's queue (see python -m slurm.status): "
+            f"{sweep.folder}: {len(waiting)} of its runs are in Slurm's queue (see stabilab status): "
             "wait, cancel them, or choose another out="
         )
 

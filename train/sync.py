@@ -1,4 +1,4 @@
-"""`python -m train.sync FOLDER` uploads the offline W&B files of a sweep or of one run.
+"""`stabilab sync FOLDER` uploads the offline W&B files of a sweep or of one run.
 
 It calls `wandb sync`, which uploads several runs in parallel, and the files of one run in order. A .synced file marks
 each file that was sent, so the command can be repeated and sends only what is left.
@@ -96,7 +96,7 @@ def _wandb_sync(files: Sequence[Path], at_a_time: int, folder: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m train.sync", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stabilab sync", description=__doc__)
     parser.add_argument("folder", type=Path, help="sweep folder or run folder")
     parser.add_argument("-n", type=int, default=AT_A_TIME, metavar="RUNS", help="runs at a time (%(default)s)")
     chosen = parser.parse_args()

@@ -166,5 +166,5 @@ def test_near_lists_what_fits_into_a_line() -> None:
     words = [f"choice{i:03}" for i in range(100)]
     text = near("x", words)
     assert text.startswith("known: choice000, choice001, ")
-    assert text.endswith("and 82 more, see python -m train --help")
+    assert text.endswith("and 82 more, see stabilab --help all")
     assert len(text) < 260

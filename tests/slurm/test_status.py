@@ -116,7 +116,7 @@ def test_status_says_what_to_do(sweep, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[1:5]] == ["finished", "failed", "timeout", "queued"]
     assert lines[5] == f"1 finished, 1 queued, 1 failed, 1 timeout in {sweep.folder}"
-    assert lines[6].endswith(f"python -m slurm.resubmit {sweep.folder} --only failed,timeout")
+    assert lines[6].endswith(f"stabilab resubmit {sweep.folder} --only failed,timeout")
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def test_only_sweeps_are_submitted(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         train_one()
     assert stopped.value.code == 2
-    assert "python -m train.sweep launcher=slurm" in capsys.readouterr().err
+    assert "stabilab sweep launcher=slurm" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

@@ -195,7 +195,7 @@ def test_each_command_names_the_migration(sweep, tmp_path):
         lambda: train(config, parent=sweep),
         lambda: train(replace(config, out=str(sweep))),
     ):
-        with pytest.raises(ConfigError, match=r"earlier version.*python -m train\.migrate .*sweep"):
+        with pytest.raises(ConfigError, match=r"earlier version.*stabilab migrate .*sweep"):
             ask()
     assert contents(sweep) == before
 
@@ -204,7 +204,7 @@ def test_a_finding_names_the_migration(sweep, tmp_path):
     from train.findings.base import find
 
     sweep.rename(tmp_path / "qk_norm")
-    with pytest.raises(ConfigError, match=r"python -m train\.migrate .*qk_norm"):
+    with pytest.raises(ConfigError, match=r"stabilab migrate .*qk_norm"):
         judge([find("qk_norm")], [f"out={tmp_path}", "logger=none", "progress=false"])
 
 

@@ -336,7 +336,7 @@ def test_a_folder_that_is_no_sweep_is_named(folder):
     made = make(folder, extra=("steps=20",))
     run = next(path.parent for path in made.glob("*/summary.json"))
     for path, said in (
-        (run, f"{run} is the folder of a run: give that of a sweep, or use python -m train.report {run}"),
+        (run, f"{run} is the folder of a run: give that of a sweep, or use stabilab report {run}"),
         (folder.parent, f"{folder.parent} holds sweeps and is none itself: give one of them, such as {folder}"),
     ):
         with pytest.raises(ConfigError) as fault:

@@ -1,4 +1,4 @@
-"""`python -m train.bench`: measures what the training loop, the probes and bf16 cost, as ratios of times taken in turn.
+"""`stabilab bench`: measures what the training loop, the probes and bf16 cost, as ratios of times taken in turn.
 
 --axes compares the training step of each choice with the default's. --attention compares the attention layer of each
 mixing rule with softmax's, at three lengths. The figures are printed and written to a JSON file. --small prints what
@@ -149,7 +149,7 @@ def show_small(results: dict[int, dict[str, float]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m train.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stabilab bench", description=__doc__)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--axes", nargs="*", metavar="AXIS", help="measure each choice of these axes (default: all)")
     what.add_argument("--attention", nargs="*", metavar="RULE", help="measure these mixing rules (default: all)")

@@ -107,7 +107,7 @@ def print_summary(config: Config, summary: dict[str, Any], folder: RunFolder) ->
         "attention entropy": entropy,
         "gradient RMS / eps": f"{number(summary['final'].get('adam/gradient_over_eps_min'))} at the end, lowest tensor",
         "folder": folder.path,
-        "curves": f"python -m train.report {folder.path}",
+        "curves": f"stabilab report {folder.path}",
     }
     for name, text in rows.items():
         print(f"{name:21}{text}")

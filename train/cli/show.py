@@ -1,4 +1,4 @@
-"""`python -m train show=...` prints without training.
+"""`stabilab train show=...` prints without training.
 
 `axes` lists every choice, `config` is the config of the run as in its config.yaml, and `parametrization` lists the
 init, LR and decay of each tensor.

@@ -24,8 +24,7 @@ class LauncherConfig:
         """Raises ConfigError unless the launcher is `local`. Called by commands that train in their own process."""
         if self.name != "local":
             raise ConfigError(
-                f"launcher={self.name} needs a sweep, even for a single run: "
-                f"use python -m train.sweep launcher={self.name}"
+                f"launcher={self.name} needs a sweep, even for a single run: use stabilab sweep launcher={self.name}"
             )
 
 

@@ -108,7 +108,7 @@ def _fault_of_a_file(text: str, overrides: Sequence[str]) -> str:
     files = [o.lstrip("+").replace("=", "/") for o in overrides if o.lstrip("+").partition("=")[0] in GLOBAL]
     if files:
         return f"{text}: correct conf/{' or conf/'.join(files)}.yaml, which must begin with {HEADER}"
-    return f"{text}: see python -m train --help"
+    return f"{text}: see stabilab --help all"
 
 
 def _readable(override: str) -> bool:
@@ -141,7 +141,7 @@ def _near_key(key: str, chosen: Mapping[str, str]) -> str:
         # A key without a dot may be a misspelt field of any axis.
         wanted = next(iter(difflib.get_close_matches(key, [*known, *(() if "." in key else fields)], n=1)), "")
     suggested = [k for k in known if wanted in (k, k.rpartition(".")[2])]
-    return f"did you mean {' or '.join(suggested)}?" if suggested else "see python -m train --help"
+    return f"did you mean {' or '.join(suggested)}?" if suggested else "see stabilab --help all"
 
 
 def all_keys() -> dict[str, None]:

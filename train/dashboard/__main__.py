@@ -1,4 +1,4 @@
-"""`python -m train.dashboard SWEEP`: creates or updates the W&B workspace and report of a sweep.
+"""`stabilab dashboard SWEEP`: creates or updates the W&B workspace and report of a sweep.
 
 LR sensitivity, the verdict and the table are logged as an additional run of the sweep's group. Run the same command
 again to update everything after more runs. Given a run folder, it shows the same views of one run. With --json it
@@ -121,11 +121,11 @@ def _summarize(sweep: SweepResults, held: Any, sections: Any, left_out: list[str
         print("these runs used logger=none, so W&B has none of them")
     elif waiting := [file for run in sweep.runs["run"] for file in unsent(sweep.path / run)]:
         folder = sweep.path / held.name if held.single else sweep.path
-        print(f"{len(waiting)} W&B files have not been sent: run python -m train.sync {folder}")
+        print(f"{len(waiting)} W&B files have not been sent: run stabilab sync {folder}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m train.dashboard", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stabilab dashboard", description=__doc__)
     parser.add_argument("folder", type=Path, help="sweep folder or run folder")
     parser.add_argument("--project", help="W&B project (default: that of the runs)")
     parser.add_argument("--entity", help="W&B team or user (default: that of the runs, else the owner of the key)")

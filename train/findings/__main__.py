@@ -1,6 +1,6 @@
-"""`python -m train.findings`: the published claims and what their sweeps say of them; with names, runs what is missing.
+"""`stabilab findings`: the published claims and what their sweeps say of them; with names, runs what is missing.
 
-`python -m train.findings NAME ... [overrides]` trains the runs of experiment=NAME that no sweep in `out` has ended yet,
+`stabilab findings NAME ... [overrides]` trains the runs of experiment=NAME that no sweep in `out` has ended yet,
 judges them, and draws. Groups stand for their findings: `headline`, `core` (an hour on 2 cores, with the headline),
 `long`, and `all`.
 """
@@ -83,7 +83,7 @@ def show(states: list[tuple[Finding, dict[str, Any]]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m train.findings", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stabilab findings", description=__doc__)
     parser.add_argument("words", nargs="*", metavar="NAME | key=value", help="findings or groups, and overrides")
     words = parser.parse_args().words
     names = [word for word in words if "=" not in word]
@@ -101,7 +101,7 @@ def work(names: list[str], overrides: list[str]) -> int:
         for finding in all_findings().values()
     ])  # fmt: skip
     print(f"of the sweeps in {out}, and of those that came with Stabilab where it says `shipped`")
-    print(f"run and judge: python -m train.findings NAME or {', '.join(GROUPS)}")
+    print(f"run and judge: stabilab findings NAME or {', '.join(GROUPS)}")
     return 0
 
 

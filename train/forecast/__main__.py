@@ -1,4 +1,4 @@
-"""`python -m train.forecast SWEEP --target MODEL`: predicts the LRs at which a larger model will break.
+"""`stabilab forecast SWEEP --target MODEL`: predicts the LRs at which a larger model will break.
 
 This applies Figures 9 and 11 of Wortsman et al. 2023 (section 3.3) to any sweep. At each LR it fits block 0's largest
 attention logit, and its gradient RMS over AdamW's epsilon, against N. It extrapolates both to the target, with an
@@ -189,7 +189,7 @@ def above_one(text: str) -> float:
 
 
 def parser() -> argparse.ArgumentParser:
-    own = argparse.ArgumentParser(prog="python -m train.forecast", description=__doc__)
+    own = argparse.ArgumentParser(prog="stabilab forecast", description=__doc__)
     own.add_argument("folder", type=Path, help="sweep folder with at least three sizes")
     what = own.add_mutually_exclusive_group(required=True)
     what.add_argument("--target", help="a model of conf/model, or a parameter count such as 1.8M")

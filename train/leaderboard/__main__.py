@@ -1,4 +1,4 @@
-"""`python -m train.leaderboard [experiment=leaderboard_attention] [overrides]`: trains, ranks and draws.
+"""`stabilab leaderboard [experiment=leaderboard_attention] [overrides]`: trains, ranks and draws.
 
 Finished runs are not trained again, so the same command continues after an interruption. At the end it measures step
 times, alternating with the default's steps (`--no-times` skips this). `--only-report` ranks the runs that exist.
@@ -87,7 +87,7 @@ def _write(table: pd.DataFrame, folder: Path) -> None:
 def main() -> None:
     import sys
 
-    parser = argparse.ArgumentParser(prog="python -m train.leaderboard", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stabilab leaderboard", description=__doc__)
     parser.add_argument("overrides", nargs="*", help="experiment=NAME, and overrides of its grid")
     parser.add_argument("--no-times", action="store_true", help="do not measure step times")
     parser.add_argument("--only-report", action="store_true", help="rank existing runs without training")

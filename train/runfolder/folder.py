@@ -51,7 +51,7 @@ def no_sweep(path: Path) -> ConfigError:
     if not path.is_dir():
         return ConfigError(f"{path}: no such folder: give the folder of a sweep, such as runs/qk_norm")
     if is_run(path):
-        return ConfigError(f"{path} is the folder of a run: give that of a sweep, or use python -m train.report {path}")
+        return ConfigError(f"{path} is the folder of a run: give that of a sweep, or use stabilab report {path}")
     inside = sorted(child.parent.name for child in path.glob("*/sweep.json"))
     if inside:
         return ConfigError(f"{path} holds sweeps and is none itself: give one of them, such as {path / inside[0]}")
@@ -65,7 +65,7 @@ def require_format(runs: Iterable[RunFolder], folder: Path) -> None:
         if status and status.get("format", 1) != FORMAT:
             raise ConfigError(
                 f"{run.path} was written by an earlier version, which named its metrics differently: "
-                f"convert it with python -m train.migrate {folder}"
+                f"convert it with stabilab migrate {folder}"
             )
 
 

@@ -151,7 +151,7 @@ class LiveTable:
                 reason = status.get("reason") or f"process {status.get('pid')} of another command is training it"
                 self.console.print(f"  {name}: {reason}", style="red", soft_wrap=True)
         if not self.brief:
-            self.console.print(f"judge and draw: python -m train.report {self.sweep.folder}", soft_wrap=True)
+            self.console.print(f"judge and draw: stabilab report {self.sweep.folder}", soft_wrap=True)
         return int(any(state not in DONE for state in states))
 
 

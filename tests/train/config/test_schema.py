@@ -124,7 +124,7 @@ class TestErrors:
         ("overrides", "text"),
         [
             # unknown keys
-            (["foo=1"], "unknown key foo: see python -m train --help"),
+            (["foo=1"], "unknown key foo: see stabilab --help all"),
             (["optimizer.lrr=0.1"], "unknown key optimizer.lrr: did you mean optimizer.lr?"),
             (["optimzer.lr=0.1"], "unknown key optimzer.lr: did you mean optimizer.lr?"),
             (["lr=0.1"], "unknown key lr: did you mean optimizer.lr?"),

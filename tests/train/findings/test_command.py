@@ -1,4 +1,4 @@
-"""`python -m train.findings`, its list, and the verdicts that the documentation collects from the same sweeps."""
+"""`stabilab findings`, its list, and the verdicts that the documentation collects from the same sweeps."""
 
 import json
 from datetime import datetime

@@ -168,7 +168,7 @@ def openwandb(tmp_path_factory):
 
 
 def test_a_server_gets_a_requeued_run_once(requeued, openwandb, tmp_path):
-    """Runs `python -m train.sync` twice on a copy; the second call has nothing left to send."""
+    """Runs `stabilab sync` twice on a copy; the second call has nothing left to send."""
     url, data = openwandb
     copy = tmp_path / "my_sweep" / requeued.path.name
     shutil.copytree(requeued.path, copy)

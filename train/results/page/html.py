@@ -55,7 +55,7 @@ def write_joint_page(sweep: SweepResults, found: pd.DataFrame, judged: Sequence[
     if len(shown) < len(runs):
         notes.append(
             f"This page holds the curves of {len(shown)} of the {len(runs)} runs: the first seeds of each arm, size "
-            "and LR. For any other run, python -m train.report RUN draws the curves."
+            "and LR. For any other run, stabilab report RUN draws the curves."
         )
     text = page(
         sweep.name, facts(runs), payload(runs, found), packed,
