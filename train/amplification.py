@@ -20,13 +20,11 @@ from typing import Any
 import torch
 
 from conf.axis import ConfigError
-from data.batches import counted
-from data.config import DataConfig
 from models.gpt import GPT
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, table_console
-from train.losses import Objective
-from train.results.trained import config_of, model_of, objective_of, validation_of
+from train.config.schema import Config
+from train.results.trained import config_of, loss_of, model_of, validation_of
 
 FACTORS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -51,23 +49,16 @@ def amplified(model: GPT, factor: float) -> Iterator[None]:
 @torch.no_grad()
 def losses(
     model: GPT,
-    objective: Objective,
+    config: Config,
     batches: Sequence[torch.Tensor],
-    data: DataConfig,
     factors: Sequence[float] = FACTORS,
 ) -> list[float]:
     """Returns the mean cross-entropy over what the data counts of the batches, [B, T + 1] each, for each factor."""
     means = []
     for factor in factors:
         with amplified(model, factor):
-            each = [_loss(model, objective, b, data.answers(b)) for b in batches]
-        means.append(float(torch.stack(each).mean()))
+            means.append(loss_of(model, config, batches))
     return means
-
-
-def _loss(model: GPT, objective: Objective, tokens_BT1: torch.Tensor, answers_BT: torch.Tensor | None) -> torch.Tensor:
-    logits_NV = counted(model(tokens_BT1[:, :-1])[0], answers_BT)
-    return objective.cross_entropy(logits_NV, counted(tokens_BT1[:, 1:], answers_BT))
 
 
 def losses_of_run(path: Path) -> list[float]:
@@ -83,7 +74,7 @@ def losses_of_run(path: Path) -> list[float]:
     if not any(rule.has_weights for rule in rules):
         raise ConfigError(f"{path}: no block of this run has attention: choose another run")
     batches = validation_of(config, batch_size=config.batch_size, count=config.eval_batches)
-    return losses(model_of(path, config), objective_of(config), batches, config.data)
+    return losses(model_of(path, config), config, batches)
 
 
 def print_losses(paths: Sequence[Path]) -> None:

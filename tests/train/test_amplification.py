@@ -11,7 +11,6 @@ from models.attention.mixing.base import Inputs
 from tests.models.test_gpt import gpt, logits, tokens
 from tests.train.helpers import tiny, trained
 from train.amplification import FACTORS, amplified, losses, losses_of_run, print_table
-from train.losses.cross_entropy import CrossEntropy
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi"])
@@ -63,8 +62,7 @@ def test_the_loss_is_that_of_the_run_s_validation(tmp_path, loss: tuple[str, ...
 def test_a_factor_of_one_changes_nothing() -> None:
     model, batch = gpt("qk_norm=none"), tokens(2, 9)
     expected = torch.nn.functional.cross_entropy(logits(model, batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
-    objective = CrossEntropy().build(vocab_size=32, seed=0)
-    assert losses(model, objective, [batch], tiny().data, [1.0]) == [pytest.approx(float(expected.detach()))]
+    assert losses(model, tiny(), [batch], [1.0]) == [pytest.approx(float(expected.detach()))]
 
 
 def test_refusals(tmp_path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from conf.axis import ConfigError
-from data.batches import validation_batches
+from data.batches import counted, train_batch, validation_batches
 from data.prepare import prepare
 from models.gpt import GPT
 from train.config.compose import from_file
@@ -37,6 +38,24 @@ def model_of(path: Path | str, config: Config) -> GPT:
 def objective_of(config: Config) -> Objective:
     """Builds the run's loss, whose `cross_entropy` is what the run's validation reports."""
     return config.loss.build(vocab_size=config.data.vocab_size, seed=config.seed)
+
+
+@torch.no_grad()
+def loss_of(model: GPT, config: Config, batches: Sequence[torch.Tensor]) -> float:
+    """Returns the cross-entropy that the run's validation reports, the mean over batches of shape [B, T + 1]."""
+    objective, found = objective_of(config), []
+    for tokens_BT1 in batches:
+        answers_BT = config.data.answers(tokens_BT1)
+        logits_NV = counted(model(tokens_BT1[:, :-1])[0], answers_BT)
+        found.append(objective.cross_entropy(logits_NV, counted(tokens_BT1[:, 1:], answers_BT)))
+    return float(torch.stack(found).mean())
+
+
+def training_of(config: Config, *, count: int) -> list[torch.Tensor]:
+    """Returns the first batches that the run was trained on, each of shape [B, T + 1]."""
+    tokens = prepare(config.data, Path(config.cache).expanduser(), progress=False).train
+    shape = {"batch_size": config.batch_size, "context": config.context}
+    return [train_batch(tokens, seed=config.seed, step=step, **shape) for step in range(count)]
 
 
 def validation_of(config: Config, *, batch_size: int, count: int) -> list[torch.Tensor]:

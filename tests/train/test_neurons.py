@@ -1,0 +1,44 @@
+"""Dead and positional neurons."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.models.test_gpt import gpt, tokens
+from tests.train.helpers import trained
+from train.neurons import information, neurons, neurons_of_run, print_table
+
+
+def test_information() -> None:
+    """Active shares 1, 1/2, 0, 0 by position carry 0.488276 nats, constant shares none."""
+    share_TF = torch.tensor([[1.0, 0.3, 1.0], [0.5, 0.3, 0.0], [0.0, 0.3, 1.0], [0.0, 0.3, 0.0]], dtype=torch.float64)
+    assert information(share_TF).tolist() == pytest.approx([0.488276, 0, 0.693147], abs=1e-6)
+
+
+@pytest.mark.parametrize("mlp", ["relu2", "swiglu"])
+def test_dead(mlp: str) -> None:
+    """A quarter of the neurons has zero rows in the matrix before the non-linearity."""
+    model: Any = gpt(f"mlp={mlp}", "model.depth=2")
+    first = model.blocks[1].mlp.gate if mlp == "swiglu" else model.blocks[1].mlp.up
+    with torch.no_grad():
+        first.weight[: len(first.weight) // 4] = 0
+    alive, found = neurons(model, [tokens(8, 9), tokens(8, 9)])
+    assert alive.dead < 0.05
+    assert found.dead == pytest.approx(0.25, abs=0.05)
+    assert 0.3 < alive.active < 0.7
+    assert found.active == pytest.approx(0.75 * alive.active, abs=0.1)
+
+
+def test_of_a_run(tmp_path, capsys) -> None:
+    run = trained(tmp_path, "name=run", "mlp=relu2")
+    found = neurons_of_run(run.path)
+    assert len(found) == 2
+    assert all(0 <= block.dead <= 1 and block.positional is not None for block in found)
+    print_table([run.path])
+    assert f"{found[0].active:.1%}" in capsys.readouterr().out
+
+
+def test_experts_have_no_positions() -> None:
+    found = neurons(gpt("mlp=moe"), [tokens(8, 9)])
+    assert all(block.positional is None and block.dead < 0.5 for block in found)
