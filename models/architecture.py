@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED, chosen, import_all
+from models import shortcut
 from models.attention.dual_stream import DualStreamName
 from models.attention.dual_stream import fits as dual_fits
 from models.attention.gates import GATE, GateConfig
@@ -18,6 +19,7 @@ from models.attention.sharing import fits as share_fits
 from models.attention.sinks import SINK, SinkConfig
 from models.attention.temperature import TEMPERATURE, TemperatureConfig
 from models.attention.value_residual import ValueResidualName
+from models.head import HEAD, HeadConfig, LinearHead
 from models.init import INIT, InitConfig
 from models.masking import MASKING, MaskingConfig, NoMasking
 from models.mlp import MLP, MLPConfig
@@ -64,9 +66,13 @@ class Architecture:
     """Use two residual streams. Attention reads its values from the token stream and adds its output to it. Queries,
     keys and MLPs read the sum of both streams. The choice is how value and output projections mix heads: independent,
     kronecker or dense. null: one stream. Kerce & Fox 2026 (arXiv 2603.07461)."""
+    augmented_shortcut: Annotated[int, Field(ge=1)] | None = None
+    """Add W_up gelu(W_down h) to each attention layer's output, h its input, with a bottleneck of width / this. null:
+    no shortcut. 32 in Wang et al. 2023 (PanGu-pi, arXiv 2312.17276)."""
     masking: Annotated[MaskingConfig, MASKING] = NoMasking()
     position: Annotated[PositionConfig, POSITION]
     mlp: Annotated[MLPConfig, MLP]
+    head: Annotated[HeadConfig, HEAD] = LinearHead()
     init: Annotated[InitConfig, INIT]
     parametrization: Annotated[ParametrizationConfig, PARAMETRIZATION]
     reparametrization: Annotated[ReparametrizationConfig, REPARAMETRIZATION]
@@ -82,6 +88,8 @@ class Architecture:
         share_fits(self.share_attention, self)
         if self.dual_stream is not None:
             dual_fits(self.dual_stream, self)
+        if self.augmented_shortcut is not None:
+            shortcut.fits(self.augmented_shortcut, self)
         if self.embedding_norm and not self.norm.normalizes:
             raise ValueError("embedding_norm=true needs a norm, but norm=none: use norm=layernorm or false")
         return self

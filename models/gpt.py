@@ -26,6 +26,7 @@ from models.placement.layer_scale import branch_scale
 from models.positions import Positions
 from models.probes import Stats, stream_stats
 from models.recompute import Recompute, block_again
+from models.shortcut import AugmentedShortcut
 
 AUXILIARY = "train/auxiliary"
 """Name among the probes of the sum of the layers' own losses, such as those of routers."""
@@ -43,6 +44,9 @@ class Block(nn.Module):
         make: Make = partial(arch.placement.projection, norm=arch.norm, head_dim=arch.model.head_dim)
         self.attention_norms = _norms(arch, "attention", index)
         self.attention = _mixer(arch, positions, context, index, make)
+        self.shortcut = None
+        if arch.augmented_shortcut is not None:
+            self.shortcut = AugmentedShortcut(arch.model.width, arch.augmented_shortcut)
         self.mlp_norms = _norms(arch, "mlp", index)
         self.mlp = arch.mlp.build(arch.model.width, make)
 
@@ -53,7 +57,8 @@ class Block(nn.Module):
         def mix(h_BTD: torch.Tensor) -> torch.Tensor:
             carry.read_BTD = h_BTD
             if carry.token_BTD is None:
-                return self.attention(h_BTD, carry)
+                mixed_BTD = self.attention(h_BTD, carry)
+                return mixed_BTD if self.shortcut is None else mixed_BTD + self.shortcut(h_BTD)
             # Dual stream: attention weights come from the sum of the streams, values from the token stream.
             carry.source_BTD = h_BTD
             return self.attention(carry.token_BTD, carry)
@@ -132,7 +137,10 @@ class GPT(nn.Module):
         self.embedding_norm = arch.norm.build(width) if arch.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(arch, self.positions, context, i) for i in range(arch.model.depth))
         self.final_norm = arch.norm.build(width) if arch.placement.final_norm else nn.Identity()
-        self.head = Linear(width, vocab_size, map=arch.placement.head_map(width, vocab_size))
+        self.unit_output = arch.head.normalizes
+        head_map = arch.head.map(vocab_size) or arch.placement.head_map(width, vocab_size)
+        self.head = Linear(width, arch.head.rows(vocab_size), map=head_map)
+        self.head_output = arch.head.output(vocab_size)
         self.qk_source = arch.qk_source.build(self.context, width)
         # Last, so that all other parameters start as without it.
         self.mask_token = Embedding(1, width) if arch.masking.masks else None
@@ -182,13 +190,16 @@ class GPT(nn.Module):
         if self.sink_token is not None:
             x_BTD = x_BTD[:, self.sink_token.num_embeddings :]
         x_BTD = self.final_norm(x_BTD)
+        if self.unit_output:
+            x_BTD = F.normalize(x_BTD.float(), dim=-1)
         if carry.losses:
             carry.stats[AUXILIARY] = torch.stack(carry.losses).sum()
         return (x_BTD if self.head.multiplier == 1.0 else self.head.multiplier * x_BTD), carry.stats
 
     def logits(self, x_BTD: torch.Tensor, head_VD: torch.Tensor | None = None) -> torch.Tensor:
         """Applies the head to the output of `hidden`. Pass `head_VD` to reuse a head matrix computed before."""
-        return fp32_head(x_BTD, self.head.matrix() if head_VD is None else head_VD)
+        logits = fp32_head(x_BTD, self.head.matrix() if head_VD is None else head_VD)
+        return logits if self.head_output is None else self.head_output(logits)
 
     def end_step(self) -> None:
         """Updates the state of mixing rules and routers, once per optimizer step."""
@@ -208,7 +219,14 @@ class GPT(nn.Module):
 
     def parameter_count(self) -> int:
         """Returns N, which excludes embeddings and head (Wortsman et al. 2023, section 2.1)."""
-        excluded_modules = (self.embedding, self.sink_token, self.mask_token, self.head, self.positions)
+        excluded_modules = (
+            self.embedding,
+            self.sink_token,
+            self.mask_token,
+            self.head,
+            self.head_output,
+            self.positions,
+        )
         excluded = {id(p) for m in excluded_modules if m is not None for p in m.parameters()}
         return sum(p.numel() for p in self.parameters() if id(p) not in excluded)
 
@@ -223,8 +241,9 @@ def initialize(model: GPT, arch: Architecture, seed: int) -> None:
     arch.init.apply(model, generator)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, TokenMixer | MoE):
+            if isinstance(module, TokenMixer | MoE | AugmentedShortcut):
                 module.draw(generator)
+        arch.head.start(model)
         model.qk_source.draw(generator, arch.init.embedding_std(arch.model.width))
     arch.placement.rescale(list(model.blocks))
     scale_init(arch.parametrization, model, arch.model, arch.init)

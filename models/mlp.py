@@ -60,6 +60,34 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
 
 
+class Series(nn.Module):
+    """W_down sum_i gelu(a_i * W_up x + b_i) with learned vectors a_i and b_i: series informed activation."""
+
+    def __init__(self, width: int, hidden: int, terms: int, gated: bool, make: Make = plain) -> None:
+        super().__init__()
+        self.gate = make("activated", width, hidden) if gated else None
+        self.up = make("multiplied" if gated else "activated", width, hidden)
+        self.down = make("down", hidden, width)
+        self.a = nn.Parameter(torch.full((terms, hidden), 1 / terms))
+        self.b = nn.Parameter(torch.zeros(terms, hidden))
+        with torch.no_grad():
+            self.a[0] = 1.0
+
+    def activated(self, z_BTF: torch.Tensor) -> torch.Tensor:
+        """Returns sum_i sigma(a_i z + b_i); sigma is gelu, or silu in a gated layer."""
+        terms = (a_F * z_BTF + b_F for a_F, b_F in zip(self.a, self.b, strict=True))
+        return sum(
+            (F.gelu(t, approximate="tanh") if self.gate is None else F.silu(t) for t in terms),
+            start=torch.zeros_like(z_BTF),
+        )
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        up_BTF = self.up(x_BTD)
+        if self.gate is None:
+            return self.down(self.activated(up_BTF))
+        return self.down(self.activated(self.gate(x_BTD)) * up_BTF)
+
+
 class SGLU(SwiGLU):
     """W_down (W_gate x * W_up x)."""
 
@@ -117,3 +145,24 @@ class SGLUConfig(MLPConfig):
 
     def build(self, width: int, make: Make = plain) -> nn.Module:
         return SGLU(width, hidden_width(width, self.expand), make)
+
+
+@MLP.register
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class SeriesConfig(MLPConfig):
+    """W_down sum_i gelu(a_i * W_up x + b_i) with learned vectors a_i and b_i: series informed activation. Wang et al.
+    2023 (PanGu-pi, arXiv 2312.17276).
+
+    a_1 starts at 1, the others at 1 / terms, and b at 0; this is our reading.
+    """
+
+    name: Literal["series"] = "series"
+    terms: Annotated[int, Field(ge=1)] = 2
+    """Number of terms. Wang et al. 2023: 2."""
+    gated: bool = False
+    """SwiGLU with the series in place of its silu; that place is our reading."""
+    expand: Annotated[float, Field(gt=0)] = 4.0
+    """Hidden width / model width."""
+
+    def build(self, width: int, make: Make = plain) -> nn.Module:
+        return Series(width, hidden_width(width, self.expand), self.terms, self.gated, make)

@@ -3,6 +3,7 @@
 Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
 """
 
+import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -50,16 +51,16 @@ class Rotary(Positions):
     cos_TK: torch.Tensor
     sin_TK: torch.Tensor
 
-    def __init__(self, head_dim: int, context: int, base: float) -> None:
+    def __init__(self, head_dim: int, context: int, config: "RotaryConfig") -> None:
         super().__init__()
-        self.base = base
+        self.config = config
         cos_TK, sin_TK = self.table(context, head_dim)
         self.register_buffer("cos_TK", cos_TK, persistent=False)
         self.register_buffer("sin_TK", sin_TK, persistent=False)
 
     def table(self, length: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns cosines and sines for positions 0 ... length - 1, fp32 [T, K] on the CPU."""
-        frequency = self.base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
+        frequency = self.config.frequencies(head_dim)
         angle = torch.outer(torch.arange(length, dtype=torch.float64, device="cpu"), frequency)
         # Repeated for both halves, with the swap's sign folded into the sine: x * cos + swap(x) * sin.
         return torch.cat([angle.cos(), angle.cos()], -1).float(), torch.cat([-angle.sin(), angle.sin()], -1).float()
@@ -122,6 +123,15 @@ class RotaryConfig(PositionConfig):
     base: Annotated[float, Field(gt=1)] = 10_000.0
     """Longest wavelength / 2 pi, in tokens. Su et al. 2021; Wortsman et al. do not state theirs."""
 
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    """Divides all angles, as if positions were interpolated. Chen et al. 2023 (arXiv 2306.15595); Giraffe."""
+    power: Annotated[float, Field(ge=0)] = 0.0
+    """Multiplies the angles of pair i by (1 - 2i/K)^power, which slows low frequencies most. Giraffe's power scaling,
+    in Pal et al. 2023 (arXiv 2308.10882)."""
+    truncate: Annotated[int, Field(ge=1)] | None = None
+    """Length L. Pairs that turn less than once in L tokens turn once in 16 L, and those slower by another 8 not at all.
+    null: no truncation. Giraffe's truncated basis, in Pal et al. 2023."""
+
     def fits(self, config: "Architecture") -> None:
         size = config.model
         if size.head_dim % 2:
@@ -131,8 +141,17 @@ class RotaryConfig(PositionConfig):
             )
 
     def build(self, width: int, heads: int, context: int) -> Positions:
-        head_dim = width // heads
-        return Rotary(head_dim, context, self.base)
+        return Rotary(width // heads, context, self)
+
+    def frequencies(self, head_dim: int) -> torch.Tensor:
+        """Returns the angle per token of each pair of features, fp64 [K / 2] on the CPU."""
+        pair = torch.arange(head_dim // 2, dtype=torch.float64, device="cpu")
+        f = self.base ** (-2 * pair / head_dim)
+        found = f / self.scale * (1 - 2 * pair / head_dim) ** self.power
+        if self.truncate is not None:
+            slowest = 2 * math.pi / self.truncate
+            found = found.where(f >= slowest, 2 * math.pi / (16 * self.truncate)).where(f >= slowest / 8, 0.0)
+        return found
 
 
 @POSITION.register

@@ -1,10 +1,10 @@
 """Recomputation of activations in the backward pass: less memory for more time, with the same numbers.
 
-Korthikanti et al. 2022 (Reducing Activation Recomputation in Large Transformer Models, arXiv 2205.05198). `attention` is
-their selective form: only what the mixing rule computes between queries, keys, values and their mixture is computed
-again. For a GELU MLP, a layer keeps about s b h (34 + 5 a s / h) bytes in bf16 (s tokens, b sequences, width h, a heads),
-34 s b h with `attention`, and 2 s b h with `block`. Softmax attention never keeps T x T weights, so `attention` pays for
-rules whose weights are explicit.
+Korthikanti et al. 2022 (Reducing Activation Recomputation in Large Transformer Models, arXiv 2205.05198). `attention`
+is their selective form: only what the mixing rule computes between queries, keys, values and their mixture is computed
+again. For a GELU MLP, a layer keeps about s b h (34 + 5 a s / h) bytes in bf16 (s tokens, b sequences, width h, a
+heads), 34 s b h with `attention`, and 2 s b h with `block`. Softmax attention never keeps T x T weights, so `attention`
+pays for rules whose weights are explicit.
 
 Shape suffixes: B batch, T tokens, D model width.
 """

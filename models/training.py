@@ -7,6 +7,12 @@ class LossSettings(Protocol):
     @property
     def mu_loss(self) -> float: ...
 
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def reads_head(self) -> bool: ...
+
 
 class Training(Protocol):
     """The part of a run's config that models may read. They cast an Architecture to this type to read it."""

@@ -68,7 +68,8 @@ def test_a_run_masks_in_training_alone() -> None:
     assert proxy.model(text[:, :-1])[0].shape[-1] == 32
     proxy.step_loss(text, 0).backward()
     gradient = proxy.model.mask_token.weight.grad
-    assert gradient is not None and gradient.abs().sum() > 0
+    assert gradient is not None
+    assert gradient.abs().sum() > 0
     assert proxy.model.parameter_count() == plain.model.parameter_count()
     inputs = proxy.inputs(text, 0, 0)
     assert torch.equal(inputs, choice(MASKING, "meap").mask(text[:, :-1], 32, range(4), 0, 0))

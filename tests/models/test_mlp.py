@@ -26,6 +26,8 @@ def expected(name: str, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     match name:
         case "gelu":
             hidden = gelu_tanh(up)
+        case "series":  # its second term starts at half the slope
+            hidden = gelu_tanh(up) + gelu_tanh(up / 2)
         case "relu2":  # So et al. 2021
             hidden = up.clamp_min(0) ** 2
         case "swiglu":  # Shazeer 2020, eq. 6

@@ -157,3 +157,27 @@ def test_order_is_seen_through_positions_alone(name: str) -> None:
     last, last_swapped = (attention(made.embed(x), Carry())[:, -1] for x in (x_BTD, swapped_BTD))
     difference = (last_swapped - last).abs().max()
     assert difference < 1e-6 if name == "none" else difference > 1e-3
+
+
+class TestGiraffe:
+    """Frequencies of abacusai/Long-Context at a head dimension of 8 and base 10,000."""
+
+    @pytest.mark.parametrize(
+        ("fields", "expected"),
+        [
+            ({}, [1, 0.1, 0.01, 0.001]),
+            ({"scale": 4.0}, [0.25, 0.025, 0.0025, 0.00025]),
+            ({"power": 1.0}, [1, 0.075, 0.005, 0.00025]),
+            ({"power": 0.1}, [1, 0.097164, 0.009330, 0.000871]),
+            ({"truncate": 64}, [1, 0.1, 0, 0]),
+            ({"truncate": 128}, [1, 0.1, 0.003068, 0]),
+        ],
+    )
+    def test_frequencies(self, fields: dict[str, float], expected: list[float]) -> None:
+        found = choice(POSITION, "rope", **fields).frequencies(8)
+        assert found.tolist() == pytest.approx(expected, abs=1e-6)
+
+    def test_a_scale_of_two_is_half_the_position(self) -> None:
+        plain, scaled = (choice(POSITION, "rope", scale=s).build(16, 2, 9) for s in (1.0, 2.0))
+        q = randn(1, 2, 9, 8)
+        torch.testing.assert_close(scaled.rotate(q, q)[0][:, :, 8], plain.rotate(q[:, :, [8] * 5], q)[0][:, :, 4])

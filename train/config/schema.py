@@ -17,6 +17,7 @@ from conf.axis import CHECKED, expanded, near
 from data.config import DATA, DataConfig
 from models import recompute
 from models.architecture import Architecture
+from models.head import LinearHead
 from models.masking import NoMasking
 from models.recompute import Recompute
 from train.config import fsdp, names
@@ -30,6 +31,11 @@ from train.optimizers.schedules import SCHEDULE, ScheduleConfig
 
 Count = Annotated[int, Field(ge=1)]
 LATER_FIELDS = {
+    "augmented_shortcut": None,
+    "head": asdict(LinearHead()),
+    "position.scale": 1.0,
+    "position.power": 0.0,
+    "position.truncate": None,
     "masking": asdict(NoMasking()),
     "eval_lengths": (),
     "init_from": None,

@@ -123,6 +123,7 @@ class Objective(nn.Module):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LossConfig(Choice):
     name: str
+    reads_head = False  # whether it reads the head's rows besides the logits
     z_loss: Coefficient = 1e-4
     """Coefficient of log^2 Z; 0 turns it off. Wortsman et al. 2023, section 2.1."""
     mu_loss: Coefficient = 0.0

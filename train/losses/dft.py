@@ -22,7 +22,7 @@ class DFTObjective(Objective):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class DFT(LossConfig):
     """-p_y log p_y with no gradient through the first factor: unlikely tokens count less. Wu et al. 2025 (Dynamic
-    Fine-Tuning, DFT, arXiv 2508.05629), eq. 9.
+    Fine-Tuning, DFT, arXiv 2508.05629).
 
     Published for fine-tuning. From scratch all p_y are about 1 / V, so that it starts with 1 / V of cross-entropy's
     gradient.

@@ -55,6 +55,7 @@ class NoisySoftmax(LossConfig):
     """
 
     name: Literal["noisy_softmax"] = "noisy_softmax"
+    reads_head = True
     alpha: Annotated[float, Field(ge=0)] = 0.1
     """Strength of the noise; 0 is plain cross-entropy."""
 

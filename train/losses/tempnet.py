@@ -115,6 +115,7 @@ class TempNetLoss(LossConfig):
     """
 
     name: Literal["tempnet"] = "tempnet"
+    reads_head = True
     shards = False  # a single number has no rows to share out
     rho: Annotated[float, Field(ge=0)] = 5.0
     """Radius of the KL ball in nats; larger values lower the temperature. Unconfirmed for language models: tune it."""

@@ -17,8 +17,8 @@ from train.optimizers.base import OPTIMIZER
 @OPTIMIZER.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class AdEMAMix(AdamFields):
-    """u = (m_hat + alpha n) / (sqrt(v_hat) + eps): AdamW with a second, slow running mean n of the gradient. Pagliardini
-    et al. 2024 (The AdEMAMix Optimizer, arXiv 2409.03137), algorithm 1.
+    """u = (m_hat + alpha n) / (sqrt(v_hat) + eps): AdamW with a second, slow running mean n of the gradient.
+    Pagliardini et al. 2024 (The AdEMAMix Optimizer, arXiv 2409.03137), algorithm 1.
 
     n has no bias correction. Early in a run alpha grows linearly from 0, and beta3 from beta1 such that the half-life
     grows linearly.

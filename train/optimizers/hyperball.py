@@ -6,7 +6,8 @@ u is the update of a base optimizer, AdamW or Muon. Wen et al. 2026 (Fantastic P
 Them II, arXiv 2606.16899); AdamH and MuonH in marin-community/levanter. All matrices of the blocks and the head are on
 their hyperballs and have no decay. The embedding and vectors are trained by AdamW.
 
-A matrix that starts at zero has no radius. It takes the base optimizer's steps until it has a norm; this is our reading.
+A matrix that starts at zero has no radius. It takes the base optimizer's steps until it has a norm; this is our
+reading.
 """
 
 from collections.abc import Sequence
@@ -90,8 +91,8 @@ class HyperballFields(OptimizerConfig):
 @OPTIMIZER.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class AdamH(HyperballFields, AdamFields):
-    """AdamW whose matrices keep their Frobenius norm R: W <- R n(W - lr R n(u)), n(x) = x / ||x||, without decay. Wen et
-    al. 2026 (Hyperball, arXiv 2606.16899); levanter's AdamH."""
+    """AdamW whose matrices keep their Frobenius norm R: W <- R n(W - lr R n(u)), n(x) = x / ||x||, without decay. Wen
+    et al. 2026 (Hyperball, arXiv 2606.16899); levanter's AdamH."""
 
     name: Literal["adamh"] = "adamh"
     lr: Annotated[float, Field(gt=0)] = 3e-2

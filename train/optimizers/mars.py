@@ -16,8 +16,8 @@ from train.optimizers.base import OPTIMIZER
 @OPTIMIZER.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class MARS(AdamFields):
-    """AdamW on c = g + gamma beta1 / (1 - beta1) (g - g of the step before), cut to norm 1 for each tensor; vectors use g
-    itself. Yuan et al. 2024 (MARS, arXiv 2411.10438), algorithm 2, and AGI-Arena/MARS.
+    """AdamW on c = g + gamma beta1 / (1 - beta1) (g - g of the step before), cut to norm 1 for each tensor; vectors use
+    g itself. Yuan et al. 2024 (MARS, arXiv 2411.10438), algorithm 2, and AGI-Arena/MARS.
 
     This is MARS-AdamW in the approximate form, which the authors use: both gradients are those of their own batches.
     """

@@ -38,7 +38,7 @@ from models.carry import Carry
 from models.layers import Linear
 from models.mixer import TokenMixer
 from models.norms import RMSNorm
-from models.positions import Rotary
+from models.positions import Rotary, RotaryConfig
 from models.probes import full_precision
 
 EXPAND = 2
@@ -68,7 +68,7 @@ class Mamba2(TokenMixer):
         self.rates = Rates(self.mixer_heads, 1.0, 16.0)
         self.skip = Skip(self.mixer_heads)
         self.norm = RMSNorm(inner, EPS)
-        self.turn = Rotary(state, layer.context, 10_000.0) if rope else None
+        self.turn = Rotary(state, layer.context, RotaryConfig()) if rope else None
 
     def draw(self, generator: torch.Generator) -> None:
         self.convolution.draw(generator)

@@ -14,7 +14,7 @@ from models.attention.layer import Attention
 from models.attention.mixing.base import MixingRule
 from models.carry import Carry
 from models.gpt import GPT
-from models.positions import Rotary
+from models.positions import Rotary, RotaryConfig
 from models.probes import largest_logit
 from tests.conftest import randn, tiny
 from tests.models.test_gpt import gpt, logits, tokens
@@ -81,7 +81,7 @@ class TestLatent:
     def test_composition(self) -> None:
         """DeepSeek-V2, section 2.1, written out for one set of weights; 2 of 8 features turn."""
         _, layer = attention("layout=mla", "layout.rope=0.25", "layout.query_rank=0.5")
-        x_BTD, rope = randn(B, T, D), Rotary(2, T, 10_000.0)
+        x_BTD, rope = randn(B, T, D), Rotary(2, T, RotaryConfig())
         shapes = {n: tuple(p.shape) for n, p in layer.named_parameters()}
         assert shapes == {
             "query.weight": (D, 16), "key.weight": (H * 6, 8), "value.weight": (D, 8), "out.weight": (D, D),

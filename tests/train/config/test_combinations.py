@@ -169,8 +169,9 @@ def settings_in(text: str) -> list[tuple[str, Any]]:
 def named(message: str, drawn: Drawn) -> list[str]:
     """Returns the settings that a message names by key, or by field after the name of the axis."""
     defaults_too = {axis: defaults()[axis]["name"] for axis in AXES} | drawn
-    written = set(settings_in(message))
-    return [key for key, value in defaults_too.items() if {(key, value), (key.rpartition(".")[2], value)} & written]
+    written = settings_in(message)
+    return [key for key, value in defaults_too.items()
+            if (key, value) in written or (key.rpartition(".")[2], value) in written]  # fmt: skip
 
 
 def without(drawn: Drawn, key: str) -> Drawn:

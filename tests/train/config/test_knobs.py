@@ -86,7 +86,7 @@ KNOBS: dict[str, dict[str, str]] = {
     "placement=ngpt": {"alpha": "0.5", "s_qk": "3", "s_uv": "3", "s_z": "3"},
     "masking=none": {},
     "masking=meap": {"share": "0.5", "shared": "true"},
-    "position=rope": {"base": "100"},
+    "position=rope": {"base": "100", "scale": "2", "power": "0.5", "truncate": "8"},
     "position=learned": {},
     "position=none": {},
     "position=alibi": {},
@@ -94,6 +94,11 @@ KNOBS: dict[str, dict[str, str]] = {
     "mlp=relu2": {"expand": "2"},
     "mlp=swiglu": {"expand": "2"},
     "mlp=sglu": {"expand": "2"},
+    "mlp=series": {"terms": "3", "gated": "true", "expand": "2"},
+    "head=linear": {},
+    "head=cosine": {"scale": "3", "learned": "false"},
+    "head=fourier": {"frequencies": "3"},
+    "head=vq": {"share": "0.25", "mapping": "random"},
     "mlp=moe": {
         "router": "switch",
         "experts": "4",
@@ -140,6 +145,7 @@ KNOBS: dict[str, dict[str, str]] = {
         "warmup_steps": "3",
         "attention": "true",
     },
+    "reparametrization=arctan": {"gain": "2", "width": "0.5"},
     "reparametrization=mu_centering": {},
     "loss=cross_entropy": TERMS,
     "loss=label_smoothing": TERMS | {"eps": "0.5"},
@@ -248,7 +254,7 @@ def test_size(field: str) -> None:
     assert largest_difference(outcome(), outcome(f"model.{field}={SIZE[field]}")) > FELT
 
 
-@pytest.mark.parametrize("override", ["layer_scale=1", "embedding_norm=true"])
+@pytest.mark.parametrize("override", ["layer_scale=1", "embedding_norm=true", "augmented_shortcut=2"])
 def test_options_of_the_architecture(override: str) -> None:
     assert largest_difference(outcome(), outcome(override)) == float("inf")  # other parameters
     before, after = outcome()["logits"], outcome(override)["logits"]

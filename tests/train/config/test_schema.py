@@ -249,7 +249,11 @@ NUMBERS = {
     "value_residual": "identity",
     "share_attention": "2",
     "dual_stream": "dense",
+    "augmented_shortcut": "2",
     "position.base": "500",
+    "position.scale": "2",
+    "position.power": "1",
+    "position.truncate": "64",
     "mlp.expand": "2",
     "loss.z_loss": "0",
     "loss.mu_loss": "1e-4",
@@ -334,6 +338,8 @@ class TestDigest:
         values = {k: v for k, v in tiny(override).values().items() if k not in PLACE}
         given = override.partition("=")[0]
         later = [(values, "plugins"), (values, "eval_lengths"), (values, "masking"), (values, "init_from")]
+        later += [(values, "head"), (values, "augmented_shortcut")]
+        later += [(values["position"], key) for key in ("scale", "power", "truncate")]
         later += [(values["optimizer"], key) for key in ("decay_times_steps", "groups", "beta2_half_life")]
         later += [(values["schedule"], "final_fraction")] if override != "schedule=constant" else []
         for node, key in later:
