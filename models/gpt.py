@@ -247,6 +247,7 @@ def initialize(model: GPT, arch: Architecture, seed: int) -> None:
         model.qk_source.draw(generator, arch.init.embedding_std(arch.model.width))
     arch.placement.rescale(list(model.blocks))
     scale_init(arch.parametrization, model, arch.model, arch.init)
+    arch.mlp.start(model, generator)
     arch.placement.constrain(model)
     arch.reparametrization.start(model)
 

@@ -1,6 +1,6 @@
 """Feed-forward layers, the `mlp` axis. Shape suffixes: B batch, T tokens, D model width, F hidden width."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ class MLPConfig(Choice):
     def build(self, width: int, make: Make = plain) -> nn.Module:
         """Returns a module that maps x_BTD to the same shape; `make` creates its matrices."""
         raise NotImplementedError
+
+    def start(self, model: Any, generator: torch.Generator) -> None:
+        """Changes a model's weights, after all other choices have set them."""
 
 
 MLP: Axis[MLPConfig] = Axis("mlp")

@@ -11,6 +11,7 @@ width expand width / (k + shared). A larger k makes experts finer (Dai et al. 20
 | `threshold` | by descending p until their sum reaches `threshold` | p | balance |
 | `compete` | as `topk`; in some steps the k of largest affinity | p or affinity, over its sum | balance, distillation |
 | `avg_k` | the k with the largest x m, m the mean row of an expert's first matrix | 1 | none |
+| `stratified` | one of each stratum on the token's way, by a gate per stratum (`stratified.py`) | p | balance |
 | `merge` | all, as one expert with matrices sum_e p_e W_e | - | none |
 
 Our readings:
@@ -22,25 +23,29 @@ Our readings:
 - CompeteSMoE also has a loss of diversity and limits the number of layers that compete in a step; neither is here. Its
   balance loss is that of softmax(affinity) in steps with competition.
 - SMEAR takes p from the mean of a sequence. Here each token has its own, which is causal.
+- With experts of different widths, fewer or more parameters are active than in a dense MLP, as the router chooses.
 - In muP the router is a hidden matrix: its LR is that of an output, its logits start at size 1.
 
 Not here: expert choice (Zhou et al. 2022) and Soft MoE (Puigcerver et al. 2023), where later tokens decide what an
-expert reads of earlier ones; Stratified MoE (Xu et al. 2023), whose layer is a chain of gates, experts and norms.
+expert reads of earlier ones.
 """
 
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from torch import nn
 
 from conf.axis import CHECKED, checked
 from models.experts.layer import MoE
+from models.experts.stratified import StratifiedMoE
+from models.experts.upcycle import refuse_other_shapes, upcycle, weights_of
 from models.layers import Make, plain
 from models.mlp import MLP, MLPConfig, hidden_width
 
-RouterName = Literal["topk", "switch", "noisy", "threshold", "compete", "avg_k", "merge"]
-ONE = ("switch", "merge")
+RouterName = Literal["topk", "switch", "noisy", "threshold", "compete", "avg_k", "merge", "stratified"]
+ONE = ("switch", "merge", "stratified")
 """Routers with one expert, or one pass, per token."""
 NOT_CAUSAL = {
     "expert_choice": "lets each expert pick its tokens from the whole sequence",
@@ -59,12 +64,13 @@ class MoEConfig(MLPConfig):
     """topk: Mixtral (Jiang et al. 2024, arXiv 2401.04088). switch: Fedus et al. 2021 (arXiv 2101.03961). noisy: Shazeer
     et al. 2017 (arXiv 1701.06538). threshold: XMoE (Yang et al. 2024, arXiv 2403.18926). compete: CompeteSMoE (Nguyen
     et al. 2025, arXiv 2505.13380). avg_k: Avg-K (Liu et al. 2023, arXiv 2305.13999). merge: SMEAR (Muqeeth et al. 2023,
-    arXiv 2306.03745). The table at the top of models/experts/config.py has their equations."""
+    arXiv 2306.03745). stratified: Xu et al. 2023 (arXiv 2305.02176). The table at the top of models/experts/config.py
+    has their equations."""
     experts: Annotated[int, Field(ge=1)] = 8
     """Number of routed experts in each block."""
     k: Annotated[int, Field(ge=1)] | None = None
-    """Experts per token, with router=threshold at most. null: 1 with router=switch and merge, all with threshold, else
-    2."""
+    """Experts per token, with router=threshold at most. null: 1 with router=switch, merge and stratified, all with
+    threshold, else 2."""
     shared: Annotated[int, Field(ge=0)] = 0
     """Experts that every token uses besides, with a gate of 1. Dai et al. 2024 (DeepSeekMoE, arXiv 2401.06066)."""
     expert: Literal["gelu", "relu2", "swiglu", "sglu"] = "gelu"
@@ -72,6 +78,18 @@ class MoEConfig(MLPConfig):
     expand: Annotated[float, Field(gt=0)] | None = None
     """Hidden width of all experts of a token together / model width, as of a dense MLP of as many active parameters.
     null: the default of `expert`, 4 for gelu."""
+    widths: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Relative hidden widths of the routed experts, one each; their mean is the width that equal experts have. The loss
+    of balance then weighs each expert by its width, which favours small ones. (): equal widths. Wang et al. 2024 (HMoE,
+    arXiv 2408.10681); that form of the loss is our reading."""
+    strata: Annotated[int, Field(ge=1)] = 2
+    """Number of strata of router=stratified, a divisor of experts. A token uses 1 to this many experts."""
+    upcycle: str | None = None
+    """Folder of an ended dense run, whose weights this one starts from: each expert is a copy of the dense MLP, of
+    which it redraws a share. Copies are as wide as the dense MLP: set mlp.expand to k + shared times its value. null:
+    all weights are drawn. Nakamura et al. 2025 (Drop-Upcycling, arXiv 2502.19261)."""
+    redraw: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of each expert's hidden units that upcycle draws anew. Nakamura et al. 2025: 0.5."""
     score: Literal["softmax", "sigmoid"] = "softmax"
     """What makes scores of the router's logits, with router=topk and switch. sigmoid: DeepSeek-AI 2024 (DeepSeek-V3,
     arXiv 2412.19437), eqs. 12-15."""
@@ -112,6 +130,15 @@ class MoEConfig(MLPConfig):
         router, k = self.router, self.used
         by_score, no_loss = router in ("topk", "switch"), router in ("avg_k", "merge")
         faults = {
+            f"widths={list(self.widths)} has {len(self.widths)} entries, not experts={self.experts}: give each one": (
+                len(self.widths) not in (0, self.experts)
+            ),
+            f"experts={self.experts} can't be divided into strata={self.strata}: use strata=2 or "
+            f"experts={self.experts // self.strata * self.strata or self.strata}": (
+                router == "stratified" and self.experts % self.strata > 0
+            ),
+            f"router={router} merges experts of equal widths, but widths={list(self.widths)}: use widths=[] or "
+            "router=topk": router == "merge" and bool(self.widths),
             f"k={k} is more than experts={self.experts}: use k={self.experts} or fewer": k > self.experts,
             f"router={router} uses one expert per token, not k={k}: use k=1 or router=topk": router in ONE and k > 1,
             "with router=topk k=1 normalize=true all gates are 1, so the router gets no gradient of the task: "
@@ -162,6 +189,19 @@ class MoEConfig(MLPConfig):
         """Whether the layer draws random numbers in training."""
         return self.router in ("noisy", "compete")
 
+    def fits(self, config: Any) -> None:
+        if self.upcycle is None or not hasattr(config, "data"):
+            return
+        from models.gpt import GPT
+
+        with torch.device("meta"):
+            model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
+        refuse_other_shapes(model, self.upcycle, weights_of(self.upcycle))
+
+    def start(self, model: Any, generator: torch.Generator) -> None:
+        if self.upcycle is not None:
+            upcycle(model, self.upcycle, self.redraw, generator)
+
     def build(self, width: int, make: Make = plain) -> nn.Module:
         expert = MLP.choices[self.expert]
 
@@ -173,4 +213,11 @@ class MoEConfig(MLPConfig):
         # A whole number of units per expert, so that shared experts are as wide as the routed ones.
         units = hidden_width(width, each) / width
         shared = mlp(self.shared * units) if self.shared else None
-        return MoE(self, width, [mlp(units) for _ in range(self.experts)], shared)
+        layer = StratifiedMoE if self.router == "stratified" else MoE
+        return layer(self, width, [mlp(size * units) for size in self.sizes], shared)
+
+    @property
+    def sizes(self) -> list[float]:
+        """The experts' widths relative to their mean."""
+        widths = self.widths or (1.0,) * self.experts
+        return [width * len(widths) / sum(widths) for width in widths]

@@ -37,7 +37,7 @@ class MoE(nn.Module):
         super().__init__()
         self.config = config
         self.k = config.used
-        self.router = None if config.router == "avg_k" else Linear(width, len(experts))
+        self.router = None if config.router in ("avg_k", "stratified") else Linear(width, len(experts))
         self.noise = Linear(width, len(experts)) if config.router == "noisy" else None
         self.experts = nn.ModuleList(experts)
         self.shared = shared
@@ -126,7 +126,8 @@ class MoE(nn.Module):
 
     def balance(self, chosen_NE: torch.Tensor, p_NE: torch.Tensor) -> torch.Tensor:
         weight = self.config.balance_weight
-        return weight * routing.balance_loss(chosen_NE, p_NE) if weight else p_NE.new_zeros(())
+        size_E = p_NE.new_tensor(self.config.sizes) if self.config.widths else None
+        return weight * routing.balance_loss(chosen_NE, p_NE, size_E) if weight else p_NE.new_zeros(())
 
     def with_noise(self, x_ND: torch.Tensor, clean_NE: torch.Tensor, learns: bool) -> tuple[Routing, torch.Tensor]:
         """Returns noisy top-k gating, without noise in evaluation, and the losses of importance and load."""
@@ -215,9 +216,9 @@ class MoE(nn.Module):
         self.passes = 0
 
     def idle_parameters(self) -> int:
-        """Returns the number of parameters of experts that a token does not use."""
-        each = sum(p.numel() for p in self.experts[0].parameters())
-        return 0 if self.config.router == "merge" else each * (len(self.experts) - self.k)
+        """Returns the number of parameters of experts that a token does not use, on average over experts."""
+        total = sum(p.numel() for p in self.experts.parameters())
+        return 0 if self.config.router == "merge" else total * (len(self.experts) - self.k) // len(self.experts)
 
     @torch.no_grad()
     def watch(
@@ -225,7 +226,9 @@ class MoE(nn.Module):
     ) -> Stats:
         """Returns probes; `load` has one value per expert. Definitions are in train/runfolder/metrics.py."""
         load_E = p_NE.mean(0) if self.config.router == "merge" else routing.shares(chosen_NE)
-        first_EW = torch.stack([self.first(expert).weight.flatten() for expert in self.experts])
+        firsts = [self.first(expert).weight for expert in self.experts]
+        rows = min(map(len, firsts))  # of experts of different widths, the rows that all have
+        first_EW = torch.stack([weight[:rows].flatten() for weight in firsts])
         count, total = len(first_EW), unit(first_EW).sum(0).square().sum()
         return {
             "load": load_E,

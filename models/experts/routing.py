@@ -70,13 +70,16 @@ def shares(chosen_NE: torch.Tensor) -> torch.Tensor:
     return chosen_NE.float().sum(0) / chosen_NE.sum()
 
 
-def balance_loss(chosen_NE: torch.Tensor, p_NE: torch.Tensor) -> torch.Tensor:
+def balance_loss(chosen_NE: torch.Tensor, p_NE: torch.Tensor, size_E: torch.Tensor | None = None) -> torch.Tensor:
     """Returns E sum_e f_e P_e, f_e an expert's share and P_e its mean probability; 1 if both are uniform.
+
+    Each summand is multiplied by the expert's size, if sizes are given.
 
     Fedus et al. 2021 (Switch Transformers, arXiv 2101.03961), eqs. 4-6, for k = 1. With shares of all k choices as in
     Dai et al. 2024 (DeepSeekMoE, arXiv 2401.06066), eqs. 12-14. The gradient flows through P alone.
     """
-    return p_NE.shape[-1] * (shares(chosen_NE) * p_NE.mean(0)).sum()
+    product_E = shares(chosen_NE) * p_NE.mean(0)
+    return p_NE.shape[-1] * (product_E if size_E is None else size_E * product_E).sum()
 
 
 def z_loss(logits_NE: torch.Tensor) -> torch.Tensor:

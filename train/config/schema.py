@@ -31,6 +31,10 @@ from train.optimizers.schedules import SCHEDULE, ScheduleConfig
 
 Count = Annotated[int, Field(ge=1)]
 LATER_FIELDS = {
+    "mlp.widths": (),
+    "mlp.strata": 2,
+    "mlp.upcycle": None,
+    "mlp.redraw": 0.5,
     "augmented_shortcut": None,
     "head": asdict(LinearHead()),
     "position.scale": 1.0,

@@ -337,3 +337,34 @@ def test_capacity_is_rounded_up() -> None:
     built = layer(capacity_factor=1.25, k=2, experts=4)
     chosen = torch.ones(7, 4, dtype=torch.bool)
     assert built.within_capacity(chosen, 1).sum(0).tolist() == [math.ceil(1.25 * 2 * 7 / 4)] * 4
+
+
+class TestWidths:
+    def test_experts_have_the_given_widths(self) -> None:
+        """Of a total of 4 x 8 units for two experts of a token, 16 each on average."""
+        built: Any = layer(widths=(1.0, 2.0, 3.0, 2.0))
+        assert [len(expert.up.weight) for expert in built.experts] == [8, 16, 24, 16]
+        assert built.idle_parameters() == layer().idle_parameters()
+        y = built(randn(B, T, D))
+        y.sum().backward()
+        assert all(p.grad is not None for p in built.experts.parameters())
+
+    def test_equal_widths_are_the_default(self) -> None:
+        x = randn(B, T, D)
+        assert torch.equal(layer(widths=(2.0,) * 4)(x), layer()(x))
+
+    def test_probes(self) -> None:
+        carry = Carry(watch=True)
+        layer(widths=(1.0, 2.0, 3.0, 2.0)).train()(randn(B, T, D), carry)
+        assert abs(float(carry.stats["router/block0/similarity"])) < 1
+
+    @pytest.mark.parametrize(
+        ("fields", "text"),
+        [
+            ({"widths": (1.0, 2.0)}, r"^widths=\[1.0, 2.0\] has 2 entries, not experts=4: give each one$"),
+            ({"widths": (1.0,) * 4, "router": "merge"}, "^router=merge merges experts of equal widths"),
+        ],
+    )
+    def test_refusals(self, fields: dict[str, Any], text: str) -> None:
+        with pytest.raises(ConfigError, match=text):
+            layer(**fields)

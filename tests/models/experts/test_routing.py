@@ -74,6 +74,13 @@ class TestLosses:
         chosen = routing.largest(p, 1) if len(logits) == 3 else torch.eye(4, dtype=torch.bool).repeat(2, 1)
         close(routing.balance_loss(chosen, p), expected)
 
+    def test_balance_favours_small_experts(self) -> None:
+        """All three tokens choose expert 0, the smallest of widths 1, 2, 3, 2."""
+        p = torch.tensor([[3.0, 1, 0, -1], [1, 1, 1, 1], [6, 0, 0, 0]], dtype=D64).softmax(-1)
+        chosen = torch.tensor([[True, False, False, False]] * 3)
+        close(routing.balance_loss(chosen, p, torch.tensor([0.5, 1, 1.5, 1])), 1.382381)
+        close(routing.balance_loss(chosen, p), 2.764762)
+
     def test_balance_of_several_choices_is_of_their_shares(self) -> None:
         p = torch.full((3, 4), 0.25, dtype=D64)
         close(routing.balance_loss(routing.largest(randn(3, 4), 2), p), 1.0)

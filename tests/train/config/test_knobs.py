@@ -22,6 +22,8 @@ from train.run.module import ProxyModule
 TERMS = {"z_loss": "1e-2", "mu_loss": "1", "max_z": "1e-2", "logit_penalty": "0.1", "soft_cap": "0.5"}
 MUP = {"base_width": "64", "base_head_dim": "64", "alpha_in": "2", "alpha_out": "2"}
 REFUSED = {("loss=noisy_softmax", "soft_cap")}
+# Need the folder of a dense run: tests/models/experts/test_upcycle.py.
+REFUSED |= {("mlp=moe", "upcycle"), ("mlp=moe", "redraw")}
 # Fields of mixing rules that only change how the result is computed: tests of the rules compare the results.
 REFUSED |= {
     (f"attention={rule}", field) for rule in ATTENTION.choices for field in getattr(own_tests(rule), "ALIKE", ())
@@ -105,6 +107,8 @@ KNOBS: dict[str, dict[str, str]] = {
         "k": "3",
         "shared": "1",
         "expert": "swiglu",
+        "strata": "4",
+        "widths": "[1,1,1,1,1,2,2,3]",
         "expand": "2",
         "score": "sigmoid",
         "normalize": "false",
@@ -195,6 +199,7 @@ NEEDS = {
     "reparametrization=lawn": ("reparametrization.free_steps=null", "reparametrization.free_fraction=0.25"),
     # No group of the default size is whole at this context.
     "attention=cca": ("attention.group=2",),
+    "mlp=moe strata": ("mlp.router=stratified",),
     "mlp=moe threshold": ("mlp.router=threshold",),
     "mlp=moe compete_rate": ("mlp.router=compete", "mlp.compete_rate=0"),
     "mlp=moe compete_weight": ("mlp.router=compete", "mlp.compete_rate=1"),
