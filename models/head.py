@@ -189,10 +189,9 @@ class FourierHead(HeadConfig):
     """Logits log(p + 1e-5), p the normalized density |sum_k a_k e^(i k pi y)|^2 at the centres y of bins of [-1, 1],
     a = W h + b. Gillman et al. 2024 (Fourier Head, arXiv 2410.22269); nate-gillman/fourier-head.
 
-    Only for ordered vocabularies, whose ids are bins of a value, as in data=series. Logits never exceed 1e-5. The init
-    axis draws W and it is divided by 100, as by the authors; b starts at zero except for a_0 = 0.1, near a
-    uniform density; this is our choice.
-    The authors' penalty on high frequencies, off by default there, is not here.
+    Only for ordered vocabularies, whose ids are bins of a value, as in data=oscillation. Logits never exceed 1e-5. The
+    init axis draws W and it is divided by 100, as by the authors; b starts at zero except for a_0 = 0.1, near a uniform
+    density; this is our choice. The authors' penalty on high frequencies, off by default there, is not here.
     """
 
     name: Literal["fourier"] = "fourier"

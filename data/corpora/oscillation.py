@@ -1,4 +1,4 @@
-"""`data=series`: a noisy oscillation in bins, an ordered vocabulary: near token ids are near values.
+"""`data=oscillation`: a noisy oscillation in bins, an ordered vocabulary: near token ids are near values.
 
     x_t = 2 r cos(2 pi / period) x_(t-1) - r^2 x_(t-2) + noise, scaled to variance 1
 
@@ -30,11 +30,11 @@ LIMIT = 4.0
 
 @DATA.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Series(DataConfig):
+class Oscillation(DataConfig):
     """A noisy oscillation (a second-order autoregression) in equal bins, for heads that need ordered tokens. The next
     value depends on two values before, so a bigram model can't predict it well."""
 
-    name: Literal["series"] = "series"
+    name: Literal["oscillation"] = "oscillation"
     vocab_size: Annotated[int, Field(ge=2, le=2**16)] = 64
     """Number of bins."""
     period: Annotated[float, Field(gt=2)] = 16.0
@@ -51,17 +51,17 @@ class Series(DataConfig):
     def fingerprint(self) -> dict[str, Any]:
         return {}
 
-    def source(self, folder: Path) -> SeriesSource:
-        return SeriesSource(self)
+    def source(self, folder: Path) -> OscillationSource:
+        return OscillationSource(self)
 
 
-def coefficients(config: Series) -> tuple[float, float, float]:
+def coefficients(config: Oscillation) -> tuple[float, float, float]:
     """Returns the factors of the last two values, and the noise's standard deviation that gives a variance of 1."""
     one, two = 2 * config.radius * math.cos(2 * math.pi / config.period), -(config.radius**2)
     return one, two, math.sqrt((1 + two) * ((1 - two) ** 2 - one**2) / (1 - two))
 
 
-def stretch(config: Series, random: np.random.RandomState) -> np.ndarray:
+def stretch(config: Oscillation, random: np.random.RandomState) -> np.ndarray:
     """Returns CHUNK tokens."""
     from scipy.signal import lfilter
 
@@ -72,10 +72,10 @@ def stretch(config: Series, random: np.random.RandomState) -> np.ndarray:
 
 
 @plain_dataclass(frozen=True)
-class SeriesSource:
+class OscillationSource:
     """Implements `data.config.TokenSource`: stretches end to end."""
 
-    config: Series
+    config: Oscillation
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from data.config import Position
-from data.corpora.series import CHUNK, coefficients, stretch
+from data.corpora.oscillation import CHUNK, coefficients, stretch
 from data.rng import frozen_random
 
 
 def values(config, **fields):
     """Returns the centres of the bins of a stretch, in standard deviations."""
-    made = config("series", **({"vocab_size": 4096} | fields))
+    made = config("oscillation", **({"vocab_size": 4096} | fields))
     return made, (stretch(made, frozen_random(7)) + 0.5) / made.vocab_size * 8 - 4
 
 
@@ -31,13 +31,13 @@ def test_the_autocorrelation_turns_with_the_period(config):
 
 
 def test_bins_are_in_order_and_cover_the_values(config):
-    few, many = (stretch(config("series", vocab_size=v), frozen_random(7)) for v in (8, 64))
+    few, many = (stretch(config("oscillation", vocab_size=v), frozen_random(7)) for v in (8, 64))
     assert (many // 8 == few).all()
     assert set(few.tolist()) == set(range(8))
 
 
 def test_chunks_continue_from_any_position(config):
-    source = config("series", tokens=CHUNK + 100, validation_tokens=50).source(None)
+    source = config("oscillation", tokens=CHUNK + 100, validation_tokens=50).source(None)
     (first, middle), (rest, end) = source.chunks("train", Position())
     assert (len(first), len(rest), end.tokens) == (CHUNK, 100, CHUNK + 100)
     again = list(source.chunks("train", middle))
