@@ -43,7 +43,7 @@ class Files(NamedTuple):
 
 
 def format_of(path: Path) -> str | None:
-    """Returns the format that a file's name ends with, .txt for a.txt and A.TXT.gz, or None if it is not one of ours."""
+    """Returns the format that a file's name ends with: .txt for a.txt and A.TXT.gz, None for others."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     if len(suffixes) == 2 and suffixes[1] in COMPRESSED:
         return suffixes[0] if suffixes[0] in FORMATS[:2] else None
@@ -71,7 +71,7 @@ def find(root: Path) -> Files:
                 hidden = [name for name in folders if _is_hidden(name)]
                 skipped["hidden folders skipped"] += len(hidden)
                 folders[:] = sorted(name for name in folders if name not in hidden)
-                links += [path for name in folders if os.path.islink(path := os.path.join(folder, name))]
+                links += filter(os.path.islink, (f"{folder}/{name}" for name in folders))
                 # A file before the links to it.
                 for path in sorted((Path(folder, name) for name in names), key=lambda p: (p.is_symlink(), p)):
                     why = _why_skipped(path, paths)

@@ -10,7 +10,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -73,7 +73,7 @@ def check(path: str) -> int:
     return size
 
 
-TASKS = {"train": train, "check": check}
+TASKS: dict[str, Callable[..., Any]] = {"train": train, "check": check}
 
 
 def _items() -> Iterator[Any]:

@@ -11,7 +11,7 @@ import yaml
 from conf.axis import ConfigError, checked
 from train.config import choices as groups
 from train.config.choices import GLOBAL, HEADER
-from train.config.messages import hydra_fault, yaml_fault
+from train.config.messages import composing, hydra_fault, yaml_fault
 from train.config.own import for_hydra, resolved
 from train.config.plugins import load
 from train.config.schema import Config
@@ -22,8 +22,9 @@ NOT_OF_RUNS = ("hydra", "arms", "claim")
 
 def compose(overrides: Sequence[str]) -> Config:
     """Returns the checked config for Hydra overrides. Raises ConfigError if one of them can't be used."""
-    refuse_arms(overrides)
-    return from_node(compose_node(overrides))
+    with composing(overrides):
+        refuse_arms(overrides)
+        return from_node(compose_node(overrides))
 
 
 def refuse_arms(overrides: Sequence[str]) -> None:

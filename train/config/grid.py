@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,11 @@ from conf.axis import ConfigError, near
 from train.config import choices as groups
 from train.config.choices import GLOBAL, choices, default_choices, read
 from train.config.compose import compose_node, from_node, from_values, refuse_arms
-from train.config.messages import hydra_fault, unreadable
+from train.config.messages import composing, hydra_fault, unreadable
 from train.config.schema import Config
+
+MOST_POINTS = 1_000_000
+"""Most points of a grid, and most values of one key."""
 
 
 def expand(overrides: Sequence[str]) -> list[tuple[str | None, list[str]]]:
@@ -35,14 +39,17 @@ def expand(overrides: Sequence[str]) -> list[tuple[str | None, list[str]]]:
 
 def expand_with_claim(overrides: Sequence[str]) -> tuple[list[tuple[str | None, list[str]]], dict[str, Any] | None]:
     """Returns the points as `expand` does, and the `claim` of the experiment's file, or None if it states none."""
-    written = [o for o in overrides if _key(o) == "arms"]
-    overrides = [o for o in overrides if _key(o) != "arms"]
-    params, arms, claim = _params_arms_and_claim(overrides)
-    for text in written:
-        arms |= {name: [values] for name, values in written_arms(text).items()}
-    grids: list[tuple[str | None, list[str]]] = [(arm, _texts(values)) for arm, each in arms.items() for values in each]
-    points = [(arm, point) for arm, own in grids or [(None, [])] for point in _product([*params, *own, *overrides])]
-    return points, claim
+    with composing(overrides):
+        written = [o for o in overrides if _key(o) == "arms"]
+        overrides = [o for o in overrides if _key(o) != "arms"]
+        params, arms, claim = _params_arms_and_claim(overrides)
+        for text in written:
+            arms |= {name: [values] for name, values in written_arms(text).items()}
+        grids: list[tuple[str | None, list[str]]] = [
+            (arm, _texts(values)) for arm, each in arms.items() for values in each
+        ]
+        points = [(arm, point) for arm, own in grids or [(None, [])] for point in _product([*params, *own, *overrides])]
+        return points, claim
 
 
 def written_arms(text: str) -> dict[str, dict[str, Any]]:
@@ -82,13 +89,19 @@ def _product(overrides: Sequence[str]) -> list[list[str]]:
             fixed.append(text)
         else:
             axes[key] = values  # A replaced key keeps its position in the grid.
+    if math.prod(map(len, axes.values())) > MOST_POINTS:
+        raise ConfigError(f"the grid of {', '.join(axes)} has more than {MOST_POINTS:,} points: use fewer values")
     return [[*fixed, *point] for point in itertools.product(*axes.values())]
 
 
 def compose_all(points: Sequence[Sequence[str]]) -> list[Config]:
     """Returns the checked config of every point. Raises ConfigError for the first that can't be used."""
     composer = Composer()
-    return [composer.config(point) for point in points]
+    configs = []
+    for point in points:
+        with composing(point):
+            configs.append(composer.config(point))
+    return configs
 
 
 class Composer:
@@ -274,10 +287,25 @@ def key_and_values(text: str) -> tuple[str, list[str] | None]:
             raise ConfigError(f"{text} matches no choice: {near(key, list(choices()))}")
         return key, [f"{key}={name}" for name in names]
     if override.is_sweep_override():
-        return key, [f"{key}={v}" for v in override.sweep_string_iterator()]
-    if isinstance(value, list):
+        return key, [f"{key}={v}" for v in _values_of_sweep(override, text)]
+    if isinstance(value, list) and value:  # An empty list is one value, of a field that is a list.
         return key, [f"{key}={Override._get_value_element_as_str(v)}" for v in value]
     return key, None
+
+
+def _values_of_sweep(override: Any, text: str) -> list[str]:
+    """Returns the values of choice(...), range(...) and so on. Raises ConfigError if there are none or too many."""
+    from hydra.errors import HydraException
+
+    try:
+        values = list(itertools.islice(override.sweep_string_iterator(), MOST_POINTS + 1))
+    except (HydraException, ArithmeticError, ValueError):  # interval(...), or a step of 0
+        raise ConfigError(f"{text} does not list values: use a,b or range(start,stop,step)") from None
+    if not values:
+        raise ConfigError(f"{text} has no values: use a range whose stop is beyond its start, or a,b")
+    if len(values) > MOST_POINTS:
+        raise ConfigError(f"{text} has more than {MOST_POINTS:,} values: use fewer")
+    return values
 
 
 def single_point(overrides: Sequence[str]) -> list[str]:

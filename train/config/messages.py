@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -15,6 +16,21 @@ from models.size import SizeConfig
 from train.config import choices as groups
 from train.config.choices import GLOBAL, HEADER, choices, default_choices
 from train.config.schema import Config
+
+
+@contextmanager
+def composing(overrides: Iterable[str]) -> Iterator[None]:
+    """Turns any error that composing doesn't foresee into one line, for instance a library's RecursionError."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        given = " ".join(overrides)
+        given = given if len(given) < 200 else f"{given[:200]}..."
+        raise ConfigError(
+            f"can't compose {given}: {type(error).__name__}: {error}: correct or leave out one"
+        ) from error
 
 
 def yaml_fault(error: Exception, path: Path | None = None) -> ConfigError:

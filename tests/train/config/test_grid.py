@@ -117,3 +117,41 @@ def test_a_number_for_a_text_says_to_quote_it():
         ConfigError, match=r"^name=2024: input should be a valid string: quote it, .*\"name='\.\.\.'\"$"
     ):
         composer().config([*TINY, "name=2024"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=range(0)", "seed=range(0) has no values: use a range whose stop is beyond its start, or a,b"),
+        ("seed=range(3,0)", "seed=range(3,0) has no values: use a range whose stop is beyond its start, or a,b"),
+        ("seed=interval(0,1)", "seed=interval(0,1) does not list values: use a,b or range(start,stop,step)"),
+        ("seed=range(0,3,0)", "seed=range(0,3,0) does not list values: use a,b or range(start,stop,step)"),
+        ("seed=range(0,1,0.0)", "seed=range(0,1,0.0) does not list values: use a,b or range(start,stop,step)"),
+        ("seed=range(0,nan)", "seed=range(0,nan) does not list values: use a,b or range(start,stop,step)"),
+        ("seed=range(2e6)", "seed=range(2e6) has more than 1,000 values: use fewer"),
+        ("seed=range(inf)", "seed=range(inf) has more than 1,000 values: use fewer"),
+    ],
+)
+def test_ranges_that_give_no_grid_are_one_line(override, message, monkeypatch):
+    monkeypatch.setattr("train.config.grid.MOST_POINTS", 1000)
+    with pytest.raises(ConfigError) as error:
+        expand([override])
+    assert str(error.value) == message
+
+
+def test_a_grid_has_an_end(monkeypatch):
+    monkeypatch.setattr("train.config.grid.MOST_POINTS", 1000)
+    assert len(expand(["seed=range(100)", "steps=range(1,11)"])) == 1000
+    with pytest.raises(ConfigError, match="the grid of seed, steps has more than 1,000 points: use fewer values"):
+        expand(["seed=range(100)", "steps=range(1,12)"])
+
+
+def test_an_empty_list_is_one_value():
+    assert expand(["eval_lengths=[]", "seed=1,2"]) == [(None, ["eval_lengths=[]", f"seed={s}"]) for s in (1, 2)]
+
+
+def test_whatever_fails_in_composing_is_one_line():
+    nested = "seed=" + "[" * 300 + "]" * 300  # Beyond the depth to which a library recurses.
+    for composing in (compose, lambda point: compose_all([point])):
+        with pytest.raises(ConfigError, match=r"^can't compose seed=\[\[.*Recursion"):
+            composing([nested])
