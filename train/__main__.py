@@ -75,7 +75,7 @@ def train_and_summarize(config: Any, force: bool = False, logger: str | None = N
     elif not folder.metrics_path.exists() and (note := plan_of(config, folder.path.parent)[1]):
         print(note, file=sys.stderr)
     with Progress(config) as progress:
-        summary = train(config, progress.report, again=force)
+        summary = train(config, progress.report, again=force, announce=progress.announce)
     if summary:
         print_summary(config, summary, folder)
 

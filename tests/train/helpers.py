@@ -77,6 +77,10 @@ def process_state() -> dict[str, Any]:
     }
 
 
+OF_MACHINE = ("seconds", "train/tokens_per_second", "train/flops_per_second", "peak_memory_bytes")
+"""Entries of a summary that are not a function of the config."""
+
+
 def assert_same_end(cut: RunFolder, uncut: RunFolder) -> None:
     """Weights, metrics and summary to the bit, wall time aside; the summary has the state."""
     weights, expected = (torch.load(f.path / "weights.pt", weights_only=True) for f in (cut, uncut))
@@ -84,7 +88,7 @@ def assert_same_end(cut: RunFolder, uncut: RunFolder) -> None:
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert cut.metrics_path.read_bytes() == uncut.metrics_path.read_bytes()
     ours, theirs = cut.summary(), uncut.summary()
-    for name in ("seconds", "train/tokens_per_second", "train/flops_per_second"):
+    for name in OF_MACHINE:
         del ours[name], theirs[name]
     assert ours == theirs
 

@@ -14,6 +14,7 @@ from train.runfolder.folder import RunFolder
 if TYPE_CHECKING:
     from rich.live import Live
 
+    from data.batches import Prepared
     from train.config.schema import Config
     from train.run.recorder import MetricsRow
 
@@ -55,6 +56,15 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
+    def announce(self, prepared: Prepared) -> None:
+        """Prints what the run trains on."""
+        if self.config.progress:
+            line = data_line(self.config, prepared)
+            if self._bar is None:
+                print(line, file=sys.stderr, flush=True)
+            else:
+                self._bar.console.print(line, highlight=False, soft_wrap=True)
+
     def report(self, row: MetricsRow) -> None:
         if not self.config.progress:
             return
@@ -88,6 +98,18 @@ BAR = 10
 """Characters of the bar."""
 
 
+def data_line(config: Config, prepared: Prepared) -> str:
+    """Returns the size of the training split, how often the run reads it, and its floors, in one line."""
+    tokens, floors = len(prepared.train), prepared.floors
+    size = prepared.bytes_per_token
+    each = "" if size is None else f" of {size:.2f} bytes"
+    epochs = config.steps * config.batch_size * config.context / tokens
+    return (
+        f"data={config.data.name}: {tokens:,} training tokens{each}, {epochs:.3g} epochs in {config.steps:,} steps; "
+        f"floors: unigram {number(floors.unigram)}, bigram {number(floors.bigram)} nats per token"
+    )
+
+
 def print_summary(config: Config, summary: dict[str, Any], folder: RunFolder) -> None:
     """Prints the results of a run and the path of its folder."""
     state = summary["state"]
@@ -101,6 +123,8 @@ def print_summary(config: Config, summary: dict[str, Any], folder: RunFolder) ->
         "state": state,
         "model": f"{config.model.name}, N = {summary['N']:,} of {summary['parameters']:,} parameters{active}",
         "trained": f"{summary['steps_done']:,} steps, {summary['tokens']:,} tokens in {duration(summary['seconds'])}",
+        **({"data": _data(summary)} if "epochs" in summary else {}),  # Runs of before don't say it.
+        "speed": f"{summary['train/tokens_per_second']:,.0f} tokens/s{_use(summary)}",
         "validation loss": f"{number(first)} at init, {number(final)} at the end{_beside(summary)}",
         "training loss": f"{number(summary['train/loss'])}, mean over the last 1 % of steps",
         "max attention logit": logits,
@@ -111,6 +135,18 @@ def print_summary(config: Config, summary: dict[str, Any], folder: RunFolder) ->
     }
     for name, text in rows.items():
         print(f"{name:21}{text}")
+
+
+def _data(summary: dict[str, Any]) -> str:
+    each = summary["bytes_per_token"]
+    return f"{summary['epochs']:.3g} epochs{'' if each is None else f', {each:.2f} bytes a token'}"
+
+
+def _use(summary: dict[str, Any]) -> str:
+    """Returns the share of the GPUs' peak FLOPs that the model used, and the peak memory, where they are known."""
+    used = f", {summary['mfu']:.1%} MFU" if "mfu" in summary else ""
+    peak = summary.get("peak_memory_bytes")
+    return used if peak is None else f"{used}, {peak / 2**20:,.0f} MiB at its peak"
 
 
 def _beside(summary: dict[str, Any]) -> str:

@@ -25,6 +25,9 @@ aggregated over blocks, as in `update/blocks/mlp.up/rms`. `logger.detail=all` se
 - `train/loss`, the mean over the last 1 % of steps (at least one)
 - `floor/unigram`, `floor/bigram` and `floor/no_mixing`, floors of the loss
 - `N`, `parameters`, `tokens` and the speed over the whole run
+- `epochs`, how often the run read the training split, and `bytes_per_token` of text (null otherwise)
+- `peak_memory_bytes`, of the GPU's memory, or of the process on a CPU
+- `mfu`, the model's FLOPs as a share of the GPUs' dense peak in this precision, on GPUs whose peak is known
 - `final`, the last finite row of a watch step
 - `derived`, the values in force of config fields that are null or a share (`optimizer.weight_decay`,
   `schedule.warmup_steps`, ...). W&B's config has them too.

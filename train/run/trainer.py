@@ -7,7 +7,7 @@ import logging
 import math
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
@@ -29,6 +29,7 @@ from train.run.extension import go_on, keeps_checkpoint, plan_of
 from train.run.initial import initial_weights
 from train.run.interrupt import Interrupted
 from train.run.loop import EpochLoop
+from train.run.machine import require_compiler, use_of_machine
 from train.run.module import ProxyModule
 from train.run.process import process_kept
 from train.run.recorder import MetricsRow
@@ -47,18 +48,19 @@ def train(
     callbacks: Sequence[pl.Callback] = (),
     patience: float = 0.0,
     again: bool = False,
+    announce: Callable[[Prepared], None] = lambda prepared: None,
 ) -> Summary:
     """Trains the run, resuming from its checkpoint if there is one, and returns its summary ({} on ranks other than 0).
 
     A run that has ended is trained again only if `again` is true, then from its start. The run folder is created in
     `parent`, by default in config.out. If another process is training in it, waits up to `patience` seconds for that
-    process to end.
+    process to end. `announce` gets the data before training begins.
 
     Raises ConfigError before anything is written, and Interrupted after writing a checkpoint. Any other exception is
     recorded in status.json and raised again.
     """
     with process_kept(config.threads):
-        return _train(config, report, parent, callbacks, patience, again)
+        return _train(config, report, parent, callbacks, patience, again, announce)
 
 
 def _train(
@@ -68,6 +70,7 @@ def _train(
     callbacks: Sequence[pl.Callback],
     patience: float,
     again: bool,
+    announce: Callable[[Prepared], None],
 ) -> Summary:
     folder = RunFolder((parent or config.folder) / config.run_name())
     # In an earlier format the run may have had another name.
@@ -83,6 +86,7 @@ def _train(
     if folder.has_ended() and not again:
         return _ended_summary(config, folder, mirror)
     require_start(config)
+    require_compiler(config)
     prepared = prepare(config.data, config.token_folder, progress=config.progress)
     job = Job(config, folder, prepared, report, callbacks)
     if not is_rank_zero(config):
@@ -97,6 +101,7 @@ def _train(
         if not folder.metrics_path.exists() and (shorter := plan_of(config, folder.path.parent)[0]):
             go_on(config, folder, shorter)
         folder.start()
+        announce(prepared)
         summary, state = Summary(), "failed"
         try:
             summary = job.fit(mirror)
@@ -244,6 +249,7 @@ def summarize(
     judged = loss_init if diverged or loss_final is None else loss_final
     size = sizes(config, module.model)
     tokens = len(trained) * tokens_per_step(config)
+    rates = speed(config, module.model.active_parameter_count(), tokens, seconds)
     return {
         "name": config.run_name(),
         "state": "diverged" if diverged else "finished",
@@ -260,8 +266,11 @@ def summarize(
         "steps_done": len(trained),
         **size,
         "tokens": tokens,
+        "epochs": tokens / len(prepared.train),
+        "bytes_per_token": prepared.bytes_per_token,
         "seconds": seconds,
-        **speed(config, module.model.active_parameter_count(), tokens, seconds),
+        **rates,
+        **use_of_machine(config, rates["train/flops_per_second"]),
         "logit_max": max(logit_max, default=None),
         "logit_max_final": logit_max[-1] if logit_max else None,
         "entropy_final": last.get("attention/entropy"),

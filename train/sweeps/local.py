@@ -38,6 +38,10 @@ def _run(sweep: Sweep, force: bool, judge: Judge | None) -> int:
     todo = sweep.to_do(force)
     for config in {(c.logger, c.accelerator, c.devices, c.nodes): c for c in todo}.values():
         require_start(config)
+    for config in (c for c in todo if c.compile):
+        from train.run.machine import require_compiler
+
+        require_compiler(config, trial=False)
     prepare_data(todo)
     lock = FileLock(sweep.folder / ".lock")
     try:
