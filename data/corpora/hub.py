@@ -53,7 +53,7 @@ class HubConfig(TextConfig):
         repository, subset, _ = DATASETS[self.name]
         try:
             stream = hf_datasets().load_dataset(repository, subset, split=split, streaming=True, revision=self.revision)
-        except (OSError, ValueError) as error:  # unreachable, or no such revision
+        except Exception as error:  # unreachable, no such revision, or an error of httpx
             raise DataError(
                 f"data={self.name}: {repository} can't be streamed from the hub ({one_line(error)}); use "
                 "data=textmix, which needs a package index, or data=docstrings, which needs no network"
