@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError, expanded
-from slurm.commands import Missing, Refused, call, job_id, most_tasks
+from slurm.commands import SECONDS, Missing, Refused, call, job_id, most_tasks
 from slurm.records import Records
 from slurm.settle import Unclear, settle
 from train.config.launcher import Slurm
 from train.config.schema import Config
-from train.runfolder.files import unwritable
+from train.runfolder.files import if_stale, unwritable
 from train.runfolder.provenance import commit
 
 CODE = Path(__file__).resolve().parents[1]
@@ -153,9 +153,13 @@ def submit(sweep: Path, configs: Sequence[Config], launcher: Slurm) -> list[str]
         raise unwritable(sweep.parent, error) from None
     jobs: list[str] = []
     try:
-        with FileLock(records.path / ".lock"):
+        with FileLock(records.path / ".lock", timeout=len(found) * 2 * SECONDS):
             for array in found:
                 jobs.append(_send(records, array))
+    except Timeout:
+        raise Refused(
+            f"{sweep}: another command submits it: wait for its end{if_stale(records.path / '.lock')}"
+        ) from None
     except Refused as fault:
         if jobs:
             raise Refused(f"{fault} (already submitted: job {', '.join(jobs)})") from None

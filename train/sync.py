@@ -15,7 +15,7 @@ from pathlib import Path
 
 from train.cli.terminal import exit_with
 from train.loggers.wandb import require_server, server
-from train.runfolder.files import read_json
+from train.runfolder.files import if_stale, read_json
 from train.runfolder.folder import RunFolder, is_run, no_sweep
 
 AT_A_TIME = 8
@@ -72,7 +72,8 @@ def sync(folder: Path, at_a_time: int = AT_A_TIME) -> int:
     of = f"{sent} W&B file{'' if sent == 1 else 's'} of {done} run{'' if done == 1 else 's'}"
     print(f"{of} in {folder} sent to {server()}" if todo else f"nothing to send in {folder}")
     if training:
-        print(f"{len(training)} runs are still training: run the same command again when they have ended")
+        hint = if_stale(training[0] / ".lock")
+        print(f"{len(training)} runs are still training: run the same command again when they have ended{hint}")
     if done < len(paths):
         names = ", ".join(path.name for path in failed[:5]) + (", ..." if len(failed) > 5 else "")
         print(f"{len(paths) - done} runs were not sent ({names}): run the same command again", file=sys.stderr)

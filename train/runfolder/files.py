@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from conf.axis import ConfigError
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -61,17 +58,17 @@ def rows_of(lines: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def if_stale(lock: BaseFileLock) -> str:
+def if_stale(lock: Path) -> str:
     """Returns what to do about a lock whose holder may have died.
 
     It is empty if the file system has locks, which end with their process. On others, filelock writes the holder's
     process and host into the file, which stays if that machine dies.
     """
     try:
-        holder = Path(lock.lock_file).read_text(encoding="utf-8", errors="replace").split()
+        holder = lock.read_text(encoding="utf-8", errors="replace").split()
     except OSError:
         return ""
-    return f", or delete {lock.lock_file} if process {' on '.join(holder[:2])} has died" if holder else ""
+    return f", or delete {lock} if process {' on '.join(holder[:2])} has died" if holder else ""
 
 
 def unwritable(folder: Path, error: OSError) -> ConfigError:

@@ -118,7 +118,7 @@ class RunFolder:
         status = self.status()
         process = f"process {status.get('pid')} on {status.get('host')}"
         return ConfigError(
-            f"{self.path}: {process} is training this run already: wait for its end{if_stale(self._lock)}"
+            f"{self.path}: {process} is training this run already: wait for its end{if_stale(self.path / '.lock')}"
         )
 
     def sound_checkpoint(self) -> Path | None:

@@ -38,6 +38,11 @@ def _run(sweep: Sweep, force: bool, judge: Judge | None) -> int:
     todo = sweep.to_do(force)
     for config in {(c.logger, c.accelerator, c.devices, c.nodes): c for c in todo}.values():
         require_start(config)
+        if (config.devices or 1) > 1:
+            raise ConfigError(
+                f"devices={config.devices}: a sweep on this machine gives each run one device: train such runs one by "
+                "one with python -m train, or use launcher=slurm"
+            )
     for config in (c for c in todo if c.compile):
         from train.run.machine import require_compiler
 
@@ -48,7 +53,7 @@ def _run(sweep: Sweep, force: bool, judge: Judge | None) -> int:
         sweep.folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        hint = if_stale(lock)
+        hint = if_stale(sweep.folder / ".lock")
         raise ConfigError(
             f"{sweep.folder}: another sweep works in this folder: wait or choose another out={hint}"
         ) from None

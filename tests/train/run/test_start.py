@@ -59,6 +59,14 @@ def test_more_devices_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     require_start(tiny("devices=2", "accelerator=cpu"))
 
 
+def test_a_local_sweep_gives_each_run_one_device(tmp_path: Path) -> None:
+    """Lightning would start the second process with the command of the sweep, which refuses its folder, and wait."""
+    sweep = plan([*TINY, "devices=2", "accelerator=cpu", "seed=0,1", f"out={tmp_path}/new"])
+    with pytest.raises(ConfigError, match=r"^devices=2: a sweep on this machine gives each run one device"):
+        run(sweep)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_several_nodes_are_started_by_something(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "4")
