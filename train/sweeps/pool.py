@@ -61,9 +61,6 @@ def visible_gpus(count: int) -> list[str]:
 
 def work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float = 0.0, again: bool = False) -> None:
     """Trains one run in this process and exits; the output goes to log.txt in the run's folder."""
-    # The forkserver ignores these signals. Before training starts, they should end the process.
-    for signum in STOP:
-        signal.signal(signum, signal.default_int_handler)
     try:
         sys.exit(_work(values, parent, gpu, patience, again))
     except KeyboardInterrupt:
@@ -71,17 +68,21 @@ def work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float 
 
 
 def _work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float, again: bool) -> int:
-    from train.config.compose import of_values
-    from train.run.trainer import train
+    with stop_held():
+        # The forkserver ignores these signals. Before training starts, they should end the process.
+        for signum in STOP:
+            signal.signal(signum, signal.default_int_handler)
+        from train.config.compose import of_values
+        from train.run.trainer import train
 
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    config = of_values(values)
-    folder = RunFolder(parent / config.run_name())
-    folder.path.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+        if gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        config = of_values(values)
+        folder = RunFolder(parent / config.run_name())
+        folder.path.mkdir(parents=True, exist_ok=True)
+        log = os.open(folder.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
     try:
         train(config, parent=parent, patience=patience, again=again)
     except Interrupted:
