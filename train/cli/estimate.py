@@ -122,16 +122,16 @@ def print_sweep(sweep: Sweep, at_once: int, again: bool) -> None:
     estimator, groups = Estimator(), dict[tuple[int, str], list[tuple[Cost, bool]]]()
     ended = {run.path.name for run in sweep.runs() if run.has_ended()} if not again else set()
     left: dict[str, Cost] = {}
-    for config, arm in zip(sweep.configs, sweep.arms, strict=True):
+    for config, arm in zip(sweep.configs, _arms(sweep), strict=True):
         cost, done = estimator.cost(config), config.run_name() in ended
-        groups.setdefault((cost.n, arm or "-"), []).append((cost, done))
+        groups.setdefault((cost.n, arm), []).append((cost, done))
         if not done:
             left[config.run_name()] = cost
     titles = ("N", "arm", "runs", "ended", "parameters", "tokens a run", "time a run", "memory a run")
     table = plain_table(*titles, left=("arm",))
     for (n, arm), members in groups.items():
         table.add_row(*map(escape, _line(n, arm, members)))
-    print_table(table_console(), table)
+    print_table(table_console(), table, less=("parameters", "tokens a run"))
     total = sum(cost.seconds for cost in left.values())
     longest = max((cost.seconds for cost in left.values()), default=0.0)
     print(
@@ -139,6 +139,14 @@ def print_sweep(sweep: Sweep, at_once: int, again: bool) -> None:
         f"{sum(c.tokens for c in left.values()):,} tokens, {sum(c.flops for c in left.values()):.2g} FLOPs, "
         f"about {minutes(max(longest, total / at_once))} on CPU cores, {at_once} at a time. Nothing was written."
     )
+
+
+def _arms(sweep: Sweep) -> list[str]:
+    """Returns the arm of each point: its name, or the overrides that vary besides size, LR and seed."""
+    common = set(sweep.points[0]).intersection(*sweep.points)
+    apart = ("model", "optimizer.lr", "seed")
+    own = [[o for o in point if o not in common and not o.startswith(apart)] for point in sweep.points]
+    return [arm or " ".join(overrides) or "-" for arm, overrides in zip(sweep.arms, own, strict=True)]
 
 
 def _line(n: int, arm: str, members: Sequence[tuple[Cost, bool]]) -> list[str]:
