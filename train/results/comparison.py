@@ -56,10 +56,10 @@ def results(a: Row, b: Row) -> list[list[str]]:
     """Returns title, value of `a`, value of `b` and their difference for each result that a run has."""
     lines = [["state", str(a["state"]), str(b["state"]), ""]]
     for name, title in RESULTS.items():
-        pair = a.get(name), b.get(name)
-        if pair != (None, None):
-            difference = "" if None in pair else _signed(pair[1] - pair[0])  # type: ignore[operator]
-            lines.append([title, *map(number, pair), difference])
+        ours, theirs = a.get(name), b.get(name)
+        if ours is not None or theirs is not None:
+            difference = "" if ours is None or theirs is None else _signed(theirs - ours)
+            lines.append([title, number(ours), number(theirs), difference])
     return lines
 
 

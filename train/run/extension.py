@@ -26,7 +26,7 @@ def shorter_run(config: Config, parent: Path) -> tuple[RunFolder, Config] | None
     """Returns the longest finished run in `parent` with the same config but fewer steps, or None."""
     names = [f"*-{part('optimizer.lr', config.optimizer.lr)}-{part('seed', config.seed)}-????????"]
     names += [f"{config.name}-????????"] if config.name else []
-    found = None
+    found: tuple[RunFolder, Config] | None = None
     for path in sorted({path for name in names for path in parent.glob(f"{name}/config.yaml")}):
         try:
             other = from_file(path)
