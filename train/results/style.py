@@ -116,7 +116,7 @@ def legend_above(figure: Figure, sizes: Mapping[int, Any], lines: Mapping[str, s
     if len(lines) > 1:
         handles += [Line2D([], [], color="0.3", ls=style, label=label) for label, style in lines.items()]
     handles += extra
-    longest = max((len(handle.get_label()) for handle in handles), default=0)
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
     columns = max(1, int(figure.get_figwidth() / max(0.95, 0.06 * longest)))
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2)
 
