@@ -72,6 +72,7 @@ HELPED += [
     "train.sync",
     "train.runs",
     "train.generate",
+    "train.diagnose",
     "slurm.status",
     "slurm.resubmit",
 ]

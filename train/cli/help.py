@@ -95,6 +95,7 @@ def _topic(topic: str) -> Iterator[str]:
     from conf.axis import axes
     from train.config.compose import compose
     from train.config.schema import Config, Runtime
+    from train.config.watch import Watch
 
     values = compose([]).values()
     if topic in ("fields", "all"):
@@ -102,6 +103,7 @@ def _topic(topic: str) -> Iterator[str]:
         yield from _fields(Config, "", values)
         yield "\nWhere and how (these change neither a run's numbers nor its hash)"
         yield from _fields(Runtime, "", values)
+        yield from _fields(Watch, "watch.", values["watch"])
     for name in choices() if topic == "all" else () if topic == "fields" else (topic,):
         yield from ("",) if topic == "all" else ()
         yield from _axis(name, values) if name in axes(Config) else _files(name, values)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
-from train.run.interrupt import Interrupted
+from train.run.interrupt import Interrupted, Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +25,8 @@ STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, e
 def exit_with(action: Callable[[], None]) -> None:
     """Runs a command and turns expected errors into one line and an exit code.
 
-    The codes are 2 for bad input, 1 for disk errors, and 128 + signal number for an interruption.
+    The codes are 2 for bad input, 1 for disk errors and runs that watch.stop ended, and 128 + signal number for an
+    interruption.
     """
     for stream in (sys.stdout, sys.stderr):
         # A terminal or pipe without UTF-8 shows ? for other characters, instead of ending the command.
@@ -49,6 +50,9 @@ def exit_with(action: Callable[[], None]) -> None:
     except Interrupted as stop:
         print(f"stopped by {stop}; the same command resumes from the checkpoint", file=sys.stderr)
         sys.exit(128 + stop.signum)
+    except Stopped as stop:
+        print(f"stopped by watch.stop at {stop}; without watch.stop the same command goes on", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("stopped; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)

@@ -23,6 +23,7 @@ from models.recompute import Recompute
 from train.config import fsdp, names
 from train.config.choices import experiments
 from train.config.launcher import LAUNCHER, LauncherConfig, Local
+from train.config.watch import Watch
 from train.loggers import LOGGER, LoggerConfig
 from train.losses import LOSS, LossConfig
 from train.optimizers import OPTIMIZER, OptimizerConfig
@@ -87,6 +88,8 @@ class Runtime:
     values (attention), or whole blocks (block). Less memory, the same numbers. Korthikanti et al. 2022."""
     launcher: Annotated[LauncherConfig, LAUNCHER] = Local()
     """Where the runs of a sweep train."""
+    watch: Watch = Watch()
+    """Thresholds on probes, and what happens when a run passes them."""
     finding: str | None
     """Name of the finding that an experiment tests. For a run outside a sweep it is the W&B group."""
 

@@ -52,6 +52,16 @@ class Mirror:
             self._started = True
             self._thread.start()
 
+    def alert(self, title: str, text: str) -> None:
+        """Queues an alert, which only W&B sends."""
+
+        def send() -> None:
+            experiment: Any = getattr(self.logger, "experiment", None)
+            if type(self.logger).__name__ == "WandbLogger":
+                experiment.alert(title=title, text=text)
+
+        self._actions.put(send)
+
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         """Sends the queued rows and the summary, and closes the logger. Waits FINISH_SECONDS at most."""
         ended = status in ("finished", "diverged")

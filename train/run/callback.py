@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from data.datamodule import TokenDataModule
 from train.loggers.mirror import Mirror
 from train.run.derived import bits_per_byte, speed, tokens_per_step
 from train.run.extension import keeps_checkpoint
-from train.run.interrupt import Interrupted, StopSignals
+from train.run.interrupt import Interrupted, Stopped, StopSignals
 from train.run.long_validation import validate_longer
 from train.run.module import ProxyModule, Validated
 from train.run.recorder import MetricsRow, first_nonfinite
+from train.run.watch import Watcher
 from train.runfolder.files import save_atomically
 from train.runfolder.folder import RunFolder
 
@@ -62,12 +65,18 @@ class RunCallback(pl.Callback):
         self.diverged_step: int | None = None
         self.loss_final: float | None = None
         self._signals = StopSignals()
+        self._watcher: Watcher | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, ProxyModule)
         self._signals.listen()
         if trainer.is_global_zero:
             self.folder.rewind(trainer.global_step or -1)
+        self._watcher = Watcher(module.config.watch)
+        before = [alarm for alarm, _ in self._watcher.check(self.folder.metrics())]
+        for alarm in before:
+            if alarm.sign in module.config.watch.stop:
+                raise Stopped(alarm.text())
         if math.isnan(module.loss_init):
             assert isinstance(trainer.datamodule, TokenDataModule)  # type: ignore[attr-defined]
             module.calibrate(trainer.datamodule.first_batch())  # type: ignore[attr-defined]
@@ -104,6 +113,7 @@ class RunCallback(pl.Callback):
             self.folder.append(self.folder.timing_path, [{"step": step, "seconds": seconds, **rates}])
             self._write_rows(rows, rates)
             self._report(step, rows[-1] | rates)
+        self._alarm(trainer, rows, last=trainer.should_stop or step == config.steps - 1)
         self._clock = time.monotonic()
         if trainer.should_stop or step == config.steps - 1:
             if not trainer.should_stop and keeps_checkpoint(config):
@@ -115,6 +125,22 @@ class RunCallback(pl.Callback):
             self._last_save = time.monotonic()
         if stopping:
             raise Interrupted(self._signals.received or signal.SIGTERM)
+
+    def _alarm(self, trainer: pl.Trainer, rows: list[MetricsRow], last: bool) -> None:
+        """Warns of signs of trouble in new rows; raises Stopped after a checkpoint if one of them ends the run."""
+        assert self._watcher is not None
+        watch = self._watcher.config
+        for alarm, row in self._watcher.check(rows):
+            if trainer.is_global_zero and alarm.sign in watch.warn:
+                probes = {k: v for k, v in row.items() if not isinstance(v, list)}
+                self.folder.append(self.folder.warnings_path, [{**asdict(alarm), **probes}])
+                self.mirror.alert(f"{alarm.sign} at step {alarm.step}", alarm.text())
+                print(f"warning: {alarm.text()} (watch.warn)", file=sys.stderr, flush=True)
+            if watch.checkpoint and not last:
+                trainer.save_checkpoint(self.folder.path / f"warning-{alarm.sign}.ckpt")
+            if alarm.sign in watch.stop and not last:
+                trainer.save_checkpoint(self.folder.checkpoint)
+                raise Stopped(alarm.text())
 
     def _stopping(self, trainer: pl.Trainer, step: int) -> bool:
         if trainer.world_size > 1 and step % AGREE_EVERY:

@@ -40,3 +40,7 @@ class StopSignals:
         if self.received == signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or signum
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """A threshold of watch.stop ended the run after it wrote a checkpoint. The message says which."""

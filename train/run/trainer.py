@@ -27,7 +27,7 @@ from train.run.derived import bits_per_byte, speed, tokens_per_step, values_in_f
 from train.run.distributed import cluster_environment, is_rank_zero
 from train.run.extension import go_on, keeps_checkpoint, plan_of
 from train.run.initial import initial_weights
-from train.run.interrupt import Interrupted
+from train.run.interrupt import Interrupted, Stopped
 from train.run.loop import EpochLoop
 from train.run.machine import require_compiler, use_of_machine
 from train.run.module import ProxyModule
@@ -36,7 +36,7 @@ from train.run.recorder import MetricsRow
 from train.run.sharding import Sharded, whole
 from train.run.start import require_start
 from train.runfolder.files import save_atomically, write_atomically
-from train.runfolder.folder import RunFolder, require_format
+from train.runfolder.folder import STOPPED, RunFolder, require_format
 
 Summary = dict[str, Any]
 
@@ -56,8 +56,8 @@ def train(
     `parent`, by default in config.out. If another process is training in it, waits up to `patience` seconds for that
     process to end. `announce` gets the data before training begins.
 
-    Raises ConfigError before anything is written, and Interrupted after writing a checkpoint. Any other exception is
-    recorded in status.json and raised again.
+    Raises ConfigError before anything is written, and Interrupted or Stopped after writing a checkpoint. Any other
+    exception is recorded in status.json and raised again.
     """
     with process_kept(config.threads):
         return _train(config, report, parent, callbacks, patience, again, announce)
@@ -106,7 +106,7 @@ def _train(
         try:
             summary = job.fit(mirror)
             state = summary["state"]
-        except (Interrupted, KeyboardInterrupt):
+        except (Interrupted, Stopped, KeyboardInterrupt):
             state = "interrupted"
             raise
         finally:
@@ -134,6 +134,9 @@ def _ended_summary(config: Config, folder: RunFolder, mirror: Mirror) -> Summary
 def _record_failure(fault: BaseException, folder: RunFolder) -> None:
     """Writes the reason for stopping to status.json, unless the run had ended before the exception."""
     if folder.has_ended():
+        return
+    if isinstance(fault, Stopped):
+        folder.set_status(STOPPED, reason=f"watch.stop: {fault}", seconds=folder.seconds())
         return
     stopped = isinstance(fault, Interrupted | KeyboardInterrupt)
     reason = f"interrupted by {str(fault) or 'Ctrl-C or SIGTERM'}" if stopped else f"{type(fault).__name__}: {fault}"

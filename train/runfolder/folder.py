@@ -5,6 +5,7 @@ status.json     pending | running | finished | diverged | failed | stopped, with
                 wall time
 metrics.jsonl   one row per step, a pure function of the config (NaN and Infinity as Python's json writes them)
 timing.jsonl    wall time, tokens and FLOPs per second, one row per watch step
+warnings.jsonl  one row per sign of trouble that passed its threshold (config `watch`), with all probes of its step
 summary.json    results, written at the end
 last.ckpt       newest checkpoint
 """
@@ -75,6 +76,7 @@ class RunFolder:
         self.checkpoint = path / "last.ckpt"
         self.metrics_path = path / "metrics.jsonl"
         self.timing_path = path / "timing.jsonl"
+        self.warnings_path = path / "warnings.jsonl"
 
     @cached_property
     def _lock(self) -> FileLock:
@@ -183,7 +185,7 @@ class RunFolder:
 
         A `step` of -1 drops all rows, including that of step -1, the validation at initialisation.
         """
-        for path in (self.metrics_path, self.timing_path):
+        for path in (self.metrics_path, self.timing_path, self.warnings_path):
             if path.exists():
                 kept = [row for row in read_rows(path) if row["step"] < step]
                 write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))

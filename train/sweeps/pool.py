@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config.schema import Config
-from train.run.interrupt import STOP, Interrupted
+from train.run.interrupt import STOP, Interrupted, Stopped
 from train.run.process import environment, stop_held
 from train.runfolder.folder import ENDED, RunFolder
 
@@ -87,6 +87,8 @@ def _work(values: dict[str, Any], parent: Path, gpu: str | None, patience: float
         train(config, parent=parent, patience=patience, again=again)
     except Interrupted:
         return 130
+    except Stopped:
+        return 0
     return 0
 
 

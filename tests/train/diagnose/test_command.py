@@ -74,5 +74,5 @@ def test_a_study_recalls_the_runs_that_are_there(tmp_path, capsys, monkeypatch):
     asked = request(words)
     study = Study(asked.folder, asked.recipes, asked.sizes, 0.0)
     study.recall()
-    assert {p for p in study.ended()} == {Point(k, 0, 0, 0) for k in (0, 8, 16)}
+    assert set(study.ended()) == {Point(k, 0, 0, 0) for k in (0, 8, 16)}
     assert study.chosen(study.ended()) == []
