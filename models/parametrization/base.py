@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from models.architecture import Architecture
 
 Kind = Literal["embedding", "hidden", "head", "vector"]
+TensorPart = Literal["embedding", "query_key", "value_out", "mlp_in", "mlp_out", "norms", "head"]
+PARTS: dict[Role, TensorPart] = {
+    "query": "query_key", "key": "query_key", "value": "value_out", "out": "value_out", "activated": "mlp_in",
+    "multiplied": "mlp_in", "down": "mlp_out",
+}  # fmt: skip
 Sublayer = Literal["attention", "mlp"]
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "mlp")
 MIXER_ROLES: tuple[Role, ...] = ("query", "key", "value", "out")
@@ -65,6 +70,13 @@ class Tensor:
     def role(self) -> Role | None:
         """The role of a matrix; None for other parameters."""
         return self.module.role if isinstance(self.module, Linear) else None
+
+    @property
+    def part(self) -> TensorPart | None:
+        """The kind of tensor that `optimizer.half_lr` names; None for a hidden matrix without a role."""
+        if self.kind == "hidden":
+            return PARTS.get(self.role) if self.role else None
+        return "norms" if self.kind == "vector" else self.kind
 
     @property
     def in_block(self) -> bool:
@@ -214,11 +226,16 @@ def scaling_of(config: ParametrizationConfig, tensor: Tensor, size: SizeConfig) 
     return dataclasses.replace(config.scaling(tensor, size), decays=getattr(tensor.module, "decays", True))
 
 
-def groups(config: ParametrizationConfig, model: nn.Module, size: SizeConfig) -> list[ParameterGroup]:
-    """Groups the parameters by kind and scaling, each exactly once."""
+def groups(
+    config: ParametrizationConfig, model: nn.Module, size: SizeConfig, half_lr: Sequence[TensorPart] = ()
+) -> list[ParameterGroup]:
+    """Groups the parameters by kind and scaling, each exactly once. `half_lr` names parts whose LR is halved."""
     found: dict[tuple[Kind, TensorScaling], list[nn.Parameter]] = {}
     for tensor in tensors(model):
-        found.setdefault((tensor.kind, scaling_of(config, tensor, size)), []).append(tensor.parameter)
+        scaling = scaling_of(config, tensor, size)
+        if tensor.part in half_lr:
+            scaling = dataclasses.replace(scaling, lr=scaling.lr / 2)
+        found.setdefault((tensor.kind, scaling), []).append(tensor.parameter)
     return [ParameterGroup(parameters, kind, scaling) for (kind, scaling), parameters in found.items()]
 
 

@@ -15,7 +15,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Watch:
-    """Signs of trouble to warn of and to stop at. Defaults raise no alarm on the sound runs of the findings."""
+    """Signs of trouble to warn of and to stop at."""
 
     warn: tuple[Sign, ...] = ("logits", "entropy", "gradient", "log_z", "spike")
     """Signs that print a line, alert W&B and write warnings.jsonl, each once a run. [] turns them off."""

@@ -19,6 +19,7 @@ from train.diagnose.page import write
 from train.diagnose.recipe import request
 from train.diagnose.study import Study
 from train.diagnose.terminal import print_card, print_comparisons
+from train.diagnose.why import explain
 from train.sweeps.pool import slots
 
 MINUTES = 10.0
@@ -39,6 +40,8 @@ def diagnose(arguments: argparse.Namespace) -> int:
         ended = study.ended()
         both = [readings(study, arm, ended) for arm in range(2)]
         comparisons.append((f"{cards[1].recipe}, against the recipe", [compare(both[0], both[1], cards[1].recipe)]))
+    if arguments.why:
+        comparisons.append(explain(study, cards[0].sizes, study.ended()))
     for what, found in comparisons:
         print_comparisons(what, found)
     print(", ".join(map(str, write(asked.folder, cards, comparisons))))
@@ -66,11 +69,16 @@ def parser() -> argparse.ArgumentParser:
         "--budget", type=positive, default=MINUTES, metavar="MINUTES",
         help="minutes of training for each recipe (default: %(default)g)",
     )  # fmt: skip
+    own.add_argument(
+        "--why", action="store_true",
+        help="then change one thing at a time at the smallest size that breaks: LR of a kind of tensor, known cures; "
+        "about 70 runs",
+    )  # fmt: skip
     return own
 
 
 def main() -> None:
-    arguments = parser().parse_intermixed_args()
+    arguments = parser().parse_args()
     exit_with(lambda: sys.exit(diagnose(arguments)))
 
 

@@ -36,8 +36,11 @@ class Comparison:
         return f"{size} ({found.low:.2g} to {found.high:.2g}), {'more than noise' if self.sure else 'within noise'}"
 
 
-def compare(first: Readings, second: Readings, name: str) -> Comparison:
-    """Compares pairs of curves of the same size and seed. A curve that never breaks counts as its highest LR."""
+def compare(first: Readings, second: Readings, name: str, noise: Readings | None = None) -> Comparison:
+    """Compares pairs of curves of the same size and seed. A curve that never breaks counts as its highest LR.
+
+    `noise` are readings at more sizes or seeds, which tell how much seeds differ if there is only one pair.
+    """
     pairs = [
         (a, b) for size in first.curves for a in first.curves[size] for b in second.curves[size]
         if a.seed == b.seed and (a.critical or b.critical) and size not in first.nothing | second.nothing
@@ -47,7 +50,9 @@ def compare(first: Readings, second: Readings, name: str) -> Comparison:
     effect = over([math.log(_top(b) / _top(a)) for a, b in pairs])
     open_a, open_b = (any(not side.critical for side in sides) for sides in zip(*pairs, strict=True))
     bound = "at least" if open_b and not open_a else "at most" if open_a and not open_b else "about" if open_a else ""
-    effect = with_noise(effect, [first, second], [a for a, _ in pairs], [b for _, b in pairs])
+    effect = with_noise(
+        effect, [first, second, *([noise] if noise else [])], [a for a, _ in pairs], [b for _, b in pairs]
+    )
     found = ends(effect)
     sure = found is not None and not found[0] <= 1 <= found[1]
     if bound == ("at least" if effect.value < 0 else "at most"):
@@ -61,7 +66,7 @@ def _top(curve: Curve) -> float:
 
 def with_noise(effect: Effect, of: list[Readings], first: list[Curve], second: list[Curve]) -> Effect:
     """Adds the width of the brackets. A single pair has the noise of seeds that the recipes' other curves show."""
-    reading = sum(r.reading(curves) ** 2 for r, curves in zip(of, (first, second), strict=True)) / len(first)
+    reading = sum(r.reading(curves) ** 2 for r, curves in zip(of, (first, second), strict=False)) / len(first)
     if len(first) > 1:
         return Effect(effect.value, math.sqrt(effect.error**2 + reading), effect.freedom)
     known = [(r.seed_std, r.freedom) for r in of if r.seed_std is not None]

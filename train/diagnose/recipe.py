@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -125,7 +125,7 @@ def _recipe(name: str, overrides: Sequence[str], sizes: Sequence[Sequence[str]])
     return Recipe(name, tuple(o for o in overrides if not o.startswith("name=")), config)
 
 
-def arms(recipe: Recipe, changes: dict[str, Sequence[str]], size: Sequence[str]) -> list[Recipe]:
+def arms(recipe: Recipe, changes: Mapping[str, Sequence[str]], size: Sequence[str]) -> list[Recipe]:
     """Returns a recipe for each named change of this one, without those that the rest of the recipe rules out."""
     found = []
     for name, change in changes.items():

@@ -74,10 +74,14 @@ class Study:
         budget: float,
         hints: Mapping[Cell, Bracket] | None = None,
         seeds: int = 2,
+        finest: int = 5,
     ) -> None:
-        """`budget` is in seconds of one process. `hints` are brackets around which curves start."""
+        """`budget` is in seconds of one process. `hints` are brackets around which curves start.
+
+        Wishes of a level above `finest` are left out.
+        """
         self.folder, self.recipes, self.sizes, self.budget = folder, recipes, sizes, budget
-        self.hints, self.seeds = dict(hints or {}), seeds
+        self.hints, self.seeds, self.finest = dict(hints or {}), seeds, finest
         self.points: set[Point] = set()
         self._configs: dict[Point, Config] = {}
 
@@ -132,8 +136,9 @@ class Study:
         status = run.status()
         lower = [e.loss for p, e in ended.items() if replace(p, k=0) == replace(point, k=0) and p.k < point.k]
         best = min((loss.final for loss in lower if loss.final is not None), default=None)
-        init = next((loss.init for loss in lower), float(status["loss_init"]))
-        final = None if best is None else best + float(status["above"])
+        init = next((loss.init for loss in lower), run.metrics()[0]["validation/loss"])
+        # One that watch.stop ended has no such number and counts as diverged.
+        final = None if best is None or "above" not in status else best + float(status["above"])
         return Ended(point, config, run, STOPPED, Loss(final, init), None, run.seconds())
 
     def known(self, ended: Mapping[Point, Ended] | None = None) -> dict[Cell, Known]:
@@ -152,7 +157,7 @@ class Study:
                 continue
             first = cell.seed == self.recipes[0].config.seed
             asked = wish(known[cell], hint, find_best=first and cell not in self.hints)
-            if asked is not None:
+            if asked is not None and asked.level <= self.finest:
                 level = asked.level if first else max(asked.level, BRACKETED)
                 found += [(level, Point(k, cell.size, cell.arm, cell.seed)) for k in asked.places]
         return found
@@ -257,7 +262,8 @@ class Judge:
             return None
         self.next[name] = share + OVER / 2
         rows, length, sweep = run.metrics(), max(1, round(OVER * steps)), self.study.sweep
-        own, found = _losses(rows), None
+        own = _losses(rows)
+        found: dict[str, Any] | None = None
         for other, p in self.points.items():
             if replace(p, k=0) != replace(point, k=0) or p.k >= point.k:
                 continue
@@ -269,7 +275,7 @@ class Judge:
             if found is None or above > found["above"]:
                 lower = learning_rate(self.study.recipes[point.arm].config.optimizer.lr, p.k)
                 reason = f"{above:.2f} nats above the run at LR {lower:g}, at step {end}"
-                found = {"above": above, "reason": reason, "loss_init": rows[0]["validation/loss"], "step": end}
+                found = {"above": above, "reason": reason, "step": end}
         return found if found is not None and found["above"] > CLEARLY else None
 
 

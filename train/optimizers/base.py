@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED, Axis, Choice
 from models.gpt import GPT
-from models.parametrization import Kind, ParameterGroup
+from models.parametrization import Kind, ParameterGroup, TensorPart
 from models.probes import Stats
 from train.optimizers import qk_clip
 
@@ -82,6 +82,8 @@ class OptimizerConfig(Choice):
     )
     """Factors of the LR by kind of tensor: `optimizer.groups.embedding=10 optimizer.groups.head=0.5`. They multiply
     those of the parametrization. Independent decay does not follow them."""
+    half_lr: tuple[TensorPart, ...] = ()
+    """Kinds of tensors whose LR is halved, to find out which of them breaks training. Vectors are `norms`."""
 
     @model_validator(mode="after")
     def _decay_has_a_mode(self) -> Self:

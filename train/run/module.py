@@ -98,7 +98,7 @@ class ProxyModule(pl.LightningModule):
             self.config.init.calibrate(self.model, tokens_BT1[:, :-1].to(self.device))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimized = groups(self.config.parametrization, self.model, self.config.model)
+        optimized = groups(self.config.parametrization, self.model, self.config.model, self.config.optimizer.half_lr)
         if loss_parameters := list(self.objective.parameters()):
             optimized.append(ParameterGroup(loss_parameters))
         group_of = {id(p): ParameterGroup([p], group.kind, group.scaling) for group in optimized

@@ -1,0 +1,73 @@
+"""The changes that are tried, the parts of a model whose LR they halve, and what comparisons make of curves."""
+
+import math
+from collections import Counter
+from typing import get_args
+
+import pytest
+import torch
+
+from models.gpt import GPT
+from models.parametrization import TensorPart, groups, tensors
+from tests.conftest import tiny
+from train.diagnose.card import Curve, Readings
+from train.diagnose.compare import compare
+from train.diagnose.recipe import arms, request
+from train.diagnose.why import CHANGES
+
+
+def test_every_change_is_a_recipe_of_its_own():
+    recipe = request(["qk_norm=none"]).recipes[0]
+    found = arms(recipe, CHANGES, ["model=mini-w32-d2"])
+    assert [one.name for one in found] == list(CHANGES)
+    assert len({one.config.digest() for one in found} | {recipe.config.digest()}) == len(CHANGES) + 1
+
+
+def test_changes_that_do_not_go_with_a_recipe_are_left_out():
+    recipe = request(["optimizer=lion"]).recipes[0]
+    assert "clipping of updates at 1" not in {r.name for r in arms(recipe, CHANGES, ["model=mini-w32-d2"])}
+
+
+def test_each_part_is_halved_alone_and_together_they_are_the_model():
+    config = tiny("mlp=swiglu")
+    with torch.device("meta"):
+        model = GPT(config, vocab_size=32, context=8)
+    parts = Counter(tensor.part for tensor in tensors(model))
+    assert set(parts) == set(get_args(TensorPart))
+    for part, count in parts.items():
+        found = groups(config.parametrization, model, config.model, (part,))
+        assert sum(len(group.parameters) for group in found) == sum(parts.values())
+        assert sum(len(group.parameters) for group in found if group.scaling.lr == 0.5) == count
+
+
+def curves(*criticals, top=0.64):
+    """Readings at one size, a seed for each critical LR, with brackets of a factor of 1.19."""
+    made = [
+        Curve(seed, (0.01, top), (2.0, 2.0), (False, False), c, (0.01, 0.0119) if c else (top, None), None, 0.01, 2.0)
+        for seed, c in enumerate(criticals)
+    ]
+    return Readings({0: made}, {0: 1e4}, frozenset(), top)
+
+
+def test_a_clear_difference_is_more_than_noise_and_a_small_one_is_not():
+    clear = compare(curves(0.04, 0.05), curves(0.16, 0.2), "b")
+    assert clear.factor.value == pytest.approx(4)
+    assert clear.sure
+    assert clear.text().endswith("more than noise")
+    small = compare(curves(0.04, 0.05), curves(0.05, 0.045), "b")
+    assert small.factor.value == pytest.approx(math.sqrt(1.25 * 0.9))
+    assert not small.sure
+
+
+def test_a_recipe_that_never_breaks_gives_a_bound():
+    bound = compare(curves(0.04, 0.05), curves(None, None), "b")
+    assert (bound.bound, bound.sure) == ("at least", True)
+    assert bound.factor.value == pytest.approx(0.64 / math.sqrt(0.04 * 0.05))
+    assert compare(curves(None, None), curves(None, None), "b").factor is None
+
+
+def test_one_pair_has_the_noise_of_other_seeds():
+    alone = compare(curves(0.04), curves(0.08), "b")
+    assert alone.factor.low is None
+    known = compare(curves(0.04), curves(0.08), "b", noise=curves(0.04, 0.044))
+    assert known.factor.low < 2 < known.factor.high
