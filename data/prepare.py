@@ -163,7 +163,8 @@ def _build(config: DataConfig, folder: Path, progress: bool) -> None:
         "files": {name: _sha256(folder / name) for name in names},
         "versions": _versions(),
     } | source.facts
-    reading = manifest["reading"] = _reading(source, positions)
+    reading = _reading(source, positions)
+    manifest["reading"] = reading
     tokens = {split: np.memmap(folder / f"{split}.bin", dtype, "r") for split in SPLITS}
     manifest["floors"] = floors_of(manifest, tokens["train"], tokens["validation"])._asdict()
     _replace_json(folder / MANIFEST, manifest)

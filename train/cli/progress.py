@@ -60,10 +60,10 @@ class Progress:
         """Prints what the run trains on."""
         if self.config.progress:
             line = data_line(self.config, prepared)
-            if self._bar is None:
+            if self._live is None:
                 print(line, file=sys.stderr, flush=True)
             else:
-                self._bar.console.print(line, highlight=False, soft_wrap=True)
+                self._live.console.print(line, highlight=False, soft_wrap=True)
 
     def report(self, row: MetricsRow) -> None:
         if not self.config.progress:

@@ -83,7 +83,7 @@ def _rebuild() -> None:
     """Builds the validator of the config again, with the choices of now."""
     from pydantic.dataclasses import rebuild_dataclass
 
-    rebuild_dataclass(Config, force=True)
+    rebuild_dataclass(Config, force=True)  # type: ignore[arg-type]
     axis._adapter.cache_clear()  # type: ignore[attr-defined]
 
 
