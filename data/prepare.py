@@ -163,15 +163,15 @@ def _build(config: DataConfig, folder: Path, progress: bool) -> None:
         "files": {name: _sha256(folder / name) for name in names},
         "versions": _versions(),
     } | source.facts
-    reading = _reading(source, positions)
-    manifest["reading"] = reading
+    counts = _reading(source, positions)
+    manifest["reading"] = counts
     tokens = {split: np.memmap(folder / f"{split}.bin", dtype, "r") for split in SPLITS}
     manifest["floors"] = floors_of(manifest, tokens["train"], tokens["validation"])._asdict()
     _replace_json(folder / MANIFEST, manifest)
     (folder / PROGRESS).unlink()
     shutil.rmtree(folder / "work", ignore_errors=True)
-    if progress and reading:
-        print(f"data={config.name}: {summary_of(reading)}", file=sys.stderr)
+    if progress and counts:
+        print(f"data={config.name}: {summary_of(counts)}", file=sys.stderr)
 
 
 def _reading(source: TokenSource, positions: Mapping[Split, Position]) -> dict[str, int]:
