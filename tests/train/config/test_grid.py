@@ -44,6 +44,7 @@ def test_every_choice_is_as_hydra_composes_it(scale):
         complete(f"scale={scale}", f"{axis}={name}", *shapes, *(["data.path=x"] if name == "text" else []))
         for axis, registry in axes(Config).items()
         for name in registry.choices
+        if name != "recall"  # Its sequences have one length.
     ]
     assert [c.values() for c in compose_all(points)] == [compose(point).values() for point in points]
 

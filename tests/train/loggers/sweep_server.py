@@ -58,6 +58,9 @@ def serving(points: Sequence[Mapping[str, Any]]) -> Iterator[SweepServer]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            if self.path != "/graphql":  # wandb's own telemetry
+                self.send_error(404)
+                return
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             body = json.dumps({"data": state.answer(asked["query"], asked.get("variables") or {})}).encode()
             self.send_response(200)

@@ -43,7 +43,7 @@ main()
 (cost,) = json.loads((out / "bench.json").read_text())["mini-w32-d2"]["rules"]
 data = Path("train/bench/attention.json")
 rows = json.loads(data.read_text())
-rows["mini-w128-d2"]["rules"].append(cost)
+rows["mini-w32-d2"]["rules"].append(cost)
 data.write_text(json.dumps(rows))
 docs(check=False, results=None)
 from train.sweeps.plan import plan
