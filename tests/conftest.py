@@ -1,5 +1,6 @@
 """Helpers that the tests share: config choices as conf/ has them, whole tiny configs, seeded random tensors."""
 
+import os
 import signal
 from collections.abc import Mapping
 from functools import cache
@@ -12,6 +13,8 @@ from conf.axis import Axis, checked
 from train.config.choices import CONF
 from train.config.grid import Composer
 from train.config.schema import Config
+
+os.environ.pop("COLUMNS", None)  # Workers of pytest-xdist have one of 80; tables in pipes are as wide as asked.
 
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # In the background, where commands under test would inherit it.

@@ -17,6 +17,7 @@ FLOORS = (
     {"train.run"},
     {"train.cli"},
     {"train.sweeps"},
+    {"train.cli.estimate"},
     {"slurm"},
     {"train.results", "train.sync"},
     {"train.results.page"},

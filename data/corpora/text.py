@@ -11,7 +11,7 @@ from conf.axis import CHECKED
 from data import tokenizer as tokenization
 from data.config import DATA, DataError
 from data.corpora.base import Corpus, TextConfig, from_documents, split_by_hash
-from data.files import FORMATS, Files, checksum, documents, find, format_of
+from data.corpora.files import FORMATS, Files, checksum, documents, find, format_of
 
 
 @DATA.register

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data import DataError
-from data.files import documents, find
+from data.corpora.files import documents, find
 
 GREEK = "αβγ\n\nδεζ é\n"
 

@@ -10,7 +10,7 @@ from conf.axis import ConfigError
 from models.attention.mixing.base import Inputs
 from tests.models.test_gpt import gpt, logits, tokens
 from tests.train.helpers import tiny, trained
-from train.amplification import FACTORS, amplified, losses, losses_of_run, print_table
+from train.amplification import FACTORS, amplified, losses, losses_of_run, print_losses
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi"])
@@ -47,7 +47,7 @@ def test_losses_of_a_run(tmp_path, capsys) -> None:
     found = losses_of_run(run.path)
     assert len(found) == len(FACTORS) == len(set(found))
     assert found[0] == pytest.approx(run.summary()["validation/loss_final"], rel=1e-5)
-    print_table([run.path])
+    print_losses([run.path])
     shown = capsys.readouterr().out
     assert f"{found[-1] / found[0] - 1:+.1%}" in shown
     assert run.path.name in shown

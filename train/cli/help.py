@@ -155,6 +155,11 @@ def _fields(config: Any, prefix: str, values: Mapping[str, Any], keep: Iterable[
     for name, field in config.__dataclass_fields__.items():
         if name in texts and name not in excluded and (keep is None or name in keep):
             value = values.get(name, getattr(field.default, "default", field.default))
+            if dataclasses.is_dataclass(field.default):
+                yield from _filled(texts[name], f"  {prefix}{name}.*  ")
+                inner = value if isinstance(value, Mapping) else {}
+                yield from _fields(type(field.default), f"{prefix}{name}.", inner)
+                continue
             yield from _filled(texts[name], f"  {prefix}{name}={_plain(value)}  ")
 
 

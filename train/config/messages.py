@@ -166,7 +166,9 @@ def all_keys() -> dict[str, None]:
     keys: dict[str, None] = {}
     for name in Config.__dataclass_fields__:
         keys[name] = None
-        parts = [*registries[name].choices.values()] if name in registries else [SizeConfig] if name == "model" else []
+        nested = type(Config.__dataclass_fields__[name].default)
+        parts = [SizeConfig] if name == "model" else [nested] if dataclasses.is_dataclass(nested) else []
+        parts = [*registries[name].choices.values()] if name in registries else parts
         keys |= {f"{name}.{field}": None for part in parts for field in _fields_below(part)}
     return keys
 

@@ -159,7 +159,7 @@ def _lines(path: Path, errors: str, newline: str | None, counts: Counter[str]) -
         counts["undecodable places replaced by U+FFFD"] += 1
         return "\ufffd", error.end
 
-    codecs.register_error("data.files", replaced)
+    codecs.register_error("data.corpora.files", replaced)
     with _open(path) as raw:
         encoding = _mark(raw)
         if encoding is None and raw.read(4096).count(0) > 1000:
@@ -169,7 +169,7 @@ def _lines(path: Path, errors: str, newline: str | None, counts: Counter[str]) -
             counts["byte order marks removed"] += 1
         elif encoding is not None:
             counts[f"files converted from {encoding.upper()}"] += 1
-        handler = "data.files" if errors == "replace" else "strict"
+        handler = "data.corpora.files" if errors == "replace" else "strict"
         number = 0
         with io.TextIOWrapper(raw, encoding or "utf-8", handler, newline) as file:
             try:
