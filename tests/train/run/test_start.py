@@ -25,6 +25,11 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -36,14 +41,16 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         (["logger=wandb"], r"^logger=wandb: WANDB_CONFIG_DIR=~/.config/wandb: there is no home folder"),
     ],
 )
-def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], said: str) -> None:
+def test_nothing_is_written(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], said: str
+) -> None:
     def no_home(path: str) -> str:
         return path
 
     monkeypatch.delenv("WANDB_CONFIG_DIR", raising=False)
     monkeypatch.setattr("os.path.expanduser", no_home)  # As for a user id that the system does not know.
     monkeypatch.chdir(tmp_path)
-    overrides = [f"out={tmp_path}/new", *overrides]
+    overrides = [f"out={tmp_path}/new", f"cache={cache}", *overrides]
     with pytest.raises(ConfigError, match=said):
         train(tiny(*overrides))
     with pytest.raises(ConfigError, match=said):
