@@ -21,6 +21,7 @@ import torch
 
 from models.gpt import GPT, Block
 from models.layers import Linear
+from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, table_console
 from train.results.trained import config_of, model_of, validation_of
 
@@ -87,25 +88,21 @@ def neurons_of_run(path: Path) -> list[Neurons]:
     return neurons(model_of(path, config), batches)
 
 
-def print_table(paths: Sequence[Path]) -> None:
-    from rich.table import Table
-
+def print_found(paths: Sequence[Path]) -> None:
     console = table_console(soft_wrap=True)
-    shown = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("run", "block", "dead", "active", "positional"):
-        shown.add_column(column, no_wrap=True)
+    shown = plain_table("run", "block", "dead", "active", "positional")
     for path in paths:
         for block, found in enumerate(neurons_of_run(path)):
             positional = "-" if found.positional is None else f"{found.positional:.1%}"
             shown.add_row(path.name, str(block), f"{found.dead:.1%}", f"{found.active:.1%}", positional)
-    console.print(shown)
+    print_table(console, shown, "run")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.neurons", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of ended runs")
     paths = parser.parse_args().runs
-    exit_with(lambda: print_table(paths))
+    exit_with(lambda: print_found(paths))
 
 
 if __name__ == "__main__":

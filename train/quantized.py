@@ -26,6 +26,7 @@ from models.gpt import GPT
 from models.layers import Embedding, Linear
 from models.norms import DynamicTanh, LayerNorm, PreAffine, RMSNorm, SimpleRMSNorm
 from models.placement.base import Placement
+from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, table_console
 from train.config.schema import Config
 from train.results.trained import config_of, loss_of, model_of, training_of, validation_of
@@ -152,17 +153,13 @@ def losses_of_run(path: Path, rows: bool = False) -> list[float]:
     return losses(model, config, batches, ranges(model, training_of(config, count=CALIBRATION)), rows)
 
 
-def print_table(paths: Sequence[Path], rows: bool) -> None:
-    from rich.table import Table
-
+def print_found(paths: Sequence[Path], rows: bool) -> None:
     console = table_console(soft_wrap=True)
-    shown = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("run", *ROUNDINGS):
-        shown.add_column(column, no_wrap=True)
+    shown = plain_table("run", *ROUNDINGS)
     for path in paths:
         plain, *more = losses_of_run(path, rows)
         shown.add_row(path.name, f"{plain:.4f}", *(f"{loss:.4f} ({loss - plain:+.4f})" for loss in more))
-    console.print(shown)
+    print_table(console, shown, "run")
 
 
 def main() -> None:
@@ -170,7 +167,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of ended runs")
     parser.add_argument("--rows", action="store_true", help="scale the weights of each row by themselves")
     given = parser.parse_args()
-    exit_with(lambda: print_table(given.runs, given.rows))
+    exit_with(lambda: print_found(given.runs, given.rows))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import torch
 
 from models.gpt import GPT
 from models.layers import Linear
+from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, table_console
 from train.results.trained import config_of, loss_of, model_of, validation_of
 
@@ -120,25 +121,21 @@ def measure(path: Path) -> tuple[Candidate, Effect]:
     return best, Effect(*losses)
 
 
-def print_table(paths: Sequence[Path]) -> None:
-    from rich.table import Table
-
+def print_found(paths: Sequence[Path]) -> None:
     console = table_console(soft_wrap=True)
-    shown = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("run", "weight", "output", "/ median", "zero it", f"{COUNT} random", f"{COUNT} largest"):
-        shown.add_column(column, no_wrap=True)
+    shown = plain_table("run", "weight", "output", "/ median", "zero it", f"{COUNT} random", f"{COUNT} largest")
     for path in paths:
         best, effect = measure(path)
         where = f"{best.name}[{best.row}, {best.column}]"
         shown.add_row(path.name, where, f"{best.wrote:.3g}", f"{best.over_median:.3g}", *(f"{x:+.4f}" for x in effect))
-    console.print(shown)
+    print_table(console, shown, "run")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.superweights", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of ended runs")
     paths = parser.parse_args().runs
-    exit_with(lambda: print_table(paths))
+    exit_with(lambda: print_found(paths))
 
 
 if __name__ == "__main__":

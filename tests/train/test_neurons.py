@@ -7,7 +7,7 @@ import torch
 
 from tests.models.test_gpt import gpt, tokens
 from tests.train.helpers import trained
-from train.neurons import information, neurons, neurons_of_run, print_table
+from train.neurons import information, neurons, neurons_of_run, print_found
 
 
 def test_information() -> None:
@@ -35,7 +35,7 @@ def test_of_a_run(tmp_path, capsys) -> None:
     found = neurons_of_run(run.path)
     assert len(found) == 2
     assert all(0 <= block.dead <= 1 and block.positional is not None for block in found)
-    print_table([run.path])
+    print_found([run.path])
     assert f"{found[0].active:.1%}" in capsys.readouterr().out
 
 

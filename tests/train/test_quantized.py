@@ -13,7 +13,7 @@ from train.quantized import (
     Range,
     at_activations,
     losses_of_run,
-    print_table,
+    print_found,
     ranges,
     rounded_activation,
     rounded_weight,
@@ -102,7 +102,7 @@ def test_losses_of_a_run(tmp_path, capsys) -> None:
     gap = {name: abs(loss - found["fp32"]) for name, loss in found.items()}
     assert 0 < gap["W8"] < gap["W4"]
     assert gap["W8A8"] < gap["W4A4"] > 1e-3
-    print_table([run.path], rows=True)
+    print_found([run.path], rows=True)
     assert f"{found['fp32']:.4f}" in capsys.readouterr().out
 
 

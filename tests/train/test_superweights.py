@@ -5,7 +5,7 @@ import torch
 
 from tests.models.test_gpt import gpt, tokens
 from tests.train.helpers import trained
-from train.superweights import candidate, candidates, last_matrices, measure, print_table, zeroed
+from train.superweights import candidate, candidates, last_matrices, measure, print_found, zeroed
 
 
 def test_by_hand() -> None:
@@ -43,5 +43,5 @@ def test_of_a_run(tmp_path, capsys) -> None:
     assert best.over_median > 1
     assert abs(effect.candidate) < 0.1
     assert effect.largest != effect.random
-    print_table([run.path])
+    print_found([run.path])
     assert best.name in capsys.readouterr().out
