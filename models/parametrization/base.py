@@ -6,7 +6,8 @@ schedule and the optimizer.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
     from models.architecture import Architecture
 
 Kind = Literal["embedding", "hidden", "head", "vector"]
-TensorPart = Literal["embedding", "query_key", "value_out", "mlp_in", "mlp_out", "norms", "head"]
+TensorPart = Literal["query_key", "value_out", "mlp_in", "mlp_out"]
 PARTS: dict[Role, TensorPart] = {
     "query": "query_key", "key": "query_key", "value": "value_out", "out": "value_out", "activated": "mlp_in",
     "multiplied": "mlp_in", "down": "mlp_out",
 }  # fmt: skip
+NO_FACTORS: Mapping[str, float] = MappingProxyType({})
 Sublayer = Literal["attention", "mlp"]
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "mlp")
 MIXER_ROLES: tuple[Role, ...] = ("query", "key", "value", "out")
@@ -73,10 +75,8 @@ class Tensor:
 
     @property
     def part(self) -> TensorPart | None:
-        """The kind of tensor that `optimizer.half_lr` names; None for a hidden matrix without a role."""
-        if self.kind == "hidden":
-            return PARTS.get(self.role) if self.role else None
-        return "norms" if self.kind == "vector" else self.kind
+        """What a hidden matrix does in its block; None for other tensors and for a matrix without a role."""
+        return PARTS.get(self.role) if self.kind == "hidden" and self.role else None
 
     @property
     def in_block(self) -> bool:
@@ -221,20 +221,25 @@ def scale_init(config: ParametrizationConfig, model: nn.Module, size: SizeConfig
             tensor.parameter.mul_(factor)
 
 
-def scaling_of(config: ParametrizationConfig, tensor: Tensor, size: SizeConfig) -> TensorScaling:
-    """Returns the table's row for the optimizer, which includes whether the layer decays."""
-    return dataclasses.replace(config.scaling(tensor, size), decays=getattr(tensor.module, "decays", True))
+def scaling_of(
+    config: ParametrizationConfig, tensor: Tensor, size: SizeConfig, factors: Mapping[str, float] = NO_FACTORS
+) -> TensorScaling:
+    """Returns the table's row for the optimizer, which includes whether the layer decays.
+
+    `factors` multiply the LR of a tensor's kind and of its part.
+    """
+    row = config.scaling(tensor, size)
+    lr = row.lr * factors.get(tensor.kind, 1.0) * factors.get(tensor.part or "", 1.0)
+    return dataclasses.replace(row, lr=lr, decays=getattr(tensor.module, "decays", True))
 
 
 def groups(
-    config: ParametrizationConfig, model: nn.Module, size: SizeConfig, half_lr: Sequence[TensorPart] = ()
+    config: ParametrizationConfig, model: nn.Module, size: SizeConfig, factors: Mapping[str, float] = NO_FACTORS
 ) -> list[ParameterGroup]:
-    """Groups the parameters by kind and scaling, each exactly once. `half_lr` names parts whose LR is halved."""
+    """Groups the parameters by kind and scaling, each exactly once. `factors` are those of `scaling_of`."""
     found: dict[tuple[Kind, TensorScaling], list[nn.Parameter]] = {}
     for tensor in tensors(model):
-        scaling = scaling_of(config, tensor, size)
-        if tensor.part in half_lr:
-            scaling = dataclasses.replace(scaling, lr=scaling.lr / 2)
+        scaling = scaling_of(config, tensor, size, factors)
         found.setdefault((tensor.kind, scaling), []).append(tensor.parameter)
     return [ParameterGroup(parameters, kind, scaling) for (kind, scaling), parameters in found.items()]
 

@@ -7,6 +7,7 @@ init, LR and decay of each tensor.
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 
 import torch
 
@@ -78,7 +79,7 @@ def rows(config: Config) -> list[list[str]]:
     optimizer = config.optimizer.in_force(config.steps, tokens_per_step(config))
     table = []
     for tensor in tensors(model):
-        scaling = scaling_of(config.parametrization, tensor, config.model)
+        scaling = scaling_of(config.parametrization, tensor, config.model, asdict(optimizer.groups))
         init = init_scale(config.parametrization, tensor, config.model, config.init)
         drawn = None if tensor.kind == "vector" else initial_std(tensor, config.model, config.init)
         group = ParameterGroup([tensor.parameter], tensor.kind, scaling)

@@ -47,7 +47,6 @@ LATER_FIELDS = {
     "optimizer.decay_times_steps": None,
     "optimizer.groups": asdict(LRFactors()),
     "optimizer.beta2_half_life": None,
-    "optimizer.half_lr": (),
     "schedule.final_fraction": None,
     "plugins": None,
     "data.errors": "strict",

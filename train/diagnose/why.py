@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import get_args
+from dataclasses import fields, replace
 
 from conf.axis import ConfigError
-from models.parametrization import TensorPart
 from train.diagnose.card import AtSize, readings
 from train.diagnose.compare import Comparison, best_first, compare
 from train.diagnose.recipe import arms
 from train.diagnose.search import bracket
 from train.diagnose.study import BRACKETED, Cell, Ended, Point, Study
+from train.optimizers.base import LRFactors
+
+LR_OF = [f.name for f in fields(LRFactors) if f.name != "hidden"]
+"""Kinds of tensors, the matrices of the blocks by what they do."""
 
 CHANGES: Mapping[str, tuple[str, ...]] = {
-    **{f"half the LR of {part}": (f"optimizer.half_lr=[{part}]",) for part in get_args(TensorPart)},
+    **{f"half the LR of {part}": (f"optimizer.groups.{part}=0.5",) for part in LR_OF},
     "qk-norm": ("qk_norm=layernorm",),
     "z-loss 1e-2": ("loss.z_loss=1e-2",),
     "warm-up of a quarter": ("schedule.warmup_fraction=0.25",),

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED, Axis, Choice
 from models.gpt import GPT
-from models.parametrization import Kind, ParameterGroup, TensorPart
+from models.parametrization import ParameterGroup
 from models.probes import Stats
 from train.optimizers import qk_clip
 
@@ -44,16 +44,19 @@ class LRFactors:
     embedding: Factor = 1.0
     """Token embedding, learned positions and sink tokens."""
     hidden: Factor = 1.0
-    """Matrices of the blocks."""
+    """Matrices of the blocks; the next four multiply it."""
+    query_key: Factor = 1.0
+    """Query and key projections."""
+    value_out: Factor = 1.0
+    """Value and output projections."""
+    mlp_in: Factor = 1.0
+    """First matrices of the MLP, gates included."""
+    mlp_out: Factor = 1.0
+    """Last matrix of the MLP."""
     head: Factor = 1.0
     """The output matrix."""
     vector: Factor = 1.0
     """Everything else: gains of norms, biases, scalars."""
-
-    def of(self, kind: Kind) -> float:
-        """Returns the factor of a kind."""
-        found: float = getattr(self, kind)
-        return found
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -77,13 +80,9 @@ class OptimizerConfig(Choice):
     their 1e5 steps, and decays weights as far in a run of any length. Null means lambda is 1e-4. Lambda is at most
     0.1, so that runs of less than 100 steps decay less."""
 
-    groups: Annotated[LRFactors, Field(examples=[{"embedding": 2.0, "hidden": 1.0, "head": 0.5, "vector": 1.0}])] = (
-        LRFactors()
-    )
+    groups: Annotated[LRFactors, Field(examples=[{"embedding": 2.0, "query_key": 0.5, "head": 0.5}])] = LRFactors()
     """Factors of the LR by kind of tensor: `optimizer.groups.embedding=10 optimizer.groups.head=0.5`. They multiply
     those of the parametrization. Independent decay does not follow them."""
-    half_lr: tuple[TensorPart, ...] = ()
-    """Kinds of tensors whose LR is halved, to find out which of them breaks training. Vectors are `norms`."""
 
     @model_validator(mode="after")
     def _decay_has_a_mode(self) -> Self:
@@ -128,7 +127,7 @@ class OptimizerConfig(Choice):
 
     def lr_scale(self, group: ParameterGroup) -> float:
         """Returns the group's LR divided by `lr`."""
-        return group.scaling.lr * self.groups.of(group.kind)
+        return group.scaling.lr
 
     def epsilon(self, group: ParameterGroup) -> float | None:
         """Returns the eps that is added to the root of the second moment, or is its lower bound. None if unused."""

@@ -77,8 +77,7 @@ class HyperballFields(OptimizerConfig):
             )
 
     def lr_scale(self, group: ParameterGroup) -> float:
-        scale = group.scaling.lr * self.groups.of(group.kind)
-        return scale if self.has_radius(group) else scale * self.adam_lr
+        return group.scaling.lr * (1.0 if self.has_radius(group) else self.adam_lr)
 
     def decay_at_peak(self, group: ParameterGroup) -> float:
         return 0.0 if self.has_radius(group) else super().decay_at_peak(group)

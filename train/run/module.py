@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as pl
@@ -98,7 +99,9 @@ class ProxyModule(pl.LightningModule):
             self.config.init.calibrate(self.model, tokens_BT1[:, :-1].to(self.device))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimized = groups(self.config.parametrization, self.model, self.config.model, self.config.optimizer.half_lr)
+        optimized = groups(
+            self.config.parametrization, self.model, self.config.model, asdict(self.config.optimizer.groups)
+        )
         if loss_parameters := list(self.objective.parameters()):
             optimized.append(ParameterGroup(loss_parameters))
         group_of = {id(p): ParameterGroup([p], group.kind, group.scaling) for group in optimized

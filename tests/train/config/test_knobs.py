@@ -31,8 +31,7 @@ REFUSED |= {
 # Fields of every optimizer, and of those with Adam's moments.
 STEP = {
     "lr": "2e-2", "clip": "0.01", "qk_clip": "1e-3", "decay": "coupled", "weight_decay": "0.1",
-    "decay_times_steps": "10", "groups": "{hidden:0.1,head:0.1}",
-    "half_lr": "[query_key]",
+    "decay_times_steps": "10", "groups": "{hidden:0.1,query_key:0.5,head:0.1}",
 }  # fmt: skip
 ADAM = STEP | {"beta1": "0.5", "beta2": "0.5", "beta2_half_life": "10", "eps": "1e-3"}
 MUON = ADAM | {"momentum": "0.5", "nesterov": "false", "ns_steps": "2", "adam_lr": "0.1"}

@@ -268,7 +268,10 @@ NUMBERS = {
     "optimizer.groups.hidden": "0.1",
     "optimizer.groups.head": "0.5",
     "optimizer.groups.vector": "2",
-    "optimizer.half_lr": "[head]",
+    "optimizer.groups.query_key": "0.2",
+    "optimizer.groups.value_out": "0.3",
+    "optimizer.groups.mlp_in": "0.4",
+    "optimizer.groups.mlp_out": "0.6",
     "optimizer.update_clip": "1",
     "optimizer.beta1": "0.8",
     "optimizer.beta2": "0.99",
@@ -332,7 +335,7 @@ class TestDigest:
         "override",
         [
             "seed=1", "eval_lengths=[1,4]", "optimizer.lr=0.3", "data.seed=2", "optimizer.decay_times_steps=10",
-            "schedule.final_fraction=0", "schedule=constant", "optimizer.half_lr=[head]",
+            "schedule.final_fraction=0", "schedule=constant", "optimizer.groups={query_key:0.5}",
         ],
     )  # fmt: skip
     def test_is_that_of_the_canonical_json(self, override: str) -> None:
@@ -342,7 +345,7 @@ class TestDigest:
         later = [(values, "plugins"), (values, "eval_lengths"), (values, "masking"), (values, "init_from")]
         later += [(values, "head"), (values, "augmented_shortcut")]
         later += [(values["position"], key) for key in ("scale", "power", "truncate")]
-        later += [(values["optimizer"], key) for key in ("decay_times_steps", "groups", "half_lr", "beta2_half_life")]
+        later += [(values["optimizer"], key) for key in ("decay_times_steps", "groups", "beta2_half_life")]
         later += [(values["schedule"], "final_fraction")] if override != "schedule=constant" else []
         for node, key in later:
             if given.rpartition(".")[2] != key:

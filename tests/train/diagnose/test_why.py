@@ -2,18 +2,17 @@
 
 import math
 from collections import Counter
-from typing import get_args
 
 import pytest
 import torch
 
 from models.gpt import GPT
-from models.parametrization import TensorPart, groups, tensors
+from models.parametrization import groups, tensors
 from tests.conftest import tiny
 from train.diagnose.card import Curve, Readings
 from train.diagnose.compare import compare
 from train.diagnose.recipe import arms, request
-from train.diagnose.why import CHANGES
+from train.diagnose.why import CHANGES, LR_OF
 
 
 def test_every_change_is_a_recipe_of_its_own():
@@ -32,10 +31,10 @@ def test_each_part_is_halved_alone_and_together_they_are_the_model():
     config = tiny("mlp=swiglu")
     with torch.device("meta"):
         model = GPT(config, vocab_size=32, context=8)
-    parts = Counter(tensor.part for tensor in tensors(model))
-    assert set(parts) == set(get_args(TensorPart))
+    parts = Counter(tensor.part or tensor.kind for tensor in tensors(model))
+    assert set(parts) == set(LR_OF)
     for part, count in parts.items():
-        found = groups(config.parametrization, model, config.model, (part,))
+        found = groups(config.parametrization, model, config.model, {part: 0.5})
         assert sum(len(group.parameters) for group in found) == sum(parts.values())
         assert sum(len(group.parameters) for group in found if group.scaling.lr == 0.5) == count
 

@@ -57,17 +57,19 @@ class TestDecay:
 
 
 class TestGroups:
-    FACTORS = {"embedding": 8.0, "hidden": 0.5, "head": 0.25, "vector": 2.0}  # noqa: RUF012
-
     @pytest.mark.parametrize("name", NAMES)
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_a_factor_multiplies_the_lr_of_its_kind(self, name: str, kind: Kind) -> None:
-        group = ParameterGroup([], kind, TensorScaling(lr=4.0))
-        plain, scaled = optimizer(name), optimizer(name, groups=self.FACTORS)
-        assert scaled.lr_scale(group) == self.FACTORS[kind] * plain.lr_scale(group)
-        assert scaled.decay_at_peak(group) == plain.decay_at_peak(group)
-        coupled = optimizer(name, decay="coupled", groups=self.FACTORS).decay_at_peak(group)
-        assert coupled == pytest.approx(self.FACTORS[kind] * optimizer(name, decay="coupled").decay_at_peak(group))
+    def test_coupled_decay_follows_the_lr_and_independent_decay_does_not(self, name: str) -> None:
+        plain, scaled = (ParameterGroup([], "hidden", TensorScaling(lr=lr)) for lr in (4.0, 2.0))
+        for decay, factor in (("independent", 1.0), ("coupled", 0.5)):
+            made = optimizer(name, decay=decay)
+            assert made.lr_scale(scaled) == made.lr_scale(plain) / 2
+            assert made.decay_at_peak(scaled) == pytest.approx(factor * made.decay_at_peak(plain))
+
+    def test_hidden_and_part_multiply(self) -> None:
+        proxy = ProxyModule(tiny("optimizer.groups.hidden=0.5", "optimizer.groups.query_key=0.5"))
+        made: Any = proxy.configure_optimizers()
+        found = {id(p): group["lr"] / 0.01 for group in made.param_groups for p in group["params"]}
+        assert sorted({found[id(p)] for p in proxy.tensors}) == [0.25, 0.5, 1.0]
 
     def test_in_a_run(self) -> None:
         """Each tensor has its kind's factor; kinds that are not named have 1."""
