@@ -76,7 +76,7 @@ def show(states: list[tuple[Finding, dict[str, Any]]]) -> None:
             escape(finding.claim),
             escape(finding.source),
         )
-    print_table(console, table)
+    print_table(console, table, less=("source", "claim", "judged", "checks"))
     words = [found.get("state", "not run") for _, found in states]
     kinds = [*COLOURS, "not judged", "not run"]
     console.print(", ".join(f"{words.count(kind)} {kind}" for kind in kinds if kind in words))
