@@ -95,7 +95,7 @@ def print_report(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | No
         shown.add_row(*map(escape, row))
     if floors := floors_text(sweep.runs):
         console.print(floors, highlight=False)
-    print_table(console, shown, less=("diverged", "bits/byte", "max logit there"))
+    print_table(console, shown, less=("diverged", "bits/byte", "max logit there", "runs"))
     if left_out := sweep.left_out():
         console.print(escape(left_out))
     if trouble:
