@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
+import threading
+from functools import cache
+from multiprocessing import util
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlparse
@@ -17,6 +21,9 @@ from train.loggers.detail import Detail
 
 CONNECT_SECONDS = 20.0
 """Longest time for wandb.init."""
+
+END_SECONDS = 5.0
+"""Longest time for wandb's process to write the ends of its files when a run's process ends."""
 
 REACH_SECONDS = 5.0
 """Longest time for a test connection to the server."""
@@ -78,6 +85,7 @@ class Wandb(LoggerConfig):
 
         silent = os.environ.get("WANDB_SILENT", "true").lower() in ("true", "1")
         wandb.setup(wandb.Settings(silent=silent))
+        _write_files_before_exit()
         logger = WandbLogger(
             name=run_name,
             save_dir=folder,
@@ -99,6 +107,24 @@ class Wandb(LoggerConfig):
         # Lightning 2.6 always passes `anonymous`, about which wandb 0.31 warns in every run.
         logger._wandb_init.pop("anonymous", None)
         return logger
+
+
+@cache
+def _write_files_before_exit() -> None:
+    """Lets a process of multiprocessing wait at its end until wandb's process has written its files.
+
+    wandb's process keeps up to 32 KiB of a file in memory, and a run's `finish` returns before it writes them. wandb
+    waits for it in an atexit hook, but processes of multiprocessing, such as those of a sweep, run no such hooks.
+    """
+    import wandb
+
+    def wait() -> None:
+        thread = threading.Thread(target=wandb.teardown, daemon=True)
+        thread.start()
+        thread.join(END_SECONDS)
+
+    if multiprocessing.parent_process() is not None:
+        util.Finalize(None, wait, exitpriority=0)
 
 
 def _require_variable(name: str) -> None:

@@ -210,7 +210,7 @@ def test_losing_wandb_never_stops_a_run(tmp_path):
             if "wandb-core" in child.name() and list(folder.path.glob("wandb/offline-run-*/*.wandb")):
                 child.send_signal(signal.SIGKILL)
                 killed.append(child.pid)
-        time.sleep(0.01)
+        time.sleep(0.03)
     process.join()
     assert killed
     assert folder.state() == "finished"

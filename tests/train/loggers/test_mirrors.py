@@ -26,7 +26,7 @@ from train.loggers.detail import sent
 from train.runfolder.folder import RunFolder
 from train.sync import run_folders, sync, unsent
 
-STEPS = 300
+STEPS = 160
 WANDB = [
     "logger=wandb", "logger.mode=offline", "logger.tags=[bench,requeued]", "logger.notes='why it ran'",
     f"steps={STEPS}",
@@ -40,7 +40,7 @@ def stopped_and_gone_on(parent: Path, *overrides: str) -> RunFolder:
     folder = RunFolder(parent / config.run_name())
     first = in_process(config, parent)
     while first.is_alive() and len(folder.metrics()) < STEPS // 4:
-        time.sleep(0.01)
+        time.sleep(0.02)
     first.terminate()
     first.join()
     assert folder.state() == "pending"
