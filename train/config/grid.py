@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -24,7 +25,7 @@ MOST_POINTS = 1_000_000
 """Most points of a grid, and most values of one key."""
 
 
-def expand(overrides: Sequence[str]) -> list[tuple[str | None, list[str]]]:
+def expand(overrides: Sequence[str], composer: Composer | None = None) -> list[tuple[str | None, list[str]]]:
     """Returns the arm and the overrides of every point, arm by arm; the first key varies slowest.
 
     A key has several values if it is written as `k=a,b`, `k=[a,b]`, `k=choice(...)`, `k=range(...)` or `k=glob(...)`.
@@ -32,17 +33,19 @@ def expand(overrides: Sequence[str]) -> list[tuple[str | None, list[str]]]:
     sizes. An experiment's `arms` maps the name of an arm to a mapping of overrides, to a list of such mappings whose
     grids are concatenated, or to null, which drops the arm. The override `arms=NAME: KEY=VALUE ...; NAME: ...` adds
     arms. For the same key, an arm takes precedence over the experiment's parameters, and `overrides` over both. Raises
-    ConfigError for an override that can't be read.
+    ConfigError for an override that can't be read. A `composer` that also composes the points saves a call of Hydra.
     """
-    return expand_with_claim(overrides)[0]
+    return expand_with_claim(overrides, composer)[0]
 
 
-def expand_with_claim(overrides: Sequence[str]) -> tuple[list[tuple[str | None, list[str]]], dict[str, Any] | None]:
+def expand_with_claim(
+    overrides: Sequence[str], composer: Composer | None = None
+) -> tuple[list[tuple[str | None, list[str]]], dict[str, Any] | None]:
     """Returns the points as `expand` does, and the `claim` of the experiment's file, or None if it states none."""
     with composing(overrides):
         written = [o for o in overrides if _key(o) == "arms"]
         overrides = [o for o in overrides if _key(o) != "arms"]
-        params, arms, claim = _params_arms_and_claim(overrides)
+        params, arms, claim = _params_arms_and_claim(overrides, composer)
         for text in written:
             arms |= {name: [values] for name, values in written_arms(text).items()}
         grids: list[tuple[str | None, list[str]]] = [
@@ -94,9 +97,9 @@ def _product(overrides: Sequence[str]) -> list[list[str]]:
     return [[*fixed, *point] for point in itertools.product(*axes.values())]
 
 
-def compose_all(points: Sequence[Sequence[str]]) -> list[Config]:
+def compose_all(points: Sequence[Sequence[str]], composer: Composer | None = None) -> list[Config]:
     """Returns the checked config of every point. Raises ConfigError for the first that can't be used."""
-    composer = Composer()
+    composer = composer or Composer()
     configs = []
     for point in points:
         with composing(point):
@@ -114,6 +117,7 @@ class Composer:
     def __init__(self) -> None:
         self.groups = choices()
         self.composed: dict[tuple[str, ...], DictConfig] = {}
+        self.params: dict[tuple[str, ...], Any] = {}
         self.files: dict[str, dict[str, Any]] = {}
         self.templates: dict[tuple[tuple[str, ...], ...], Template] = {}
 
@@ -125,7 +129,7 @@ class Composer:
         # Points with the same keys can share a node, because each sets all of these keys again.
         keys = tuple(_key(o) for o in values)
         if (for_hydra, keys) not in self.templates:
-            node = self._swapped(for_hydra) or self._composed(for_hydra).copy()
+            node = self._swapped(for_hydra) or self.of_hydra(for_hydra).copy()
             self.templates[for_hydra, keys] = Template(node, keys)
         return self.templates[for_hydra, keys].config(values)
 
@@ -144,10 +148,19 @@ class Composer:
             return tuple(point)  # A plain value sets the same key, or one above or below it, so their order matters.
         return tuple(needed)
 
-    def _composed(self, for_hydra: tuple[str, ...]) -> DictConfig:
-        if for_hydra not in self.composed:
-            self.composed[for_hydra] = compose_node(for_hydra)
-        return self.composed[for_hydra]
+    def of_hydra(self, overrides: tuple[str, ...]) -> DictConfig:
+        """Returns what Hydra composes, without its own config, of which `params` keeps the sweeper's parameters."""
+        from omegaconf import open_dict
+
+        if not overrides:
+            return _defaults(groups.CONF)
+        if overrides not in self.composed:
+            node = compose_node(overrides, with_hydra=True)
+            self.params[overrides] = node.hydra.sweeper.get("params")
+            with open_dict(node):
+                del node["hydra"]
+            self.composed[overrides] = node
+        return self.composed[overrides]
 
     def _swapped(self, chosen: tuple[str, ...]) -> DictConfig | None:
         """Returns the config with the choices of axes put in place, or None if only Hydra can compose it.
@@ -163,7 +176,7 @@ class Composer:
         whole = tuple(o for o in chosen if _key(o) in GLOBAL)
         if len(whole) == len(chosen):
             return None
-        node = self._composed(whole).copy()
+        node = self.of_hydra(whole).copy()
         try:
             return self._with_files(node, names)
         except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, AssertionError, TypeError, ValueError):
@@ -189,6 +202,13 @@ class Composer:
         if file not in self.files:
             self.files[file] = read(file)
         return self.files[file]
+
+
+@cache
+def _defaults(conf: Path) -> DictConfig:
+    """Returns what Hydra composes from a config folder without overrides. Not to be changed: all composers share it."""
+    node: DictConfig = compose_node(())
+    return node
 
 
 def _text_of(file: str) -> str:
@@ -337,16 +357,17 @@ def single_point(overrides: Sequence[str]) -> list[str]:
 
 
 def _params_arms_and_claim(
-    overrides: Sequence[str],
+    overrides: Sequence[str], composer: Composer | None = None
 ) -> tuple[list[str], dict[str, list[dict[str, Any]]], dict[str, Any] | None]:
     """Returns the parameters of the chosen experiment and ladder as overrides, and the experiment's arms and claim."""
     from omegaconf import OmegaConf
 
-    plain = [o for o in overrides if o.lstrip("+").partition("=")[0] in ("experiment", "ladder")]
+    plain = tuple(o for o in overrides if o.lstrip("+").partition("=")[0] in ("experiment", "ladder"))
     if not plain:
         return [], {}, None
-    node = compose_node(plain, with_hydra=True)
-    given: Any = {"params": node.hydra.sweeper.get("params"), "arms": node.get("arms"), "claim": node.get("claim")}
+    composer = composer or Composer()
+    node = composer.of_hydra(plain)
+    given: Any = {"params": composer.params[plain], "arms": node.get("arms"), "claim": node.get("claim")}
     given = OmegaConf.to_container(OmegaConf.create(given))
     params, arms, claim = given["params"] or {}, given["arms"] or {}, given["claim"]
     if claim is not None and not isinstance(claim, dict):

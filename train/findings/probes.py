@@ -33,7 +33,11 @@ def series(rows: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _by_step(rows: pd.DataFrame, column: str) -> pd.Series:
-    return rows.loc[rows["step"] >= 0, ["step", column]].set_index("step")[column].astype(float)
+    import pandas as pd
+
+    steps, values = rows["step"].to_numpy(), rows[column].astype(float).to_numpy()
+    trained = steps >= 0
+    return pd.Series(values[trained], index=steps[trained])
 
 
 def at_end(rows: pd.DataFrame, column: str) -> float:

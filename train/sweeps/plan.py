@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
-from train.config.grid import compose_all, expand_with_claim
+from train.config.grid import Composer, compose_all, expand_with_claim
 from train.config.own import resolved
 from train.config.schema import Config
 from train.runfolder.files import read_json, unwritable, write_atomically
@@ -98,8 +98,9 @@ class Sweep:
 def plan(overrides: Sequence[str]) -> Sweep:
     """Returns the sweep for the overrides, without duplicate runs. Raises ConfigError for the first bad config."""
     overrides = resolved(overrides)
-    expanded, claim = expand_with_claim(overrides)
-    composed = compose_all([point for _, point in expanded])
+    composer = Composer()
+    expanded, claim = expand_with_claim(overrides, composer)
+    composed = compose_all([point for _, point in expanded], composer)
     if len({config.name for config in composed}) > 1:
         raise ConfigError("name: the runs of a sweep can't have different names: give one value")
     folder = sweep_folder(overrides, composed[0].folder, composed[0].name)
