@@ -1,5 +1,6 @@
 """Helpers that the tests share: config choices as conf/ has them, whole tiny configs, seeded random tensors."""
 
+import copy
 import os
 import signal
 from collections.abc import Mapping
@@ -59,6 +60,12 @@ def tiny(*overrides: str) -> Config:
 
 def yaml_values(group: str, name: str) -> dict[str, Any]:
     """What conf/<group>/<name>.yaml says, read as Hydra reads it."""
+    return copy.deepcopy(_read(group, name))
+
+
+@cache
+def _read(group: str, name: str) -> dict[str, Any]:
+    """Kept, because thousands of tests read the same files."""
     values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
     assert isinstance(values, dict)
     return {str(k): v for k, v in values.items()}

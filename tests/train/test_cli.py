@@ -109,8 +109,10 @@ def test_bad_input_is_one_line_exit_2_nothing_written(tmp_path, monkeypatch, cap
     "command",
     [
         ["train", "stepps=3"],
-        ["train.sweep", "seed=0,-1"],
-        *(pytest.param(c, marks=pytest.mark.slow) for c in (["train", "-m", "steps=3,x"], ["train.report", "/no"])),
+        *(
+            pytest.param(command, marks=pytest.mark.slow)
+            for command in (["train.sweep", "seed=0,-1"], ["train", "-m", "steps=3,x"], ["train.report", "/no"])
+        ),
     ],
 )
 def test_exit_codes_of_the_real_commands(tmp_path, command):

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ import pytest
 import yaml
 
 from conf.axis import ConfigError
+from tests.conftest import composer
 from tests.train.helpers import trained
 from train.config.compose import compose
-from train.config.grid import compose_all
 from train.report import main, report
 from train.results import figures
 from train.results.arms import varying, with_arms
@@ -82,12 +83,17 @@ def fake_run(path, config, loss, logit, state=None):
             file.write(json.dumps(row) + "\n")
 
 
+@cache
+def composed(*overrides):
+    return composer().config(overrides)
+
+
 def fake_sweep(path, seeds=(0,), finding="qk_norm", states=None, extra=("steps=100",)):
     """A sweep folder from CURVES, seeds a hundredth of a nat apart; states, by place in the list, for unended runs."""
     runs, states = [], states or {}
     grid = itertools.product(CURVES, LRS, seeds)
     overrides = [[f"model={m}", f"qk_norm={a}", f"optimizer.lr={lr}", f"seed={s}", *extra] for (m, a), lr, s in grid]
-    configs = compose_all(overrides)
+    configs = [composed(*point) for point in overrides]
     for (model, arm), points in CURVES.items():
         for lr, (loss, logit) in zip(LRS, points, strict=True):
             for seed in seeds:
@@ -296,9 +302,9 @@ def test_report_of_one_run(folder, capsys):
         report(folder / "run")
 
 
-@pytest.mark.parametrize(("by", "word"), [(0.02, "reproduced"), (5.0, "not testable at this scale")])
-def test_a_claim_of_ones_own_gets_a_verdict(folder, capsys, by, word):
+def test_a_claim_of_ones_own_gets_a_verdict(folder, capsys, monkeypatch):
     """The shipped claim's primary check in an experiment's words; one whose threshold no effect reaches fails."""
+    monkeypatch.setattr("train.report.save", lambda figure, stem: None)
     make(folder, seeds=(0, 1, 2), finding=None)
     for summary in folder.glob("*/summary.json"):  # Well below the bigram floor, so that the sweep is fit for judging.
         summary.write_text(json.dumps(json.loads(summary.read_text()) | {"floor/bigram": 6.3, "floor/no_mixing": 6.3}))
@@ -306,21 +312,24 @@ def test_a_claim_of_ones_own_gets_a_verdict(folder, capsys, by, word):
     claim = {
         "claim": "qk-norm flattens the loss",
         "arms": {"column": "qk_norm.name", "names": ["none", "layernorm"]},
-        "primary": {**check, "by": by, "why": "seeds differ by as much"},
+        "primary": {**check, "why": "seeds differ by as much"},
         "needs_fitness": False,
         "frozen": "2020-01-01T00:00:00",
     }
-    file = folder / "sweep.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"claim": claim}))
-    report(folder)
-    verdict = json.loads((folder / "report/verdict.json").read_text())
-    assert (verdict["finding"], verdict["state"]) == ("ladder", word)
-    assert f"ladder: {word}" in capsys.readouterr().out
-    assert "qk-norm flattens the loss (own claim)" in (folder / "report/table.md").read_text()
-    claim["primary"]["than"] = "nonne"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"claim": claim}))
-    report(folder)
-    assert "no verdict: claim: arm nonne is not one of the claim's: did you mean none?" in capsys.readouterr().out
+
+    def said_of(**change):
+        claim["primary"] |= change
+        file = folder / "sweep.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"claim": claim}))
+        report(folder)
+        return capsys.readouterr().out
+
+    for by, word in ((0.02, "reproduced"), (5.0, "not testable at this scale")):
+        assert f"ladder: {word}" in said_of(by=by)
+        verdict = json.loads((folder / "report/verdict.json").read_text())
+        assert (verdict["finding"], verdict["state"]) == ("ladder", word)
+        assert "qk-norm flattens the loss (own claim)" in (folder / "report/table.md").read_text()
+    assert "no verdict: claim: arm nonne is not one of the claim's: did you mean none?" in said_of(than="nonne")
 
 
 def test_a_folder_that_is_neither_is_one_line_and_exit_code_2(folder, capsys, monkeypatch):

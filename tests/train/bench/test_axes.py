@@ -29,6 +29,7 @@ def test_every_choice_of_an_axis_is_measured(only: list[str]) -> None:
 
 def test_a_choice_that_does_not_fit_is_listed_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     clash = [*TINY, "embedding_norm=true"]
+    monkeypatch.setattr(module, "values", lambda only: {"norm": ["none", "rmsnorm"]})
     monkeypatch.setattr(module, "COMPANIONS", {"norm=none": ["embedding_norm=false"]})
     costs = {c.value: c for c in measure_axes(clash, steps=1, rounds=1, only=["norm"])[1]}
     assert costs["none"].companions == ["embedding_norm=false"]

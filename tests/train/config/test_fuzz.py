@@ -308,7 +308,10 @@ def test_a_config_file_makes_hydra_build_nothing(experiments: Path, given: dict[
     (experiments / "target.yaml").write_text("# @package _global_\n" + yaml.safe_dump({"hydra": given}))
     with pytest.raises(ConfigError, match=rf"hydra\.{next(iter(given))}: a config file can set hydra.sweeper.params"):
         refuse_hydra_of_files(["experiment=target"])
-    refuse_hydra_of_files(["experiment=qk_norm", "ladder=mini_width", "hydra.job.name=mine"])
+
+
+def test_hydras_own_config_may_be_set_on_the_command_line() -> None:
+    refuse_hydra_of_files(["experiment=qk_norm", "ladder=mini_width", "qk_norm=none", "hydra.job.name=mine"])
 
 
 def test_what_a_config_builds_is_in_a_registry_of_the_project() -> None:

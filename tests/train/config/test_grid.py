@@ -28,7 +28,7 @@ POINTS = [
 
 @pytest.mark.parametrize("point", POINTS, ids=" ".join)
 def test_a_point_is_as_hydra_composes_it(point):
-    (found,) = compose_all([[*TINY, *point]])
+    found = composer().config([*TINY, *point])
     alone = compose([*TINY, *point])
     assert found == alone
     assert found.values() == alone.values()

@@ -91,9 +91,26 @@ def config_of(overrides: list[str]) -> Config | None:
         return None
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(st.lists(options(), max_size=4), min_size=8, max_size=8))
+EXAMPLES: dict[str, Any] = {
+    "derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck),
+}  # fmt: skip
+SETS = st.lists(st.lists(options(), max_size=4), min_size=8, max_size=8)
+
+
+@settings(max_examples=6, **EXAMPLES)
+@given(SETS)
 def test_names_differ_where_hashes_do_and_only_there(sets: list[list[str]]) -> None:
+    check_names(sets)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, **EXAMPLES)
+@given(SETS)
+def test_many_names_differ_where_hashes_do_and_only_there(sets: list[list[str]]) -> None:
+    check_names(sets)
+
+
+def check_names(sets: list[list[str]]) -> None:
     found = [config for config in map(config_of, sets) if config is not None]
     by_hash: dict[str, str] = {}
     for config in found:

@@ -66,12 +66,8 @@ def test_trains_and_goes_on_without_training_again(tmp_path, capsys, monkeypatch
     assert code == 0
     assert {path: path.stat().st_mtime for path in (tmp_path / "one").glob("*/summary.json")} == times
     assert again.partition("Stability")[2] == said.partition("Stability")[2]
-
-
-def test_a_study_recalls_the_runs_that_are_there(tmp_path, capsys, monkeypatch):
-    words = [*SMALL, SIZES, f"out={tmp_path}", "name=one"]
-    call(["train.diagnose", *words, "--budget", "0.001"], capsys, monkeypatch)
-    asked = request(words)
+    # Another study of the folder recalls the runs that are there.
+    asked = request([*SMALL, SIZES, f"out={tmp_path}", "name=one"])
     study = Study(asked.folder, asked.recipes, asked.sizes, 0.0)
     study.recall()
     assert set(study.ended()) == {Point(k, 0, 0, 0) for k in (0, 8, 16)}
