@@ -213,7 +213,7 @@ def made(finding: Finding, seed: int = 0) -> tuple[pd.DataFrame, dict[str, pd.Da
             row[spec.by] = (0.01, 0.1, 1.0)[i]
         row |= spec.where.get(arm, {})
         rows.append(row)
-        names_of = {n.replace("*", str(b)) for n in taken | set(MEASURED) for b in (0, 1)}
+        names_of = sorted({n.replace("*", str(b)) for n in taken | set(MEASURED) for b in (0, 1)})
         values = {n: MEASURED.get(n, 1.0) * np.exp(0.005 * random.standard_normal(40)) for n in names_of}
         values["train/loss"] = loss + 0.01 * random.standard_normal(40)
         metrics[run] = pd.DataFrame({"step": np.arange(40), **values})
