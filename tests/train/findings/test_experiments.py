@@ -17,18 +17,31 @@ def test_every_finding_has_an_experiment() -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS, ids=str)
 def test_every_experiment_is_a_sweep_for_its_finding(name: Path) -> None:
-    """Leaderboards have none. Checks one point per arm, the first of the first arm and the last of the others, because
-    points differ only in size, LR and seed."""
+    """Checks one point per arm, the first of the first arm and the last of the others, because points differ only in
+    size, LR and seed. Of the paper's scale, whose arms are those of ours, it checks the first and the last one."""
     composer = Composer()
     points = expand([f"experiment={name}"], composer)
-    configs = compose_all([points[0][1], *dict(points).values()], composer)
-    assert len(configs) > 1
+    arms = list(dict(points).values())
+    assert len(points) > 1
+    assert_sweep(name, [points[0][1], *(arms[-1:] if name.parts[0] == "paper" else arms)], composer)
+    if str(name) in all_findings():
+        assert_is_the_claims(find(name.name), points)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.parts[0] == "paper"], ids=str)
+def test_every_arm_at_the_papers_scale(name: Path) -> None:
+    composer = Composer()
+    assert_sweep(name, list(dict(expand([f"experiment={name}"], composer)).values()), composer)
+
+
+def assert_sweep(name: Path, points: list[list[str]], composer: Composer) -> None:
+    """Leaderboards have no finding."""
+    configs = compose_all(points, composer)
     assert {c.finding for c in configs} == {None if name.name.startswith("leaderboard") else find(name.name).name}
     paper = name.parts[0] == "paper"
     assert all((c.data.name == "c4") == paper for c in configs)
     assert all(c.model.name.startswith("mini") != paper for c in configs)
-    if str(name) in all_findings():
-        assert_is_the_claims(find(name.name), points)
 
 
 def assert_is_the_claims(finding: Finding, points: list[tuple[str | None, list[str]]]) -> None:
