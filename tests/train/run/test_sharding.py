@@ -35,19 +35,25 @@ def end_of(parent: Path, *overrides: str) -> RunFolder:
 
 
 def assert_alike(ours: RunFolder, theirs: RunFolder, rel: float = 1e-3) -> None:
-    """Asserts that all metrics of all steps and the weights agree up to rounding."""
+    """Asserts that all metrics of all steps and the weights agree up to rounding.
+
+    A gradient below Adam's epsilon, such as that of a bias of keys, is mere rounding, which Adam turns into updates.
+    """
     rows, expected = ours.metrics(), theirs.metrics()
     assert len(rows) == len(expected)
+    watched = [row for row in rows if any("gradient_over_eps" in name for name in row)]
+    noise = {name.split("/gradient_over_eps")[0].removeprefix("adam/") for name, value in (watched or [{}])[-1].items()
+             if name.endswith("/gradient_over_eps") and value < 1}  # fmt: skip
     for row, other in zip(rows, expected, strict=True):
         assert row.keys() == other.keys()
         for name, value in row.items():
-            # Rounding makes about 1e-9 of a gradient that is zero, 0.1 in units of Adam's epsilon.
-            noise = 1 if "gradient_over_eps" in name else 1e-5
-            assert value == pytest.approx(other[name], rel=rel, abs=noise), (row["step"], name, ours.path)
+            if not ((noise and name == "adam/gradient_over_eps_min") or any(f"/{tensor}/" in name for tensor in noise)):
+                assert value == pytest.approx(other[name], rel=rel, abs=1e-5), (row["step"], name, ours.path)
     weights, others = (torch.load(f.path / "weights.pt", weights_only=True) for f in (ours, theirs))
     assert list(weights) == list(others)
     for name, weight in weights.items():
-        torch.testing.assert_close(weight, others[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        if not any(name.replace("blocks.", "block").replace(".", "/", 1) == tensor for tensor in noise):
+            torch.testing.assert_close(weight, others[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.slow
