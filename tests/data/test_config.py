@@ -10,7 +10,7 @@ from conf.axis import ConfigError, checked, documentation
 from data import DATA, DataConfig, DataError
 
 YAML = Path(__file__).parents[2] / "conf" / "data"
-CHOICES = ["c4", "docstrings", "fineweb", "oscillation", "recall", "synthetic", "text", "textmix"]
+CHOICES = ["c4", "docstrings", "fineweb", "modular", "oscillation", "recall", "synthetic", "text", "textmix"]
 
 
 def test_every_choice_has_a_yaml():

@@ -45,7 +45,8 @@ higher. |
 
 Counts are smoothed by Witten-Bell interpolation: bigrams with unigrams, and unigrams with the uniform distribution. For
 `data=synthetic` the floors are the exact entropy of the tokens and the entropy rate of the language. For `data=recall`
-all are the entropy of an answer, log 128 for 256 tokens, because no single token tells which value follows.
+and `data=modular` all are the entropy of an answer, log 128 for 256 tokens and log p, because no single token tells
+which one follows.
 
 For data with answers, `train/loss`, `train/objective` and `output/...` are means over the answers of the batch.
 """

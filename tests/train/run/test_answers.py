@@ -146,3 +146,11 @@ def test_the_scale_trains_recall():
     assert (config.data.name, config.context, config.data.pairs) == ("recall", 64, 4)
     assert (config.model.width, config.model.depth, config.optimizer.lr) == (64, 2, 3e-3)
     assert composer().config(["scale=recall", "optimizer.lr=1e-2"]).optimizer.lr == 1e-2
+
+
+def test_the_scale_trains_addition_in_full_batches():
+    config = composer().config(["scale=modular"])
+    assert config.batch_size == config.data.train_pairs == 672
+    assert (config.context, config.optimizer.decay, config.loss.z_loss) == (3, "none", 0)
+    with pytest.raises(ConfigError, match=r"^context=4 cuts the .* data=modular, which have 3 tokens: use context=3$"):
+        composer().config(["scale=modular", "context=4"])
