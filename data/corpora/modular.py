@@ -41,8 +41,8 @@ class Modular(DataConfig):
     vocab_size: Annotated[int, Field(ge=2, le=2**10)] = 31
     """The modulus p, which is also the number of tokens."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of the p^2 pairs that are trained on, rounded down to whole pairs. The validation split has the others, again
-    and again if they are fewer, so that it has a batch of the same size. 0.4, 0.6 and 0.7 in Prieto et al. 2025, with
+    """Share of the p^2 pairs that are trained on, rounded down to whole pairs. The validation split has the others,
+    repeated if they are fewer, so that it has a batch of the same size. 0.4, 0.6 and 0.7 in Prieto et al. 2025, with
     p = 113; smaller moduli need larger shares."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the split."""
@@ -63,9 +63,9 @@ class Modular(DataConfig):
         return LENGTH
 
     def answers(self, tokens_BT1: torch.Tensor) -> torch.Tensor:
-        answers_BT = tokens_BT1.new_zeros(tokens_BT1[:, :-1].shape, dtype=bool)
-        answers_BT[:, 1] = True
-        return answers_BT
+        sums_BT = tokens_BT1[:, :-1] < 0  # None yet.
+        sums_BT[:, 1] = True
+        return sums_BT
 
     def fingerprint(self) -> dict[str, Any]:
         return {}

@@ -50,6 +50,7 @@ LATER_FIELDS = {
     "schedule.final_fraction": None,
     "plugins": None,
     "data.errors": "strict",
+    "loss.arithmetic": "fp32",
 }
 """Fields that runs of before don't have, and the values with which they change nothing: these are not hashed."""
 PLUGIN_HASH = re.compile(r"@([0-9a-f]{16})(?=$|:)")
@@ -151,9 +152,10 @@ class Config(Architecture, Runtime):
             )
         length = self.data.sequence
         if length is not None and length != self.context:
+            other = f" or data.length={self.context}" if hasattr(self.data, "length") else ""
             raise ValueError(
                 f"context={self.context} cuts the sequences of data={self.data.name}, which have {length} tokens: use "
-                f"context={length} or data.length={self.context}"
+                f"context={length}{other}"
             )
         if length is not None and self.eval_lengths:
             raise ValueError(

@@ -51,6 +51,9 @@ INITIAL_WEIGHTS = 1
 class Objective(nn.Module):
     """Base class of losses. Parameters of a loss are trained, probed and saved like those of the model."""
 
+    in_fp32 = True
+    """Whether the cross-entropy that it reports is computed from a softmax in fp32."""
+
     def __init__(self, config: "LossConfig") -> None:
         super().__init__()
         self.config = config
@@ -77,6 +80,10 @@ class Objective(nn.Module):
             stats["output/logit_max"] = max_N.max()
             stats["output/log_z"] = log_z_N.mean()
             stats["output/log_z_squared"] = log_z_N.square().mean()
+            stats["output/zero_loss"] = stats["output/collapse"] = zero_share(cross_entropy_N)
+            if not self.in_fp32:
+                rounded_N = cross_entropy_z(output.logits_NV.detach(), targets_N, 0.0)[1]
+                stats["output/collapse"] = zero_share(rounded_N)
             stats |= main_stats
             if self.config.soft_cap is not None:
                 stats["output/uncapped_logit_max"] = uncapped_NV.detach().max()
@@ -144,6 +151,11 @@ class LossConfig(Choice):
 
 
 LOSS: Axis[LossConfig] = Axis("loss")
+
+
+def zero_share(x_N: torch.Tensor) -> torch.Tensor:
+    """Returns the share of exact zeros."""
+    return (x_N == 0).float().mean()
 
 
 def at_target(values_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:

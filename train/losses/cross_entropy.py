@@ -6,12 +6,13 @@ Shape suffixes: N tokens, V vocabulary.
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from models.probes import Stats
-from train.losses.base import LOSS, LossConfig, Objective, Output
+from train.losses.base import LOSS, LossConfig, Objective, Output, at_target
 from train.losses.fused import cross_entropy_z
 
 
@@ -32,15 +33,53 @@ class CrossEntropyObjective(Objective):
         return loss_N.mean(), cross_entropy_N, log_z_N, max_N, {}
 
 
+class DoubleObjective(Objective):
+    """Computes cross-entropy and z-loss as CrossEntropyObjective, from logits cast to fp64."""
+
+    in_fp32 = False
+
+    def with_z_loss(
+        self, output: Output, targets_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Stats]:
+        dtype = output.logits_NV.dtype
+        loss_N, cross_entropy_N, log_z_N, max_N = cross_entropy_z(
+            output.logits_NV.double(), targets_N, self.config.z_loss
+        )
+        return loss_N.mean().to(dtype), cross_entropy_N.to(dtype), log_z_N.to(dtype), max_N.to(dtype), {}
+
+
+class ExactObjective(Objective):
+    """Computes cross-entropy as log(1 + e^r), r = log sum_{v != y} exp(z_v) - z_y, and z-loss."""
+
+    in_fp32 = False
+
+    def with_z_loss(
+        self, output: Output, targets_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Stats]:
+        logits_NV = output.logits_NV
+        others_NV = logits_NV.scatter(1, targets_N[:, None], -torch.inf)
+        # The gradient of softplus is e^r / (1 + e^r), that of the target's logit the same with a minus sign.
+        cross_entropy_N = F.softplus(others_NV.logsumexp(-1) - at_target(logits_NV, targets_N))
+        loss, log_z_N = cross_entropy_N.mean(), logits_NV.logsumexp(-1)
+        if self.config.z_loss:
+            loss = loss + self.config.z_loss * log_z_N.square().mean()
+        return loss, cross_entropy_N.detach(), log_z_N.detach(), logits_NV.detach().amax(-1), {}
+
+
 @LOSS.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class CrossEntropy(LossConfig):
     """-log p_y with p = softmax(z). Wortsman et al. 2023, section 2.1."""
 
     name: Literal["cross_entropy"] = "cross_entropy"
+    arithmetic: Literal["fp32", "fp64", "exact"] = "fp32"
+    """How it is computed from fp32 logits. fp32: p_y rounds to 1 where the target's logit is 17 above all others; the
+    loss and its gradient there are then exactly 0 (softmax collapse: Prieto et al. 2025, arXiv 2501.04697). fp64: the
+    same with softmax in fp64, which rounds from 37 on. exact: the same function in fp32 as log(1 + sum_{v != y} exp(z_v
+    - z_y)), which keeps all its digits down to 1e-38; this form is ours."""
 
     def build(self, *, vocab_size: int, seed: int) -> Objective:
-        return CrossEntropyObjective(self)
+        return {"fp32": CrossEntropyObjective, "fp64": DoubleObjective, "exact": ExactObjective}[self.arithmetic](self)
 
 
 class LabelSmoothingObjective(CrossEntropyObjective):

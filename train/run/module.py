@@ -25,7 +25,7 @@ from train.run.derived import tokens_per_step
 from train.run.recorder import Recorder
 from train.run.relative_lr import RelativeLR
 from train.run.sharding import reshard, shard
-from train.run.tensors import local, tensor_norms, tensor_rms
+from train.run.tensors import cosine, local, tensor_norms, tensor_rms, zero_share
 
 Hidden = Callable[[torch.Tensor, bool], tuple[torch.Tensor, Stats]]
 
@@ -184,6 +184,9 @@ class ProxyModule(pl.LightningModule):
         self._record_each("parameter", "rms", tensor_rms(list(self.tensors)))
         gradient_rms = tensor_rms(gradients)
         self._record_each("gradient", "rms", gradient_rms)
+        self._stats["gradient/zeros"] = zero_share(gradients)
+        with_gradient: list[torch.Tensor] = [p for p in self.tensors if p.grad is not None]
+        self._stats["gradient/cosine_to_weights"] = -cosine(gradients, with_gradient)
         for name, value, eps in zip(self.tensor_names, gradient_rms.unbind(), self.epsilons, strict=True):
             if eps is not None:
                 self._stats[f"adam/{name}/gradient_over_eps"] = value * clip_scale / eps

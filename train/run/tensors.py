@@ -20,15 +20,46 @@ def local(x: torch.Tensor) -> torch.Tensor:
 def tensor_norms(tensors: list[torch.Tensor]) -> torch.Tensor:
     """Returns the L2 norm of each tensor, shape [N]; of a DTensor, the norm of the full tensor."""
     norms_N = torch.stack(torch._foreach_norm([local(t) for t in tensors]))
+    norms_PN = _of_ranks(norms_N, tensors)
+    return norms_PN[0] if len(norms_PN) == 1 else norms_PN.norm(dim=0)
+
+
+def _of_ranks(x_N: torch.Tensor, tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Returns x_N of every rank, [P, N, ...], if tensors are sharded, else x_N alone, [1, N, ...].
+
+    Gathers instead of reducing: every rank then adds in the same order, to the same bits.
+    """
     if not any(isinstance(t, DTensor) for t in tensors):
-        return norms_N
-    # Gathers all norms instead of all-reducing squares: every rank then adds in the same order, to the same bits.
-    norms_PN = [torch.empty_like(norms_N) for _ in range(dist.get_world_size())]
-    dist.all_gather(norms_PN, norms_N)
-    return torch.stack(norms_PN).norm(dim=0)
+        return x_N[None]
+    ranks_PN = [torch.empty_like(x_N) for _ in range(dist.get_world_size())]
+    dist.all_gather(ranks_PN, x_N)
+    return torch.stack(ranks_PN)
 
 
 def tensor_rms(tensors: list[torch.Tensor]) -> torch.Tensor:
     """Returns the root mean square of each tensor, shape [N], in fp32."""
     norms = tensor_norms(tensors).float()
     return norms / torch.tensor([math.sqrt(t.numel()) for t in tensors], device=norms.device)
+
+
+def cosine(xs: list[torch.Tensor], ys: list[torch.Tensor]) -> torch.Tensor:
+    """Returns the cosine of two lists of tensors, each taken as one vector; 0 if one of them is zero."""
+    # In units of their largest elements: a gradient near 1e-30 has no squares in fp32.
+    units = [_of_ranks(torch.stack([_largest(local(t)) for t in both]), both).max() for both in (xs, ys)]
+    sums = []
+    for pair in zip(xs, ys, strict=True):
+        x, y = (local(t) / unit.clamp_min(1e-38) for t, unit in zip(pair, units, strict=True))
+        sums.append(torch.stack([(x * y).sum(), (x * x).sum(), (y * y).sum()]))
+    xy, xx, yy = _of_ranks(torch.stack(sums), xs).sum((0, 1))
+    return xy / (xx.sqrt() * yy.sqrt()).clamp_min(1e-30)
+
+
+def _largest(x: torch.Tensor) -> torch.Tensor:
+    """Returns the largest magnitude; 0 for a rank without rows of a tensor."""
+    return x.abs().max() if x.numel() else x.new_zeros(())
+
+
+def zero_share(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Returns the share of elements that are exactly zero."""
+    zeros_N = torch.stack([(local(t) == 0).sum() for t in tensors])
+    return _of_ranks(zeros_N, tensors).sum() / sum(t.numel() for t in tensors)

@@ -261,6 +261,19 @@ MODEL = (
     Metric("output/log_z", "nats", "log Z = logsumexp of the output logits, mean.", TOKENS),
     Metric("output/log_z_squared", "nats^2", "(log Z)^2, mean: the target of the z-loss.", TOKENS),
     Metric(
+        "output/collapse",
+        "share",
+        "Share of the tokens whose target has a probability of exactly 1 in fp32, as from a margin of 17 on: softmax "
+        "collapse (Prieto et al. 2025, arXiv 2501.04697).",
+        TOKENS,
+    ),
+    Metric(
+        "output/zero_loss",
+        "share",
+        "Share of the tokens whose train/loss is exactly 0; differs from output/collapse with loss.arithmetic only.",
+        TOKENS,
+    ),
+    Metric(
         "output/uncapped_logit_max",
         "1",
         "Largest output logit before loss.soft_cap; all other metrics are taken after the cap.",
@@ -309,6 +322,14 @@ OPTIMIZER = (
     Metric("parameter/{tensor}/rms", "1", "RMS of the weights before the update.", "elements", "mean"),
     Metric("gradient/{tensor}/rms", "nats", "RMS of the gradient before clipping.", "elements", "mean"),
     Metric("gradient/norm", "nats", "Global L2 norm of the gradient before clipping.", "all parameters"),
+    Metric("gradient/zeros", "share", "Share of the elements of the gradient that are exactly 0.", "all parameters"),
+    Metric(
+        "gradient/cosine_to_weights",
+        "1",
+        "cos(-g, theta): 1 if a step only scales the weights up, which lowers the loss without changing a prediction "
+        "(naive loss minimization of Prieto et al. 2025).",
+        "all parameters",
+    ),
     Metric(
         "adam/{tensor}/gradient_over_eps",
         "1",

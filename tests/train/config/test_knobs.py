@@ -28,6 +28,8 @@ REFUSED |= {("mlp=moe", "upcycle"), ("mlp=moe", "redraw")}
 REFUSED |= {
     (f"attention={rule}", field) for rule in ATTENTION.choices for field in getattr(own_tests(rule), "ALIKE", ())
 }
+# Changes rounding alone: tests/train/losses/test_main.py.
+REFUSED |= {("loss=cross_entropy", "arithmetic")}
 # Fields of every optimizer, and of those with Adam's moments.
 STEP = {
     "lr": "2e-2", "clip": "0.01", "qk_clip": "1e-3", "decay": "coupled", "weight_decay": "0.1",

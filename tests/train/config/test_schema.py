@@ -257,6 +257,7 @@ NUMBERS = {
     "position.truncate": "64",
     "mlp.expand": "2",
     "loss.z_loss": "0",
+    "loss.arithmetic": "exact",
     "loss.mu_loss": "1e-4",
     "loss.max_z": "2e-4",
     "loss.logit_penalty": "2e-3",

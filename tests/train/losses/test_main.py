@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -25,6 +25,46 @@ Z = [2.0, 1.0, -1.0]
 
 def logits(scale: float = 3.0, seed: int = 0) -> torch.Tensor:
     return scale * randn(N, V, dtype=torch.float64, seed=seed)
+
+
+class TestArithmetic:
+    """Softmax collapse: where cross-entropy, and its gradient at the target, round to exactly 0."""
+
+    ROWS = ((12.0, 0.0, 0.0), (20.0, 0.0, 0.0), (40.0, 0.0, 0.0), (2.0, 1.0, -1.0))
+    FOUND: ClassVar[dict[str, tuple[list[float], list[float], list[float]]]] = {
+        "fp32": ([1.2398e-5, 0, 0, 0.349012], [1.2398e-5, 0, 0, 0.294615], [0, 1, 1, 0]),
+        "fp64": ([1.228835e-5, 4.122307e-9, 0, 0.349012], [1.228835e-5, 4.122307e-9, 0, 0.294615], [0, 0, 1, 0]),
+        "exact": ([1.228835e-5, 4.122307e-9, 8.4967e-18, 0.349012],
+                  [1.228827e-5, 4.122307e-9, 8.4967e-18, 0.294615], [0, 0, 0, 0]),
+    }  # fmt: skip
+
+    @pytest.mark.parametrize("arithmetic", FOUND)
+    def test_vectors(self, arithmetic: str) -> None:
+        losses, gradients, zeros = self.FOUND[arithmetic]
+        made, y = objective("cross_entropy", 3, arithmetic=arithmetic), torch.tensor([0])
+        for row, loss, slope, zero in zip(self.ROWS, losses, gradients, zeros, strict=True):
+            out = of_logits(torch.tensor([row]))
+            found, stats = made(out, y, True)
+            assert found.item() == pytest.approx(loss, rel=1e-3, abs=0)
+            assert torch.equal(stats["train/loss"], found.detach())
+            assert -torch.autograd.grad(found, out.logits_NV)[0][0, 0].item() == pytest.approx(slope, rel=1e-2, abs=0)
+            assert (stats["output/zero_loss"].item(), stats["output/collapse"].item()) == (zero, row[0] >= 20)
+
+    def test_with_two_classes_fp32_collapses_from_a_margin_of_16_64(self) -> None:
+        made, y = objective("cross_entropy", 2), torch.tensor([0])
+        found = [made(of_logits(torch.tensor([[m, 0.0]])), y, False)[0].item() for m in (16.63, 16.64)]
+        assert found == [pytest.approx(1.19e-7, rel=1e-2), 0]
+
+    @pytest.mark.parametrize("arithmetic", ["fp64", "exact"])
+    def test_is_the_same_function(self, arithmetic: str) -> None:
+        """Far from collapse, values, gradients and statistics are those of fp32, with z-loss too."""
+        out, y = of_logits(logits().float()), targets()
+        found, plain = (
+            objective("cross_entropy", z_loss=0.1, arithmetic=a)(out, y, True) for a in (arithmetic, "fp32")
+        )
+        torch.testing.assert_close(found, plain)
+        gradients = [torch.autograd.grad(loss, out.logits_NV)[0] for loss, _ in (found, plain)]
+        torch.testing.assert_close(gradients[0], gradients[1], atol=1e-7, rtol=1e-5)
 
 
 class TestLabelSmoothing:

@@ -250,6 +250,15 @@ class TestOrthoGrad:
         assert float(weight.grad @ weight.detach()) == pytest.approx(0, abs=1e-6)
         assert float(weight.grad.norm()) == pytest.approx(10**0.5)
 
+    def test_gradient_of_cross_entropy(self) -> None:
+        """At theta x, x = (1, 1), target 0."""
+        weight = nn.Parameter(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
+        made = optimizer("orthograd", lr=1e-30).build([ParameterGroup([weight])])
+        nn.functional.cross_entropy((weight @ torch.ones(2))[None], torch.tensor([0])).backward()
+        made.step()
+        expected = torch.tensor([[-0.165557, -0.275928], [0.275928, 0.331114]])
+        torch.testing.assert_close(weight.grad, expected, atol=1e-6, rtol=0)
+
     def test_update_is_adamw_on_the_orthogonal_gradient(self) -> None:
         start = randn(3, 4, dtype=torch.float64)
         gradients = [randn(3, 4, seed=i, dtype=torch.float64) for i in (1, 2, 3)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import randn
-from train.run.tensors import tensor_rms
+from train.run.tensors import cosine, tensor_rms, zero_share
 
 
 def test_of_tensors_of_many_shapes() -> None:
@@ -21,3 +21,16 @@ def test_sizes_far_from_one(size: float) -> None:
     """Gradients can be as small as AdamW's eps of 1e-8, and their squares must not underflow."""
     tensor = torch.full((100, 10), size)
     assert tensor_rms([tensor]).item() == pytest.approx(size, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30])
+def test_cosine(scale: float) -> None:
+    """-g and theta of cross-entropy at theta x, x = (1, 1), target 0; split into two tensors."""
+    theta, g = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[-0.268941] * 2, [0.268941] * 2])
+    assert cosine([-scale * g], [theta]).item() == pytest.approx(0.223607, abs=1e-6)
+    assert cosine(list(-scale * g), list(theta)).item() == pytest.approx(0.223607, abs=1e-6)
+    assert cosine([0 * g], [theta]).item() == 0
+
+
+def test_zero_share() -> None:
+    assert zero_share([torch.tensor([0.0, -0.0, 1e-45]), torch.tensor([[3.0, 0.0]])]).item() == pytest.approx(0.6)
