@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,8 @@ import numpy as np
 
 from train.diagnose.search import bracket, curve
 from train.diagnose.study import Ended, Point, Study
-from train.findings.probes import auc, auc_error, departure, first_step, loss_difference, series
+from train.findings.probes import auc, auc_error, departure, first_step, loss_difference
+from train.findings.signs import PROBES
 from train.results.sweep import Metrics
 
 if TYPE_CHECKING:
@@ -20,37 +20,6 @@ if TYPE_CHECKING:
 
 EARLY = 0.02
 """Share of the run from which the first watched value is read to tell broken from sound runs."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A sign of trouble: the largest of its columns, or the smallest where low values are the sign."""
-
-    name: str
-    column: str
-    falls: bool = False
-
-    def values(self, rows: pd.DataFrame) -> pd.Series:
-        """Returns the sign by step, negated where it falls, so that larger is always worse."""
-        names = [c for c in rows if fnmatch.fnmatchcase(c, self.column)]
-        found = [series(rows, name) for name in names]
-        if not found:
-            return series(rows, self.column)
-        import pandas as pd
-
-        every = pd.concat(found, axis=1)
-        return -every.min(axis=1) if self.falls else every.max(axis=1)
-
-
-PROBES = (
-    Probe("attention logits", "attention/logit_max"),
-    Probe("attention entropy", "attention/entropy", falls=True),
-    Probe("output logits, log^2 Z", "output/log_z_squared"),
-    Probe("RMS(g / sqrt v)", "adam/*/g_over_sqrt_v_rms"),
-    Probe("gradient / epsilon", "adam/gradient_over_eps_min", falls=True),
-    Probe("residual RMS", "residual/block*/rms"),
-    Probe("training loss", "train/loss"),
-)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from train.cli.format import size_label
 from train.docs.markers import ROOT, page
-from train.leaderboard.table import COLUMNS, cells
+from train.leaderboard.table import cells, columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,8 @@ def markdown(table: pd.DataFrame) -> str:
     """Returns a table for each size, with the largest size and the best choice first."""
     parts = []
     for n, of in table.groupby("size", sort=False):
-        lines = [f"N = {size_label(n)}:", "", f"| {' | '.join(COLUMNS.values())} |"]
-        lines += ["|" + "---|" * len(COLUMNS), *(f"| {' | '.join(row)} |" for row in cells(of))]
+        shown = columns(of)
+        lines = [f"N = {size_label(n)}:", "", f"| {' | '.join(shown.values())} |"]
+        lines += ["|" + "---|" * len(shown), *(f"| {' | '.join(row)} |" for row in cells(of))]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)

@@ -16,7 +16,7 @@ from train.cli.terminal import exit_with, table_console
 from train.leaderboard.confirm import confirmation
 from train.leaderboard.figure import figure
 from train.leaderboard.rows import rows, spread
-from train.leaderboard.table import COLUMNS, EXPERIMENT, cells
+from train.leaderboard.table import COLUMNS, EXPERIMENT, LEGEND, LESS, cells, columns
 from train.runfolder.files import read_json, write_atomically
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def leaderboard(overrides: list[str], times: bool, only_report: bool) -> int:
     if seeds is not None and not only_report:
         failed |= launch(seeds)
     has_seeds = seeds is not None and (seeds.folder / "sweep.json").exists()
-    table = rows(first.runs, load_sweep(seeds.folder).runs if seeds is not None and has_seeds else None)
+    confirmed = load_sweep(seeds.folder).runs if seeds is not None and has_seeds else None
+    table = rows(first.runs, confirmed, first.metrics)
     folder = window.folder / "report"
     folder.mkdir(exist_ok=True)
     if times:
@@ -69,18 +70,19 @@ def _write(table: pd.DataFrame, folder: Path) -> None:
     from train.cli.format import size_label
     from train.results.style import save
 
-    if table["expected"].notna().any():
+    if "best_lr" in table and table["best_lr"].notna().any():
         save(figure(table), folder / "leaderboard")
     table.drop(columns=["lrs", "window", "losses"], errors="ignore").to_csv(folder / "leaderboard.csv", index=False)
     console = table_console()
     for n, of in table.groupby("size", sort=False):
-        shown = plain_table(*COLUMNS.values(), left=("choice",), title=f"N = {size_label(n)}")
+        shown = plain_table(*columns(of).values(), left=("choice", "broke first"), title=f"N = {size_label(n)}")
         for row in cells(of):
             shown.add_row(*row)
-        print_table(console, shown)
+        print_table(console, shown, "choice", [COLUMNS[column] for column in LESS])
     noise = spread(table)
     if noise is not None:
         print(f"standard deviation of a loss between seeds, pooled: {noise:.4f} nats")
+    print(LEGEND)
     print(f"{folder}: leaderboard.csv, leaderboard.png, leaderboard.pdf")
 
 

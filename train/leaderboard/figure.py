@@ -23,7 +23,7 @@ def figure(table: pd.DataFrame) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
-    known = table.dropna(subset=["expected"])
+    known = table.dropna(subset=["best_lr"])
     sizes = sorted(known["size"].unique(), reverse=True)
     order = list(known[known["size"] == sizes[0]]["arm"])
     order += [arm for arm in dict.fromkeys(known["arm"]) if arm not in order]

@@ -52,6 +52,21 @@ class LRSensitivity:
         return float(np.mean(above)) - self.best_loss
 
     @property
+    def good_range(self) -> tuple[float, float]:
+        """Returns the LRs around the best one between which the loss is within DEGRADED of it.
+
+        They are interpolated like critical_lr, and end at the edges of the grid.
+        """
+        lrs, losses, level = np.array(self.lrs), np.array(self.losses), self.best_loss + DEGRADED
+        best = self.lrs.index(self.best_lr)
+        lower = lrs[0]
+        above = np.flatnonzero(losses[:best] > level)
+        if len(above):
+            # Reversed, so that the crossing is the one on the way down to the next LR.
+            lower = _crossing(lrs[::-1], losses[::-1], len(lrs) - 1 - int(above[-1]), level)
+        return float(lower), self.critical_lr or self.lrs[-1]
+
+    @property
     def degraded(self) -> tuple[bool, ...]:
         """Returns for each LR of the grid whether it is above best_lr and its loss above best_loss + DEGRADED."""
         limit = self.best_loss + DEGRADED

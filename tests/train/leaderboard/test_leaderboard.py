@@ -10,10 +10,11 @@ import pytest
 
 from tests.train.findings.frames import INIT, frame
 from train.docs.leaderboard import markdown
+from train.findings.signs import broke_first
 from train.leaderboard.__main__ import leaderboard
 from train.leaderboard.confirm import SEEDS, best_runs
 from train.leaderboard.figure import figure
-from train.leaderboard.rows import rows, spread
+from train.leaderboard.rows import FLOOR, rows, spread
 from train.leaderboard.table import cells
 
 LRS = (0.01, 0.1, 1.0)
@@ -90,6 +91,43 @@ class TestRows:
         assert cells(table)[1][1] == "2 of 3 runs, 1 failed"
         assert best_runs(runs) == {"mini-attention=good-lr0.1-seed0-00000004": "attention=good"}
 
+    def test_the_range_of_lrs_within_a_tenth_of_a_nat_ranks_too(self) -> None:
+        """sharp passes 4.8 after 0.1 / 1.2 of the decade to the next LR; good passes 4.9 half-way down its first."""
+        table = rows(window(sharp=SHARP, good=GOOD), None).set_index("arm")
+        assert table.loc["sharp", "critical"] == pytest.approx(0.01 * 10 ** (1 / 12))
+        assert table.loc["sharp", "range"] == pytest.approx(10 ** (1 / 12))
+        assert table.loc["good", "range"] == pytest.approx(10**1.5)
+        assert table["rank_range"].to_dict() == {"good": 1, "sharp": 2}
+
+    def test_neighbours_by_loss_are_compared_by_welchs_t(self) -> None:
+        """t = 0.3 / sqrt(0.0001 / 3 + 0.01 / 3) = 5.17 with 2.04 degrees of freedom."""
+        runs = window(sharp=SHARP, good=GOOD)
+        seeds = confirming(runs, {"sharp": [5.0, 5.1, 5.2], "good": [4.79, 4.8, 4.81]})
+        table = rows(runs, seeds).set_index("arm")
+        assert table.loc["good", "next_p"] == pytest.approx(0.033986, abs=2e-6)
+        assert math.isnan(table.loc["sharp", "next_p"])
+
+    def test_the_probe_that_passes_sound_runs_first(self) -> None:
+        runs = window(sharp=SHARP)
+
+        def probes(logits: list[float], entropy: list[float]) -> pd.DataFrame:
+            return pd.DataFrame({"step": [0, 50, 100], "attention/logit_max": logits, "attention/entropy": entropy,
+                                 "train/loss": 5.0})  # fmt: skip
+
+        sound, broken = probes([1, 9, 5], [3, 2, 1]), probes([1, 8, 90], [3, 0.9, 0.8])
+        metrics = dict(zip(runs["run"], [sound, broken, broken], strict=True))
+        assert rows(runs, None, metrics)["broke"].item() == "attention entropy"
+        # At the same step the one that is further beyond: 90 / 9 against 1 / 0.8.
+        assert broke_first(probes([1, 8, 90], [3, 1, 0.8]), [sound]) == ("attention logits", 100)
+        assert broke_first(sound, [sound]) is None
+
+    def test_the_bigram_floor_is_a_row_and_experts_of_others_do_not_count(self) -> None:
+        runs = window(good=GOOD).assign(**{"floor/bigram": 4.9, "N_active": 900})
+        table = rows(runs, None).set_index("arm")
+        assert list(table.index) == ["good", FLOOR]
+        assert table.loc[FLOOR, "loss"] == table.loc[FLOOR, "expected"] == 4.9
+        assert table.loc["good", "N"] == 900
+
     def test_a_choice_that_never_learns_is_not_confirmed(self) -> None:
         assert best_runs(window(lost=dict.fromkeys(LRS, 9.0))) == {}
 
@@ -120,8 +158,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert leaderboard(overrides, times=False, only_report=False) == 0
     (folder,) = [p for p in tmp_path.iterdir() if not p.name.endswith("-seeds")]
     table = pd.read_csv(folder / "report" / "leaderboard.csv")
-    assert set(table["arm"]) == {"softmax", "relu_squared"}
-    assert table["std"].notna().all()
+    assert set(table["arm"]) == {"softmax", "relu_squared", FLOOR}
+    assert table["std"].notna().sum() == 2
     seeds = json.loads((tmp_path / f"{folder.name}-seeds" / "sweep.json").read_text())["runs"]
     assert len(seeds) == 2 * len(SEEDS)
     capsys.readouterr()
