@@ -270,6 +270,16 @@ def _logit_chunks(
         yield z_BHCT.masked_fill_(future_CT, -math.inf)
 
 
+def spectral_norms(w_HKD: torch.Tensor) -> torch.Tensor:
+    """Returns the largest singular value of each matrix, fp32 [H]; NaN where one is not finite."""
+    w_HKD = w_HKD.detach().float()
+    with full_precision(w_HKD):
+        gram_HKK = w_HKD @ w_HKD.mT
+    # The solver raises an error for NaN.
+    largest_H = torch.linalg.eigvalsh(gram_HKK.nan_to_num(0.0, 0.0, 0.0))[:, -1].clamp_min(0).sqrt()
+    return torch.where(gram_HKK.isfinite().all(-1).all(-1), largest_H, math.nan)
+
+
 def rms(x: torch.Tensor) -> torch.Tensor:
     """Returns the root mean square over all elements, an fp32 scalar."""
     return x.detach().float().square().mean().sqrt()

@@ -26,8 +26,6 @@ import torch
 from conf.axis import ConfigError
 from models.attention.layer import Attention
 from models.gpt import GPT, Block
-from models.layers import Linear
-from models.mixer import TokenMixer
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, table_console
 from train.results.trained import config_of, model_of, validation_of
@@ -73,16 +71,12 @@ def measure_block(
     attention: Attention, block: int, x_BTD: torch.Tensor, z_BHTT: torch.Tensor, bias_HTT: torch.Tensor | None
 ) -> Measured:
     """Measures a block from its input x and its scaled logits z in fp64, bias included, -inf above the diagonal."""
-    heads, length = z_BHTT.shape[1], z_BHTT.shape[-1]
+    length = z_BHTT.shape[-1]
     keys_T = torch.arange(1, length + 1, device=z_BHTT.device)
     norm_BHT = centred(z_BHTT, keys_T).norm(dim=-1)
     entropy_BHT = torch.special.entr(torch.softmax(z_BHTT, -1)).sum(-1)
     least_BHT = bound(norm_BHT, keys_T.expand_as(norm_BHT))
-    query, key = (
-        abs(proj.multiplier) * torch.linalg.matrix_norm(proj.matrix().double().unflatten(0, (heads, -1)), 2)
-        for proj in (attention.query, attention.key)
-    )
-    spectral_H = attention.mix.scale * query * key
+    spectral_H = attention.weight_bound().double()
     # A row depends on a prefix of the inputs, whose ||X X^T|| is at most that of the whole sequence.
     input_B = torch.linalg.matrix_norm(x_BTD.double(), 2).square()
     most_BHT = (input_B[:, None] * spectral_H)[..., None].expand_as(norm_BHT)
@@ -154,19 +148,13 @@ def measure_run(path: Path) -> list[Measured]:
         required, given = (" ".join(f"{key}={of[key]}" for key in clash) for of in (REQUIRED, has))
         raise ConfigError(f"{path}: the theorem requires {required}, but this run has {given}: choose another run")
     model = model_of(path, config)
-    if not all(made_of_input(mixer) for mixer in model.mixers()):
+    if not all(isinstance(mixer, Attention) and mixer.bare for mixer in model.mixers()):
         raise ConfigError(
             f"{path}: the theorem requires queries and keys that are products of the layer's input, but "
             f"placement={config.placement.name} norms or scales them: choose another run"
         )
     (first_BT1,) = validation_of(config, batch_size=SEQUENCES, count=1)
     return measure(model, first_BT1[:, :-1])
-
-
-def made_of_input(mixer: TokenMixer) -> bool:
-    """Returns whether queries and keys are matrices times the layer's input, with nothing but positions after that."""
-    assert isinstance(mixer, Attention)
-    return mixer.after_positions is None and type(mixer.query) is type(mixer.key) is Linear
 
 
 def print_bounds(paths: Sequence[Path]) -> None:

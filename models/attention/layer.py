@@ -11,14 +11,14 @@ from torch import nn
 
 from models.attention.gates import Gate
 from models.attention.mixing.base import Inputs, MixingRule
-from models.attention.qk_norm import QKTransform
+from models.attention.qk_norm import NoQKNorm, QKTransform
 from models.attention.sinks import Sink
 from models.attention.temperature import Temperature
 from models.carry import Carry, Lender
 from models.layers import Linear, Make, plain
 from models.mixer import LogitRows, TokenMixer
 from models.positions import Positions
-from models.probes import largest_logit
+from models.probes import largest_logit, spectral_norms
 from models.recompute import core
 
 QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -105,6 +105,23 @@ class Attention(TokenMixer):
         (positions,) = self._positions
         return positions.rotate(q_BHTK, k_BHTK)
 
+    @property
+    def bare(self) -> bool:
+        """Whether queries and keys are matrices times the layer's input, with nothing but positions after that."""
+        plain_qk = type(self.query) is type(self.key) is Linear and isinstance(self.qk_norm, NoQKNorm)
+        return plain_qk and self.temperature is None and self.after_positions is None
+
+    def weight_bound(self) -> torch.Tensor:
+        """Returns scale ||W_q|| ||W_k|| of each head, spectral norms, fp32 [H].
+
+        Times the largest squared norm of the layer's input, it bounds the logits of a layer that is `bare`.
+        """
+        query_H, key_H = (
+            abs(made.multiplier) * spectral_norms(made.matrix().unflatten(0, (-1, self.key_dim)))
+            for made in (self.query, self.key)
+        )
+        return self.mix.scale * query_H * key_H.repeat_interleave(len(query_H) // len(key_H))
+
     def logit_rows(self) -> LogitRows:
         return [(self.query, slice(None), 0.5), (self.key, slice(None), 0.5)]
 
@@ -129,6 +146,8 @@ class Attention(TokenMixer):
             carry.lender = Lender(self.mix, inputs)
         if carry.watch:
             carry.record("attention", self.sink.watch(self.mix, inputs))
+            if self.bare:
+                carry.record("attention", {"weight_bound": self.weight_bound()})
         if carry.keep_maxima:
             carry.record("attention", {"step_max": largest_logit(q_BHTK, k_BHTK, self.mix.scale)})
         seen_BHTK = v_BHTK if self.value_residual is None else self.value_residual(carry.first_BHTK, v_BHTK)

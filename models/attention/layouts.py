@@ -91,6 +91,10 @@ class Latent(Attention):
         rope_BHTK = self.rope_key(x_BTD)[:, None].expand(-1, self.heads, -1, -1)
         return q_BHTK, torch.cat([nope_BHTK, rope_BHTK], -1), v_BHTK
 
+    @property
+    def bare(self) -> bool:
+        return False
+
     def rotate(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         still = self.head_dim - self.rope_dim
         turned = super().rotate(q_BHTK[..., still:], k_BHTK[..., still:])

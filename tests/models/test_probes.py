@@ -17,6 +17,7 @@ from models.probes import (
     fused_entropy,
     merge,
     over_rows,
+    spectral_norms,
     unit,
     weight_entropy,
     weight_stats,
@@ -392,3 +393,11 @@ def test_the_cosine_of_the_largest_pair_comes_from_the_micro_batch_that_has_it()
         merge(parts, attention_scores(q[i : i + 1], k[i : i + 1], 0.5), 1 / 4)
     assert torch.equal(parts["cosine_of_max_pair"], whole["cosine_of_max_pair"])
     assert torch.equal(parts["logit_max"], whole["logit_max"])
+
+
+def test_spectral_norms_of_two_by_two_matrices() -> None:
+    """[[3, 0], [4, 5]] has the singular values sqrt(45) and sqrt(5)."""
+    matrices = torch.tensor([[[3.0, 0.0], [4.0, 5.0]], [[0.0, -2.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    torch.testing.assert_close(spectral_norms(matrices), torch.tensor([math.sqrt(45), 2.0, 0.0]))
+    matrices[1, 0, 0] = math.nan
+    assert spectral_norms(matrices).isnan().tolist() == [False, True, False]

@@ -160,6 +160,7 @@ def measure(model: str, steps: int, count: int) -> dict[str, Any]:
         "gemm": lambda: gemm_floor(quiet),
         "bf16": lambda: real_steps(config(f"watch_every={NEVER}", "precision=bf16")).of(False, NEVER),
         "watch": lambda: watch_cost(config("watch_every=5")),
+        "sharpness": lambda: watch_cost(config("watch_every=5", "watch.sharpness=true")),
     }
     times = rounds(variants, count)
     seconds, watched = statistics.median(times["lightning"]), statistics.median(times["watch"])
@@ -170,6 +171,7 @@ def measure(model: str, steps: int, count: int) -> dict[str, Any]:
         "lightning / GEMM floor": ratio(times, "lightning", "gemm"),
         "bf16 / fp32": ratio(times, "bf16", "lightning"),
         "watch every step / never": watched,
+        "watch every step, with sharpness / never": statistics.median(times["sharpness"]),
         "watch every 10 steps / never": 1 + (watched - 1) / 10,
         "watch every 100 steps / never": 1 + (watched - 1) / 100,
         "times": times,

@@ -150,6 +150,11 @@ class Config(Architecture, Runtime):
                 f"batch_size={self.batch_size} can't be divided among accumulate={self.accumulate} x "
                 f"devices={self.devices or 1} x nodes={self.nodes}: use a multiple of {shares}"
             )
+        if self.watch.sharpness and shares > self.accumulate:
+            raise ValueError(
+                f"watch.sharpness=true compares losses on one device, but devices={self.devices or 1} "
+                f"nodes={self.nodes}: use watch.sharpness=false, or devices=1 nodes=1"
+            )
         length = self.data.sequence
         if length is not None and length != self.context:
             other = f" or data.length={self.context}" if hasattr(self.data, "length") else ""

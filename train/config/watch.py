@@ -33,5 +33,8 @@ class Watch:
     sigmas: Positive = 6.0
     """spike: the training loss is this many standard deviations above its mean over the last 128 steps, in four of
     eight steps. Earlier outliers don't enter the mean."""
+    sharpness: bool = False
+    """Whether watch steps also record the critical sharpness, from about 7 forward passes of a micro-batch each (Kalra
+    et al. 2026, arXiv 2601.16979). Needs a single device."""
     checkpoint: bool = False
     """Whether a warning also writes a checkpoint, warning-<sign>.ckpt."""

@@ -18,6 +18,7 @@ COSTS = {
     "lightning / GEMM floor": "step / matrix products of the linear layers alone (GEMM floor)",
     "bf16 / fp32": "`precision=bf16` / fp32",
     "watch every step / never": "step with all probes / step without, CPU time",
+    "watch every step, with sharpness / never": "the same with `watch.sharpness=true`",
     "watch every 10 steps / never": "probes at every 10th step / none, CPU time",
     "watch every 100 steps / never": "probes at every 100th step / none",
     "start to first step, s": "seconds from the start of the command to the first step, W&B offline, data prepared",
@@ -47,6 +48,8 @@ def costs_table(costs: Mapping[str, Any]) -> str:
     models = [name for name in costs if name.startswith("mini-")]
     lines = [f"| | {' | '.join(models)} | target at {models[-1]} |", f"|---|{'---|' * (len(models) + 1)}"]
     for name, words in COSTS.items():
+        if not all(name in costs[model] for model in models):  # added since the last measurement
+            continue
         digits = 0 if name == "tokens_per_second" else 1 if name.endswith(", s") else 2
         found = " | ".join(f"{costs[model][name]:,.{digits}f}" for model in models)
         lines.append(f"| {words} | {found} | {f'<= {TARGETS[name]:g}' if name in TARGETS else ''} |")

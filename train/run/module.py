@@ -18,14 +18,16 @@ from torch import nn
 from data.batches import batches_of_rank, counted
 from models.gpt import AUXILIARY, GPT, initialize
 from models.parametrization import ParameterGroup, groups
-from models.probes import Stats, merge
+from models.probes import TINY, Stats, merge
 from train.config.schema import Config
 from train.losses import Output
+from train.optimizers.adamw import AdamFields
 from train.run.derived import tokens_per_step
 from train.run.recorder import Recorder
 from train.run.relative_lr import RelativeLR
 from train.run.sharding import reshard, shard
-from train.run.tensors import cosine, local, tensor_norms, tensor_rms, zero_share
+from train.run.sharpness import adam_edge, critical_lr
+from train.run.tensors import cosine, local, tensor_dots, tensor_norms, tensor_rms, zero_share
 
 Hidden = Callable[[torch.Tensor, bool], tuple[torch.Tensor, Stats]]
 
@@ -73,6 +75,7 @@ class ProxyModule(pl.LightningModule):
         self._before: list[torch.Tensor] = []
         self._optimizer: torch.optim.Optimizer | None = None
         self._in_force = config.optimizer
+        self._critical_lr: float | None = None
 
     def _bind_model(self) -> None:
         """Takes the model's forward function, parameters and their names, again after sharding replaced them."""
@@ -121,6 +124,7 @@ class ProxyModule(pl.LightningModule):
     def step_loss(self, tokens_BT1: torch.Tensor, step: int, micro_batch: int = 0, watch: bool = False) -> torch.Tensor:
         """Returns the objective of a micro-batch, and keeps its statistics for the row of this optimizer step."""
         loss, stats = self.loss_of(tokens_BT1, watch, step, micro_batch)
+        self._batch = tokens_BT1, False, step, micro_batch
         merge(self._stats, stats, 1 / self.config.accumulate)
         return loss
 
@@ -191,6 +195,7 @@ class ProxyModule(pl.LightningModule):
             if eps is not None:
                 self._stats[f"adam/{name}/gradient_over_eps"] = value * clip_scale / eps
         self._before = [p.detach().clone() for p in self.tensors]
+        self._norms = tensor_norms(self._before)
 
     @torch.no_grad()
     def _watch_second_moments(self) -> None:
@@ -209,24 +214,58 @@ class ProxyModule(pl.LightningModule):
         if ratios:
             self._stats |= dict(zip(ratios, tensor_rms(list(ratios.values())).unbind(), strict=True))
 
+    @torch.no_grad()
+    def _watch_sharpness(self, lr: float) -> None:
+        """Records the critical sharpness of the step that was just taken, on its last micro-batch.
+
+        The step is scaled as a whole, decay included. `self._before` holds the weights before it minus those after it.
+        """
+        after = [p.detach().clone() for p in self.tensors]
+
+        def loss(rate: float) -> float:
+            for p, new, change in zip(self.tensors, after, self._before, strict=True):
+                p.copy_(new + (1 - rate / lr) * change)
+            return float(self.loss_of(*self._batch)[0])
+
+        self.model.eval()
+        with self.trainer.precision_plugin.forward_context():
+            found = critical_lr(loss, loss(0.0), self._critical_lr or lr)
+        self.model.train()
+        for p, new in zip(self.tensors, after, strict=True):
+            p.copy_(new)
+        if found is None:
+            return
+        self._critical_lr = found
+        values = {"critical": 2 / found}
+        if isinstance(self._in_force, AdamFields) and None not in self.epsilons:
+            values["over_edge"] = 2 / found / adam_edge(lr, self._in_force.beta1)
+        self._stats |= {f"sharpness/{name}": torch.tensor(value) for name, value in values.items()}
+
     def _record_each(self, group: str, what: str, values: torch.Tensor) -> None:
         self._stats |= {f"{group}/{n}/{what}": v for n, v in zip(self.tensor_names, values.unbind(), strict=True)}
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Updates the weights and adds the step to the recorder; on watch steps with the RMS of update / LR."""
-        step = self.global_step
+        step, config = self.global_step, self.config
         lr = self.update(optimizer, step, optimizer_closure)
         if self._before:
             with torch.no_grad():
-                torch._foreach_sub_(self._before, list[torch.Tensor](self.tensors))
+                weights = list[torch.Tensor](self.tensors)
+                torch._foreach_sub_(self._before, weights)
                 rms = tensor_rms(self._before)
                 # A schedule may end at LR 0. The update is 0 then, and should be recorded as 0, not as 0/0.
                 lr_of = {id(p): max(group["lr"], 1e-30) for group in optimizer.param_groups for p in group["params"]}
                 lr_N = torch.tensor([lr_of[id(p)] for p in self.tensors], device=rms.device)
                 self._record_each("update", "rms", rms / (lr_N * self._relative.factors()))
+                # With d the weights before the step minus those after it, <-d, before> = -<d, after> - |d|^2.
+                squared_N = tensor_norms(self._before).square()
+                inner_N = -tensor_dots(self._before, weights) - squared_N
+                self._record_each("update", "cosine", inner_N / (squared_N.sqrt() * self._norms).clamp_min(TINY))
+            if config.watch.sharpness and lr > 0:
+                self._watch_sharpness(lr)
             self._before = []
             self._watch_second_moments()
-        tokens = (step + 1) * tokens_per_step(self.config)
+        tokens = (step + 1) * tokens_per_step(config)
         self.recorder.add({"step": step, "train/tokens": tokens, "train/lr": lr}, self._stats)
         self._stats = {}
 
@@ -286,6 +325,8 @@ class ProxyModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["loss_init"] = self.loss_init
+        checkpoint["critical_lr"] = self._critical_lr
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.loss_init = checkpoint["loss_init"]
+        self._critical_lr = checkpoint.get("critical_lr")

@@ -1,4 +1,4 @@
-"""Norms and RMS of parameters, gradients and updates, full or sharded, as device tensors.
+"""Norms, RMS and inner products of parameters, gradients and updates, full or sharded, as device tensors.
 
 They are not in models/probes because DTensor takes half as long to import as torch, and only training needs it.
 """
@@ -22,6 +22,13 @@ def tensor_norms(tensors: list[torch.Tensor]) -> torch.Tensor:
     norms_N = torch.stack(torch._foreach_norm([local(t) for t in tensors]))
     norms_PN = _of_ranks(norms_N, tensors)
     return norms_PN[0] if len(norms_PN) == 1 else norms_PN.norm(dim=0)
+
+
+def tensor_dots(a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
+    """Returns the inner product of each pair of tensors, shape [N]; of DTensors, that of the full tensors."""
+    dots_N = torch.stack([torch.dot(local(x).flatten(), local(y).flatten()) for x, y in zip(a, b, strict=True)])
+    dots_PN = _of_ranks(dots_N, a)
+    return dots_PN[0] if len(dots_PN) == 1 else dots_PN.sum(0)
 
 
 def _of_ranks(x_N: torch.Tensor, tensors: list[torch.Tensor]) -> torch.Tensor:

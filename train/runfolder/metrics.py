@@ -176,6 +176,15 @@ ATTENTION = (
     ),
     _attention("q_norm", "1", "L2 norm of the queries as they enter the logits, mean.", "batch, tokens, heads", "max"),
     _attention("k_norm", "1", "L2 norm of the keys as they enter the logits, mean.", "batch, tokens, heads", "max"),
+    _attention(
+        "weight_bound",
+        "1",
+        "scale ||W_q|| ||W_k||, spectral norms of a head's projections: times the largest squared norm of the layer's "
+        "input, it bounds the logits. Where nothing but positions follows the projections.",
+        "heads",
+        "max",
+        needs="qk_norm=none",
+    ),
     _attention("cosine_mean", "1", "cos(q_i, k_j), mean.", "batch, visible pairs, heads", "mean"),
     _attention(
         "cosine_of_max_pair",
@@ -355,6 +364,14 @@ OPTIMIZER = (
         "max",
     ),
     Metric(
+        "update/{tensor}/cosine",
+        "1",
+        "Cosine of the change of the weights, including decay, and the weights before it: 0 for a rotation, negative "
+        "where the step shrinks them.",
+        "elements",
+        "mean",
+    ),
+    Metric(
         "qk_clip/heads",
         "heads",
         "Heads whose query and key weights were scaled down because their largest logit exceeded optimizer.qk_clip.",
@@ -363,4 +380,23 @@ OPTIMIZER = (
     ),
 )
 
-METRICS = (*TRAINING, *VALIDATED, *ATTENTION, *MODEL, *ROUTER, *OPTIMIZER)
+SHARPNESS = (
+    Metric(
+        "sharpness/critical",
+        "1",
+        "Critical sharpness, 2 over the smallest learning rate at which the step, scaled as a whole, raises the loss "
+        "(Kalra et al. 2026, arXiv 2601.16979).",
+        "the last micro-batch",
+        needs="watch.sharpness=true",
+    ),
+    Metric(
+        "sharpness/over_edge",
+        "1",
+        "The same over (2 + 2 beta1) / ((1 - beta1) LR), 38 / LR at beta1 0.9: where the preconditioned Hessian makes "
+        "Adam unstable (Cohen et al. 2022, arXiv 2207.14484). Where all tensors are Adam's.",
+        "the last micro-batch",
+        needs="watch.sharpness=true",
+    ),
+)
+
+METRICS = (*TRAINING, *VALIDATED, *ATTENTION, *MODEL, *ROUTER, *OPTIMIZER, *SHARPNESS)

@@ -182,6 +182,25 @@ def test_probes_are_of_all_heads(layout: str, rule: str) -> None:
     torch.testing.assert_close(stats["attention/block0/logit_max"], largest_logit(q_BHTK, k_BHTK, mix.scale))
 
 
+@pytest.mark.parametrize("layout", ["mha", "gqa"])
+def test_the_weights_bound_the_logits(layout: str) -> None:
+    model, layer = attention(f"layout={layout}")
+    _, stats = model(tokens(), watch=True)
+    found_H = stats["attention/block0/weight_bound"]
+    query_HKD, key_GKD = (made.weight.detach().unflatten(0, (-1, K)) for made in (layer.query, layer.key))
+    key_HKD = key_GKD.repeat_interleave(H // len(key_GKD), 0)
+    expected_H = torch.linalg.matrix_norm(query_HKD, 2) * torch.linalg.matrix_norm(key_HKD, 2) / math.sqrt(K)
+    torch.testing.assert_close(found_H, expected_H)
+    x_BTD = model.blocks[0].attention_norms.input(model.embedding(tokens()))  # type: ignore[union-attr, operator]
+    assert (stats["attention/block0/logit_max"] <= found_H * x_BTD.norm(dim=-1).max() ** 2).all()
+
+
+@pytest.mark.parametrize("given", ["layout=mla", "qk_norm=layernorm", "temperature=ssmax"])
+def test_no_bound_where_more_than_positions_follows_the_projections(given: str) -> None:
+    _, stats = attention(given)[0](tokens(), watch=True)
+    assert "attention/block0/weight_bound" not in stats
+
+
 @pytest.mark.parametrize("layout", ["gqa", "mla"])
 @pytest.mark.parametrize("residual", ["identity", "learnable"])
 def test_value_residual(layout: str, residual: str) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import randn
-from train.run.tensors import cosine, tensor_rms, zero_share
+from train.run.tensors import cosine, tensor_dots, tensor_rms, zero_share
 
 
 def test_of_tensors_of_many_shapes() -> None:
@@ -34,3 +34,8 @@ def test_cosine(scale: float) -> None:
 
 def test_zero_share() -> None:
     assert zero_share([torch.tensor([0.0, -0.0, 1e-45]), torch.tensor([[3.0, 0.0]])]).item() == pytest.approx(0.6)
+
+
+def test_inner_products() -> None:
+    pairs = [(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.5, 0.0], [-1.0, 1.0]])), (randn(1), randn(1))]
+    assert tensor_dots(*map(list, zip(*pairs, strict=True)))[0] == 1.5

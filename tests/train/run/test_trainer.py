@@ -101,6 +101,8 @@ def test_first_watch_step_against_definitions(run):
         # Adam's first step: m_hat = g and v_hat = g^2; independent decay adds lambda theta / peak LR.
         delta = clipped / (clipped.abs() + 1e-8) + 1e-4 / config.optimizer.lr * p
         assert row[f"update/{name}/rms"] == pytest.approx(float(delta.detach().square().mean().sqrt()), rel=1e-3)
+        cosine = torch.nn.functional.cosine_similarity(-delta.detach().flatten(), p.detach().flatten(), 0)
+        assert row[f"update/{name}/cosine"] == pytest.approx(float(cosine), abs=2e-3)
     ratios = [row[f"adam/{name}/gradient_over_eps"] for name in module.tensor_names]
     assert row["adam/gradient_over_eps_min"] == min(ratios)
 

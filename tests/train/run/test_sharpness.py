@@ -1,0 +1,71 @@
+"""The critical sharpness of quadratics with known Hessians, and in runs."""
+
+import math
+
+import pytest
+import torch
+
+from conf.axis import ConfigError
+from tests.train.helpers import tiny, trained
+from train.run.sharpness import adam_edge, critical_lr
+
+HESSIAN = torch.tensor([[3.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+THETA = torch.tensor([1.0, -2.0], dtype=torch.float64)
+GRADIENT = HESSIAN @ THETA  # (1, -3): u.H u / g.u is 15 / 10 for u = g
+
+
+class Loss:
+    """theta.H theta / 2 after a step along -u, counting how often it is computed."""
+
+    def __init__(self, u: torch.Tensor) -> None:
+        self.u, self.calls = u, 0
+
+    def __call__(self, lr: float) -> float:
+        self.calls += 1
+        theta = THETA - lr * self.u
+        return float(theta @ HESSIAN @ theta / 2)
+
+
+@pytest.mark.parametrize(("u", "sharpness"), [((1.0, -3.0), 1.5), ((1.0, -1.0), 0.75), ((0.1, -0.3), 0.15)])
+def test_of_a_quadratic(u: tuple[float, float], sharpness: float) -> None:
+    """The second is a sign step: u.H u = 3 and g.u = 4."""
+    found = [
+        critical_lr(Loss(torch.tensor(u, dtype=torch.float64)), Loss(GRADIENT)(0), guess) for guess in (1e-3, 2, 50)
+    ]
+    assert found[0] == found[1] == found[2] == pytest.approx(2 / sharpness, rel=1 / 32)
+
+
+def test_six_forward_passes_from_a_guess_within_a_factor_of_two() -> None:
+    loss = Loss(GRADIENT)
+    before = loss(0)
+    for guess in (1.01, 1.4, 1.99):
+        loss.calls = 0
+        critical_lr(loss, before, guess)
+        assert loss.calls == 6
+
+
+def test_nan_is_a_rise_and_a_loss_that_never_rises_has_no_answer() -> None:
+    assert critical_lr(lambda lr: 0.5 if lr < 0.3 else math.nan, 1.0, 1.0) == pytest.approx(0.3, rel=1 / 32)
+    assert critical_lr(lambda lr: -lr, 0.0, 1.0) is None
+    assert critical_lr(lambda lr: lr, 0.0, 1.0) is None
+
+
+def test_adams_edge() -> None:
+    assert adam_edge(1.0, 0.9) == pytest.approx(38)
+    assert adam_edge(0.01, 0.0) == pytest.approx(200)
+
+
+def test_runs_record_it_and_train_as_without(tmp_path) -> None:
+    plain, watched = trained(tmp_path / "plain"), trained(tmp_path / "watched", "watch.sharpness=true")
+    rows = [row for row in watched.metrics() if "sharpness/critical" in row]
+    assert [row["step"] for row in rows] == [0, 4, 8, 11]
+    for row in rows:
+        edge = row["sharpness/critical"] * row["train/lr"] / 38
+        assert row["sharpness/over_edge"] == pytest.approx(edge, rel=1e-5)
+    without = [{k: v for k, v in row.items() if not k.startswith("sharpness/")} for row in watched.metrics()]
+    assert without == plain.metrics()
+
+
+def test_several_devices_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"watch\.sharpness=true compares losses on one device"):
+        tiny("watch.sharpness=true", "devices=2")
