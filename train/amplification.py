@@ -1,4 +1,4 @@
-"""`stabilab amplification RUN ...` prints the validation loss of trained runs with amplified attention logits.
+"""`stabilab inspect amplification RUN ...` prints the validation loss of trained runs with amplified attention logits.
 
 Kerce & Fox 2026 (Dual-Stream Transformer, arXiv 2603.07461) multiply the logits of all heads by 1 to 16 at evaluation.
 Attention then goes from soft mixing to picking one token, and the increase of the loss shows how much the model relies
@@ -89,7 +89,7 @@ def print_losses(paths: Sequence[Path]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab amplification", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stabilab inspect amplification", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of ended runs")
     paths = parser.parse_args().runs
     exit_with(lambda: print_losses(paths))

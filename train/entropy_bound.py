@@ -1,4 +1,4 @@
-"""`stabilab entropy_bound RUN ...` compares the attention entropy of trained models with its lower bound.
+"""`stabilab inspect entropy_bound RUN ...` compares the attention entropy of trained models with its lower bound.
 
 Zhai et al. 2023, theorem 3.1: softmax over T logits of Euclidean norm s has an entropy of at least
 log(1 + (T - 1) b) + s sqrt(T (T - 1)) b / (1 + (T - 1) b) with b = exp(-s sqrt(T / (T - 1))). The norm s is at most
@@ -176,7 +176,7 @@ def print_bounds(paths: Sequence[Path]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab entropy_bound", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stabilab inspect entropy_bound", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of ended runs without qk-norm")
     paths = parser.parse_args().runs
     exit_with(lambda: print_bounds(paths))

@@ -1,4 +1,4 @@
-"""`python -m train.neurons RUN ...` prints the shares of dead and positional neurons in the MLPs of trained runs.
+"""`stabilab inspect neurons RUN ...` prints the shares of dead and positional neurons in the MLPs of trained runs.
 
 A neuron is active on a token if what enters its non-linearity is positive: the pre-activation or, in a gated MLP, the
 gate. It is dead if it is active on no token of the validation set. Its positional information is the mutual information
@@ -99,7 +99,7 @@ def print_found(paths: Sequence[Path]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m train.neurons", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stabilab inspect neurons", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of ended runs")
     paths = parser.parse_args().runs
     exit_with(lambda: print_found(paths))

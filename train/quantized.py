@@ -1,4 +1,4 @@
-"""`python -m train.quantized RUN ...` prints the validation loss of trained runs after rounding to 8 and 4 bits.
+"""`stabilab inspect quantized RUN ...` prints the validation loss of trained runs after rounding to 8 and 4 bits.
 
 W8 and W4 round weights: embeddings and all matrices of the blocks, symmetric, each tensor (with --rows each row) with a
 scale of max|w| / (2^(b-1) - 1). The head, norms and logits stay in fp32. W8A8 and W4A4 also round activations,
@@ -163,7 +163,7 @@ def print_found(paths: Sequence[Path], rows: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m train.quantized", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stabilab inspect quantized", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of ended runs")
     parser.add_argument("--rows", action="store_true", help="scale the weights of each row by themselves")
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""`python -m train.superweights RUN ...` looks for super weights in the last matrices of trained MLPs.
+"""`stabilab inspect superweights RUN ...` looks for super weights in the last matrices of trained MLPs.
 
 In one batch of validation text, the largest magnitude that the last matrix of an MLP reads is in column c, and the
 largest that it writes in row r. W[r, c] is the candidate of that matrix. The command prints the candidate whose largest
@@ -132,7 +132,7 @@ def print_found(paths: Sequence[Path]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m train.superweights", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stabilab inspect superweights", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of ended runs")
     paths = parser.parse_args().runs
     exit_with(lambda: print_found(paths))

@@ -74,6 +74,7 @@ HELPED += [
     "train.runs",
     "train.generate",
     "train.diagnose",
+    "train.inspect",
     "slurm.status",
     "slurm.resubmit",
 ]

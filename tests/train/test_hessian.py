@@ -1,0 +1,52 @@
+"""The preconditioned sharpness of quadratics with known Hessians, and of runs."""
+
+import math
+
+import pytest
+import torch
+
+from conf.axis import ConfigError
+from tests.train.helpers import call, tiny, trained
+from train.hessian import Flat, sharpness, sharpness_of_run
+from train.results.trained import training_of
+from train.run.module import ProxyModule
+
+
+def test_of_a_quadratic() -> None:
+    """H = [[3, 1], [1, 2]] and P = (1, 4) make [[3, .5], [.5, .5]], whose eigenvalues are (3.5 +- sqrt(7.25)) / 2."""
+    hessian = torch.tensor([[3.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+    theta, scale = torch.tensor([1.0, -2.0], dtype=torch.float64), torch.tensor([1.0, 4.0])
+    found = sharpness(lambda at: hessian @ at, theta, scale)
+    assert found == pytest.approx((3.5 + math.sqrt(7.25)) / 2, rel=1e-6)
+
+
+def test_of_many_dimensions() -> None:
+    hessian = torch.linspace(-50, 10, 200, dtype=torch.float64)
+    found = sharpness(lambda at: hessian * at, torch.ones(200, dtype=torch.float64), torch.ones(200))
+    assert found == pytest.approx(10, rel=0.02)
+
+
+def test_of_a_run(tmp_path, capsys, monkeypatch) -> None:
+    run = trained(tmp_path, "name=run", "steps=30", "qk_norm=none")
+    monkeypatch.setattr("train.hessian.BATCHES", 2)
+    found = sharpness_of_run(run.path)
+    assert found.edge == pytest.approx(38 / found.largest)
+    code, said = call(["train.inspect", "hessian", str(run.path)], capsys, monkeypatch)
+    assert code == 0
+    assert f"{found.largest:.4g}" in said
+
+
+def test_second_moments_are_of_clipped_gradients() -> None:
+    config = tiny()
+    flat = Flat(ProxyModule(config), training_of(config, count=2))
+    gradients = [flat.of_batch(tokens_BT1) for tokens_BT1 in flat.batches]
+    clipped = [0.01 / g.norm() * g for g in gradients]
+    expected = (clipped[0] ** 2 + clipped[1] ** 2) / 2
+    torch.testing.assert_close(flat.second_moment(0.01), expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(flat.gradient(flat.weights()), (gradients[0] + gradients[1]) / 2)
+
+
+def test_only_adam(tmp_path) -> None:
+    run = trained(tmp_path, "name=run", "steps=2", "optimizer=lion")
+    with pytest.raises(ConfigError, match="optimizer=lion is not Adam"):
+        sharpness_of_run(run.path)

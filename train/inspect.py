@@ -1,0 +1,37 @@
+"""`stabilab inspect WHAT RUN ...` measures trained runs at their final weights.
+
+`stabilab inspect WHAT --help` says how. `python -m train.WHAT RUN ...` does the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+MEASUREMENTS = {
+    "amplification": "the loss with amplified attention logits",
+    "entropy_bound": "attention entropy and its lower bound",
+    "hessian": "the sharpness of the preconditioned Hessian, and the LR at the edge of stability",
+    "neurons": "dead and positional neurons of the MLPs",
+    "quantized": "the loss after rounding to 8 and 4 bits",
+    "superweights": "super weights, and the loss without them",
+}
+"""Modules of this package, and what they print."""
+
+
+def main() -> None:
+    lines = [f"  {name:15}{says}" for name, says in MEASUREMENTS.items()]
+    parser = argparse.ArgumentParser(
+        prog="stabilab inspect", description="\n".join([__doc__ or "", "WHAT is one of:", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("what", choices=MEASUREMENTS, metavar="WHAT", help="what to measure")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="RUN", help="folders of ended runs, and options")
+    given = parser.parse_args()
+    sys.argv = [f"stabilab inspect {given.what}", *given.rest]
+    importlib.import_module(f"train.{given.what}").main()
+
+
+if __name__ == "__main__":
+    main()
