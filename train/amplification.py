@@ -11,7 +11,6 @@ soft-capped logits if the run caps them. Changes are relative to the loss at fac
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +21,9 @@ import torch
 from conf.axis import ConfigError
 from models.gpt import GPT
 from train.cli.tables import plain_table, print_table
-from train.cli.terminal import exit_with, table_console
+from train.cli.terminal import table_console
 from train.config.schema import Config
+from train.inspect import measure_runs
 from train.results.trained import config_of, loss_of, model_of, validation_of
 
 FACTORS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -89,10 +89,7 @@ def print_losses(paths: Sequence[Path]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab inspect amplification", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of ended runs")
-    paths = parser.parse_args().runs
-    exit_with(lambda: print_losses(paths))
+    measure_runs("amplification", __doc__, print_losses)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ default to the smallest model of the ladder.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from conf.axis import ConfigError, near
@@ -29,7 +29,7 @@ from train.config.compose import compose
 from train.config.grid import Composer
 from train.config.schema import Config
 from train.optimizers.schedules import Constant
-from train.results.style import PANEL, colours, panels, save, styled
+from train.results.style import PANEL, colours, panels, save_with_values, styled
 from train.run.module import ProxyModule
 from train.run.process import process_kept
 
@@ -78,10 +78,7 @@ class Slopes:
 
 def slope(sizes: Sequence[int], values: Sequence[float]) -> float:
     """Returns the exponent of a least-squares power law fitted to the values over the sizes."""
-    x = [math.log(s) for s in sizes]
-    y = [math.log(max(v, 1e-30)) for v in values]
-    mx, my = sum(x) / len(x), sum(y) / len(y)
-    return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
+    return float(np.polyfit(np.log(sizes), np.log(np.maximum(values, 1e-30)), 1)[0])
 
 
 def changes(config: Config, batches: Sequence[torch.Tensor]) -> dict[str, list[float]]:
@@ -300,11 +297,10 @@ def run(arguments: Sequence[str]) -> None:
             print_slopes(found[-1])
     folder = configs[0].folder / "-".join(["coordinates", *names, *(overs if overs != ["width"] else [])])
     folder.mkdir(parents=True, exist_ok=True)
-    files = save(draw(found[0]) if len(found) == 1 else draw_together(found), folder / "coordinates")
     settings = {"steps": STEPS, "seeds": SEEDS, "tolerance": TOLERANCE}
     values = settings | {"checks": [slopes.values() for slopes in found]}
-    (folder / "coordinates.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
-    print(", ".join(map(str, [*files, folder / "coordinates.json"])))
+    figure = draw(found[0]) if len(found) == 1 else draw_together(found)
+    print(", ".join(map(str, save_with_values(figure, values, folder / "coordinates"))))
 
 
 def main() -> None:

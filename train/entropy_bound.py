@@ -15,7 +15,6 @@ Shape suffixes: B batch, H heads, T tokens, D width, K head dimension; 1 stands 
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ from conf.axis import ConfigError
 from models.attention.layer import Attention
 from models.gpt import GPT, Block
 from train.cli.tables import plain_table, print_table
-from train.cli.terminal import exit_with, table_console
+from train.cli.terminal import table_console
+from train.inspect import measure_runs
 from train.results.trained import config_of, model_of, validation_of
 
 SEQUENCES = 16
@@ -176,10 +176,7 @@ def print_bounds(paths: Sequence[Path]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab inspect entropy_bound", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of ended runs without qk-norm")
-    paths = parser.parse_args().runs
-    exit_with(lambda: print_bounds(paths))
+    measure_runs("entropy_bound", __doc__, print_bounds, "folders of ended runs without qk-norm")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ clipped gradients, both at the final weights: runs don't keep the optimizer's v.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +21,9 @@ import torch
 
 from conf.axis import ConfigError
 from train.cli.tables import plain_table, print_table
-from train.cli.terminal import exit_with, table_console
+from train.cli.terminal import table_console
 from train.config.schema import Config
+from train.inspect import measure_runs
 from train.optimizers.adamw import AdamFields
 from train.optimizers.base import OptimizerConfig, follows_weights
 from train.results.trained import config_of, model_of, training_of
@@ -144,10 +144,7 @@ def print_found(paths: Sequence[Path]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab inspect hessian", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of ended runs")
-    paths = parser.parse_args().runs
-    exit_with(lambda: print_found(paths))
+    measure_runs("hessian", __doc__, print_found)
 
 
 if __name__ == "__main__":

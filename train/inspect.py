@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 MEASUREMENTS = {
     "amplification": "the loss with amplified attention logits",
@@ -18,6 +20,18 @@ MEASUREMENTS = {
     "superweights": "super weights, and the loss without them",
 }
 """Modules of this package, and what they print."""
+
+
+def measure_runs(
+    what: str, doc: str | None, show: Callable[[Sequence[Path]], None], runs: str = "folders of ended runs"
+) -> None:
+    """Runs a measurement as a command that takes run folders alone. `show` prints what it finds in them."""
+    from train.cli.terminal import exit_with
+
+    parser = argparse.ArgumentParser(prog=f"stabilab inspect {what}", description=doc)
+    parser.add_argument("runs", type=Path, nargs="+", help=runs)
+    paths = parser.parse_args().runs
+    exit_with(lambda: show(paths))
 
 
 def main() -> None:

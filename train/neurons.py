@@ -12,7 +12,6 @@ ours.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,8 @@ import torch
 from models.gpt import GPT, Block
 from models.layers import Linear
 from train.cli.tables import plain_table, print_table
-from train.cli.terminal import exit_with, table_console
+from train.cli.terminal import table_console
+from train.inspect import measure_runs
 from train.results.trained import config_of, model_of, validation_of
 
 POSITIONAL = 0.05
@@ -99,10 +99,7 @@ def print_found(paths: Sequence[Path]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab inspect neurons", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of ended runs")
-    paths = parser.parse_args().runs
-    exit_with(lambda: print_found(paths))
+    measure_runs("neurons", __doc__, print_found)
 
 
 if __name__ == "__main__":

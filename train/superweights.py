@@ -11,7 +11,6 @@ above 50 count as spikes. Small models may have none: then the candidate's effec
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,8 @@ import torch
 from models.gpt import GPT
 from models.layers import Linear
 from train.cli.tables import plain_table, print_table
-from train.cli.terminal import exit_with, table_console
+from train.cli.terminal import table_console
+from train.inspect import measure_runs
 from train.results.trained import config_of, loss_of, model_of, validation_of
 
 COUNT = 100
@@ -132,10 +132,7 @@ def print_found(paths: Sequence[Path]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab inspect superweights", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of ended runs")
-    paths = parser.parse_args().runs
-    exit_with(lambda: print_found(paths))
+    measure_runs("superweights", __doc__, print_found)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +11,8 @@ from train.diagnose.card import Card
 from train.diagnose.compare import Comparison, table
 from train.diagnose.figure import card_figure
 from train.diagnose.terminal import COLUMNS, SIGN_COLUMNS, conclusions, counts, recipe_text, sign_rows, size_row
-from train.results.page.html import environment, style
-from train.results.style import save
-from train.results.verdict import jsonable
+from train.results.page.html import rendered
+from train.results.style import save_with_values
 from train.runfolder.files import write_atomically
 
 
@@ -25,10 +23,9 @@ def write(folder: Path, cards: Sequence[Card], comparisons: Sequence[tuple[str, 
     """
     report = folder / "report"
     report.mkdir(parents=True, exist_ok=True)
-    paths = [report / "card.json", *save(card_figure(cards), report / "card"), report / "card.html"]
     values = {"cards": [card.values() for card in cards]}
     values |= {"comparisons": [{"what": what} | asdict(one) for what, found in comparisons for one in found]}
-    write_atomically(paths[0], json.dumps(jsonable(values), indent=1))
+    paths = [*save_with_values(card_figure(cards), values, report / "card"), report / "card.html"]
     picture = base64.b64encode((report / "card.png").read_bytes()).decode()
     write_atomically(paths[-1], page(folder.name, cards, comparisons, picture))
     return paths
@@ -38,8 +35,6 @@ def page(
     title: str, cards: Sequence[Card], comparisons: Sequence[tuple[str, Sequence[Comparison]]], picture: str
 ) -> str:
     """Returns the text of the HTML file, in ASCII. `picture` is the figure, a PNG in base64."""
-    css, source = style()
-    policy = f"default-src 'none'; style-src '{source}'; img-src data:; base-uri 'none'; form-action 'none'"
     shown = [
         {
             "name": card.recipe, "overrides": recipe_text(card), "counts": counts(card), "lines": conclusions(card),
@@ -47,9 +42,8 @@ def page(
         }
         for card in cards
     ]  # fmt: skip
-    text = environment(Path(__file__).parent).get_template("card.html").render(
-        title=title, facts=f"stability card, intervals of {cards[0].level:.0%}", policy=policy, css=css, cards=shown,
-        columns=COLUMNS, sign_columns=SIGN_COLUMNS, tables=[(what, *table(found)) for what, found in comparisons],
-        picture=picture,
+    return rendered(
+        Path(__file__).with_name("card.html"), title=title,
+        facts=f"stability card, intervals of {cards[0].level:.0%}", cards=shown, columns=COLUMNS,
+        sign_columns=SIGN_COLUMNS, tables=[(what, *table(found)) for what, found in comparisons], picture=picture,
     )  # fmt: skip
-    return str(text.encode("ascii", "xmlcharrefreplace").decode())

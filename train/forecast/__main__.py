@@ -9,7 +9,6 @@ smaller ones and reports how often that was right.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -34,10 +33,8 @@ from train.forecast.measurements import (
     with_readings,
 )
 from train.forecast.predict import Prediction, predict
-from train.results.style import save
+from train.results.style import save_with_values
 from train.results.sweep import SweepResults, load_sweep
-from train.results.verdict import jsonable
-from train.runfolder.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,9 +159,7 @@ def write(folder: Path, name: str, figure: Any, values: dict[str, Any]) -> None:
     """Writes NAME.json, NAME.png and NAME.pdf to FOLDER/report and prints their paths."""
     report = folder / "report"
     report.mkdir(exist_ok=True)
-    write_atomically(report / f"{name}.json", json.dumps(jsonable(values), indent=1))
-    files = [*save(figure, report / name), report / f"{name}.json"]
-    print(", ".join(map(str, files)))
+    print(", ".join(map(str, save_with_values(figure, values, report / name))))
 
 
 def share(text: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 
 from train.cli.format import size_label
+from train.results.verdict import jsonable
+from train.runfolder.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,6 +86,13 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     figure.savefig(paths[0])
     figure.savefig(paths[1], metadata={"CreationDate": None})
     return paths
+
+
+def save_with_values(figure: Figure, values: Any, stem: Path) -> list[Path]:
+    """Writes the figure like `save` and the values as stem.json, and returns the paths."""
+    path = stem.with_suffix(".json")
+    write_atomically(path, json.dumps(jsonable(values), indent=1))
+    return [*save(figure, stem), path]
 
 
 def colours(sizes: Sequence[int]) -> dict[int, Any]:

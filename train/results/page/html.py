@@ -93,34 +93,33 @@ def page(
 
     `static` holds the template's values for the verdicts, the table of arms and sizes, the notes and the footer.
     """
-    # The policy hashes cover the exact text between the tags, including newlines.
-    css, source = style()
     script = "(() => {\n" + "".join((HERE / name).read_text("utf-8") for name in SCRIPTS) + "})();\n"
-    policy = "; ".join(
-        ["default-src 'none'", f"style-src '{source}'", f"script-src '{_hash(script)}'", "img-src data:",
-         "base-uri 'none'", "form-action 'none'"]
-    )  # fmt: skip
-    jinja = environment(HERE)
-    # `tojson` escapes the characters that could close a script element or open a comment inside it.
-    jinja.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    text = jinja.get_template("page.html").render(
-        title=title, facts=facts, policy=policy, css=css, script=script, data=values, marks=MARKS, kinds=KINDS,
+    return rendered(
+        HERE / "page.html", script, title=title, facts=facts, data=values, marks=MARKS, kinds=KINDS,
         runs=[(number, run) for number, run in enumerate(runs) if run], **static,
     )  # fmt: skip
-    return text.encode("ascii", "xmlcharrefreplace").decode()
 
 
-def environment(folder: Path) -> Any:
-    """Returns Jinja's environment for the templates of a folder, which escapes all values."""
+def rendered(template: Path, script: str | None = None, **values: Any) -> str:
+    """Returns the page of a template that extends base.html, in ASCII, with the style sheet of all pages.
+
+    `values` have at least the `title` and the `facts` under it. All are escaped.
+    """
     from jinja2 import Environment, FileSystemLoader
 
-    return Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, keep_trailing_newline=True)
-
-
-def style() -> tuple[str, str]:
-    """Returns the style sheet of pages and its hash for a content security policy."""
     css = (HERE / "page.css").read_text("utf-8")
-    return css, _hash(css)
+    # The policy's hashes cover the exact text between the tags, including newlines.
+    scripts = [] if script is None else [f"script-src '{_hash(script)}'"]
+    policy = "; ".join(
+        ["default-src 'none'", f"style-src '{_hash(css)}'", *scripts, "img-src data:", "base-uri 'none'",
+         "form-action 'none'"]
+    )  # fmt: skip
+    loader = FileSystemLoader([template.parent, HERE])
+    jinja = Environment(loader=loader, autoescape=True, trim_blocks=True, keep_trailing_newline=True)
+    # `tojson` escapes the characters that could close a script element or open a comment inside it.
+    jinja.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    text = jinja.get_template(template.name).render(policy=policy, css=css, script=script, **values)
+    return text.encode("ascii", "xmlcharrefreplace").decode()
 
 
 def _hash(text: str) -> str:
