@@ -58,6 +58,9 @@ def fitted(console: Console, table: Table, name: str | None = None, less: Sequen
             break
         if (column := left_out.pop(0)) in titles:
             del table.columns[titles.index(column)]
+            # rich pads by this index, and would take another column for the last one.
+            for i, kept in enumerate(table.columns):
+                kept._index = i
     if excess > spare:
         return _stacked(table, headings, cells)
     if excess > 0:

@@ -1,5 +1,6 @@
 """The numbers of a leaderboard on frames written by hand, and the command on real runs of two steps."""
 
+import io
 import json
 import math
 from pathlib import Path
@@ -7,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from tests.train.findings.frames import INIT, frame
+from train.cli.tables import plain_table, print_table
 from train.docs.leaderboard import markdown
 from train.findings.signs import broke_first
 from train.leaderboard.__main__ import leaderboard
 from train.leaderboard.confirm import SEEDS, best_runs
 from train.leaderboard.figure import figure
 from train.leaderboard.rows import FLOOR, rows, spread
-from train.leaderboard.table import cells
+from train.leaderboard.table import COLUMNS, LESS, cells, columns
 
 LRS = (0.01, 0.1, 1.0)
 GOOD = dict(zip(LRS, (5.0, 4.8, 4.82), strict=True))
@@ -138,6 +141,20 @@ def test_the_table_has_a_row_a_choice_and_a_part_a_size() -> None:
     assert text.index("N = 4.0k") < text.index("N = 1.0k")
     assert text.count("| good |") == 2
     assert text.count("| sharp |") == 1
+
+
+def test_a_terminal_of_80_columns_shows_what_ranks_and_what_broke() -> None:
+    row = {"arm": "adaptive_temperature", "runs": 5, "ended": 5, "failed": 0, "loss": 1.8831, "std": 0.0123,
+           "next_p": 0.0123, "best_lr": 0.03, "sensitivity": 0.41, "expected": 2.345, "range": 12.3, "N": 98765,
+           "critical": 0.0512, "degraded": 0.1, "broke": "output logits, log^2 Z", "kurtosis": 4.5}  # fmt: skip
+    table = pd.DataFrame([row])
+    shown = plain_table(*columns(table).values(), left=("choice", "broke first"))
+    shown.add_row(*cells(table)[0])
+    console = Console(width=80, file=io.StringIO())
+    print_table(console, shown, "choice", [COLUMNS[column] for column in LESS])
+    heading, line, *_ = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert heading.split() == ["choice", "loss", "p", "mean", "range", "critical", "broke", "first"]
+    assert line.split() == "adaptive_temperature 1.883 ± 0.012 0.012* 2.345 12x 0.051 log Z".split()
 
 
 def test_the_figure_shows_every_choice_best_first() -> None:
