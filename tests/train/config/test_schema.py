@@ -344,7 +344,7 @@ class TestDigest:
         values = {k: v for k, v in tiny(override).values().items() if k not in PLACE}
         given = override.partition("=")[0]
         later = [(values, "plugins"), (values, "eval_lengths"), (values, "masking"), (values, "init_from")]
-        later += [(values, "head"), (values, "augmented_shortcut")]
+        later += [(values, "head"), (values, "augmented_shortcut"), (values["loss"], "arithmetic")]
         later += [(values["position"], key) for key in ("scale", "power", "truncate")]
         later += [(values["optimizer"], key) for key in ("decay_times_steps", "groups", "beta2_half_life")]
         later += [(values["schedule"], "final_fraction")] if override != "schedule=constant" else []
