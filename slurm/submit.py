@@ -11,7 +11,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -20,11 +22,18 @@ from slurm.commands import SECONDS, Missing, Refused, call, job_id, most_tasks
 from slurm.records import Records
 from slurm.settle import Unclear, settle
 from train.config.launcher import Slurm
-from train.config.schema import Config
 from train.runfolder.files import if_stale, unwritable
 from train.runfolder.provenance import commit
 
+if TYPE_CHECKING:
+    from train.config.schema import Config
+
 CODE = Path(__file__).resolve().parents[1]
+
+SAFETY = 3
+"""Time limit over the estimated time, where the user sets no limit: nodes are slower, and shared."""
+STARTING = 300
+"""Seconds added to it for the imports from a shared disk."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Array:
             "array": f"0-{last}{limit}",
             "output": log,
             "partition": launcher.partition,
-            "time": launcher.time,
+            "time": launcher.time if (limit := self.minutes()) is None else limit,
             "nodes": config.nodes,
             "ntasks-per-node": config.devices or 1,
             "cpus-per-task": cpus or None,
@@ -65,6 +74,24 @@ class Array:
             "signal": f"B:USR1@{launcher.signal_seconds}",
         }
         return [f"--{k}={v}" for k, v in options.items() if v is not None] + shlex.split(launcher.options)
+
+    def minutes(self) -> int | None:
+        """Returns a time limit that fits the estimate of the longest task.
+
+        None if the launcher sets a limit, or if the runs train on GPUs, for which there is no estimate.
+        """
+        given = self.launcher.time is not None or "--time" in self.launcher.options
+        return None if given or self.gpus() else self._minutes
+
+    @cached_property
+    def _minutes(self) -> int:
+        from train.cli.estimate import Estimator  # loads torch
+
+        estimator, longest = Estimator(), 0.0
+        for task in self.tasks:
+            seconds = [estimator.cost(config).seconds for config in task]
+            longest = max(longest, *seconds, sum(seconds) / max(1, at_once(self.launcher, 0, len(task))))
+        return math.ceil((STARTING + self.launcher.signal_seconds + SAFETY * longest) / 60)
 
     def script(self, records: Records, number: int) -> str:
         """Returns the text of the array's batch script."""
@@ -133,6 +160,12 @@ def submit(sweep: Path, configs: Sequence[Config], launcher: Slurm) -> list[str]
     """
     records, found = Records(sweep), arrays(configs, launcher)
     template(launcher)
+    if limits := sorted({minutes for array in found if (minutes := array.minutes()) is not None}):
+        print(
+            f"time limit of a task: {' or '.join(map(str, limits))} minutes, {SAFETY} x the estimate and the start; "
+            "launcher.time=... sets another",
+            file=sys.stderr,
+        )
     if launcher.dry_run:
         for number, array in enumerate(found, start=records.next_number()):
             print(array.script(records, number))

@@ -1,6 +1,7 @@
 """Arrays, scripts and options for a sweep, and refused settings; needs no Slurm."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from slurm.submit import arrays, submit
 from slurm.task import Steps, work_of
 from tests.train.helpers import TINY, tiny
 from train.__main__ import main as train_one
+from train.cli.estimate import Estimator
 from train.config.launcher import Slurm, in_full
 from train.sweep import main as sweep
 from train.sweeps.pool import Pool
@@ -44,6 +46,7 @@ def test_one_task_a_run_and_what_the_cluster_decides_is_left_out(tmp_path):
         "job-name": "sweep",
         "array": "0-3",
         "output": f"{tmp_path}/sweep/slurm/%A_%a.log",
+        "time": "8",  # 300 s to start, 120 s to stop, and a second of training
         "nodes": "1",
         "ntasks-per-node": "1",
         "cpus-per-task": "1",
@@ -72,9 +75,27 @@ def test_one_task_a_run_and_what_the_cluster_decides_is_left_out(tmp_path):
     ],
 )  # fmt: skip
 def test_fields_become_options(tmp_path, overrides, expected):
+    estimated = {} if "time" in expected else {"time": "-"}  # its own test is below
     plain = options(tmp_path, "accelerator=cpu")
     found = options(tmp_path, "accelerator=cpu", *(f"launcher.{o}" for o in overrides))
-    assert found == plain | expected
+    assert found | estimated == plain | expected | estimated
+
+
+def test_the_time_limit_follows_the_estimate_where_none_is_given(tmp_path, capsys):
+    """At 3 times the estimate of the two runs of a task, one after the other or at once; not for GPUs."""
+    on_cpu = ("accelerator=cpu", "steps=100000", "launcher.runs_per_job=2")
+    configs, launcher = runs(4, *on_cpu, "launcher.dry_run=true")
+    seconds = Estimator().cost(configs[0]).seconds
+    (array,) = arrays(configs, launcher)
+    assert array.minutes() == math.ceil((420 + 3 * seconds) / 60)
+    (array,) = arrays(*runs(4, *on_cpu, "launcher.runs_at_once=1"))
+    assert array.minutes() == math.ceil((420 + 6 * seconds) / 60)
+    submit(tmp_path, configs, launcher)
+    said = capsys.readouterr()
+    assert f"#SBATCH --time={math.ceil((420 + 3 * seconds) / 60)}\n" in said.out
+    assert said.err.count("launcher.time=... sets another") == 1
+    assert "time" not in options(tmp_path)
+    assert options(tmp_path, "accelerator=cpu", "launcher.options='--time=3'")["time"] == "3"
 
 
 def test_a_gpu_a_device_by_default(tmp_path):

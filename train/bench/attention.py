@@ -25,11 +25,11 @@ from models.gpt import GPT, initialize
 from train.bench.axes import COMPANIONS, SETTLE
 from train.bench.costs import THREADS
 from train.cli.axes import names
+from train.cli.estimate import LENGTHS
 from train.config.compose import compose
 from train.config.schema import Config
 from train.run.process import environment, process_kept
 
-LENGTHS = (64, 256, 1024)
 TOKENS = 1024
 """Tokens per batch: 16 sequences of 64, or one of 1,024."""
 DEFAULT = "softmax"

@@ -1,17 +1,21 @@
 """Estimates what runs will cost before they are trained: time on CPU cores, memory, tokens and FLOPs.
 
 The time of a step is a constant, one per block, and the model FLOPs at the rate of the matrix products, times the
-measured ratios of the choices (train/bench/axes.json). The constants were measured on one core with AVX512 and torch
-2.13, for widths 32 to 128 in contexts of 64; expect a factor of 1.5 elsewhere. GPUs have not been measured.
+measured ratios of the choices (train/bench/axes.json, attention.json). The constants are those of a quiet core with
+AVX512 and torch 2.13, for widths 32 to 128 in steps of 8 x 64 tokens; on a core whose neighbour is busy, steps take up
+to twice as long. GPUs have not been measured.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from conf.axis import axes
 from models.architecture import Architecture
@@ -22,8 +26,8 @@ from train.config.schema import Config
 from train.run.derived import flops_per_token, tokens_per_step
 from train.sweeps.plan import Sweep
 
-STEP_SECONDS, BLOCK_SECONDS, FLOPS_PER_SECOND = 4e-3, 5e-3, 61e9
-"""Per step, per step and block, and rate of a CPU core."""
+STEP_SECONDS, BLOCK_SECONDS, FLOPS_PER_SECOND = 1.6e-3, 1.4e-3, 110e9
+"""Per step, per step and block, and rate of a CPU core. train/bench/README.md has the steps that they are fitted to."""
 
 PARAMETER_BYTES = 16
 """Weight, gradient and AdamW's two moments."""
@@ -34,7 +38,11 @@ PER_BLOCK = 22
 PROCESS_BYTES = 0.45e9
 """Memory of a process with the libraries loaded."""
 
-RATIOS = Path(__file__).parents[1] / "bench" / "axes.json"
+MEASURED = Path(__file__).parents[1] / "bench"
+"""Folder of axes.json, the times of steps, and attention.json, those of attention layers."""
+
+LENGTHS = (64, 256, 1024)
+"""Contexts at which attention layers are measured."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,8 @@ class Estimator:
     """Estimates the costs of many configs, building each architecture only once, without memory for its weights."""
 
     def __init__(self) -> None:
-        measured = next(v for v in json.loads(RATIOS.read_text()).values() if isinstance(v, dict))["axes"]
-        self.ratios = {(row["axis"], row["value"]): row["ratio"] for row in measured if row["ratio"]}
+        self.ratios = {(row["axis"], row["value"]): row["ratio"] for row in _rows("axes") if row["ratio"]}
+        self.layers = {row["rule"]: row["times"] for row in _rows("attention") if row["times"]}
         self.counted: dict[str, tuple[int, int, int]] = {}
 
     def cost(self, config: Config) -> Cost:
@@ -62,18 +70,31 @@ class Estimator:
         model, tokens = config.model, tokens_per_step(config)
         flops = flops_per_token(config, active) * tokens
         seconds = STEP_SECONDS + BLOCK_SECONDS * model.depth + flops / FLOPS_PER_SECOND
+        seconds *= self._ratio(config) * self._attention(config)
         shared = tokens // (config.accumulate * (config.devices or 1) * config.nodes)
         per_token = model.depth * (PER_BLOCK * model.width + model.heads * config.context) + 3 * config.data.vocab_size
         memory = PROCESS_BYTES + PARAMETER_BYTES * parameters + 4 * shared * per_token
         steps = config.steps
-        return Cost(n, parameters, steps * tokens, steps * flops, steps * seconds * self._ratio(config), memory)
+        return Cost(n, parameters, steps * tokens, steps * flops, steps * seconds, memory)
 
     def _ratio(self, config: Config) -> float:
         """Returns the product of the measured ratios of the choices, 1 for those that were not measured."""
         product = 1.0
-        for axis in axes(Config):
+        for axis in axes(Config).keys() - {"attention"}:
             product *= self.ratios.get((axis, getattr(config, axis).name), 1.0)
         return product
+
+    def _attention(self, config: Config) -> float:
+        """Returns the time of an attention layer over softmax's, a mean over the blocks; 1 if it was not measured.
+
+        The layers were measured with a head dimension of 32. At 16, as in the mini sizes, scores weigh more, and the
+        whole step takes about this factor: measured 1.8 for entmax (1.9) and 1.4 for softpick (1.3).
+        """
+        depth, at = config.model.depth, math.log(config.context)
+        rules = [config.attention.of_block(block, depth).name for block in range(depth)]
+        lengths = [math.log(length) for length in LENGTHS]
+        times = [float(np.interp(at, lengths, self.layers[rule])) if rule in self.layers else 1.0 for rule in rules]
+        return sum(times) / depth if times else 1.0
 
     def _counts(self, config: Config) -> tuple[int, int, int]:
         values = config.values()
@@ -89,6 +110,12 @@ class Estimator:
             parameters = sum(p.numel() for p in model.parameters())
             self.counted[key] = model.parameter_count(), model.active_parameter_count(), parameters
         return self.counted[key]
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    """Returns the measurements in a file of train.bench."""
+    of_models = [v for v in json.loads((MEASURED / f"{name}.json").read_text()).values() if isinstance(v, dict)]
+    return next(rows for rows in of_models[0].values() if isinstance(rows, list))
 
 
 def minutes(seconds: float) -> str:

@@ -48,7 +48,8 @@ class Slurm(LauncherConfig):
     partition: str | None = None
     """Partition, or a quoted list of partitions separated by commas."""
     time: str | int | None = None
-    """Time limit of a task in sbatch's format: minutes, HH:MM:SS or D-HH:MM:SS. Unfinished runs are requeued."""
+    """Time limit of a task in sbatch's format: minutes, HH:MM:SS or D-HH:MM:SS. Unfinished runs are requeued. Null is
+    three times the estimate of --dry-run for runs on CPU cores, and leaves those on GPUs to the cluster."""
     gpus: Annotated[int, Field(ge=0)] | None = None
     """GPUs per node of a task. Null requests one per device of a run, and none with accelerator=cpu."""
     cpus: Count | None = None

@@ -1,0 +1,39 @@
+"""The estimate of a run's time, held against steps that were measured."""
+
+import math
+
+import pytest
+
+from tests.conftest import composer
+from train.cli.estimate import Estimator
+
+# CPU ms of a step of 8 x 64 bytes on a quiet core; those at width 128 and depth 4 follow from ratios on a busy one.
+MEASURED = {
+    "mini-w32-d2": 5.5, "mini-w64-d2": 7.75, "mini-w128-d2": 15.6, "mini-w32-d4": 9.2, "mini-w64-d4": 13.5,
+    "mini-w128-d4": 28.7,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def estimator() -> Estimator:
+    return Estimator()
+
+
+@pytest.mark.parametrize("model", MEASURED)
+def test_the_time_of_the_mini_ladder(estimator, model):
+    cost = estimator.cost(composer().config([f"model={model}"]))
+    assert cost.seconds == pytest.approx(4000 * MEASURED[model] / 1000, rel=0.25)
+
+
+def test_the_attention_rule_counts_with_its_ratio_at_the_context(estimator):
+    def seconds(*overrides: str) -> float:
+        return estimator.cost(composer().config(["model=mini-w64-d2", *overrides])).seconds
+
+    rows = estimator.layers["entmax"]
+    assert rows[0] > 1.5 < rows[1]
+    assert seconds("attention=entmax") / seconds() == pytest.approx(rows[0])
+    longer = math.sqrt(64 * 256)  # half way in the logarithm
+    ratio = seconds("attention=entmax", f"context={longer:.0f}") / seconds(f"context={longer:.0f}")
+    assert ratio == pytest.approx((rows[0] + rows[1]) / 2)
+    mixed = seconds("attention=entmax", "attention.pattern=[softmax,self]") / seconds()
+    assert mixed == pytest.approx((1 + rows[0]) / 2)
