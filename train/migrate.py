@@ -17,15 +17,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
 from train.cli.terminal import exit_with
-from train.config.compose import from_file
-from train.config.schema import Config
 from train.runfolder.files import read_json, rows_of, write_atomically
 from train.runfolder.find import run_folders
 from train.runfolder.folder import FORMAT, RunFolder
+
+if TYPE_CHECKING:
+    from train.config.schema import Config
 
 Row = dict[str, Any]
 
@@ -73,6 +74,8 @@ def _planned(path: Path) -> Run:
     run = RunFolder(path)
     if run.is_claimed():
         raise ConfigError(f"{path}: process {run.status().get('pid')} is training this run: wait for its end")
+    from train.config.compose import from_file  # loads torch
+
     try:
         config = from_file(path / "config.yaml")
     except ConfigError as fault:
@@ -114,7 +117,7 @@ def rewrite(run: RunFolder, config: Config) -> None:
     (run.path / "metrics.parquet").unlink(missing_ok=True)
     shutil.rmtree(run.path / "report", ignore_errors=True)
     if (run.path / "metrics.csv").exists():
-        from train.runfolder.parquet import frame
+        from train.runfolder.columns import frame
 
         write_atomically(run.path / "metrics.csv", frame(run).to_csv(index=False))
     write_atomically(run.path / "status.json", json.dumps(_status(run.status(), flops), indent=1))

@@ -18,6 +18,7 @@ from slurm.records import Records
 from tests.train.results.page.many import rows
 from train.config.compose import to_yaml
 from train.config.schema import Config
+from train.runfolder.folder import FORMAT
 from train.sweeps.plan import Sweep, plan
 
 GRID = ["model=mini-w32-d2,mini-w64-d2", "qk_norm=none,layernorm", "optimizer.lr=1e-3,3e-3,1e-2,3e-2,1e-1"]
@@ -35,7 +36,8 @@ def summary(config: Config, steps: int, last: dict) -> dict:
     return {
         "name": config.run_name(), "state": "diverged" if broke else "finished",
         "diverged_step": 200 if broke else None, "steps_above_init": 0, "steps_done": steps, "N": n,
-        "loss_init": 8.1, "loss_final": 9.0 if broke else 5 + 10 * lr, "loss": 8.1 if broke else 5 + 10 * lr,
+        "validation/loss_init": 8.1, "validation/loss_final": 9.0 if broke else 5 + 10 * lr,
+        "validation/loss": 8.1 if broke else 5 + 10 * lr,
         "parameters": 90_000, "tokens": 10**6, "seconds": 60.0, "logit_max": 1e4 * lr, "logit_max_final": 1e4 * lr,
         "entropy_final": 2.0, "entropy_min": 1.0, "final": values,
     }  # fmt: skip
@@ -58,7 +60,7 @@ def make(sweep: Sweep) -> None:
         values = summary(config, len(found) - 1, last)
         (path / "summary.json").write_text(json.dumps(values, indent=1))
         (path / "status.json").write_text(
-            json.dumps({"state": values["state"], "time": 0.0, "step": 400, "slurm": "1_0"})
+            json.dumps({"format": FORMAT, "state": values["state"], "time": 0.0, "step": 400, "slurm": "1_0"})
         )
         (path / "metrics.jsonl").write_text(metrics)
     sweep.write_plan()
@@ -100,7 +102,7 @@ def main() -> None:
         # With an empty PATH there is no squeue.
         measure("status", "-m", "slurm.status", str(sweep.folder), PATH="")
         measure("report", "-m", "train.report", str(sweep.folder))
-        history = f"from train.results.sweep import load_sweep; load_sweep({str(sweep.folder)!r}).history('loss')"
+        history = f"from train.results.sweep import load_sweep; load_sweep({str(sweep.folder)!r}).history('train/loss')"
         measure("history of loss", "-c", history)
         measure("history again", "-c", history)
         page = sweep.folder / "report" / "report.html"

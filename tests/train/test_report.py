@@ -1,8 +1,8 @@
 import itertools
 import json
 import math
-import os
 import re
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
@@ -20,10 +20,11 @@ from train.report import main, report
 from train.results import figures
 from train.results.arms import varying, with_arms
 from train.results.floors import floors_text
-from train.results.sweep import Metrics, load_sweep
+from train.results.sweep import Metrics, SweepResults, load_sweep
 from train.results.table import cells, table, titles
 from train.results.trained import config_of
-from train.runfolder.folder import FORMAT
+from train.runfolder import columns
+from train.runfolder.folder import FORMAT, RunFolder
 
 LOSS_INIT = 8.1
 FLOORS = {"floor/unigram": 6.4, "floor/bigram": 4.66, "floor/no_mixing": 4.66}
@@ -440,33 +441,36 @@ def test_sizes_are_told_apart_by_lightness():
     assert all(a - b > 0.05 for a, b in itertools.pairwise(lightness))
 
 
-def test_columns_are_those_of_the_rows_and_follow_them(tmp_path):
-    """The first reading of an ended run writes metrics.parquet; rows that change, as of a resumed run, count."""
-    folder = trained(tmp_path)
-    metrics, wanted = (
-        Metrics({"run": folder}),
-        ["step", "train/loss", "attention/logit_max", "validation/loss", "nothing"],
-    )
-    expected = metrics["run"][wanted[:-1]]
-    for _ in range(2):
-        pd.testing.assert_frame_equal(metrics.columns("run", wanted), expected)
-    parquet = folder.path / "metrics.parquet"
-    made = parquet.stat().st_mtime_ns
-    assert metrics.columns("run", ["train/loss"])["train/loss"].tolist()[1:] == expected["train/loss"].tolist()[1:]
-    assert parquet.stat().st_mtime_ns == made
-    folder.rewind(5)
-    folder.set_status("running")
-    pd.testing.assert_frame_equal(metrics.columns("run", wanted), expected[expected["step"] < 5])
-    folder.append(folder.metrics_path, [{"step": 5, "train/loss": 7.0}])
-    assert metrics.columns("run", ["train/loss"])["train/loss"].iloc[-1] == 7.0
-    assert parquet.stat().st_mtime_ns == made, "no file is made of a run that goes on"
-    folder.set_status("finished")
-    assert metrics.columns("run", ["train/loss"])["train/loss"].iloc[-1] == 7.0
-    assert parquet.stat().st_mtime_ns > made
+def test_the_history_of_metrics_is_that_of_the_rows_and_follows_them(tmp_path):
+    """Of runs that grew, were resumed, deleted or never started, and without a torn last line."""
+    out, other, gone = trained(tmp_path), *(RunFolder(tmp_path / name) for name in ("other", "gone"))
+    wanted = ("train/loss", "attention/logit_max", "validation/loss", "nothing", "attention/block0/logit_max_by_head")
+    shutil.copytree(out.path, other.path)
+    folders = {"gone": gone, "run": out, "other": other}
+    runs = pd.DataFrame({"run": list(folders), "size": 1.0, "optimizer.lr": [0.1, 0.2, 0.3], "seed": 0})
+    sweep = SweepResults(tmp_path, "sweep", None, runs, Metrics(folders))
 
+    def check() -> pd.DataFrame:
+        expected = pd.concat({name: columns.frame(folders[name]) for name in folders}, names=["run"]).reset_index("run")
+        found = sweep.history(*wanted)
+        keys = ["run", "step", *wanted[:3]]
+        assert [*found] == ["run", "size", "optimizer.lr", "seed", *keys[1:]]
+        pd.testing.assert_frame_equal(found[keys], expected[keys].reset_index(drop=True), check_dtype=False)
+        assert (found["optimizer.lr"] == found["run"].map({"run": 0.2, "other": 0.3})).all()
+        return found
 
-def test_what_can_not_be_kept_is_read_all_the_same(tmp_path):
-    folder = trained(tmp_path)
-    (folder.path / f"metrics.parquet.{os.getpid()}").mkdir()
-    assert len(Metrics({"run": folder}).columns("run", ["train/loss"])) == 13
-    assert not (folder.path / "metrics.parquet").exists()
+    before = check()
+    assert (before["run"] == "run").sum() == (before["run"] == "other").sum() == 13
+    other.rewind(5)
+    other.append(other.metrics_path, [{"step": 5, "train/loss": math.nan}, {"step": 6, "train/loss": -math.inf}])
+    with other.metrics_path.open("a") as file:
+        file.write('{"step": 7, "train/loss": 1')
+    grown = check()
+    assert grown["train/loss"].tolist()[-1] == -math.inf
+    assert grown["step"].tolist()[-1] == 6
+    shutil.rmtree(out.path)
+    assert set(check()["run"]) == {"other"}
+    with other.metrics_path.open("a") as file:
+        file.write("\n")
+    with pytest.raises(ConfigError, match="line 9 is damaged"):
+        sweep.history("train/loss")

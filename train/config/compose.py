@@ -10,14 +10,12 @@ import yaml
 
 from conf.axis import ConfigError, checked
 from train.config import choices as groups
-from train.config.choices import GLOBAL, HEADER
+from train.config.choices import GLOBAL, HEADER, YAML
 from train.config.messages import composing, hydra_fault, yaml_fault
 from train.config.own import for_hydra, resolved
 from train.config.plugins import load
 from train.config.schema import Config
 
-YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's loader if PyYAML has it. The pure Python loader takes 5 ms per config, almost a minute for 10,000 runs."""
 NOT_OF_RUNS = ("hydra", "arms", "claim")
 """Keys of an experiment's file that concern its sweep and no single run."""
 

@@ -9,9 +9,9 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from train.loggers.base import LOGGER, Logger, LoggerConfig
+from train.runfolder.columns import frame
 from train.runfolder.files import write_atomically
 from train.runfolder.folder import RunFolder
-from train.runfolder.parquet import frame
 
 
 class CsvFile:

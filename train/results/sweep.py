@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from conf.axis import ConfigError
-from train.config.compose import YAML
-from train.config.grid import compose_all
+from train.config.choices import YAML
 from train.results.arms import with_arms
-from train.runfolder import parquet as columns
+from train.runfolder import columns
 from train.runfolder.files import read_json
 from train.runfolder.folder import ENDED, RunFolder, no_sweep, require_format
 
@@ -35,10 +34,6 @@ class Metrics(Mapping[str, "pd.DataFrame"]):
         if name not in self._frames:
             self._frames[name] = columns.frame(self.folders[name])
         return self._frames[name]
-
-    def columns(self, name: str, wanted: Sequence[str]) -> pd.DataFrame:
-        """Returns those of the wanted columns that exist, uncached. For an ended run, only these columns are read."""
-        return columns.read(self.folders[name], wanted)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """Returns the rows as recorded, including per-head values. They are not cached."""
@@ -72,18 +67,21 @@ class SweepResults:
     def history(self, *metrics: str) -> pd.DataFrame:
         """Returns one row per run and recorded step: `run`, `size`, `arm`, `optimizer.lr`, `seed`, `step`, metrics.
 
-        If metrics are named, only these are read. NaN marks steps at which a metric was not recorded. Step -1 is the
-        validation before training.
+        If metrics are named, only these are read, as floats. NaN marks steps at which a metric was not recorded. Step
+        -1 is the validation before training.
         """
+        import numpy as np
         import pandas as pd
 
         keys = [c for c in ("size", "arm", "optimizer.lr", "seed") if c in self.runs]
         known = self.runs.drop_duplicates("run").set_index("run")[keys]
-        wanted = ["step", *metrics]
-        frames = [self.metrics.columns(run, wanted) if metrics else self.metrics[run] for run in known.index]
-        rows = pd.concat(frames, keys=known.index, names=["run", None])
-        of_run = known.loc[rows.index.get_level_values("run")].reset_index()
-        return pd.concat([of_run, rows.reset_index(drop=True)], axis=1)
+        if metrics:
+            rows, counts = columns.read([self.metrics.folders[run] for run in known.index], metrics)
+        else:
+            frames = [self.metrics[run] for run in known.index]
+            rows, counts = pd.concat(frames, ignore_index=True), [len(frame) for frame in frames]
+        of_run = known.reset_index().take(np.repeat(np.arange(len(known)), counts)).reset_index(drop=True)
+        return pd.concat([of_run, rows], axis=1)
 
     @property
     def ended(self) -> pd.DataFrame:
@@ -171,6 +169,10 @@ def together(sweeps: Sequence[SweepResults]) -> SweepResults:
 
 def _composed(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Returns the configs of runs that never started, or {} if their overrides no longer fit conf/."""
+    if not entries:
+        return {}
+    from train.config.grid import compose_all  # loads torch
+
     try:
         configs = compose_all([entry["overrides"] for entry in entries])
     except ConfigError:
