@@ -12,14 +12,16 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from conf.axis import ConfigError, checked, near
 from slurm.runs import chosen, runs
 from slurm.submit import submit
 from train.cli.terminal import exit_with
 from train.config.launcher import Slurm, in_full
-from train.config.messages import unreadable
-from train.config.schema import Config
+
+if TYPE_CHECKING:
+    from train.config.schema import Config
 
 
 def changed(launcher: Slurm, overrides: Sequence[str]) -> Slurm:
@@ -37,6 +39,8 @@ def changed(launcher: Slurm, overrides: Sequence[str]) -> Slurm:
         try:
             values[field] = OverridesParser.create().parse_override(text).value()
         except HydraException:
+            from train.config.messages import unreadable  # loads torch
+
             raise unreadable(text) from None
     return checked(Slurm, values)
 

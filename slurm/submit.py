@@ -65,7 +65,7 @@ class Array:
             "array": f"0-{last}{limit}",
             "output": log,
             "partition": launcher.partition,
-            "time": launcher.time if (limit := self.minutes()) is None else limit,
+            "time": launcher.time if (minutes := self.minutes()) is None else minutes,
             "nodes": config.nodes,
             "ntasks-per-node": config.devices or 1,
             "cpus-per-task": cpus or None,

@@ -20,7 +20,7 @@ FLOORS = (
     {"train.cli.estimate"},
     {"slurm"},
     {"train.results", "train.sync"},
-    {"train.results.page"},
+    {"train.results.page", "train.measure"},
     {"train.findings"},
     {"train.findings.measures"},
     {"train.sweep", "train.report"},

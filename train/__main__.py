@@ -27,8 +27,10 @@ def main() -> None:
 
 def single(arguments: list[str]) -> None:
     """Trains one run, or prints what `show=` asks for."""
+    from train.config.choices import refuse_unknown_choices
     from train.run.process import stop_held
 
+    refuse_unknown_choices(arguments)
     with stop_held():  # This takes seconds.
         from train.cli.words import taken
         from train.config.compose import compose

@@ -7,46 +7,10 @@ of 100k parameters writes words without sense. What counts is that they look lik
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from data.prepare import prepare
-from models.gpt import GPT
 from train.cli.terminal import exit_with
-from train.losses import Objective
-from train.results.trained import config_of, model_of, objective_of
-from train.run.process import process_kept
-
-
-@torch.no_grad()
-def sample(
-    model: GPT, objective: Objective, tokens: Sequence[int], count: int, *, context: int, temperature: float, seed: int
-) -> list[int]:
-    """Returns the tokens and `count` more, drawn from softmax(logits / temperature); 0 takes the largest logit."""
-    generator = torch.Generator().manual_seed(seed)
-    found = list(tokens)
-    for _ in range(count):
-        logits_V = objective.soft_capped(model(torch.tensor([found[-context:]]))[0][0, -1])
-        if temperature == 0:
-            found.append(int(logits_V.argmax()))
-        else:
-            p_V = torch.softmax(logits_V / temperature, -1)
-            found.append(int(torch.multinomial(p_V, 1, generator=generator)))
-    return found
-
-
-def continued(path: Path, text: str, count: int, temperature: float, seed: int) -> str:
-    """Returns the text and `count` more tokens. Raises ConfigError if the run has no weights or its data no text."""
-    config = config_of(path)
-    prepared = prepare(config.data, Path(config.cache).expanduser(), progress=False)
-    tokenizer = prepared.tokenizer()
-    start = tokenizer.encode(text).ids or [prepared.eos or 0]
-    model, objective = model_of(path, config), objective_of(config)
-    with process_kept(config.threads):
-        tokens = sample(model, objective, start, count, context=config.context, temperature=temperature, seed=seed)
-    return str(tokenizer.decode(tokens, skip_special_tokens=False))
+from train.runfolder.folder import require_trained
 
 
 def main() -> None:
@@ -57,7 +21,14 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     given = parser.parse_args()
-    exit_with(lambda: print(continued(given.run, given.text, given.tokens, given.temperature, given.seed)))
+
+    def action() -> None:
+        require_trained([given.run])
+        from train.measure.generate import continued
+
+        print(continued(given.run, given.text, given.tokens, given.temperature, given.seed))
+
+    exit_with(action)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from train.cli.terminal import exit_with
+from train.runfolder.folder import require_trained
 
 MEASUREMENTS = {
     "amplification": "the loss with amplified attention logits",
@@ -22,16 +24,21 @@ MEASUREMENTS = {
 """Modules of this package, and what they print."""
 
 
-def measure_runs(
-    what: str, doc: str | None, show: Callable[[Sequence[Path]], None], runs: str = "folders of ended runs"
-) -> None:
-    """Runs a measurement as a command that takes run folders alone. `show` prints what it finds in them."""
-    from train.cli.terminal import exit_with
+def measure_runs(what: str, doc: str | None, show: str = "print_found", runs: str = "folders of ended runs") -> None:
+    """Runs a measurement as a command that takes run folders alone.
 
+    The function `show` of train.measure.WHAT prints what it finds in them. It is imported, with torch, for runs that
+    have ended.
+    """
     parser = argparse.ArgumentParser(prog=f"stabilab inspect {what}", description=doc)
     parser.add_argument("runs", type=Path, nargs="+", help=runs)
     paths = parser.parse_args().runs
-    exit_with(lambda: show(paths))
+
+    def action() -> None:
+        require_trained(paths)
+        getattr(importlib.import_module(f"train.measure.{what}"), show)(paths)
+
+    exit_with(action)
 
 
 def main() -> None:

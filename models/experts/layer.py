@@ -53,7 +53,7 @@ class MoE(nn.Module):
             self.clock[0] = torch.randint(2**31, (), generator=generator)
 
     # The number of tokens of each expert depends on the data, so no graph of fixed shapes contains the layer.
-    @torch.compiler.disable
+    @torch._disable_dynamo  # As torch.compiler.disable, which imports torch._dynamo at once: a second of CPU.
     def forward(self, x_BTD: torch.Tensor, carry: Carry | None = None) -> torch.Tensor:
         """Returns the sum of the chosen experts' outputs times their gates; adds losses and probes to the carry."""
         config, x_ND = self.config, x_BTD.flatten(0, 1)

@@ -42,7 +42,7 @@ class StratifiedMoE(MoE):
         stratum_E = torch.arange(len(experts), device="cpu") * config.strata // len(experts)
         self.register_buffer("stratum_E", stratum_E, persistent=False)
 
-    @torch.compiler.disable
+    @torch._disable_dynamo  # As torch.compiler.disable, which imports torch._dynamo at once: a second of CPU.
     def forward(self, x_BTD: torch.Tensor, carry: Carry | None = None) -> torch.Tensor:
         """Returns what the token gains on its way; adds losses and probes to the carry."""
         config, x_ND = self.config, x_BTD.flatten(0, 1)

@@ -10,7 +10,7 @@ from conf.axis import ConfigError
 from models.attention.mixing.base import Inputs
 from tests.models.test_gpt import gpt, logits, tokens
 from tests.train.helpers import tiny, trained
-from train.amplification import FACTORS, amplified, losses, losses_of_run, print_losses
+from train.measure.amplification import FACTORS, amplified, losses, losses_of_run, print_losses
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi"])

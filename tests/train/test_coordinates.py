@@ -4,8 +4,8 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.helpers import TINY, tiny
-from train import coordinates
-from train.coordinates import Slopes, base_overrides, check, ends, run, slope
+from train.measure import coordinates
+from train.measure.coordinates import Slopes, base_overrides, check, ends, run, slope
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import torch
 
 from conf.axis import ConfigError
 from tests.train.helpers import tiny, trained
-from train.entropy_bound import bound, measure, measure_run
+from train.measure.entropy_bound import bound, measure, measure_run
 from train.run.module import ProxyModule
 
 

@@ -7,7 +7,7 @@ import torch
 
 from conf.axis import ConfigError
 from tests.train.helpers import trained
-from train.generate import continued, sample
+from train.measure.generate import continued, sample
 from train.results.trained import config_of, model_of, objective_of
 
 

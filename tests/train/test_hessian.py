@@ -7,7 +7,7 @@ import torch
 
 from conf.axis import ConfigError
 from tests.train.helpers import call, tiny, trained
-from train.hessian import Flat, sharpness, sharpness_of_run
+from train.measure.hessian import Flat, sharpness, sharpness_of_run
 from train.results.trained import training_of
 from train.run.module import ProxyModule
 

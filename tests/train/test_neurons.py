@@ -7,7 +7,7 @@ import torch
 
 from tests.models.test_gpt import gpt, tokens
 from tests.train.helpers import trained
-from train.neurons import information, neurons, neurons_of_run, print_found
+from train.measure.neurons import information, neurons, neurons_of_run, print_found
 
 
 def test_information() -> None:

@@ -8,7 +8,7 @@ import torch
 from conf.axis import ConfigError
 from tests.models.test_gpt import gpt, tokens
 from tests.train.helpers import trained
-from train.quantized import (
+from train.measure.quantized import (
     ROUNDINGS,
     Range,
     at_activations,

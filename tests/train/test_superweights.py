@@ -5,7 +5,7 @@ import torch
 
 from tests.models.test_gpt import gpt, tokens
 from tests.train.helpers import trained
-from train.superweights import candidate, candidates, last_matrices, measure, print_found, zeroed
+from train.measure.superweights import candidate, candidates, last_matrices, measure, print_found, zeroed
 
 
 def test_by_hand() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from conf.axis import ConfigError, axes, near
+from conf.axis import ConfigError, axes
 from models.size import SizeConfig
 from train.config import choices as groups
 from train.config.choices import GLOBAL, HEADER, choices, default_choices
@@ -91,7 +91,7 @@ def _unknown_choice(override: str, error: Exception, text: str) -> str | None:
     # A choice may be in a subfolder, as in experiment=paper/qk_norm.
     exists = groups.file(f"{group}/{value}").exists() or value.strip("'").endswith(".yaml")
     if refused and group in known and not exists:
-        return f"{group}={value} is not a choice: {near(value, known[group])}"
+        return str(groups.not_a_choice(group, value, known[group]))
     return None
 
 
@@ -119,7 +119,7 @@ def _fault_of_a_file(text: str, overrides: Sequence[str]) -> str:
         return f"an interpolation can't be read ({text}): write ${{key}}, or quote the value"
     if missing := re.search(r"Could not find '(\w+)/([^']*)'", text):  # from the defaults list of a file
         group, value = missing.groups()
-        return f"{group}={value} is not a choice: {near(value, choices().get(group, []))}"
+        return str(groups.not_a_choice(group, value, choices().get(group, [])))
     text = text.partition(" Available options")[0].partition(" full_key:")[0]
     files = [o.lstrip("+").replace("=", "/") for o in overrides if o.lstrip("+").partition("=")[0] in GLOBAL]
     if files:

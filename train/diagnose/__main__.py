@@ -11,22 +11,25 @@ import argparse
 import sys
 
 from train.cli.terminal import exit_with
-from train.config.launcher import Slurm
-from train.diagnose.build import build
-from train.diagnose.card import readings
-from train.diagnose.compare import compare
-from train.diagnose.page import write
-from train.diagnose.recipe import request
-from train.diagnose.study import Study
-from train.diagnose.terminal import print_card, print_comparisons
-from train.diagnose.why import explain
-from train.sweeps.pool import slots
+from train.config.choices import refuse_unknown_choices
 
 MINUTES = 10.0
 
 
 def diagnose(arguments: argparse.Namespace) -> int:
     """Trains and prints the cards. Returns the exit code, 1 if runs have no result yet."""
+    refuse_unknown_choices(arguments.overrides)
+    from train.config.launcher import Slurm
+    from train.diagnose.build import build
+    from train.diagnose.card import readings
+    from train.diagnose.compare import compare
+    from train.diagnose.page import write
+    from train.diagnose.recipe import request
+    from train.diagnose.study import Study
+    from train.diagnose.terminal import print_card, print_comparisons
+    from train.diagnose.why import explain
+    from train.sweeps.pool import slots
+
     asked = request(arguments.overrides, arguments.against)
     config = asked.recipes[0].config
     budget = 60 * arguments.budget * len(slots(config)) * len(asked.recipes)

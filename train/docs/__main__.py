@@ -15,7 +15,6 @@ from types import ModuleType
 
 import train.docs
 from train.cli.terminal import exit_with
-from train.docs.collect import collect
 from train.docs.markers import ROOT
 
 
@@ -50,6 +49,8 @@ def write() -> list[Path]:
 def docs(check: bool, results: Path | None) -> int:
     """Writes or checks all generated files. Returns the exit code, 1 if a check found differences."""
     if results is not None:
+        from train.docs.collect import collect
+
         for path in collect(results):
             print(f"from {results}: {path.relative_to(ROOT)}")
     changed = [path for module in generators() for path in differing(module)] if check else write()

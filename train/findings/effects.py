@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from train.results.verdict import Outcome
 
@@ -27,6 +26,8 @@ class Effect:
             return 0.0
         if not (self.freedom > 0 and math.isfinite(self.error)):
             return math.inf
+        from scipy.stats import t as student  # takes half a second
+
         return self.error * float(student.ppf((1 + level) / 2, self.freedom))
 
     def __neg__(self) -> Effect:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
-from train.config.schema import Config
 from train.findings.base import Finding, checked_claim, find
-from train.results.sweep import SweepResults
+
+if TYPE_CHECKING:
+    from train.config.schema import Config
+    from train.results.sweep import SweepResults
 
 
 def finding_of(sweep: SweepResults) -> Finding | None:

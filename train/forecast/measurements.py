@@ -11,8 +11,6 @@ import numpy as np
 
 from conf.axis import ConfigError, near
 from train.config.choices import choices
-from train.config.compose import compose, from_file
-from train.config.schema import Config
 from train.forecast.fits import Points
 from train.results.arms import varying
 from train.results.sensitivity import lr_sensitivity
@@ -20,6 +18,8 @@ from train.results.sweep import SweepResults
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from train.config.schema import Config
 
 ARM = "qk_norm.name"
 LAST = 0.1
@@ -135,6 +135,7 @@ def count(config: Config, model: str) -> int:
     import torch
 
     from models.gpt import GPT
+    from train.config.compose import compose
 
     size = compose([f"model={model}"]).model
     with torch.device("meta"):
@@ -171,6 +172,8 @@ def points(runs: pd.DataFrame, name: str) -> Points:
 
 def target_size(sweep: SweepResults, runs: pd.DataFrame, target: str) -> float:
     """Returns N of a model of conf/model, built with this sweep's config, or of a number such as 1.8M or 2e9."""
+    from train.config.compose import from_file  # loads torch
+
     return parameters_of(from_file(sweep.path / str(runs["run"].iloc[0]) / "config.yaml"), target)
 
 

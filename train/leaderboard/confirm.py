@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from train.config.grid import compose_all
 from train.results.arms import with_arms
 from train.results.sensitivity import of_runs
-from train.sweeps.plan import Sweep
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from train.sweeps.plan import Sweep
 
 SEEDS = (21, 22, 23)
 """Seeds of the confirming runs. The window uses another."""
@@ -36,6 +36,9 @@ def confirmation(window: Sweep, runs: pd.DataFrame) -> Sweep | None:
 
     Its folder is next to the window's, and its arms have the same names as in `runs`.
     """
+    from train.config.grid import compose_all  # loads torch
+    from train.sweeps.plan import Sweep
+
     points_of = {config.run_name(): point for config, point in zip(window.configs, window.points, strict=True)}
     found = [
         (arm, [*(o for o in points_of[run] if o.partition("=")[0] != "seed"), f"seed={seed}"])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
-
-from train.config.schema import Config, Runtime
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SETTINGS = {*Config.__dataclass_fields__} - {*Runtime.__dataclass_fields__, "model", "seed"}
+
+@cache
+def settings() -> set[str]:
+    """Returns the fields of a config that change a run's numbers, except `seed`."""
+    from train.config.schema import Config, Runtime  # loads torch
+
+    return {*Config.__dataclass_fields__} - {*Runtime.__dataclass_fields__, "seed"}
 
 
 def varying(runs: pd.DataFrame) -> list[str]:
@@ -18,7 +23,7 @@ def varying(runs: pd.DataFrame) -> list[str]:
     A field of an axis is listed only if it varies among runs of the same choice. Otherwise the choice's name suffices.
     """
     known = runs[runs["seed"].notna()]
-    config = [c for c in known if c.partition(".")[0] in SETTINGS and c != "optimizer.lr"]
+    config = [c for c in known if c.partition(".")[0] in settings() - {"model"} and c != "optimizer.lr"]
     differ = [c for c in config if known[c].nunique(dropna=False) > 1]
     arms = []
     for column in differ:

@@ -7,24 +7,19 @@ from pathlib import Path
 
 import torch
 
-from conf.axis import ConfigError
 from data.batches import counted, train_batch, validation_batches
 from data.prepare import prepare
 from models.gpt import GPT
 from train.config.compose import from_file
 from train.config.schema import Config
 from train.losses import Objective
-from train.runfolder.folder import RunFolder, require_format
+from train.runfolder.folder import require_trained
 
 
 def config_of(path: Path | str) -> Config:
     """Loads the config of an ended run. Raises ConfigError if the folder has no final weights."""
     path = Path(path)
-    if not (path / "weights.pt").exists():
-        if (path / "sweep.json").exists():
-            raise ConfigError(f"{path} is the folder of a sweep: give those of its runs, such as {path}/*")
-        raise ConfigError(f"{path} has no weights.pt: pass the folder of a run that has ended")
-    require_format([RunFolder(path)], path)
+    require_trained([path])
     return from_file(path / "config.yaml")
 
 

@@ -70,6 +70,16 @@ def require_format(runs: Iterable[RunFolder], folder: Path) -> None:
             )
 
 
+def require_trained(paths: Iterable[Path]) -> None:
+    """Raises ConfigError for a folder without final weights, or with those of an earlier format."""
+    for path in paths:
+        if not (path / "weights.pt").exists():
+            if (path / "sweep.json").exists():
+                raise ConfigError(f"{path} is the folder of a sweep: give those of its runs, such as {path}/*")
+            raise ConfigError(f"{path} has no weights.pt: pass the folder of a run that has ended")
+        require_format([RunFolder(path)], path)
+
+
 class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -11,8 +11,9 @@ from conf.axis import ConfigError
 from models.attention.mixing.base import ATTENTION
 from models.carry import Carry
 from tests.train.helpers import TINY, tiny
-from train.bench import __main__ as bench
 from train.bench import attention as module
+from train.bench import report as bench
+from train.bench.__main__ import main
 from train.bench.attention import LENGTHS, TOKENS, Layer, RuleCost, growth, measure_attention, rules
 from train.cli.axes import names
 from train.docs.bench import attention_table
@@ -109,7 +110,7 @@ def test_command(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     out = tmp_path / "attention.json"
     command = ["bench", "--attention", "softcap", "--models", "mini-w32-d2", "--steps", "1", "--rounds", "1"]
     monkeypatch.setattr("sys.argv", [*command, "--out", str(out)])
-    bench.main()
+    main()
     (found,) = json.loads(out.read_text())["mini-w32-d2"]["rules"]
     assert found["rule"] == "softcap"
     printed = capsys.readouterr().out

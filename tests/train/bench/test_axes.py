@@ -6,8 +6,9 @@ import pytest
 
 from conf.axis import ConfigError, axes
 from tests.train.helpers import TINY, tiny, trained
-from train.bench import __main__ as bench
 from train.bench import axes as module
+from train.bench import report as bench
+from train.bench.__main__ import main
 from train.bench.axes import LIMIT, OPTIONS, Cost, Steps, measure_axes, values
 from train.config.schema import Config
 
@@ -74,7 +75,7 @@ def test_command(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     out = tmp_path / "axes.json"
     command = ["bench", "--axes", "mlp", "--models", "mini-w32-d2", "--steps", "1", "--rounds", "1", "--out", str(out)]
     monkeypatch.setattr("sys.argv", command)
-    bench.main()
+    main()
     figures = json.loads(out.read_text())["mini-w32-d2"]
     assert [row["value"] for row in figures["axes"]] == TRAINING["mlp"]
     printed = capsys.readouterr().out

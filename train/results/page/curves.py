@@ -6,12 +6,14 @@ import base64
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from train.results.style import smooth
+
+if TYPE_CHECKING:
+    pass
 
 POINTS = 200
 """Maximum number of points per curve."""
@@ -121,6 +123,8 @@ def _read(
             if step >= 0 or name == ("loss", "validation"):
                 _add(series, name, step, value)
     if ("loss", "batch") in series:
+        import pandas as pd
+
         x, y = series["loss", "batch"]
         series["loss", "running median"] = (x, smooth(pd.Series(y)).tolist())
     of_lists = {name: points for name, points in heads.items() if len({len(v) for v in points[1]}) == 1}

@@ -1,0 +1,1 @@
+"""Measurements of trained models, and of short training, that the commands of the same names print."""

@@ -1,0 +1,132 @@
+"""Measures the sharpness that Adam sees at the final weights of trained models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from conf.axis import ConfigError
+from train.cli.tables import plain_table, print_table
+from train.cli.terminal import table_console
+from train.config.schema import Config
+from train.optimizers.adamw import AdamFields
+from train.optimizers.base import OptimizerConfig, follows_weights
+from train.results.trained import config_of, model_of, training_of
+from train.run.module import ProxyModule
+from train.run.sharpness import adam_edge
+
+BATCHES = 16
+LANCZOS, TOLERANCE = 12, 1e-2
+"""Lanczos vectors, and the relative error at which they suffice."""
+DISPLACEMENT = 1e-3
+"""Norm of the differences' displacement over that of the weights."""
+
+Gradient = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Sharpness(NamedTuple):
+    largest: float
+    edge: float
+    """LR at which Adam is at the edge; infinite where the largest eigenvalue is not positive."""
+    peak: float
+
+
+def sharpness(gradient: Gradient, theta_N: torch.Tensor, scale_N: torch.Tensor) -> float:
+    """Returns the largest eigenvalue of P^-1 H at theta, P the diagonal matrix of the scale."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    root_N = scale_N.double().sqrt()
+    size = DISPLACEMENT * float(theta_N.norm())
+
+    def product(y_N: Any) -> Any:
+        x_N = torch.as_tensor(y_N.ravel()) / root_N
+        step = size / float(x_N.norm())
+        ahead_N, behind_N = (gradient(theta_N + sign * (step * x_N).to(theta_N.dtype)) for sign in (1, -1))
+        return ((ahead_N - behind_N).double() / (2 * step) / root_N).numpy()
+
+    count = len(theta_N)
+    operator = LinearOperator((count, count), matvec=product, dtype=np.float64)
+    start_N = np.random.default_rng(0).standard_normal(count)
+    (found,) = eigsh(operator, k=1, which="LA", ncv=min(LANCZOS, count), tol=TOLERANCE, v0=start_N,
+                     return_eigenvectors=False)  # fmt: skip
+    return float(found)
+
+
+class Flat:
+    """The loss of a module on batches as a function of one vector of all its weights."""
+
+    def __init__(self, module: ProxyModule, batches: Sequence[torch.Tensor]) -> None:
+        self.module, self.batches, self.tensors = module, batches, module.tensors
+
+    def weights(self) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in self.tensors])
+
+    def gradient(self, theta_N: torch.Tensor) -> torch.Tensor:
+        """Returns the gradient of the mean loss."""
+        with torch.no_grad():
+            for p, part in zip(self.tensors, theta_N.split([p.numel() for p in self.tensors]), strict=True):
+                p.copy_(part.view_as(p))
+        return torch.stack([self.of_batch(tokens_BT1) for tokens_BT1 in self.batches]).mean(0)
+
+    def of_batch(self, tokens_BT1: torch.Tensor) -> torch.Tensor:
+        loss, _ = self.module.loss_of(tokens_BT1, False)
+        found = torch.autograd.grad(loss, self.tensors, allow_unused=True)
+        return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten()
+                          for g, p in zip(found, self.tensors, strict=True)])  # fmt: skip
+
+    def second_moment(self, clip: float | None) -> torch.Tensor:
+        """Returns the mean square of the clipped gradients of single batches."""
+        squares = []
+        for tokens_BT1 in self.batches:
+            gradient_N = self.of_batch(tokens_BT1)
+            factor = 1.0 if clip is None else min(1.0, clip / (float(gradient_N.norm()) + 1e-6))
+            squares.append((factor * gradient_N).square())
+        return torch.stack(squares).mean(0)
+
+
+def sharpness_of_run(path: Path) -> Sharpness:
+    """Measures a trained run. Raises ConfigError if the folder has none, or if its optimizer is not Adam's kind."""
+    config = config_of(path)
+    module = ProxyModule(config)
+    optimizer = module.configure_optimizers()
+    beta1 = _beta1(path, config, module)
+    module.model.load_state_dict(model_of(path, config).state_dict())
+    module.eval()
+    scale_of = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    flat = Flat(module, training_of(config, count=BATCHES))
+    roots = flat.second_moment(config.optimizer.clip).sqrt().split([p.numel() for p in module.tensors])
+    scale_N = torch.cat([(root + eps) / scale_of[id(p)]
+                         for p, root, eps in zip(module.tensors, roots, module.epsilons, strict=True)])  # fmt: skip
+    largest = sharpness(flat.gradient, flat.weights(), scale_N)
+    # The edge is inversely proportional to the LR.
+    edge = adam_edge(1.0, beta1) / largest if largest > 0 else float("inf")
+    return Sharpness(largest, edge, config.optimizer.lr)
+
+
+def _beta1(path: Path, config: Config, module: ProxyModule) -> float:
+    """Returns Adam's beta1. Raises ConfigError where the steps are not those of Adam with a diagonal P."""
+    optimizer = config.optimizer
+    diagonal = type(optimizer).second_moment is not OptimizerConfig.second_moment and None not in module.epsilons
+    if not isinstance(optimizer, AdamFields) or not diagonal:
+        raise ConfigError(f"{path}: optimizer={optimizer.name} is not Adam with a v per weight: choose another run")
+    if follows_weights(config):
+        raise ConfigError(
+            f"{path}: parametrization={config.parametrization.name} multiplies LRs by the weights: choose another run"
+        )
+    if list(module.objective.parameters()):
+        raise ConfigError(f"{path}: weights.pt lacks the weights of loss={config.loss.name}: choose another run")
+    return optimizer.beta1
+
+
+def print_found(paths: Sequence[Path]) -> None:
+    console = table_console(soft_wrap=True)
+    shown = plain_table("run", "sharpness", "LR at the edge", "peak LR", "peak / edge")
+    for path in paths:
+        found = sharpness_of_run(path)
+        shown.add_row(path.name, f"{found.largest:.4g}", f"{found.edge:.3g}", f"{found.peak:g}",
+                      f"{found.peak / found.edge:.3g}")  # fmt: skip
+    print_table(console, shown, "run")

@@ -1,0 +1,87 @@
+"""Counts the dead and positional neurons in the MLPs of trained models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from models.gpt import GPT, Block
+from models.layers import Linear
+from train.cli.tables import plain_table, print_table
+from train.cli.terminal import table_console
+from train.results.trained import config_of, model_of, validation_of
+
+POSITIONAL = 0.05
+
+
+class Neurons(NamedTuple):
+    """The neurons of a block."""
+
+    dead: float
+    active: float
+    """Mean share of tokens on which a neuron is active."""
+    positional: float | None
+    """Share of neurons with more than POSITIONAL nats of positional information."""
+
+
+def information(share_TF: torch.Tensor) -> torch.Tensor:
+    """Returns the mutual information of activity and position of each neuron, [F], from its active share by
+    position."""
+
+    def entropy(p: torch.Tensor) -> torch.Tensor:
+        return torch.special.entr(p) + torch.special.entr(1 - p)
+
+    return entropy(share_TF.mean(0)) - entropy(share_TF).mean(0)
+
+
+@torch.no_grad()
+def neurons(model: GPT, batches: Sequence[torch.Tensor]) -> list[Neurons]:
+    """Measures each block on batches of shape [B, T + 1]. Shape suffixes: B batch, T tokens, F neurons."""
+    counts: dict[Linear, Any] = {}
+    tokens: dict[Linear, int] = {}
+
+    layers = [[m for m in b.mlp.modules() if isinstance(m, Linear) and m.role == "activated"]
+              for b in model.blocks if isinstance(b, Block)]  # fmt: skip
+    mixture = bool(model.expert_layers())
+
+    def see(linear: Any, args: Any, z_BTF: torch.Tensor) -> None:
+        # The tokens of an expert are gathered: their number differs from batch to batch.
+        counts[linear] = counts.get(linear, 0) + (z_BTF > 0).double().sum(0, keepdim=mixture)
+        tokens[linear] = tokens.get(linear, 0) + len(z_BTF)
+
+    hooks = [m.register_forward_hook(see) for of_block in layers for m in of_block]
+    try:
+        for tokens_BT1 in batches:
+            model(tokens_BT1[:, :-1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [_of_block([counts[m] / max(1, tokens[m]) for m in of_block], mixture) for of_block in layers]
+
+
+def _of_block(shares_TF: Sequence[torch.Tensor], mixture: bool) -> Neurons:
+    mean_F = torch.cat([share_TF.mean(0) for share_TF in shares_TF])
+    positional = None
+    if not mixture:
+        positional = float((information(shares_TF[0]) > POSITIONAL).double().mean())
+    return Neurons(float((mean_F == 0).double().mean()), float(mean_F.mean()), positional)
+
+
+def neurons_of_run(path: Path) -> list[Neurons]:
+    """Measures the blocks of a trained run. Raises ConfigError if the folder has none."""
+    config = config_of(path)
+    batches = validation_of(config, batch_size=config.batch_size, count=config.eval_batches)
+    return neurons(model_of(path, config), batches)
+
+
+def print_found(paths: Sequence[Path]) -> None:
+    console = table_console(soft_wrap=True)
+    shown = plain_table("run", "block", "dead", "active", "positional")
+    for path in paths:
+        for block, found in enumerate(neurons_of_run(path)):
+            positional = "-" if found.positional is None else f"{found.positional:.1%}"
+            shown.add_row(path.name, str(block), f"{found.dead:.1%}", f"{found.active:.1%}", positional)
+    print_table(console, shown, "run")
