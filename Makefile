@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Many tests wait for processes: one worker more than cores.
 WORKERS := 3
 
-.PHONY: setup reproduce test test-slow lint bench docs clean
+.PHONY: setup reproduce test test-slow gpu-check lint bench docs clean
 
 setup: .venv/installed
 
@@ -26,6 +26,16 @@ test: lint
 
 test-slow: setup
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
+
+# Half an hour on one GPU: the tests that need one, speed and memory of four sizes, and Figure 1 at the paper's smallest size
+# in short runs. GPU_DATA=synthetic needs no network.
+GPU_DATA := textmix
+gpu-check: setup
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/pytest -m gpu tests/gpu
+	$(BIN)/python -m train.bench --gpu
+	$(BIN)/python -m train.sweep experiment=paper/qk_norm model=2.4M optimizer.lr=1e-3,1e-2,3e-2,1e-1 \
+		data=$(GPU_DATA) steps=500 precision=bf16 name=gpu-check
+	$(BIN)/python -m train.report runs/gpu-check
 
 bench: setup
 	$(BIN)/python -m train.bench

@@ -1,8 +1,8 @@
 """`stabilab bench`: measures what the training loop, the probes and bf16 cost, as ratios of times taken in turn.
 
 --axes compares the training step of each choice with the default's. --attention compares the attention layer of each
-mixing rule with softmax's, at three lengths. The figures are printed and written to a JSON file.
---small prints what steps and starts of the smallest runs cost.
+mixing rule with softmax's, at three lengths. --gpu measures steps of the paper's sizes on a GPU. The figures are
+printed and written to a JSON file. --small prints what steps and starts of the smallest runs cost.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ def main() -> None:
     what.add_argument("--axes", nargs="*", metavar="AXIS", help="measure each choice of these axes (default: all)")
     what.add_argument("--attention", nargs="*", metavar="RULE", help="measure these mixing rules (default: all)")
     what.add_argument("--small", action="store_true", help="measure steps and starts of runs at widths 32 and 64")
+    what.add_argument("--gpu", action="store_true", help="measure steps, tokens per second and MFU on a GPU")
     parser.add_argument("--models", nargs="+", help="choices of model= (default: those of the tables in train/bench)")
-    parser.add_argument("--steps", type=int, help="steps per measurement (default: 40, with --axes 10)")
+    parser.add_argument("--steps", type=int, help="steps per measurement (default: 40, with --axes 10, with --gpu 20)")
     parser.add_argument("--rounds", type=int, help="measurements per figure (default: 5, with --axes or --attention 3)")
     parser.add_argument(
         "--out", type=Path,
-        help="JSON file (default: bench.json, bench_axes.json or bench_attention.json); figures in it "
+        help="JSON file (default: bench.json, bench_axes.json, bench_attention.json or bench_gpu.json); figures in it "
         "that are not measured again are kept",
     )  # fmt: skip
     arguments = parser.parse_args()

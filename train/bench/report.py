@@ -15,6 +15,7 @@ import torch
 from train.bench.attention import LENGTHS, TOKENS, RuleCost, measure_attention
 from train.bench.axes import LIMIT, Cost, measure_axes
 from train.bench.costs import TARGETS, first_step_seconds, measure, overrides
+from train.bench.gpu import MODELS, bench_gpu
 from train.bench.small import SMALL_TARGETS, WIDTHS, measure_small
 from train.cli.terminal import table_console
 from train.runfolder.files import read_json
@@ -148,6 +149,10 @@ def work(arguments: argparse.Namespace) -> None:
     steps, count = arguments.steps, arguments.rounds
     if arguments.small:
         show_small({width: measure_small(width, steps or 801) for width in WIDTHS})
+        return
+    if arguments.gpu:
+        out, found = arguments.out or Path("bench_gpu.json"), bench_gpu(arguments.models or MODELS, steps or 20)
+        _write(out, _heading(steps or 20, 1) | found)
         return
     if arguments.axes is not None:
         models, out = arguments.models or ["mini-w64-d2"], arguments.out or Path("bench_axes.json")

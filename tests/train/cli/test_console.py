@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from conf.axis import axes
+from conf.axis import ConfigError, axes
 from train.cli import console
 from train.cli.commands import COMMANDS
 from train.cli.completion import SCRIPTS, candidates
 from train.cli.help import EXPERIMENT, show_help
-from train.config.choices import choices, default_choices
+from train.config.choices import choices, default_choices, refuse_unknown_choices
 from train.config.schema import Config
 from train.findings.own import check_claim
 from train.sweeps.plan import plan
@@ -123,3 +123,32 @@ def test_bash_completes_after_the_equals_sign() -> None:
 
 def test_choices_are_offered_by_name() -> None:
     assert candidates(["train", "norm="]) == [f"norm={name}" for name in choices()["norm"]]
+
+
+COMMANDS_ALONE = """
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from train.cli.commands import COMMANDS
+for command in COMMANDS.values():
+    package = find_spec(command.module).submodule_search_locations is not None
+    import_module(f"{command.module}.__main__" if package else command.module)
+print(sorted({"torch", "lightning", "omegaconf", "pandas", "scipy", "matplotlib"} & sys.modules.keys()))
+"""
+
+
+def test_commands_parse_their_arguments_without_the_large_libraries():
+    done = subprocess.run([sys.executable, "-c", COMMANDS_ALONE], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_misspelt_choice_is_refused_at_once_and_nothing_else():
+    with pytest.raises(ConfigError, match=r"^attention=softmx is not a choice: did you mean softmax\?$"):
+        refuse_unknown_choices(["optimizer.lr=1,2", "attention=fox,softmx"])
+    for fine in (
+        ["attention=fox,softmax", "model=mini-w32-d2", "experiment=paper/qk_norm", "ladder=null"],
+        ["attention=mine", "plugins=mine.py"],
+        ["attention=mine", "experiment=./mine.yaml"],
+        ["attention='a b'", "attention.cap=softmx", "--dry-run", "loss"],
+    ):
+        refuse_unknown_choices(fine)

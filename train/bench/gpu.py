@@ -1,0 +1,88 @@
+"""Measures steps of a few models on a GPU: time, tokens per second, MFU and memory.
+
+A measurement is a run with the paper's batches of synthetic tokens, of 8,192 kinds, without watch steps. Its time is
+that between two synchronisations of the device, so that kernels still in the queue count.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from conf.axis import ConfigError
+from train.bench.costs import NEVER
+from train.config.compose import compose
+from train.config.schema import Config
+from train.run.derived import tokens_per_step
+from train.run.machine import device_of
+from train.run.trainer import train
+
+MODELS = ("2.4M", "9.4M", "85M", "gpt2-124M")
+SETTLE = 10
+"""Steps before the measured ones: kernels are chosen and compiled, and memory is allocated."""
+MICRO_BATCH = 32
+"""Sequences: the logits of more take most of the memory of a GPU."""
+WAYS = {"fp32": (), "bf16": ("precision=bf16",), "bf16, compiled": ("precision=bf16", "compile=true")}
+
+
+class Window(pl.Callback):
+    """Takes the wall time of the steps from SETTLE to the end of a run."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.marks = steps, dict[int, float]()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        # The last step is a watch step and counts as none of these.
+        if trainer.global_step in (SETTLE, SETTLE + self.steps) and trainer.global_step not in self.marks:
+            if module.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.marks[trainer.global_step] = time.perf_counter()
+
+    def seconds(self) -> float:
+        return (self.marks[SETTLE + self.steps] - self.marks[SETTLE]) / self.steps
+
+
+def gpu_config(model: str, steps: int, *more: str) -> Config:
+    """Returns the config of a measurement: batches as in the paper, in micro-batches."""
+    return compose(
+        [
+            "scale=paper", f"model={model}", "data=synthetic", "data.vocab_size=8192", "logger=none", "progress=false",
+            f"accumulate={256 // MICRO_BATCH}", f"steps={SETTLE + steps + 1}", f"watch_every={NEVER}", "eval_batches=1",
+            "checkpoint_seconds=1000000", *more,
+        ]
+    )  # fmt: skip
+
+
+def measure_gpu(config: Config, steps: int) -> dict[str, Any]:
+    """Returns the figures of a run's steps: ms, tokens per second, MFU (if the peak of the device is known), GB."""
+    window = Window(steps)
+    with tempfile.TemporaryDirectory() as folder:
+        summary = train(config, parent=Path(folder), callbacks=[window])
+    seconds = window.seconds()
+    rate = tokens_per_step(config) / seconds
+    mfu = {"MFU": summary["mfu"] * rate / summary["train/tokens_per_second"]} if "mfu" in summary else {}
+    return {
+        "step, ms": 1e3 * seconds,
+        "tokens per second": rate,
+        **mfu,
+        "memory, GB": summary["peak_memory_bytes"] / 1e9,
+    }
+
+
+def bench_gpu(models: Sequence[str], steps: int) -> dict[str, dict[str, Any]]:
+    """Measures each model in each of WAYS and prints a line each. Raises ConfigError without a GPU."""
+    if device_of(compose([])) != "cuda":
+        raise ConfigError("--gpu: torch finds no CUDA device: run it on a machine with one")
+    results: dict[str, dict[str, Any]] = {"GPU": {"name": torch.cuda.get_device_name()}}
+    for model in models:
+        for way, more in WAYS.items():
+            torch.cuda.reset_peak_memory_stats()
+            found = results.setdefault(model, {})[way] = measure_gpu(gpu_config(model, steps, *more), steps)
+            print(f"{model} {way}: " + ", ".join(f"{name} {value:.3g}" for name, value in found.items()), flush=True)
+    return results
