@@ -21,14 +21,14 @@ def test_of_a_quadratic() -> None:
 
 
 def test_of_many_dimensions() -> None:
-    hessian = torch.linspace(-50, 10, 200, dtype=torch.float64)
+    hessian = torch.linspace(-5, 10, 200, dtype=torch.float64)
     found = sharpness(lambda at: hessian * at, torch.ones(200, dtype=torch.float64), torch.ones(200))
-    assert found == pytest.approx(10, rel=0.02)
+    assert found == pytest.approx(10, rel=1e-2)
 
 
 def test_of_a_run(tmp_path, capsys, monkeypatch) -> None:
     run = trained(tmp_path, "name=run", "steps=30", "qk_norm=none")
-    monkeypatch.setattr("train.hessian.BATCHES", 2)
+    monkeypatch.setattr("train.measure.hessian.BATCHES", 2)
     found = sharpness_of_run(run.path)
     assert found.edge == pytest.approx(38 / found.largest)
     code, said = call(["train.inspect", "hessian", str(run.path)], capsys, monkeypatch)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from conf.axis import ConfigError
@@ -17,11 +16,14 @@ from train.optimizers.adamw import AdamFields
 from train.optimizers.base import OptimizerConfig, follows_weights
 from train.results.trained import config_of, model_of, training_of
 from train.run.module import ProxyModule
+from train.run.process import process_kept
 from train.run.sharpness import adam_edge
 
-BATCHES = 16
-LANCZOS, TOLERANCE = 12, 1e-2
-"""Lanczos vectors, and the relative error at which they suffice."""
+BATCHES = 8
+STEPS = 15
+"""Lanczos steps, two gradients each."""
+EXHAUSTED = 1e-9
+"""Relative length of a new direction below which there is none."""
 DISPLACEMENT = 1e-3
 """Norm of the differences' displacement over that of the weights."""
 
@@ -36,24 +38,41 @@ class Sharpness(NamedTuple):
 
 
 def sharpness(gradient: Gradient, theta_N: torch.Tensor, scale_N: torch.Tensor) -> float:
-    """Returns the largest eigenvalue of P^-1 H at theta, P the diagonal matrix of the scale."""
-    from scipy.sparse.linalg import LinearOperator, eigsh
+    """Returns the largest eigenvalue of P^-1 H at theta, P the diagonal matrix of the scale, from below.
 
+    The first direction is P^-1/2 g, Adam's own step. A random one would be spread over weights that hardly matter,
+    whose scale is so small that rounding would drown the others.
+    """
     root_N = scale_N.double().sqrt()
     size = DISPLACEMENT * float(theta_N.norm())
 
-    def product(y_N: Any) -> Any:
-        x_N = torch.as_tensor(y_N.ravel()) / root_N
+    def product(y_N: torch.Tensor) -> torch.Tensor:
+        x_N = y_N / root_N
         step = size / float(x_N.norm())
         ahead_N, behind_N = (gradient(theta_N + sign * (step * x_N).to(theta_N.dtype)) for sign in (1, -1))
-        return ((ahead_N - behind_N).double() / (2 * step) / root_N).numpy()
+        return (ahead_N - behind_N).double() / (2 * step) / root_N
 
-    count = len(theta_N)
-    operator = LinearOperator((count, count), matvec=product, dtype=np.float64)
-    start_N = np.random.default_rng(0).standard_normal(count)
-    (found,) = eigsh(operator, k=1, which="LA", ncv=min(LANCZOS, count), tol=TOLERANCE, v0=start_N,
-                     return_eigenvectors=False)  # fmt: skip
-    return float(found)
+    return largest_eigenvalue(product, gradient(theta_N).double() / root_N)
+
+
+def largest_eigenvalue(product: Callable[[torch.Tensor], torch.Tensor], start_N: torch.Tensor) -> float:
+    """Returns the largest Ritz value of a symmetric matrix after STEPS Lanczos steps, all vectors kept orthogonal."""
+    from scipy.linalg import eigvalsh_tridiagonal
+
+    basis_KN = (start_N / start_N.norm())[None]
+    diagonal: list[float] = []
+    beside: list[float] = []
+    for step in range(min(STEPS, len(start_N))):
+        w_N = product(basis_KN[-1])
+        diagonal.append(float(basis_KN[-1] @ w_N))
+        for _ in range(2):
+            w_N = w_N - basis_KN.mT @ (basis_KN @ w_N)
+        length = float(w_N.norm())
+        if length <= EXHAUSTED * max(map(abs, diagonal)) or step == STEPS - 1:
+            break
+        beside.append(length)
+        basis_KN = torch.cat([basis_KN, (w_N / length)[None]])
+    return float(eigvalsh_tridiagonal(diagonal, beside[: len(diagonal) - 1])[-1])
 
 
 class Flat:
@@ -91,6 +110,11 @@ class Flat:
 def sharpness_of_run(path: Path) -> Sharpness:
     """Measures a trained run. Raises ConfigError if the folder has none, or if its optimizer is not Adam's kind."""
     config = config_of(path)
+    with process_kept(config.threads):
+        return _sharpness_of(path, config)
+
+
+def _sharpness_of(path: Path, config: Config) -> Sharpness:
     module = ProxyModule(config)
     optimizer = module.configure_optimizers()
     beta1 = _beta1(path, config, module)
