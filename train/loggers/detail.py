@@ -17,8 +17,8 @@ Sent = tuple[dict[str, Any], dict[str, list[float]]]
 
 REDUCE: Mapping[Over, Callable[[list[float]], float]] = {"max": max, "mean": fmean, "min": min}
 SHOWN = ("embedding", "head", "attention.query", "attention.out", "mlp.up", "mlp.down")
-"""Tensors that are also sent by name, for the families in SHOWN_OF. Those in blocks are reduced over blocks."""
-SHOWN_OF = ("adam", "update")
+"""Tensors that are also sent by name, for the quantities in SHOWN_OF. Those in blocks are reduced over blocks."""
+SHOWN_OF = ("adam/gradient_over_eps", "adam/g_over_sqrt_v_rms", "update/rms")
 
 
 def sent(row: Mapping[str, Any], detail: Detail = "summary") -> Sent:
@@ -52,7 +52,7 @@ def _summary(row: Mapping[str, Any]) -> Sent:
         every = row.get(name + BY_HEAD, [value])
         lists.setdefault(f"{family}/{'blocks' if in_blocks else 'tensors'}/{what}", []).extend(every)
         tensor = parts[-1]
-        if not in_blocks and family in SHOWN_OF and tensor in SHOWN:
+        if not in_blocks and f"{family}/{what}" in SHOWN_OF and tensor in SHOWN:
             shown = f"{family}/{tensor}/{what}" if len(parts) == 1 else f"{family}/blocks/{tensor}/{what}"
             over.setdefault(shown, (metric.reduced_by or "mean", []))[1].append(value)
     # The recorder's own reductions, such as attention/logit_max, have the same values.
