@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 
@@ -22,6 +23,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # In the background, wher
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 T = TypeVar("T")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files first whose tests start processes and train: short files then fill the workers' last minute."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/train/"))
+
 
 FEW_STEPS = ["optimizer.decay_times_steps=null"]
 """Gives runs of a few steps the paper's lambda of 1e-4: with 10 / steps, decay would be their largest update."""
