@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from train.cli.format import number, size_label
 from train.config.schema import Config, Runtime
 from train.results.arms import with_arms
+from train.results.later import with_later_fields
 from train.results.listing import Row, shown
 from train.results.table import table
 
@@ -39,6 +40,8 @@ def differences(a: Sequence[Row], b: Sequence[Row]) -> list[list[str]]:
 
     Several runs on a side may have several values. A field that only one of two choices of an axis has is left out.
     """
+    every = with_later_fields([*a, *b])
+    a, b = every[: len(a)], every[len(a) :]
     fields = [c for c in dict.fromkeys(c for row in (*a, *b) for c in row) if c.partition(".")[0] in SETTINGS]
     found = []
     for field in fields:

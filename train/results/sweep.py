@@ -13,6 +13,7 @@ import yaml
 from conf.axis import ConfigError
 from train.config.choices import YAML
 from train.results.arms import with_arms
+from train.results.later import flat, with_later_fields
 from train.runfolder import columns
 from train.runfolder.files import read_json
 from train.runfolder.folder import ENDED, RunFolder, no_sweep, require_format
@@ -106,7 +107,7 @@ def load_sweep(path: Path | str) -> SweepResults:
     require_format(folders, path)
     planned = _composed([e for e, f in zip(entries, folders, strict=True) if not (f.path / "config.yaml").exists()])
     rows = [row_of(f, planned.get(f.path.name)) | _arm(e) for e, f in zip(entries, folders, strict=True)]
-    runs = _frame(rows)
+    runs = _frame(with_later_fields(rows))
     if runs["seed"].isna().all():
         raise ConfigError(
             f"{path}: no run has started, and the overrides in sweep.json no longer fit conf/: start the sweep again"
@@ -195,8 +196,8 @@ def row_of(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
         config = yaml.load((folder.path / "config.yaml").read_text(encoding="utf-8"), YAML)
     return {
         "run": folder.path.name,
-        **_flat(config),
-        **_flat({k: v for k, v in summary.items() if k not in ("name", "state")}),
+        **flat(config),
+        **flat({k: v for k, v in summary.items() if k not in ("name", "state")}),
         "state": state,
         "ended": state in ENDED,
         "started": _started(status),
@@ -208,12 +209,3 @@ def row_of(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
 def _started(status: Mapping[str, Any]) -> float | None:
     """Seconds since 1970 at which the run began, by the time and the length of its last status."""
     return status["time"] - float(status.get("seconds") or 0.0) if "time" in status else None
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens nested dicts to dotted keys. Lists become tuples, which pandas can group by."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        value = tuple(value) if isinstance(value, list) else value
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
