@@ -23,7 +23,8 @@ COLUMNS = {
     "sink_rate": "sinks", "kurtosis": "kurtosis", "N": "N", "step": "step",
 }  # fmt: skip
 LEGEND = """\
-loss: at the best LR, over the confirming seeds. p: Welch's t against the choice that is next by loss, * below 0.05.
+loss: at the best LR, over the confirming seeds; ~: of the window's seed, biased low. p: Welch's t against the choice
+that is next by loss, * below 0.05.
 mean: over the window; it ranks. range: factor between LRs within 0.1 nats of the best. critical: LR that adds 0.1.
 broke first: the probe that first passes all that sound LRs reach, at the first LR that is degraded."""
 SHORT = {
@@ -57,7 +58,7 @@ def _cell(row: dict[str, Any], column: str) -> str:
     if row["ended"] < row["runs"]:
         return f"{row['ended']} of {row['runs']} runs, {row['failed']} failed" if column == "loss" else ""
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "-"
+        return f"~{row['best']:.3f}" if column == "loss" and row.get("best", math.nan) > 0 else "-"
     if column == "loss":
         return f"{value:.3f}" if math.isnan(row["std"]) else f"{value:.3f} ± {row['std']:.3f}"
     if column == "broke":
