@@ -12,7 +12,7 @@ from models.gpt import GPT
 from models.positions import POSITION
 from tests.conftest import choice, randn
 from tests.train.helpers import tiny, trained
-from train.results.sweep import _flat
+from train.results.later import flat
 from train.runfolder.folder import RunFolder
 
 LENGTHS = "eval_lengths=[1,2,4]"
@@ -131,4 +131,4 @@ def test_lengths_that_do_not_divide_the_batch_use_whole_sequences(tmp_path):
 
 
 def test_a_report_can_count_runs_by_their_lengths():
-    assert _flat({"eval_lengths": [1, 4], "model": {"width": 3}}) == {"eval_lengths": (1, 4), "model.width": 3}
+    assert flat({"eval_lengths": [1, 4], "model": {"width": 3}}) == {"eval_lengths": (1, 4), "model.width": 3}
