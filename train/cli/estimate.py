@@ -38,6 +38,10 @@ PER_BLOCK = 22
 PROCESS_BYTES = 0.45e9
 """Memory of a process with the libraries loaded."""
 
+LAYER_SHARE = 0.44
+"""Share of a step that attention layers take with softmax: whole steps took 1.8 times as long with entmax, whose layer
+takes 2.8 times, and 1.44 with softpick, whose layer takes 2.0."""
+
 MEASURED = Path(__file__).parents[1] / "bench"
 """Folder of axes.json, the times of steps, and attention.json, those of attention layers."""
 
@@ -62,7 +66,9 @@ class Estimator:
 
     def __init__(self) -> None:
         self.ratios = {(row["axis"], row["value"]): row["ratio"] for row in _rows("axes") if row["ratio"]}
-        self.layers = {row["rule"]: row["times"] for row in _rows("attention") if row["times"]}
+        self.layers = {
+            row["rule"]: row["times"] for row in _rows("attention") if row["times"] and row["rule"] != "softmax"
+        }
         self.counted: dict[str, tuple[int, int, int]] = {}
 
     def cost(self, config: Config) -> Cost:
@@ -85,16 +91,12 @@ class Estimator:
         return product
 
     def _attention(self, config: Config) -> float:
-        """Returns the time of an attention layer over softmax's, a mean over the blocks; 1 if it was not measured.
-
-        The layers were measured with a head dimension of 32. At 16, as in the mini sizes, scores weigh more, and the
-        whole step takes about this factor: measured 1.8 for entmax (1.9) and 1.4 for softpick (1.3).
-        """
+        """Returns the time of a step over that with softmax, by the layers' ratios; 1 where none was measured."""
         depth, at = config.model.depth, math.log(config.context)
         rules = [config.attention.of_block(block, depth).name for block in range(depth)]
         lengths = [math.log(length) for length in LENGTHS]
         times = [float(np.interp(at, lengths, self.layers[rule])) if rule in self.layers else 1.0 for rule in rules]
-        return sum(times) / depth if times else 1.0
+        return 1 + LAYER_SHARE * (sum(times) / depth - 1) if times else 1.0
 
     def _counts(self, config: Config) -> tuple[int, int, int]:
         values = config.values()
@@ -115,7 +117,7 @@ class Estimator:
 def _rows(name: str) -> list[dict[str, Any]]:
     """Returns the measurements in a file of train.bench."""
     of_models = [v for v in json.loads((MEASURED / f"{name}.json").read_text()).values() if isinstance(v, dict)]
-    return next(rows for rows in of_models[0].values() if isinstance(rows, list))
+    return of_models[0]["axes" if name == "axes" else "rules"]
 
 
 def minutes(seconds: float) -> str:

@@ -36,14 +36,14 @@ options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-k", rule]
 code = pytest.main([*files, *options], plugins=[Passed()])
 from tests.train.helpers import trained
 row = trained(out, f"attention={rule}").metrics()[1]
-sys.argv = ["bench", "--attention", rule, "--models", "mini-w32-d2", "--steps", "1", "--rounds", "1"]
+sys.argv = ["bench", "--attention", rule, "--models", "mini-w128-d2", "--steps", "1", "--rounds", "1"]
 sys.argv += ["--out", str(out / "bench.json")]
 from train.bench.__main__ import main
 main()
-(cost,) = json.loads((out / "bench.json").read_text())["mini-w32-d2"]["rules"]
+(cost,) = json.loads((out / "bench.json").read_text())["mini-w128-d2"]["rules"]
 data = Path("train/bench/attention.json")
 rows = json.loads(data.read_text())
-rows["mini-w32-d2"]["rules"].append(cost)
+rows["mini-w128-d2"]["rules"].append(cost)
 data.write_text(json.dumps(rows))
 docs(check=False, results=None)
 from train.sweeps.plan import plan
