@@ -27,8 +27,8 @@ test: lint
 test-slow: setup
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
 
-# Half an hour on one GPU: the tests that need one, speed and memory of four sizes, and Figure 1 at the paper's smallest size
-# in short runs. GPU_DATA=synthetic needs no network.
+# The tests that need a GPU, speed and memory of four sizes, and Figure 1 at the paper's smallest size in short runs.
+# GPU_DATA=synthetic needs no network.
 GPU_DATA := textmix
 gpu-check: setup
 	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/pytest -m gpu tests/gpu

@@ -2,8 +2,8 @@
 
 The time of a step is a constant, one per block, and the model FLOPs at the rate of the matrix products, times the
 measured ratios of the choices (train/bench/axes.json, attention.json). The constants are those of a quiet core with
-AVX512 and torch 2.13, for widths 32 to 128 in steps of 8 x 64 tokens; on a core whose neighbour is busy, steps take up
-to twice as long. GPUs have not been measured.
+AVX512 and torch 2.13, for widths 32 to 128 in steps of 8 x 64 tokens. Where several runs train at once, they take
+BESIDE times as long. GPUs have not been measured.
 """
 
 from __future__ import annotations
@@ -38,9 +38,13 @@ PER_BLOCK = 22
 PROCESS_BYTES = 0.45e9
 """Memory of a process with the libraries loaded."""
 
+BESIDE = 1.6
+"""Time of a run beside others, with which it shares memory and caches, over that of a run alone: 1.5 at width 32 and
+1.8 at width 64, with two runs on two cores."""
+
 LAYER_SHARE = 0.44
-"""Share of a step that attention layers take with softmax: whole steps took 1.8 times as long with entmax, whose layer
-takes 2.8 times, and 1.44 with softpick, whose layer takes 2.0."""
+"""Share of a step that attention layers take with softmax in contexts of 64: whole steps took 1.8 times as long with
+entmax, whose layer takes 2.8 times, and 1.44 with softpick, whose layer takes 2.0."""
 
 MEASURED = Path(__file__).parents[1] / "bench"
 """Folder of axes.json, the times of steps, and attention.json, those of attention layers."""
@@ -62,9 +66,13 @@ class Cost:
 
 
 class Estimator:
-    """Estimates the costs of many configs, building each architecture only once, without memory for its weights."""
+    """Estimates the costs of many configs, building each architecture only once, without memory for its weights.
 
-    def __init__(self) -> None:
+    `at_once` is the number of runs that train at the same time.
+    """
+
+    def __init__(self, at_once: int = 1) -> None:
+        self.slowdown = BESIDE if at_once > 1 else 1.0
         self.ratios = {(row["axis"], row["value"]): row["ratio"] for row in _rows("axes") if row["ratio"]}
         self.layers = {
             row["rule"]: row["times"] for row in _rows("attention") if row["times"] and row["rule"] != "softmax"
@@ -76,7 +84,7 @@ class Estimator:
         model, tokens = config.model, tokens_per_step(config)
         flops = flops_per_token(config, active) * tokens
         seconds = STEP_SECONDS + BLOCK_SECONDS * model.depth + flops / FLOPS_PER_SECOND
-        seconds *= self._ratio(config) * self._attention(config)
+        seconds *= self._ratio(config) * self._attention(config) * self.slowdown
         shared = tokens // (config.accumulate * (config.devices or 1) * config.nodes)
         per_token = model.depth * (PER_BLOCK * model.width + model.heads * config.context) + 3 * config.data.vocab_size
         memory = PROCESS_BYTES + PARAMETER_BYTES * parameters + 4 * shared * per_token
@@ -148,7 +156,7 @@ def print_sweep(sweep: Sweep, at_once: int, again: bool) -> None:
     """Prints what training a sweep would cost, with a line for each size and arm."""
     from rich.markup import escape
 
-    estimator, groups = Estimator(), dict[tuple[int, str], list[tuple[Cost, bool]]]()
+    estimator, groups = Estimator(at_once), dict[tuple[int, str], list[tuple[Cost, bool]]]()
     ended = {run.path.name for run in sweep.runs() if run.has_ended()} if not again else set()
     left: dict[str, Cost] = {}
     for config, arm in zip(sweep.configs, _arms(sweep), strict=True):

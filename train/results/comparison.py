@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from train.cli.format import number, size_label
-from train.config.schema import Config, Runtime
-from train.results.arms import with_arms
+from train.results.arms import settings, with_arms
 from train.results.later import with_later_fields
 from train.results.listing import Row, shown
 from train.results.table import table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SETTINGS = {*Config.__dataclass_fields__} - {*Runtime.__dataclass_fields__}
 
 RESULTS = {
     "validation/loss_init": "loss at init",
@@ -42,7 +39,8 @@ def differences(a: Sequence[Row], b: Sequence[Row]) -> list[list[str]]:
     """
     every = with_later_fields([*a, *b])
     a, b = every[: len(a)], every[len(a) :]
-    fields = [c for c in dict.fromkeys(c for row in (*a, *b) for c in row) if c.partition(".")[0] in SETTINGS]
+    known = settings() | {"seed"}
+    fields = [c for c in dict.fromkeys(c for row in (*a, *b) for c in row) if c.partition(".")[0] in known]
     found = []
     for field in fields:
         ours, theirs = (_values(rows, field) for rows in (a, b))

@@ -9,7 +9,7 @@ from typing import Any
 def with_later_fields(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns flat rows of runs in which all have the fields that some have, with the values that change nothing.
 
-    Otherwise a run of before a field existed would seem to differ from the same run trained later. A field of an axis
+    Otherwise a run that is older than a field would seem to differ from the same run trained later. A field of an axis
     is added to runs of the choices that have it.
     """
     from train.config.schema import LATER_FIELDS  # loads torch

@@ -124,7 +124,8 @@ class ProxyModule(pl.LightningModule):
     def step_loss(self, tokens_BT1: torch.Tensor, step: int, micro_batch: int = 0, watch: bool = False) -> torch.Tensor:
         """Returns the objective of a micro-batch, and keeps its statistics for the row of this optimizer step."""
         loss, stats = self.loss_of(tokens_BT1, watch, step, micro_batch)
-        self._batch = tokens_BT1, False, step, micro_batch
+        if watch and self.config.watch.sharpness:
+            self._batch = tokens_BT1, False, step, micro_batch
         merge(self._stats, stats, 1 / self.config.accumulate)
         return loss
 

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from tests.conftest import composer
-from train.cli.estimate import Estimator
+from train.bench import attention
+from train.cli.estimate import LENGTHS, Estimator
 
 # CPU ms of a step of 8 x 64 bytes on a quiet core; those at width 128 and depth 4 follow from ratios on a busy one.
 MEASURED = {
@@ -23,6 +24,17 @@ def estimator() -> Estimator:
 def test_the_time_of_the_mini_ladder(estimator, model):
     cost = estimator.cost(composer().config([f"model={model}"]))
     assert cost.seconds == pytest.approx(4000 * MEASURED[model] / 1000, rel=0.25)
+
+
+@pytest.mark.parametrize(("model", "milliseconds"), {"mini-w32-d2": 8.2, "mini-w64-d2": 14.2}.items())
+def test_runs_beside_others_take_longer(model, milliseconds):
+    """Milliseconds are those of the runs with qk-norm of `make reproduce`, two at once on two cores."""
+    cost = Estimator(at_once=2).cost(composer().config([f"model={model}"]))
+    assert cost.seconds == pytest.approx(4000 * milliseconds / 1000, rel=0.25)
+
+
+def test_lengths_are_those_of_the_measurement():
+    assert LENGTHS == attention.LENGTHS
 
 
 def test_the_attention_rule_counts_with_its_ratio_at_the_context(estimator):

@@ -6,14 +6,11 @@ import base64
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from train.results.style import smooth
-
-if TYPE_CHECKING:
-    pass
 
 POINTS = 200
 """Maximum number of points per curve."""
