@@ -64,6 +64,9 @@ def train_and_summarize(config: Any, force: bool = False, logger: str | None = N
     with stop_held():
         from train.cli.ended import already_trained, require_logged
         from train.cli.progress import Progress, print_summary
+        from train.run.lean import import_lightning
+
+        import_lightning()
         from train.run.extension import plan_of
         from train.run.trainer import train
         from train.runfolder.folder import RunFolder

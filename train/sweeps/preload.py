@@ -8,11 +8,13 @@ died, the sweep could no longer wait for its runs to write their checkpoints. It
 import signal
 
 from train.run.interrupt import STOP
+from train.run.lean import import_lightning
 
 for signum in STOP:
     signal.signal(signum, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
 
+import_lightning()
 import lightning.pytorch
 import omegaconf
 import torch.profiler

@@ -142,6 +142,18 @@ def test_commands_parse_their_arguments_without_the_large_libraries():
     assert done.stdout.strip() == "[]"
 
 
+def test_a_run_starts_without_what_its_metrics_package_could_load():
+    lean = (
+        "import sys; from train.run.lean import import_lightning; import_lightning(); import train.run.trainer;"
+        "print({'scipy', 'matplotlib'} & sys.modules.keys());"
+        "from lightning_utilities.core.imports import RequirementCache, package_available;"
+        "print(bool(RequirementCache('scipy>=1')), package_available('matplotlib'));"
+        "from torchmetrics import Accuracy; import matplotlib.pyplot, scipy.signal"
+    )
+    done = subprocess.run([sys.executable, "-c", lean], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\nTrue True\n"
+
+
 def test_a_misspelt_choice_is_refused_at_once_and_nothing_else():
     with pytest.raises(ConfigError, match=r"^attention=softmx is not a choice: did you mean softmax\?$"):
         refuse_unknown_choices(["optimizer.lr=1,2", "attention=fox,softmx"])
