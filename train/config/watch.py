@@ -23,11 +23,12 @@ class Watch:
     """Signs at which the run writes a checkpoint and ends, with the state `stopped` and no summary. Without this field
     the same command goes on from there."""
     logit_max: Positive = 1e4
-    """logits: the largest attention logit passes this. Models of Wortsman et al. 2023 beyond it diverged (Fig. 9)."""
+    """logits: the largest attention logit passes this. Models of Wortsman et al. 2023 beyond it diverged (Fig. 9). No
+    sign for mixing rules whose weights don't saturate, such as taylor."""
     entropy: Positive = 0.002
     """entropy: the mean attention entropy falls below this share of its first value."""
     gradient_over_eps: Positive = 1.0
-    """gradient: a tensor's gradient RMS falls below epsilon times this (Wortsman et al. 2023, Fig. 11)."""
+    """gradient: a tensor's gradient RMS sinks from above to below epsilon times this. Wortsman et al. 2023, Fig. 11."""
     log_z_squared: Positive = 1e3
     """log_z: the mean of log^2 Z of the output logits passes this."""
     sigmas: Positive = 6.0

@@ -72,7 +72,8 @@ class RunCallback(pl.Callback):
         self._signals.listen()
         if trainer.is_global_zero:
             self.folder.rewind(trainer.global_step or -1)
-        self._watcher = Watcher(module.config.watch)
+        attention = module.config.attention
+        self._watcher = Watcher(module.config.watch, attention.saturates or attention.pattern != "all")
         before = [alarm for alarm, _ in self._watcher.check(self.folder.metrics())]
         for alarm in before:
             if alarm.sign in module.config.watch.stop:

@@ -38,6 +38,7 @@ class ApproximateConfig(MixingConfig):
     """
 
     name: Literal["approximate"] = "approximate"
+    saturates = False
     dot_product = True
 
     def build(self, layer: LayerShape) -> MixingRule:

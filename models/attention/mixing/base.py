@@ -180,6 +180,7 @@ class MixingConfig(Choice):
     zero_init_safe = True  # whether queries that start at zero get a gradient
     reads_scale = True  # whether weights depend on the factor of q k^T
     reads_lengths = True  # whether weights depend on the lengths of queries and keys
+    saturates = True  # whether large logits leave the weights, as shares of their row, without a gradient
     has_weights = True  # whether it is a rule with T x T weights inside an attention layer; if not, it has a `mixer`
     key_dim = 0  # features of a head's queries and keys, 0 for head_dim; not rotated if they are others
     shares_keys = False  # whether one matrix makes queries and keys

@@ -59,6 +59,7 @@ class BasedConfig(MixingConfig):
     """
 
     name: Literal["based"] = "based"
+    saturates = False
     features: Annotated[int, Field(ge=1)] = 16
     """Features of a head's queries and keys."""
 

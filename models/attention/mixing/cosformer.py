@@ -47,6 +47,7 @@ class CosFormerConfig(MixingConfig):
     """
 
     name: Literal["cosformer"] = "cosformer"
+    saturates = False
     reads_scale = False
     zero_init_safe = False
 

@@ -47,6 +47,7 @@ class DSFConfig(MixingConfig):
     """
 
     name: Literal["dsf"] = "dsf"
+    saturates = False
     reads_scale = False
 
     def build(self, layer: LayerShape) -> MixingRule:

@@ -87,6 +87,7 @@ class GatedDeltaConfig(MixingConfig):
     """
 
     name: Literal["gated_delta"] = "gated_delta"
+    saturates = False
     reads_scale = False
     gate: bool = True
     """Let the state decay, and gate the output. false: DeltaNet."""

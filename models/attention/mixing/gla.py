@@ -73,6 +73,7 @@ class GLAConfig(MixingConfig):
     """
 
     name: Literal["gla"] = "gla"
+    saturates = False
     reads_scale = False
     rank: Annotated[int, Field(ge=1)] | None = 16
     """Rank of the matrix of the gates. null: a full matrix, which muP requires."""

@@ -49,6 +49,7 @@ class InverseDistanceConfig(MixingConfig):
     """
 
     name: Literal["idw"] = "idw"
+    saturates = False
     reads_scale = False
     eps: Annotated[float, Field(gt=0)] = 1e-3
     """Added to the distance. Default: calvinmccarter/idw-attention."""

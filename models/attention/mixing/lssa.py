@@ -58,6 +58,7 @@ class LSSAConfig(MixingConfig):
     """
 
     name: Literal["lssa"] = "lssa"
+    saturates = False
     reads_scale = False
     reads_lengths = False
 

@@ -52,6 +52,7 @@ class MALAConfig(MixingConfig):
     """
 
     name: Literal["mala"] = "mala"
+    saturates = False
 
     def build(self, layer: LayerShape) -> MixingRule:
         return MagnitudeAware(layer.scale)

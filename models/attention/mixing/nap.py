@@ -68,6 +68,7 @@ class StandardizedConfig(MixingConfig):
     """
 
     name: Literal["nap"] = "nap"
+    saturates = False
     reads_scale = False
     gelu: bool = True
     """Apply a GELU after the LayerNorm."""

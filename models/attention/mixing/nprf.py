@@ -110,6 +110,7 @@ class NPRFConfig(MixingConfig):
     """
 
     name: Literal["nprf"] = "nprf"
+    saturates = False
     unit: bool = True
     """Divide queries and keys by their norms."""
     relative: bool = True

@@ -61,6 +61,7 @@ class TaylorConfig(MixingConfig):
     """
 
     name: Literal["taylor"] = "taylor"
+    saturates = False
     dot_product = True
     order: Annotated[int, Field(ge=1, le=80)] = 4
     """N, the largest power. Odd orders have signed weights. 80 is the largest in the authors' code."""

@@ -88,6 +88,7 @@ class TransNormerConfig(MixingConfig):
     """
 
     name: Literal["transnormer"] = "transnormer"
+    saturates = False
     reads_scale = False
     slopes: Slopes = "code"
     """Decay by head and block: that of the released models, or the paper's formula (top of the file)."""

@@ -101,6 +101,7 @@ class TropicalConfig(MixingConfig):
     """
 
     name: Literal["tropical"] = "tropical"
+    saturates = False
     reads_scale = False
     zero_init_safe = False
     projections: bool = True

@@ -28,16 +28,32 @@ def noise(i):
 
 
 def test_each_probe_has_its_threshold():
-    sound = {"attention/logit_max": 9e3, "attention/entropy": 2.0, "adam/gradient_over_eps_min": 1.1,
+    sound = {"attention/logit_max": 9e3, "attention/entropy": 2.0, "adam/head/gradient_over_eps": 1.1,
              "output/log_z_squared": 999.0}  # fmt: skip
     assert steps(Watch(), rows([3.0], **sound)) == {}
     for name, bad, sign in (
         ("attention/logit_max", 1.1e4, "logits"), ("attention/entropy", 0.0039, "entropy"),
-        ("adam/gradient_over_eps_min", 0.9, "gradient"), ("output/log_z_squared", 1001.0, "log_z"),
+        ("adam/head/gradient_over_eps", 0.9, "gradient"), ("output/log_z_squared", 1001.0, "log_z"),
     ):  # fmt: skip
         first, second = rows([3.0, 3.0], **sound)
         assert steps(Watch(), [first], [second | {name: bad}]) == {sign: 1}
         assert steps(Watch(warn=()), [first], [second | {name: bad}]) == {}
+
+
+def test_a_gradient_sinks_only_from_above():
+    dead = rows([3.0] * 3, **{"adam/key.bias/gradient_over_eps": 0.01, "adam/head/gradient_over_eps": 2.0})
+    watcher = Watcher(Watch())
+    assert watcher.check(dead) == []
+    ((alarm, _),) = watcher.check([dead[2] | {"adam/head/gradient_over_eps": 0.5}])
+    assert (alarm.tensor, alarm.value) == ("head", 0.5)
+    assert alarm.text() == "step 2: gradient RMS of head sank to 0.5 times epsilon, below 1"
+
+
+def test_large_logits_are_no_sign_where_weights_do_not_saturate(tmp_path, capsys):
+    trained(tmp_path, "attention=taylor", "watch.logit_max=1e-6")
+    assert "logit" not in capsys.readouterr().err
+    trained(tmp_path / "some", "attention=taylor", "attention.pattern=odd", "watch.logit_max=1e-6")
+    assert "largest attention logit" in capsys.readouterr().err
 
 
 def test_a_spike_is_four_outliers_of_eight():

@@ -15,6 +15,7 @@ from tests.models.attention.mixing.helpers import (
     B,
     D,
     H,
+    K,
     T,
     alibi,
     inputs,
@@ -66,6 +67,18 @@ class TestCausality:
             # Outputs of rules without a row sum can be large, and some are differences of numbers that are.
             atol = 2e-6 * max(0.5, expected.abs().max().item())
             torch.testing.assert_close(output(attention, x_BTD[:, :t]), expected, atol=atol, rtol=0)
+
+
+@every_rule
+def test_large_logits_leave_no_gradient_if_a_rule_saturates(rule: str) -> None:
+    """Lengths times the gradient of the weights' shares, at logits of the order of 1e6."""
+    mix = mixing(rule)
+    q_BHTK, k_BHTK = (1e3 * randn(B, H, T, mix.key_dim or K, seed=seed) for seed in (1, 2))
+    weights_BHTT = mix.weights(Inputs(q_BHTK.requires_grad_(), k_BHTK, None, randn(B, T, D))).abs()
+    share_BHTT = weights_BHTT / weights_BHTT.sum(-1, keepdim=True).clamp_min(1e-30)
+    (gradient,) = torch.autograd.grad((share_BHTT * randn(B, H, T, T)).sum(), q_BHTK)
+    moved = float(gradient.norm() * q_BHTK.detach().norm()) / (B * H * T)
+    assert moved < 1e-6 if ATTENTION.choices[rule].saturates else moved > 0.1
 
 
 @every_rule
