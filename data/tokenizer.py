@@ -31,6 +31,7 @@ RUN = re.compile(rf"\S{{{LONGEST_WORD + 1}}}|\s{{{LONGEST_WORD + 1}}}")
 
 UNKNOWN = "pieces of text became the unknown token"
 LOST = "characters lost, for which the tokenizer has no token"
+REPLACED = "characters replaced by the tokenizer's normalizer"
 SPELLED = "end-of-text tokens in the text spelled out"
 
 
@@ -157,7 +158,7 @@ def _literal(tokenizer: Tokenizer) -> Tokenizer:
 
 
 class Encoder:
-    """Encodes documents and counts in `altered` what their tokens don't give back."""
+    """Encodes documents and counts in `altered` what their tokens don't give back, but for spaces."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer, self.eos = tokenizer, eos(tokenizer)
@@ -172,6 +173,7 @@ class Encoder:
         """Returns the ids of each text and the end-of-text token, which no text contains."""
         for text in texts:
             self._count_lost(text)
+            self._count_replaced(text)
         found = [e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         found = [self._spelled(text) if self.eos in ids else ids for text, ids in zip(texts, found, strict=True)]
         if self.unknown >= 0:
@@ -197,6 +199,12 @@ class Encoder:
             self._known.add(character)
         if self._lost:
             self.altered[LOST] += sum(map(text.count, self._lost))
+
+    def _count_replaced(self, text: str) -> None:
+        """Counts the characters that a normalizer replaces or removes, such as capitals and accents."""
+        if self.tokenizer.normalizer is not None:
+            gone = Counter(text) - Counter(self.tokenizer.normalizer.normalize_str(text))
+            self.altered[REPLACED] += sum(count for character, count in gone.items() if not character.isspace())
 
 
 def _at_most(texts: Iterator[list[str]], characters: int) -> Iterator[list[str]]:

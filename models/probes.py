@@ -282,7 +282,9 @@ def spectral_norms(w_HKD: torch.Tensor) -> torch.Tensor:
 
 def rms(x: torch.Tensor) -> torch.Tensor:
     """Returns the root mean square over all elements, an fp32 scalar."""
-    return x.detach().float().square().mean().sqrt()
+    x = x.detach().float()
+    unit = x.abs().amax()  # Elements near 1e-30 have no squares in fp32.
+    return (x / unit.clamp_min(TINY)).square().mean().sqrt() * unit
 
 
 def stream_stats(x_BTD: torch.Tensor) -> Stats:

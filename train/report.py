@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from conf.axis import ConfigError
 from train.cli.tables import plain_table, print_table
-from train.cli.terminal import exit_with, table_console
+from train.cli.terminal import exit_with, say, table_console
 from train.findings.own import finding_of
 from train.results.arms import with_arms
 from train.results.figures import loss_against_lr, run_curves
@@ -82,14 +82,15 @@ def write_report(sweep: SweepResults) -> Verdict | None:
         save(figure, folder / name)
     write_page(sweep, found, verdict, trouble)
     print_report(sweep, found, verdict, trouble)
-    print(f"{folder}: {', '.join(sorted(p.name for p in folder.iterdir() if not p.name.startswith('.')))}")
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    table_console(markup=False).print(f"{folder}: {', '.join(names)}")
     return verdict
 
 
 def print_report(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None, trouble: str | None) -> None:
     from rich.markup import escape
 
-    console = table_console(soft_wrap=True)
+    console = table_console()
     shown = plain_table(*titles(found).values(), left=("arm",), title=sweep.name)
     for row in cells(found):
         shown.add_row(*map(escape, row))
@@ -105,13 +106,14 @@ def print_report(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | No
         state = f"[bold {COLOURS[verdict.state]}]{verdict.state}[/]"
         console.print(f"\n{verdict.finding}: {state}{escape(_because(verdict))}")
         if verdict.fitness:
-            console.print(f"  {escape(str(verdict.fitness))}")
+            say(console, "  ", escape(str(verdict.fitness)))
         for i, check in enumerate(verdict.checks):
             decides = "" if i else " (decides)"
-            console.print(f"  [{colour[check.passed]}]{MARKS[check.passed]}[/]  {escape(check.claim)}{decides}")
-            console.print(f"        {escape(check.text)}")
+            mark = f"[{colour[check.passed]}]{MARKS[check.passed]}[/]"
+            say(console, f"  {mark}  ", f"{escape(check.claim)}{decides}")
+            say(console, "        ", escape(check.text))
         for note in verdict.notes:
-            console.print(f"  note  {escape(note)}")
+            say(console, "  note  ", escape(note))
         console.print()
 
 

@@ -137,6 +137,22 @@ def test_what_a_tokenizer_does_not_know_is_counted(tmp_path):
     assert encoder.altered == {tokenizer.UNKNOWN: 1}
 
 
+def test_what_a_normalizer_replaces_is_counted(tmp_path):
+    vocabulary = {"<eos>": 0} | {letter: i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz ", 1)}
+    ours = json.loads(Path(saved(tmp_path / "plain.json", models.BPE(vocabulary, []))).read_text())
+    steps = [{"type": "NFD"}, {"type": "StripAccents"}, {"type": "Lowercase"}]
+    for name, normalizer, count in (
+        ("lower", {"type": "Sequence", "normalizers": steps}, 5),  # T, C, A, T, \u00e9
+        ("spaces", {"type": "Strip", "strip_left": True, "strip_right": True}, 0),
+    ):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(ours | {"normalizer": normalizer}))
+        (tmp_path / name).mkdir()
+        encoder = tokenizer.Encoder(tokenizer.load_or_train(str(path), 300, iter([]), tmp_path / name))
+        encoder.encode([" The CAT \u00e9"])
+        assert encoder.altered[tokenizer.REPLACED] == count
+
+
 def test_tokenizers_that_cannot_encode_are_refused_in_one_line(tmp_path, capfd):
     words = {"a": 0, "<eos>": 1}
     panics = json.loads(Path(saved(tmp_path / "panics.json", models.BPE(words, []))).read_text())

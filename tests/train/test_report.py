@@ -245,6 +245,13 @@ def test_report_of_a_finding(folder, capsys):
     assert b"/FontFile2" in (folder / "report/lr_sensitivity_against_size.pdf").read_bytes()  # embedded TrueType
 
 
+def test_a_report_is_no_wider_than_the_terminal(folder, capsys, monkeypatch):
+    monkeypatch.setattr("train.report.save", lambda figure, stem: None)
+    monkeypatch.setenv("COLUMNS", "80")
+    report(make(folder, states={1: "failed"}))
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 def test_report_with_gaps_is_incomplete(folder, capsys, monkeypatch):
     monkeypatch.setattr("train.report.save", lambda figure, stem: None)
     report(make(folder, states={1: "failed"}))

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conf.axis import Axis, axes
+from train.cli.terminal import say
 from train.config.choices import default_choices
 from train.config.schema import Config
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # A full stop at the end of a sentence, not one of an abbreviation or an ellipsis.
 STOP = re.compile(
@@ -73,6 +77,24 @@ def table() -> str:
             first = f"**`{title}`**" if name == default else ""
             lines.append(f"| {first} | `{name}` | {_markdown(definition(text))} | {_markdown(source(text)) or '-'} |")
     return "\n".join(lines) + "\n"
+
+
+def show(console: Console) -> None:
+    """Prints the choices of each axis as a list that fits the console, or as the Markdown table in a pipe."""
+    from rich.markup import escape
+
+    if console.soft_wrap:
+        console.print(table(), end="", markup=False)
+        return
+    registries = axes(Config)
+    for title, default in default_choices().items():
+        shown = names(registries[title], default) if title in registries else []
+        if shown:
+            console.print(f"\n[bold]{title}[/]")
+        for name in shown:
+            text = documentation(registries[title], name)
+            cited = f" [dim]{escape(works)}[/]" if (works := source(text)) else ""
+            say(console, f"  {name:{max(map(len, shown))}}  ", f"{escape(definition(text))}.{cited}")
 
 
 def _markdown(text: str) -> str:

@@ -21,7 +21,7 @@ from conf.axis import axes
 from models.architecture import Architecture
 from train.cli.format import size_label
 from train.cli.tables import plain_table, print_table
-from train.cli.terminal import table_console
+from train.cli.terminal import say, table_console
 from train.config.schema import Config
 from train.run.derived import flops_per_token, tokens_per_step
 from train.sweeps.plan import Sweep
@@ -148,8 +148,9 @@ def print_run(config: Config, state: str) -> None:
         "time": f"about {minutes(cost.seconds)} on one CPU core",
         "memory": f"about {cost.bytes / 1e9:.2g} GB",
     }
+    console = table_console(markup=False)
     for name, text in lines.items():
-        print(f"{name:12}{text}")
+        say(console, f"{name:12}", text)
 
 
 def print_sweep(sweep: Sweep, at_once: int, again: bool) -> None:
@@ -168,13 +169,15 @@ def print_sweep(sweep: Sweep, at_once: int, again: bool) -> None:
     table = plain_table(*titles, left=("arm",))
     for (n, arm), members in groups.items():
         table.add_row(*map(escape, _line(n, arm, members)))
-    print_table(table_console(), table, less=("parameters", "tokens a run"))
+    console = table_console()
+    print_table(console, table, less=("parameters", "tokens a run"))
     total = sum(cost.seconds for cost in left.values())
     longest = max((cost.seconds for cost in left.values()), default=0.0)
-    print(
+    console.print(
         f"{len(left)} of {len({c.run_name() for c in sweep.configs})} runs to train in {sweep.folder}: "
         f"{sum(c.tokens for c in left.values()):,} tokens, {sum(c.flops for c in left.values()):.2g} FLOPs, "
-        f"about {minutes(max(longest, total / at_once))} on CPU cores, {at_once} at a time. Nothing was written."
+        f"about {minutes(max(longest, total / at_once))} on CPU cores, {at_once} at a time. Nothing was written.",
+        markup=False,
     )
 
 

@@ -1,7 +1,7 @@
 """`stabilab train show=...` prints without training.
 
-`axes` lists every choice, `config` is the config of the run as in its config.yaml, and `parametrization` lists the
-init, LR and decay of each tensor.
+`axes` lists every choice, in a pipe as a Markdown table. `config` is the config of the run as in its config.yaml, and
+`parametrization` lists the init, LR and decay of each tensor.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from train.run.derived import tokens_per_step
 def show(what: str, config: Config) -> None:
     """Prints what the word asks for. Raises ConfigError for an unknown one."""
     if what == "axes":
-        print(axes.table(), end="")
+        axes.show(table_console())
     elif what == "config":
         print(f"# {config.run_name()}\n{to_yaml(config)}", end="")
     elif what == "parametrization":

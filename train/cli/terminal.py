@@ -59,10 +59,28 @@ def exit_with(action: Callable[[], None]) -> None:
 
 
 def table_console(width: int = 200, **options: Any) -> Console:
-    """Returns a console as wide as the terminal. In a file or pipe it is $COLUMNS wide, or else `width`, and plain."""
+    """Returns a console as wide as the terminal, or as $COLUMNS says, where prose is wrapped.
+
+    In a file or pipe without $COLUMNS, tables are at most `width` wide, and each paragraph is a line.
+    """
     from rich.console import Console
 
     console = Console(highlight=False, **options)
     if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         console.width = width
+        console.soft_wrap = True
     return console
+
+
+def say(console: Console, prefix: str, text: str) -> None:
+    """Prints a paragraph of markup after a prefix, under which further lines are indented."""
+    from rich.table import Table
+
+    if console.soft_wrap:
+        console.print(prefix + text)
+        return
+    paragraph = Table.grid()
+    paragraph.add_column(no_wrap=True)
+    paragraph.add_column(overflow="fold")
+    paragraph.add_row(prefix, text)
+    console.print(paragraph)

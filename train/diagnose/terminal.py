@@ -125,7 +125,7 @@ def counts(card: Card) -> str:
 
 
 def print_comparisons(what: str, found: Sequence[Comparison]) -> None:
-    console = table_console(220, soft_wrap=True, markup=False)
+    console = table_console(220, markup=False)
     console.print(f"\n{what}")
     console.print(_table(*table(found)))
 
@@ -133,7 +133,7 @@ def print_comparisons(what: str, found: Sequence[Comparison]) -> None:
 def print_card(card: Card) -> None:
     from rich.markup import escape
 
-    console = table_console(220, soft_wrap=True)
+    console = table_console(220)
     console.print(f"\n[bold]Stability of {escape(card.recipe)}[/]: {escape(recipe_text(card))}")
     console.print(f"{counts(card)}; intervals of {card.level:.0%}")
     console.print(_table(COLUMNS, [size_row(at) for at in card.sizes]))

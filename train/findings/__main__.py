@@ -102,8 +102,9 @@ def work(names: list[str], overrides: list[str]) -> int:
         (finding, state(out / finding.name) or shipped_state(ours.get(finding.name, {})))
         for finding in all_findings().values()
     ])  # fmt: skip
-    print(f"of the sweeps in {out}, and of those that came with Stabilab where it says `shipped`")
-    print(f"run and judge: stabilab findings NAME or {', '.join(GROUPS)}")
+    console = table_console(markup=False)
+    console.print(f"of the sweeps in {out}, and of those that came with Stabilab where it says `shipped`")
+    console.print(f"run and judge: stabilab findings NAME or {', '.join(GROUPS)}")
     return 0
 
 

@@ -20,7 +20,7 @@ SURE = 0.9
 
 
 def print_forecast(found: Sequence[Prediction], small: pd.DataFrame, level: float | None, notes: Sequence[str]) -> None:
-    console = table_console(240, soft_wrap=True, markup=False)
+    console = table_console(240, markup=False)
     target = size_label(found[0].target)
     sizes = ", ".join(size_label(n) for n in sorted(small["size"].unique()))
     console.print(f"N = {target} from {sizes}; {len(small)} runs, {int(small['broken'].sum())} of them broke")
@@ -112,7 +112,7 @@ def _breaks(prediction: Prediction, level: float | None) -> str:
 
 
 def print_backtest(results: Mapping[str, tuple[Quantity, Sequence[Score]]], notes: Sequence[str]) -> None:
-    console = table_console(240, soft_wrap=True, markup=False)
+    console = table_console(240, markup=False)
     for quantity, found in results.values():
         table = plain_table(title=f"backtest of {quantity.label}, {quantity.when}")
         for column in ("", *(f"{_range(s)}" for s in found[:-1]), "all"):

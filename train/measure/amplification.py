@@ -68,7 +68,7 @@ def losses_of_run(path: Path) -> list[float]:
 
 
 def print_losses(paths: Sequence[Path]) -> None:
-    console = table_console(soft_wrap=True)
+    console = table_console()
     shown = plain_table("run", *(f"x {factor:g}" for factor in FACTORS))
     rows = {path: losses_of_run(path) for path in paths}
     for path, (plain, *more) in rows.items():

@@ -291,4 +291,4 @@ def run(arguments: Sequence[str]) -> None:
     settings = {"steps": STEPS, "seeds": SEEDS, "tolerance": TOLERANCE}
     values = settings | {"checks": [slopes.values() for slopes in found]}
     figure = draw(found[0]) if len(found) == 1 else draw_together(found)
-    print(", ".join(map(str, save_with_values(figure, values, folder / "coordinates"))))
+    table_console(markup=False).print(", ".join(map(str, save_with_values(figure, values, folder / "coordinates"))))

@@ -147,7 +147,7 @@ def measure_run(path: Path) -> list[Measured]:
 
 
 def print_bounds(paths: Sequence[Path]) -> None:
-    console = table_console(soft_wrap=True)
+    console = table_console()
     shown = plain_table(
         "run", "block", "entropy", "row norm", "bound there", "spectral norm", "theorem's bound", "below"
     )

@@ -147,7 +147,7 @@ def _beta1(path: Path, config: Config, module: ProxyModule) -> float:
 
 
 def print_found(paths: Sequence[Path]) -> None:
-    console = table_console(soft_wrap=True)
+    console = table_console()
     shown = plain_table("run", "sharpness", "LR at the edge", "peak LR", "peak / edge")
     for path in paths:
         found = sharpness_of_run(path)

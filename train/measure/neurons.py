@@ -78,7 +78,7 @@ def neurons_of_run(path: Path) -> list[Neurons]:
 
 
 def print_found(paths: Sequence[Path]) -> None:
-    console = table_console(soft_wrap=True)
+    console = table_console()
     shown = plain_table("run", "block", "dead", "active", "positional")
     for path in paths:
         for block, found in enumerate(neurons_of_run(path)):

@@ -142,7 +142,7 @@ def losses_of_run(path: Path, rows: bool = False) -> list[float]:
 
 
 def print_found(paths: Sequence[Path], rows: bool) -> None:
-    console = table_console(soft_wrap=True)
+    console = table_console()
     shown = plain_table("run", *ROUNDINGS)
     for path in paths:
         plain, *more = losses_of_run(path, rows)

@@ -112,7 +112,7 @@ def measure(path: Path) -> tuple[Candidate, Effect]:
 
 
 def print_found(paths: Sequence[Path]) -> None:
-    console = table_console(soft_wrap=True)
+    console = table_console()
     shown = plain_table("run", "weight", "output", "/ median", "zero it", f"{COUNT} random", f"{COUNT} largest")
     for path in paths:
         best, effect = measure(path)

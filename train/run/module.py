@@ -18,7 +18,7 @@ from torch import nn
 from data.batches import batches_of_rank, counted
 from models.gpt import AUXILIARY, GPT, initialize
 from models.parametrization import ParameterGroup, groups
-from models.probes import TINY, Stats, merge
+from models.probes import Stats, merge
 from train.config.schema import Config
 from train.losses import Output
 from train.optimizers.adamw import AdamFields
@@ -27,7 +27,7 @@ from train.run.recorder import Recorder
 from train.run.relative_lr import RelativeLR
 from train.run.sharding import reshard, shard
 from train.run.sharpness import adam_edge, critical_lr
-from train.run.tensors import cosine, local, tensor_dots, tensor_norms, tensor_rms, zero_share
+from train.run.tensors import cosine, local, tensor_norms, tensor_rms, update_cosines, zero_share
 
 Hidden = Callable[[torch.Tensor, bool], tuple[torch.Tensor, Stats]]
 
@@ -258,10 +258,7 @@ class ProxyModule(pl.LightningModule):
                 lr_of = {id(p): max(group["lr"], 1e-30) for group in optimizer.param_groups for p in group["params"]}
                 lr_N = torch.tensor([lr_of[id(p)] for p in self.tensors], device=rms.device)
                 self._record_each("update", "rms", rms / (lr_N * self._relative.factors()))
-                # With d the weights before the step minus those after it, <-d, before> = -<d, after> - |d|^2.
-                squared_N = tensor_norms(self._before).square()
-                inner_N = -tensor_dots(self._before, weights) - squared_N
-                self._record_each("update", "cosine", inner_N / (squared_N.sqrt() * self._norms).clamp_min(TINY))
+                self._record_each("update", "cosine", update_cosines(self._before, weights, self._norms))
             if config.watch.sharpness and lr > 0:
                 self._watch_sharpness(lr)
             self._before = []

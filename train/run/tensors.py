@@ -19,16 +19,22 @@ def local(x: torch.Tensor) -> torch.Tensor:
 
 def tensor_norms(tensors: list[torch.Tensor]) -> torch.Tensor:
     """Returns the L2 norm of each tensor, shape [N]; of a DTensor, the norm of the full tensor."""
-    norms_N = torch.stack(torch._foreach_norm([local(t) for t in tensors]))
-    norms_PN = _of_ranks(norms_N, tensors)
+    return _norms([local(t) for t in tensors], tensors)
+
+
+def _norms(parts: list[torch.Tensor], tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Returns the L2 norms of tensors, [N], of which this rank has these parts."""
+    norms_PN = _of_ranks(torch.stack(torch._foreach_norm(parts)), tensors)
     return norms_PN[0] if len(norms_PN) == 1 else norms_PN.norm(dim=0)
 
 
-def tensor_dots(a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
-    """Returns the inner product of each pair of tensors, shape [N]; of DTensors, that of the full tensors."""
-    dots_N = torch.stack([torch.dot(local(x).flatten(), local(y).flatten()) for x, y in zip(a, b, strict=True)])
-    dots_PN = _of_ranks(dots_N, a)
-    return dots_PN[0] if len(dots_PN) == 1 else dots_PN.sum(0)
+def in_units(tensors: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Returns this rank's part of each tensor over the tensor's largest magnitude, and these magnitudes, [N], in fp32.
+
+    Numbers near 1e-30, as gradients can be, have no squares in fp32 otherwise.
+    """
+    units_N = _of_ranks(torch.stack([_largest(local(t)) for t in tensors]), tensors).amax(0).float()
+    return [local(t) / unit.clamp_min(1e-38) for t, unit in zip(tensors, units_N, strict=True)], units_N
 
 
 def _of_ranks(x_N: torch.Tensor, tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -45,13 +51,14 @@ def _of_ranks(x_N: torch.Tensor, tensors: list[torch.Tensor]) -> torch.Tensor:
 
 def tensor_rms(tensors: list[torch.Tensor]) -> torch.Tensor:
     """Returns the root mean square of each tensor, shape [N], in fp32."""
-    norms = tensor_norms(tensors).float()
-    return norms / torch.tensor([math.sqrt(t.numel()) for t in tensors], device=norms.device)
+    parts, units_N = in_units(tensors)
+    counts_N = torch.tensor([math.sqrt(t.numel()) for t in tensors], device=units_N.device)
+    return _norms(parts, tensors).float() / counts_N * units_N
 
 
 def cosine(xs: list[torch.Tensor], ys: list[torch.Tensor]) -> torch.Tensor:
     """Returns the cosine of two lists of tensors, each taken as one vector; 0 if one of them is zero."""
-    # In units of their largest elements: a gradient near 1e-30 has no squares in fp32.
+    # In units of the largest elements of each list, see in_units.
     units = [_of_ranks(torch.stack([_largest(local(t)) for t in both]), both).max() for both in (xs, ys)]
     sums = []
     for pair in zip(xs, ys, strict=True):
@@ -59,6 +66,18 @@ def cosine(xs: list[torch.Tensor], ys: list[torch.Tensor]) -> torch.Tensor:
         sums.append(torch.stack([(x * y).sum(), (x * x).sum(), (y * y).sum()]))
     xy, xx, yy = _of_ranks(torch.stack(sums), xs).sum((0, 1))
     return xy / (xx.sqrt() * yy.sqrt()).clamp_min(1e-30)
+
+
+def update_cosines(changes: list[torch.Tensor], weights: list[torch.Tensor], norms_N: torch.Tensor) -> torch.Tensor:
+    """Returns the cosine of each tensor's update w' - w and its weights w before it, [N]; 0 for an update of zero.
+
+    `changes` are w - w', `weights` are w', and `norms_N` those of w. With d = w - w', <-d, w> = -<d, w'> - |d|^2.
+    """
+    parts, units_N = in_units(changes)
+    changed_N = _norms(parts, changes)
+    dots_N = torch.stack([torch.dot(d.flatten(), local(w).flatten()) for d, w in zip(parts, weights, strict=True)])
+    inner_N = -_of_ranks(dots_N, changes).sum(0) - changed_N.square() * units_N
+    return inner_N / (changed_N * norms_N).clamp_min(1e-30)
 
 
 def _largest(x: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
-
-import pytest
 
 from tests.train.helpers import TINY
 from train.docs.markers import ROOT
@@ -30,7 +29,14 @@ hydra:
 """
 
 
-@pytest.mark.slow
+def test_the_wheel_has_every_file_that_is_no_page() -> None:
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packed = {found for package, patterns in data.items() for p in patterns for found in (ROOT / package).glob(p)}
+    pages = (".md", ".png", ".csv", ".gz", ".py")
+    listed = subprocess.run(["git", "ls-files", *data], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {ROOT / name for name in listed.split() if not name.endswith(pages)} <= packed
+
+
 def test_the_wheel_works_in_a_fresh_environment(tmp_path: Path) -> None:
     """The dependencies are those of this environment: downloading them takes minutes and tests nothing of ours."""
     source, home, venv = tmp_path / "source", tmp_path / "home", tmp_path / "venv"
@@ -63,6 +69,7 @@ def test_the_wheel_works_in_a_fresh_environment(tmp_path: Path) -> None:
     assert "attention=softmax" in stabilab("--help")
     assert "attention.alpha=1.5 " in stabilab("--help", "attention")
     assert ", shipped" in stabilab("findings")
+    assert "on one CPU core" in stabilab("train", *TINY, "--dry-run")
     assert "finished" in stabilab("train", *TINY)
     stabilab("sweep", "experiment=./mine.yaml", *TINY, "name=mine")
     reported = stabilab("report", "runs/mine")

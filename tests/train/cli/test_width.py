@@ -10,8 +10,13 @@ import pytest
 from rich.console import Console
 
 from tests.train.helpers import TINY, tiny
+from train.cli.estimate import print_run, print_sweep
 from train.cli.progress import Progress
+from train.cli.show import show
 from train.cli.tables import line, plain_table, print_table
+from train.cli.terminal import say, table_console
+from train.findings.__main__ import work
+from train.sweeps.plan import plan as planned
 
 ROW = {"step": 5, "train/loss": 3.25, "train/lr": 0.01, "attention/logit_max": 12.5, "train/tokens_per_second": 1536.0}
 
@@ -56,6 +61,30 @@ def test_rows_are_stacked_where_a_table_has_no_room(width, expected, capsys):
     assert [text.rstrip() for text in capsys.readouterr().out.splitlines()] == expected
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_no_line_is_wider_than_asked(width, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", str(width))
+    sweep = planned(["experiment=qk_norm", f"out={tmp_path}"])
+    for shown in (
+        lambda: show("axes", tiny()), lambda: show("parametrization", tiny()), lambda: print_run(tiny(), "not trained"),
+        lambda: print_sweep(sweep, 2, False), lambda: work([], [f"out={tmp_path}"]),
+    ):  # fmt: skip
+        shown()
+        lines = capsys.readouterr().out.splitlines()
+        assert lines
+        assert max(map(len, lines)) <= width
+
+
+def test_a_pipe_has_a_paragraph_a_line_and_a_terminal_indents_it(capsys, monkeypatch):
+    text = "Loss at LRs above the best depends less on the LR"
+    monkeypatch.delenv("COLUMNS", raising=False)
+    say(table_console(), "  pass  ", text)
+    monkeypatch.setenv("COLUMNS", "40")
+    say(table_console(), "  pass  ", text)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [f"  pass  {text}", "  pass  Loss at LRs above the best", "        depends less on the LR"]
+
+
 def on_a_terminal(*overrides: str, **environment: str) -> str:
     """Returns what a run prints on a pseudo-terminal."""
     main, side = pty.openpty()
@@ -75,8 +104,7 @@ def on_a_terminal(*overrides: str, **environment: str) -> str:
     return b"".join(parts).decode()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("columns", ["40", "80"])
+@pytest.mark.parametrize("columns", [pytest.param("40", marks=pytest.mark.slow), "80"])
 def test_a_narrow_terminal_without_colours(tmp_path, columns):
     said = on_a_terminal(f"out={tmp_path}", COLUMNS=columns, NO_COLOR="1")
     drawn = re.split(r"\r|\n|\x1b\[[0-9;?]*[A-Za-z]", said)

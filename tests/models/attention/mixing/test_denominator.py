@@ -196,3 +196,13 @@ class TestBound:
         change = rule(Inputs(q, k), v) / before
         torch.testing.assert_close(change[..., 3], torch.full(change.shape[:3], 2.0), atol=1e-4, rtol=0)
         torch.testing.assert_close(change[..., 4], torch.ones(change.shape[:3]), atol=1e-4, rtol=0)
+
+
+def test_probes_of_weights_near_1e_42() -> None:
+    """Logits -95 and -96 in the second row. The first one has a single key."""
+    rule = build("denominator", heads=1, head_dim=1, scale=1.0, context=2, form="div_s")
+    q_BHTK, k_BHTK = torch.ones(1, 1, 2, 1), torch.tensor([-95.0, -96.0])[None, None, :, None]
+    stats = rule.watch(Inputs(q_BHTK, k_BHTK, None, torch.zeros(1, 2, 1)))
+    p = torch.softmax(torch.tensor([-95.0, -96.0]), 0)
+    assert stats["entropy"].item() == pytest.approx(-float((p * p.log()).sum()) / 2, rel=1e-3)
+    assert stats["support"].item() == pytest.approx((1 + 1 / float(p.square().sum())) / 2, rel=1e-3)
