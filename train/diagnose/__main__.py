@@ -27,7 +27,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
     from train.diagnose.recipe import request
     from train.diagnose.study import Study
     from train.diagnose.terminal import print_card, print_comparisons
-    from train.diagnose.why import explain
+    from train.diagnose.why import explain, smallest_breaking
     from train.sweeps.pool import slots
 
     asked = request(arguments.overrides, arguments.against)
@@ -43,11 +43,17 @@ def diagnose(arguments: argparse.Namespace) -> int:
         ended = study.ended()
         both = [readings(study, arm, ended) for arm in range(2)]
         comparisons.append((f"{cards[1].recipe}, against the recipe", [compare(both[0], both[1], cards[1].recipe)]))
-    if arguments.why:
-        comparisons.append(explain(study, cards[0].sizes, study.ended()))
     for what, found in comparisons:
         print_comparisons(what, found)
-    print(", ".join(map(str, write(asked.folder, cards, comparisons))))
+    files = write(asked.folder, cards, comparisons)
+    size = smallest_breaking(cards[0].sizes) if arguments.why else None
+    if arguments.why and size is None:
+        print("\nwhy: the recipe breaks at no size of the ladder, so there is nothing to explain")
+    elif size is not None:
+        comparisons.append(explain(study, cards[0].sizes[size].model, size, study.ended()))
+        print_comparisons(*comparisons[-1])
+        files = write(asked.folder, cards, comparisons)
+    print(", ".join(map(str, files)))
     if not complete and isinstance(config.launcher, Slurm):
         print("runs are submitted: the same command goes on once they have ended")
         return 0

@@ -17,9 +17,6 @@ from train.findings.arms import pooled_std
 from train.findings.effects import Effect, over
 from train.findings.quantities import optimal_lr
 
-TESTED = 64.0
-"""Factor in N beyond the largest trained size up to which forecasts are meant to be read."""
-
 
 @dataclass(frozen=True)
 class Interval:

@@ -21,8 +21,6 @@ class Law:
     exponent: Effect
     x: tuple[float, ...]
     y: tuple[float, ...]
-    reading: float = 0.0
-    """Standard error of a single value beyond what its scatter shows, such as the width of its bracket."""
 
     def at(self, n: float) -> Effect:
         """Returns the value that a run of this size would show, with the errors of line and measurement."""
@@ -32,16 +30,23 @@ class Law:
         if not math.isfinite(self.exponent.error):
             return Effect(value, math.inf, 0)
         noise = self.exponent.error**2 * spread
-        error = math.sqrt(noise * (1 + 1 / len(x) + off**2 / spread) + self.reading**2)
+        error = math.sqrt(noise * (1 + 1 / len(x) + off**2 / spread))
         return Effect(value, error, self.exponent.freedom)
 
 
 def law(n: Sequence[float], values: Sequence[float], reading: float = 0.0) -> Law | None:
-    """Returns the law through log values at sizes N, or None with fewer than two sizes."""
+    """Returns the law through log values at sizes N, or None with fewer than two sizes.
+
+    `reading` is the standard error of a single value, such as from the width of its bracket. The scatter around the
+    line contains it; few values can scatter less by chance, and are then taken to scatter as much.
+    """
     x = np.log(np.asarray(n, dtype=float))
     if len(set(np.round(x, 6))) < 2:
         return None
-    return Law(slope(x, values), tuple(x.tolist()), tuple(float(v) for v in values), reading)
+    found = slope(x, values)
+    least = reading / math.sqrt(float(((x - x.mean()) ** 2).sum()))
+    exponent = Effect(found.value, max(found.error, least), found.freedom)
+    return Law(exponent, tuple(x.tolist()), tuple(float(v) for v in values))
 
 
 def ends(effect: Effect) -> tuple[float, float] | None:

@@ -94,8 +94,11 @@ class Study:
         ]  # fmt: skip
 
     def overrides(self, point: Point) -> list[str]:
+        """Returns the overrides of a run. It watches its sharpness where that goes, which changes no other number."""
         recipe = self.recipes[point.arm]
         own = [o for o in recipe.overrides if o.partition("=")[0] not in ("seed", "optimizer.lr", "finding", "name")]
+        if (recipe.config.devices or 1) * recipe.config.nodes == 1 and not any("watch.sharpness=" in o for o in own):
+            own.append("watch.sharpness=true")
         lr = learning_rate(recipe.config.optimizer.lr, point.k)
         return [*own, *self.sizes[point.size], f"seed={point.seed}", f"optimizer.lr={lr}"]
 

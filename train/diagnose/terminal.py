@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from train.cli.format import duration, size_label
-from train.cli.terminal import table_console
+from train.cli.tables import plain_table, print_table
+from train.cli.terminal import say, table_console
 from train.config.schema import Runtime
-from train.diagnose.card import TESTED, AtSize, Card, Interval
+from train.diagnose.card import AtSize, Card, Interval
 from train.diagnose.compare import Comparison, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 LOSS, RATE = "{:.3f}", "{:.2g}"
 
@@ -103,13 +107,11 @@ def _forecast(card: Card) -> list[str]:
         why = "the low end of the critical LR, as the optimum lies above it" if capped else "the optimum"
         margin = f"; the critical LR over the optimal one is {text(found.margin)}" if found.margin else ""
         lines.append(f"LR to use there: {found.use:.2g}, {why}{margin}")
-    if found.factor > TESTED:
+    if found.factor > 1:
         lines.append(
-            f"this target is more than {TESTED:g}x the largest trained size: no forecast has been tested that far; "
-            "read the direction, not the number"
+            "such a forecast has not been held against runs of larger sizes yet; its intervals cover seeds and scatter "
+            "around the law, not a bend of it"
         )
-    elif found.factor > 1:
-        lines.append("intervals hold if the law does: they cover seeds and scatter around it, not a bend of it")
     return lines
 
 
@@ -127,7 +129,8 @@ def counts(card: Card) -> str:
 def print_comparisons(what: str, found: Sequence[Comparison]) -> None:
     console = table_console(220, markup=False)
     console.print(f"\n{what}")
-    console.print(_table(*table(found)))
+    titles, rows = table(found)
+    print_table(console, _table(titles, rows), less=("runs",))
 
 
 def print_card(card: Card) -> None:
@@ -136,21 +139,18 @@ def print_card(card: Card) -> None:
     console = table_console(220)
     console.print(f"\n[bold]Stability of {escape(card.recipe)}[/]: {escape(recipe_text(card))}")
     console.print(f"{counts(card)}; intervals of {card.level:.0%}")
-    console.print(_table(COLUMNS, [size_row(at) for at in card.sizes]))
+    rows = [[escape(cell) for cell in size_row(at)] for at in card.sizes]
+    print_table(console, _table(COLUMNS, rows), less=("runs", "brackets, by seed", "margin"))
     if card.signs:
-        console.print(_table(SIGN_COLUMNS, sign_rows(card)))
+        print_table(console, _table(SIGN_COLUMNS, sign_rows(card)), less=("passes all sound runs in",))
     for line in conclusions(card):
-        console.print(escape(line))
+        say(console, "", escape(line))
     for note in card.notes:
-        console.print(f"note  {escape(note)}")
+        say(console, "note  ", escape(note))
 
 
-def _table(columns: tuple[str, ...], rows: list[list[str]]) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+def _table(columns: tuple[str, ...], rows: list[list[str]]) -> Table:
+    table = plain_table(*columns, left=columns[:1])
     for row in rows:
         table.add_row(*row)
     return table

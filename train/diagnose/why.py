@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields, replace
 
-from conf.axis import ConfigError
 from train.diagnose.card import AtSize, readings
 from train.diagnose.compare import Comparison, best_first, compare
 from train.diagnose.recipe import arms
@@ -31,14 +30,16 @@ RUNS = 5
 """Runs that a change usually takes."""
 
 
-def explain(study: Study, sizes: tuple[AtSize, ...], ended: Mapping[Point, Ended]) -> tuple[str, list[Comparison]]:
-    """Trains the changes at the smallest size that breaks, with the first seed, and compares them with the recipe.
+def smallest_breaking(sizes: tuple[AtSize, ...]) -> int | None:
+    """Returns the index of the smallest size with a critical LR."""
+    return next((i for i, at in enumerate(sizes) if at.verdict == "breaks"), None)
 
-    Returns a heading and the changes, from the best to the worst. Raises ConfigError if the recipe breaks at no size.
+
+def explain(study: Study, model: str, size: int, ended: Mapping[Point, Ended]) -> tuple[str, list[Comparison]]:
+    """Trains the changes at a size that breaks, with the first seed, and compares them with the recipe.
+
+    Returns a heading and the changes, from the best to the worst.
     """
-    size = next((i for i, at in enumerate(sizes) if at.verdict == "breaks"), None)
-    if size is None:
-        raise ConfigError("--why: the recipe breaks at no size of the ladder, so there is nothing to explain")
     recipe = study.recipes[0]
     config = recipe.config
     same = arms(recipe, {"": ()}, study.sizes[size])[0].config.digest()
@@ -47,7 +48,7 @@ def explain(study: Study, sizes: tuple[AtSize, ...], ended: Mapping[Point, Ended
     hint = bracket(study.known(ended)[first])
     hints = {Cell(arm, 0, config.seed): hint for arm in range(len(found))}
     folder = study.folder.with_name(f"{study.folder.name}-why")
-    print(f"\n{len(found)} changes at {sizes[size].model}, about {RUNS} runs each, {RUNS * len(found)} in all")
+    print(f"\n{len(found)} changes at {model}, about {RUNS} runs each, {RUNS * len(found)} in all")
     changed = Study(folder, found, [study.sizes[size]], float("inf"), hints, seeds=1, finest=BRACKETED + 1)
     changed.run()
     after = changed.ended()
@@ -57,5 +58,5 @@ def explain(study: Study, sizes: tuple[AtSize, ...], ended: Mapping[Point, Ended
     for arm, other in enumerate(found):
         one = compare(base, readings(changed, arm, after), other.name, noise=whole)
         results.append(replace(one, runs=sum(point.arm == arm for point in after)))
-    heading = f"Why: what moves the critical LR at {sizes[size].model}, one change at a time, with the same seed"
+    heading = f"Why: what moves the critical LR at {model}, one change at a time, with the same seed"
     return heading, best_first(results)

@@ -43,7 +43,7 @@ CAUSES = (
     Probe("gradient / epsilon", "adam/gradient_over_eps_min", falls=True),
     Probe("residual RMS", "residual/block*/rms"),
 )
-PROBES = (*CAUSES, LOSS)
+PROBES = (*CAUSES, Probe("critical sharpness", "sharpness/critical"), LOSS)
 
 
 def broke_first(broken: pd.DataFrame, sound: Sequence[pd.DataFrame]) -> tuple[str, int] | None:

@@ -62,10 +62,11 @@ def test_trains_and_goes_on_without_training_again(tmp_path, capsys, monkeypatch
     assert "Stability" in said
     assert "mini-w16-d4" in page
     times = {path: path.stat().st_mtime for path in (tmp_path / "one").glob("*/summary.json")}
-    code, again = call(words, capsys, monkeypatch)
+    code, again = call([*words, "--why"], capsys, monkeypatch)
     assert code == 0
+    assert "why: the recipe breaks at no size of the ladder, so there is nothing to explain" in again
     assert {path: path.stat().st_mtime for path in (tmp_path / "one").glob("*/summary.json")} == times
-    assert again.partition("Stability")[2] == said.partition("Stability")[2]
+    assert again.partition("Stability")[2].partition("\nwhy:")[0] in said.partition("Stability")[2]
     # Another study of the folder recalls the runs that are there.
     asked = request([*SMALL, SIZES, f"out={tmp_path}", "name=one"])
     study = Study(asked.folder, asked.recipes, asked.sizes, 0.0)

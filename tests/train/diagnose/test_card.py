@@ -1,0 +1,136 @@
+"""Whole studies whose runs are written by hand, with critical LRs that follow a known law."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.train.helpers import TINY
+from train.diagnose.build import build
+from train.diagnose.card import Card
+from train.diagnose.page import write
+from train.diagnose.recipe import request
+from train.diagnose.search import HIGHEST, learning_rate
+from train.diagnose.study import Point, Study
+from train.diagnose.terminal import conclusions, print_card
+from train.diagnose.why import smallest_breaking
+from train.runfolder.files import write_atomically
+from train.runfolder.folder import RunFolder
+
+SMALL = [o for o in TINY if not o.startswith(("model.", "steps="))]
+WORDS = [*SMALL, "model=mini-w32-d2,mini-w64-d2,mini-w128-d2", "steps=100", "optimizer.lr=0.01"]
+N = {0: 24_576, 1: 98_304, 2: 393_216}
+INIT, UNIGRAM = 5.5, 4.0
+LOGIT_STEP, LOSS_STEP = 20, 60
+
+Law = Callable[[float], float]
+
+
+def falling(n: float) -> float:
+    """A critical LR of 0.2 at the smallest size."""
+    return 0.2 * (n / N[0]) ** -0.5
+
+
+def end(study: Study, point: Point, critical: Law, best: float) -> None:
+    """Writes the folder of a run: a parabola in log LR, and from the critical LR on a loss that is 1 nat higher."""
+    config, n = study.config(point), N[point.size]
+    lr = config.optimizer.lr
+    broken = lr >= critical(n) * (1 + 0.03 * (point.seed - study.recipes[0].config.seed))
+    loss = best + 0.004 * math.log(lr / 0.02) ** 2 + broken
+    run = RunFolder(study.folder / config.run_name())
+    run.path.mkdir(parents=True)
+    rows = [{"step": -1, "validation/loss": INIT}]
+    for i in range(config.steps):
+        logit = 100.0 if broken and i >= LOGIT_STEP else 10.0
+        rows.append({"step": i, "train/loss": loss if i >= LOSS_STEP else best, "attention/logit_max": logit})
+    run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "validation/loss_final": loss,
+        "validation/loss_init": INIT,
+        "N": n,
+        "seconds": 6.0,
+        "floor/unigram": UNIGRAM,
+    }
+    write_atomically(run.path / "summary.json", json.dumps(values))
+    run.set_status("finished")
+
+
+def studied(folder: Path, critical: Law, best: float = 2.0, rounds: int = 99, seeds: int = 2) -> tuple[Study, Card]:
+    """The search to its end, or for so many rounds."""
+    asked = request([*WORDS, f"out={folder}", "name=study"])
+    study = Study(asked.folder, asked.recipes, asked.sizes, math.inf, seeds=seeds)
+    for _ in range(rounds):
+        new = [p for p in study.chosen(study.ended()) if p not in study.points]
+        if not new:
+            break
+        study.add(new)
+        for point in new:
+            end(study, point, critical, best)
+    return study, build(study, 0, None)
+
+
+def test_a_law_is_found_and_carried_to_64_times_the_size(tmp_path, capsys, monkeypatch):
+    study, card = studied(tmp_path, falling)
+    assert card.runs == len(study.points) <= 40
+    assert [(at.verdict, at.n, len(at.curves)) for at in card.sizes] == [("breaks", n, 2) for n in N.values()]
+    for at in card.sizes:
+        assert at.critical.low < falling(at.n) * 1.015 < at.critical.high
+        for curve in at.curves:
+            assert curve.bracket[0] <= falling(at.n) * (1 + 0.03 * curve.seed) <= curve.bracket[1]
+            assert curve.bracket[1] / curve.bracket[0] == pytest.approx(2**0.25, rel=1e-3)
+        assert at.optimal.value == pytest.approx(0.02, rel=0.05)
+        assert at.margin == pytest.approx(at.critical.value / at.optimal.value, rel=1e-6)
+    assert card.exponent.low < -0.5 < card.exponent.high
+    assert card.exponent.value == pytest.approx(-0.5, abs=0.05)
+    ahead = card.forecast
+    assert (ahead.target, ahead.n, ahead.factor) == ("64x", 64 * N[2], 64)
+    assert ahead.critical.low < falling(ahead.n) * 1.015 < ahead.critical.high
+    # The optimum of 0.02 stays where it is, and the critical LR falls below it.
+    assert ahead.optimal.value == pytest.approx(0.02, rel=0.05)
+    assert ahead.use == ahead.critical.low < ahead.optimal.value
+    first = card.signs[0]
+    assert (first.name, first.auc, first.step) == ("attention logits", 0.5, LOGIT_STEP)
+    assert first.lead == LOSS_STEP - LOGIT_STEP
+    broken = sum(lr > c.bracket[0] for at in card.sizes for c in at.curves for lr in c.lrs)
+    assert first.passed == first.broken == broken
+
+    paths = write(study.folder, [card], [])
+    assert {p.name for p in paths} == {"card.png", "card.pdf", "card.json", "card.html"}
+    made = json.loads((study.folder / "report/card.json").read_text())["cards"][0]
+    assert made["forecast"]["use"] == ahead.use
+    monkeypatch.setenv("COLUMNS", "80")
+    print_card(card)
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    assert "first to rise: attention logits, at step 20" in said
+    assert any(line.startswith(f"LR to use there: {ahead.use:.2g}, the low end") for line in conclusions(card))
+
+
+def test_a_recipe_that_never_breaks_has_no_critical_lr_to_extrapolate(tmp_path):
+    _, card = studied(tmp_path, lambda n: math.inf)
+    assert {at.verdict for at in card.sizes} == {"never breaks"}
+    assert max(lr for at in card.sizes for c in at.curves for lr in c.lrs) == learning_rate(0.01, HIGHEST)
+    assert card.exponent is card.forecast.critical is None
+    assert card.forecast.use == card.forecast.optimal.value
+    assert smallest_breaking(card.sizes) is None
+    assert card.notes[0].startswith("it never breaks in the window, at any size measured")
+    assert any("no critical LR to extrapolate" in line for line in conclusions(card))
+
+
+def test_a_recipe_above_the_unigram_model_is_broken_everywhere(tmp_path):
+    _, card = studied(tmp_path, lambda n: math.inf, best=UNIGRAM)
+    assert {at.verdict for at in card.sizes} == {"broken"}
+    assert card.forecast is None
+    assert card.notes[0].startswith("it trains at no LR at every size")
+
+
+def test_a_search_that_was_cut_off_says_what_is_open(tmp_path):
+    _, card = studied(tmp_path, falling, rounds=1)
+    assert [at.verdict for at in card.sizes] == ["open", "unknown", "unknown"]
+    assert any(note.startswith("the budget ended before mini-w64-d2, mini-w128-d2") for note in card.notes)
+    assert any("runs undone" in note for note in card.notes)
+    one = studied(tmp_path / "one", falling, seeds=1)[1]
+    assert all(at.critical.low is None for at in one.sizes)
+    assert any(note.startswith("one seed only") for note in one.notes)
