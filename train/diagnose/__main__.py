@@ -19,6 +19,10 @@ MINUTES = 10.0
 def diagnose(arguments: argparse.Namespace) -> int:
     """Trains and prints the cards. Returns the exit code, 1 if runs have no result yet."""
     refuse_unknown_choices(arguments.overrides)
+    if arguments.backtest:
+        from train.diagnose.backtest import backtest
+
+        return backtest(arguments.overrides)
     from train.config.launcher import Slurm
     from train.diagnose.build import build
     from train.diagnose.card import readings
@@ -82,6 +86,11 @@ def parser() -> argparse.ArgumentParser:
         "--why", action="store_true",
         help="then change one thing at a time at the smallest size that breaks: LR of a kind of tensor, known cures; "
         "about 70 runs",
+    )  # fmt: skip
+    own.add_argument(
+        "--backtest", action="store_true",
+        help="instead trains the eleven recipes of backtest.yaml at five sizes, about 500 runs, and says how often "
+        "forecasts of critical LRs came true; overrides such as out=FOLDER are for all of them",
     )  # fmt: skip
     return own
 

@@ -44,10 +44,10 @@ def request(overrides: Sequence[str], against: str | None = None) -> Request:
     points = [point for arm, point in expand(given) if _plain(arm)]
     sizes = _sizes(points)
     own = _one_recipe(points)
-    recipes = [_recipe("recipe", own, sizes)]
+    recipes = [recipe_of("recipe", own, sizes)]
     words = [o for o in given if not o.startswith("name=")]
     if against is not None:
-        recipes.append(_recipe(against, _merged(own, in_full(against.split())), sizes))
+        recipes.append(recipe_of(against, _merged(own, in_full(against.split())), sizes))
         if recipes[0].config.digest() == recipes[1].config.digest():
             raise ConfigError(f"--against {against!r} changes nothing of the recipe: name what differs")
         words.append(f"against='{against}'")
@@ -120,7 +120,8 @@ def _merged(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
     return (*kept, *second)
 
 
-def _recipe(name: str, overrides: Sequence[str], sizes: Sequence[Sequence[str]]) -> Recipe:
+def recipe_of(name: str, overrides: Sequence[str], sizes: Sequence[Sequence[str]]) -> Recipe:
+    """Returns the recipe of these overrides, composed at the first size."""
     config = replace(compose([*overrides, *sizes[0]]), name=None, finding=None)
     return Recipe(name, tuple(o for o in overrides if not o.startswith("name=")), config)
 
@@ -130,7 +131,7 @@ def arms(recipe: Recipe, changes: Mapping[str, Sequence[str]], size: Sequence[st
     found = []
     for name, change in changes.items():
         try:
-            found.append(_recipe(name, _merged(recipe.overrides, change), [size]))
+            found.append(recipe_of(name, _merged(recipe.overrides, change), [size]))
         except ConfigError:
             continue
     return found

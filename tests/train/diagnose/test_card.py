@@ -2,30 +2,22 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.train.helpers import TINY
+from tests.train.diagnose.synthetic import LOGIT_STEP, LOSS_STEP, SMALL, UNIGRAM, Law, finish
 from train.diagnose.build import build
 from train.diagnose.card import Card
 from train.diagnose.page import write
 from train.diagnose.recipe import request
 from train.diagnose.search import HIGHEST, learning_rate
-from train.diagnose.study import Point, Study
+from train.diagnose.study import Study
 from train.diagnose.terminal import conclusions, print_card
 from train.diagnose.why import smallest_breaking
-from train.runfolder.files import write_atomically
-from train.runfolder.folder import RunFolder
 
-SMALL = [o for o in TINY if not o.startswith(("model.", "steps="))]
 WORDS = [*SMALL, "model=mini-w32-d2,mini-w64-d2,mini-w128-d2", "steps=100", "optimizer.lr=0.01"]
 N = {0: 24_576, 1: 98_304, 2: 393_216}
-INIT, UNIGRAM = 5.5, 4.0
-LOGIT_STEP, LOSS_STEP = 20, 60
-
-Law = Callable[[float], float]
 
 
 def falling(n: float) -> float:
@@ -33,41 +25,11 @@ def falling(n: float) -> float:
     return 0.2 * (n / N[0]) ** -0.5
 
 
-def end(study: Study, point: Point, critical: Law, best: float) -> None:
-    """Writes the folder of a run: a parabola in log LR, and from the critical LR on a loss that is 1 nat higher."""
-    config, n = study.config(point), N[point.size]
-    lr = config.optimizer.lr
-    broken = lr >= critical(n) * (1 + 0.03 * (point.seed - study.recipes[0].config.seed))
-    loss = best + 0.004 * math.log(lr / 0.02) ** 2 + broken
-    run = RunFolder(study.folder / config.run_name())
-    run.path.mkdir(parents=True)
-    rows = [{"step": -1, "validation/loss": INIT}]
-    for i in range(config.steps):
-        logit = 100.0 if broken and i >= LOGIT_STEP else 10.0
-        rows.append({"step": i, "train/loss": loss if i >= LOSS_STEP else best, "attention/logit_max": logit})
-    run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    values = {
-        "validation/loss_final": loss,
-        "validation/loss_init": INIT,
-        "N": n,
-        "seconds": 6.0,
-        "floor/unigram": UNIGRAM,
-    }
-    write_atomically(run.path / "summary.json", json.dumps(values))
-    run.set_status("finished")
-
-
 def studied(folder: Path, critical: Law, best: float = 2.0, rounds: int = 99, seeds: int = 2) -> tuple[Study, Card]:
     """The search to its end, or for so many rounds."""
     asked = request([*WORDS, f"out={folder}", "name=study"])
     study = Study(asked.folder, asked.recipes, asked.sizes, math.inf, seeds=seeds)
-    for _ in range(rounds):
-        new = [p for p in study.chosen(study.ended()) if p not in study.points]
-        if not new:
-            break
-        study.add(new)
-        for point in new:
-            end(study, point, critical, best)
+    finish(study, lambda arm: critical, best, rounds)
     return study, build(study, 0, None)
 
 

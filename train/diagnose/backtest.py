@@ -1,0 +1,235 @@
+"""Holds forecasts of critical LRs against measured ones, over recipes that chose nothing (backtest.yaml).
+
+Laws through the critical LRs of the smallest sizes forecast those of all larger ones. Two baselines need no law: the
+critical LR of the largest size seen, and that times N^-1/2.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from train.config.choices import YAML
+from train.diagnose.card import AtSize, Readings, at_size, laws, readings
+from train.diagnose.laws import LEVEL, ends
+from train.diagnose.recipe import recipe_of
+from train.diagnose.study import Study
+from train.runfolder.files import write_atomically
+
+RIGHT = 1.5
+"""Factor within which a forecast counts as right."""
+BASELINES: Mapping[str, Callable[[float], float]] = {"no change": lambda n: 0.0, "N^-1/2": lambda n: -0.5 * math.log(n)}
+"""Change of the log critical LR over a factor in N, from the largest size seen."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A forecast critical LR and the measured one, both as logarithms."""
+
+    recipe: str
+    seen: int
+    """Sizes that the law went through."""
+    n: float
+    factor: float
+    """N over that of the largest size seen."""
+    law: float
+    inside: bool | None
+    """Whether the interval holds the measured one; None without an interval."""
+    baselines: Mapping[str, float]
+    measured: float
+
+    def off(self, by: str) -> float:
+        """Returns the error of the law or of a baseline, in natural logarithms."""
+        return (self.law if by == "law" else self.baselines[by]) - self.measured
+
+
+def forecasts(recipe: str, found: Readings, sizes: Sequence[AtSize]) -> Iterator[Forecast]:
+    """Yields a forecast for each prefix of at least two sizes and each larger size, where both have critical LRs."""
+    for seen in range(2, len(sizes)):
+        one = laws(found, sizes[:seen]).get("critical")
+        last = found.critical(seen - 1)
+        if one is None or last is None:
+            continue
+        for size in range(seen, len(sizes)):
+            measured, n = found.critical(size), found.n.get(size, math.nan)
+            if measured is None or sizes[size].verdict != "breaks":
+                continue
+            ahead, factor = one.at(n), n / found.n[seen - 1]
+            held = ends(ahead)
+            yield Forecast(
+                recipe, seen, n, factor, ahead.value,
+                None if held is None else held[0] <= math.exp(measured.value) <= held[1],
+                {name: last.value + change(factor) for name, change in BASELINES.items()}, measured.value,
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """Forecasts over about the same factor in N."""
+
+    factor: int
+    forecasts: int
+    recipes: int
+    right: Mapping[str, float]
+    """Share within a factor of RIGHT, of the law and the baselines."""
+    rank: Mapping[str, float]
+    """Rank correlation of forecast and measured critical LRs over recipes, a mean over pairs of sizes."""
+    inside: float
+    """Share of intervals that hold the measured value."""
+
+
+def rows(found: Sequence[Forecast]) -> list[Row]:
+    """Returns a row for each factor in N, rounded to a power of 4."""
+    grouped: dict[int, list[Forecast]] = {}
+    for one in found:
+        grouped.setdefault(4 ** round(math.log(one.factor, 4)), []).append(one)
+    names = ("law", *BASELINES)
+    return [
+        Row(
+            factor, len(group), len({one.recipe for one in group}),
+            {name: float(np.mean([abs(one.off(name)) <= math.log(RIGHT) for one in group])) for name in names},
+            {name: _rank(group, name) for name in names},
+            float(np.mean([float(one.inside) for one in group if one.inside is not None] or [math.nan])),
+        )
+        for factor, group in sorted(grouped.items())
+    ]  # fmt: skip
+
+
+def _rank(found: Sequence[Forecast], by: str) -> float:
+    """Returns the mean rank correlation over pairs of sizes with at least four recipes; NaN without one."""
+    from scipy.stats import spearmanr
+
+    pairs: dict[tuple[int, float], list[Forecast]] = {}
+    for one in found:
+        pairs.setdefault((one.seen, round(math.log(one.n), 1)), []).append(one)
+    enough = [group for group in pairs.values() if len(group) >= 4]
+    values = [
+        float(spearmanr([one.off(by) + one.measured for one in group], [one.measured for one in group]).statistic)
+        for group in enough
+    ]
+    return float(np.mean(values)) if values else math.nan
+
+
+@dataclass(frozen=True)
+class Order:
+    """Two recipes ranked by published experience, and the factors between their critical LRs by size."""
+
+    better: str
+    worse: str
+    factors: Mapping[str, float]
+
+
+def plan() -> Mapping[str, Any]:
+    """Returns what backtest.yaml says."""
+    found: Mapping[str, Any] = yaml.load(Path(__file__).with_name("backtest.yaml").read_text("utf-8"), YAML)
+    return found
+
+
+def sizes(asked: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Returns the overrides of each size, from small to large."""
+    depth, head = asked["depth"], asked["head_dim"]
+    return [
+        (f"model.name=w{w}-d{depth}", f"model.width={w}", f"model.depth={depth}", f"model.heads={w // head}")
+        for w in asked["widths"]
+    ]
+
+
+def study(overrides: Sequence[str], asked: Mapping[str, Any]) -> Study:
+    """Returns the study of all recipes. `overrides` come on top, such as out=FOLDER."""
+    ladder = sizes(asked)
+    recipes = [
+        recipe_of(name, [*asked["overrides"], *own, *overrides], ladder) for name, own in asked["recipes"].items()
+    ]
+    return Study(recipes[0].config.folder / "diagnose-backtest", recipes, ladder, math.inf)
+
+
+def measured(found: Study) -> tuple[list[Forecast], dict[str, Sequence[AtSize]], dict[str, Readings]]:
+    """Returns all forecasts, and the sizes and readings of each recipe."""
+    ended = found.ended()
+    every: list[Forecast] = []
+    of_recipe: dict[str, Sequence[AtSize]] = {}
+    read: dict[str, Readings] = {}
+    for arm, recipe in enumerate(found.recipes):
+        own = readings(found, arm, ended)
+        floors = (run.folder.summary().get("floor/unigram") for p, run in ended.items() if p.arm == arm and run.n)
+        floor = next(floors, None)
+        at = [at_size(own, i, words[0].partition("=")[2], floor) for i, words in enumerate(found.sizes)]
+        of_recipe[recipe.name], read[recipe.name] = at, own
+        every += forecasts(recipe.name, own, at)
+    return every, of_recipe, read
+
+
+def orders(asked: Mapping[str, Any], read: Mapping[str, Readings], names: Sequence[str]) -> list[Order]:
+    """Returns the published orders with what was measured; a recipe that never breaks counts as its highest LR."""
+    found = []
+    for better, worse in asked["orders"]:
+        factors = {}
+        for size, name in enumerate(names):
+            a, b = (_top(read[recipe], size) for recipe in (better, worse))
+            if a is not None and b is not None:
+                factors[name] = math.exp(a - b)
+        found.append(Order(better, worse, factors))
+    return found
+
+
+def _top(found: Readings, size: int) -> float | None:
+    """Returns the log critical LR, or that of the highest LR if none breaks; None without curves."""
+    if (own := found.critical(size)) is not None:
+        return own.value
+    return math.log(max(c.lrs[-1] for c in found.curves[size])) if found.curves[size] else None
+
+
+def markdown(table: Sequence[Row], at: Mapping[str, Sequence[AtSize]], ranked: Sequence[Order]) -> str:
+    """Returns the tables as they stand in train/forecast/README.md."""
+    names = ("law", *BASELINES)
+    lines = [
+        f"| factor in N | forecasts, recipes | within {RIGHT:g}x: law ({', '.join(BASELINES)}) "
+        f"| rank correlation ({', '.join(BASELINES)}) | {LEVEL:.0%} intervals that hold |",
+        "|---|---|---|---|---|",
+    ]
+    for row in table:
+        right, rank = (
+            [f"{values[name]:{form}}" for name in names] for values, form in ((row.right, ".0%"), (row.rank, ".2f"))
+        )
+        lines.append(
+            f"| {row.factor} | {row.forecasts}, {row.recipes} | **{right[0]}** ({', '.join(right[1:])}) "
+            f"| {rank[0]} ({', '.join(rank[1:])}) | {row.inside:.0%} |"
+        )
+    first = next(iter(at.values()))
+    lines += ["", "| critical LR | " + " | ".join(one.model for one in first) + " |", "|---|" + "---|" * len(first)]
+    for recipe, ladder in at.items():
+        cells = [f"{one.critical.value:.2g}" if one.critical else one.verdict for one in ladder]
+        lines.append(f"| {recipe} | " + " | ".join(cells) + " |")
+    lines += ["", "| published order | critical LR of the first over that of the second |", "|---|---|"]
+    for order in ranked:
+        shown = ", ".join(f"{name} {factor:.2g}" for name, factor in order.factors.items())
+        lines.append(f"| {order.better} over {order.worse} | {shown or '-'} |")
+    return "\n".join(lines) + "\n"
+
+
+def backtest(overrides: Sequence[str]) -> int:
+    """Trains what is left of the study, then writes and prints the tables. Returns exit code 1 if runs are left."""
+    asked = plan()
+    found = study(overrides, asked)
+    complete = found.run()
+    every, at, read = measured(found)
+    ranked = orders(asked, read, [f"w{w}" for w in asked["widths"]])
+    text = markdown(rows(every), at, ranked)
+    report = found.folder / "report"
+    report.mkdir(parents=True, exist_ok=True)
+    values = {
+        "forecasts": [asdict(one) for one in every], "orders": [asdict(one) for one in ranked],
+        "sizes": {recipe: [asdict(one) for one in ladder] for recipe, ladder in at.items()},
+    }  # fmt: skip
+    write_atomically(report / "backtest.json", json.dumps(values, indent=1))
+    write_atomically(report / "backtest.md", text)
+    print(text)
+    print(f"{report}: backtest.json, backtest.md")
+    return 0 if complete else 1
