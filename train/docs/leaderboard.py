@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.cli.format import size_label
 from train.docs.markers import ROOT, page
-from train.leaderboard.table import cells, columns
+from train.leaderboard.table import cells, columns, heading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,9 +23,9 @@ def files() -> dict[Path, str]:
 def markdown(table: pd.DataFrame) -> str:
     """Returns a table for each size, with the largest size and the best choice first."""
     parts = []
-    for n, of in table.groupby("size", sort=False):
+    for _, of in table.groupby("size", sort=False):
         shown = columns(of)
-        lines = [f"N = {size_label(n)}:", "", f"| {' | '.join(shown.values())} |"]
+        lines = [f"{heading(of)}:", "", f"| {' | '.join(shown.values())} |"]
         lines += ["|" + "---|" * len(shown), *(f"| {' | '.join(row)} |" for row in cells(of))]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)

@@ -17,7 +17,7 @@ from train.config.choices import refuse_unknown_choices
 from train.leaderboard.confirm import confirmation
 from train.leaderboard.figure import figure
 from train.leaderboard.rows import rows, spread
-from train.leaderboard.table import COLUMNS, EXPERIMENT, LEGEND, LESS, cells, columns
+from train.leaderboard.table import COLUMNS, EXPERIMENT, LEGEND, LESS, cells, columns, heading
 from train.runfolder.files import read_json, write_atomically
 
 if TYPE_CHECKING:
@@ -69,15 +69,14 @@ def step_times(window: Sweep, axes: list[str]) -> dict[str, float]:
 
 
 def _write(table: pd.DataFrame, folder: Path) -> None:
-    from train.cli.format import size_label
     from train.results.style import save
 
     if "best_lr" in table and table["best_lr"].notna().any():
         save(figure(table), folder / "leaderboard")
     table.drop(columns=["lrs", "window", "losses"], errors="ignore").to_csv(folder / "leaderboard.csv", index=False)
     console = table_console()
-    for n, of in table.groupby("size", sort=False):
-        shown = plain_table(*columns(of).values(), left=("choice", "broke first"), title=f"N = {size_label(n)}")
+    for _, of in table.groupby("size", sort=False):
+        shown = plain_table(*columns(of).values(), left=("choice", "broke first"), title=heading(of))
         for row in cells(of):
             shown.add_row(*row)
         print_table(console, shown, "choice", [COLUMNS[column] for column in LESS])

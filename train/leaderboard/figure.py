@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.cli.format import size_label
+from train.leaderboard.rows import FLOOR
+from train.leaderboard.table import heading
 from train.results.style import styled
 
 if TYPE_CHECKING:
@@ -19,7 +20,10 @@ TOP = 1.0
 
 @styled
 def figure(table: pd.DataFrame) -> Figure:
-    """Draws a heatmap of loss over choices and LRs for each size, best choice on top, and the losses at the best LR."""
+    """Draws a heatmap of loss over choices and LRs for each size, best choice on top, and the losses at the best LR.
+
+    Hollow points are losses of the window's seed, where the confirming seeds have not all ended.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -29,6 +33,7 @@ def figure(table: pd.DataFrame) -> Figure:
     order += [arm for arm in dict.fromkeys(known["arm"]) if arm not in order]
     shown = Figure(figsize=(1.6 + 2.0 * (len(sizes) + 1), 0.9 + 0.17 * len(order)))
     axes = np.ravel(shown.subplots(1, len(sizes) + 1, sharey=True, squeeze=False))
+    names = {n: heading(table[table["size"] == n]) for n in sizes}
     image: Any = None
     for panel, n in zip(axes, sizes, strict=False):
         of = known[known["size"] == n].set_index("arm")
@@ -42,19 +47,24 @@ def figure(table: pd.DataFrame) -> Figure:
             if arm in of.index:
                 _marks(panel, i, of.loc[arm], lrs)
         panel.set_xticks(range(len(lrs)), [f"{lr:g}" for lr in lrs])
-        panel.set(xlabel="peak learning rate", title=f"N = {size_label(n)}, best {best:.3f} nats")
+        panel.set(xlabel="peak learning rate", title=f"{names[n]}, best {best:.3f} nats")
         panel.grid(False)
     axes[0].set_yticks(range(len(order)), order)
     for i, n in enumerate(sizes):
-        of = known[(known["size"] == n)].dropna(subset=["loss"])
+        of = known[(known["size"] == n)].set_index("arm")
         colour = matplotlib.colormaps["viridis"](0.05 if i == 0 else 0.65)
-        axes[-1].errorbar(
-            of["loss"], [order.index(arm) for arm in of["arm"]], xerr=of["std"].fillna(0), fmt="o", color=colour,
-            capsize=1.5, elinewidth=0.7, markersize=3, label=f"N = {size_label(n)}",
-        )  # fmt: skip
+        for confirmed, rows in ((True, of.dropna(subset=["loss"])), (False, of[of["loss"].isna()])):
+            axes[-1].errorbar(
+                rows["loss" if confirmed else "best"], [order.index(arm) for arm in rows.index],
+                xerr=rows["std"].fillna(0) if confirmed else None, fmt="o", color=colour,
+                markerfacecolor=colour if confirmed else "white", capsize=1.5, elinewidth=0.7, markersize=3,
+                label=f"{names[n]}, {'confirmed' if confirmed else 'one seed'}" if len(rows) else None,
+            )  # fmt: skip
+        for floor in table[(table["size"] == n) & (table["arm"] == FLOOR)]["loss"]:
+            axes[-1].axvline(floor, color=colour, linestyle=":", linewidth=0.8, label=f"{FLOOR} {floor:.3f}")
     axes[-1].set(xlabel="loss at the best LR (nats)")
     if axes[-1].has_data():
-        axes[-1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=len(sizes), handlelength=1)
+        axes[-1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), handlelength=1)
     bar = shown.colorbar(image, ax=axes[: len(sizes)], location="bottom", shrink=0.6, aspect=40, extend="max")
     bar.set_label("loss above the panel's best (nats); ring: best LR, cross: diverged")
     return shown

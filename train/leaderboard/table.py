@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from train.cli.format import number
+from train.cli.format import number, size_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +37,11 @@ LESS = (
     "rank_range",
 )  # fmt: skip
 """Columns that a narrow terminal leaves out, in this order."""
+
+
+def heading(table: pd.DataFrame) -> str:
+    """Returns what the rows of a size are called: by the median of N, as choices have parameters of their own."""
+    return f"N = {size_label(int(table['N'].median()))}"
 
 
 def columns(table: pd.DataFrame) -> dict[str, str]:

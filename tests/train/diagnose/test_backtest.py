@@ -43,7 +43,7 @@ def test_forecasts_of_exact_laws_come_true_and_baselines_where_they_are_the_law(
     for row in table.values():
         assert row.right["law"] == 1
         assert row.inside >= 0.75  # The brackets' width is all that these are off by.
-        assert row.rank["law"] > 0.95  # Two recipes may break in the same bracket.
+        assert row.rank["law"] > 0.9  # Two recipes may break in the same bracket.
     # Over a factor of 64 the four fall by 8, 3.5, 2.3 and 1.5, up to the width of a bracket.
     assert table[64].right["no change"] <= 0.25
     assert table[64].right["N^-1/2"] == 0.25
