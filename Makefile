@@ -27,14 +27,16 @@ test: lint
 test-slow: setup
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
 
-# The tests that need a GPU, speed and memory of four sizes, and Figure 1 at the paper's smallest size in short runs.
-# GPU_DATA=synthetic needs no network.
+# The tests that need a GPU, speed and memory of four sizes beside nanoGPT's, and Figure 1 at the paper's smallest sizes in
+# short runs. GPU_DATA=synthetic needs no network.
 GPU_DATA := textmix
+GPU_MODELS := 2.4M,9.4M
+GPU_STEPS := 2000
 gpu-check: setup
 	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/pytest -m gpu tests/gpu
 	$(BIN)/python -m train.bench --gpu
-	$(BIN)/python -m train.sweep experiment=paper/qk_norm model=2.4M optimizer.lr=1e-3,1e-2,3e-2,1e-1 \
-		data=$(GPU_DATA) steps=500 precision=bf16 name=gpu-check
+	$(BIN)/python -m train.sweep experiment=paper/qk_norm model=$(GPU_MODELS) optimizer.lr=1e-3,1e-2,3e-2,1e-1 \
+		data=$(GPU_DATA) steps=$(GPU_STEPS) precision=bf16 name=gpu-check
 	$(BIN)/python -m train.report runs/gpu-check
 
 bench: setup

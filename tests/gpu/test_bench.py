@@ -1,19 +1,58 @@
 """The bench of GPUs, with the same code on a CPU."""
 
+import math
+
 import pytest
+import torch
 
 from conf.axis import ConfigError
-from train.bench.gpu import bench_gpu, gpu_config, measure_gpu
+from train.bench import gpu
+from train.bench.gpu import bench_gpu, gpu_config, measure_gpu, measure_nanogpt
+from train.bench.nanogpt import NanoGPT, Step
 from train.run.machine import device_of
+
+SMALL = ["context=16", "batch_size=8", "accumulate=2", "data.vocab_size=64", "data.tokens=100000"]
 
 
 def test_the_figures_of_a_run(device):
-    small = ["context=16", "batch_size=8", "accumulate=2", "data.vocab_size=64", "data.tokens=100000"]
-    config = gpu_config("mini-w32-d2", 3, *small, f"accelerator={device}")
+    config = gpu_config("mini-w32-d2", 3, *SMALL, f"accelerator={device}")
     found = measure_gpu(config, 3)
     assert found["tokens per second"] * found["step, ms"] == pytest.approx(1e3 * 8 * 16)
     assert found["memory, GB"] > 0
     assert ("MFU" in found) <= (device == "cuda")
+
+
+def test_nanogpt_has_the_same_matrices_and_learns(device):
+    config = gpu_config("mini-w32-d2", 3, *SMALL, f"accelerator={device}", "optimizer.lr=1e-2")
+    width, model = 32, NanoGPT(config)
+    matrices = 2 * 12 * width**2 + 2 * 64 * width
+    assert sum(p.numel() for p in model.parameters()) == matrices + 16 * width + 5 * width
+    step, tokens_BT1 = Step(config, device), torch.arange(8 * 17, device=device).reshape(8, 17) % 64
+    losses = [float(step.train(tokens_BT1)) for _ in range(40)]
+    assert losses[0] == pytest.approx(math.log(64), abs=0.5)
+    assert losses[-1] < 1.0
+    # Two micro-batches are the batch: the same first step, to rounding.
+    parts = [gpu_config("mini-w32-d2", 3, *SMALL, f"accelerator={device}", f"accumulate={n}") for n in (1, 2)]
+    one, two = (Step(part, device) for part in parts)
+    for each in (one, two):
+        each.train(tokens_BT1)
+    torch.testing.assert_close(one.model.head.weight, two.model.head.weight, atol=1e-4, rtol=0)
+    assert measure_nanogpt(config, 2) > 0
+
+
+def test_every_way_is_compared_with_nanogpt_and_the_last_one_with_probes(monkeypatch):
+    """With a CPU in place of the GPU, and without a compiler."""
+    real = gpu.gpu_config
+    monkeypatch.setattr(gpu, "gpu_config", lambda *a, **k: real(*a, *SMALL, "accelerator=cpu", **k))
+    monkeypatch.setattr(gpu, "WAYS", {"fp32": (), "bf16": ("precision=bf16",)})
+    monkeypatch.setattr(gpu, "device_of", lambda config: "cuda")
+    monkeypatch.setattr(gpu, "measure_nanogpt", lambda config, steps: 0.5)
+    for name, value in (("get_device_name", "none"), ("reset_peak_memory_stats", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    found = bench_gpu(["mini-w32-d2"], 10)["mini-w32-d2"]
+    assert list(found) == ["fp32", "bf16", "bf16, probes at every 10th step"]
+    assert found["bf16"]["nanoGPT's step / this"] == pytest.approx(500 / found["bf16"]["step, ms"])
+    assert found["bf16, probes at every 10th step"]["step / step without"] > 0
 
 
 def test_no_gpu_is_one_line():

@@ -1,7 +1,9 @@
 """Measures steps of a few models on a GPU: time, tokens per second, MFU and memory.
 
 A measurement is a run with the paper's batches of synthetic tokens, of 8,192 kinds, without watch steps. Its time is
-that between two synchronisations of the device, so that kernels still in the queue count.
+that between two synchronisations of the device, so that kernels still in the queue count. In the same process nanoGPT's
+step trains on batches of the same size in the same precision, and the fastest way is measured again with all probes at
+every tenth step.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 
 from conf.axis import ConfigError
 from train.bench.costs import NEVER
+from train.bench.nanogpt import Step
 from train.config.compose import compose
 from train.config.schema import Config
 from train.run.derived import tokens_per_step
@@ -29,6 +32,8 @@ SETTLE = 10
 MICRO_BATCH = 32
 """Sequences: the logits of more take most of the memory of a GPU."""
 WAYS = {"fp32": (), "bf16": ("precision=bf16",), "bf16, compiled": ("precision=bf16", "compile=true")}
+WATCHED = 10
+"""Steps from one watch step to the next where the cost of probes is measured."""
 
 
 class Window(pl.Callback):
@@ -40,23 +45,43 @@ class Window(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         # The last step is a watch step and counts as none of these.
         if trainer.global_step in (SETTLE, SETTLE + self.steps) and trainer.global_step not in self.marks:
-            if module.device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronize(module.device.type)
             self.marks[trainer.global_step] = time.perf_counter()
 
     def seconds(self) -> float:
         return (self.marks[SETTLE + self.steps] - self.marks[SETTLE]) / self.steps
 
 
-def gpu_config(model: str, steps: int, *more: str) -> Config:
+def gpu_config(model: str, steps: int, *more: str, watch_every: int = NEVER) -> Config:
     """Returns the config of a measurement: batches as in the paper, in micro-batches."""
     return compose(
         [
             "scale=paper", f"model={model}", "data=synthetic", "data.vocab_size=8192", "logger=none", "progress=false",
-            f"accumulate={256 // MICRO_BATCH}", f"steps={SETTLE + steps + 1}", f"watch_every={NEVER}", "eval_batches=1",
-            "checkpoint_seconds=1000000", *more,
+            f"accumulate={256 // MICRO_BATCH}", f"steps={SETTLE + steps + 1}", f"watch_every={watch_every}",
+            "eval_batches=1", "checkpoint_seconds=1000000", *more,
         ]
     )  # fmt: skip
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure_nanogpt(config: Config, steps: int) -> float:
+    """Returns the seconds of nanoGPT's step at the shapes and in the precision of a config."""
+    device = device_of(config)
+    step = Step(config, device)
+    shape = (config.batch_size, config.context + 1)
+    tokens_BT1 = torch.randint(config.data.vocab_size, shape, device=device)
+    for _ in range(SETTLE):
+        step.train(tokens_BT1)
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(steps):
+        step.train(tokens_BT1)
+    synchronize(device)
+    return (time.perf_counter() - start) / steps
 
 
 def measure_gpu(config: Config, steps: int) -> dict[str, Any]:
@@ -83,6 +108,16 @@ def bench_gpu(models: Sequence[str], steps: int) -> dict[str, dict[str, Any]]:
     for model in models:
         for way, more in WAYS.items():
             torch.cuda.reset_peak_memory_stats()
-            found = results.setdefault(model, {})[way] = measure_gpu(gpu_config(model, steps, *more), steps)
-            print(f"{model} {way}: " + ", ".join(f"{name} {value:.3g}" for name, value in found.items()), flush=True)
+            config = gpu_config(model, steps, *more)
+            found = measure_gpu(config, steps)
+            found["nanoGPT's step / this"] = 1e3 * measure_nanogpt(config, steps) / found["step, ms"]
+            _say(model, way, found, results)
+        watched = measure_gpu(gpu_config(model, steps, *more, watch_every=WATCHED), steps)
+        found = {"step / step without": watched["step, ms"] / results[model][way]["step, ms"]}
+        _say(model, f"{way}, probes at every {WATCHED}th step", found, results)
     return results
+
+
+def _say(model: str, way: str, found: dict[str, Any], results: dict[str, dict[str, Any]]) -> None:
+    results.setdefault(model, {})[way] = found
+    print(f"{model} {way}: " + ", ".join(f"{name} {value:.3g}" for name, value in found.items()), flush=True)
