@@ -3,7 +3,7 @@
 The time of a step is a constant, one per block, and the model FLOPs at the rate of the matrix products, times the
 measured ratios of the choices (train/bench/axes.json, attention.json). The constants are those of a quiet core with
 AVX512 and torch 2.13, for widths 32 to 128 in steps of 8 x 64 tokens. Where several runs train at once, they take
-BESIDE times as long. GPUs have not been measured.
+BESIDE times as long. GPUs have not been measured: their time is a bound by the FLOPs.
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ entmax, whose layer takes 2.8 times, and 1.44 with softpick, whose layer takes 2
 MEASURED = Path(__file__).parents[1] / "bench"
 """Folder of axes.json, the times of steps, and attention.json, those of attention layers."""
 
+H100_FLOPS = {"bf16": 989e12, "fp32": 67e12}
+"""Dense peak FLOPs per second of an H100 (SXM) by precision."""
+
+BEST_MFU = 0.4
+"""Share of the peak that a GPU is assumed to reach at best; small models reach far less."""
+
 LENGTHS = (64, 256, 1024)
 """Contexts at which attention layers are measured."""
 
@@ -60,9 +66,13 @@ class Cost:
     tokens: int
     flops: float
     seconds: float
-    """On one CPU core."""
+    """On one CPU core; on GPUs, the least for one H100."""
     bytes: float
     """Peak memory of one process."""
+    gpu: bool = False
+
+    def time(self) -> str:
+        return f"{'at least ' * self.gpu}{minutes(self.seconds)}"
 
 
 class Estimator:
@@ -89,7 +99,9 @@ class Estimator:
         per_token = model.depth * (PER_BLOCK * model.width + model.heads * config.context) + 3 * config.data.vocab_size
         memory = PROCESS_BYTES + PARAMETER_BYTES * parameters + 4 * shared * per_token
         steps = config.steps
-        return Cost(n, parameters, steps * tokens, steps * flops, steps * seconds, memory)
+        if gpu := on_gpus(config):
+            seconds = flops / (BEST_MFU * H100_FLOPS[config.precision])
+        return Cost(n, parameters, steps * tokens, steps * flops, steps * seconds, memory, gpu)
 
     def _ratio(self, config: Config) -> float:
         """Returns the product of the measured ratios of the choices, 1 for those that were not measured."""
@@ -128,6 +140,17 @@ def _rows(name: str) -> list[dict[str, Any]]:
     return of_models[0]["axes" if name == "axes" else "rules"]
 
 
+def on_gpus(config: Config) -> bool:
+    """Returns whether runs would train on GPUs, those of Slurm's nodes included."""
+    import torch
+
+    return config.accelerator == "cuda" or (config.accelerator == "auto" and torch.cuda.is_available())
+
+
+def device_words(gpu: bool) -> str:
+    return f"on H100s, at {BEST_MFU:.0%} MFU, which is assumed and not measured" if gpu else "on one CPU core"
+
+
 def minutes(seconds: float) -> str:
     """Formats a rough duration: 40 s, 3 min, 2.5 h, 12 days."""
     for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
@@ -145,7 +168,7 @@ def print_run(config: Config, state: str) -> None:
         "parameters": f"N = {cost.n:,} of {cost.parameters:,}",
         "tokens": f"{cost.tokens:,} in {config.steps:,} steps of {config.batch_size} x {config.context}",
         "compute": f"{cost.flops:.2g} FLOPs",
-        "time": f"about {minutes(cost.seconds)} on one CPU core",
+        "time": f"{'' if cost.gpu else 'about '}{cost.time()} {device_words(cost.gpu)}",
         "memory": f"about {cost.bytes / 1e9:.2g} GB",
     }
     console = table_console(markup=False)
@@ -173,10 +196,13 @@ def print_sweep(sweep: Sweep, at_once: int, again: bool) -> None:
     print_table(console, table, less=("parameters", "tokens a run"))
     total = sum(cost.seconds for cost in left.values())
     longest = max((cost.seconds for cost in left.values()), default=0.0)
+    time = f"about {minutes(max(longest, total / at_once))} on CPU cores, {at_once} at a time"
+    if any(cost.gpu for cost in left.values()):
+        time = f"at least {total / 3600:.2g} GPU hours {device_words(True)}"
     console.print(
         f"{len(left)} of {len({c.run_name() for c in sweep.configs})} runs to train in {sweep.folder}: "
         f"{sum(c.tokens for c in left.values()):,} tokens, {sum(c.flops for c in left.values()):.2g} FLOPs, "
-        f"about {minutes(max(longest, total / at_once))} on CPU cores, {at_once} at a time. Nothing was written.",
+        f"{time}. Nothing was written.",
         markup=False,
     )
 
@@ -198,6 +224,6 @@ def _line(n: int, arm: str, members: Sequence[tuple[Cost, bool]]) -> list[str]:
         str(sum(done for _, done in members)),
         f"{costs[0].parameters:,}",
         f"{costs[0].tokens:,}" if len({c.tokens for c in costs}) == 1 else "several",
-        minutes(max(c.seconds for c in costs)),
+        max(costs, key=lambda c: c.seconds).time(),
         f"{max(c.bytes for c in costs) / 1e9:.2g} GB",
     ]

@@ -6,7 +6,8 @@ import pytest
 
 from tests.conftest import composer
 from train.bench import attention
-from train.cli.estimate import LENGTHS, Estimator
+from train.cli.estimate import LENGTHS, Estimator, print_run, print_sweep
+from train.sweeps.plan import plan
 
 # CPU ms of a step of 8 x 64 bytes on a quiet core; those at width 128 and depth 4 follow from ratios on a busy one.
 MEASURED = {
@@ -31,6 +32,21 @@ def test_runs_beside_others_take_longer(model, milliseconds):
     """Milliseconds are those of the runs with qk-norm of `make reproduce`, two at once on two cores."""
     cost = Estimator(at_once=2).cost(composer().config([f"model={model}"]))
     assert cost.seconds == pytest.approx(4000 * milliseconds / 1000, rel=0.25)
+
+
+def test_gpus_have_a_bound_by_flops_that_says_what_it_assumes(estimator, capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    words = ["scale=paper", "model=gpt2-124M", "accelerator=cuda", "precision=bf16", "devices=8", f"out={tmp_path}"]
+    config = composer().config(words)
+    cost = estimator.cost(config)
+    assert cost.seconds == pytest.approx(cost.flops / (0.4 * 989e12))
+    print_run(config, "not trained yet")
+    said = capsys.readouterr().out
+    assert "time        at least " in said
+    assert said.count("on H100s, at 40% MFU, which is assumed and not measured") == 1
+    print_sweep(plan([*words, "optimizer.lr=1e-3,1e-2"]), 2, False)
+    hours = 2 * cost.seconds / 3600
+    assert f"at least {hours:.2g} GPU hours on H100s" in capsys.readouterr().out
 
 
 def test_lengths_are_those_of_the_measurement():
