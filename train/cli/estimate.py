@@ -159,6 +159,11 @@ def minutes(seconds: float) -> str:
     return f"{max(1, round(seconds))} s"
 
 
+def gigabytes(count: float) -> str:
+    """Formats bytes with two digits that count: 0.46 GB, 210 GB."""
+    return f"{float(f'{count / 1e9:.2g}'):g} GB"
+
+
 def print_run(config: Config, state: str) -> None:
     """Prints what training one run would cost."""
     cost = Estimator().cost(config)
@@ -169,7 +174,7 @@ def print_run(config: Config, state: str) -> None:
         "tokens": f"{cost.tokens:,} in {config.steps:,} steps of {config.batch_size} x {config.context}",
         "compute": f"{cost.flops:.2g} FLOPs",
         "time": f"{'' if cost.gpu else 'about '}{cost.time()} {device_words(cost.gpu)}",
-        "memory": f"about {cost.bytes / 1e9:.2g} GB",
+        "memory": f"about {gigabytes(cost.bytes)}",
     }
     console = table_console(markup=False)
     for name, text in lines.items():
@@ -225,5 +230,5 @@ def _line(n: int, arm: str, members: Sequence[tuple[Cost, bool]]) -> list[str]:
         f"{costs[0].parameters:,}",
         f"{costs[0].tokens:,}" if len({c.tokens for c in costs}) == 1 else "several",
         max(costs, key=lambda c: c.seconds).time(),
-        f"{max(c.bytes for c in costs) / 1e9:.2g} GB",
+        gigabytes(max(c.bytes for c in costs)),
     ]
