@@ -29,13 +29,19 @@ def offline_file(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Runs in a separate process, so that it does not share wandb's service with the tests below."""
-    config = tiny("logger=wandb", "logger.mode=offline")
+    config = tiny("logger=wandb", "logger.mode=offline", "watch.logit_max=1e-6")
     parent = tmp_path_factory.mktemp("wandb") / "my_sweep"
     process = in_process(config, parent)
     process.join()
     folder = RunFolder(parent / config.run_name())
     assert folder.state() == "finished"
     return folder
+
+
+def test_a_warning_is_an_alert(run):
+    (alert,) = [r.alert for r in records(offline_file(run.path)) if r.WhichOneof("record_type") == "alert"]
+    assert alert.title == "logits at step 0"
+    assert alert.text.startswith("step 0: largest attention logit ")
 
 
 def test_offline_file_holds_identity_config_and_metrics(run):
