@@ -2,7 +2,8 @@
 
 --axes compares the training step of each choice with the default's. --attention compares the attention layer of each
 mixing rule with softmax's, at three lengths. --gpu measures steps of the paper's sizes on a GPU. The figures are
-printed and written to a JSON file. --small prints what steps and starts of the smallest runs cost.
+printed and written to a JSON file. --small prints what steps and starts of the smallest runs cost, --sweep where the
+time of a sweep of them goes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ def main() -> None:
     what.add_argument("--axes", nargs="*", metavar="AXIS", help="measure each choice of these axes (default: all)")
     what.add_argument("--attention", nargs="*", metavar="RULE", help="measure these mixing rules (default: all)")
     what.add_argument("--small", action="store_true", help="measure steps and starts of runs at widths 32 and 64")
+    what.add_argument(
+        "--sweep", action="store_true", help="measure where the time of small runs goes, and runs an hour"
+    )
     what.add_argument("--gpu", action="store_true", help="measure steps, tokens per second and MFU on a GPU")
     parser.add_argument("--models", nargs="+", help="choices of model= (default: those of the tables in train/bench)")
     parser.add_argument("--steps", type=int, help="steps per measurement (default: 40, with --axes 10, with --gpu 20)")

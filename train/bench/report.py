@@ -17,6 +17,8 @@ from train.bench.axes import LIMIT, Cost, measure_axes
 from train.bench.costs import TARGETS, first_step_seconds, measure, overrides
 from train.bench.gpu import MODELS, bench_gpu
 from train.bench.small import SMALL_TARGETS, WIDTHS, measure_small
+from train.bench.sweep import shares, throughput
+from train.cli.tables import plain_table, print_table
 from train.cli.terminal import table_console
 from train.runfolder.files import read_json
 
@@ -132,6 +134,16 @@ def show_attention(results: dict[str, Any], models: list[str]) -> None:
         table_console(markup=False).print(table)
 
 
+def show_sweep(width: int, of_time: dict[str, float], rates: dict[str, float]) -> None:
+    """Prints where the time of a run goes, and the runs an hour."""
+    table = plain_table(f"width {width}", "share of CPU time", left=(f"width {width}",))
+    for name, share in of_time.items():
+        table.add_row(name, f"{share:.1%}")
+    console = table_console()
+    print_table(console, table)
+    console.print(", ".join(f"{name} {rate:.3g}" for name, rate in rates.items()) + "\n")
+
+
 def show_small(results: dict[int, dict[str, float]]) -> None:
     from rich.table import Table
 
@@ -149,6 +161,10 @@ def work(arguments: argparse.Namespace) -> None:
     steps, count = arguments.steps, arguments.rounds
     if arguments.small:
         show_small({width: measure_small(width, steps or 801) for width in WIDTHS})
+        return
+    if arguments.sweep:
+        for width in WIDTHS:
+            show_sweep(width, shares(width, steps or 2001), throughput(width, steps or 2001, count or 8))
         return
     if arguments.gpu:
         out, found = arguments.out or Path("bench_gpu.json"), bench_gpu(arguments.models or MODELS, steps or 20)

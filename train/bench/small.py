@@ -46,6 +46,15 @@ def small_config(width: int, *more: str) -> Config:
     )  # fmt: skip
 
 
+def reference_settings(config: Config) -> reference.Settings:
+    """Returns the settings with which models/reference.py trains the shapes of a config."""
+    model = config.model
+    return reference.Settings(
+        vocab_size=config.data.vocab_size, width=model.width, depth=model.depth, heads=model.heads,
+        steps=config.steps, lr=config.optimizer.lr,
+    )  # fmt: skip
+
+
 class Bare:
     """The module of a run, trained by the least that trains it: forward, loss, backward, clip, optimizer step."""
 
@@ -67,12 +76,7 @@ class Turns(pl.Callback):
         self.config = config
         self.tokens = prepare(config.data, config.token_folder).train
         self.bare = Bare(config)
-        model = config.model
-        settings = reference.Settings(
-            vocab_size=config.data.vocab_size, width=model.width, depth=model.depth, heads=model.heads,
-            steps=config.steps, lr=config.optimizer.lr,
-        )  # fmt: skip
-        self.reference = reference.Trainer(settings, config.seed)
+        self.reference = reference.Trainer(reference_settings(config), config.seed)
         self.times: dict[str, list[float]] = {"run": [], "bare": [], "reference": []}
         self._mark = 0.0
 
