@@ -97,7 +97,8 @@ def validation_batches(tokens: np.ndarray, *, batch_size: int, context: int, cou
 
     Raises DataError if there are fewer than count * batch_size blocks.
     """
-    _count_blocks(tokens, context, needed=count * batch_size)
+    fewer = (len(tokens) - 1) // context // batch_size
+    _count_blocks(tokens, context, needed=count * batch_size, advice=f"eval_batches={fewer}, " if fewer else "")
     starts = range(0, count * batch_size, batch_size)
     return (_read_blocks(tokens, np.arange(start, start + batch_size), context) for start in starts)
 
@@ -139,14 +140,14 @@ class TokenBatches(torch.utils.data.IterableDataset):
             yield x_BT1[self.rank :: self.world]
 
 
-def _count_blocks(tokens: np.ndarray, context: int, needed: int) -> int:
+def _count_blocks(tokens: np.ndarray, context: int, needed: int, advice: str = "") -> int:
     """Returns the number of whole blocks. Raises DataError if there are fewer than `needed`."""
     blocks = (len(tokens) - 1) // context  # the last target lies one token past its block
     if blocks < needed:
         raise DataError(
             f"the split has {len(tokens)} tokens, but {needed} sequence{'s' * (needed > 1)} of context={context} "
-            f"need{'s' * (needed == 1)} {needed * context + 1}: use more text, a shorter context, or fewer or smaller "
-            f"batches"
+            f"need{'s' * (needed == 1)} {needed * context + 1}: use {advice}more text, a shorter context or a smaller "
+            "batch_size"
         )
     return blocks
 

@@ -64,6 +64,7 @@ def train_and_summarize(config: Any, force: bool = False, logger: str | None = N
     with stop_held():
         from train.cli.ended import already_trained, require_logged
         from train.cli.progress import Progress, print_summary
+        from train.run.derived import short_run_note
         from train.run.lean import import_lightning
 
         import_lightning()
@@ -77,8 +78,9 @@ def train_and_summarize(config: Any, force: bool = False, logger: str | None = N
         if logger is not None:
             require_logged(config, folder, logger)
         print(f"{already_trained(folder)}: force=true trains again")
-    elif not folder.metrics_path.exists() and (note := plan_of(config, folder.path.parent)[1]):
-        print(note, file=sys.stderr)
+    elif not folder.metrics_path.exists():
+        for note in filter(None, (plan_of(config, folder.path.parent)[1], short_run_note(config))):
+            print(note, file=sys.stderr)
     with Progress(config) as progress:
         summary = train(config, progress.report, again=force, announce=progress.announce)
     if summary:

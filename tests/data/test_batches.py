@@ -70,7 +70,9 @@ def test_validation_is_the_first_blocks_in_order():
 
 
 def test_too_short_a_text_is_refused():
-    message = r"the split has 1000 tokens, but 100 sequences of context=10 need 1001: use more text"
+    message = (
+        r"the split has 1000 tokens, but 100 sequences of context=10 need 1001: use eval_batches=1, more text, a short"
+    )
     with pytest.raises(DataError, match=message):
         validation_batches(TOKENS, batch_size=50, context=10, count=2)
     assert len(list(validation_batches(np.arange(1001), batch_size=50, context=10, count=2))) == 2

@@ -48,6 +48,11 @@ def expand_with_claim(
         params, arms, claim = _params_arms_and_claim(overrides, composer)
         for text in written:
             arms |= {name: [values] for name, values in written_arms(text).items()}
+        if early := [name for name, each in arms.items() for values in each if "plugins" in values]:
+            raise ConfigError(
+                f"arms: {early[0]!r} has plugins, which are read before arms: write plugins once, on the command line "
+                "or at the top of the file"
+            )
         grids: list[tuple[str | None, list[str]]] = [
             (arm, _texts(values)) for arm, each in arms.items() for values in each
         ]

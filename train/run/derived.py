@@ -70,3 +70,25 @@ def bits_per_byte(loss: float, bytes_per_token: float | None) -> dict[str, float
     Unlike nats per token, bits per byte are comparable across tokenizers.
     """
     return {} if bytes_per_token is None else {"validation/bits_per_byte": loss / (math.log(2) * bytes_per_token)}
+
+
+TOO_MUCH_DECAY = 1.5
+"""Decay per step over the peak LR; 0.25 in a default run."""
+
+
+def short_run_note(config: Config) -> str | None:
+    """Returns a line for runs so short that decay by the number of steps outweighs their LR, None for others.
+
+    Under independent decay weights shrink to about LR / sqrt(2 lambda), whatever they start from.
+    """
+    optimizer = config.optimizer
+    if optimizer.decay != "independent" or optimizer.weight_decay is not None or optimizer.decay_times_steps is None:
+        return None
+    rate = optimizer.in_force(config.steps, tokens_per_step(config)).decay_rate()
+    if rate <= TOO_MUCH_DECAY * optimizer.lr:
+        return None
+    return (
+        f"note: optimizer.decay_times_steps={optimizer.decay_times_steps:g} over {config.steps} steps removes {rate:.1%} "
+        f"of the weights per step, and LR {optimizer.lr:g} can't keep up: a trial this short learns little; try "
+        "optimizer.decay_times_steps=1"
+    )

@@ -156,3 +156,8 @@ def test_whatever_fails_in_composing_is_one_line():
     for composing in (compose, lambda point: compose_all([point])):
         with pytest.raises(ConfigError, match=r"^can't compose seed=\[\[.*Recursion"):
             composing([nested])
+
+
+def test_plugins_of_an_arm_are_refused():
+    with pytest.raises(ConfigError, match="arms: 'own' has plugins, which are read before arms: write plugins once"):
+        expand(["arms=plain: ; own: plugins=./mine.py attention=softcap"])
