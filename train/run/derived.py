@@ -87,8 +87,8 @@ def short_run_note(config: Config) -> str | None:
     rate = optimizer.in_force(config.steps, tokens_per_step(config)).decay_rate()
     if rate <= TOO_MUCH_DECAY * optimizer.lr:
         return None
+    given = f"optimizer.decay_times_steps={optimizer.decay_times_steps:g}"
     return (
-        f"note: optimizer.decay_times_steps={optimizer.decay_times_steps:g} over {config.steps} steps removes {rate:.1%} "
-        f"of the weights per step, and LR {optimizer.lr:g} can't keep up: a trial this short learns little; try "
-        "optimizer.decay_times_steps=1"
+        f"note: {given} over {config.steps} steps removes {rate:.1%} of the weights per step, and LR {optimizer.lr:g} "
+        "can't keep up: a trial this short learns little; try optimizer.decay_times_steps=1"
     )
