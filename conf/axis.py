@@ -12,7 +12,6 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
@@ -36,14 +35,6 @@ def cached_by_type(function: Function) -> Function:
 
 class ConfigError(ValueError):
     """A setting that can't be used. The message is one line: the field, its value, and what would work."""
-
-
-def expanded(path: str, setting: str) -> Path:
-    """Returns a path with ~ replaced by the home folder. Raises ConfigError for a user who has none."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise ConfigError(f"{setting}={path}: there is no home folder: give a path without ~, or set HOME") from None
 
 
 def import_all(package: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conf.paths import expanded
 from data.config import DataError, one_line
 from data.tokenizer_process import call
 
@@ -217,7 +218,7 @@ def _at_most(texts: Iterator[list[str]], characters: int) -> Iterator[list[str]]
 
 
 def _existing(choice: str) -> Path:
-    path = Path(choice).expanduser()
+    path = expanded(choice, "data.tokenizer")
     if not path.is_file():
         raise DataError(f"data.tokenizer={choice}: no such file; use bpe, the path of a tokenizer.json or hub:<repo>")
     return path

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from conf.axis import ConfigError, expanded
+from conf.axis import ConfigError
+from conf.paths import expanded
 from slurm.commands import SECONDS, Missing, Refused, call, job_id, most_tasks
 from slurm.records import Records
 from slurm.settle import Unclear, settle

@@ -53,6 +53,16 @@ def complete(*overrides: str) -> tuple[str, ...]:
     return (*overrides, *(need for o in overrides for need in NEEDS.get(o, ()) if need not in overrides))
 
 
+@pytest.fixture
+def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves ~ as it is, as for a user id that the system does not know, without HOME."""
+
+    def as_it_is(path: str) -> str:
+        return path
+
+    monkeypatch.setattr("os.path.expanduser", as_it_is)
+
+
 @cache
 def composer() -> Composer:
     """One for all tests: Hydra's composition takes a fifth of a second."""

@@ -83,5 +83,10 @@ def test_no_import_runs_upwards() -> None:
     assert not wrong
 
 
+def test_only_one_place_knows_the_home_folder() -> None:
+    """Its error is one line where a user id has no home folder."""
+    assert [name for name, path in modules().items() if "expanduser" in path.read_text()] == ["conf.paths"]
+
+
 def test_every_room_exists() -> None:
     assert set().union(*FLOORS) <= modules().keys()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
+from conf.paths import expanded
 from data import tokenizer as tokenization
 from data.config import DATA, DataError
 from data.corpora.base import Corpus, TextConfig, from_documents, split_by_hash
@@ -33,14 +34,14 @@ class TextFiles(TextConfig):
 
     def fingerprint(self) -> dict[str, Any]:
         # Relative paths and contents, so that a copy of the folder reuses what was prepared from the original.
-        root = Path(self.path).expanduser()
+        root = expanded(self.path, "data.path")
         hashes = {str(path.relative_to(root)): checksum(path) for path in self.files().paths}
         errors = {"errors": None if self.errors == "strict" else self.errors}
         return {"path": hashes} | errors | tokenization.fingerprint(self.tokenizer)
 
     def files(self) -> Files:
         """Returns the files to read. Raises DataError if there are none."""
-        root = Path(self.path).expanduser()
+        root = expanded(self.path, "data.path")
         found = find(root) if root.is_dir() else Files([root] if root.is_file() and format_of(root) else [], {})
         if not found.paths:
             missing = "no such file or folder" if not root.exists() else f"no {', '.join(FORMATS)} file there"

@@ -14,13 +14,13 @@ Shape suffixes: F hidden units, D model width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from conf.axis import ConfigError
+from conf.paths import expanded
 from models.layers import Linear
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def weights_of(run: str) -> Mapping[str, torch.Tensor]:
     """Loads the final weights of a run folder. Raises ConfigError if it has none."""
-    path = Path(run).expanduser() / "weights.pt"
+    path = expanded(run, "mlp.upcycle") / "weights.pt"
     if not path.is_file():
         raise ConfigError(f"mlp.upcycle={run} has no weights.pt: pass the folder of a dense run that has ended")
     found: Mapping[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

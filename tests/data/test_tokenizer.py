@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, models
 
+from conf.axis import ConfigError
 from data import DataError, tokenizer
 from data.tokenizer_process import call
 
@@ -79,6 +80,14 @@ def test_fingerprint_is_the_content(texts, tmp_path):
     prints = [tokenizer.fingerprint(str(tmp_path / f"{name}.json"))["tokenizer"] for name in "abc"]
     assert (prints[0] == prints[1], prints[0] == prints[2]) == (True, False)
     assert tokenizer.fingerprint("bpe") == tokenizer.fingerprint("hub:a/b") == {}
+
+
+@pytest.mark.usefixtures("no_home")
+def test_a_tokenizer_in_no_home_is_one_line():
+    with pytest.raises(
+        ConfigError, match=r"^data\.tokenizer=~/t\.json: there is no home folder: give a path without ~"
+    ):
+        tokenizer.fingerprint("~/t.json")
 
 
 def test_end_of_text_is_looked_for_in_order(texts):

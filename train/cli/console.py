@@ -20,6 +20,13 @@ def main() -> None:
     except BrokenPipeError:  # The reader, such as `head`, has enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except ValueError as fault:
+        from conf.axis import ConfigError
+
+        if not isinstance(fault, ConfigError):
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        sys.exit(2)
 
 
 def command() -> None:

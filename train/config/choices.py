@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import conf
+from conf.paths import expanded
 
 if TYPE_CHECKING:
     from conf.axis import ConfigError
@@ -43,7 +44,7 @@ PLUGGED: dict[str, Mapping[str, Any]] = {}
 def folders() -> list[Path]:
     """Returns conf/ and the user's folder of configs, if there is one."""
     own = os.environ.get(OWN)
-    return [CONF, *([Path(own).expanduser().resolve()] if own else [])]
+    return [CONF, *([expanded(own, OWN).resolve()] if own else [])]
 
 
 def choices() -> dict[str, list[str]]:

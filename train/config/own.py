@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from conf.axis import ConfigError
+from conf.paths import expanded
 from train.config import choices as groups
 from train.config.plugins import load
 
@@ -30,7 +31,7 @@ def resolved(overrides: Sequence[str]) -> list[str]:
     found, of_file = [], ""
     for text in overrides:
         if (by_path := FILE.fullmatch(text)) and by_path[1] in groups.choices():
-            path = Path(by_path[3]).expanduser().resolve()
+            path = expanded(by_path[3], by_path[1]).resolve()
             if not path.is_file():
                 raise ConfigError(f"{by_path[1]}={by_path[3]}: no such file")
             text = f"{by_path[1]}={_quoted(path)}"

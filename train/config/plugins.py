@@ -18,6 +18,7 @@ from types import ModuleType
 
 from conf import axis
 from conf.axis import ConfigError, axes
+from conf.paths import expanded
 from train.config.choices import PLUGGED, default_of, shared_fields
 from train.config.schema import Config
 
@@ -38,7 +39,7 @@ def load(text: str, folder: Path | None = None) -> str:
 def _load(text: str, folder: Path) -> str:
     found = NAMED.fullmatch(text)
     assert found is not None
-    path = (folder / Path(found[1]).expanduser()).resolve()
+    path = (folder / expanded(found[1], "plugins")).resolve()
     try:
         code = path.read_bytes()
     except OSError as fault:

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from conf.axis import CHECKED, expanded, near
+from conf.axis import CHECKED, near
+from conf.paths import expanded
 from data.config import DATA, DataConfig
 from models import recompute
 from models.architecture import Architecture

@@ -53,7 +53,7 @@ def request(overrides: Sequence[str], against: str | None = None) -> Request:
         words.append(f"against='{against}'")
     config = compose(points[0])
     name = config.name or "-".join(filter(None, ["diagnose", hashed_name(words)]))
-    return Request(tuple(recipes), sizes, Path(config.out) / name)
+    return Request(tuple(recipes), sizes, config.folder / name)
 
 
 def _plain(arm: str | None) -> bool:

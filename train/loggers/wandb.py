@@ -15,7 +15,8 @@ from urllib.parse import urlparse
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from conf.axis import CHECKED, ConfigError, expanded
+from conf.axis import CHECKED, ConfigError
+from conf.paths import expanded
 from train.loggers.base import LOGGER, Logger, LoggerConfig
 from train.loggers.detail import Detail
 
@@ -155,11 +156,18 @@ def server() -> str:
 
 def has_key() -> bool:
     """Returns whether WANDB_API_KEY is set or `wandb login` has stored a key for the server in netrc."""
-    host = urlparse(server()).hostname or ""
-    # os.path's, unlike Path's, keeps ~ for a user without a home folder.
-    paths = [Path(os.path.expanduser(p)) for p in (os.environ.get("NETRC", "~/.netrc"), "~/_netrc")]  # noqa: PTH111
-    stored = any(path.is_file() and host in path.read_text(errors="ignore") for path in paths)
+    host = urlparse(server()).hostname
+    files = (os.environ.get("NETRC", "~/.netrc"), "~/_netrc")
+    stored = host is not None and any(host in _text_of(file) for file in files)
     return bool(os.environ.get("WANDB_API_KEY")) or stored
+
+
+def _text_of(file: str) -> str:
+    """Returns the text of a file, empty if it can't be read or lies in the home folder of a user who has none."""
+    try:
+        return expanded(file, "NETRC").read_text(errors="ignore")
+    except (ConfigError, OSError):
+        return ""
 
 
 def require_server(purpose: str, otherwise: str) -> None:

@@ -34,7 +34,7 @@ def sample(
 def continued(path: Path, text: str, count: int, temperature: float, seed: int) -> str:
     """Returns the text and `count` more tokens. Raises ConfigError if the run has no weights or its data no text."""
     config = config_of(path)
-    prepared = prepare(config.data, Path(config.cache).expanduser(), progress=False)
+    prepared = prepare(config.data, config.token_folder, progress=False)
     tokenizer = prepared.tokenizer()
     start = tokenizer.encode(text).ids or [prepared.eos or 0]
     model, objective = model_of(path, config), objective_of(config)

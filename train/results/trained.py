@@ -48,7 +48,7 @@ def loss_of(model: GPT, config: Config, batches: Sequence[torch.Tensor]) -> floa
 
 def training_of(config: Config, *, count: int) -> list[torch.Tensor]:
     """Returns the first batches that the run was trained on, each of shape [B, T + 1]."""
-    tokens = prepare(config.data, Path(config.cache).expanduser(), progress=False).train
+    tokens = prepare(config.data, config.token_folder, progress=False).train
     shape = {"batch_size": config.batch_size, "context": config.context}
     return [train_batch(tokens, seed=config.seed, step=step, **shape) for step in range(count)]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from conf.axis import ConfigError
+from conf.paths import expanded
 from models.gpt import GPT
 from train.config.schema import Config
 
@@ -16,11 +17,9 @@ def initial_weights(config: Config) -> dict[str, torch.Tensor] | None:
 
     Raises ConfigError if there are none, or if they are those of another architecture.
     """
-    if config.init_from is None:
+    file = initial_file(config)
+    if file is None:
         return None
-    file = Path(config.init_from).expanduser() / "weights.pt"
-    if not file.exists():
-        raise ConfigError(f"init_from={config.init_from} has no weights.pt: give the folder of a run that has ended")
     weights: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
     with torch.device("meta"):
         model = GPT(
@@ -38,6 +37,16 @@ def initial_weights(config: Config) -> dict[str, torch.Tensor] | None:
                 "use the same model, axes and data.vocab_size"
             )
     return weights
+
+
+def initial_file(config: Config) -> Path | None:
+    """Returns the weights file that `init_from` names, or None if it is null. Raises ConfigError if it isn't there."""
+    if config.init_from is None:
+        return None
+    file = expanded(config.init_from, "init_from") / "weights.pt"
+    if not file.exists():
+        raise ConfigError(f"init_from={config.init_from} has no weights.pt: give the folder of a run that has ended")
+    return file
 
 
 def _shape(state: dict[str, torch.Tensor], name: str) -> str:

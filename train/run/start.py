@@ -9,6 +9,7 @@ import torch
 from conf.axis import ConfigError
 from train.config.schema import Config
 from train.run.distributed import started_by_srun
+from train.run.initial import initial_file
 
 
 def require_start(config: Config) -> None:
@@ -19,6 +20,7 @@ def require_start(config: Config) -> None:
     config.logger.require()
     _require_accelerator(config)
     _require_processes(config)
+    initial_file(config)
 
 
 def _require_accelerator(config: Config) -> None:

@@ -36,7 +36,7 @@ def run(sweep: Sweep, force: bool = False, judge: Judge | None = None) -> int:
 def _run(sweep: Sweep, force: bool, judge: Judge | None) -> int:
     sweep.configs[0].launcher.require_local()
     todo = sweep.to_do(force)
-    for config in {(c.logger, c.accelerator, c.devices, c.nodes): c for c in todo}.values():
+    for config in {(c.logger, c.accelerator, c.devices, c.nodes, c.init_from): c for c in todo}.values():
         require_start(config)
         if (config.devices or 1) > 1:
             raise ConfigError(

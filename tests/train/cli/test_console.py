@@ -81,6 +81,22 @@ def test_unknown_topic_and_command(capsys: pytest.CaptureFixture[str], monkeypat
         assert capsys.readouterr().err == said
 
 
+@pytest.mark.usefixtures("no_home")
+@pytest.mark.parametrize("argv", [["--help"], ["completion", "words", "train", "att"], ["train", "steps=2"]])
+def test_a_folder_of_configs_in_no_home_is_one_line_of_every_command(
+    argv: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("STABILAB_CONF", "PYTHONSAFEPATH"):
+        monkeypatch.setenv(name, "")  # The command sets them.
+    monkeypatch.setattr(sys, "argv", ["stabilab", "--conf", "~/c", *argv])
+    with pytest.raises(SystemExit) as stop:
+        console.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: STABILAB_CONF=~/c: there is no home folder: give a path without ~, or set HOME\n"
+    )
+
+
 def test_help_and_completion_import_neither_torch_nor_pydantic() -> None:
     program = (
         "import sys; sys.argv[1:] = ['--help']; import train.cli.console as c; c.main();"

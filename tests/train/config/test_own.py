@@ -235,6 +235,13 @@ def test_a_folder_of_ones_own_configs(tmp_path: Path, monkeypatch: pytest.Monkey
         compose([])
 
 
+@pytest.mark.usefixtures("no_home")
+def test_a_folder_of_configs_in_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STABILAB_CONF", "~/c")
+    with pytest.raises(ConfigError, match=r"^STABILAB_CONF=~/c: there is no home folder: give a path without ~, or"):
+        compose([])
+
+
 @pytest.mark.slow
 def test_a_sweep_trains_with_rules_losses_and_corpora_of_ones_own(
     plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

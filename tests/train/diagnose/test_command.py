@@ -21,6 +21,11 @@ def test_the_default_ladder_and_three_widths_of_a_named_model(tmp_path):
     assert [size[3] for size in widths] == ["model.heads=2", "model.heads=4", "model.heads=8"]
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert request(["out='~/runs'"]).folder == tmp_path / "runs" / "diagnose"
+
+
 def test_an_experiment_gives_its_middle_learning_rate(tmp_path):
     asked = request(["optimizer.lr=1e-3,1e-2,1e-1", "seed=3,4", "model=mini-w64-d2,mini-w32-d2"])
     assert asked.recipes[0].config.optimizer.lr == 1e-2

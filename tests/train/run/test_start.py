@@ -39,16 +39,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["cache='~/tokens'"], r"^cache=~/tokens: there is no home folder"),
         (["out='~/runs'"], r"^out=~/runs: there is no home folder"),
         (["logger=wandb"], r"^logger=wandb: WANDB_CONFIG_DIR=~/.config/wandb: there is no home folder"),
+        (["experiment='~/x.yaml'"], r"^experiment=~/x.yaml: there is no home folder"),
+        (["plugins='~/p.py'"], r"^plugins=~/p.py: there is no home folder"),
+        (["init_from='~/mini-1a2b3c4d'"], r"^init_from=~/mini-1a2b3c4d: there is no home folder"),
+        (["mlp=moe", "mlp.upcycle='~/r'"], r"^mlp.upcycle=~/r: there is no home folder"),
+        (["data=text", "data.vocab_size=257", "data.path='~/t.txt'"], r"^data.path=~/t.txt: there is no home folder"),
     ],
 )
+@pytest.mark.usefixtures("no_home")
 def test_nothing_is_written(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], said: str
 ) -> None:
-    def no_home(path: str) -> str:
-        return path
-
     monkeypatch.delenv("WANDB_CONFIG_DIR", raising=False)
-    monkeypatch.setattr("os.path.expanduser", no_home)  # As for a user id that the system does not know.
     monkeypatch.chdir(tmp_path)
     overrides = [f"out={tmp_path}/new", f"cache={cache}", *overrides]
     with pytest.raises(ConfigError, match=said):
