@@ -1,4 +1,4 @@
-"""Paths as users write them."""
+"""Paths as users write and read them."""
 
 from __future__ import annotations
 
@@ -13,3 +13,9 @@ def expanded(path: str, setting: str) -> Path:
         from conf.axis import ConfigError  # Completion does without pydantic.
 
         raise ConfigError(f"{setting}={path}: there is no home folder: give a path without ~, or set HOME") from None
+
+
+def shown(path: Path) -> str:
+    """Returns a path as messages name it: without links and `..`, and relative if it is below the current folder."""
+    path, here = path.resolve(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import conf
-from conf.paths import expanded
+from conf.paths import expanded, shown
 
 if TYPE_CHECKING:
     from conf.axis import ConfigError
@@ -183,5 +183,5 @@ def _require_text(node: Any, retyped: re.Pattern[str], path: Path) -> None:
         from conf.axis import ConfigError  # Completion does without pydantic.
 
         read = yaml.safe_load(node.value)
-        where = f"{path}, line {node.start_mark.line + 1}"
+        where = f"{shown(path)}, line {node.start_mark.line + 1}"
         raise ConfigError(f"{where}: YAML reads {node.value} as {read}: write '{node.value}', in quotes")

@@ -52,7 +52,7 @@ def compose_node(overrides: Sequence[str], with_hydra: bool = False) -> Any:
         with hydra.initialize_config_dir(str(groups.CONF), version_base="1.3"):
             node = hydra.compose("config", given, return_hydra_config=True)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise yaml_fault(error) from None
+        raise yaml_fault(error, overrides=overrides) from None
     except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
         raise hydra_fault(error, overrides) from None
     finally:

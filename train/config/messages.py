@@ -12,9 +12,11 @@ from pathlib import Path
 import yaml
 
 from conf.axis import ConfigError, axes
+from conf.paths import shown
 from models.size import SizeConfig
 from train.config import choices as groups
 from train.config.choices import GLOBAL, HEADER, choices, default_choices
+from train.config.own import from_conf, path_of
 from train.config.schema import Config
 
 
@@ -33,14 +35,19 @@ def composing(overrides: Iterable[str]) -> Iterator[None]:
         ) from error
 
 
-def yaml_fault(error: Exception, path: Path | None = None) -> ConfigError:
-    """Returns the error for a YAML file that can't be read: which file, which line, and why."""
+def yaml_fault(error: Exception, path: Path | None = None, overrides: Sequence[str] = ()) -> ConfigError:
+    """Returns the error for a YAML file that can't be read: which file, which line, and why.
+
+    Without `path` it is one that the overrides name, or one in conf/ or in the user's folder of configs.
+    """
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
-        name = mark.name if path is None else path
+        name = path or shown(Path(mark.name))
         return ConfigError(f"{name}, line {mark.line + 1}: {getattr(error, 'problem', error)}: correct the YAML")
-    broken = path or next((p for p in sorted(groups.CONF.glob("**/*.yaml")) if not _is_text(p)), groups.CONF)
-    return ConfigError(f"{broken}: {error}: save it as YAML in UTF-8")
+    found = [file for override in overrides if (file := path_of(override))]
+    found += [file for folder in groups.folders() for file in sorted(folder.glob("**/*.yaml"))]
+    name = path or shown(next((file for file in found if not _is_text(file)), groups.CONF))
+    return ConfigError(f"{name}: {' '.join(str(error).split())}: save it as YAML in UTF-8")
 
 
 def _is_text(path: Path) -> bool:
@@ -120,10 +127,17 @@ def _fault_of_a_file(text: str, overrides: Sequence[str]) -> str:
     if missing := re.search(r"Could not find '(\w+)/([^']*)'", text):  # from the defaults list of a file
         group, value = missing.groups()
         return str(groups.not_a_choice(group, value, choices().get(group, [])))
-    text = text.partition(" Available options")[0].partition(" full_key:")[0]
-    files = [o.lstrip("+").replace("=", "/") for o in overrides if o.lstrip("+").partition("=")[0] in GLOBAL]
+    for end in (" Available options", " Config search path:", " full_key:"):
+        text = text.partition(end)[0]
+    text, files = text.rstrip("."), []
+    for group, value in map(_split, overrides):
+        path = path_of(f"{group}={value}")
+        if path is not None:
+            text = text.replace(f"{group}/{from_conf(group, path)}", shown(path))
+        if group in GLOBAL:
+            files.append(shown(path or groups.file(f"{group}/{value}")))
     if files:
-        return f"{text}: correct conf/{' or conf/'.join(files)}.yaml, which must begin with {HEADER}"
+        return f"{text}: correct {' or '.join(files)}, which must begin with {HEADER}"
     return f"{text}: see stabilab --help all"
 
 

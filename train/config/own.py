@@ -49,15 +49,18 @@ def for_hydra(overrides: Sequence[str]) -> list[str]:
     found = []
     for text in overrides:
         if by_path := FILE.fullmatch(text):
-            start = (groups.CONF / by_path[1]).resolve()
-            path = os.path.relpath(by_path[3].removesuffix(".yaml"), start)
-            text = f"{by_path[1]}={_quoted(path)}"
+            text = f"{by_path[1]}={_quoted(from_conf(by_path[1], by_path[3]))}"
         found.append(text)
     _, *own = groups.folders()
     for folder in own:
         _check(folder)
         found.append(f"hydra.searchpath=['file://{folder}']")
     return found
+
+
+def from_conf(group: str, path: str | Path) -> str:
+    """Returns the path of a config relative to its group's folder in conf/, without .yaml, as Hydra names it."""
+    return os.path.relpath(str(path).removesuffix(".yaml"), (groups.CONF / group).resolve())
 
 
 def path_of(override: str) -> Path | None:

@@ -106,6 +106,54 @@ def test_a_file_with_a_value_that_yaml_retypes_is_refused(tmp_path, lines, said)
             assert str(found.value) == f"{conf}/experiment/mine.yaml, {said}"
 
 
+HEADER = "must begin with # @package _global_"
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("launcher: {time: 4:00:00}", "{0}, line 2: YAML reads 4:00:00 as 14400: write '4:00:00', in quotes"),
+        ("steps: [1\nname: }", "{0}, line 3: expected ',' or ']', but got ':': correct the YAML"),
+        (
+            "name: Gr\xfc",
+            "{0}: 'utf-8' codec can't decode byte 0xfc in position 28: invalid start byte: save it as YAML in UTF-8",
+        ),
+        ("- a", "In '{0}': ConfigTypeError raised while composing config: Cannot merge DictConfig with ListConfig: "
+                f"correct {{0}}, which {HEADER}"),
+        ("defaults:\n  - override /atention: softmax",
+         f"In '{{0}}': Could not override 'atention'. No match in the defaults list: correct {{0}}, which {HEADER}"),
+        ("defaults:\n  - other", f"In '{{0}}': Could not load 'experiment/other': correct {{0}}, which {HEADER}"),
+    ],
+)  # fmt: skip
+def test_a_fault_in_a_file_given_by_path_names_it_from_the_current_folder(tmp_path, monkeypatch, lines, said):
+    mine = tmp_path / "a folder" / "mine.yaml"
+    mine.parent.mkdir()
+    mine.write_text(f"# @package _global_\n{lines}\n", encoding="latin-1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as found:
+        expand(["experiment='./a folder/mine.yaml'"])
+    assert str(found.value) == said.format("a folder/mine.yaml")
+
+
+def test_a_fault_in_a_file_elsewhere_names_its_whole_path(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("# @package _global_\nsteps: 010\n")
+    with pytest.raises(ConfigError) as found:
+        compose(["experiment=../mine.yaml"])
+    assert str(found.value) == f"{mine}, line 2: YAML reads 010 as 8: write '010', in quotes"
+
+
+def test_a_fault_in_a_folder_of_ones_own_names_the_file(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "slim.yaml").write_bytes(b"name: Gr\xfc")
+    monkeypatch.setenv("STABILAB_CONF", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"model/slim\.yaml: 'utf-8' codec can't decode") as found:
+        compose(["model=slim"])
+    assert str(found.value).startswith(f"{tmp_path}/model")
+
+
 def test_a_quoted_time_stays_a_time(tmp_path):
     with own_conf(tmp_path) as conf:
         text = "# @package _global_\ndefaults:\n  - override /launcher: slurm\nlauncher: {time: '4:00:00'}\n"

@@ -126,6 +126,14 @@ class TestErrors:
             # unknown keys
             (["foo=1"], "unknown key foo: see stabilab --help all"),
             (["optimizer.lrr=0.1"], "unknown key optimizer.lrr: did you mean optimizer.lr?"),
+            (
+                ["optimizer.beta=0.9"],
+                "unknown key optimizer.beta: did you mean optimizer.beta1 or optimizer.beta2?",
+            ),
+            (
+                ["optimizer=muon", "optimizer.momentun=0.9"],
+                "unknown key optimizer.momentun: did you mean optimizer.momentum?",
+            ),
             (["optimzer.lr=0.1"], "unknown key optimzer.lr: did you mean optimizer.lr?"),
             (["lr=0.1"], "unknown key lr: did you mean optimizer.lr?"),
             (["path=x"], "unknown key path: did you mean data.path?"),
