@@ -1,5 +1,6 @@
 """What a run says of its data and of its use of the machine, and the check for a compiler."""
 
+import re
 import resource
 import subprocess
 import sys
@@ -8,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from conf.axis import ConfigError
 from data.prepare import prepare
-from tests.train.helpers import tiny, trained
+from tests.train.helpers import TINY, tiny, trained
 from train.cli.progress import Progress, print_summary
 from train.run.machine import peak_flops, require_compiler, use_of_machine
+from train.sweeps.local import run
+from train.sweeps.plan import plan
 
 
 def test_the_data_of_a_run_is_said(tmp_path, capsys):
@@ -56,6 +60,19 @@ def test_mfu_is_the_share_of_all_gpus_dense_peak(monkeypatch, gpu, precision, pe
     mfu = {} if peak is None else {"mfu": pytest.approx(0.25)}
     assert use_of_machine(config, 2 * (peak or 1.0)) == {"peak_memory_bytes": 123} | mfu
     assert peak_flops(tiny("accelerator=cpu")) is None
+
+
+def test_without_a_compiler_a_sweep_writes_nothing(tmp_path):
+    from torch._inductor import config
+
+    sweep = plan([*TINY, "compile=true", "seed=0,1", f"out={tmp_path}/runs", f"cache={tmp_path}/cache"])
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(ConfigError) as fault:
+        run(sweep)
+    assert re.fullmatch(
+        r"compile=true can't compile here \(.+\): install a C\+\+ compiler such as g\+\+, or use compile=false",
+        str(fault.value),
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
