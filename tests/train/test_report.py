@@ -282,6 +282,26 @@ def test_report_without_a_finding(folder, capsys):
     assert "reproduced" not in capsys.readouterr().out
 
 
+def test_arms_have_the_names_of_the_experiment_in_every_table(folder, capsys, monkeypatch):
+    saved = []
+    monkeypatch.setattr("train.report.save", lambda figure, stem: saved.append(figure))
+    file = make(folder, finding=None) / "sweep.json"
+    sweep = json.loads(file.read_text())
+    for run in sweep["runs"]:
+        run["arm"] = "plain" if "-none-lr" in run["folder"] else "normed"
+    file.write_text(json.dumps(sweep))
+    report(folder)
+    expected = [(n, arm) for n in ("25k", "98k", "393k") for arm in ("normed", "plain")]
+    printed = [tuple(line.split()[:2]) for line in capsys.readouterr().out.splitlines()]
+    assert [pair for pair in printed if pair in expected] == expected
+    rows = [line.split("|")[1:3] for line in (folder / "report/table.md").read_text().splitlines() if line[:2] == "| "]
+    assert [tuple(cell.strip() for cell in row) for row in rows] == [("N", "arm"), *expected]
+    assert pd.read_csv(folder / "report/table.csv")["arm"].tolist() == [arm for _, arm in expected]
+    values = json.loads(re.search(r'id="data">(.*?)</script>', (folder / "report/report.html").read_text("ascii"))[1])
+    assert values["arms"] == ["plain", "normed"]
+    assert {text.get_text() for text in saved[0].legends[0].get_texts()} >= {"plain", "normed"}
+
+
 def test_two_sweeps_on_one_page(tmp_path, capsys):
     first, second = (make(tmp_path / name, finding=finding) for name, finding in (("a", "qk_norm"), ("b", None)))
     report(first, second)
@@ -391,6 +411,33 @@ def test_up_to_six_arms_are_overlaid_with_a_panel_per_size(folder):
     assert len({line.get_color() for line in curves}) == len(curves) == 2
     seven = pd.concat([runs.assign(arm=f"arm {i}") for i in range(7)])
     assert [axes.get_title() for axes in figures.loss_against_lr(seven).axes] == [f"arm {i}" for i in range(7)]
+
+
+def bands(axes):
+    """The lowest and highest value of each band at each LR."""
+    found = []
+    for band in axes.collections:
+        x, y = band.get_paths()[0].vertices.T
+        found.append([(y[x == lr].min(), y[x == lr].max()) for lr in LRS])
+    return found
+
+
+def test_seeds_are_a_band_from_their_lowest_to_their_highest_value(folder):
+    runs = load_sweep(make(folder, seeds=(0, 1))).runs
+    runs = runs.assign(arm=runs["qk_norm.name"])
+    drawn = figures.arms_against_lr(runs, {"layernorm": "with qk-norm", "none": "without"}).axes
+    for axes, column in zip(drawn, ("validation/loss", "logit_max", "entropy_final"), strict=True):
+        of_seeds = [group.groupby("optimizer.lr")[column] for _, group in runs.groupby(["size", "arm"])]
+        expected = [list(zip(by_lr.min(), by_lr.max(), strict=True)) for by_lr in of_seeds]
+        assert np.array(bands(axes)) == pytest.approx(np.array(expected))
+    # By hand: the seeds of the smallest size differ by 0.01 sin(3) at the first LR, their largest logits by 1.3.
+    assert bands(drawn[0])[0][0] == pytest.approx((5.906, 5.906 + 0.01 * math.sin(3)))
+    assert bands(drawn[1])[0][0] == pytest.approx((5, 6.5))
+    overlaid = figures.loss_against_lr(runs).axes
+    assert [len(bands(axes)) for axes in overlaid] == [2, 2, 2]
+    assert bands(overlaid[0])[1] == bands(drawn[0])[0]
+    alone = figures.loss_against_lr(runs[runs["seed"] == 0])
+    assert [bands(axes) for axes in alone.axes] == [[], [], []]
 
 
 def guides(axes):

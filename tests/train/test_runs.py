@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from conf.axis import ConfigError
-from tests.train.helpers import TINY, call, swept, trained
+from tests.train.helpers import TINY, call, swept, tiny, trained
+from tests.train.test_report import fake_run
 from train.cli.tables import cut
 from train.results.comparison import differences
 from train.results.listing import column, condition, rows_in
@@ -114,6 +115,44 @@ def test_compares_sweeps_and_deletes_one(tmp_path, capsys, monkeypatch):
     code, said = call(["train.runs", "delete", "two", "--yes"], capsys, monkeypatch)
     assert code == 0
     assert [path.name for path in Path("runs").iterdir()] == ["one"]
+
+
+def of_arms(path: Path, losses: dict[str, list[float]]) -> Path:
+    """Makes a sweep of two arms that an experiment names, with these losses at two LRs."""
+    settings = {"plain": ["qk_norm=l2"], "capped": ["qk_norm=none", "attention=softcap"]}
+    runs = []
+    for arm, of_arm in losses.items():
+        for lr, loss in zip((0.01, 0.03), of_arm, strict=True):
+            overrides = [*settings[arm], f"optimizer.lr={lr}"]
+            config = tiny(*overrides)
+            fake_run(path / config.run_name(), config, loss, 10.0)
+            runs.append({"folder": config.run_name(), "overrides": overrides, "arm": arm})
+    (path / "sweep.json").write_text(json.dumps({"name": path.name, "finding": None, "overrides": [], "runs": runs}))
+    return path
+
+
+def test_arms_have_the_names_of_the_experiment(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    first = of_arms(tmp_path / "one", {"plain": [2.5, 2.7], "capped": [2.3, 2.3]})
+    second = of_arms(tmp_path / "two", {"plain": [2.4, 2.4], "capped": [2.2, 2.3]})
+
+    def rows(*words: str) -> list[list[str]]:
+        code, said = call(["train.runs", *words], capsys, monkeypatch)
+        assert code == 0
+        return [line.split() for line in said.splitlines()]
+
+    head, *listed = rows(str(first), "--sort", "lr")[:-1]
+    assert (head[0], head[-1]) == ("run", "arm")
+    assert sorted((row[4], row[-1]) for row in listed) == [
+        ("0.01", "capped"), ("0.01", "plain"), ("0.03", "capped"), ("0.03", "plain"),
+    ]  # fmt: skip
+    assert [row[2] for row in rows(str(first), "arm=plain", "lr=0.03")[1:-1]] == ["2.700"]
+    compared = [row[1:] for row in rows("compare", str(first), str(second)) if row[1:2] in (["plain"], ["capped"])]
+    assert compared[:4] == [
+        ["capped", "0.01", "2.300", "2.200", "-0.100"], ["capped", "0.03", "2.300", "2.300", "+0.000"],
+        ["plain", "0.01", "2.500", "2.400", "-0.100"], ["plain", "0.03", "2.700", "2.400", "-0.300"],
+    ]  # fmt: skip
+    assert [[row[0], *row[3:]] for row in compared[4:]] == [["capped", "2.300", "2.200"], ["plain", "2.500", "2.400"]]
 
 
 def test_runs_that_another_sweep_uses_are_not_deleted(tmp_path, capsys, monkeypatch):

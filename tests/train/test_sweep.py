@@ -15,6 +15,7 @@ import pytest
 from conf.axis import ConfigError
 from tests.train.config.helpers import own_conf
 from tests.train.helpers import TINY, call, swept, trained
+from train.cli.words import Words, taken
 from train.config.grid import expand
 from train.results.sweep import load_sweep
 from train.runfolder.folder import RunFolder
@@ -237,9 +238,17 @@ def test_arms_of_the_command_line_are_those_of_a_file():
     assert plan([text, "seed=0,1"]).folder.name == "plain+capped+decayed-seed"
 
 
+def test_arms_as_an_option_are_those_of_the_override():
+    text = "plain: ; capped: qk_norm=none"
+    for given in (["--arms", text], [f"--arms={text}"], [f"arms={text}"]):
+        assert taken([*given, "seed=0", "--dry-run"]) == (Words(dry_run=True), [f"arms={text}", "seed=0"])
+    assert taken(["seed=0", "--arms"])[1] == ["seed=0", "arms="]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("", "can't read ''"),
         ("plain", "can't read 'plain'"),
         ("a: steps", "can't read 'a: steps'"),
         ("a: ; a: seed=1", "'a: seed=1' repeats an arm"),
@@ -269,9 +278,10 @@ def test_the_table_of_a_sweep_names_arms_and_values(capsys, monkeypatch, tmp_pat
         assert max(map(len, lines)) <= 80
 
 
-def test_a_dry_run_counts_and_writes_nothing(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("arms", [["arms=plain: ; free: qk_norm=none"], ["--arms", "plain: ; free: qk_norm=none"]])
+def test_a_dry_run_counts_and_writes_nothing(tmp_path, capsys, monkeypatch, arms):
     out = tmp_path / "out"
-    command = [*TINY, "arms=plain: ; free: qk_norm=none", "seed=0,1", f"out={out}", "--dry-run"]
+    command = [*TINY, *arms, "seed=0,1", f"out={out}", "--dry-run"]
     code, said = call(["train.sweep", *command], capsys, monkeypatch)
     assert code == 0
     assert not out.exists()
