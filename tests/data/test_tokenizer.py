@@ -1,12 +1,19 @@
+import base64
 import json
+import os
 import random
 import signal
 import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from tokenizers import AddedToken, Tokenizer, models
+from tokenizers.pre_tokenizers import ByteLevel
 
 from conf.axis import ConfigError
 from data import DataError, tokenizer
@@ -191,6 +198,70 @@ def test_only_longer_words_are_cut():
     # DNA of 100,000 characters in one word: quadratic time would be minutes.
     dna = "".join(random.Random(0).choices("ACGT", k=100_000))
     assert tokenizer.train(iter([[dna]]), 300).get_vocab_size() == 300
+
+
+def test_the_work_of_training_is_bounded_by_the_length_of_the_text(monkeypatch):
+    """Learning takes the square of the length of a word: none that the training reads is longer than 1,000."""
+    sent = []
+
+    def read(task, vocab_size, eos, items):
+        sent.extend(text for batch in items for text in batch)
+        raise ValueError("read")
+
+    monkeypatch.setattr(tokenizer, "call", read)
+    noise = random.Random(0).randbytes(1_000_000)
+    for text in (dna(1_000_000), base64.b64encode(noise[:150_000]).decode(), " " * 100_000, "本" * 100_000):
+        sent.clear()
+        with pytest.raises(ValueError, match=r"^read$"):
+            tokenizer.train(iter([[text]]), 300)
+        assert "".join(sent) == text
+        cut = ByteLevel(add_prefix_space=False).pre_tokenize_str
+        lengths = [last - first for part in sent for _, (first, last) in cut(part)]
+        assert max(lengths) <= 1000
+        assert sum(length**2 for length in lengths) <= 1000 * len(text)
+
+
+def dna(length):
+    return random.Random(0).randbytes(length).translate(bytes(b"ACGT"[i % 4] for i in range(256))).decode()
+
+
+LEARN = """
+import sys
+from data import tokenizer
+from train.cli.terminal import exit_with
+from train.run.process import sigterm_like_ctrl_c
+
+with sigterm_like_ctrl_c():
+    exit_with(lambda: tokenizer.train(iter([[open(sys.argv[1]).read()]]), 60_000))
+"""
+TRAIN = ["-m", "train", "data=text", "data.vocab_size=60000", "logger=none", "progress=false", "out=out", "cache=cache"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["alone", "command"])
+def test_a_signal_ends_the_training_of_a_tokenizer_in_one_line(tmp_path, signum, whole):
+    """Ctrl-C reaches all processes of a terminal, SIGTERM the command alone. Neither reaches Rust code at work."""
+    text = tmp_path / "dna.txt"
+    text.write_text("\n\n".join([dna(1_000_000)] * 2))
+    command = [*TRAIN, f"data.path={text}"] if whole else ["-c", LEARN, str(text)]
+    environment = os.environ | {"PYTHONPATH": str(Path(tokenizer.__file__).parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    learning = None
+    while process.poll() is None and learning is None:
+        with suppress(psutil.Error):
+            children = psutil.Process(process.pid).children()
+            learners = [child for child in children if "tokenizer_process" in " ".join(child.cmdline())]
+            learning = next((child for child in learners if child.cpu_times().user > 0.5), None)
+        time.sleep(0.05)
+    assert learning is not None
+    (os.killpg if signum == signal.SIGINT else os.kill)(process.pid, signum)
+    _, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (130, "stopped; the same command resumes from the last checkpoint\n")
+    assert not psutil.pid_exists(learning.pid)
+    assert not (tmp_path / "out").exists()
 
 
 def test_training_ends_with_whatever_stops_it(tmp_path, monkeypatch):
