@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 
 from conf.axis import ConfigError, axes
 from train.cli import console
@@ -95,6 +96,34 @@ def test_a_folder_of_configs_in_no_home_is_one_line_of_every_command(
     assert capsys.readouterr().err == (
         "error: STABILAB_CONF=~/c: there is no home folder: give a path without ~, or set HOME\n"
     )
+
+
+def test_conf_names_a_folder_with_choices_of_ones_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (
+        ("model/slim", "{name: slim, width: 24, depth: 3, heads: 2}"),
+        ("attention/entmax13", "{name: entmax, alpha: 1.3}"),
+    ):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / f"{name}.yaml").write_text(text)
+    monkeypatch.setenv("PYTHONSAFEPATH", "")  # The command sets both.
+
+    def said(*argv: str) -> str:
+        monkeypatch.setenv("STABILAB_CONF", "")
+        monkeypatch.setattr(sys, "argv", ["stabilab", *argv])
+        console.main()
+        return capsys.readouterr().out
+
+    train = ("train", "model=slim", "attention=entmax13", "show=config")
+    shown = yaml.safe_load(said("--conf", str(tmp_path), *train))
+    assert shown["model"] == {"name": "slim", "width": 24, "depth": 3, "heads": 2}
+    assert (shown["attention"]["name"], shown["attention"]["alpha"]) == ("entmax", 1.3)
+    assert said("--conf", str(tmp_path), "completion", "words", "train", "model=sl") == "model=slim\n"
+    with pytest.raises(SystemExit) as stop:
+        said(*train)
+    assert stop.value.code == 2
+    assert "model=slim is not a choice" in capsys.readouterr().err
 
 
 def test_help_and_completion_import_neither_torch_nor_pydantic() -> None:

@@ -1,5 +1,6 @@
 """What users bring: configs by path, a folder of configs, and plugins."""
 
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from train.config.grid import compose_all
 from train.config.own import for_hydra, resolved
 from train.config.schema import Config
 from train.findings.own import check_claim
+from train.results.trained import config_of, loss_of, model_of, validation_of
+from train.run.trainer import train
 from train.runfolder.files import read_json
 from train.runfolder.folder import RunFolder
 from train.sweeps.plan import plan
@@ -240,6 +243,22 @@ def test_a_folder_of_configs_in_no_home(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("STABILAB_CONF", "~/c")
     with pytest.raises(ConfigError, match=r"^STABILAB_CONF=~/c: there is no home folder: give a path without ~, or"):
         compose([])
+
+
+def test_a_run_trains_with_a_rule_a_loss_and_a_corpus_of_ones_own(plugin: Path, tmp_path: Path) -> None:
+    tiny = [o for o in TINY if not o.startswith("data")]
+    own = [f"plugins={plugin}", "attention=cooled", "loss=halved", "loss.z_loss=0", "data=counting"]
+    config = compose([*tiny, *own, f"cache={tmp_path}"])
+    summary = train(config, parent=tmp_path / "runs")
+    run = RunFolder(tmp_path / "runs" / config.run_name())
+    assert (run.state(), summary["validation/loss_init"]) == ("finished", pytest.approx(math.log(8), abs=0.5))
+    first = next(row for row in run.metrics() if row["step"] == 0)
+    assert first["train/objective"] == pytest.approx(first["train/loss"] / 2)
+    # What is measured later reads the plugin from the run's own config.
+    read = config_of(run.path)
+    assert read == config
+    batches = validation_of(read, batch_size=8, count=2)
+    assert loss_of(model_of(run.path, read), read, batches) == pytest.approx(summary["validation/loss_final"], rel=1e-5)
 
 
 @pytest.mark.slow
