@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from conf.axis import ConfigError
 from tests.models.test_gpt import gpt, tokens
@@ -19,6 +20,7 @@ from train.measure.quantized import (
     rounded_weight,
     rounded_weights,
 )
+from train.results.trained import config_of, model_of, validation_of
 
 W = torch.tensor([0.1, -0.25, 0.6, -1.0], dtype=torch.float64)
 X = torch.tensor([-1.0, 0.3, 0.5, 2.0], dtype=torch.float64)
@@ -104,6 +106,22 @@ def test_losses_of_a_run(tmp_path, capsys) -> None:
     assert gap["W8A8"] < gap["W4A4"] > 1e-3
     print_found([run.path], rows=True)
     assert f"{found['fp32']:.4f}" in capsys.readouterr().out
+
+
+def test_the_loss_is_that_of_the_run_s_validation(tmp_path) -> None:
+    run = trained(tmp_path, "optimizer.lr=0.1", "loss.soft_cap=0.5")
+    fp32, eight_bits, *_ = losses_of_run(run.path)
+    assert fp32 == pytest.approx(run.summary()["validation/loss_final"], rel=1e-5)
+    # Rounded weights too: without the cap, the same weights have another loss.
+    config = config_of(run.path)
+    model, batches = model_of(run.path, config), validation_of(config, batch_size=8, count=2)
+    with rounded_weights(model, 8, rows=False), torch.no_grad():
+        capped, plain = (
+            sum(float(cross_entropy(cap(model(b[:, :-1])[0]).flatten(0, 1), b[:, 1:].flatten())) for b in batches) / 2
+            for cap in (lambda z: 0.5 * torch.tanh(z / 0.5), lambda z: z)
+        )
+    assert eight_bits == pytest.approx(capped, rel=1e-5)
+    assert abs(capped - plain) > 0.01
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path) -> None:

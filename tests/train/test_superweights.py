@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from tests.models.test_gpt import gpt, tokens
 from tests.train.helpers import trained
 from train.measure.superweights import candidate, candidates, last_matrices, measure, print_found, zeroed
+from train.results.trained import config_of, model_of, validation_of
 
 
 def test_by_hand() -> None:
@@ -45,3 +47,27 @@ def test_of_a_run(tmp_path, capsys) -> None:
     assert effect.largest != effect.random
     print_found([run.path])
     assert best.name in capsys.readouterr().out
+
+
+def test_the_loss_is_that_of_the_run_s_validation(tmp_path) -> None:
+    """A planted weight, whose effect on a loss with soft-capped logits is another than on one without."""
+    run = trained(tmp_path, "loss.soft_cap=0.5")
+    weights = torch.load(run.path / "weights.pt", weights_only=True)
+    weights["blocks.1.mlp.up.weight"][7] *= 10  # Its unit is the largest, whatever the token.
+    weights["blocks.1.mlp.down.weight"][3, 7] = 50.0
+    torch.save(weights, run.path / "weights.pt")
+    best, effect = measure(run.path)
+    assert (best.name, best.row, best.column) == ("blocks.1.mlp.down", 3, 7)
+    config = config_of(run.path)
+    model, batches = model_of(run.path, config), validation_of(config, batch_size=8, count=2)
+
+    def losses() -> list[float]:
+        logits = torch.cat([model(batch[:, :-1])[0] for batch in batches]).flatten(0, 1).detach()
+        targets = torch.cat(batches)[:, 1:].flatten()
+        return [float(cross_entropy(z, targets)) for z in (0.5 * torch.tanh(logits / 0.5), logits)]
+
+    (capped, plain), matrix = losses(), model.get_submodule(best.name).weight
+    with zeroed([matrix], torch.tensor([3 * matrix.shape[1] + 7])):
+        without_capped, without_plain = losses()
+    assert effect.candidate == pytest.approx(without_capped - capped, abs=1e-5)
+    assert abs(effect.candidate - (without_plain - plain)) > 1e-3
