@@ -16,7 +16,7 @@ from tests.train.results.page.many import many_runs, rows
 from tests.train.results.page.test_page import HOSTILE
 from tests.train.test_report import fake_sweep
 from train.findings.base import find
-from train.report import report_run
+from train.report import report, report_run
 from train.results.arms import with_arms
 from train.results.page.html import write_page
 from train.results.sweep import load_sweep
@@ -378,6 +378,11 @@ def test_lines_are_others_on_dark_ground(browser, sweep):
     assert len(set(strokes[0] + strokes[1])) == 2 * 2
 
 
+WIDE = """return [...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > 391
+  && !e.closest(".scroll *, .unseen, #tip")).map(e => e.outerHTML.slice(0, 80))"""
+"""What is beyond the right edge of a phone, and in nothing that scrolls by itself."""
+
+
 def test_a_phone_scrolls_down_only(browser, sweep):
     browser.open(sweep.path / "report/report.html", width=390, height=844)
     for box in browser.all("#table tbody input")[:2]:
@@ -386,9 +391,7 @@ def test_a_phone_scrolls_down_only(browser, sweep):
     for place in ("#rate-charts figure", "[data-chart=output], [data-chart=gradient]", "#run-heads"):
         browser.show(place)
     assert browser.run("return [innerWidth, document.documentElement.scrollWidth]") == [390, 390]
-    wide = """return [...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > 391
-      && !e.closest(".scroll *, .unseen, #tip")).map(e => e.outerHTML.slice(0, 80))"""
-    assert browser.run(wide) == []
+    assert browser.run(WIDE) == []
     # The columns that fit are chosen; with all of them, the table scrolls by itself.
     widths = "const e = document.querySelector('#runs-scroll'); return [e.clientWidth, e.scrollWidth]"
     shown = ["state", "N", "arm", "LR", "validation loss"]
@@ -400,6 +403,48 @@ def test_a_phone_scrolls_down_only(browser, sweep):
     assert len(browser.texts("#table thead button")) > len(shown)
     assert browser.run(widths)[0] < 390 < browser.run(widths)[1]
     assert browser.run("return document.documentElement.scrollWidth") == 390
+
+
+def test_two_sweeps_on_one_page(browser, tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        fake_sweep(tmp_path / name, finding=None, extra=["steps=250"])
+    report(tmp_path / "first", tmp_path / "second")
+    path = tmp_path / "first/report/first+second.html"
+    browser.open(path)
+    assert browser.one("h1").text == "first and second"
+    arms = [f"{name}: qk_norm={arm}" for name in ("first", "second") for arm in ("none", "layernorm")]
+    assert set(browser.texts("table.arms tbody td:nth-child(2)")) == set(arms)
+    browser.show("#rate-charts figure")
+    assert browser.texts("#rate-charts figcaption") == [f"{arm} (final validation loss, nats)" for arm in arms]
+    browser.click(browser.one("input[value=size]"))
+    browser.show("#rate-charts figure")
+    sizes = [f"N = {n} (final validation loss, nats)" for n in ("25k", "98k", "393k")]
+    assert browser.texts("#rate-charts figcaption") == sizes
+    drawn = browser.all("#rate-charts figure:first-of-type [data-series]")
+    assert [group.get_attribute("data-series") for group in drawn] == arms
+    legend = browser.one("#rate-charts figure:first-of-type .legend").text
+    assert all(arm in legend for arm in arms)
+    browser.click(browser.one("input[value=logit_max]"))
+    browser.show("#rate-charts figure")
+    assert browser.texts("#rate-charts figcaption")[0].startswith("N = 25k (max attention logit")
+    assert browser.one("#count").text == "60 runs"
+    browser.one("#filter").send_keys("second/ w128")
+    assert browser.one("#count").text == "10 of 60 runs"
+    assert all(name.startswith("second/mini-w128") for name in browser.texts(NAMES))
+    browser.click(next(label for label in browser.all("#states label") if label.text.startswith("finished")))
+    assert browser.texts(NAMES) == ["second/mini-w128-d2-none-lr0.3-seed0"]
+    browser.click(browser.all(ROWS)[0])
+    assert browser.one("#run-title").text == "second/mini-w128-d2-none-lr0.3-seed0"
+    assert browser.logs()[0] == []
+    browser.open(path, width=390, height=844)
+    assert browser.one("h1").text == "first and second"
+    for choice in ("arm", "size"):
+        browser.click(browser.one(f"input[value={choice}]"))
+        for place in ("#rate-charts figure", "[data-chart=output], [data-chart=gradient]", "#run-heads"):
+            browser.show(place)
+        assert browser.run("return [innerWidth, document.documentElement.scrollWidth]") == [390, 390]
+        assert browser.run(WIDE) == []
 
 
 def test_it_asks_for_nothing_and_complains_of_nothing(browser, sweep):
