@@ -4,9 +4,24 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from conf.axis import ConfigError
+from models.gpt import GPT
+from tests.conftest import complete
 from tests.models.test_gpt import gpt, tokens
 from tests.train.helpers import trained
-from train.measure.superweights import candidate, candidates, last_matrices, measure, print_found, zeroed
+from train.measure.superweights import (
+    MOST,
+    Candidate,
+    candidate,
+    candidates,
+    has_scale,
+    last_matrices,
+    measure,
+    print_found,
+    strongest,
+    super_weights,
+    zeroed,
+)
 from train.results.trained import config_of, model_of, validation_of
 
 
@@ -21,15 +36,68 @@ def test_by_hand() -> None:
     assert w[1, 1] == 5
 
 
+def planted(model: GPT, block: int, unit: int, size: float, weights: dict[int, float]) -> None:
+    """Makes a hidden unit the largest of its block, whatever the token, and the only weights that read it, by row."""
+    with torch.no_grad():
+        model.get_submodule(f"blocks.{block}.mlp.up").weight[unit] *= size
+        column = last_matrices(model)[f"blocks.{block}.mlp.down"].weight[:, unit].zero_()
+        for row, weight in weights.items():
+            column[row] = weight
+
+
 def test_a_planted_weight_is_found() -> None:
     model = gpt("mlp=relu2", "model.depth=3")
-    matrix = last_matrices(model)["blocks.1.mlp.down"]
-    up = model.get_submodule("blocks.1.mlp.up").weight
-    with torch.no_grad():
-        up[7] *= 10  # its unit is the largest, whatever the token
-        matrix.weight[3, 7] = 50.0
-    best = max(candidates(model, tokens(4, 9)), key=lambda found: found.over_median)
+    planted(model, 1, 7, 10, {3: 50.0})
+    best = strongest(candidates(model, tokens(4, 9)))
     assert (best.name, best.row, best.column) == ("blocks.1.mlp.down", 3, 7)
+
+
+def test_repeated_until_no_spike_is_left() -> None:
+    """Two in one block, which show one after the other, and a smaller one in another block; then nothing spikes."""
+    model, batch = gpt("mlp=relu2", "model.depth=3"), tokens(4, 9)
+    planted(model, 0, 7, 100, {3: 50.0, 9: -20.0})
+    planted(model, 2, 11, 100, {5: 3.0})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = super_weights(model, batch)
+    at = [(c.name, c.row, c.column) for c in found]
+    assert at[:2] == [("blocks.0.mlp.down", 3, 7), ("blocks.0.mlp.down", 9, 7)]
+    assert at[2:] == [("blocks.2.mlp.down", 5, 11)]
+    assert all(c.spikes for c in found)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        for name, row, column in at:
+            last_matrices(model)[name].weight[row, column] = 0
+    assert super_weights(model, batch) == []
+
+
+def test_the_search_ends() -> None:
+    """Where every weight of a column spikes."""
+    model = gpt("mlp=relu2", "model.depth=1", "model.width=32")
+    planted(model, 0, 7, 100, dict.fromkeys(range(32), 50.0))
+    assert len(super_weights(model, tokens(4, 9))) == MOST
+
+
+def test_a_spike_is_read_and_written() -> None:
+    assert Candidate("x", 0, 0, 0, read=51, wrote=51, over_median=1).spikes
+    assert not Candidate("x", 0, 0, 0, read=49, wrote=900, over_median=1).spikes
+    assert not Candidate("x", 0, 0, 0, read=900, wrote=49, over_median=1).spikes
+    assert super_weights(gpt("model.depth=2"), tokens(4, 9)) == []
+
+
+@pytest.mark.parametrize(
+    ("placement", "scale"),
+    [("pre", True), ("pre_mlp", True), ("hybridnorm", True), ("sub_ln", False), ("ngpt", False), ("peri", False),
+     ("sandwich", False), ("res_post", False), ("post", False), ("deepnorm", False), ("mv_split", False)],
+)  # fmt: skip
+def test_norms_around_the_last_matrix(placement: str, scale: bool) -> None:
+    assert has_scale(gpt(*complete(f"placement={placement}"))) is scale
+
+
+@pytest.mark.parametrize("placement", ["sub_ln", "ngpt"])
+def test_refused_where_norms_set_the_scale(tmp_path, placement: str) -> None:
+    run = trained(tmp_path, "name=run", "steps=1", *complete(f"placement={placement}"))
+    with pytest.raises(ConfigError, match=f"placement={placement} norms what .* choose a run with placement=pre"):
+        measure(run.path)
 
 
 def test_zeroed_weights_come_back() -> None:
@@ -41,12 +109,33 @@ def test_zeroed_weights_come_back() -> None:
 
 def test_of_a_run(tmp_path, capsys) -> None:
     run = trained(tmp_path, "name=run", "steps=30", "optimizer.lr=0.03")
-    best, effect = measure(run.path)
+    best, found, effect = measure(run.path)
     assert best.over_median > 1
-    assert abs(effect.candidate) < 0.1
+    assert found == []
+    assert abs(effect.own) < 0.1
     assert effect.largest != effect.random
     print_found([run.path])
-    assert best.name in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert best.name in shown
+    assert shown.rstrip().endswith("0, in 0 of 1 runs")
+
+
+def test_of_a_run_with_super_weights(tmp_path, capsys) -> None:
+    """A row for each; all are zeroed together, and the comparisons leave them alone."""
+    run = trained(tmp_path, "name=run", "mlp=relu2", "steps=30", "optimizer.lr=0.03")
+    weights = torch.load(run.path / "weights.pt", weights_only=True)
+    weights["blocks.0.mlp.up.weight"][7] *= 100
+    weights["blocks.0.mlp.down.weight"][:, 7] = 0
+    weights["blocks.0.mlp.down.weight"][[3, 9], 7] = torch.tensor([50.0, -20.0])
+    torch.save(weights, run.path / "weights.pt")
+    _, found, effect = measure(run.path)
+    assert [(c.name, c.row, c.column) for c in found] == [("blocks.0.mlp.down", 3, 7), ("blocks.0.mlp.down", 9, 7)]
+    assert effect.own < -0.1  # they were put in after training
+    assert abs(effect.random) < abs(effect.own)
+    print_found([run.path])
+    shown = capsys.readouterr().out
+    assert "blocks.0.mlp.down[9, 7]" in shown
+    assert shown.rstrip().endswith("2, in 1 of 1 runs")
 
 
 def test_the_loss_is_that_of_the_run_s_validation(tmp_path) -> None:
@@ -56,7 +145,7 @@ def test_the_loss_is_that_of_the_run_s_validation(tmp_path) -> None:
     weights["blocks.1.mlp.up.weight"][7] *= 10  # Its unit is the largest, whatever the token.
     weights["blocks.1.mlp.down.weight"][3, 7] = 50.0
     torch.save(weights, run.path / "weights.pt")
-    best, effect = measure(run.path)
+    best, _, effect = measure(run.path)
     assert (best.name, best.row, best.column) == ("blocks.1.mlp.down", 3, 7)
     config = config_of(run.path)
     model, batches = model_of(run.path, config), validation_of(config, batch_size=8, count=2)
@@ -69,5 +158,5 @@ def test_the_loss_is_that_of_the_run_s_validation(tmp_path) -> None:
     (capped, plain), matrix = losses(), model.get_submodule(best.name).weight
     with zeroed([matrix], torch.tensor([3 * matrix.shape[1] + 7])):
         without_capped, without_plain = losses()
-    assert effect.candidate == pytest.approx(without_capped - capped, abs=1e-5)
-    assert abs(effect.candidate - (without_plain - plain)) > 1e-3
+    assert effect.own == pytest.approx(without_capped - capped, abs=1e-5)
+    assert abs(effect.own - (without_plain - plain)) > 1e-3

@@ -1,4 +1,7 @@
-"""Looks for super weights in the last matrices of trained MLPs."""
+"""Looks for super weights in the last matrices of trained MLPs.
+
+Shape suffixes: B batch, T tokens, N all tokens of a batch, F hidden units, D model width.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,25 @@ from typing import NamedTuple
 
 import torch
 
-from models.gpt import GPT
+from conf.axis import ConfigError
+from models.gpt import GPT, Block
 from models.layers import Linear
+from models.placement.base import NormedInput
+from models.placement.hybridnorm import NormedStream
+from models.placement.pre import Plain, Pre
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import table_console
 from train.results.trained import config_of, loss_of, model_of, validation_of
 
 COUNT = 100
+SPIKE = 50.0
+"""What a matrix with a super weight reads and writes is above this; `analyze.py` of mengxiayu/LLMSuperWeight."""
+MOST = 16
+"""Super weights after which the search ends; the largest number published is six."""
 
 
 class Candidate(NamedTuple):
-    """A weight of the matrix `name`. Shape suffixes below: N tokens, F hidden units, D model width."""
+    """A weight of the matrix `name`."""
 
     name: str
     row: int
@@ -31,6 +42,11 @@ class Candidate(NamedTuple):
     """Largest magnitudes that the matrix reads and writes."""
     over_median: float
     """Largest over median magnitude of the outputs."""
+
+    @property
+    def spikes(self) -> bool:
+        """Whether it meets the published condition."""
+        return self.read > SPIKE and self.wrote > SPIKE
 
 
 def candidate(name: str, read_NF: torch.Tensor, wrote_ND: torch.Tensor) -> Candidate:
@@ -82,40 +98,105 @@ def zeroed(weights: Sequence[torch.Tensor], indices: torch.Tensor) -> Iterator[N
                 weight.copy_(before)
 
 
+def has_scale(model: GPT) -> bool:
+    """Whether the outputs of the MLPs' last matrices join the stream as they are, with no norm around the matrix."""
+    plain = all(isinstance(b.mlp_norms, Plain | Pre | NormedStream) for b in model.blocks if isinstance(b, Block))
+    return plain and not any(isinstance(m, NormedInput) for m in last_matrices(model).values())
+
+
+def strongest(found: Sequence[Candidate]) -> Candidate:
+    """Returns the candidate whose largest output stands out most from the median output of its matrix."""
+    return max(found, key=lambda candidate: candidate.over_median)
+
+
+class Places:
+    """Numbers the weights of all last matrices of a model."""
+
+    def __init__(self, model: GPT) -> None:
+        self.matrices = last_matrices(model)
+        self.weights = [m.weight for m in self.matrices.values()]
+
+    def of(self, found: Sequence[Candidate]) -> torch.Tensor:
+        """Returns the numbers of candidates, int64."""
+        return torch.tensor([self._of(candidate) for candidate in found], dtype=torch.long)
+
+    def _of(self, candidate: Candidate) -> int:
+        names = list(self.matrices)
+        before = sum(w.numel() for w in self.weights[: names.index(candidate.name)])
+        return before + candidate.row * self.matrices[candidate.name].in_features + candidate.column
+
+
+def super_weights(model: GPT, tokens_BT1: torch.Tensor) -> list[Candidate]:
+    """Returns the super weights, at most MOST: the candidate with the largest output is set to zero until none spikes.
+
+    As `analyze.py` of mengxiayu/LLMSuperWeight. A matrix that still spikes at a weight that is zero is passed over.
+    """
+    places, found = Places(model), list[Candidate]()
+    while len(found) < MOST:
+        with zeroed(places.weights, places.of(found)):
+            known = {(c.name, c.row, c.column) for c in found}
+            new = [c for c in candidates(model, tokens_BT1) if c.spikes and (c.name, c.row, c.column) not in known]
+        if not new:
+            break
+        found.append(max(new, key=lambda candidate: candidate.wrote))
+    return found
+
+
 class Effect(NamedTuple):
     """Increase of the loss, in nats per token, if weights are set to zero."""
 
-    candidate: float
+    own: float
+    """The super weights, or the strongest candidate if there is none."""
     random: float
     largest: float
 
 
-def measure(path: Path) -> tuple[Candidate, Effect]:
-    """Returns the strongest candidate of a trained run. Raises ConfigError if the folder has no trained run."""
+class Found(NamedTuple):
+    """What is found in a run."""
+
+    best: Candidate
+    """Strongest candidate."""
+    super_weights: list[Candidate]
+    effect: Effect
+
+
+def measure(path: Path) -> Found:
+    """Looks for super weights in a trained run.
+
+    Raises ConfigError if the folder has no trained run, or if norms set the scale of what the matrices read or write.
+    """
     config = config_of(path)
     model = model_of(path, config)
+    if not has_scale(model):
+        raise ConfigError(
+            f"{path}: placement={config.placement.name} norms what the last matrix of an MLP reads or writes, which "
+            f"sets its scale: choose a run with placement=pre"
+        )
     batches = validation_of(config, batch_size=config.batch_size, count=config.eval_batches)
-    best = max(candidates(model, batches[0]), key=lambda found: found.over_median)
-    matrices = last_matrices(model)
-    weights = [m.weight for m in matrices.values()]
-    before = sum(m.weight.numel() for m in list(matrices.values())[: list(matrices).index(best.name)])
-    own = torch.tensor([before + best.row * matrices[best.name].in_features + best.column])
-    magnitude = torch.cat([w.detach().abs().flatten() for w in weights])
+    best, found = strongest(candidates(model, batches[0])), super_weights(model, batches[0])
+    places = Places(model)
+    own = places.of(found or [best])
+    magnitude = torch.cat([w.detach().abs().flatten() for w in places.weights])
     magnitude[own] = -1.0  # the comparisons leave it alone
     order = torch.randperm(len(magnitude), generator=torch.Generator().manual_seed(0))
-    others = [order[order != own][:COUNT], magnitude.argsort(descending=True)[:COUNT]]
+    others = [order[~torch.isin(order, own)][:COUNT], magnitude.argsort(descending=True)[:COUNT]]
     plain, losses = loss_of(model, config, batches), []
     for indices in (own, *others):
-        with zeroed(weights, indices):
+        with zeroed(places.weights, indices):
             losses.append(loss_of(model, config, batches) - plain)
-    return best, Effect(*losses)
+    return Found(best, found, Effect(*losses))
 
 
 def print_found(paths: Sequence[Path]) -> None:
     console = table_console()
     shown = plain_table("run", "weight", "output", "/ median", "zero it", f"{COUNT} random", f"{COUNT} largest")
-    for path in paths:
-        best, effect = measure(path)
-        where = f"{best.name}[{best.row}, {best.column}]"
-        shown.add_row(path.name, where, f"{best.wrote:.3g}", f"{best.over_median:.3g}", *(f"{x:+.4f}" for x in effect))
+    rows = {path: measure(path) for path in paths}
+    for path, found in rows.items():
+        for rank, one in enumerate(found.super_weights or [found.best]):
+            where = f"{one.name}[{one.row}, {one.column}]"
+            changes = [""] * 3 if rank else [f"{x:+.4f}" for x in found.effect]
+            shown.add_row(path.name, where, f"{one.wrote:.3g}", f"{one.over_median:.3g}", *changes)
     print_table(console, shown, "run")
+    count = sum(len(found.super_weights) for found in rows.values())
+    runs = sum(bool(found.super_weights) for found in rows.values())
+    console.print(f"super weights (input and output above {SPIKE:g}): {count}, in {runs} of {len(rows)} runs")
