@@ -17,6 +17,7 @@ MEASUREMENTS = {
     "amplification": "the loss with amplified attention logits",
     "entropy_bound": "attention entropy and its lower bound",
     "hessian": "the sharpness of the preconditioned Hessian, and the LR at the edge of stability",
+    "massive": "massive activations, and the loss without them",
     "neurons": "dead and positional neurons of the MLPs",
     "quantized": "the loss after rounding to 8 and 4 bits",
     "superweights": "super weights, and the loss without them",
