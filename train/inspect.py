@@ -20,6 +20,7 @@ MEASUREMENTS = {
     "massive": "massive activations, and the loss without them",
     "neurons": "dead and positional neurons of the MLPs",
     "quantized": "the loss after rounding to 8 and 4 bits",
+    "selective": "the error rate of the most confident tokens",
     "superweights": "super weights, and the loss without them",
 }
 """Modules of this package, and what they print."""
