@@ -21,6 +21,7 @@ MEASUREMENTS = {
     "neurons": "dead and positional neurons of the MLPs",
     "quantized": "the loss after rounding to 8 and 4 bits",
     "selective": "the error rate of the most confident tokens",
+    "separability": "how well attention separates the keys it selects",
     "superweights": "super weights, and the loss without them",
 }
 """Modules of this package, and what they print."""
