@@ -75,6 +75,6 @@ class Carry:
         return found
 
     def record(self, where: str, found: Stats) -> None:
-        """Adds probes of the running block; `where` is `attention`, `residual` or `router`."""
+        """Adds probes of the running block; `where` is `attention`, `state`, `residual` or `router`."""
         for name, value in found.items():
             self.stats[f"{where}/block{self.block}/{name}"] = value

@@ -1,9 +1,10 @@
 """Probes: exact fp32 statistics of tensors inside the model. They stay on the device.
 
 Stats maps metric names to tensors; per-head statistics have shape [H]. The suffix of the name says how micro-batches
-and ranks are combined: `max` by the maximum, `rms` by the root of the mean square, anything else by the mean. The
-exception are statistics of the largest logit: they are taken from the micro-batch that has it.
-Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K head dimension, V vocabulary.
+and ranks are combined: `max` by the maximum, `min` by the minimum, `rms` by the root of the mean square, anything else
+by the mean. The exception are statistics of the largest logit: they are taken from the micro-batch that has it.
+Shape suffixes: B batch, H heads, T tokens (rows: queries i, columns: keys j), K head dimension, D model width, V
+vocabulary, C channels, each with a decay of its own, N rows or columns of a square matrix.
 """
 
 import math
@@ -38,6 +39,10 @@ def is_max(name: str) -> bool:
     return name.endswith("max")
 
 
+def is_min(name: str) -> bool:
+    return name.endswith("min")
+
+
 def is_rms(name: str) -> bool:
     return name.endswith("rms")
 
@@ -52,6 +57,8 @@ def merge(into: Stats, new: Stats, weight: float) -> None:
             into[name] = value if old is None else torch.where(new[top] > before[top], value, old)
         elif is_max(name):
             into[name] = value if old is None else torch.maximum(old, value)
+        elif is_min(name):
+            into[name] = value if old is None else torch.minimum(old, value)
         elif is_rms(name):
             into[name] = value * math.sqrt(weight) if old is None else (old.square() + value.square() * weight).sqrt()
         else:
@@ -311,4 +318,33 @@ def stream_stats(x_BTD: torch.Tensor) -> Stats:
         "rms": rms(x_BTD),
         "kurtosis": unit_BTD.square().square().mean(),
         "massive_max": (largest_B / least_B.masked_fill(largest_B == 0, 1)).amax(),
+    }
+
+
+SLOW = 0.999
+"""Decays above this count as `slow`: a state that loses less than a thousandth per token."""
+
+
+def state_stats(dt: torch.Tensor, log_decay_BTC: torch.Tensor, state: torch.Tensor, output: torch.Tensor) -> Stats:
+    """Returns statistics of a selective state space h_t = exp(dt_t A) h_t-1 + ..., fp32 scalars.
+
+    `dt` and `output` have any shape, `log_decay_BTC` is dt A and `state` the state after the last token.
+
+    dt_max      largest step dt
+    rate_max    largest |dt A|
+    decay_min   smallest decay exp(dt A), that of the fastest forgetting
+    decay_max   mean decay over a sequence's tokens, maximum over sequences and channels; below 1 if states are stable
+    slow        share of decays above 0.999
+    rms         root mean square of the state
+    output_rms  root mean square of the output, before the gate
+    """
+    decay_BTC = log_decay_BTC.detach().float().exp()
+    return {
+        "dt_max": dt.detach().float().amax(),
+        "rate_max": log_decay_BTC.detach().float().abs().amax(),
+        "decay_min": decay_BTC.amin(),
+        "decay_max": decay_BTC.mean(1).amax(),
+        "slow": (decay_BTC > SLOW).float().mean(),
+        "rms": rms(state),
+        "output_rms": rms(output),
     }

@@ -338,6 +338,12 @@ class TestMerge:
         assert into["loss"].item() == 2.5
         assert into["attention/block0/logit_max"].tolist() == [5.0, 7.0]
 
+    def test_minima_are_kept(self) -> None:
+        into: Stats = {}
+        for value in (0.5, 0.2, 0.3):
+            merge(into, {"state/block0/decay_min": torch.tensor(value)}, 1 / 3)
+        assert into["state/block0/decay_min"].item() == pytest.approx(0.2)
+
     def test_the_rms_of_parts_is_that_of_the_whole(self) -> None:
         parts, into = randn(4, 5, 3).chunk(4), Stats()
         for part in parts:

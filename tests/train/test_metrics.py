@@ -17,15 +17,22 @@ NEEDS = sorted({metric.needs for metric in METRICS})
 OTHERS = [
     "", "attention=differential", "attention=mlp", "share_attention=2", "optimizer=muon", "optimizer=lion",
     "placement=ngpt norm=none qk_norm=none", "eval_every=3", "mlp=swiglu norm=gated value_residual=learnable",
+    "attention=mamba2",
 ]  # fmt: skip
 
 
 def recorded(parent: Path, overrides: str) -> set[str]:
-    """Returns the names of metrics in the files of a run, on other data than TINY's if the overrides say so."""
+    """Returns the names of metrics in the files of a run, on other data than TINY's if the overrides say so.
+
+    A run with attention=mamba has softmax too, whose probes every other run records.
+    """
     chosen = overrides.split()
     base = [o for o in TINY if not o.startswith("data")] if "data=" in overrides else TINY
-    of_data = {"data=textmix": ["data.vocab_size=257"], "data=recall": ["data.length=16"]}
-    config = composer().config([*base, *chosen, *of_data.get(overrides, [])])
+    more = {
+        "data=textmix": ["data.vocab_size=257"], "data=recall": ["data.length=16"],
+        "attention=mamba": ["attention.pattern=[self,softmax]"],
+    }  # fmt: skip
+    config = composer().config([*base, *chosen, *more.get(overrides, [])])
     train(config, parent=parent)
     run = RunFolder(parent / config.run_name())
     return {name for path in (run.metrics_path, run.timing_path) for row in read_rows(path) for name in row}

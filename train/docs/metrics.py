@@ -71,4 +71,5 @@ def _sent(metric: Metric) -> str:
     if not metric.of_each:
         return f"`{metric.name}`"
     family, part, what = metric.name.split("/")
-    return f"{metric.reduced_by}, `{family}/{what}`; histogram, `{family}/{part[1:-1]}s/{what}`"
+    histogram = f"; histogram, `{family}/{part[1:-1]}s/{what}`" if metric.histogram else ""
+    return f"{metric.reduced_by}, `{family}/{what}`{histogram}"

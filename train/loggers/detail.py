@@ -10,7 +10,7 @@ from typing import Any, Literal
 from train.runfolder.metrics import BY_HEAD, Over, metric_of
 
 Detail = Literal["summary", "all"]
-"""summary: one value and one histogram over blocks or tensors per quantity. all: also every recorded value."""
+"""summary: one value over blocks or tensors per quantity, and a histogram of most. all: also every recorded value."""
 
 Sent = tuple[dict[str, Any], dict[str, list[float]]]
 """Values, and lists that are sent as histograms."""
@@ -24,9 +24,10 @@ SHOWN_OF = ("adam/gradient_over_eps", "adam/g_over_sqrt_v_rms", "update/rms")
 def sent(row: Mapping[str, Any], detail: Detail = "summary") -> Sent:
     """Returns the values and histograms that are sent for a metrics row.
 
-    attention/block0/entropy, attention/block1/entropy, ... are reduced to attention/entropy as train/run/metrics.py
+    attention/block0/entropy, attention/block1/entropy, ... are reduced to attention/entropy as the registry of metrics
     defines, and become a histogram attention/blocks/entropy over blocks and heads. Likewise, gradient/TENSOR/rms of all
-    tensors becomes gradient/rms and a histogram gradient/tensors/rms. Other metrics are sent unchanged.
+    tensors becomes gradient/rms and a histogram gradient/tensors/rms. Metrics with histogram=False have none. Other
+    metrics are sent unchanged.
     """
     values, lists = _summary(row)
     if detail == "all":
@@ -49,8 +50,9 @@ def _summary(row: Mapping[str, Any]) -> Sent:
         family, *parts, what = name.split("/")  # gradient/block0/mlp.up/rms: gradient, [block0, mlp.up], rms
         in_blocks = "{block}" in metric.name
         over.setdefault(f"{family}/{what}", (metric.reduced_by or "mean", []))[1].append(value)
-        every = row.get(name + BY_HEAD, [value])
-        lists.setdefault(f"{family}/{'blocks' if in_blocks else 'tensors'}/{what}", []).extend(every)
+        if metric.histogram:
+            every = row.get(name + BY_HEAD, [value])
+            lists.setdefault(f"{family}/{'blocks' if in_blocks else 'tensors'}/{what}", []).extend(every)
         tensor = parts[-1]
         if not in_blocks and f"{family}/{what}" in SHOWN_OF and tensor in SHOWN:
             shown = f"{family}/{tensor}/{what}" if len(parts) == 1 else f"{family}/blocks/{tensor}/{what}"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from models.probes import OF_MAX_PAIR, Stats, is_max, is_rms, over_rows
+from models.probes import OF_MAX_PAIR, Stats, is_max, is_min, is_rms, over_rows
 
 MetricsRow = dict[str, Any]
 
@@ -52,18 +52,20 @@ class Recorder:
     def _over_ranks(
         flat: torch.Tensor, parts: list[tuple[str, torch.Tensor]], pairs: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
-        """Reduces each value over ranks by its name: a maximum, a root of the mean square, or a mean.
+        """Reduces each value over ranks by its name: a maximum, a minimum, a root of the mean square, or a mean.
 
         Statistics of the largest logit are those of the rank that has it; `pairs` are the indices of both.
         """
-        of_max, of_rms = (
+        of_max, of_min, of_rms = (
             torch.cat([torch.full((v.numel(),), which(n), device=flat.device) for n, v in parts])
-            for which in (is_max, is_rms)
+            for which in (is_max, is_min, is_rms)
         )
-        mean, maximum = torch.where(of_rms, flat.square(), flat) / dist.get_world_size(), flat.clone()
+        mean = torch.where(of_rms, flat.square(), flat) / dist.get_world_size()
+        maximum = torch.where(of_min, -flat, flat)
         dist.all_reduce(mean)
         dist.all_reduce(maximum, op=dist.ReduceOp.MAX)
-        found = torch.where(of_max, maximum, torch.where(of_rms, mean.sqrt(), mean))
+        maximum = torch.where(of_min, -maximum, maximum)
+        found = torch.where(of_max | of_min, maximum, torch.where(of_rms, mean.sqrt(), mean))
         of_pair, top = pairs
         if len(of_pair):
             has = (flat[top] == maximum[top]).to(flat.dtype)  # on more than one rank if they tie
@@ -97,7 +99,7 @@ def summarize(row: MetricsRow) -> MetricsRow:
         if not isinstance(value, list):
             done[name] = value
             continue
-        done[name] = max(value) if is_max(name) else sum(value) / len(value)
+        done[name] = max(value) if is_max(name) else min(value) if is_min(name) else sum(value) / len(value)
         done[f"{name}_by_head"] = value
         blocks.setdefault(name.rpartition("/")[2], []).append(done[name])
         if name.endswith("/entropy"):

@@ -28,6 +28,8 @@ class Metric:
     reduced_by: Over | None = None
     """How the values of all blocks or tensors are reduced to one for W&B and TensorBoard."""
     by_head: bool = False
+    histogram: bool = True
+    """Whether W&B and TensorBoard also get all values over blocks or tensors, as a histogram."""
     needs: str = ""
     """Overrides of the default config that make a run record it; "" if every run does."""
     file: File = "metrics.jsonl"
@@ -161,8 +163,11 @@ VALIDATED = (
 )
 
 
-def _attention(what: str, unit: str, definition: str, taken_over: str, reduced_by: Over, needs: str = "") -> Metric:
-    return Metric(f"attention/{{block}}/{what}", unit, definition, taken_over, reduced_by, by_head=True, needs=needs)
+def _attention(
+    what: str, unit: str, definition: str, taken_over: str, reduced_by: Over, needs: str = "", histogram: bool = True
+) -> Metric:
+    name = f"attention/{{block}}/{what}"
+    return Metric(name, unit, definition, taken_over, reduced_by, by_head=True, histogram=histogram, needs=needs)
 
 
 ATTENTION = (
@@ -192,6 +197,7 @@ ATTENTION = (
         "Cosine of the pair with the largest logit of the whole batch, mean over heads.",
         "heads",
         "mean",
+        histogram=False,
     ),
     _attention(
         "entropy",
@@ -212,9 +218,23 @@ ATTENTION = (
         "mean",
     ),
     _attention("sink_mass", "share", "p_i1, the first key's share of a row, mean.", ROWS, "mean"),
-    _attention("row_sum", "1", "Sum of the signed weights of a row, mean; 1 where a rule normalizes.", ROWS, "mean"),
-    _attention("zero_rows", "share", "Share of the rows whose weights are all zero.", ROWS, "mean"),
-    _attention("zero_weights", "share", "Share of exact zeros among the weights of visible keys.", ROWS, "mean"),
+    _attention(
+        "row_sum",
+        "1",
+        "Sum of the signed weights of a row, mean; 1 where a rule normalizes.",
+        ROWS,
+        "mean",
+        histogram=False,
+    ),
+    _attention("zero_rows", "share", "Share of the rows whose weights are all zero.", ROWS, "mean", histogram=False),
+    _attention(
+        "zero_weights",
+        "share",
+        "Share of exact zeros among the weights of visible keys.",
+        ROWS,
+        "mean",
+        histogram=False,
+    ),
     *(
         _attention(
             f"local_focus_{back}",
@@ -223,6 +243,7 @@ ATTENTION = (
             "arXiv 2510.11602, section 4.4).",
             ROWS,
             "mean",
+            histogram=False,
         )
         for back in range(4)
     ),
@@ -232,6 +253,7 @@ ATTENTION = (
         "Standard deviation of p_ij over heads, divided by their number, mean (HeadDiv of Xue et al. 2025).",
         "batch, visible pairs",
         "mean",
+        histogram=False,
     ),
     _attention(
         "sink_share",
@@ -245,6 +267,30 @@ ATTENTION = (
     Metric("attention/entropy", "nats", "Entropy of the attention weights, mean.", "blocks, batch, queries, heads"),
     Metric("attention/entropy_min", "nats", "Entropy of the head with the lowest entropy.", "batch, queries"),
     Metric("attention/sink_rate", "share", "Sink rate, mean.", "blocks, sequences, heads"),
+)
+
+
+def _state(what: str, unit: str, definition: str, taken_over: str, reduced_by: Over) -> Metric:
+    return Metric(
+        f"state/{{block}}/{what}", unit, definition, taken_over, reduced_by, histogram=False, needs="attention=mamba"
+    )
+
+
+STATES = "batch, tokens, channels, state"
+STATE = (
+    _state("dt_max", "1", "Largest step dt of a state space: attention=mamba and mamba2.", STATES, "max"),
+    _state("rate_max", "1", "Largest |dt A|.", STATES, "max"),
+    _state("decay_min", "1", "Smallest decay exp(dt A), that of the fastest forgetting.", STATES, "min"),
+    _state(
+        "decay_max",
+        "1",
+        "Largest mean decay over the tokens of a sequence; below 1 if the states are stable.",
+        "sequences, channels, state",
+        "max",
+    ),
+    _state("slow", "share", "Share of the decays above 0.999.", STATES, "mean"),
+    _state("rms", "1", "RMS of the states after the last token.", "batch, channels, state", "max"),
+    _state("output_rms", "1", "RMS of the outputs before the gate.", "batch, tokens, channels", "max"),
 )
 
 MODEL = (
@@ -298,9 +344,9 @@ MODEL = (
 
 
 def _router(what: str, unit: str, definition: str, taken_over: str, reduced_by: Over) -> Metric:
-    return Metric(
-        f"router/{{block}}/{what}", unit, definition, taken_over, reduced_by, by_head=what == "load", needs=EXPERTS
-    )
+    by_head = what == "load"
+    name = f"router/{{block}}/{what}"
+    return Metric(name, unit, definition, taken_over, reduced_by, by_head=by_head, histogram=by_head, needs=EXPERTS)
 
 
 ROUTER = (

@@ -11,7 +11,8 @@ matrix makes x and z, and another dt, B and C.
 
 On watch steps the explicit weights of a few channels are probed as attention weights, one in the middle of each of H
 equal parts: w_ij = sum_n C_in exp(A_n sum_j<k<=i dt_k) B_jn dt_j + [i = j] D, the hidden attention of Ali, Zimerman &
-Wolf 2024 (arXiv 2403.01590) with the direct path. They are signed. There are no logits.
+Wolf 2024 (arXiv 2403.01590) with the direct path. They are signed. There are no logits. `state_stats` of all channels
+are recorded as `state`.
 
 Shape suffixes: B batch, T tokens, D model width, I inner channels, N state, R rank of dt, H probed channels.
 """
@@ -35,7 +36,7 @@ from models.attention.mixing.replacement import ReplacementConfig, hidden_attent
 from models.carry import Carry
 from models.layers import Drawn, Linear
 from models.mixer import TokenMixer
-from models.probes import full_precision
+from models.probes import full_precision, state_stats
 
 
 class StateRates(Drawn):
@@ -76,17 +77,26 @@ class Mamba(TokenMixer):
             x_BTI = F.silu(self.convolution(value_BTI.float()))
             b_BTN, c_BTN = self.key(x_BTI), self.query(x_BTI)
             dt_BTI = F.softplus(self.step(self.squeeze(x_BTI)) + self.rates.step_bias)
-            y_BTI = self.scanned(x_BTI, dt_BTI, b_BTN, c_BTN)
-        if carry.watch and watched(x_BTD.shape[1]):
-            carry.record("attention", hidden_attention(self.weights(dt_BTI, b_BTN, c_BTN), self.heads))
+            h_BTIN = self.states(x_BTI, dt_BTI, b_BTN)
+            y_BTI = self.read(h_BTIN, x_BTI, c_BTN)
+        if carry.watch:
+            with torch.no_grad():
+                log_decay_BTC = self.log_decay(dt_BTI).flatten(2)
+            carry.record("state", state_stats(dt_BTI, log_decay_BTC, h_BTIN[:, -1], y_BTI))
+            if watched(x_BTD.shape[1]):
+                carry.record("attention", hidden_attention(self.weights(dt_BTI, b_BTN, c_BTN), self.heads))
         return self.out(y_BTI * F.silu(self.gate(x_BTD).float()))
 
-    def scanned(
-        self, x_BTI: torch.Tensor, dt_BTI: torch.Tensor, b_BTN: torch.Tensor, c_BTN: torch.Tensor
-    ) -> torch.Tensor:
+    def log_decay(self, dt_BTI: torch.Tensor) -> torch.Tensor:
+        """Returns dt A, [B, T, I, N]."""
+        return -self.rates.log_rate.exp() * dt_BTI[..., None]
+
+    def states(self, x_BTI: torch.Tensor, dt_BTI: torch.Tensor, b_BTN: torch.Tensor) -> torch.Tensor:
+        """Returns h, [B, T, I, N]."""
+        return scan(self.log_decay(dt_BTI).exp(), (dt_BTI * x_BTI)[..., None] * b_BTN[:, :, None])
+
+    def read(self, h_BTIN: torch.Tensor, x_BTI: torch.Tensor, c_BTN: torch.Tensor) -> torch.Tensor:
         """Returns y."""
-        decay_BTIN = (-self.rates.log_rate.exp() * dt_BTI[..., None]).exp()
-        h_BTIN = scan(decay_BTIN, (dt_BTI * x_BTI)[..., None] * b_BTN[:, :, None])
         return (h_BTIN @ c_BTN[..., None])[..., 0] + self.skip.weight * x_BTI
 
     @torch.no_grad()

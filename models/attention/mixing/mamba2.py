@@ -15,7 +15,8 @@ rope=true rotates C like queries and B like keys, as the state-space layers of C
 attention.pattern=[self,self,self,self,self,self,self,softmax].
 
 On watch steps the explicit weights L_ij C_i B_j dt_j + [i = j] D are probed as attention weights, L the decay from j to
-i, averaged over the two heads that stand for a head of attention. They are signed. There are no logits.
+i, averaged over the two heads that stand for a head of attention. They are signed. There are no logits. `state_stats`
+of all heads are recorded as `state`.
 
 Shape suffixes: B batch, T tokens, D model width, I inner width, G heads of the mixer, P their features, N state.
 """
@@ -39,7 +40,7 @@ from models.layers import Linear
 from models.mixer import TokenMixer
 from models.norms import RMSNorm
 from models.positions import Rotary, RotaryConfig
-from models.probes import full_precision
+from models.probes import full_precision, state_stats
 
 EXPAND = 2
 EPS = 1e-5
@@ -88,18 +89,28 @@ class Mamba2(TokenMixer):
         return c_B1TN, b_B1TN, x_BTI.unflatten(-1, (self.mixer_heads, -1)).transpose(1, 2), dt_BGT
 
     def log_decay(self, dt_BGT: torch.Tensor) -> torch.Tensor:
+        """Returns -A dt, [B, G, T]."""
         return -self.rates.log_rate.exp()[:, None] * dt_BGT
 
     def forward(self, x_BTD: torch.Tensor, carry: Carry) -> torch.Tensor:
         c_B1TN, b_B1TN, x_BGTP, dt_BGT = self.parts(x_BTD)
-        if carry.watch and watched(x_BTD.shape[1]):
-            found = hidden_attention(self.weights(c_B1TN, b_B1TN, dt_BGT), self.heads)
-            carry.record("attention", found)
         with full_precision(x_BTD):
             y_BGTP = linear_attention(c_B1TN, b_B1TN, dt_BGT[..., None] * x_BGTP, self.log_decay(dt_BGT))
             y_BGTP = y_BGTP + self.skip.weight[:, None, None] * x_BGTP
+            if carry.watch:
+                state_BGNP = self.last_state(b_B1TN, x_BGTP, dt_BGT)
+                carry.record("state", state_stats(dt_BGT, self.log_decay(dt_BGT).mT, state_BGNP, y_BGTP))
+        if carry.watch and watched(x_BTD.shape[1]):
+            carry.record("attention", hidden_attention(self.weights(c_B1TN, b_B1TN, dt_BGT), self.heads))
         y_BTI = y_BGTP.transpose(1, 2).flatten(2)
         return self.out(self.norm(y_BTI * F.silu(self.gate(x_BTD).float())))
+
+    @torch.no_grad()
+    def last_state(self, b_B1TN: torch.Tensor, x_BGTP: torch.Tensor, dt_BGT: torch.Tensor) -> torch.Tensor:
+        """Returns h after the last token, [B, G, N, P]."""
+        sum_BGT = self.log_decay(dt_BGT).cumsum(-1)
+        kept_BGT = (sum_BGT[..., -1:] - sum_BGT).exp()
+        return b_B1TN.mT @ ((kept_BGT * dt_BGT)[..., None] * x_BGTP)
 
     @torch.no_grad()
     def weights(self, c_B1TN: torch.Tensor, b_B1TN: torch.Tensor, dt_BGT: torch.Tensor) -> torch.Tensor:

@@ -92,20 +92,39 @@ def deepened(row, depth):
     return deep
 
 
+def longest_row(parent, *overrides):
+    most = ["norm=gated", "placement=peri", "layer_scale=1e-4", "eval_lengths=[2]"]
+    return max(trained(parent, "steps=1", "eval_batches=1", *most, *overrides).metrics(), key=len)
+
+
 @pytest.fixture(scope="module")
 def watch_row(tmp_path_factory):
     """Returns a row of the config with the most tensors."""
-    most = ["norm=gated", "placement=peri", "mlp=swiglu", "layer_scale=1e-4", "value_residual=learnable"]
-    parent = tmp_path_factory.mktemp("watch")
-    run = trained(parent, "steps=1", "eval_batches=1", "eval_lengths=[2]", "sink=off_by_one", *most)
-    return max(run.metrics(), key=len)
+    overrides = ["sink=off_by_one", "mlp=swiglu", "value_residual=learnable"]
+    return longest_row(tmp_path_factory.mktemp("watch"), *overrides)
+
+
+def assert_depth_adds_no_names(row):
+    by_depth = {depth: names(deepened(row, depth)) for depth in (2, 12, 48)}
+    assert {depth: len(found) <= 100 for depth, found in by_depth.items()} == dict.fromkeys(by_depth, True), by_depth
+    assert by_depth[2] == by_depth[12] == by_depth[48]
 
 
 def test_depth_adds_no_names(watch_row):
-    by_depth = {depth: names(deepened(watch_row, depth)) for depth in (2, 12, 48)}
-    assert {depth: len(found) <= 100 for depth, found in by_depth.items()} == dict.fromkeys(by_depth, True), by_depth
-    assert by_depth[2] == by_depth[12] == by_depth[48]
+    assert_depth_adds_no_names(watch_row)
     assert len(names(deepened(watch_row, 48), "all")) > 5_000
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["mlp=moe", "sink=off_by_one", "value_residual=learnable"],
+        ["attention=mamba2", "attention.pattern=[self,softmax]", "sink=off_by_one"],
+    ],
+)
+def test_other_blocks_stay_within_the_limit(tmp_path, overrides):
+    """Experts and state spaces have probes of their own."""
+    assert_depth_adds_no_names(longest_row(tmp_path, *overrides))
 
 
 def test_blocks_and_tensors_are_summed_up(watch_row):

@@ -25,6 +25,7 @@ def reduced() -> list[MetricsRow]:
             "attention/block0/logit_max": torch.tensor(LOGITS[rank][step]),
             "attention/block0/cosine_of_max_pair": torch.tensor(COSINES[rank][step]),
             "gradient/head/rms": torch.tensor(3.0 + 4 * rank),
+            "state/block0/decay_min": torch.tensor(0.2 + 0.5 * rank),
         }
         recorder.add({"step": step}, stats)
     rows = recorder.flush()
@@ -40,3 +41,4 @@ def test_cosines_are_those_of_the_device_with_the_largest_logit() -> None:
         assert [row["attention/block0/logit_max_by_head"] for row in rows] == [[5, 7], [6, 3]]
         assert [row["train/loss"] for row in rows] == [1.5, 1.5]
         assert rows[0]["gradient/head/rms"] == pytest.approx((29) ** 0.5)
+        assert rows[0]["state/block0/decay_min"] == pytest.approx(0.2)

@@ -59,14 +59,37 @@ def assert_finite(made: TokenMixer) -> None:
 
 
 def assert_probed(made: TokenMixer) -> dict[str, torch.Tensor]:
-    """The probes of a watch step: one number per head, and no logits."""
-    carry = Carry(watch=True)
-    made(randn(B, 20, D), carry)
-    stats = {name.rpartition("/")[2]: value for name, value in carry.stats.items()}
+    """The probes of a watch step: of attention, one number per head, and no logits."""
+    stats = probed(made, randn(B, 20, D), "attention")
     assert {"entropy", "sink_mass", "row_sum"} <= stats.keys()
     assert "logit_max" not in stats
     assert all(value.shape == (() if name == "diversity" else (H,)) for name, value in stats.items())
     return stats
+
+
+def probed(made: TokenMixer, x_BTD: torch.Tensor, where: str) -> dict[str, torch.Tensor]:
+    """Returns what a watch step records there."""
+    carry = Carry(watch=True)
+    made(x_BTD, carry)
+    prefix = f"{where}/block0/"
+    return {name.removeprefix(prefix): value for name, value in carry.stats.items() if name.startswith(prefix)}
+
+
+def assert_state_probed(
+    made: TokenMixer, x_BTD: torch.Tensor, dt: torch.Tensor, decay_BTC: torch.Tensor, state: torch.Tensor,
+    output: torch.Tensor,
+) -> None:  # fmt: skip
+    """The probes of the state are those of steps, decays, last state and output that were computed step by step."""
+    found = probed(made, x_BTD, "state")
+    expected = {
+        "dt_max": dt.amax(), "rate_max": -decay_BTC.log().amin(), "decay_min": decay_BTC.amin(),
+        "decay_max": decay_BTC.mean(1).amax(), "slow": (decay_BTC > 0.999).float().mean(),
+        "rms": state.square().mean().sqrt(), "output_rms": output.square().mean().sqrt(),
+    }  # fmt: skip
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, rel=1e-4
+    )
+    assert not any(value.requires_grad for value in found.values())
 
 
 def assert_refuses(name: str) -> None:

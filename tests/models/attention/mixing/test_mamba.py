@@ -1,9 +1,13 @@
 """Mamba."""
 
+import math
+
+import pytest
 import torch
 import torch.nn.functional as F
 
 from models.carry import Carry
+from models.probes import state_stats
 from tests.conftest import randn
 from tests.models.attention.mixing.helpers import B, D
 from tests.models.attention.mixing.linear_helpers import fixture
@@ -12,6 +16,7 @@ from tests.models.attention.mixing.replacement_helpers import (
     assert_finite,
     assert_probed,
     assert_refuses,
+    assert_state_probed,
     mixer,
 )
 
@@ -33,8 +38,11 @@ def test_scan_vector() -> None:
     """dt = softplus([[0.1, 0.9], [-0.9, 0.4], [1.1, -0.1]]), the steps before it with biases 0.1 and -0.1."""
     steps = F.softplus(torch.tensor([[0.1, 0.9], [-0.9, 0.4], [1.1, -0.1]]))
     torch.testing.assert_close(steps, torch.tensor(STEPS), atol=1e-6, rtol=0)
-    made, given = of_two_channels()
-    y = made.scanned(*given)[0]  # type: ignore[operator]
+    made, (x, dt, b, c) = of_two_channels()
+    h = made.states(x, dt, b)  # type: ignore[operator]
+    expected = torch.tensor([[2.906840, 2.774671], [-0.644397, -0.392767]])
+    torch.testing.assert_close(h[0, -1], expected, atol=2e-6, rtol=0)
+    y = made.read(h, x, c)[0]  # type: ignore[operator]
     expected = torch.tensor([[1.744397, 0], [0.264614, 2.326031], [1.867831, -0.248370]])
     torch.testing.assert_close(y, expected, atol=2e-6, rtol=0)
     z = torch.tensor([[0.0, 1], [1, 0], [-1, 2]])
@@ -52,17 +60,34 @@ def test_hidden_attention_vector() -> None:
     torch.testing.assert_close(w, expected, atol=2e-6, rtol=0)
 
 
+def test_state_vector() -> None:
+    """Steps as above, rates 1 and 2: |dt A| is at most 2 x 1.387335."""
+    made, (x, dt, b, c) = of_two_channels()
+    h = made.states(x, dt, b)  # type: ignore[operator]
+    log_decay = made.log_decay(dt).flatten(2)  # type: ignore[operator]
+    found = state_stats(dt, log_decay, h[:, -1], made.read(h, x, c))  # type: ignore[operator]
+    means = [sum(math.exp(-step[channel]) for step in STEPS) / 3 for channel in (0, 1)]
+    assert means[0] > means[1]
+    expected = {
+        "dt_max": 1.387335, "rate_max": 2.774670, "decay_min": 0.062370, "decay_max": means[0], "slow": 0.0,
+        "rms": 2.044384, "output_rms": 1.418558,
+    }  # fmt: skip
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=2e-6, abs=1e-6)
+
+
 def test_it_is_the_recurrence() -> None:
     made, x = mixer("mamba"), randn(B, 23, D)
     u = F.silu(made.convolution(made.value(x)))
     dt = F.softplus(made.step(made.squeeze(u)) + made.rates.step_bias)
-    b, c, state, outputs = made.key(u), made.query(u), torch.zeros(B, 2 * D, 16), []
+    b, c, state, outputs, decays = made.key(u), made.query(u), torch.zeros(B, 2 * D, 16), [], []
     for t in range(23):
-        state = (-made.rates.log_rate.exp() * dt[:, t, :, None]).exp() * state
+        decays.append((-made.rates.log_rate.exp() * dt[:, t, :, None]).exp())
+        state = decays[-1] * state
         state = state + (dt[:, t] * u[:, t])[..., None] * b[:, t, None]
         outputs.append((state * c[:, t, None]).sum(-1) + made.skip.weight * u[:, t])
-    expected = made.out(torch.stack(outputs, 1) * F.silu(made.gate(x)))
-    torch.testing.assert_close(made(x, Carry()), expected, atol=1e-5, rtol=1e-4)
+    y = torch.stack(outputs, 1)
+    torch.testing.assert_close(made(x, Carry()), made.out(y * F.silu(made.gate(x))), atol=1e-5, rtol=1e-4)
+    assert_state_probed(made, x, dt, torch.stack(decays, 1).flatten(2), state, y)
 
 
 def test_causal() -> None:

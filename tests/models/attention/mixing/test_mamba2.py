@@ -14,6 +14,7 @@ from tests.models.attention.mixing.replacement_helpers import (
     assert_finite,
     assert_probed,
     assert_refuses,
+    assert_state_probed,
     mixer,
 )
 
@@ -58,14 +59,16 @@ class TestMamba2:
     def test_it_is_the_recurrence(self, rope: bool) -> None:
         made, x = mixer("mamba2", state=8, rope=rope), randn(B, 20, D)
         c, b, u, dt = made.parts(x)
-        state, outputs = torch.zeros(B, 2 * H, 8, D // H), []
+        state, outputs, decays = torch.zeros(B, 2 * H, 8, D // H), [], []
         for t in range(20):
-            decay = (-made.rates.log_rate.exp() * dt[:, :, t]).exp()[..., None, None]
-            state = decay * state + dt[:, :, t, None, None] * b[:, :, t, :, None] * u[:, :, t, None]
+            decays.append((-made.rates.log_rate.exp() * dt[:, :, t]).exp())
+            state = decays[-1][..., None, None] * state
+            state = state + dt[:, :, t, None, None] * b[:, :, t, :, None] * u[:, :, t, None]
             outputs.append((c[:, :, t, None] @ state)[..., 0, :] + made.skip.weight[:, None] * u[:, :, t])
         y = torch.stack(outputs, 1).flatten(2)
         expected = made.out(made.norm(y * F.silu(made.gate(x))))
         torch.testing.assert_close(made(x, Carry()), expected, atol=1e-5, rtol=1e-4)
+        assert_state_probed(made, x, dt, torch.stack(decays, 1), state, y)
 
     def test_explicit_weights(self, rope: bool) -> None:
         made, x = mixer("mamba2", state=8, rope=rope), randn(B, 20, D)
