@@ -281,10 +281,16 @@ def spectral_norms(w_HKD: torch.Tensor) -> torch.Tensor:
     """Returns the largest singular value of each matrix, fp32 [H]; NaN where one is not finite."""
     w_HKD = w_HKD.detach().float()
     with full_precision(w_HKD):
-        gram_HKK = w_HKD @ w_HKD.mT
-    # The solver raises an error for NaN.
-    largest_H = torch.linalg.eigvalsh(gram_HKK.nan_to_num(0.0, 0.0, 0.0))[:, -1].clamp_min(0).sqrt()
-    return torch.where(gram_HKK.isfinite().all(-1).all(-1), largest_H, math.nan)
+        return eigenvalues(w_HKD @ w_HKD.mT)[:, -1].sqrt()
+
+
+def eigenvalues(gram_NN: torch.Tensor) -> torch.Tensor:
+    """Returns the eigenvalues of positive semi-definite matrices, [..., N] ascending; NaN where one is not finite."""
+    # The solver raises an error for NaN, and torch 2.13 has none for MPS.
+    finite = gram_NN.nan_to_num(0.0, 0.0, 0.0)
+    finite = finite.cpu() if finite.device.type == "mps" else finite
+    found_N = torch.linalg.eigvalsh(finite).to(gram_NN.device).clamp_min(0)
+    return torch.where(gram_NN.isfinite().all(-1).all(-1)[..., None], found_N, math.nan)
 
 
 def rms(x: torch.Tensor) -> torch.Tensor:
@@ -292,6 +298,30 @@ def rms(x: torch.Tensor) -> torch.Tensor:
     x = x.detach().float()
     unit = x.abs().amax()  # Elements near 1e-30 have no squares in fp32.
     return (x / unit.clamp_min(TINY)).square().mean().sqrt() * unit
+
+
+VARIANCE_SHARE, DIMENSION_TOKENS = 0.8, 64
+"""Share of the variance that the effective dimension explains, and the tokens of a sequence that it is taken over."""
+
+
+def effective_dimension(x_BTD: torch.Tensor) -> torch.Tensor:
+    """Returns d(0.8), the least number of principal components with 80 % of a sequence's variance, fp32 [B].
+
+    Variance over tokens; of longer sequences, 64 at equal distances are taken. 0 if all tokens are equal, NaN if one is
+    not finite.
+    """
+    x_BTD, length = x_BTD.detach().float(), x_BTD.shape[1]
+    if length > DIMENSION_TOKENS:
+        x_BTD = x_BTD[:, torch.arange(DIMENSION_TOKENS, device=x_BTD.device) * length // DIMENSION_TOKENS]
+    x_BTD = x_BTD - x_BTD.mean(1, keepdim=True)
+    size_B11 = x_BTD.abs().amax((1, 2), keepdim=True)
+    x_BTD /= size_B11.masked_fill_(size_B11 == 0, 1)
+    with full_precision(x_BTD):
+        gram_BNN = x_BTD @ x_BTD.mT if x_BTD.shape[1] < x_BTD.shape[2] else x_BTD.mT @ x_BTD
+    explained_BN = eigenvalues(gram_BNN).flip(-1).cumsum(-1)
+    total_B1 = explained_BN[:, -1:]
+    needed_B = (explained_BN < VARIANCE_SHARE * total_B1).sum(-1) + (total_B1[:, 0] > 0)
+    return torch.where(total_B1[:, 0].isnan(), math.nan, needed_B.float())
 
 
 def stream_stats(x_BTD: torch.Tensor) -> Stats:
@@ -305,6 +335,11 @@ def stream_stats(x_BTD: torch.Tensor) -> Stats:
     massive_max  largest |x| / (lower) median |x| of a sequence, maximum over sequences, at most 1e30: more than half of
                  a stream may be exactly zero. Sun et al. 2024 (arXiv 2402.17762), section 2, call activations massive
                  if this is about 1,000 or more and |x| exceeds 100.
+    mean_share   T |mean|^2 / sum_t |x_t|^2 of a sequence, mean over sequences (Lu 2026, "Mean mode screaming", arXiv
+                 2605.06169)
+    dimension    effective dimension of a sequence's tokens, mean over sequences
+    diversity    Frobenius norm of a sequence's T x D matrix minus its mean over tokens, mean over sequences. Both from
+                 Wang et al. 2023 (PanGu-pi, arXiv 2312.17276), whose argument is that features collapse with depth.
     """
     x_BTD = x_BTD.detach().float()
     centred_BTD = x_BTD - x_BTD.mean(-1, keepdim=True)
@@ -314,10 +349,18 @@ def stream_stats(x_BTD: torch.Tensor) -> Stats:
     size_BN = x_BTD.abs().flatten(1)
     largest_B = size_BN.amax(1)
     least_B = torch.maximum(size_BN.median(1).values, 1e-30 * largest_B)
+    over_B = largest_B.masked_fill(largest_B == 0, 1)
+    part_BTD = x_BTD / over_B[:, None, None]
+    mean_B1D = part_BTD.mean(1, keepdim=True)
+    square_B = part_BTD.square().sum((1, 2))
+    share_B = x_BTD.shape[1] * mean_B1D.square().sum((1, 2)) / square_B.masked_fill(square_B == 0, 1)
     return {
         "rms": rms(x_BTD),
         "kurtosis": unit_BTD.square().square().mean(),
         "massive_max": (largest_B / least_B.masked_fill(largest_B == 0, 1)).amax(),
+        "mean_share": share_B.mean(),
+        "dimension": effective_dimension(x_BTD).mean(),
+        "diversity": ((part_BTD - mean_B1D).flatten(1).norm(dim=-1) * over_B).mean(),
     }
 
 

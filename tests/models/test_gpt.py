@@ -16,7 +16,7 @@ from models.carry import Carry
 from models.gpt import GPT, fp32_head, initialize
 from models.norms import NORM
 from models.positions import POSITION
-from models.probes import weight_stats
+from models.probes import stream_stats, weight_stats
 from tests.conftest import largest_difference, randn, tiny, yaml_values
 from train.config.choices import choices
 
@@ -170,7 +170,7 @@ class TestForward:
         of_logits = {"logit_max", "q_norm", "k_norm", "cosine_mean", "cosine_of_max_pair"}
         attention = of_logits | weight_stats(torch.ones(1, 1, 1, 1)).keys()
         names = {f"attention/block{i}/{n}" for i in range(2) for n in attention}
-        names |= {f"residual/block{i}/{n}" for i in range(2) for n in ("rms", "kurtosis", "massive_max")}
+        names |= {f"residual/block{i}/{n}" for i in range(2) for n in stream_stats(torch.ones(1, 1, 1))}
         assert set(stats) == names
         x = model.embedding(tokens())
         for index, block in enumerate(model.blocks):

@@ -320,10 +320,74 @@ class TestStreamStats:
         found, expected = probes.stream_stats(scale * x), probes.stream_stats(x)
         assert found["kurtosis"].item() == pytest.approx(expected["kurtosis"].item(), rel=1e-5)
         assert found["massive_max"].item() == pytest.approx(expected["massive_max"].item(), rel=1e-5)
+        assert found["mean_share"].item() == pytest.approx(expected["mean_share"].item(), rel=1e-5)
+        assert found["diversity"].item() == pytest.approx(scale * expected["diversity"].item(), rel=1e-5)
 
     def test_a_stream_of_zeros_is_finite(self) -> None:
         found = probes.stream_stats(torch.zeros(1, 2, 4))
-        assert {name: value.item() for name, value in found.items()} == {"rms": 0, "kurtosis": 0, "massive_max": 0}
+        assert {name: value.item() for name, value in found.items()} == {
+            "rms": 0, "kurtosis": 0, "massive_max": 0, "mean_share": 0, "dimension": 0, "diversity": 0,
+        }  # fmt: skip
+
+    def test_the_share_of_the_mean(self) -> None:
+        """T |mean|^2 / sum |x|^2: 6.666667 / 16, and 1 for equal tokens."""
+        z = torch.tensor([[1.0, 2], [3, -1], [0, 1]])
+        assert probes.stream_stats(z[None])["mean_share"].item() == pytest.approx(0.416667, abs=1e-6)
+        both = torch.stack([z, torch.ones(3, 2)])
+        assert probes.stream_stats(both)["mean_share"].item() == pytest.approx(1.416667 / 2, abs=1e-6)
+        assert probes.stream_stats(z[None, :1])["mean_share"].item() == pytest.approx(1)
+
+    def test_diversity(self) -> None:
+        """|Z - mean| of three tokens, and the mean over sequences: the second has equal tokens."""
+        z = torch.tensor([[1.0, 2], [0, -1], [3, 1]])
+        assert probes.stream_stats(z[None])["diversity"].item() == pytest.approx(3.055050, abs=1e-6)
+        both = torch.stack([z, torch.ones(3, 2)])
+        assert probes.stream_stats(both)["diversity"].item() == pytest.approx(3.055050 / 2, abs=1e-6)
+
+
+class TestEffectiveDimension:
+    def test_of_three_axes(self) -> None:
+        """Variances 4, 1 and 0.25: shares 0.761905, 0.952381 and 1 of the largest one, two and three."""
+        rows = torch.diag(torch.tensor([2.0, 1, 0.5]))
+        assert probes.effective_dimension(torch.cat([rows, -rows])[None]).tolist() == [2]
+        assert probes.effective_dimension(7 + torch.cat([rows, -rows])[None]).tolist() == [2]
+
+    @pytest.mark.parametrize(("length", "width"), [(5, 40), (40, 5), (64, 64), (17, 1), (1, 8)])
+    def test_it_is_that_of_singular_values(self, length: int, width: int) -> None:
+        """With more features than tokens and fewer, and unequal variances."""
+        x = randn(4, length, width, seed=2) * torch.linspace(0.1, 3, width)
+        square = torch.linalg.svdvals((x - x.mean(1, keepdim=True)).double()).square()
+        shares = square.cumsum(-1) / square.sum(-1, keepdim=True)
+        expected = [0] * 4 if length == 1 else [int((row < 0.8).sum()) + 1 for row in shares]
+        assert probes.effective_dimension(x).tolist() == expected
+
+    def test_of_a_long_sequence_it_takes_64_tokens(self) -> None:
+        x = randn(2, 150, 100)
+        apart = x[:, [i * 150 // 64 for i in range(64)]]
+        assert torch.equal(probes.effective_dimension(x), probes.effective_dimension(apart))
+        assert probes.effective_dimension(x).max() < 63
+
+    @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+    def test_it_has_no_scale(self, scale: float) -> None:
+        x = randn(2, 9, 16, seed=3)
+        assert torch.equal(probes.effective_dimension(scale * x), probes.effective_dimension(x))
+
+    def test_equal_tokens_have_none_and_nan_stays(self) -> None:
+        x = torch.ones(3, 4, 5)
+        x[1, 2, 3], x[2] = math.nan, randn(4, 5)
+        found = probes.effective_dimension(x)
+        assert found[0] == 0
+        assert found[1].isnan()
+        assert found[2] >= 1
+
+    def test_sequences_are_taken_by_themselves(self) -> None:
+        """Micro-batches give the mean of the whole batch."""
+        x, parts = randn(6, 12, 8, seed=4), Stats()
+        whole = probes.stream_stats(x)
+        for part in x.split(2):
+            merge(parts, probes.stream_stats(part), 1 / 3)
+        for name in ("mean_share", "dimension", "diversity"):
+            assert parts[name].item() == pytest.approx(whole[name].item(), rel=1e-6)
 
 
 class TestMerge:

@@ -311,6 +311,33 @@ MODEL = (
         "sequences",
         "max",
     ),
+    Metric(
+        "residual/{block}/dimension",
+        "1",
+        "Effective dimension d(0.8): the least number of principal components with 80 % of the variance over a "
+        "sequence's tokens, of which it takes at most 64, at equal distances; mean (PanGu-pi, Wang et al. 2023, arXiv "
+        "2312.17276).",
+        "sequences",
+        "min",
+        histogram=False,
+    ),
+    Metric(
+        "residual/{block}/diversity",
+        "1",
+        "Frobenius norm of a sequence's tokens minus their mean, mean (PanGu-pi).",
+        "sequences",
+        "min",
+        histogram=False,
+    ),
+    Metric(
+        "residual/{block}/mean_share",
+        "share",
+        "T |mean|^2 / sum_t |x_t|^2, the share of a sequence's stream that is its mean over tokens; mean (Lu 2026, "
+        "arXiv 2605.06169).",
+        "sequences",
+        "max",
+        histogram=False,
+    ),
     Metric("output/logit_mean", "1", "Output logit, mean.", "tokens, vocabulary"),
     Metric("output/logit_max", "1", "Largest output logit.", "tokens, vocabulary"),
     Metric("output/log_z", "nats", "log Z = logsumexp of the output logits, mean.", TOKENS),

@@ -220,6 +220,8 @@ ATTENTION = [
     "sink_rate", "sink_mass", "row_sum", "zero_rows", "zero_weights", "local_focus_0", "local_focus_1", "local_focus_2",
     "local_focus_3",
 ]  # fmt: skip
+RESIDUAL = ["rms", "kurtosis", "massive_max", "mean_share", "dimension", "diversity"]
+STATE = ["dt_max", "rate_max", "decay_min", "decay_max", "slow", "rms", "output_rms"]
 # Sinks with a key report its share.
 KEYED = [name for name, choice in AXES["sink"].choices.items() if issubclass(choice, KeySinkConfig)]
 # Is reported exactly for the choices for which it is defined.
@@ -250,7 +252,9 @@ def probes(config: Config, tensors: dict[str, float | None]) -> set[str]:
             of_block = [*ATTENTION, *(["sink_share"] if config.sink.name in KEYED else [])]
             names |= {f"attention/block{block}/{name}{of}" for name in of_block for of in ("", "_by_head")}
             names.add(f"attention/block{block}/diversity")
-        names |= {f"residual/block{block}/{name}" for name in ("rms", "kurtosis", "massive_max")}
+        if config.attention.of_block(block, config.model.depth).name in ("mamba", "mamba2"):
+            names |= {f"state/block{block}/{name}" for name in STATE}
+        names |= {f"residual/block{block}/{name}" for name in RESIDUAL}
     names |= {f"{group}/{tensor}/rms" for group in ("parameter", "gradient", "update") for tensor in tensors}
     names |= {name for name, has in ONLY.items() if has(config)}
     return names | adam(config, {tensor for tensor, eps in tensors.items() if eps is not None})
