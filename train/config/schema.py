@@ -156,6 +156,11 @@ class Config(Architecture, Runtime):
                 f"watch.sharpness=true compares losses on one device, but devices={self.devices or 1} "
                 f"nodes={self.nodes}: use watch.sharpness=false, or devices=1 nodes=1"
             )
+        if self.watch.mean_mode and self.compile:
+            raise ValueError(
+                "watch.mean_mode=true reads gradients between the layers, which compile=true fuses: "
+                "use watch.mean_mode=false or compile=false"
+            )
         length = self.data.sequence
         if length is not None and length != self.context:
             other = f" or data.length={self.context}" if hasattr(self.data, "length") else ""

@@ -37,5 +37,8 @@ class Watch:
     sharpness: bool = False
     """Whether watch steps also record the critical sharpness, from about 7 forward passes of a micro-batch each (Kalra
     et al. 2026, arXiv 2601.16979). Needs a single device."""
+    mean_mode: bool = False
+    """Whether watch steps also split the gradients of matrices that write to the residual stream into a part that comes
+    from means over tokens and the rest, with two more products per matrix (Lu 2026, arXiv 2605.06169)."""
     checkpoint: bool = False
     """Whether a warning also writes a checkpoint, warning-<sign>.ckpt."""

@@ -23,6 +23,7 @@ from train.config.schema import Config
 from train.losses import Output
 from train.optimizers.adamw import AdamFields
 from train.run.derived import tokens_per_step
+from train.run.mean_mode import MeanMode, split_stats
 from train.run.recorder import Recorder
 from train.run.relative_lr import RelativeLR
 from train.run.sharding import reshard, shard
@@ -69,6 +70,7 @@ class ProxyModule(pl.LightningModule):
         initialize(self.model, config, config.seed)
         self.objective = config.loss.build(vocab_size=config.data.vocab_size, seed=config.seed)
         self._bind_model()
+        self._mean_mode = MeanMode(self.model) if config.watch.mean_mode else None
         self.recorder = Recorder()
         self.loss_init = float("nan")
         self._stats: Stats = {}
@@ -123,6 +125,8 @@ class ProxyModule(pl.LightningModule):
 
     def step_loss(self, tokens_BT1: torch.Tensor, step: int, micro_batch: int = 0, watch: bool = False) -> torch.Tensor:
         """Returns the objective of a micro-batch, and keeps its statistics for the row of this optimizer step."""
+        if self._mean_mode is not None:
+            self._mean_mode.watching = watch
         loss, stats = self.loss_of(tokens_BT1, watch, step, micro_batch)
         if watch and self.config.watch.sharpness:
             self._batch = tokens_BT1, False, step, micro_batch
@@ -195,6 +199,10 @@ class ProxyModule(pl.LightningModule):
         for name, value, eps in zip(self.tensor_names, gradient_rms.unbind(), self.epsilons, strict=True):
             if eps is not None:
                 self._stats[f"adam/{name}/gradient_over_eps"] = value * clip_scale / eps
+        if self._mean_mode is not None:
+            for name, both in self._mean_mode.taken().items():
+                found = {f"mean_mode/{tensor_name(name)}/{what}": value for what, value in split_stats(*both).items()}
+                self._stats |= found
         self._before = [p.detach().clone() for p in self.tensors]
         self._norms = tensor_norms(self._before)
 

@@ -472,4 +472,23 @@ SHARPNESS = (
     ),
 )
 
-METRICS = (*TRAINING, *VALIDATED, *ATTENTION, *MODEL, *ROUTER, *OPTIMIZER, *SHARPNESS)
+
+def _mean_mode(what: str, unit: str, definition: str) -> Metric:
+    name, over = f"mean_mode/{{tensor}}/{what}", "elements"
+    return Metric(name, unit, definition, over, "max", histogram=False, needs="watch.mean_mode=true")
+
+
+MEAN_MODE = (
+    _mean_mode(
+        "mean",
+        "nats",
+        "Norm of the part of a gradient that comes from means over tokens, T mean(g) mean(u)^T summed over sequences, "
+        "u the input and g the gradient of the output of a matrix that writes to the stream (Lu 2026, arXiv "
+        "2605.06169). Before clipping. Without experts.",
+    ),
+    _mean_mode("rest", "nats", "Norm of the rest, sum_t (g_t - mean(g)) (u_t - mean(u))^T."),
+    _mean_mode("ratio", "1", "The first norm over the second."),
+    _mean_mode("cosine", "1", "Cosine of both parts."),
+)
+
+METRICS = (*TRAINING, *VALIDATED, *ATTENTION, *STATE, *MODEL, *ROUTER, *OPTIMIZER, *SHARPNESS, *MEAN_MODE)
