@@ -37,6 +37,7 @@ LATER_FIELDS = {
     "mlp.strata": 2,
     "mlp.upcycle": None,
     "mlp.redraw": 0.5,
+    "attention.normalize": False,
     "augmented_shortcut": None,
     "head": asdict(LinearHead()),
     "position.scale": 1.0,

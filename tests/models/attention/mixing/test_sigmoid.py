@@ -1,14 +1,15 @@
 """Sigmoid attention."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from models.attention.mixing.base import Inputs
-from tests.models.attention.mixing.helpers import VALUES, mixing, of_logits, one_dimensional, qkv
+from tests.models.attention.mixing.helpers import VALUES, build, mixing, of_logits, one_dimensional, qkv
 
-KNOBS: dict[str, str] = {"bias": "false"}
+KNOBS: dict[str, str] = {"bias": "false", "normalize": "true"}
 
 
 class TestSigmoid:
@@ -25,6 +26,23 @@ class TestSigmoid:
         """Similarity by a sigmoid alone: 1/2 at a logit of 0."""
         expected = torch.tensor([-0.3, 0.7, 1.5, 0.0]).sigmoid()
         torch.testing.assert_close(of_logits("sigmoid", bias=False)[3], expected, atol=1e-6, rtol=0)
+
+    def test_normalized_vector(self) -> None:
+        """Row 4 without a bias: sigmoids 0.5, 0.292374, 0.804430 and 0.473508 over their sum."""
+        q = torch.tensor([[1.0, 0], [0.5, -1], [2, 1], [-1, 0.5]])[None, None]
+        k = torch.tensor([[0.5, 1.0], [1, -0.5], [-1, 2], [0.3, 0.3]])[None, None]
+        options: dict[str, Any] = {"heads": 1, "head_dim": 2, "scale": 2**-0.5, "bias": False}
+        raw = build("sigmoid", **options).weights(Inputs(q, k))[0, 0]
+        torch.testing.assert_close(raw[3], torch.tensor([0.5, 0.292374, 0.804430, 0.473508]), atol=1e-6, rtol=0)
+        divided = build("sigmoid", **options, normalize=True).weights(Inputs(q, k))[0, 0]
+        expected = torch.tensor([0.241510, 0.141222, 0.388555, 0.228714])
+        torch.testing.assert_close(divided[3], expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(divided.sum(-1), torch.ones(4), atol=1e-6, rtol=0)
+
+    def test_a_row_without_weight_stays_one(self) -> None:
+        """Sigmoids that underflow, e^-200, sum to zero."""
+        row = one_dimensional("sigmoid", [-200.0, -300], normalize=True)
+        assert row.tolist() == [0, 0]
 
     @pytest.mark.parametrize("keys", [1, 4, 16, 64])
     def test_zero_logits_sum_to_the_share_of_the_context(self, keys: int) -> None:
