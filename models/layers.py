@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-Role = Literal["query", "key", "value", "out", "activated", "multiplied", "down"]
+Role = Literal["query", "key", "value", "out", "activated", "multiplied", "down", "router"]
 """What a matrix does in its sublayer. Token mixers: `query` and `key` make logits, `value` makes what is mixed, `out`
 projects it back to the stream. MLPs: the output of `activated` enters the non-linearity and is multiplied by the output
-of `multiplied` if there is one; `down` projects the result back to the stream."""
+of `multiplied` if there is one; `down` projects the result back to the stream. `router` makes logits of experts."""
 
 
 class Linear(nn.Linear):

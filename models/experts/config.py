@@ -24,7 +24,8 @@ Our readings:
   balance loss is that of softmax(affinity) in steps with competition.
 - SMEAR takes p from the mean of a sequence. Here each token has its own, which is causal.
 - With experts of different widths, fewer or more parameters are active than in a dense MLP, as the router chooses.
-- In muP the router is a hidden matrix: its LR is that of an output, its logits start at size 1.
+- In muP the router is a hidden matrix: its LR is that of an output, its logits start at size 1. Muon's relatives leave
+  it to AdamW.
 
 Not here: expert choice (Zhou et al. 2022) and Soft MoE (Puigcerver et al. 2023), where later tokens decide what an
 expert reads of earlier ones.

@@ -37,8 +37,9 @@ class MoE(nn.Module):
         super().__init__()
         self.config = config
         self.k = config.used
-        self.router = None if config.router in ("avg_k", "stratified") else Linear(width, len(experts))
-        self.noise = Linear(width, len(experts)) if config.router == "noisy" else None
+        own = config.router not in ("avg_k", "stratified")
+        self.router = Linear(width, len(experts), "router") if own else None
+        self.noise = Linear(width, len(experts), "router") if config.router == "noisy" else None
         self.experts = nn.ModuleList(experts)
         self.shared = shared
         if config.bias_rate:

@@ -79,6 +79,11 @@ class Tensor:
         return PARTS.get(self.role) if self.kind == "hidden" and self.role else None
 
     @property
+    def routes(self) -> bool:
+        """Whether this is the matrix of a router of mlp=moe."""
+        return self.role == "router"
+
+    @property
     def in_block(self) -> bool:
         return self.name.startswith("blocks.")
 
@@ -90,6 +95,8 @@ class ParameterGroup:
     parameters: Sequence[nn.Parameter]
     kind: Kind = "vector"
     scaling: TensorScaling = TensorScaling()
+    routers: Sequence[nn.Parameter] = ()
+    """Those of the parameters that are matrices of routers."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -237,11 +244,14 @@ def groups(
     config: ParametrizationConfig, model: nn.Module, size: SizeConfig, factors: Mapping[str, float] = NO_FACTORS
 ) -> list[ParameterGroup]:
     """Groups the parameters by kind and scaling, each exactly once. `factors` are those of `scaling_of`."""
-    found: dict[tuple[Kind, TensorScaling], list[nn.Parameter]] = {}
+    found: dict[tuple[Kind, TensorScaling], list[Tensor]] = {}
     for tensor in tensors(model):
         scaling = scaling_of(config, tensor, size, factors)
-        found.setdefault((tensor.kind, scaling), []).append(tensor.parameter)
-    return [ParameterGroup(parameters, kind, scaling) for (kind, scaling), parameters in found.items()]
+        found.setdefault((tensor.kind, scaling), []).append(tensor)
+    return [
+        ParameterGroup([t.parameter for t in alike], kind, scaling, [t.parameter for t in alike if t.routes])
+        for (kind, scaling), alike in found.items()
+    ]
 
 
 @PARAMETRIZATION.register

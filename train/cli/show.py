@@ -82,7 +82,8 @@ def rows(config: Config) -> list[list[str]]:
         scaling = scaling_of(config.parametrization, tensor, config.model, asdict(optimizer.groups))
         init = init_scale(config.parametrization, tensor, config.model, config.init)
         drawn = None if tensor.kind == "vector" else initial_std(tensor, config.model, config.init)
-        group = ParameterGroup([tensor.parameter], tensor.kind, scaling)
+        routers = [tensor.parameter] if tensor.routes else []
+        group = ParameterGroup([tensor.parameter], tensor.kind, scaling, routers)
         decay, fixed = optimizer.decay_at_peak(group), optimizer.fixed_decay(group)
         rms = " x RMS" if scaling.least_rms is not None else ""
         shape = "x".join(map(str, tensor.parameter.shape)) or "scalar"

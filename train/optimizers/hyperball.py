@@ -11,6 +11,7 @@ reading.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -101,7 +102,7 @@ class AdamH(HyperballFields, AdamFields):
         return corrected_second_moment(optimizer.state[parameter], self.beta2)
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
-        split = [ParameterGroup([p], group.kind, group.scaling) for group in groups for p in group.parameters]
+        split = [replace(group, parameters=[p]) for group in groups for p in group.parameters]
         return Hyperball(torch.optim.AdamW([self.param_group(g) for g in split], betas=self.betas, fused=True))
 
 
@@ -109,7 +110,7 @@ class AdamH(HyperballFields, AdamFields):
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class MuonH(HyperballFields, MuonFields):
     """Muon whose matrices keep their Frobenius norm R: W <- R n(W - lr R n(u)), n(x) = x / ||x||, without decay; so do
-    AdamW's updates of the head. Wen et al. 2026 (Hyperball, arXiv 2606.16899); levanter's MuonH."""
+    AdamW's updates of the head and of routers. Wen et al. 2026 (Hyperball, arXiv 2606.16899); levanter's MuonH."""
 
     name: Literal["muonh"] = "muonh"
     lr: Annotated[float, Field(gt=0)] = 3e-2

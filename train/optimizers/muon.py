@@ -1,6 +1,11 @@
-"""Muon for hidden matrices and AdamW for everything else, both torch's, combined into one optimizer."""
+"""Muon for hidden matrices and AdamW for everything else, both torch's, combined into one optimizer.
+
+Routers of mlp=moe are AdamW's, which is our reading: orthogonalized updates would move the rows of all experts equally,
+however few tokens choose one.
+"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Annotated, Any, Literal
 
@@ -31,8 +36,9 @@ class MuonFields(AdamFields):
 
     @staticmethod
     def orthogonalizes(group: ParameterGroup) -> bool:
-        """Returns whether the group's updates are orthogonalized: hidden tensors, all of them matrices."""
-        return group.kind == "hidden" and all(p.ndim == 2 for p in group.parameters)
+        """Returns whether the group's updates are orthogonalized: hidden tensors, all of them matrices, no routers."""
+        routers = {id(p) for p in group.routers}
+        return group.kind == "hidden" and all(p.ndim == 2 and id(p) not in routers for p in group.parameters)
 
     def lr_scale(self, group: ParameterGroup) -> float:
         return super().lr_scale(group) * (1.0 if self.orthogonalizes(group) else self.adam_lr)
@@ -48,11 +54,16 @@ class MuonFields(AdamFields):
         raise NotImplementedError
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
-        # Hidden tensors can include vectors, which a reparametrization adds to a layer.
+        routers = {id(p) for group in groups for p in group.routers}
+
+        def treated(p: torch.nn.Parameter) -> tuple[int, bool]:
+            return p.ndim, id(p) in routers
+
+        # Hidden tensors can include routers, and vectors, which a reparametrization adds to a layer.
         split = [
-            ParameterGroup(list(parameters), group.kind, group.scaling)
+            replace(group, parameters=list(parameters))
             for group in groups
-            for _, parameters in groupby(sorted(group.parameters, key=lambda p: p.ndim), key=lambda p: p.ndim)
+            for _, parameters in groupby(sorted(group.parameters, key=treated), key=treated)
         ]
         matrices = [self.param_group(g) for g in split if self.orthogonalizes(g)]
         others = [self.param_group(g) for g in split if not self.orthogonalizes(g)]
@@ -65,8 +76,8 @@ class MuonFields(AdamFields):
 @OPTIMIZER.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Muon(MuonFields):
-    """The momentum of each hidden matrix, orthogonalized by Newton-Schulz iterations in bf16; AdamW for embedding, head
-    and vectors. Jordan et al. 2024 (KellerJordan/Muon); torch.optim.Muon.
+    """The momentum of each hidden matrix, orthogonalized by Newton-Schulz iterations in bf16; AdamW for embedding,
+    head, routers and vectors. Jordan et al. 2024 (KellerJordan/Muon); torch.optim.Muon.
 
     Decay uses the LR before it is adjusted to the shape of the matrix.
     """

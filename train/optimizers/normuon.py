@@ -15,7 +15,8 @@ from train.optimizers.muon import MuonFields
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NorMuon(MuonFields):
     """Muon whose update O has its rows divided by the root of v, a running mean of mean_j O_ij^2, and is then scaled to
-    an RMS of 0.2; AdamW for embedding, head and vectors. Li et al. 2025 (NorMuon, arXiv 2510.05491), algorithm 1.
+    an RMS of 0.2; AdamW for embedding, head, routers and vectors. Li et al. 2025 (NorMuon, arXiv 2510.05491), algorithm
+    1.
 
     v has no bias correction, which the scaling cancels in part.
     """

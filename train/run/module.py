@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as pl
@@ -109,8 +109,7 @@ class ProxyModule(pl.LightningModule):
         )
         if loss_parameters := list(self.objective.parameters()):
             optimized.append(ParameterGroup(loss_parameters))
-        group_of = {id(p): ParameterGroup([p], group.kind, group.scaling) for group in optimized
-                    for p in group.parameters}  # fmt: skip
+        group_of = {id(p): replace(group, parameters=[p]) for group in optimized for p in group.parameters}
         singles = [group_of[id(p)] for p in self.tensors]
         optimizer = self.config.optimizer.in_force(self.config.steps, tokens_per_step(self.config))
         self.epsilons = [optimizer.epsilon(group) for group in singles]

@@ -1,16 +1,19 @@
 """NorMuon, AdEMAMix, MARS and the hyperball optimizers, against their equations."""
 
 import math
+import re
 from typing import Any
 
 import pytest
 import torch
 
 from conf.axis import ConfigError
-from models.parametrization import ParameterGroup
+from models.parametrization import ParameterGroup, groups
 from tests.conftest import randn, tiny
 from tests.train.optimizers.steps import optimizer, trace, updated
+from train.cli.show import rows
 from train.optimizers.hyperball import turned
+from train.run.module import ProxyModule
 
 F64 = torch.float64
 
@@ -137,3 +140,48 @@ class TestHyperball:
     def test_relative_learning_rates_are_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"^optimizer=adamh sets the size of updates by the norm of the weights"):
             tiny("optimizer=adamh", "parametrization=parameter_rms")
+
+
+class TestRouters:
+    @pytest.mark.parametrize("name", ["muon", "normuon", "muonh"])
+    @pytest.mark.parametrize("router", ["topk", "noisy", "stratified"])
+    def test_adamw_moves_them(self, name: str, router: str) -> None:
+        """The first step without decay is lr sign(g), of muonh R n(W - lr R n(sign g)); experts are orthogonalized."""
+        given = [f"optimizer={name}", "optimizer.adam_lr=0.5", "optimizer.decay=none", "mlp=moe", "mlp.experts=4"]
+        module = ProxyModule(tiny(*given, f"mlp.router={router}"))
+        made = module.configure_optimizers()
+        before, lr = [p.detach().clone() for p in module.tensors], 0.01
+        for index, parameter in enumerate(module.tensors):
+            parameter.grad = randn(*parameter.shape, seed=index)
+        for group in made.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        made.step()
+        routers = 0
+        for label, p, start, epsilon in zip(module.tensor_names, module.tensors, before, module.epsilons, strict=True):
+            assert p.grad is not None
+            if re.search(r"/mlp\.(router|noise|gates)", label):
+                routers += 1
+                assert epsilon == 1e-8
+                expected = start - 0.5 * lr * p.grad.sign()
+                if name == "muonh":
+                    expected = turned(start, p.grad.sign(), lr)
+                torch.testing.assert_close(p.detach(), expected, atol=1e-6, rtol=1e-5)
+            elif "/mlp.experts" in label:
+                assert epsilon is None
+                spread = torch.linalg.svdvals(p.detach() - start)
+                assert name != "muon" or spread.max() < 4 * spread.min()
+        assert routers == {"topk": 1, "noisy": 2, "stratified": 2}[router]
+
+    def test_what_is_printed_is_what_trains(self) -> None:
+        """show=parametrization has AdamW's share of the LR for the router and Muon's for experts."""
+        shown = {row[0]: row for row in rows(tiny("optimizer=muon", "optimizer.adam_lr=0.5", "mlp=moe"))}
+        assert float(shown["blocks.0.mlp.router.weight"][6]) == pytest.approx(0.015)
+        assert float(shown["blocks.0.mlp.experts.0.up.weight"][6]) == pytest.approx(0.03)
+
+    def test_groups_are_those_of_a_checkpoint_of_before(self) -> None:
+        """One group per kind, whose parameters are those of before: AdamW's runs go on from old checkpoints."""
+        config = tiny("mlp=moe")
+        found = groups(config.parametrization, ProxyModule(config).model, config.model)
+        assert sorted(group.kind for group in found) == ["embedding", "head", "hidden", "vector"]
+        assert {group.kind: len(group.routers) for group in found}["hidden"] == 1
+        assert sum(len(group.routers) for group in found) == 1
