@@ -3,16 +3,7 @@
 Together, the experts that a token uses have as many parameters as a dense MLP with the same `expand`: each has hidden
 width expand width / (k + shared). A larger k makes experts finer (Dai et al. 2024; Krajewski et al. 2024).
 
-| router | experts of a token | gates | loss by default |
-|---|---|---|---|
-| `switch` | the most probable | p | balance |
-| `topk` | the k most probable | p over their sum | balance |
-| `noisy` | the k largest noisy logits | softmax of these | importance and load |
-| `threshold` | by descending p until their sum reaches `threshold` | p | balance |
-| `compete` | as `topk`; in some steps the k of largest affinity | p or affinity, over its sum | balance, distillation |
-| `avg_k` | the k with the largest x m, m the mean row of an expert's first matrix | 1 | none |
-| `stratified` | one of each stratum on the token's way, by a gate per stratum (`stratified.py`) | p | balance |
-| `merge` | all, as one expert with matrices sum_e p_e W_e | - | none |
+`ROUTERS` lists the routers.
 
 Our readings:
 
@@ -22,16 +13,16 @@ Our readings:
 - The init axis fills the router, and noisy gating's two matrices, which start at zero in Shazeer et al. 2017.
 - CompeteSMoE also has a loss of diversity and limits the number of layers that compete in a step; neither is here. Its
   balance loss is that of softmax(affinity) in steps with competition.
-- SMEAR takes p from the mean of a sequence. Here each token has its own, which is causal.
+- SMEAR takes p from the mean of a sequence. Here it is from the token (merge_over=token) or from the mean of the tokens
+  up to it (merge_over=prefix), which are causal.
 - With experts of different widths, fewer or more parameters are active than in a dense MLP, as the router chooses.
 - In muP the router is a hidden matrix: its LR is that of an output, its logits start at size 1. Muon's relatives leave
   it to AdamW.
 
-Not here: expert choice (Zhou et al. 2022) and Soft MoE (Puigcerver et al. 2023), where later tokens decide what an
-expert reads of earlier ones.
+models/README.md says what is left out, and why.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -46,6 +37,50 @@ from models.layers import Make, plain
 from models.mlp import MLP, MLPConfig, hidden_width
 
 RouterName = Literal["topk", "switch", "noisy", "threshold", "compete", "avg_k", "merge", "stratified"]
+
+
+class Router(NamedTuple):
+    """A row of the table of routers in models/README.md."""
+
+    experts: str
+    """The experts that a token uses."""
+    gates: str
+    """Factors of their outputs; p are the probabilities of the router."""
+    loss: str
+    """What is added to the objective by default."""
+    source: str
+
+
+ROUTERS: dict[RouterName, Router] = {
+    "topk": Router(
+        "the k most probable", "p over their sum", "balance", "Jiang et al. 2024 (Mixtral, arXiv 2401.04088)"
+    ),
+    "switch": Router("the most probable", "p", "balance", "Fedus et al. 2021 (Switch, arXiv 2101.03961)"),
+    "noisy": Router(
+        "the k largest noisy logits", "softmax of these", "importance and load",
+        "Shazeer et al. 2017 (arXiv 1701.06538)",
+    ),
+    "threshold": Router(
+        "by descending p until their sum reaches `threshold`", "p", "balance",
+        "Yang et al. 2024 (XMoE, arXiv 2403.18926)",
+    ),
+    "compete": Router(
+        "as `topk`; in some steps the k of largest affinity, the mean softplus of an output",
+        "p or affinity, over its sum", "balance, distillation", "Nguyen et al. 2025 (CompeteSMoE, arXiv 2505.13380)",
+    ),
+    "avg_k": Router(
+        "the k with the largest x m, m the mean row of an expert's first matrix", "1", "none",
+        "Liu et al. 2023 (Avg-K, arXiv 2305.13999)",
+    ),
+    "merge": Router(
+        "all, as one expert with matrices sum_e p_e W_e", "-", "none",
+        "Muqeeth et al. 2023 (SMEAR, arXiv 2306.03745); the causal forms are our reading",
+    ),
+    "stratified": Router(
+        "one of each stratum on the token's way, by a gate per stratum", "p", "balance",
+        "Xu et al. 2023 (Stratified MoE, arXiv 2305.02176)",
+    ),
+}  # fmt: skip
 ONE = ("switch", "merge", "stratified")
 """Routers with one expert, or one pass, per token."""
 NOT_CAUSAL = {
@@ -65,8 +100,7 @@ class MoEConfig(MLPConfig):
     """topk: Mixtral (Jiang et al. 2024, arXiv 2401.04088). switch: Fedus et al. 2021 (arXiv 2101.03961). noisy: Shazeer
     et al. 2017 (arXiv 1701.06538). threshold: XMoE (Yang et al. 2024, arXiv 2403.18926). compete: CompeteSMoE (Nguyen
     et al. 2025, arXiv 2505.13380). avg_k: Avg-K (Liu et al. 2023, arXiv 2305.13999). merge: SMEAR (Muqeeth et al. 2023,
-    arXiv 2306.03745). stratified: Xu et al. 2023 (arXiv 2305.02176). The table at the top of models/experts/config.py
-    has their equations."""
+    arXiv 2306.03745). stratified: Xu et al. 2023 (arXiv 2305.02176). models/README.md has their equations."""
     experts: Annotated[int, Field(ge=1)] = 8
     """Number of routed experts in each block."""
     k: Annotated[int, Field(ge=1)] | None = None
@@ -85,6 +119,9 @@ class MoEConfig(MLPConfig):
     arXiv 2408.10681); that form of the loss is our reading."""
     strata: Annotated[int, Field(ge=1)] = 2
     """Number of strata of router=stratified, a divisor of experts. A token uses 1 to this many experts."""
+    merge_over: Literal["token", "prefix"] = "token"
+    """What the probabilities of router=merge are of: each token, or the mean of the sequence's tokens up to it. Muqeeth
+    et al. 2023 (SMEAR, arXiv 2306.03745) take the mean of the whole sequence."""
     upcycle: str | None = None
     """Folder of an ended dense run, whose weights this one starts from: each expert is a copy of the dense MLP, of
     which it redraws a share. Copies are as wide as the dense MLP: set mlp.expand to k + shared times its value. null:
@@ -99,7 +136,7 @@ class MoEConfig(MLPConfig):
     from its own losses alone then."""
     capacity_factor: Annotated[float, Field(gt=0)] | None = None
     """An expert takes at most ceil(factor k T / experts) tokens of a sequence of T, the first ones; the others skip it.
-    null: no limit. 1.25 in ST-MoE."""
+    null: no limit. 1.25 in Zoph et al. 2022 (ST-MoE, arXiv 2202.08906)."""
     balance: Annotated[float, Field(ge=0)] | None = None
     """Weight of experts sum_e f_e P_e, f_e the share of an expert in the choices and P_e its mean probability; with
     router=noisy, of the squared coefficients of variation of importance and load. null: 0.01 (Fedus et al. 2021), 0.1
@@ -137,6 +174,9 @@ class MoEConfig(MLPConfig):
             f"experts={self.experts} can't be divided into strata={self.strata}: use strata=2 or "
             f"experts={self.experts // self.strata * self.strata or self.strata}": (
                 router == "stratified" and self.experts % self.strata > 0
+            ),
+            f"router={router} does not read merge_over={self.merge_over}: use merge_over=token or router=merge": (
+                router != "merge" and self.merge_over != "token"
             ),
             f"router={router} merges experts of equal widths, but widths={list(self.widths)}: use widths=[] or "
             "router=topk": router == "merge" and bool(self.widths),

@@ -23,6 +23,7 @@ from models.carry import Carry
 from models.experts import routing
 from models.experts.routing import Routing
 from models.layers import Linear
+from models.placement.mv_split import running_mean
 from models.probes import Stats, full_precision, unit
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class MoE(nn.Module):
         side = carry is not None and carry.side
         learns = self.training and torch.is_grad_enabled() and not side
         with full_precision(x_ND):
-            logits_NE = self.logits(x_ND.float())
+            logits_NE = self.logits(self.read(x_BTD.float()).flatten(0, 1))
             p_NE = self.probabilities(logits_NE)
             taken, loss = self.route(x_ND.float(), logits_NE, p_NE, learns)
         kept_NE = taken.chosen_NE
@@ -88,6 +89,10 @@ class MoE(nn.Module):
     def first(self, expert: nn.Module) -> Linear:
         """Returns the matrix of an expert whose output enters the non-linearity."""
         return next(m for m in expert.modules() if isinstance(m, Linear) and m.role == "activated")
+
+    def read(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Returns what the router reads."""
+        return running_mean(x_BTD) if self.config.merge_over == "prefix" else x_BTD
 
     def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Returns the router's logits; those of router=avg_k are products with the mean rows of the first matrices."""
@@ -233,7 +238,6 @@ class MoE(nn.Module):
         count, total = len(first_EW), unit(first_EW).sum(0).square().sum()
         return {
             "load": load_E,
-            "load_max": load_E.amax(),
             "dropped": 1 - kept_NE.sum() / chosen_NE.sum(),
             "experts": kept_NE.float().sum(-1).mean(),
             "entropy": torch.special.entr(p_NE).sum(-1).mean(),

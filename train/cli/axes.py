@@ -75,7 +75,7 @@ def table() -> str:
         for name in names(registries[title], default) if title in registries else ():
             text = documentation(registries[title], name)
             first = f"**`{title}`**" if name == default else ""
-            lines.append(f"| {first} | `{name}` | {_markdown(definition(text))} | {_markdown(source(text)) or '-'} |")
+            lines.append(f"| {first} | `{name}` | {markdown(definition(text))} | {markdown(source(text)) or '-'} |")
     return "\n".join(lines) + "\n"
 
 
@@ -97,7 +97,7 @@ def show(console: Console) -> None:
             say(console, f"  {name:{max(map(len, shown))}}  ", f"{escape(definition(text))}.{cited}")
 
 
-def _markdown(text: str) -> str:
+def markdown(text: str) -> str:
     """Escapes Markdown. Inside backticks only `|` has to be escaped, as it would end the table cell."""
     parts = re.split("(`[^`]*`)", text)
     return "".join(re.sub(r"\|" if i % 2 else r"[\\|*<]", r"\\\g<0>", part) for i, part in enumerate(parts))

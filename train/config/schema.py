@@ -35,6 +35,7 @@ Count = Annotated[int, Field(ge=1)]
 LATER_FIELDS = {
     "mlp.widths": (),
     "mlp.strata": 2,
+    "mlp.merge_over": "token",
     "mlp.upcycle": None,
     "mlp.redraw": 0.5,
     "attention.normalize": False,

@@ -101,6 +101,8 @@ def summarize(row: MetricsRow) -> MetricsRow:
             continue
         done[name] = max(value) if is_max(name) else min(value) if is_min(name) else sum(value) / len(value)
         done[f"{name}_by_head"] = value
+        if name.endswith("/load"):  # Here, because parts of a batch can have their largest loads at different experts.
+            done[f"{name}_max"] = max(value)
         blocks.setdefault(name.rpartition("/")[2], []).append(done[name])
         if name.endswith("/entropy"):
             blocks.setdefault("entropy_min", []).append(min(value))

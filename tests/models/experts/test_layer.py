@@ -4,8 +4,9 @@ Shape suffixes: B batch, T tokens, N tokens of the batch, D model width, E exper
 """
 
 import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch import nn
 
 from conf.axis import ConfigError
 from models.carry import Carry
+from models.experts.config import ROUTERS as ALL_ROUTERS
+from models.experts.config import RouterName
 from models.experts.layer import MoE
 from models.mlp import MLP
 from tests.conftest import choice, randn, tiny
@@ -43,6 +46,17 @@ def set_router(built: MoE, logits_NE: torch.Tensor, x_ND: torch.Tensor) -> None:
     """Sets the router's matrix to give these logits for these tokens, of which there are at most D."""
     assert built.router is not None
     built.router.weight.data = (torch.linalg.pinv(x_ND.double()) @ logits_NE.double()).T.float()
+
+
+def assert_causal(**fields: Any) -> None:
+    """Neither later tokens of a sequence nor another sequence change a token's output."""
+    x = randn(B, T, D, seed=7)
+    changed = x.clone()
+    changed[0, 3:] += 1
+    changed[1] -= 1
+    one, other = (layer(**fields)(y) for y in (x, changed))
+    torch.testing.assert_close(one[0, :3], other[0, :3], atol=1e-6, rtol=0)
+    assert (one[0, 3:] - other[0, 3:]).abs().max() > 1e-2
 
 
 class Times(nn.Module):
@@ -111,6 +125,40 @@ class TestOutput:
             getattr(dense, name).weight.data = (p[:, None, None] * weights).sum(0)
         torch.testing.assert_close(built(x), dense(x), atol=1e-5, rtol=1e-5)
 
+    def test_merge_vector(self) -> None:
+        """W_0 = 1, W_1 = the swap, logits 1 and 0: relu(W x) = [1.268941, 1.731059] of x = [1, 2]; relu2 squares it."""
+        built: Any = layer(router="merge", experts=2, expert="relu2", expand=2 / D)
+        swap = torch.tensor([[0.0, 1], [1, 0]])
+        for expert, matrix in zip(built.experts, (torch.eye(2), swap), strict=True):
+            expert.up.weight.data, expert.down.weight.data = torch.zeros(2, D), torch.eye(D, 2)
+            expert.up.weight.data[:, :2] = matrix
+        p = torch.tensor([[1.0, 0]]).softmax(-1)
+        torch.testing.assert_close(p, torch.tensor([[0.731059, 0.268941]]), atol=1e-6, rtol=0)
+        x = torch.zeros(1, D)
+        x[0, :2] = torch.tensor([1.0, 2.0])
+        expected = torch.tensor([1.268941, 1.731059]).square()
+        torch.testing.assert_close(built.merged(x, p)[0, :2], expected, atol=1e-5, rtol=0)
+
+    def test_merge_over_the_prefix_reads_running_means(self) -> None:
+        q = torch.tensor([[[1.0, -1], [0.5, 2], [-1, 1]]])
+        built = layer(router="merge", merge_over="prefix")
+        expected = torch.tensor([[[1, -1], [0.75, 0.5], [0.166667, 0.666667]]])
+        torch.testing.assert_close(built.read(q), expected, atol=1e-6, rtol=0)
+        assert torch.equal(layer(router="merge").read(q), q)
+
+    def test_merge_over_the_prefix_against_a_loop(self) -> None:
+        """One expert per token, merged by the probabilities of the mean of the tokens up to it."""
+        built, x = layer(router="merge", experts=3, merge_over="prefix"), randn(B, T, D, seed=7)
+        assert built.router is not None
+        dense, found = choice(MLP, "gelu").build(D), built(x)
+        for b in range(B):
+            for t in range(T):
+                p = (built.router.weight @ x[b, : t + 1].mean(0)).softmax(-1)
+                for name in ("up", "down"):
+                    weights = torch.stack([getattr(expert, name).weight for expert in built.experts])
+                    getattr(dense, name).weight.data = (p[:, None, None] * weights).sum(0)
+                torch.testing.assert_close(found[b, t], dense(x[b, t]), atol=1e-5, rtol=1e-5)
+
     def test_avg_k_of_all_blocks_is_the_dense_mlp_cut_up(self) -> None:
         built, x = layer(router="avg_k", experts=4, k=4), randn(B, T, D, seed=7)
         dense = choice(MLP, "gelu").build(D)
@@ -143,13 +191,41 @@ class TestOutput:
         ("router", "capacity"), [*((name, None) for name in ROUTERS), ("topk", 0.5), ("switch", 0.5), ("noisy", 0.5)]
     )
     def test_later_tokens_and_other_sequences_change_nothing(self, router: str, capacity: float | None) -> None:
+        assert_causal(router=router, capacity_factor=capacity, **ROUTERS[router])
+
+    def test_merge_over_the_prefix_is_causal(self) -> None:
+        assert_causal(router="merge", merge_over="prefix")
         x = randn(B, T, D, seed=7)
-        changed = x.clone()
-        changed[0, 3:] += 1
-        changed[1] -= 1
-        one, other = (layer(router=router, capacity_factor=capacity, **ROUTERS[router])(y) for y in (x, changed))
-        torch.testing.assert_close(one[0, :3], other[0, :3], atol=1e-6, rtol=0)
-        assert (one[0, 3:] - other[0, 3:]).abs().max() > 1e-2
+        whole, prefix = (layer(router="merge", merge_over="prefix")(y) for y in (x, x[:, :4]))
+        torch.testing.assert_close(prefix, whole[:, :4], atol=1e-6, rtol=0)
+
+
+FROM_LOGITS = ("logit_max", "log_z_squared", "entropy")
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("router", [*ROUTERS, "stratified"])
+    def test_router_logits_are_fp32_under_autocast(self, router: str) -> None:
+        """To the bit those without autocast, although the experts compute in bf16."""
+        x, outputs, found = 3 * randn(B, T, D, seed=7), [], []
+        for autocast in (False, True):
+            built, carry = layer(router=router, **ROUTERS.get(router, {})).eval(), Carry(watch=True)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                outputs.append(built(x, carry).float())
+            found.append({name: carry.stats[f"router/block0/{name}"] for name in FROM_LOGITS})
+        assert found[0] == found[1]
+        assert 1e-4 < (outputs[0] - outputs[1]).abs().max() / outputs[0].abs().max() < 0.05
+
+    def test_so_are_their_gradients(self) -> None:
+        x, gradients = randn(B, T, D, seed=7), []
+        for autocast in (False, True):
+            built, carry = layer(z_loss=1.0, balance=0.0), Carry()
+            assert built.router is not None
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                built(x, carry)
+            carry.losses[0].backward()
+            gradients.append(built.router.weight.grad)
+        torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
 class TestLearning:
@@ -226,7 +302,7 @@ class TestState:
             carry = Carry(watch=True)
             built(x, carry)
             built.end_step()
-            shares.append(carry.stats["router/block0/load_max"].item())
+            shares.append(carry.stats["router/block0/load"].max().item())
         assert shares[0] == 1.0
         assert sum(shares[-20:]) / 20 < 0.6
 
@@ -277,6 +353,12 @@ class TestState:
         assert all((state != 0).any() for state in states)
 
 
+def test_the_table_lists_every_router() -> None:
+    assert tuple(ALL_ROUTERS) == get_args(RouterName)
+    assert {*ROUTERS, "stratified"} == set(ALL_ROUTERS)
+    assert all(re.search(r"20\d\d .*arXiv", router.source) for router in ALL_ROUTERS.values())
+
+
 def test_probes() -> None:
     logits = torch.tensor([[2.0, 0], [1, 0], [0, 1], [3, 0], [1.5, 0], [0, 2]])
     built, x, carry = layer(router="switch", experts=2, capacity_factor=1.0), torch.eye(6, D) + 0.1, Carry(watch=True)
@@ -287,7 +369,7 @@ def test_probes() -> None:
     up = torch.stack([expert.up.weight.flatten() for expert in built.experts])
     assert {name: value.item() for name, value in found.items()} == pytest.approx(
         {
-            "load_max": 4 / 6, "dropped": 1 / 6, "experts": 5 / 6, "logit_max": 3.0, "log_z_squared": 4.114275,
+            "dropped": 1 / 6, "experts": 5 / 6, "logit_max": 3.0, "log_z_squared": 4.114275,
             "entropy": torch.special.entr(logits.softmax(-1)).sum(-1).mean().item(),
             "similarity": torch.cosine_similarity(up[0], up[1], dim=0).item(),
         }, rel=1e-4,
@@ -323,6 +405,8 @@ def test_lsuv_leaves_experts_without_tokens_alone() -> None:
          "use z_loss=0 or router=topk"),
         (["router=threshold", "capacity_factor=1"], "mlp: router=threshold drops no tokens, but capacity_factor=1.0: "
          "use capacity_factor=null or router=topk"),
+        (["merge_over=prefix"], "mlp: router=topk does not read merge_over=prefix: "
+         "use merge_over=token or router=merge"),
         (["router=compete", "bias_rate=0.1"], "mlp: router=compete does not read bias_rate=0.1: "
          "use bias_rate=0 or router=topk"),
     ],

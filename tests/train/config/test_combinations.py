@@ -169,6 +169,9 @@ def settings_in(text: str) -> list[tuple[str, Any]]:
 def named(message: str, drawn: Drawn) -> list[str]:
     """Returns the settings that a message names by key, or by field after the name of the axis."""
     defaults_too = {axis: defaults()[axis]["name"] for axis in AXES} | drawn
+    if (axis := message.partition(":")[0]) in AXES:  # Two fields of one choice, of which one may have its default.
+        choice = AXES[axis].choices[defaults_too[axis]]
+        defaults_too = {f"{axis}.{field}": value for field, value in asdict(choice()).items()} | defaults_too
     written = settings_in(message)
     return [key for key, value in defaults_too.items()
             if (key, value) in written or (key.rpartition(".")[2], value) in written]  # fmt: skip

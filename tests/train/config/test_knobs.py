@@ -110,6 +110,7 @@ KNOBS: dict[str, dict[str, str]] = {
         "shared": "1",
         "expert": "swiglu",
         "strata": "4",
+        "merge_over": "prefix",
         "widths": "[1,1,1,1,1,2,2,3]",
         "expand": "2",
         "score": "sigmoid",
@@ -202,6 +203,7 @@ NEEDS = {
     # No group of the default size is whole at this context.
     "attention=cca": ("attention.group=2",),
     "mlp=moe strata": ("mlp.router=stratified",),
+    "mlp=moe merge_over": ("mlp.router=merge",),
     "mlp=moe threshold": ("mlp.router=threshold",),
     "mlp=moe compete_rate": ("mlp.router=compete", "mlp.compete_rate=0"),
     "mlp=moe compete_weight": ("mlp.router=compete", "mlp.compete_rate=1"),

@@ -26,6 +26,7 @@ def reduced() -> list[MetricsRow]:
             "attention/block0/cosine_of_max_pair": torch.tensor(COSINES[rank][step]),
             "gradient/head/rms": torch.tensor(3.0 + 4 * rank),
             "state/block0/decay_min": torch.tensor(0.2 + 0.5 * rank),
+            "router/block0/load": torch.tensor([[0.75, 0.25, 0.0], [0.0, 0.25, 0.75]][rank]),
         }
         recorder.add({"step": step}, stats)
     rows = recorder.flush()
@@ -42,3 +43,4 @@ def test_cosines_are_those_of_the_device_with_the_largest_logit() -> None:
         assert [row["train/loss"] for row in rows] == [1.5, 1.5]
         assert rows[0]["gradient/head/rms"] == pytest.approx((29) ** 0.5)
         assert rows[0]["state/block0/decay_min"] == pytest.approx(0.2)
+        assert rows[0]["router/block0/load_max"] == pytest.approx(0.375), "that of the whole batch"
