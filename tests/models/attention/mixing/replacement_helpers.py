@@ -12,6 +12,8 @@ from models.mixer import TokenMixer
 from tests.conftest import choice, randn, tiny
 from tests.models.attention.mixing.helpers import B, D, H, K
 
+# One token, no whole number of chunks, and many; the last takes seconds.
+LENGTHS = [1, 150, pytest.param(4096, marks=pytest.mark.slow)]
 LAYER = LayerShape(D, H, K, K**-0.5, 16, 0, 2)
 
 

@@ -12,6 +12,7 @@ from tests.conftest import randn
 from tests.models.attention.mixing.helpers import B, D
 from tests.models.attention.mixing.linear_helpers import fixture
 from tests.models.attention.mixing.replacement_helpers import (
+    LENGTHS,
     assert_causal_at_any_length,
     assert_finite,
     assert_probed,
@@ -75,12 +76,13 @@ def test_state_vector() -> None:
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=2e-6, abs=1e-6)
 
 
-def test_it_is_the_recurrence() -> None:
-    made, x = mixer("mamba"), randn(B, 23, D)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_it_is_the_recurrence(length: int) -> None:
+    made, x = mixer("mamba"), randn(1 if length > 1000 else B, length, D)
     u = F.silu(made.convolution(made.value(x)))
     dt = F.softplus(made.step(made.squeeze(u)) + made.rates.step_bias)
-    b, c, state, outputs, decays = made.key(u), made.query(u), torch.zeros(B, 2 * D, 16), [], []
-    for t in range(23):
+    b, c, state, outputs, decays = made.key(u), made.query(u), torch.zeros(len(x), 2 * D, 16), [], []
+    for t in range(length):
         decays.append((-made.rates.log_rate.exp() * dt[:, t, :, None]).exp())
         state = decays[-1] * state
         state = state + (dt[:, t] * u[:, t])[..., None] * b[:, t, None]

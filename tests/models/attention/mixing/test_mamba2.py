@@ -10,6 +10,7 @@ from tests.conftest import randn
 from tests.models.attention.mixing.helpers import B, D, H
 from tests.models.attention.mixing.linear_helpers import fixture
 from tests.models.attention.mixing.replacement_helpers import (
+    LENGTHS,
     assert_causal_at_any_length,
     assert_finite,
     assert_probed,
@@ -56,11 +57,13 @@ def test_gate_then_norm() -> None:
 
 @pytest.mark.parametrize("rope", [False, True])
 class TestMamba2:
-    def test_it_is_the_recurrence(self, rope: bool) -> None:
-        made, x = mixer("mamba2", state=8, rope=rope), randn(B, 20, D)
+    @pytest.mark.parametrize("length", LENGTHS)
+    def test_it_is_the_recurrence(self, rope: bool, length: int) -> None:
+        """In chunks of 64 tokens."""
+        made, x = mixer("mamba2", state=8, rope=rope), randn(1 if length > 1000 else B, length, D)
         c, b, u, dt = made.parts(x)
-        state, outputs, decays = torch.zeros(B, 2 * H, 8, D // H), [], []
-        for t in range(20):
+        state, outputs, decays = torch.zeros(len(x), 2 * H, 8, D // H), [], []
+        for t in range(length):
             decays.append((-made.rates.log_rate.exp() * dt[:, :, t]).exp())
             state = decays[-1][..., None, None] * state
             state = state + dt[:, :, t, None, None] * b[:, :, t, :, None] * u[:, :, t, None]

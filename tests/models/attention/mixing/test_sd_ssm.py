@@ -1,10 +1,16 @@
 """The dense state space."""
 
-import torch
+import copy
 
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.carry import Carry
 from tests.conftest import randn
 from tests.models.attention.mixing.helpers import B, D
 from tests.models.attention.mixing.replacement_helpers import (
+    LENGTHS,
     assert_causal_at_any_length,
     assert_finite,
     assert_refuses,
@@ -33,6 +39,23 @@ def test_columns_have_norm_one() -> None:
     torch.testing.assert_close(made.transition(torch.zeros(1, 1, 1))[0, 0], expected, atol=1e-5, rtol=0)
     norms = mixer("sd_ssm").transition(randn(B, 5, 6)).abs().pow(1.2).sum(-2).pow(1 / 1.2)
     torch.testing.assert_close(norms, torch.ones(B, 5, 64))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@torch.no_grad()
+def test_it_is_the_recurrence(length: int) -> None:
+    """Token by token in float64, with torch's norm of the columns."""
+    made, x = mixer("sd_ssm", state=8), randn(1 if length > 1000 else B, length, D)
+    expected = copy.deepcopy(made).double()
+    weight_MNN, state, states = expected.transitions.weight_MNN, torch.zeros(len(x), 8, dtype=torch.float64), []
+    for x_BD in x.double().unbind(1):
+        share_BM = (expected.choose(x_BD) + expected.bias_M).softmax(-1)
+        a_BNN = (share_BM[..., None, None] * weight_MNN).sum(1)
+        a_BNN = a_BNN / a_BNN.norm(p=1.2, dim=1, keepdim=True)
+        state = (a_BNN @ state[..., None])[..., 0] + expected.value(x_BD)
+        states.append(state)
+    outputs = expected.out(F.layer_norm(torch.stack(states, 1), (8,), eps=1e-5))
+    torch.testing.assert_close(made(x, Carry()).double(), outputs, atol=1e-4, rtol=1e-3)
 
 
 def test_causal() -> None:
