@@ -40,6 +40,7 @@ class EluConfig(MixingConfig):
     """
 
     name: Literal["elu"] = "elu"
+    saturates = False
     normalize: bool = True
     """Divide the weights of a row by their sum. false: scale phi(q_i) phi(k_j) as they are (Gu et al. 2024)."""
 
