@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from conf.axis import ConfigError
 from conf.paths import expanded
+from models.architecture import Architecture
 from models.gpt import GPT
 from train.config.schema import Config
 
@@ -47,6 +49,18 @@ def initial_file(config: Config) -> Path | None:
     if not file.exists():
         raise ConfigError(f"init_from={config.init_from} has no weights.pt: give the folder of a run that has ended")
     return file
+
+
+def require_initial(configs: Iterable[Config]) -> None:
+    """Raises ConfigError like `initial_weights`, which it tries once for each architecture and each `init_from`."""
+    tried = set()
+    for config in configs:
+        if config.init_from is not None:
+            sizes = (config.init_from, config.context, config.data.vocab_size, config.optimizer.needs_maxima)
+            architecture = [getattr(config, field) for field in Architecture.__dataclass_fields__]
+            if (key := repr((sizes, architecture))) not in tried:
+                initial_weights(config)
+            tried.add(key)
 
 
 def _shape(state: dict[str, torch.Tensor], name: str) -> str:

@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError
 from train.config.schema import Config
+from train.run.initial import require_initial
 from train.run.interrupt import StopSignals
 from train.run.process import sigterm_like_ctrl_c
 from train.run.start import require_start
@@ -36,13 +37,14 @@ def run(sweep: Sweep, force: bool = False, judge: Judge | None = None) -> int:
 def _run(sweep: Sweep, force: bool, judge: Judge | None) -> int:
     sweep.configs[0].launcher.require_local()
     todo = sweep.to_do(force)
-    for config in {(c.logger, c.accelerator, c.devices, c.nodes, c.init_from): c for c in todo}.values():
+    for config in {(c.logger, c.accelerator, c.devices, c.nodes): c for c in todo}.values():
         require_start(config)
         if (config.devices or 1) > 1:
             raise ConfigError(
                 f"devices={config.devices}: a sweep on this machine gives each run one device: train such runs one by "
                 "one with python -m train, or use launcher=slurm"
             )
+    require_initial(todo)
     for config in (c for c in todo if c.compile):
         from train.run.machine import require_compiler
 

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
-from tests.train.helpers import tiny, trained
+from tests.train.helpers import TINY, tiny, trained
 from train.cli.words import taken
 from train.run.trainer import train
+from train.sweeps.local import run
+from train.sweeps.plan import plan
 
 
 def test_a_run_starts_from_the_weights_of_another(tmp_path):
@@ -28,6 +30,11 @@ def test_weights_of_another_architecture_are_refused_before_anything_is_written(
                             ([f"init_from='{tmp_path}/gone-1a2b3c4d'"], "has no weights.pt")):  # fmt: skip
         with pytest.raises(ConfigError, match=said):
             train(tiny(*overrides), parent=tmp_path / "out")
+        with pytest.raises(ConfigError, match=said):
+            run(plan([*TINY, *overrides, "seed=0,1", f"out={tmp_path}/out"]))
+    arms = "arms=fits: ; gated: gate=qualcomm"
+    with pytest.raises(ConfigError, match="is missing there"):
+        run(plan([*TINY, f"init_from='{first.path}'", arms, f"out={tmp_path}/out"]))
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="init_from=runs/mine is no run folder"):
         tiny("init_from=runs/mine")
