@@ -16,7 +16,7 @@ from tests.train.helpers import TINY, in_process, tiny, trained
 from tests.train.loggers.wandb_files import key, records
 from train.loggers.detail import sent
 from train.loggers.mirror import Mirror
-from train.loggers.wandb import Wandb
+from train.loggers.wandb import Wandb, has_key
 from train.run.trainer import train
 from train.runfolder.folder import RunFolder
 
@@ -171,6 +171,18 @@ def test_auto_mode_follows_the_key(monkeypatch, environment, offline):
     assert Wandb().offline() is offline
     assert Wandb(mode="online").offline() is False
     assert Wandb(mode="offline").offline() is True
+
+
+@pytest.mark.usefixtures("no_home")
+def test_a_key_in_netrc_is_found_with_and_without_a_home_folder(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    assert not has_key()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password x\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert has_key()
+    monkeypatch.setenv("NETRC", str(tmp_path))  # A folder can't be read.
+    assert not has_key()
 
 
 @pytest.mark.parametrize(
