@@ -19,6 +19,7 @@ CONFIGS = [
     ("qk_source=random_embedding", "optimizer.qk_clip=1e-3"),
     ("sink=token", "gate=headwise"),
     ("attention=mamba2",),
+    ("attention=mamba",),
 ]
 
 

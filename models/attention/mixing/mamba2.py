@@ -99,7 +99,9 @@ class Mamba2(TokenMixer):
             y_BGTP = y_BGTP + self.skip.weight[:, None, None] * x_BGTP
             if carry.watch:
                 state_BGNP = self.last_state(b_B1TN, x_BGTP, dt_BGT)
-                carry.record("state", state_stats(dt_BGT, self.log_decay(dt_BGT).mT, state_BGNP, y_BGTP))
+                with torch.no_grad():
+                    log_decay_BTG = self.log_decay(dt_BGT).mT
+                carry.record("state", state_stats(dt_BGT, log_decay_BTG, state_BGNP, y_BGTP))
         if carry.watch and watched(x_BTD.shape[1]):
             carry.record("attention", hidden_attention(self.weights(c_B1TN, b_B1TN, dt_BGT), self.heads))
         y_BTI = y_BGTP.transpose(1, 2).flatten(2)
