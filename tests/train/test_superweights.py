@@ -12,14 +12,16 @@ from tests.train.helpers import trained
 from train.measure.superweights import (
     MOST,
     Candidate,
+    Effect,
+    Found,
     candidate,
     candidates,
     has_scale,
     last_matrices,
     measure,
     print_found,
+    spiking,
     strongest,
-    super_weights,
     zeroed,
 )
 from train.results.trained import config_of, model_of, validation_of
@@ -58,7 +60,7 @@ def test_repeated_until_no_spike_is_left() -> None:
     planted(model, 0, 7, 100, {3: 50.0, 9: -20.0})
     planted(model, 2, 11, 100, {5: 3.0})
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = super_weights(model, batch)
+    found = spiking(model, batch)
     at = [(c.name, c.row, c.column) for c in found]
     assert at[:2] == [("blocks.0.mlp.down", 3, 7), ("blocks.0.mlp.down", 9, 7)]
     assert at[2:] == [("blocks.2.mlp.down", 5, 11)]
@@ -67,21 +69,21 @@ def test_repeated_until_no_spike_is_left() -> None:
     with torch.no_grad():
         for name, row, column in at:
             last_matrices(model)[name].weight[row, column] = 0
-    assert super_weights(model, batch) == []
+    assert spiking(model, batch) == []
 
 
 def test_the_search_ends() -> None:
     """Where every weight of a column spikes."""
     model = gpt("mlp=relu2", "model.depth=1", "model.width=32")
     planted(model, 0, 7, 100, dict.fromkeys(range(32), 50.0))
-    assert len(super_weights(model, tokens(4, 9))) == MOST
+    assert len(spiking(model, tokens(4, 9))) == MOST
 
 
 def test_a_spike_is_read_and_written() -> None:
     assert Candidate("x", 0, 0, 0, read=51, wrote=51, over_median=1).spikes
     assert not Candidate("x", 0, 0, 0, read=49, wrote=900, over_median=1).spikes
     assert not Candidate("x", 0, 0, 0, read=900, wrote=49, over_median=1).spikes
-    assert super_weights(gpt("model.depth=2"), tokens(4, 9)) == []
+    assert spiking(gpt("model.depth=2"), tokens(4, 9)) == []
 
 
 @pytest.mark.parametrize(
@@ -109,15 +111,18 @@ def test_zeroed_weights_come_back() -> None:
 
 def test_of_a_run(tmp_path, capsys) -> None:
     run = trained(tmp_path, "name=run", "steps=30", "optimizer.lr=0.03")
-    best, found, effect = measure(run.path)
+    found = measure(run.path)
+    best, behind, effect = found
     assert best.over_median > 1
-    assert found == []
+    assert behind == []
     assert abs(effect.own) < 0.1
     assert effect.largest != effect.random
+    assert not found.is_super
     print_found([run.path])
     shown = capsys.readouterr().out
     assert best.name in shown
-    assert shown.rstrip().endswith("0, in 0 of 1 runs")
+    assert "above 50): 0" in shown
+    assert shown.rstrip().endswith("in 0 of 1 runs")
 
 
 def test_of_a_run_with_super_weights(tmp_path, capsys) -> None:
@@ -128,14 +133,24 @@ def test_of_a_run_with_super_weights(tmp_path, capsys) -> None:
     weights["blocks.0.mlp.down.weight"][:, 7] = 0
     weights["blocks.0.mlp.down.weight"][[3, 9], 7] = torch.tensor([50.0, -20.0])
     torch.save(weights, run.path / "weights.pt")
-    _, found, effect = measure(run.path)
-    assert [(c.name, c.row, c.column) for c in found] == [("blocks.0.mlp.down", 3, 7), ("blocks.0.mlp.down", 9, 7)]
-    assert effect.own < -0.1  # they were put in after training
-    assert abs(effect.random) < abs(effect.own)
+    found = measure(run.path)
+    at = [(c.name, c.row, c.column) for c in found.spiking]
+    assert at == [("blocks.0.mlp.down", 3, 7), ("blocks.0.mlp.down", 9, 7)]
+    assert found.effect.own < -0.1  # they were put in after training
+    assert abs(found.effect.random) < abs(found.effect.own)
+    assert not found.is_super
     print_found([run.path])
     shown = capsys.readouterr().out
     assert "blocks.0.mlp.down[9, 7]" in shown
-    assert shown.rstrip().endswith("2, in 1 of 1 runs")
+    assert "above 50): 2" in shown
+
+
+@pytest.mark.parametrize(
+    ("own", "spikes", "expected"), [(0.5, 1, True), (0.5, 0, False), (0.2, 1, False), (-0.5, 2, False)]
+)
+def test_verdict(own: float, spikes: int, expected: bool) -> None:
+    one = Candidate("x", 0, 0, 0, read=51, wrote=51, over_median=1)
+    assert Found(one, [one] * spikes, Effect(own, 0.1, 0.3)).is_super is expected
 
 
 def test_the_loss_is_that_of_the_run_s_validation(tmp_path) -> None:

@@ -24,9 +24,9 @@ from train.results.trained import config_of, loss_of, model_of, validation_of
 
 COUNT = 100
 SPIKE = 50.0
-"""What a matrix with a super weight reads and writes is above this; `analyze.py` of mengxiayu/LLMSuperWeight."""
+"""A spike is above this; `analyze.py` of mengxiayu/LLMSuperWeight."""
 MOST = 16
-"""Super weights after which the search ends; the largest number published is six."""
+"""Weights after which the search ends; the models listed in `analyze.py` have six super weights at most."""
 
 
 class Candidate(NamedTuple):
@@ -45,7 +45,7 @@ class Candidate(NamedTuple):
 
     @property
     def spikes(self) -> bool:
-        """Whether it meets the published condition."""
+        """Whether the matrix has spikes in its input and output, the published condition."""
         return self.read > SPIKE and self.wrote > SPIKE
 
 
@@ -126,10 +126,11 @@ class Places:
         return before + candidate.row * self.matrices[candidate.name].in_features + candidate.column
 
 
-def super_weights(model: GPT, tokens_BT1: torch.Tensor) -> list[Candidate]:
-    """Returns the super weights, at most MOST: the candidate with the largest output is set to zero until none spikes.
+def spiking(model: GPT, tokens_BT1: torch.Tensor) -> list[Candidate]:
+    """Returns the weights behind spikes, at most MOST: that of the largest output is set to zero, until none is left.
 
-    As `analyze.py` of mengxiayu/LLMSuperWeight. A matrix that still spikes at a weight that is zero is passed over.
+    Yu et al. 2024 (arXiv 2411.07191). Where a spike stays without its weight, no single weight makes it,
+    and its matrix is passed over.
     """
     places, found = Places(model), list[Candidate]()
     while len(found) < MOST:
@@ -146,7 +147,7 @@ class Effect(NamedTuple):
     """Increase of the loss, in nats per token, if weights are set to zero."""
 
     own: float
-    """The super weights, or the strongest candidate if there is none."""
+    """Of the weights behind spikes, or of the strongest candidate if there is none."""
     random: float
     largest: float
 
@@ -156,8 +157,13 @@ class Found(NamedTuple):
 
     best: Candidate
     """Strongest candidate."""
-    super_weights: list[Candidate]
+    spiking: list[Candidate]
     effect: Effect
+
+    @property
+    def is_super(self) -> bool:
+        """Whether the few weights behind spikes matter more than many others."""
+        return bool(self.spiking) and self.effect.own > max(self.effect.random, self.effect.largest)
 
 
 def measure(path: Path) -> Found:
@@ -173,7 +179,7 @@ def measure(path: Path) -> Found:
             f"sets its scale: choose a run with placement=pre"
         )
     batches = validation_of(config, batch_size=config.batch_size, count=config.eval_batches)
-    best, found = strongest(candidates(model, batches[0])), super_weights(model, batches[0])
+    best, found = strongest(candidates(model, batches[0])), spiking(model, batches[0])
     places = Places(model)
     own = places.of(found or [best])
     magnitude = torch.cat([w.detach().abs().flatten() for w in places.weights])
@@ -192,11 +198,12 @@ def print_found(paths: Sequence[Path]) -> None:
     shown = plain_table("run", "weight", "output", "/ median", "zero it", f"{COUNT} random", f"{COUNT} largest")
     rows = {path: measure(path) for path in paths}
     for path, found in rows.items():
-        for rank, one in enumerate(found.super_weights or [found.best]):
+        for rank, one in enumerate(found.spiking or [found.best]):
             where = f"{one.name}[{one.row}, {one.column}]"
             changes = [""] * 3 if rank else [f"{x:+.4f}" for x in found.effect]
             shown.add_row(path.name, where, f"{one.wrote:.3g}", f"{one.over_median:.3g}", *changes)
     print_table(console, shown, "run")
-    count = sum(len(found.super_weights) for found in rows.values())
-    runs = sum(bool(found.super_weights) for found in rows.values())
-    console.print(f"super weights (input and output above {SPIKE:g}): {count}, in {runs} of {len(rows)} runs")
+    count = sum(len(found.spiking) for found in rows.values())
+    console.print(f"weights behind spikes (input and output above {SPIKE:g}): {count}")
+    runs = sum(found.is_super for found in rows.values())
+    console.print(f"super weights, which cost more than the {COUNT} largest others: in {runs} of {len(rows)} runs")
