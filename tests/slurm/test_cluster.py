@@ -6,11 +6,10 @@ running, and fail instead if STABILAB_NEEDS_SLURM is set, as in CI.
 
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -32,6 +31,8 @@ LOCK = "/var/lib/stabilab-slurm/tests.lock"
 LONG = ["steps=1200", "watch_every=25", "checkpoint_seconds=0", "accelerator=cpu"]
 # With a time limit of three minutes, this sends the signal almost at once. Slurm checks every half minute.
 AT_ONCE = "launcher.signal_seconds=175"
+PREEMPTING = ("--partition=high", "--nodelist=n1", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
+"""What sbatch gets for a job that takes node n1 from others."""
 
 
 def missing() -> str | None:
@@ -95,10 +96,30 @@ def task_of(sweep: Sweep, seed: int) -> str:
     return task
 
 
-def wait_for_checkpoint(sweep: Sweep, *seeds: int) -> None:
-    folders = [run_of(sweep, seed).folder for seed in seeds]
-    for folder in folders:
-        wait(f"a checkpoint in {folder.path}", folder.checkpoint.exists)
+@contextmanager
+def at_checkpoint(sweep: Sweep, *seeds: int) -> Iterator[dict[int, psutil.Process]]:
+    """Suspends each run once it has a checkpoint, until all have one and the block has ended: none ends meanwhile.
+
+    Yields the processes by seed, so that a block can resume one earlier.
+    """
+    folders = {seed: run_of(sweep, seed).folder for seed in seeds}
+    workers: dict[int, psutil.Process] = {}
+
+    def all_suspended() -> bool:
+        for seed in folders.keys() - workers.keys():
+            if folders[seed].checkpoint.exists():
+                worker = psutil.Process(folders[seed].status()["pid"])
+                worker.suspend()
+                workers[seed] = worker
+        return len(workers) == len(seeds)
+
+    try:
+        wait(f"checkpoints of {seeds}", all_suspended)
+        yield workers
+    finally:
+        for worker in workers.values():
+            with suppress(psutil.NoSuchProcess):
+                worker.resume()
 
 
 def wait_for_end(sweep: Sweep) -> None:
@@ -132,17 +153,6 @@ def limit(task: str, minutes: int) -> None:
     call("scontrol", "update", f"JobId={task}", f"TimeLimit={minutes}")
 
 
-@contextmanager
-def held(sweep: Sweep, seed: int) -> Iterator[None]:
-    """Suspends a run. Slurm only checks time limits every half minute, and the run would have ended by then."""
-    worker = psutil.Process(run_of(sweep, seed).status["pid"])
-    worker.suspend()
-    try:
-        yield
-    finally:
-        worker.resume()
-
-
 def start_cluster() -> None:
     """Starts whatever part of the cluster is not running."""
     subprocess.run([CLUSTER, "start"], check=True, capture_output=True, timeout=120)
@@ -155,11 +165,13 @@ def test_requeued_cancelled_and_at_the_time_limit(tmp_path, uncut, capsys):
     assert "3 in the queue" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="3 of its runs are in Slurm's queue"):
         launch(plan([*TINY, *LONG, "seed=0,1,2", f"out={tmp_path}"]))
-    wait_for_checkpoint(sweep, 0, 1, 2)
-    requeued, cancelled, late = (task_of(sweep, seed) for seed in (0, 1, 2))
-    call("scontrol", "requeue", requeued)
-    call("scancel", cancelled)
-    with held(sweep, 2):
+    with at_checkpoint(sweep, 0, 1, 2) as workers:
+        requeued, cancelled, late = (task_of(sweep, seed) for seed in (0, 1, 2))
+        call("scontrol", "requeue", requeued)
+        call("scancel", cancelled)
+        workers[0].resume()
+        workers[1].resume()
+        # Slurm only checks time limits every half minute, and the run would have ended by then.
         limit(late, 3)
         wait("the signal", lambda: "SIGUSR1: writing checkpoints" in log_of(sweep, late))
     wait("the queue", lambda: "back to the queue" in log_of(sweep, late))
@@ -180,9 +192,9 @@ def test_requeued_cancelled_and_at_the_time_limit(tmp_path, uncut, capsys):
 def test_preempted_runs_share_a_job_and_keep_their_wandb_id(tmp_path, uncut):
     options = ["launcher.runs_per_job=2", "launcher.options='--nodelist=n1'", "logger=wandb", "logger.mode=offline"]
     sweep = submitted(tmp_path, "0,1", *options)
-    wait_for_checkpoint(sweep, 0, 1)
-    assert task_of(sweep, 0) == task_of(sweep, 1)
-    call("sbatch", "--partition=high", "--nodelist=n1", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
+    with at_checkpoint(sweep, 0, 1):
+        assert task_of(sweep, 0) == task_of(sweep, 1)
+        call("sbatch", *PREEMPTING)
     wait_for_end(sweep)
     assert_ended_once(sweep, uncut, {0: 2, 1: 2})
     for config in sweep.configs:
@@ -195,9 +207,9 @@ def test_a_cluster_without_requeue(tmp_path, uncut):
     """In this partition preemption cancels, so the task submits itself again."""
     options = ["launcher.template=resubmit", "launcher.partition=cancel", "launcher.options='--nodelist=n1'"]
     sweep = submitted(tmp_path, "0,1", *options)
-    wait_for_checkpoint(sweep, 0, 1)
-    first = [task_of(sweep, seed) for seed in (0, 1)]
-    call("sbatch", "--partition=high", "--nodelist=n1", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
+    with at_checkpoint(sweep, 0, 1):
+        first = [task_of(sweep, seed) for seed in (0, 1)]
+        call("sbatch", *PREEMPTING)
     wait_for_end(sweep)
     assert_ended_once(sweep, uncut, {0: 2, 1: 2})
     second = [task_of(sweep, seed) for seed in (0, 1)]
@@ -209,17 +221,17 @@ def test_slurmd_dies_and_comes_back_and_then_the_node_dies(tmp_path, uncut):
     """The job survives its node's daemon. If all processes of the node die, it resumes on the other node."""
     call("scontrol", "update", "NodeName=n0", "State=DRAIN", "Reason=test")
     sweep = submitted(tmp_path, "2")
-    try:
-        wait_for_checkpoint(sweep, 2)
-    finally:
-        call("scontrol", "update", "NodeName=n0", "State=RESUME")
-    pid = run_of(sweep, 2).status["pid"]
-    for process in daemons("n1"):
-        process.kill()
-    start_cluster()
-    assert psutil.pid_exists(pid)
-    assert run_of(sweep, 2).status["attempt"] == 1
-    kill_node("n1")
+    with ExitStack() as stack:
+        try:
+            pid = stack.enter_context(at_checkpoint(sweep, 2))[2].pid
+        finally:
+            call("scontrol", "update", "NodeName=n0", "State=RESUME")
+        for process in daemons("n1"):
+            process.kill()
+        start_cluster()
+        assert psutil.pid_exists(pid)
+        assert run_of(sweep, 2).status["attempt"] == 1
+        kill_node("n1")
     wait("the run's death", lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     wait_for_end(sweep)
     assert_ended_once(sweep, uncut, {2: 2})
@@ -247,14 +259,13 @@ def kill_node(node: str) -> None:
 def test_a_hung_job_runs_into_its_limit_and_is_submitted_again(tmp_path, uncut):
     """Suspends the run and the task's program, so that neither reacts to Slurm's signal."""
     sweep = submitted(tmp_path, "0")
-    wait_for_checkpoint(sweep, 0)
-    task, folder = task_of(sweep, 0), run_of(sweep, 0).folder
-    worker = psutil.Process(folder.status()["pid"])
-    for process in (worker, *worker.parents()):
-        if "-m slurm.job" in " ".join(process.cmdline()) or process == worker:
-            process.send_signal(signal.SIGSTOP)
-    limit(task, 1)
-    wait("the limit", lambda: run_of(sweep, 0).outcome == "timeout")
+    with at_checkpoint(sweep, 0) as workers:
+        task, folder = task_of(sweep, 0), run_of(sweep, 0).folder
+        for process in workers[0].parents():
+            if "-m slurm.job" in " ".join(process.cmdline()):
+                process.suspend()
+        limit(task, 1)
+        wait("the limit", lambda: run_of(sweep, 0).outcome == "timeout")
     assert states([task])[task].word == "TIMEOUT"
     assert resubmit(sweep.folder, ["failed", "preempted"], []) == []
     resubmit(sweep.folder, ["timeout"], ["launcher.time=20"])
@@ -288,7 +299,7 @@ def test_two_nodes_share_a_run_and_are_interrupted(tmp_path, strategy):
     # A step takes eight times as long over gloo.
     shared = [*LONG, "steps=600", "nodes=2", f"strategy={strategy}", "launcher.setup='export MASTER_ADDR=127.0.0.1'"]
     sweep = submitted(tmp_path, "0", *shared, AT_ONCE)
-    wait_for_checkpoint(sweep, 0)
+    wait("a checkpoint", run_of(sweep, 0).folder.checkpoint.exists)
     task = task_of(sweep, 0)
     limit(task, 3)
     wait("the signal", lambda: "back to the queue" in log_of(sweep, task))

@@ -14,7 +14,7 @@ from train.results.arms import with_arms
 from train.results.sensitivity import DEGRADED
 from train.results.sweep import SweepResults, load_sweep
 from train.results.trained import config_of
-from train.run.watch import Watcher
+from train.run.watch import watcher
 from train.runfolder.folder import RunFolder
 
 
@@ -28,9 +28,8 @@ def degraded(runs: pd.DataFrame) -> pd.Series:
 
 def warnings(folder: RunFolder) -> dict[str, int]:
     """Returns the step of each sign of which a run would have warned."""
-    config = config_of(folder.path)
-    watcher = Watcher(config.watch, config.attention.saturates or config.attention.pattern != "all")
-    return {alarm.sign: alarm.step for alarm, _ in watcher.check(folder.metrics())}
+    alarms = watcher(config_of(folder.path)).check(folder.metrics())
+    return {alarm.sign: alarm.step for alarm, _ in alarms}
 
 
 def count(sweep: SweepResults) -> tuple[Counter[str], list[str]]:

@@ -33,18 +33,18 @@ EVAL_BATCHES = 128
 
 
 class Stopwatch:
-    """Attributes CPU time to the innermost of the parts that are running, or to the watch step around them."""
+    """Attributes CPU time to the innermost of the parts that are running; in a watch step to it, but for validation."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.parts = [AROUND]
-        self.watching = False
+        self.watching, self.watched = False, 0
         self._mark = time.process_time()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         self.take()
-        self.parts.append(WATCHED if self.watching else name)
+        self.parts.append(WATCHED if self.watching and name != VALIDATION else name)
         try:
             yield
         finally:
@@ -71,6 +71,7 @@ class Stopwatch:
             module = loop.trainer.lightning_module
             assert isinstance(module, ProxyModule)
             self.watching = module.watching(loop.trainer.global_step)
+            self.watched += self.watching
             try:
                 with self.part("loop"):
                     advance(loop, *more)
@@ -80,14 +81,14 @@ class Stopwatch:
         return inner
 
 
-AROUND, WATCHED = "start and end", "watch steps"
+AROUND, WATCHED, VALIDATION = "start and end", "watch steps", "validation"
 PARTS: Sequence[tuple[Any, str, str]] = (
     (batches, "train_batch", "data"),
     (ProxyModule, "step_loss", "forward"),
     (torch.Tensor, "backward", "backward"),
     (ProxyModule, "clip", "optimizer"),
     (ProxyModule, "update", "optimizer"),
-    (ProxyModule, "validate", "validation"),
+    (ProxyModule, "validate", VALIDATION),
 )
 """Functions that are timed, with their parts. What is left of a step is the loop, with hooks and counters."""
 
@@ -118,21 +119,16 @@ def shares(width: int, steps: int) -> dict[str, float]:
             stack.enter_context(replaced(owner, name, partial(clock.timed, part)))
         train(config, parent=Path(folder))
         clock.take()
-    return _shares(clock.seconds, sum(watched(config)), steps)
-
-
-def watched(config: Config) -> list[bool]:
-    """Returns whether each step of a run is a watch step."""
-    return [step % config.watch_every == 0 or step == config.steps - 1 for step in range(config.steps)]
+    return _shares(clock.seconds, clock.watched, steps)
 
 
 def _shares(seconds: Mapping[str, float], watch_steps: int, steps: int) -> dict[str, float]:
     """Returns shares, with watch steps split into ordinary ones and what they take beyond these."""
     every = steps / (steps - watch_steps)
-    of_steps = {name: every * s for name, s in seconds.items() if name not in (AROUND, WATCHED, "validation")}
+    of_steps = {name: every * s for name, s in seconds.items() if name not in (AROUND, WATCHED, VALIDATION)}
     ordinary = sum(of_steps.values()) * watch_steps / steps
     found = of_steps | {"probes and rows": seconds[WATCHED] - ordinary}
-    found |= {"validation": seconds.get("validation", 0.0), AROUND: seconds[AROUND]}
+    found |= {VALIDATION: seconds.get(VALIDATION, 0.0), AROUND: seconds[AROUND]}
     total = sum(found.values())
     return {name: s / total for name, s in found.items()}
 

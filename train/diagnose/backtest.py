@@ -45,9 +45,9 @@ class Forecast:
     baselines: Mapping[str, float]
     measured: float
 
-    def off(self, by: str) -> float:
-        """Returns the error of the law or of a baseline, in natural logarithms."""
-        return (self.law if by == "law" else self.baselines[by]) - self.measured
+    def value(self, by: str) -> float:
+        """Returns what the law or a baseline forecasts."""
+        return self.law if by == "law" else self.baselines[by]
 
 
 def forecasts(recipe: str, found: Readings, sizes: Sequence[AtSize]) -> Iterator[Forecast]:
@@ -85,6 +85,10 @@ class Row:
     """Share of intervals that hold the measured value."""
 
 
+def _is_right(one: Forecast, by: str) -> bool:
+    return abs(one.value(by) - one.measured) <= math.log(RIGHT)
+
+
 def rows(found: Sequence[Forecast]) -> list[Row]:
     """Returns a row for each factor in N, rounded to a power of 4."""
     grouped: dict[int, list[Forecast]] = {}
@@ -94,7 +98,7 @@ def rows(found: Sequence[Forecast]) -> list[Row]:
     return [
         Row(
             factor, len(group), len({one.recipe for one in group}),
-            {name: float(np.mean([abs(one.off(name)) <= math.log(RIGHT) for one in group])) for name in names},
+            {name: float(np.mean([_is_right(one, name) for one in group])) for name in names},
             {name: _rank(group, name) for name in names},
             float(np.mean([float(one.inside) for one in group if one.inside is not None] or [math.nan])),
         )
@@ -111,7 +115,7 @@ def _rank(found: Sequence[Forecast], by: str) -> float:
         pairs.setdefault((one.seen, round(math.log(one.n), 1)), []).append(one)
     enough = [group for group in pairs.values() if len(group) >= 4]
     values = [
-        float(spearmanr([one.off(by) + one.measured for one in group], [one.measured for one in group]).statistic)
+        float(spearmanr([one.value(by) for one in group], [one.measured for one in group]).statistic)
         for group in enough
     ]
     return float(np.mean(values)) if values else math.nan

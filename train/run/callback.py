@@ -23,7 +23,7 @@ from train.run.interrupt import Interrupted, Stopped, StopSignals
 from train.run.long_validation import validate_longer
 from train.run.module import ProxyModule, Validated
 from train.run.recorder import MetricsRow, first_nonfinite
-from train.run.watch import Watcher
+from train.run.watch import Watcher, watcher
 from train.runfolder.files import save_atomically
 from train.runfolder.folder import RunFolder
 
@@ -72,8 +72,7 @@ class RunCallback(pl.Callback):
         self._signals.listen()
         if trainer.is_global_zero:
             self.folder.rewind(trainer.global_step or -1)
-        attention = module.config.attention
-        self._watcher = Watcher(module.config.watch, attention.saturates or attention.pattern != "all")
+        self._watcher = watcher(module.config)
         before = [alarm for alarm, _ in self._watcher.check(self.folder.metrics())]
         for alarm in before:
             if alarm.sign in module.config.watch.stop:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 
+from train.config.schema import Config
 from train.config.watch import Sign, Watch
 from train.run.recorder import MetricsRow
 
@@ -43,6 +44,12 @@ class Alarm:
 def tensor_of(metric: str) -> str:
     """Returns the tensor of adam/<tensor>/gradient_over_eps."""
     return metric.removeprefix("adam/").removesuffix("/gradient_over_eps")
+
+
+def watcher(config: Config) -> Watcher:
+    """Returns what watches a run. Logits are a sign if any block has attention that they can saturate."""
+    rules = config.attention.of_blocks(config.model.depth)
+    return Watcher(config.watch, any(rule.has_weights and rule.saturates for rule in rules))
 
 
 class Watcher:
