@@ -89,8 +89,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     own.add_argument(
         "--backtest", action="store_true",
-        help="instead trains the recipes of train/diagnose/backtest.yaml at five sizes, which takes hours, and says how "
-        "often forecasts of critical LRs came true; overrides such as out=FOLDER are for all of them",
+        help="instead trains the recipes of train/diagnose/backtest.yaml at five sizes, for hours, and says how often "
+        "forecasts of critical LRs came true; overrides such as out=FOLDER are for all of them",
     )  # fmt: skip
     return own
 
