@@ -63,7 +63,7 @@ def losses_of_run(path: Path) -> list[float]:
             raise ConfigError(f"{path}: attention={rule.name} has no logits q k^T to multiply: choose another run")
     if not any(rule.has_weights for rule in rules):
         raise ConfigError(f"{path}: no block of this run has attention: choose another run")
-    batches = validation_of(config, batch_size=config.batch_size, count=config.eval_batches)
+    batches = validation_of(config)
     return losses(model_of(path, config), config, batches)
 
 

@@ -190,12 +190,12 @@ def measure(model: GPT, config: Config, batches: Sequence[torch.Tensor]) -> Foun
 def measure_run(path: Path) -> Found:
     """Looks for massive activations in a trained run. Raises ConfigError if the folder has none."""
     config = config_of(path)
-    batches = validation_of(config, batch_size=config.batch_size, count=config.eval_batches)
+    batches = validation_of(config)
     return measure(model_of(path, config), config, batches)
 
 
 def print_found(paths: Sequence[Path]) -> None:
-    console = table_console(soft_wrap=True)
+    console = table_console()
     entries = []
     for path in paths:
         found = measure_run(path)

@@ -73,7 +73,7 @@ def _of_block(shares_TF: Sequence[torch.Tensor], mixture: bool) -> Neurons:
 def neurons_of_run(path: Path) -> list[Neurons]:
     """Measures the blocks of a trained run. Raises ConfigError if the folder has none."""
     config = config_of(path)
-    batches = validation_of(config, batch_size=config.batch_size, count=config.eval_batches)
+    batches = validation_of(config)
     return neurons(model_of(path, config), batches)
 
 

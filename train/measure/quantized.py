@@ -137,7 +137,7 @@ def losses_of_run(path: Path, rows: bool = False) -> list[float]:
     """Returns the losses of a trained run for ROUNDINGS. Raises ConfigError if the folder has no trained run."""
     config = config_of(path)
     model = model_of(path, config)
-    batches = validation_of(config, batch_size=config.batch_size, count=config.eval_batches)
+    batches = validation_of(config)
     return losses(model, config, batches, ranges(model, training_of(config, count=CALIBRATION)), rows)
 
 

@@ -115,12 +115,12 @@ def measure(model: GPT, config: Config, batches: Sequence[torch.Tensor]) -> Sele
 def measure_run(path: Path) -> Selective:
     """Measures a trained run on its validation batches. Raises ConfigError if the folder has none."""
     config = config_of(path)
-    batches = validation_of(config, batch_size=config.batch_size, count=config.eval_batches)
+    batches = validation_of(config)
     return measure(model_of(path, config), config, batches)
 
 
 def print_found(paths: Sequence[Path]) -> None:
-    console = table_console(soft_wrap=True)
+    console = table_console()
     plain, other = CONFIDENCES
     changes = []
     for path in paths:

@@ -254,7 +254,7 @@ def measure_run(path: Path) -> list[Head]:
 
 
 def print_found(paths: Sequence[Path]) -> None:
-    console = table_console(soft_wrap=True)
+    console = table_console()
     found = {path: measure_run(path) for path in paths}
     for path, heads in found.items():
         console.print(path.name)

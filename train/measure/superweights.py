@@ -178,7 +178,7 @@ def measure(path: Path) -> Found:
             f"{path}: placement={config.placement.name} norms what the last matrix of an MLP reads or writes, which "
             f"sets its scale: choose a run with placement=pre"
         )
-    batches = validation_of(config, batch_size=config.batch_size, count=config.eval_batches)
+    batches = validation_of(config)
     best, found = strongest(candidates(model, batches[0])), spiking(model, batches[0])
     places = Places(model)
     own = places.of(found or [best])

@@ -53,7 +53,8 @@ def training_of(config: Config, *, count: int) -> list[torch.Tensor]:
     return [train_batch(tokens, seed=config.seed, step=step, **shape) for step in range(count)]
 
 
-def validation_of(config: Config, *, batch_size: int, count: int) -> list[torch.Tensor]:
-    """Returns `count` batches of the run's validation set, each of shape [B, T + 1]."""
+def validation_of(config: Config, *, batch_size: int | None = None, count: int | None = None) -> list[torch.Tensor]:
+    """Returns batches of the run's validation set, each of shape [B, T + 1]; by default all of its validation loss."""
     prepared = prepare(config.data, config.token_folder, progress=False)
-    return list(validation_batches(prepared.validation, batch_size=batch_size, context=config.context, count=count))
+    shape = {"batch_size": batch_size or config.batch_size, "context": config.context}
+    return list(validation_batches(prepared.validation, count=count or config.eval_batches, **shape))

@@ -1,30 +1,27 @@
 """Where the time of a run goes: that all of it is counted, once, not how much it is."""
 
-import time
-
 import pytest
 
 from train.bench.sweep import AROUND, WATCHED, Stopwatch, _shares, shares, throughput
 
 
-def spend(seconds: float) -> None:
-    end = time.process_time() + seconds
-    while time.process_time() < end:
-        pass
+def test_the_innermost_part_has_the_time_and_a_watch_step_all_of_its_own_but_validation(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("train.bench.sweep.time.process_time", lambda: now[0])
 
+    def spend(seconds: float) -> None:
+        now[0] += seconds
 
-def test_the_innermost_part_has_the_time_and_a_watch_step_all_of_its_own() -> None:
     clock = Stopwatch()
     with clock.part("loop"):
-        spend(0.02)
-        clock.timed("forward", spend)(0.04)
+        spend(2)
+        clock.timed("forward", spend)(4)
     clock.watching = True
     with clock.part("loop"), clock.part("forward"):
-        spend(0.03)
-        clock.timed("validation", spend)(0.05)
+        spend(3)
+        clock.timed("validation", spend)(5)
     clock.take()
-    expected = {"loop": 0.02, "forward": 0.04, WATCHED: 0.03, "validation": 0.05, AROUND: 0}
-    assert clock.seconds == pytest.approx(expected, abs=0.01)
+    assert clock.seconds == {AROUND: 0, "loop": 2, "forward": 4, WATCHED: 3, "validation": 5}
 
 
 def test_watch_steps_are_split() -> None:
@@ -45,4 +42,4 @@ def test_a_run_is_split_into_all_parts() -> None:
 def test_runs_an_hour() -> None:
     found = throughput(16, 20, 3)
     assert found["sweep / plain loop"] == pytest.approx(found["runs an hour"] / found["of the plain loop"])
-    assert 10 < found["runs an hour"] < found["of the plain loop"] < 1e5
+    assert min(found.values()) > 0
