@@ -53,7 +53,7 @@ RUN: dict[str, list[str]] = {
     "train show=parametrization": [],
     "train show=axes": [],
     "train.coordinates parametrization=mup_full over=depth": [*SMALL, "model=mini-w32-d2"],
-    "train.forecast runs/SWEEP --target 4.8B": [],
+    "train.diagnose runs/SWEEP --target 4.8B": [],
     "train scale=paper model=9.4M devices=8 data.max_tokens=13_200_000_000": SHOW,
     "train --help": [],
     "train.findings": [],
@@ -65,7 +65,7 @@ RUN: dict[str, list[str]] = {
 }  # fmt: skip
 # The example rule and experiment of the pages, which tests/models/attention/mixing/test_new_rule.py runs.
 EXAMPLES = ("tempered", "experiment=caps", "experiment=mine")
-HELPED = ["train", "train.sweep", "train.report", "train.dashboard", "train.forecast", "train.findings", "train.bench"]
+HELPED = ["train", "train.sweep", "train.report", "train.dashboard", "train.diagnose", "train.findings", "train.bench"]
 HELPED += [
     "train.docs",
     "train.coordinates",
@@ -152,7 +152,7 @@ def test_what_does_not_parse_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     for command in ("train attention=softmacks", "train.sweep experiment=none", "train.findings qk_nrom"):
         with pytest.raises(ConfigError):
             parse(command, monkeypatch)
-    for command in ("train.docs --cheque", "train.forecast runs/SWEEP --tarjet 4.8B"):
+    for command in ("train.docs --cheque", "train.diagnose runs/SWEEP --tarjet 4.8B"):
         with pytest.raises(SystemExit):
             parse(command, monkeypatch)
 

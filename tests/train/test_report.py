@@ -53,7 +53,7 @@ def fake_run(path, config, loss, logit, state=None):
     summary = {
         "name": path.name, "state": state, "validation/loss_init": LOSS_INIT, "validation/loss_final": loss,
         "validation/loss": LOSS_INIT if loss is None else loss, **FLOORS,
-        "diverged_step": None if loss is not None else 200,
+        "diverged_step": None if loss is not None else 200, "seconds": 60.0,
         "N": 12 * depth * width**2 + gains, "logit_max": logit, "logit_max_final": logit,
         "entropy_final": 2.9 / (1 + 0.3 * math.log10(logit) ** 1.5), "entropy_min": 0.5,
         "final": {"attention/block0/q_norm": 5.0},

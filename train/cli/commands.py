@@ -23,7 +23,6 @@ COMMANDS: Mapping[str, Command] = {
     "runs": Command("train.runs", "folder", "lists, compares and deletes runs"),
     "findings": Command("train.findings", "findings", "lists published claims; with names, tests them"),
     "leaderboard": Command("train.leaderboard", "overrides", "ranks mixing rules, or recipes, over learning rates"),
-    "forecast": Command("train.forecast", "folder", "predicts the LRs at which a larger model breaks"),
     "coordinates": Command("train.coordinates", "overrides", "checks how activations move with width or depth"),
     "inspect": Command("train.inspect", "folder", "measures trained weights: Hessian, neurons, rounding, ..."),
     "generate": Command("train.generate", "folder", "continues a text with the weights of a run"),

@@ -76,7 +76,7 @@ def say(console: Console, prefix: str, text: str) -> None:
     """Prints a paragraph of markup after a prefix, under which further lines are indented."""
     from rich.table import Table
 
-    if console.soft_wrap:
+    if console.soft_wrap or not prefix:
         console.print(prefix + text)
         return
     paragraph = Table.grid()

@@ -19,6 +19,7 @@ import yaml
 from train.config.choices import YAML
 from train.diagnose.card import AtSize, Readings, at_size, laws, readings
 from train.diagnose.laws import LEVEL, ends
+from train.diagnose.measured import Measured, of_study
 from train.diagnose.recipe import recipe_of
 from train.diagnose.study import Study
 from train.runfolder.files import write_atomically
@@ -161,13 +162,15 @@ def measured(found: Study) -> tuple[list[Forecast], dict[str, Sequence[AtSize]],
     of_recipe: dict[str, Sequence[AtSize]] = {}
     read: dict[str, Readings] = {}
     for arm, recipe in enumerate(found.recipes):
-        own = readings(found, arm, ended)
-        floors = (run.folder.summary().get("floor/unigram") for p, run in ended.items() if p.arm == arm and run.n)
-        floor = next(floors, None)
-        at = [at_size(own, i, words[0].partition("=")[2], floor) for i, words in enumerate(found.sizes)]
-        of_recipe[recipe.name], read[recipe.name] = at, own
-        every += forecasts(recipe.name, own, at)
+        read[recipe.name], of_recipe[recipe.name] = sized(of_study(found, arm, ended))
+        every += forecasts(recipe.name, read[recipe.name], of_recipe[recipe.name])
     return every, of_recipe, read
+
+
+def sized(found: Measured) -> tuple[Readings, list[AtSize]]:
+    """Returns a recipe's readings and sizes."""
+    own = readings(found)
+    return own, [at_size(own, i, model, found.floor) for i, model in enumerate(found.models)]
 
 
 def orders(asked: Mapping[str, Any], read: Mapping[str, Readings], names: Sequence[str]) -> list[Order]:

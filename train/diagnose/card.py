@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from train.diagnose.laws import Law, ends, law
-from train.diagnose.search import HIGHEST, Known, bracket, curve, learning_rate, learns_nothing
+from train.diagnose.measured import Measured, Run, learns_nothing, sensitivity
+from train.diagnose.probes import ProbeForecast
 from train.diagnose.signs import Sign
-from train.diagnose.study import Cell, Ended, Point, Study
 from train.findings.arms import pooled_std
 from train.findings.effects import Effect, over
 from train.findings.quantities import optimal_lr
@@ -80,6 +80,8 @@ class Forecast:
     use: float | None
     """LR to use: the forecast optimum, but no more than the low end of the critical LR's interval."""
     margin: Interval | None
+    measured: AtSize | None = None
+    """What was measured at the target, if it was trained; the forecast uses smaller sizes alone."""
 
 
 @dataclass(frozen=True)
@@ -99,28 +101,33 @@ class Card:
     stopped: int
     minutes: float
     laws: Mapping[str, Law] = field(default_factory=dict, repr=False)
+    probes: ProbeForecast | None = field(default=None, repr=False)
+    trained: bool = False
+    """Whether it reads a trained sweep, which says the recipe."""
 
     def values(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "laws"}
+        """Returns what the JSON file says."""
+        plain = asdict(replace(self, laws={}, probes=None))
+        del plain["laws"]
+        return plain | {"probes": self.probes.values() if self.probes else None}
 
 
-def curve_of(known: Known, cell: Cell, study: Study, ended: Mapping[Point, Ended]) -> Curve:
-    """Returns a curve in learning rates instead of places."""
-    base, places = study.recipes[cell.arm].config.optimizer.lr, sorted(known)
-    one, found = curve(known), bracket(known)
-    best = optimal_lr(one)
+def curve_of(runs: Sequence[Run]) -> Curve:
+    """Returns the curve of runs of one size and seed, in order of LR."""
+    one = sensitivity(runs)
+    best, first = optimal_lr(one), one.first_degraded_lr
+    sound = one.lrs[-1] if first is None else one.lrs[one.lrs.index(first) - 1]
     return Curve(
-        seed=cell.seed,
-        lrs=tuple(learning_rate(base, k) for k in places),
+        seed=runs[0].seed,
+        lrs=one.lrs,
         losses=one.losses,
-        stopped=tuple(ended[Point(k, cell.size, cell.arm, cell.seed)].state == "stopped" for k in places),
-        critical=None if one.critical_lr is None else one.critical_lr * base,
-        bracket=(learning_rate(base, found.sound),
-                 None if found.degraded is None else learning_rate(base, found.degraded)),
-        optimal=None if math.isnan(best) else math.exp(best) * base,
-        best_lr=one.best_lr * base,
+        stopped=tuple(run.stopped for run in runs),
+        critical=one.critical_lr,
+        bracket=(sound, first),
+        optimal=None if math.isnan(best) else math.exp(best),
+        best_lr=one.best_lr,
         best_loss=one.best_loss,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,7 @@ class Readings:
     nothing: frozenset[int]
     """Sizes at which every run ended at or above its loss at initialisation."""
     top: float
-    """Highest LR of the window."""
+    """Highest LR at which the recipe was to be trained."""
 
     def to_the_top(self, size: int) -> bool:
         """Returns whether a curve of this size reaches the highest LR."""
@@ -169,19 +176,17 @@ class Readings:
         return Effect(float(np.mean(logs)), error, self.freedom)
 
 
-def readings(study: Study, arm: int, ended: Mapping[Point, Ended]) -> Readings:
-    """Collects one recipe's curves from the ended runs."""
-    known = study.known(ended)
-    curves: dict[int, list[Curve]] = {size: [] for size in range(len(study.sizes))}
+def readings(found: Measured) -> Readings:
+    """Collects a recipe's curves. One run is no curve."""
+    curves: dict[int, list[Curve]] = {size: [] for size in range(len(found.models))}
     nothing = set()
-    for cell, one in known.items():
-        if cell.arm != arm or len(one) < 2:
+    for (size, _), runs in found.curves().items():
+        if len(runs) < 2:
             continue
-        if learns_nothing(one):
-            nothing.add(cell.size)
-        curves[cell.size].append(curve_of(one, cell, study, ended))
-    n = {run.point.size: float(run.n) for run in ended.values() if run.n is not None and run.point.arm == arm}
-    return Readings(curves, n, frozenset(nothing), learning_rate(study.recipes[arm].config.optimizer.lr, HIGHEST))
+        if learns_nothing(runs):
+            nothing.add(size)
+        curves[size].append(curve_of(runs))
+    return Readings(curves, found.n, frozenset(nothing), found.top)
 
 
 def at_size(found: Readings, size: int, model: str, floor: float | None) -> AtSize:
@@ -203,11 +208,12 @@ def at_size(found: Readings, size: int, model: str, floor: float | None) -> AtSi
     )  # fmt: skip
 
 
-def laws(found: Readings, sizes: Sequence[AtSize]) -> dict[str, Law]:
-    """Returns the laws of critical LR, optimal LR and best loss, as far as two sizes have them."""
-    breaking = [c for i, s in enumerate(sizes) if s.verdict == "breaks" for c in found.curves[i]]
+def laws(found: Readings, sizes: Sequence[AtSize], below: float = math.inf) -> dict[str, Law]:
+    """Returns the laws of critical LR, optimal LR and best loss, as far as two sizes with N < `below` have them."""
+    used = [(i, s) for i, s in enumerate(sizes) if s.n < below]
+    breaking = [c for i, s in used if s.verdict == "breaks" for c in found.curves[i]]
     rows: dict[str, list[tuple[float, float]]] = {"critical": [], "optimal": [], "loss": []}
-    for i, s in enumerate(sizes):
+    for i, s in used:
         for c in found.curves[i] if s.verdict in ("breaks", "never breaks", "open") else ():
             if c.critical:
                 rows["critical"].append((s.n, math.log(c.critical)))
@@ -223,8 +229,10 @@ def laws(found: Readings, sizes: Sequence[AtSize]) -> dict[str, Law]:
     return {name: one for name, one in made.items() if one is not None}
 
 
-def forecast(found: Mapping[str, Law], target: str, n: float, largest: float) -> Forecast:
-    """Extrapolates the laws to the target."""
+def forecast(
+    found: Mapping[str, Law], target: str, n: float, largest: float, measured: AtSize | None = None
+) -> Forecast:
+    """Extrapolates the laws to the target. `largest` is the largest N that they use."""
     at = {name: one.at(n) for name, one in found.items()}
     names = ("critical", "optimal", "loss")
     critical, optimal, loss = (Interval.of(at[name]) if name in at else None for name in names)
@@ -232,4 +240,4 @@ def forecast(found: Mapping[str, Law], target: str, n: float, largest: float) ->
     if use is not None and critical is not None:
         use = min(use, critical.low if critical.low is not None else critical.value)
     margin = Interval.of(at["critical"] - at["optimal"]) if critical and optimal else None
-    return Forecast(target, n, n / largest, critical, optimal, loss, use, margin)
+    return Forecast(target, n, n / largest, critical, optimal, loss, use, margin, measured)

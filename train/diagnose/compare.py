@@ -82,5 +82,7 @@ def best_first(found: list[Comparison]) -> list[Comparison]:
 
 
 def table(found: Sequence[Comparison]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Returns titles and cells."""
+    """Returns titles and cells. Numbers of runs are those that a change took beyond the recipe's own."""
+    if not any(c.runs for c in found):
+        return ("change", "critical LR"), [[c.name, c.text()] for c in found]
     return ("change", "critical LR", "runs"), [[c.name, c.text(), str(c.runs)] for c in found]

@@ -20,11 +20,12 @@ CRITICAL, OPTIMAL = "#b3261e", "#21506e"
 
 @styled
 def card_figure(cards: Sequence[Card]) -> Figure:
-    """Draws all recipes; the second has dashed lines. Hollow points are estimates of runs that were stopped early."""
+    """Draws all recipes, each with its line style. Hollow points are estimates of runs that were stopped early."""
+    styles = [LINES[i % len(LINES)] for i in range(len(cards))]
     figure, (loss, rates) = panels(2, width=3.4)
     sizes = [int(s.n) for card in cards for s in card.sizes if s.curves and s.n == s.n]
     shades = colours(sizes) if sizes else {}
-    for card, style in zip(cards, LINES, strict=False):
+    for card, style in zip(cards, styles, strict=True):
         for at in card.sizes:
             for one in at.curves if at.n == at.n else ():
                 colour = shades[int(at.n)]
@@ -34,12 +35,12 @@ def card_figure(cards: Sequence[Card]) -> Figure:
                     loss.plot(lr, value, "o", color=colour, markerfacecolor=face, markersize=3)
     lr_axis(loss, {lr for card in cards for at in card.sizes for one in at.curves for lr in one.lrs})
     loss.set_ylabel("final validation loss (nats)")
-    for card, style in zip(cards, LINES, strict=False):
+    for card, style in zip(cards, styles, strict=True):
         _rates(rates, card, style)
     targets = [int(c.forecast.n) for c in cards if c.forecast]
     rates.set(xscale="log", yscale="log", xlabel="parameters N", ylabel="learning rate")
     size_ticks(rates, [*sizes, *targets])
-    legend_above(figure, shades, {card.recipe: LINES[i % len(LINES)] for i, card in enumerate(cards)}, _handles())
+    legend_above(figure, shades, dict(zip([card.recipe for card in cards], styles, strict=True)), _handles())
     return figure
 
 

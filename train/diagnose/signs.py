@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.diagnose.search import bracket, curve
-from train.diagnose.study import Ended, Point, Study
+from train.diagnose.measured import Measured, sensitivity
 from train.findings.probes import auc, auc_error, departure, first_step, loss_difference
 from train.findings.signs import PROBES
-from train.results.sweep import Metrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,41 +39,38 @@ class Sign:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run with its rows, and those of the best run of its size and seed."""
+class Rows:
+    """The rows of a run, and those of the best run of its size and seed."""
 
     size: int
-    rows: pd.DataFrame
+    own: pd.DataFrame
     best: pd.DataFrame
 
 
-def sorted_runs(study: Study, arm: int, ended: Mapping[Point, Ended]) -> tuple[list[Run], list[Run]]:
+def sorted_runs(found: Measured) -> tuple[list[Rows], list[Rows]]:
     """Returns the broken and the sound runs of a recipe."""
-    metrics = Metrics({run.config.run_name(): run.folder for run in ended.values()})
-    broken: list[Run] = []
-    sound: list[Run] = []
-    for cell, known in study.known(ended).items():
-        if cell.arm != arm or len(known) < 2:
+    broken: list[Rows] = []
+    sound: list[Rows] = []
+    for (size, _), runs in found.curves().items():
+        if len(runs) < 2:
             continue
-        point = Point(0, cell.size, cell.arm, cell.seed)
-        rows = {k: metrics[ended[replace(point, k=k)].config.run_name()] for k in known}
-        best = bracket(known).best
-        for k, bad in zip(sorted(known), curve(known).degraded, strict=True):
-            (broken if bad else sound).append(Run(cell.size, rows[k], rows[best]))
+        one = sensitivity(runs)
+        best = found.metrics[runs[one.lrs.index(one.best_lr)].name]
+        for run, bad in zip(runs, one.degraded, strict=True):
+            (broken if bad else sound).append(Rows(size, found.metrics[run.name], best))
     return broken, sound
 
 
-def signs(study: Study, arm: int, ended: Mapping[Point, Ended]) -> tuple[Sign, ...]:
+def signs(found: Measured) -> tuple[Sign, ...]:
     """Returns the signs that the runs recorded, the earliest first; none without both broken and sound runs."""
-    broken, sound = sorted_runs(study, arm, ended)
-    steps = study.recipes[arm].config.steps
-    return tuple(sorted(_signs(broken, sound, steps), key=lambda s: (s.step is None, s.step, -s.auc)))
+    broken, sound = sorted_runs(found)
+    return tuple(sorted(_signs(broken, sound, found.config.steps), key=lambda s: (s.step is None, s.step, -s.auc)))
 
 
-def _signs(broken: Sequence[Run], sound: Sequence[Run], steps: int) -> Iterator[Sign]:
-    departures = [departure(loss_difference(run.rows, run.best)) for run in broken]
+def _signs(broken: Sequence[Rows], sound: Sequence[Rows], steps: int) -> Iterator[Sign]:
+    departures = [departure(loss_difference(run.own, run.best)) for run in broken]
     for probe in PROBES:
-        bad, good = ([probe.values(run.rows) for run in runs] for runs in (broken, sound))
+        bad, good = ([probe.values(run.own) for run in runs] for runs in (broken, sound))
         early = [[_early(values, steps) for values in side] for side in (bad, good)]
         kept = [[v for v in side if not math.isnan(v)] for side in early]
         area = auc(*kept)

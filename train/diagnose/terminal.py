@@ -11,6 +11,7 @@ from train.cli.terminal import say, table_console
 from train.config.schema import Runtime
 from train.diagnose.card import AtSize, Card, Interval
 from train.diagnose.compare import Comparison, table
+from train.diagnose.probe_text import PROBE_COLUMNS, probe_conclusions, probe_tables
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,12 +69,10 @@ def _lead(steps: float | None) -> str:
     return f"{abs(steps):,.0f} steps {'later' if steps > 0 else 'earlier'}" if steps else "at that step"
 
 
-SIGN_COLUMNS = (
-    "sign",
-    "tells broken from sound early (AUC)",
-    "passes all sound runs in",
-    "at step",
-    "the loss departs",
+SIGN_COLUMNS = ("what rises", "early AUC", "passes in", "at step", "loss departs")
+SIGNS_EXPLAINED = (
+    "early AUC: how surely first values tell broken from sound runs, 0.5 is chance; passes in: broken runs in which it "
+    "passes all that sound runs ever reach, at this median step; loss departs: from the best run's, against that step"
 )
 
 
@@ -90,7 +89,7 @@ def conclusions(card: Card) -> list[str]:
             f"first to rise: {s.name}, at step {s.step:,.0f}, in {s.passed} of {s.broken} broken runs "
             f"(early AUC {s.auc:.2f} ± {s.error:.2f})"
         )
-    return lines
+    return lines + (probe_conclusions(card.probes) if card.probes else [])
 
 
 def _forecast(card: Card) -> list[str]:
@@ -107,7 +106,9 @@ def _forecast(card: Card) -> list[str]:
         why = "the low end of the critical LR, as the optimum lies above it" if capped else "the optimum"
         margin = f"; the critical LR over the optimal one is {text(found.margin)}" if found.margin else ""
         lines.append(f"LR to use there: {found.use:.2g}, {why}{margin}")
-    if found.factor > 1:
+    if (there := found.measured) is not None:
+        lines.append(f"measured there: critical LR {verdict(there)}, optimal LR {text(there.optimal)}")
+    elif found.factor > 1:
         lines.append(
             "such a forecast has not been held against runs of larger sizes yet; its intervals cover seeds and scatter "
             "around the law, not a bend of it"
@@ -116,6 +117,9 @@ def _forecast(card: Card) -> list[str]:
 
 
 def recipe_text(card: Card) -> str:
+    """Returns the recipe as overrides; a trained arm has its name alone."""
+    if card.trained:
+        return "an arm of a trained sweep"
     return (
         " ".join(o for o in card.overrides if o.partition("=")[0] not in Runtime.__dataclass_fields__) or "the default"
     )
@@ -142,7 +146,15 @@ def print_card(card: Card) -> None:
     rows = [[escape(cell) for cell in size_row(at)] for at in card.sizes]
     print_table(console, _table(COLUMNS, rows), less=("runs", "brackets, by seed", "margin"))
     if card.signs:
-        print_table(console, _table(SIGN_COLUMNS, sign_rows(card)), less=("passes all sound runs in",))
+        console.print()
+        print_table(console, _table(SIGN_COLUMNS, sign_rows(card)), less=("passes in",))
+        say(console, "", f"[dim]{SIGNS_EXPLAINED}[/]")
+        console.print()
+    for heading, rows in probe_tables(card.probes):
+        console.print()
+        say(console, "", escape(heading))
+        cells = [[escape(cell) for cell in row] for row in rows]
+        print_table(console, _table(PROBE_COLUMNS, cells), less=("90 %", "measured", "at N"))
     for line in conclusions(card):
         say(console, "", escape(line))
     for note in card.notes:

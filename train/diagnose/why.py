@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 
 from train.diagnose.card import AtSize, readings
 from train.diagnose.compare import Comparison, best_first, compare
+from train.diagnose.measured import at_one_size, of_study
 from train.diagnose.recipe import arms
 from train.diagnose.search import bracket
 from train.diagnose.study import BRACKETED, Cell, Ended, Point, Study
@@ -52,11 +53,11 @@ def explain(study: Study, model: str, size: int, ended: Mapping[Point, Ended]) -
     changed = Study(folder, found, [study.sizes[size]], float("inf"), hints, seeds=1, finest=BRACKETED + 1)
     changed.run()
     after = changed.ended()
-    whole = readings(study, 0, ended)
-    base = replace(whole, curves={0: whole.curves[size]}, nothing=frozenset())
+    measured = of_study(study, 0, ended)
+    whole, base = readings(measured), replace(readings(at_one_size(measured, size)), nothing=frozenset())
     results = []
     for arm, other in enumerate(found):
-        one = compare(base, readings(changed, arm, after), other.name, noise=whole)
+        one = compare(base, readings(of_study(changed, arm, after)), other.name, noise=whole)
         results.append(replace(one, runs=sum(point.arm == arm for point in after)))
     heading = f"Why: what moves the critical LR at {model}, one change at a time, with the same seed"
     return heading, best_first(results)

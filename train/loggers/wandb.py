@@ -23,7 +23,7 @@ from train.loggers.detail import Detail
 CONNECT_SECONDS = 20.0
 """Longest time for wandb.init."""
 
-END_SECONDS = 5.0
+END_SECONDS = 20.0
 """Longest time for wandb's process to write the ends of its files when a run's process ends."""
 
 REACH_SECONDS = 5.0

@@ -9,6 +9,7 @@ import pytest
 from tests.train.diagnose.synthetic import LOGIT_STEP, LOSS_STEP, SMALL, UNIGRAM, Law, finish
 from train.diagnose.build import build
 from train.diagnose.card import Card
+from train.diagnose.measured import of_study
 from train.diagnose.page import write
 from train.diagnose.recipe import request
 from train.diagnose.search import HIGHEST, learning_rate
@@ -30,7 +31,7 @@ def studied(folder: Path, critical: Law, best: float = 2.0, rounds: int = 99, se
     asked = request([*WORDS, f"out={folder}", "name=study"])
     study = Study(asked.folder, asked.recipes, asked.sizes, math.inf, seeds=seeds)
     finish(study, lambda arm: critical, best, rounds)
-    return study, build(study, 0, None)
+    return study, build(of_study(study, 0), None)
 
 
 def test_a_law_is_found_and_carried_to_64_times_the_size(tmp_path, capsys, monkeypatch):
