@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from conf.axis import ConfigError
+from tests.conftest import composer
 from tests.train.config.helpers import own_conf
 from tests.train.helpers import TINY, call, swept, trained
 from train.cli.words import Words, taken
@@ -21,6 +23,7 @@ from train.results.sweep import load_sweep
 from train.runfolder.folder import RunFolder
 from train.sweeps.live_table import LiveTable
 from train.sweeps.plan import plan
+from train.sweeps.pool import slots
 
 
 def folder_of(out: Path) -> Path:
@@ -175,6 +178,20 @@ def test_ctrl_c_while_the_server_of_the_runs_starts_is_one_line(tmp_path):
     assert (process.returncode, errors) == (130, "stopped; the same command resumes from the last checkpoint\n")
     psutil.wait_procs(started, timeout=60)
     assert not started[0].is_running()
+
+
+def test_runs_at_once_are_spread_over_the_gpus_or_share_the_cores(monkeypatch):
+    monkeypatch.setattr("train.sweeps.pool.cores", lambda: 6)
+    plain, four = (composer().config(["accelerator=cpu", *more]) for more in ([], ["launcher.runs_at_once=4"]))
+    assert slots(plain) == [None] * 6
+    assert slots(replace(plain, threads=4)) == [None]
+    assert slots(four) == [None] * 4
+    assert four.digest() == plain.digest()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert slots(replace(plain, accelerator="auto")) == ["3", "5"]
+    assert slots(replace(four, accelerator="auto")) == ["3", "5", "3", "5"]
 
 
 def test_a_killed_run_is_a_failure_of_its_own(tmp_path):

@@ -34,9 +34,12 @@ LAUNCHER: Axis[LauncherConfig] = Axis("launcher")
 @LAUNCHER.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Local(LauncherConfig):
-    """Processes on this machine, one per core or GPU; the command returns after the last run."""
+    """Processes on this machine; the command returns after the last run."""
 
     name: Literal["local"] = "local"
+    runs_at_once: Count | None = None
+    """Runs that train at the same time, spread over the GPUs. Null means one per GPU or, without GPUs, one for each
+    `threads` cores. Use more on GPUs that small runs don't fill."""
 
 
 @LAUNCHER.register

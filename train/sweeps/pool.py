@@ -1,4 +1,4 @@
-"""Trains runs in parallel processes, at most one per core or GPU."""
+"""Trains runs in parallel processes, one per core or GPU unless the launcher says otherwise."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from train.config.launcher import Local
 from train.config.schema import Config
 from train.run.interrupt import STOP, Interrupted, Stopped
 from train.run.process import environment, stop_held
@@ -31,9 +32,11 @@ def slots(config: Config) -> list[str | None]:
     """Returns one entry per concurrent process: the GPU that it sees, or None for CPU cores."""
     import torch
 
+    asked = config.launcher.runs_at_once if isinstance(config.launcher, Local) else None
     if config.accelerator in ("auto", "cuda") and torch.cuda.is_available():
-        return [*visible_gpus(torch.cuda.device_count())]
-    return [None] * max(1, cores() // max(1, config.threads))
+        gpus = visible_gpus(torch.cuda.device_count())
+        return [gpus[i % len(gpus)] for i in range(asked or len(gpus))]
+    return [None] * (asked or max(1, cores() // max(1, config.threads)))
 
 
 def cores() -> int:
