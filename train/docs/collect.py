@@ -10,10 +10,9 @@ from typing import Any
 from conf.axis import ConfigError
 from train.config.schema import Runtime
 from train.docs.findings import RESULTS, VERDICTS, verdicts
-from train.docs.leaderboard import LEADERBOARD
+from train.docs.leaderboard import TABLES
 from train.findings.base import all_findings
 from train.findings.status import state
-from train.leaderboard.table import EXPERIMENT
 from train.runfolder.files import read_json, write_atomically
 
 RUNS = VERDICTS.with_name("runs.csv.gz")
@@ -38,9 +37,9 @@ def collect(out: Path) -> list[Path]:
         if kept["figure"]:
             figure = kept["figure"].replace(" ", "_") + ".png"
             written += _copied(out / name / "report" / figure, RESULTS / f"{name}.png")
-    report = out / EXPERIMENT / "report"
-    written += _copied(report / "leaderboard.png", LEADERBOARD.with_suffix(".png"))
-    written += _copied(report / "leaderboard.csv", LEADERBOARD)
+    for experiment, table in TABLES.items():
+        written += _copied(out / experiment / "report/leaderboard.png", table.with_suffix(".png"))
+        written += _copied(out / experiment / "report/leaderboard.csv", table)
     return written
 
 

@@ -1,4 +1,4 @@
-"""Generates the tables of train/leaderboard/README.md from leaderboard.csv."""
+"""Generates the tables of train/leaderboard/README.md from leaderboard.csv and recipes.csv."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from train.leaderboard.table import cells, columns, heading
 if TYPE_CHECKING:
     import pandas as pd
 
-LEADERBOARD = ROOT / "train/leaderboard/leaderboard.csv"
+FOLDER = ROOT / "train/leaderboard"
+TABLES = {"leaderboard_attention": FOLDER / "leaderboard.csv", "leaderboard_recipes": FOLDER / "recipes.csv"}
+"""The table of each experiment."""
+NONE = "Not trained yet.\n"
 
 
 def files() -> dict[Path, str]:
     import pandas as pd
 
-    return page("train/leaderboard/README.md", {"leaderboard": markdown(pd.read_csv(LEADERBOARD))})
+    tables = {path.stem: markdown(pd.read_csv(path)) if path.exists() else NONE for path in TABLES.values()}
+    return page("train/leaderboard/README.md", tables)
 
 
 def markdown(table: pd.DataFrame) -> str:

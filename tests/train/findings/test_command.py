@@ -97,7 +97,7 @@ def test_collecting_keeps_what_the_folder_does_not_have(out, tmp_path, monkeypat
     monkeypatch.setattr(collecting, "VERDICTS", tmp_path / "verdicts.json")
     monkeypatch.setattr(collecting, "RESULTS", pictures)
     monkeypatch.setattr(collecting, "RUNS", tmp_path / "runs.csv.gz")
-    monkeypatch.setattr(collecting, "LEADERBOARD", tmp_path / "leaderboard.csv")
+    monkeypatch.setattr(collecting, "TABLES", {"leaderboard_attention": tmp_path / "leaderboard.csv"})
     assert collecting.collect(out) == [
         tmp_path / name for name in ("verdicts.json", "runs.csv.gz", "results/qk_norm.png")
     ]
