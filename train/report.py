@@ -12,6 +12,7 @@ from conf.axis import ConfigError
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, say, table_console
 from train.findings.own import finding_of
+from train.measure.kept import with_measured
 from train.results.arms import with_arms
 from train.results.figures import loss_against_lr, run_curves
 from train.results.floors import floors_text
@@ -67,6 +68,7 @@ def write_report(sweep: SweepResults) -> Verdict | None:
         figures = {"loss_against_lr": loss_against_lr(with_arms(sweep.runs)[sweep.runs["ended"]])}
     try:
         if finding := finding_of(sweep):
+            sweep = with_measured(sweep, finding.measurements)
             verdict = finding.verdict(sweep.runs, sweep.metrics)
             if len(sweep.ended):
                 figures = finding.draw(sweep.runs, sweep.metrics, verdict.headline)

@@ -21,6 +21,7 @@ from train.findings.checks import Base, Compared, Equal, NoWorse
 from train.findings.figures import FigureSpec, draw
 from train.findings.fitness import fitness
 from train.findings.levels import Crosses, Level, Ranks, Separates
+from train.findings.quantities import Of, quantity
 from train.findings.trends import Slopes, Stays, Trend
 from train.results.verdict import Verdict
 
@@ -176,6 +177,13 @@ class Finding(Row):
     @property
     def checks(self) -> list[AnyCheck]:
         return [self.primary, *self.others]
+
+    @property
+    def measurements(self) -> list[str]:
+        """What has to be measured at the final weights of runs before they are judged: modules of train.measure."""
+        named: list[Of] = [*self.figure.of, *(check.of for check in self.checks)]
+        named += [of for check in self.checks if (of := getattr(check, "than_of", None)) is not None]
+        return sorted({what for of in named if (what := quantity(of).after) is not None})
 
     def sorted(self, runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Arms:
         return self.arms.sort(self.name, runs, metrics)

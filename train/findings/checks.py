@@ -17,6 +17,7 @@ from train.cli.format import size_label
 from train.findings.arms import Arms, pooled_std
 from train.findings.effects import Effect, directed, equivalent, over
 from train.findings.quantities import Of, Select, quantity, values
+from train.measure.kept import is_measured
 from train.results.verdict import Check, Part
 
 if TYPE_CHECKING:
@@ -45,7 +46,17 @@ class Base(BaseModel):
     def judge(self, sweep: Arms) -> Check:
         named = self.named(sweep)
         parts = list(self.parts(sweep))
-        return Check(self.says, parts, sweep.gaps(*named), self.nothing(), self.needs())
+        gaps = sweep.gaps(*named) or self._unmeasured(sweep, named)
+        return Check(self.says, parts, gaps, self.nothing(), self.needs())
+
+    def _unmeasured(self, sweep: Arms, named: list[str]) -> str:
+        """Text on runs that lack the measurement of the quantity, "" for none."""
+        if (what := quantity(self.of).after) is None:
+            return ""
+        rows = [row for arm in named for row in sweep.ended(arm).to_dict("records")]
+        count = sum(not is_measured(row, what) for row in rows)
+        lack = "runs lack" if count > 1 else "run lacks"
+        return f"{count} {lack} the measurement {what}, which stabilab report makes; so far: " if count else ""
 
     def named(self, sweep: Arms) -> list[str]:
         """All arms that the check compares."""

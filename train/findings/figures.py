@@ -24,18 +24,22 @@ from train.findings.arm_figures import (
 )
 from train.findings.arms import Arms
 from train.findings.lr_figures import lr_legend, lr_shades, over_sizes_and_lrs
+from train.findings.phase_figures import phase_diagram
 from train.findings.probes import at_end, series
 from train.findings.quantities import Metric, Of, quantity, records, values
 from train.results.figures import against_size, arms_against_lr, arms_in_time, loss_against_lr, sensitivity_against_size
 from train.results.sensitivity import DEGRADED
-from train.results.style import colours, line_over_seeds, lr_axis, panels, styled
+from train.results.style import colours, line_over_seeds, lr_axis, panels, plain_ticks, styled
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Kind = Literal["losses", "logits", "optima", "quantities", "sizes_and_lrs", "time", "along", "lengths", "separation"]
+Kind = Literal[
+    "losses", "logits", "optima", "quantities", "sizes_and_lrs", "time", "along", "lengths", "separation", "by_arm",
+    "phases",
+]  # fmt: skip
 
 
 class FigureSpec(BaseModel):
@@ -47,7 +51,9 @@ class FigureSpec(BaseModel):
     of: list[Of] = []
     """Quantities, or metrics, by panel."""
     over: str | None = None
-    """The config value along which `along` draws."""
+    """The config value along which `along` draws, and that of the vertical axis of `phases`."""
+    by: str = ""
+    """The config value for which `phases` has a panel each."""
     arm: str | None = None
     """The arm that `sizes_and_lrs`, `separation` and `time` draw: in `time`, a line for each of its LRs."""
 
@@ -312,6 +318,24 @@ def _separation_figure(spec: FigureSpec, sweep: Arms) -> Figure:
     return figure
 
 
+@styled
+def _by_arm_figure(spec: FigureSpec, sweep: Arms) -> Figure:
+    """Quantities of runs arm by arm, a point for each run and a line at their median; for sweeps of one LR."""
+    figure, axes = panels(len(spec.of), width=2.4)
+    for panel, of in zip(axes, spec.of, strict=True):
+        for i, (arm, colour) in enumerate(arm_colours(sweep).items()):
+            found = [value for *_, value in pd_values(sweep, arm, [of])[0]]
+            panel.plot([i] * len(found), found, "o", color=colour)
+            if found:
+                panel.plot([i - 0.3, i + 0.3], [float(np.median(found))] * 2, color=colour)
+        panel.set_xticks(range(len(sweep.names)), sweep.names, rotation=40, ha="right", rotation_mode="anchor")
+        panel.set_ylabel(quantity(of).label)
+        if quantity(of).log and panel.has_data():
+            panel.set_yscale("log")
+            plain_ticks(panel)
+    return figure
+
+
 DRAW: Mapping[Kind, Callable[[FigureSpec, Arms], Drawn]] = {
     "losses": _losses,
     "logits": _logits,
@@ -322,4 +346,6 @@ DRAW: Mapping[Kind, Callable[[FigureSpec, Arms], Drawn]] = {
     "along": lambda spec, sweep: {"along_value": _along_figure(spec, sweep)} | _losses(spec, sweep),
     "lengths": lambda spec, sweep: {"against_length": _lengths_figure(spec, sweep)},
     "separation": lambda spec, sweep: {"separation": _separation_figure(spec, sweep)},
+    "by_arm": lambda spec, sweep: {"quantities_by_arm": _by_arm_figure(spec, sweep)},
+    "phases": lambda spec, sweep: {"phase_diagram": phase_diagram(sweep, spec.over or "", spec.by)},
 }

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from train.cli.format import size_label
 from train.findings.arms import Arms
-from train.findings.checks import Base
+from train.findings.checks import Base, Least
 from train.findings.effects import Effect, beyond, over
 from train.findings.probes import auc, auc_error
 from train.findings.quantities import Of, quantity, values
@@ -164,12 +164,16 @@ class Separates(Base):
         return f"AUC from {self.auc:g}"
 
 
-class Ranks(Base):
-    """Arms rank by the quantity as published, at every size: Kendall's tau-b of the means over seeds."""
+class Ranks(Least):
+    """Arms rank by the quantity as published, at every size: Somers' D of the means over seeds.
+
+    D is the share of pairs of arms, of those that the published numbers separate, in the published order minus the
+    share in the reverse one. Arms closer than the least effect that counts are in neither, so that noise has no order.
+    """
 
     kind: Literal["ranks"]
     published: dict[str, float]
-    tau: float = Field(gt=0, le=1)
+    share: float = Field(gt=0, le=1)
 
     def parts(self, sweep: Arms) -> Iterator[Part]:
         from scipy.stats import kendalltau
@@ -178,15 +182,15 @@ class Ranks(Base):
         for n in sweep.sizes(*tables):
             means = {arm: float(t[t["size"] == n]["value"].mean()) for arm, t in tables.items()}
             known = [arm for arm in means if math.isfinite(means[arm])]
-            if len(known) < 2:
+            pairs = [(a, b) for a in known for b in known if self.published[a] < self.published[b]]
+            if not pairs:
                 continue
-            found = kendalltau([self.published[arm] for arm in known], [means[arm] for arm in known])
-            tau, outcome = float(found.statistic), "open"
-            if math.isfinite(tau):
-                against = "against" if tau < 0 and found.pvalue < 0.05 else "open"
-                outcome = "holds" if tau >= self.tau else against
+            gaps = [means[b] - means[a] for a, b in pairs]
+            d = sum(math.copysign(abs(gap) >= self.least, gap) for gap in gaps) / len(pairs)
+            chance = kendalltau([self.published[arm] for arm in known], [means[arm] for arm in known]).pvalue
+            outcome = "holds" if d >= self.share else "against" if d <= -self.share and chance < 0.05 else "open"
             ranked = ", ".join(f"{arm} {self.shown(means[arm])}" for arm in sorted(known, key=lambda a: means[a]))
-            yield Part(f"N={size_label(n)}", outcome, f"tau-b {tau:.2f}: {ranked}", {"tau_b": tau, "means": means})  # type: ignore[arg-type]
+            yield Part(f"N={size_label(n)}", outcome, f"D {d:.2f}: {ranked}", {"somers_d": d, "means": means})  # type: ignore[arg-type]
 
     def needs(self) -> str:
-        return f"tau-b from {self.tau:g}"
+        return f"D from {self.share:g}; pairs {super().needs().replace('counts', 'count')}"

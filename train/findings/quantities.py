@@ -39,6 +39,8 @@ class Quantity:
     of_run: RunNumber | None = None
     censored: bool = False
     """Whether the number may lie beyond the LR grid; it is then taken to be the last LR."""
+    after: str | None = None
+    """The measurement of final weights that it needs, a module of train.measure with `measured`."""
 
 
 def _log(value: float | None) -> float:
@@ -98,13 +100,16 @@ RUN: dict[str, Quantity] = {
 """Measures of train/findings/measures register theirs here."""
 
 
-def measure(name: str, label: str, log: bool = False) -> Callable[[RunNumber], RunNumber]:
-    """Registers a function of a run under a name that claims can use."""
+def measure(name: str, label: str, log: bool = False, after: str | None = None) -> Callable[[RunNumber], RunNumber]:
+    """Registers a function of a run under a name that claims can use.
+
+    With `after`, rows of runs have what this measurement found at the final weights.
+    """
 
     def register(function: RunNumber) -> RunNumber:
         if name in RUN:
             raise ValueError(f"quantity {name} is registered twice")
-        RUN[name] = Quantity(label, log, of_run=function)
+        RUN[name] = Quantity(label, log, of_run=function, after=after)
         return function
 
     return register

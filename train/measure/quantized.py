@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,6 +140,15 @@ def losses_of_run(path: Path, rows: bool = False) -> list[float]:
     model = model_of(path, config)
     batches = validation_of(config)
     return losses(model, config, batches, ranges(model, training_of(config, count=CALIBRATION)), rows)
+
+
+def measured(path: Path) -> dict[str, float]:
+    """Returns the losses of a trained run for ROUNDINGS in nats, by name, with a scale for each tensor of weights.
+
+    A loss that is not a number counts as infinite.
+    """
+    return {name: math.inf if math.isnan(loss) else loss
+            for name, loss in zip(ROUNDINGS, losses_of_run(path), strict=True)}  # fmt: skip
 
 
 def print_found(paths: Sequence[Path], rows: bool) -> None:

@@ -198,6 +198,7 @@ def row_of(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
         "run": folder.path.name,
         **flat(config),
         **flat({k: v for k, v in summary.items() if k not in ("name", "state")}),
+        **folder.measured(),
         "state": state,
         "ended": state in ENDED,
         "started": _started(status),

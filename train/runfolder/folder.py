@@ -7,6 +7,7 @@ metrics.jsonl   one row per step, a pure function of the config (NaN and Infinit
 timing.jsonl    wall time, tokens and FLOPs per second, one row per watch step
 warnings.jsonl  one row per sign of trouble that passed its threshold (config `watch`), with all probes of its step
 summary.json    results, written at the end
+measured.json   what was measured at the final weights after the end, each measurement once
 last.ckpt       newest checkpoint
 """
 
@@ -210,6 +211,10 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any]:
         return read_json(self.path / "summary.json")
+
+    def measured(self) -> dict[str, Any]:
+        """Returns the numbers that were measured at the final weights after the end, by name."""
+        return read_json(self.path / "measured.json")
 
     def metrics(self) -> list[dict[str, Any]]:
         return read_rows(self.metrics_path)

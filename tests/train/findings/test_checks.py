@@ -1,6 +1,7 @@
 """Every general check on frames for which the right word is known, both ways."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -305,9 +306,15 @@ def test_separates(sign, word):
                                              ((0.2, 0.1, 0.06, 0.03, 0.01), "contradicted")])  # fmt: skip
 def test_ranks(order, word):
     losses = {f"a{i}": {1000: bowl(LRS, 5e-3, 5.0, 0.1 / math.log(x / 5e-3) ** 2)} for i, x in enumerate(order)}
-    row = {"kind": "ranks", "of": "critical_lr", "arm": list(losses), "tau": 0.6,
+    row = {"kind": "ranks", "of": "critical_lr", "arm": list(losses), "share": 0.6, "factor": 1.1,
            "published": {f"a{i}": float(i) for i in range(5)}}  # fmt: skip
-    assert judge(losses, row, 1e-4).word[0] == word
+    found = judge(losses, row, 1e-4)
+    assert found.word[0] == word
+    assert found.parts[0].numbers["somers_d"] == (1 if word == "reproduced" else -1)
+    assert judge(losses, row | {"factor": 1e3}, 1e-4).parts[0].numbers["somers_d"] == 0
+    part = judge(losses, row | {"factor": 1.9}, 1e-4).parts[0]
+    apart = [abs(a - b) >= math.log(1.9) for a, b in combinations(part.numbers["means"].values(), 2)]
+    assert 0 < abs(part.numbers["somers_d"]) == sum(apart) / 10 < 1
 
 
 def test_arms_of_different_sizes_seed_by_seed():

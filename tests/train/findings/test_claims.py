@@ -16,6 +16,7 @@ from train.findings.arms import arms
 from train.findings.base import CLAIMS, Finding, all_findings, find, read_claims
 from train.findings.fitness import BIGRAM, NO_MIXING, fitness
 from train.findings.quantities import Metric
+from train.measure.quantized import ROUNDINGS
 
 ROW = yaml.safe_load(
     """
@@ -169,7 +170,7 @@ def test_qk_norm_is_first_and_every_claim_says_whether_it_is_frozen():
 MEASURED = {
     "attention/block0/logit_max": 50.0, "attention/block0/q_norm": 5.0, "attention/block0/k_norm": 5.0,
     "attention/block0/cosine_of_max_pair": 0.5, "attention/entropy": 2.0, "attention/block0/zero_weights": 1e-5,
-    "attention/block1/zero_weights": 1e-5,
+    "attention/block1/zero_weights": 1e-5, "train/accuracy": 1.0, "validation/accuracy": 0.5,
 }  # fmt: skip
 
 
@@ -212,6 +213,11 @@ def made(finding: Finding, seed: int = 0) -> tuple[pd.DataFrame, dict[str, pd.Da
         if spec.by:
             row[spec.by] = (0.01, 0.1, 1.0)[i]
         row |= spec.where.get(arm, {})
+        for what in finding.measurements:
+            losses = {
+                name: loss + 0.05 * (name != "fp32") * np.exp(0.005 * random.standard_normal()) for name in ROUNDINGS
+            }
+            row |= {f"{what}/{name}": value for name, value in losses.items()}
         rows.append(row)
         names_of = sorted({n.replace("*", str(b)) for n in taken | set(MEASURED) for b in (0, 1)})
         values = {n: MEASURED.get(n, 1.0) * np.exp(0.005 * random.standard_normal(40)) for n in names_of}
