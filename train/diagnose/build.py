@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from train.diagnose.card import AtSize, Card, Interval, at_size, forecast, laws, readings
-from train.diagnose.laws import LEVEL
+from train.diagnose.laws import LEVEL, Law
 from train.diagnose.measured import Measured
 from train.diagnose.probes import SAME, probes
 from train.diagnose.signs import signs
@@ -41,10 +42,17 @@ def build(measured: Measured, target: str | None) -> Card:
     sizes = tuple(at for i, at in enumerate(sizes) if i not in measured.absent)
     return Card(
         measured.name, measured.overrides, LEVEL, sizes, exponent, ahead, signs(measured),
-        (*_notes(measured, sizes), *(seen.notes if seen else ())), len(measured.runs),
+        (*_notes(measured, sizes), *_few(measured, lines), *(seen.notes if seen else ())), len(measured.runs),
         sum(run.stopped for run in measured.runs), sum(run.seconds for run in measured.runs) / 60, lines, seen,
         measured.trained,
     )  # fmt: skip
+
+
+def _few(measured: Measured, lines: Mapping[str, Law]) -> list[str]:
+    """Returns a note on laws that go through too few readings to know how far off they are."""
+    words = {"critical": "critical LR", "optimal": "optimal LR", "loss": "loss"}
+    few = [words[name] for name, one in lines.items() if not math.isfinite(one.exponent.error)]
+    return [f"two readings of {' and '.join(few)} in all: too few to extrapolate; {measured.more}"] if few else []
 
 
 def _notes(measured: Measured, sizes: tuple[AtSize, ...]) -> list[str]:

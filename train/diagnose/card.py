@@ -232,12 +232,11 @@ def laws(found: Readings, sizes: Sequence[AtSize], below: float = math.inf) -> d
 def forecast(
     found: Mapping[str, Law], target: str, n: float, largest: float, measured: AtSize | None = None
 ) -> Forecast:
-    """Extrapolates the laws to the target. `largest` is the largest N that they use."""
-    at = {name: one.at(n) for name, one in found.items()}
+    """Extrapolates the laws to the target, those whose spread is known. `largest` is the largest N that they use."""
+    at = {name: ahead for name, one in found.items() if math.isfinite((ahead := one.at(n)).error)}
     names = ("critical", "optimal", "loss")
     critical, optimal, loss = (Interval.of(at[name]) if name in at else None for name in names)
-    use = optimal.value if optimal else None
-    if use is not None and critical is not None:
-        use = min(use, critical.low if critical.low is not None else critical.value)
+    low = critical.low if critical else None
+    use = min(optimal.value, low) if optimal and low is not None else optimal.value if optimal else None
     margin = Interval.of(at["critical"] - at["optimal"]) if critical and optimal else None
     return Forecast(target, n, n / largest, critical, optimal, loss, use, margin, measured)

@@ -6,6 +6,8 @@ with an interval, and held against the level above which runs broke.
 
 from __future__ import annotations
 
+import math
+import statistics
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
 
 SAME = 1.01
 """Sizes that differ by less than this factor count as equal."""
-TELLS = 0.9
-"""Least area under the curve at which logits count as telling broken runs from sound ones."""
+TELLS, LEAST_RUNS = 0.9, 3
+"""Least area under the curve, and least runs of either kind, with which logits tell broken runs from sound ones."""
+WIDEST = 4.0
+"""Most decades of an interval that says something, as a median over LRs."""
 LEAST_SIZES = 3
 """Two to fit and one to hold out."""
 QUANTITIES = (logits(), gradient())
@@ -65,7 +69,8 @@ def table(found: Measured) -> pd.DataFrame:
 def told_apart(runs: pd.DataFrame, name: str) -> float | None:
     """Returns the level that tells broken from sound runs, None if the quantity doesn't tell them apart."""
     known = readable(runs, name)
-    area = auc(known[name][known["broken"]].tolist(), known[name][~known["broken"]].tolist())
+    bad, good = (known[name][known["broken"] == broken].tolist() for broken in (True, False))
+    area = auc(bad, good) if min(len(bad), len(good)) >= LEAST_RUNS else None
     return breaking_level(runs, name) if area is not None and area >= TELLS else None
 
 
@@ -89,9 +94,15 @@ def probes(found: Measured, target: float) -> ProbeForecast:
         same = same[(same["size"] / target).between(1 / SAME, SAME)]
         later = list(zip(same["optimizer.lr"], same[quantity.name], same["broken"], strict=True))
         try:
-            ahead.append(predict(quantity, points(own, quantity.name), target, later))
+            one = predict(quantity, points(own, quantity.name), target, later)
         except ValueError as fault:
             notes.append(f"no forecast of the {quantity.label}: {fault}")
+            continue
+        wide = statistics.median(math.log10(row.high / row.low) for row in one.rows)
+        if wide > WIDEST:
+            notes.append(f"no forecast of the {quantity.label}: its 90 % interval spans {wide:.0f} decades")
+        else:
+            ahead.append(one)
     if any(p.quantity.rises for p in ahead) and level is None and small["broken"].any():
         notes.append("attention logits don't tell broken runs from sound ones here")
     return ProbeForecast(tuple(ahead), level, runs, tuple(notes))

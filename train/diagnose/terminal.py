@@ -20,12 +20,12 @@ LOSS, RATE = "{:.3f}", "{:.2g}"
 
 
 def text(found: Interval | None, form: str = RATE) -> str:
-    """Formats a number with its interval."""
+    """Formats a number with its interval, alone where no spread is known."""
     if found is None:
         return "-"
     value = form.format(found.value)
     if found.low is None or found.high is None:
-        return f"{value} (no spread known)"
+        return value
     return f"{value} ({form.format(found.low)} to {form.format(found.high)})"
 
 
@@ -80,9 +80,11 @@ def conclusions(card: Card) -> list[str]:
     """Returns the card's sentences: the law, the forecast, what rises first, and how far that can be trusted."""
     lines = []
     if card.exponent is not None:
-        lines.append(f"critical LR ~ N^{text(card.exponent, '{:+.2f}')}")
+        unknown = "" if card.exponent.low is not None else ", from so few runs that its spread is not known"
+        lines.append(f"critical LR ~ N^{text(card.exponent, '{:+.2f}')}{unknown}")
     lines += _forecast(card)
-    first = [s for s in card.signs if s.step is not None]
+    # A probe that is surely lower early in runs that break is none that rises first.
+    first = [s for s in card.signs if s.step is not None and s.auc + 2 * s.error >= 0.5]
     if first:
         s = first[0]
         lines.append(
@@ -97,10 +99,10 @@ def _forecast(card: Card) -> list[str]:
     if found is None:
         return []
     at = f"at {found.target}, N = {size_label(found.n)} ({found.factor:.3g}x the largest trained)"
-    optimal = f"optimal LR {text(found.optimal)}, loss {text(found.loss, LOSS)}"
-    lines = [f"{at}: critical LR {text(found.critical)}, {optimal}"]
-    if found.critical is None:
-        lines[0] = f"{at}: no critical LR to extrapolate; {optimal}"
+    known = {"critical LR": text(found.critical), "optimal LR": text(found.optimal), "loss": text(found.loss, LOSS)}
+    missing = [name for name, value in known.items() if value == "-"]
+    said = ", ".join(f"no {name} to extrapolate" if name in missing else f"{name} {known[name]}" for name in known)
+    lines = [f"{at}: {said}"]
     if found.use is not None:
         capped = found.optimal is not None and found.use < found.optimal.value
         why = "the low end of the critical LR, as the optimum lies above it" if capped else "the optimum"
@@ -108,7 +110,7 @@ def _forecast(card: Card) -> list[str]:
         lines.append(f"LR to use there: {found.use:.2g}, {why}{margin}")
     if (there := found.measured) is not None:
         lines.append(f"measured there: critical LR {verdict(there)}, optimal LR {text(there.optimal)}")
-    elif found.factor > 1:
+    elif found.factor > 1 and len(missing) < len(known):
         lines.append(
             "such a forecast has not been held against runs of larger sizes yet; its intervals cover seeds and scatter "
             "around the law, not a bend of it"
@@ -149,12 +151,12 @@ def print_card(card: Card) -> None:
         console.print()
         print_table(console, _table(SIGN_COLUMNS, sign_rows(card)), less=("passes in",))
         say(console, "", f"[dim]{SIGNS_EXPLAINED}[/]")
-        console.print()
     for heading, rows in probe_tables(card.probes):
         console.print()
         say(console, "", escape(heading))
         cells = [[escape(cell) for cell in row] for row in rows]
         print_table(console, _table(PROBE_COLUMNS, cells), less=("90 %", "measured", "at N"))
+    console.print()
     for line in conclusions(card):
         say(console, "", escape(line))
     for note in card.notes:

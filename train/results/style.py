@@ -224,18 +224,19 @@ def size_ticks(axes: Axes, sizes: Sequence[int]) -> None:
 
 
 def lr_axis(axes: Axes, lrs: Iterable[float]) -> None:
-    """Makes x a log axis of peak learning rates with a tick at each swept one.
-
-    Where labels would overlap, every second one stays, and so on.
-    """
+    """Makes x a log axis of peak learning rates with a tick at each swept one, and labels where they don't overlap."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     axes.set(xscale="log", xlabel="peak learning rate")
     swept = sorted({float(f"{lr:.4g}") for lr in lrs})
-    every = max(1, math.ceil(len(swept) / 7))
+    apart = math.log10(swept[-1] / swept[0]) / 8
+    labelled: list[float] = []
+    for lr in swept:
+        if not labelled or math.log10(lr / labelled[-1]) >= apart:
+            labelled.append(lr)
     axes.xaxis.set_major_locator(FixedLocator(swept))
     axes.xaxis.set_minor_locator(NullLocator())
-    labels = {lr: f"{lr:g}" for lr in swept[::every]}
+    labels = {lr: f"{lr:.3g}" for lr in labelled}
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: labels.get(float(f"{x:.4g}"), "")))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params("x", labelsize=7)
