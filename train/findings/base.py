@@ -21,6 +21,7 @@ from train.findings.checks import Base, Compared, Equal, NoWorse
 from train.findings.figures import FigureSpec, draw
 from train.findings.fitness import fitness
 from train.findings.levels import Crosses, Level, Ranks, Separates
+from train.findings.quantities import quantity
 from train.findings.trends import Slopes, Stays, Trend
 from train.results.verdict import Verdict
 
@@ -176,6 +177,14 @@ class Finding(Row):
     @property
     def checks(self) -> list[AnyCheck]:
         return [self.primary, *self.others]
+
+    @property
+    def whole_runs(self) -> str:
+        """What the check that decides reads of broken runs after the share from which one may be stopped, or ""."""
+        check = self.primary
+        read = [of for key in ("of", "than_of", "better_than") if (of := getattr(check, key, None)) is not None]
+        late = [quantity(of).label for of in read if quantity(of).late]
+        return "" if check.runs == "sound" else ", ".join(late)
 
     def sorted(self, runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Arms:
         return self.arms.sort(self.name, runs, metrics)
