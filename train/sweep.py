@@ -32,9 +32,9 @@ def launch(sweep: Sweep, force: bool = False, judge: Judge | None = None) -> int
     launcher = sweep.configs[0].launcher
     stops = any(config.stop_when != "never" for config in sweep.configs)
     if stops or sweep.claim is not None:
-        from train.findings.own import planned_claim
+        from train.findings.own import check_claim
 
-        finding = planned_claim(sweep.folder.name, sweep.claim, sweep.arms, sweep.configs)
+        finding = check_claim(sweep.folder.name, sweep.claim, sweep.arms, sweep.configs)
         if stops:
             _refuse_to_stop(launcher, finding)
     require_format((RunFolder(path.parent) for path in sweep.folder.glob("*/status.json")), sweep.folder)

@@ -25,13 +25,10 @@ def finding_of(sweep: SweepResults) -> Finding | None:
     return _stated(sweep.name, sweep.claim, arms, runs["model.name"], runs["optimizer.lr"], runs["seed"])
 
 
-def planned_claim(
+def check_claim(
     name: str, claim: Mapping[str, Any] | None, arms: Sequence[str | None], configs: Sequence[Config]
 ) -> Finding | None:
-    """Returns what will judge a sweep with this claim, arms and runs, as `finding_of`.
-
-    Raises ConfigError if there is a fault in the claim.
-    """
+    """Returns what will judge a sweep with these arms and runs, like `finding_of`. Raises ConfigError for a fault."""
     if claim is None:
         return all_findings().get(configs[0].finding or "")
     models, lrs, seeds = zip(*((c.model.name, c.optimizer.lr, c.seed) for c in configs), strict=True)
