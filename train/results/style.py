@@ -148,7 +148,9 @@ def line_over_seeds(axes: Axes, runs: pd.DataFrame, column: str, colour: Any, st
     broke = runs[runs["state"] == "diverged"]
     axes.plot(broke["optimizer.lr"], broke[column], "x", color=colour, markersize=6, markeredgewidth=1.4, zorder=4)
     early = runs[runs["state"] == STOPPED]
-    axes.plot(early["optimizer.lr"], early[column], "o", color=colour, markerfacecolor="white", markersize=5, zorder=4)
+    if len(early):
+        lrs = early["optimizer.lr"]
+        axes.plot(lrs, early[column], "o", color=colour, markerfacecolor="white", markersize=5, zorder=4)
 
 
 def arm_lines(lines: Mapping[str, str]) -> dict[str, str]:
