@@ -73,6 +73,10 @@ def train_and_summarize(config: Any, force: bool = False, logger: str | None = N
         from train.runfolder.folder import RunFolder
 
     config.launcher.require_local()
+    if config.stop_when != "never":
+        raise ConfigError(
+            f"stop_when={config.stop_when} compares the runs of a sweep: use stabilab sweep, or stop_when=never"
+        )
     folder = RunFolder(config.folder / config.run_name())
     if folder.has_ended() and not force:
         if logger is not None:

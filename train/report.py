@@ -17,6 +17,7 @@ from train.results.arms import with_arms
 from train.results.figures import loss_against_lr, run_curves
 from train.results.floors import floors_text
 from train.results.page.html import Judged, write_joint_page, write_page, write_run_page
+from train.results.stopped import stopped_text
 from train.results.style import save
 from train.results.sweep import Metrics, SweepResults, load_sweep, row_of, together
 from train.results.table import cells, table, titles
@@ -48,6 +49,7 @@ def markdown(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None) 
     lines += ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row) + " |" for row in cells(found)]
     lines += ["", *(f"- {note}" for note in (verdict.notes if verdict else ()))]
+    lines += [f"- {stopped}"] if not verdict and (stopped := stopped_text(sweep.runs)) else []
     lines += [f"- {left_out}"] if (left_out := sweep.left_out()) else []
     return "\n".join(lines).rstrip() + "\n"
 
@@ -99,6 +101,8 @@ def print_report(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | No
     if floors := floors_text(sweep.runs):
         console.print(floors, highlight=False)
     print_table(console, shown, less=("diverged", "bits/byte", "max logit there", "runs"))
+    if not verdict and (stopped := stopped_text(sweep.runs)):
+        console.print(stopped, soft_wrap=True)
     if left_out := sweep.left_out():
         console.print(escape(left_out))
     if trouble:

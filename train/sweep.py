@@ -12,26 +12,31 @@ from typing import TYPE_CHECKING
 from conf.axis import ConfigError
 
 if TYPE_CHECKING:
-    from train.sweeps.local import Judge
+    from train.config.launcher import LauncherConfig
+    from train.findings.base import Finding
+    from train.sweeps.early_stop import Judge
     from train.sweeps.plan import Sweep
 
 
 def launch(sweep: Sweep, force: bool = False, judge: Judge | None = None) -> int:
     """Trains the sweep here, or submits it if its launcher is Slurm, and returns the exit code.
 
-    With `force`, runs that have ended are trained again. `judge` may stop runs that train here, see
-    train.sweeps.local.run. Raises ConfigError for runs of an earlier format, runs with different launchers, or runs
-    that are in Slurm's queue.
+    With `force`, runs that have ended are trained again. For `judge` see train.sweeps.local.run. Raises ConfigError for
+    runs of an earlier format, runs with different launchers, runs that are in Slurm's queue, or for stop_when=broken
+    where that doesn't go.
     """
     from train.config.launcher import Slurm
     from train.runfolder.folder import RunFolder, require_format
     from train.sweeps.local import run
 
     launcher = sweep.configs[0].launcher
-    if sweep.claim is not None:
+    stops = any(config.stop_when != "never" for config in sweep.configs)
+    if stops or sweep.claim is not None:
         from train.findings.own import check_claim
 
-        check_claim(sweep.folder.name, sweep.claim, sweep.arms, sweep.configs)
+        finding = check_claim(sweep.folder.name, sweep.claim, sweep.arms, sweep.configs)
+        if stops:
+            _refuse_to_stop(launcher, finding)
     require_format((RunFolder(path.parent) for path in sweep.folder.glob("*/status.json")), sweep.folder)
     if any(config.launcher != launcher for config in sweep.configs):
         raise ConfigError("launcher: the runs of a sweep can't have different launchers: give one value")
@@ -43,6 +48,21 @@ def launch(sweep: Sweep, force: bool = False, judge: Judge | None = None) -> int
     from slurm.launch import launch
 
     return launch(sweep, launcher)
+
+
+def _refuse_to_stop(launcher: LauncherConfig, finding: Finding | None) -> None:
+    """Raises ConfigError for Slurm, whose tasks know nothing of each other, and for claims about whole runs."""
+    from train.config.launcher import Slurm
+
+    if isinstance(launcher, Slurm):
+        raise ConfigError(
+            "stop_when=broken compares runs that train on this machine: use stop_when=never with launcher=slurm"
+        )
+    if finding is not None and (needed := finding.whole_runs):
+        raise ConfigError(
+            f"stop_when=broken: the check that decides {finding.name} reads {needed} of broken runs to their end: "
+            "use stop_when=never"
+        )
 
 
 def _refuse_while_in_slurm(sweep: Sweep) -> None:

@@ -186,7 +186,7 @@ def print_sweep(sweep: Sweep, at_once: int, again: bool) -> None:
     from rich.markup import escape
 
     estimator, groups = Estimator(at_once), dict[tuple[int, str], list[tuple[Cost, bool]]]()
-    ended = {run.path.name for run in sweep.runs() if run.has_ended()} if not again else set()
+    ended = {c.run_name() for c in sweep.configs} - {c.run_name() for c in sweep.to_do(again)}
     left: dict[str, Cost] = {}
     for config, arm in zip(sweep.configs, _arms(sweep), strict=True):
         cost, done = estimator.cost(config), config.run_name() in ended

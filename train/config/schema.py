@@ -94,6 +94,9 @@ class Runtime:
     """Where the runs of a sweep train."""
     watch: Watch = Watch()
     """Thresholds on probes, and what happens when a run passes them."""
+    stop_when: Literal["never", "broken"] = "never"
+    """When a sweep stops a run. broken: after a quarter of its steps it is 0.5 nats above the same run at a lower LR,
+    in the median over a tenth of its steps. stop_when=never then trains it to its end."""
     finding: str | None
     """Name of the finding that an experiment tests. For a run outside a sweep it is the W&B group."""
 

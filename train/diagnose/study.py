@@ -6,27 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from train.config.grid import compose_all
+from train.config.launcher import Local
 from train.config.schema import Config
 from train.diagnose.recipe import Recipe
 from train.diagnose.search import BRACKETED, Bracket, Known, Loss, bracket, learning_rate, learns_nothing, wish
 from train.runfolder.folder import ENDED, STOPPED, RunFolder
 from train.sweep import launch
+from train.sweeps.early_stop import Judge, estimate
 from train.sweeps.live_table import relative_cost
 from train.sweeps.plan import Sweep
 
-CLEARLY = 0.5
-"""Nats above a run at a lower LR, on the same batches, from which a run counts as clearly broken.
-
-Of 125 runs of findings above their best LR, the ones that were this far above the best after a quarter of the run or
-later all ended degraded, by 0.18 nats and more. Runs that ended sound were at most 0.41 above it.
-"""
-FROM, OVER = 0.25, 0.1
-"""Share of a run before which it is not judged, and share over which the difference is a median."""
 RESERVED = 4
 """Runs that are kept in the budget for each size that has not been bracketed yet."""
 
@@ -109,7 +102,9 @@ class Study:
         """Adds runs to the sweep. Raises ConfigError if one of them can't be trained."""
         new = [point for point in points if point not in self._configs]
         composed = compose_all([self.overrides(point) for point in new])
-        self._configs |= {p: replace(c, finding=None, name=None) for p, c in zip(new, composed, strict=True)}
+        for point, config in zip(new, composed, strict=True):
+            own = replace(config, finding=None, name=None)
+            self._configs[point] = replace(own, stop_when="broken") if isinstance(own.launcher, Local) else own
         self.points |= set(new)
 
     @property
@@ -135,13 +130,10 @@ class Study:
         return found
 
     def _stopped(self, point: Point, config: Config, run: RunFolder, ended: Mapping[Point, Ended]) -> Ended:
-        """Estimates the final loss of a stopped run: as far above that of a lower LR as when it was stopped."""
-        status = run.status()
+        """Returns a stopped run with its estimated final loss. One that watch.stop ended counts as diverged."""
         lower = [e.loss for p, e in ended.items() if replace(p, k=0) == replace(point, k=0) and p.k < point.k]
-        best = min((loss.final for loss in lower if loss.final is not None), default=None)
         init = next((loss.init for loss in lower), run.metrics()[0]["validation/loss"])
-        # One that watch.stop ended has no such number and counts as diverged.
-        final = None if best is None or "above" not in status else best + float(status["above"])
+        final = estimate(run.status(), [loss.final for loss in lower])
         return Ended(point, config, run, STOPPED, Loss(final, init), None, run.seconds())
 
     def known(self, ended: Mapping[Point, Ended] | None = None) -> dict[Cell, Known]:
@@ -226,7 +218,7 @@ class Study:
             if not waiting and not new:
                 return True
             self.add(new)
-            launch(self.sweep, judge=Judge(self).verdict)
+            launch(self.sweep, judge=Judge(self.sweep))
             after = self.ended()
             if any(point not in after for point in self.points):
                 return False
@@ -246,41 +238,3 @@ class Study:
                 del self._configs[point]
             if not kept:
                 return
-
-
-class Judge:
-    """Compares runs in training with those at lower LRs on the same batches."""
-
-    def __init__(self, study: Study) -> None:
-        self.study = study
-        self.points = {study.config(p).run_name(): p for p in study.points}
-        self.next = dict.fromkeys(self.points, FROM)
-
-    def verdict(self, name: str) -> dict[str, Any] | None:
-        """Returns the status of a run that is to be stopped: how many nats it is above a run at a lower LR."""
-        run, point = RunFolder(self.study.folder / name), self.points[name]
-        steps = self.study.config(point).steps
-        share = (run.status().get("step") or 0) / steps
-        if share < self.next[name]:
-            return None
-        self.next[name] = share + OVER / 2
-        rows, length, sweep = run.metrics(), max(1, round(OVER * steps)), self.study.sweep
-        own = _losses(rows)
-        found: dict[str, Any] | None = None
-        for other, p in self.points.items():
-            if replace(p, k=0) != replace(point, k=0) or p.k >= point.k:
-                continue
-            theirs = _losses(sweep.run(other).metrics())
-            end = min(len(own), len(theirs))
-            if end < FROM * steps:
-                continue
-            above = float(np.median(own[end - length : end] - theirs[end - length : end]))
-            if found is None or above > found["above"]:
-                lower = learning_rate(self.study.recipes[point.arm].config.optimizer.lr, p.k)
-                reason = f"{above:.2f} nats above the run at LR {lower:g}, at step {end}"
-                found = {"above": above, "reason": reason, "step": end}
-        return found if found is not None and found["above"] > CLEARLY else None
-
-
-def _losses(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    return np.array([row["train/loss"] for row in rows if row["step"] >= 0])

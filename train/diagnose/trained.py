@@ -12,6 +12,7 @@ from train.diagnose.measured import Measured, Run
 from train.diagnose.search import Loss
 from train.results.arms import with_arms
 from train.results.sweep import SweepResults, load_sweep
+from train.runfolder.folder import STOPPED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,11 +44,16 @@ def _arm(sweep: SweepResults, runs: pd.DataFrame, sizes: Sequence[float]) -> Mea
     known: dict[float, str] = {float(n): str(one["model.name"].iloc[0]) for n, one in runs.groupby("size")}
     read = tuple(
         Run(
-            run["run"], sizes.index(run["size"]), int(run["seed"]), run["optimizer.lr"],
-            Loss(_finite(run["validation/loss_final"]), run["validation/loss_init"]), False, run["seconds"],
+            name=run["run"],
+            size=sizes.index(run["size"]),
+            seed=int(run["seed"]),
+            lr=run["optimizer.lr"],
+            loss=Loss(_finite(run["validation/loss_final"]), run["validation/loss_init"]),
+            stopped=run["state"] == STOPPED,
+            seconds=run["seconds"],
         )
         for run in runs.to_dict("records")
-    )  # fmt: skip
+    )
     curves = runs.groupby(["size", "seed"])["optimizer.lr"].nunique().groupby("size").max()
     notes = [f"runs at one LR alone at {model}, which are no curve" for n, model in known.items() if curves[n] < 2]
     floors = runs["floor/unigram"].dropna().tolist() if "floor/unigram" in runs else []

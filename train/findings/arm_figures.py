@@ -18,9 +18,9 @@ from train.results.style import (
     ARM_MARKERS,
     LINES,
     cap_line,
-    cross_handle,
     line_over_seeds,
     lr_axis,
+    outcome_handles,
     panels,
     plain_ticks,
     size_ticks,
@@ -152,6 +152,5 @@ def arms_by_size(sweep: Arms) -> Figure:
     sensitivity_panel(axes[len(sizes)], sweep)
     for panel in axes[len(sizes) + 1 :]:
         panel.remove()
-    broke = (sweep.runs["ended"] & (sweep.runs["state"] == "diverged")).any()
-    arms_legend(figure, arm_colours(sweep), [cross_handle()] if broke else [])
+    arms_legend(figure, arm_colours(sweep), outcome_handles(sweep.runs))
     return figure

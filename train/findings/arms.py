@@ -12,6 +12,7 @@ import numpy as np
 from conf.axis import ConfigError, near
 from train.cli.format import size_label
 from train.results.sensitivity import LRSensitivity, OverSeeds, lr_sensitivity, of_runs
+from train.results.stopped import stopped_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,6 +78,7 @@ class Arms:
             if len(lrs) > 2 and curve.first.best_lr in (lrs[0], lrs[-1]):
                 found.append(f"N={size_label(n)} {arm}: the best LR, {curve.first.best_lr:g}, is at the grid's edge")
         missing = [name for arm in self.names for name in self.missing[arm]]
+        found += [stopped] if (stopped := stopped_text(self.runs)) else []
         return found + ([f"Missing: {'; '.join(missing)}"] if missing else [])
 
     def _spread(self) -> str:

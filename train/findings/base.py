@@ -185,6 +185,14 @@ class Finding(Row):
         named += [of for check in self.checks if (of := getattr(check, "than_of", None)) is not None]
         return sorted({what for of in named if (what := quantity(of).after) is not None})
 
+    @property
+    def whole_runs(self) -> str:
+        """What the check that decides reads of broken runs after the share from which one may be stopped, or ""."""
+        check = self.primary
+        read = [of for key in ("of", "than_of", "better_than") if (of := getattr(check, key, None)) is not None]
+        late = [quantity(of).label for of in read if quantity(of).late]
+        return "" if check.runs == "sound" else ", ".join(late)
+
     def sorted(self, runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Arms:
         return self.arms.sort(self.name, runs, metrics)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
-from train.findings.base import Finding, checked_claim, find
+from train.findings.base import Finding, all_findings, checked_claim, find
 
 if TYPE_CHECKING:
     from train.config.schema import Config
@@ -25,10 +25,14 @@ def finding_of(sweep: SweepResults) -> Finding | None:
     return _stated(sweep.name, sweep.claim, arms, runs["model.name"], runs["optimizer.lr"], runs["seed"])
 
 
-def check_claim(name: str, claim: Mapping[str, Any], arms: Sequence[str | None], configs: Sequence[Config]) -> None:
-    """Raises ConfigError if there is a fault in the claim of a sweep with these arms and runs."""
+def check_claim(
+    name: str, claim: Mapping[str, Any] | None, arms: Sequence[str | None], configs: Sequence[Config]
+) -> Finding | None:
+    """Returns what will judge a sweep with these arms and runs, like `finding_of`. Raises ConfigError for a fault."""
+    if claim is None:
+        return all_findings().get(configs[0].finding or "")
     models, lrs, seeds = zip(*((c.model.name, c.optimizer.lr, c.seed) for c in configs), strict=True)
-    _stated(name, claim, [arm for arm in dict.fromkeys(arms) if arm is not None], models, lrs, seeds)
+    return _stated(name, claim, [arm for arm in dict.fromkeys(arms) if arm is not None], models, lrs, seeds)
 
 
 def _stated(name: str, claim: Mapping[str, Any], arms: Sequence[str], models: Any, lrs: Any, seeds: Any) -> Finding:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from train.results.sensitivity import DEGRADED
+from train.runfolder.folder import STOPPED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,12 +46,16 @@ def at_end(rows: pd.DataFrame, column: str) -> float:
     return float(series(rows, column).tail(END).mean())
 
 
-def window(rows: pd.DataFrame, column: str, low: float, high: float) -> float:
-    """Mean magnitude of a column between two shares of a run; infinite where the loss is not finite by then, NaN where
-    the column was not recorded."""
+def length(rows: pd.DataFrame, row: Mapping[str, Any]) -> int:
+    """The steps of a run, of which its shares are: of one that was stopped early those that it would have had."""
+    return int(row["steps"] if row["state"] == STOPPED else rows["step"].max() + 1)
+
+
+def window(rows: pd.DataFrame, column: str, low: float, high: float, steps: int) -> float:
+    """Mean magnitude of a column between two shares of a run's steps; infinite where the loss is not finite by then,
+    NaN where the column was not recorded."""
     trained = rows[rows["step"] >= 0]
-    length = trained["step"].max() + 1
-    inside = trained[(trained["step"] >= low * length) & (trained["step"] <= high * length)]
+    inside = trained[(trained["step"] >= low * steps) & (trained["step"] <= high * steps)]
     values = inside[column].abs().dropna()
     if len(values) and np.isfinite(values).all():
         return float(values.mean())

@@ -17,9 +17,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from conf.axis import import_all, near
 from train.findings.arms import Arms, on_one_grid
-from train.findings.probes import at_end, series, window
+from train.findings.probes import at_end, length, series, window
 from train.results.sensitivity import LRSensitivity, OverSeeds, coupled_lr_sensitivity
 from train.results.table import ACCURACY, SOLVED
+from train.sweeps.early_stop import FROM
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +42,8 @@ class Quantity:
     """Whether the number may lie beyond the LR grid; it is then taken to be the last LR."""
     after: str | None = None
     """The measurement of final weights that it needs, a module of train.measure with `measured`."""
+    late: bool = False
+    """Whether more than the final loss is read of the part of a run in which it may be stopped."""
 
 
 def _log(value: float | None) -> float:
@@ -93,15 +96,17 @@ RUN: dict[str, Quantity] = {
     "loss": Quantity("final loss (nats)", False, of_run=_capped),
     "above_best": Quantity("loss above the best LR's (nats)", False,
                            of_run=lambda row, sweep: _capped(row, sweep) - row.get("best_loss", math.nan)),
-    "logit_max": Quantity("largest attention logit of a run", True, of_run=_logit),
-    "solved": Quantity(f"share of runs that solve the task (accuracy >= {SOLVED:g})", False, of_run=_solved),
+    "logit_max": Quantity("largest attention logit of a run", True, of_run=_logit, late=True),
+    "solved": Quantity(f"share of runs that solve the task (accuracy >= {SOLVED:g})", False, of_run=_solved, late=True),
     "learning_rate": Quantity("learning rate", True, of_run=lambda row, _: _log(row["optimizer.lr"])),
 }  # fmt: skip
 """Measures of train/findings/measures register theirs here."""
 
 
-def measure(name: str, label: str, log: bool = False, after: str | None = None) -> Callable[[RunNumber], RunNumber]:
-    """Registers a function of a run under a name that claims can use.
+def measure(
+    name: str, label: str, log: bool = False, late: bool = True, after: str | None = None
+) -> Callable[[RunNumber], RunNumber]:
+    """Registers a function of a run under a name that claims can use; for `late` see Quantity.
 
     With `after`, rows of runs have what this measurement found at the final weights.
     """
@@ -109,7 +114,7 @@ def measure(name: str, label: str, log: bool = False, after: str | None = None) 
     def register(function: RunNumber) -> RunNumber:
         if name in RUN:
             raise ValueError(f"quantity {name} is registered twice")
-        RUN[name] = Quantity(label, log, of_run=function, after=after)
+        RUN[name] = Quantity(label, log, of_run=function, late=late, after=after)
         return function
 
     return register
@@ -148,21 +153,21 @@ class Metric(BaseModel):
 
     def number(self, row: Row, sweep: Arms) -> float:
         rows = sweep.metrics[row["run"]]
-        found = self._pooled(rows, self.metric, self.at)
+        found = self._pooled(rows, self.metric, self.at, row)
         if self.minus:
-            return self.sign * (found - self._pooled(rows, self.minus, self.at))
+            return self.sign * (found - self._pooled(rows, self.minus, self.at, row))
         if self.pool == "growth":
             return found
         value = _log(found) if self.log and math.isfinite(found) else found
-        for other in (self.over and self._pooled(rows, self.over, self.at),
-                      self.since is not None and self._pooled(rows, self.metric, self.since)):  # fmt: skip
+        for other in (self.over and self._pooled(rows, self.over, self.at, row),
+                      self.since is not None and self._pooled(rows, self.metric, self.since, row)):  # fmt: skip
             if other:
                 value = value - _log(other) if self.log else value / other
         return self.sign * value
 
-    def _pooled(self, rows: pd.DataFrame, name: str, at: At) -> float:
+    def _pooled(self, rows: pd.DataFrame, name: str, at: At, row: Row) -> float:
         columns = [c for c in rows if fnmatch.fnmatchcase(c, name)] if "*" in name else [name]
-        values = np.array([_taken(rows, column, at) for column in columns], dtype=float)
+        values = np.array([_taken(rows, column, at, row) for column in columns], dtype=float)
         if not len(values) or np.isnan(values).all():
             return math.nan
         if self.pool == "growth":
@@ -170,7 +175,7 @@ class Metric(BaseModel):
         return float(np.nanmax(values) if self.pool == "max" else np.nanmean(values))
 
 
-def _taken(rows: pd.DataFrame, column: str, at: At) -> float:
+def _taken(rows: pd.DataFrame, column: str, at: At, row: Row) -> float:
     """The value of one column, its magnitude for a window of it; infinite where the run has gone to NaN by then."""
     if column not in rows:
         return math.nan
@@ -181,7 +186,7 @@ def _taken(rows: pd.DataFrame, column: str, at: At) -> float:
     if at == "last":
         return float(rows[column].dropna().iloc[-1]) if rows[column].notna().any() else math.nan
     low, high = at if isinstance(at, tuple) else (max(0.0, float(at) - 0.05), float(at))
-    return window(rows, column, low, high)
+    return window(rows, column, low, high, length(rows, row))
 
 
 Named = Annotated[str, AfterValidator(_known)]
@@ -193,8 +198,12 @@ def quantity(of: Of) -> Quantity:
     if isinstance(of, Metric):
         log = of.log and not of.minus and of.pool != "growth"
         label = of.metric + (f" less {of.minus}" if of.minus else f" / {of.over}" if of.over else "")
-        return Quantity(label, log or of.pool == "growth", of_run=of.number)
+        return Quantity(label, log or of.pool == "growth", of_run=of.number, late=_is_late(of.at) or _is_late(of.since))
     return CURVE[of] if of in CURVE else RUN[of]
+
+
+def _is_late(at: At | None) -> bool:
+    return at is not None and (isinstance(at, str) or (at[1] if isinstance(at, tuple) else at) > FROM)
 
 
 Select = Literal["all", "sound", "broken"]

@@ -10,6 +10,8 @@ from typing import Any
 from train.cli.format import duration
 from train.findings.base import Finding
 from train.runfolder.files import read_json
+from train.runfolder.folder import RunFolder
+from train.sweeps.early_stop import stopped_above
 
 SHIPPED = Path(__file__).with_name("verdicts.json")
 """The verdicts of our own sweeps, by finding, in the form of `train.docs.collect.entry`."""
@@ -37,12 +39,17 @@ def state(folder: Path) -> dict[str, Any]:
     judged = (folder / "report" / "verdict.json").stat().st_mtime if verdict else None
     return {
         "runs": len(planned.get("runs", [])),
-        "ended": sum((folder / run["folder"] / "summary.json").exists() for run in planned.get("runs", [])),
+        "ended": sum(_has_result(RunFolder(folder / run["folder"])) for run in planned.get("runs", [])),
         "state": verdict.get("state", "not judged"),
         "checks": [check["passed"] for check in verdict.get("checks", [])],
         "judged": judged and datetime.fromtimestamp(judged).date().isoformat(),
         "folder": str(folder),
     }
+
+
+def _has_result(run: RunFolder) -> bool:
+    """Whether a run has ended, or was stopped early with an estimate of its loss."""
+    return (run.path / "summary.json").exists() or stopped_above(run.status()) is not None
 
 
 def cost(finding: Finding) -> str:

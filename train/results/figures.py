@@ -25,11 +25,11 @@ from train.results.style import (
     cap_line,
     colour_handles,
     colours,
-    cross_handle,
     legend_above,
     line_over_seeds,
     logit_guides,
     lr_axis,
+    outcome_handles,
     panels,
     plain_ticks,
     size_ticks,
@@ -65,7 +65,7 @@ def arms_against_lr(runs: pd.DataFrame, lines: Mapping[str, str], handles: Seque
         cap_line(loss, float(runs["validation/loss_init"].median()))
     bigram_guide(loss, common_floor(runs, "bigram"), loss.get_ylim())
     labels = {label: styles[arm] for arm, label in lines.items()}
-    legend_above(figure, shades, labels, [*handles, *([cross_handle()] if len(broke) else [])])
+    legend_above(figure, shades, labels, [*handles, *outcome_handles(runs)])
     return figure
 
 
@@ -204,7 +204,7 @@ def loss_against_lr(runs: pd.DataFrame) -> Figure:
         bigram_guide(panel, common_floor(runs[runs[by] == facet], "bigram"), limits)
     for panel in axes[len(facets) :]:
         panel.remove()
-    handles = [*(colour_handles(shades) if overlaid else []), *([cross_handle()] if len(broke) else [])]
+    handles = [*(colour_handles(shades) if overlaid else []), *outcome_handles(runs)]
     legend_above(figure, {} if overlaid else shades, {}, handles)
     return figure
 

@@ -14,6 +14,7 @@ import numpy as np
 from train.cli.format import size_label
 from train.results.verdict import jsonable
 from train.runfolder.files import write_atomically
+from train.runfolder.folder import STOPPED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +133,10 @@ def legend_above(figure: Figure, sizes: Mapping[int, Any], lines: Mapping[str, s
 
 
 def line_over_seeds(axes: Axes, runs: pd.DataFrame, column: str, colour: Any, style: str) -> None:
-    """Draws the median over seeds against LR with a min-max band. Crosses mark diverged runs."""
+    """Draws the median over seeds against LR with a min-max band.
+
+    Crosses mark diverged runs, hollow points those that were stopped early.
+    """
     by_lr = runs.groupby("optimizer.lr")[column]
     middle = by_lr.median()
     axes.plot(
@@ -143,6 +147,10 @@ def line_over_seeds(axes: Axes, runs: pd.DataFrame, column: str, colour: Any, st
         axes.fill_between(middle.index, by_lr.min(), by_lr.max(), color=colour, alpha=0.15, linewidth=0)
     broke = runs[runs["state"] == "diverged"]
     axes.plot(broke["optimizer.lr"], broke[column], "x", color=colour, markersize=6, markeredgewidth=1.4, zorder=4)
+    early = runs[runs["state"] == STOPPED]
+    if len(early):
+        lrs = early["optimizer.lr"]
+        axes.plot(lrs, early[column], "o", color=colour, markerfacecolor="white", markersize=5, zorder=4)
 
 
 def arm_lines(lines: Mapping[str, str]) -> dict[str, str]:
@@ -150,10 +158,15 @@ def arm_lines(lines: Mapping[str, str]) -> dict[str, str]:
     return {arm: LINES[i % len(LINES)] for i, arm in enumerate(lines)}
 
 
-def cross_handle() -> Any:
+def outcome_handles(runs: pd.DataFrame) -> list[Any]:
+    """Returns entries of a legend for what line_over_seeds marks, if there are such runs."""
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color="0.3", marker="x", linestyle="", markersize=6, markeredgewidth=1.4, label="diverged")
+    cross = Line2D([], [], color="0.3", marker="x", linestyle="", markersize=6, markeredgewidth=1.4, label="diverged")
+    hollow = Line2D([], [], color="0.3", marker="o", linestyle="", markersize=5, markerfacecolor="white")
+    hollow.set_label("stopped (estimate)")
+    found = set(runs.loc[runs["ended"], "state"])
+    return [handle for state, handle in (("diverged", cross), (STOPPED, hollow)) if state in found]
 
 
 def colour_handles(colours: Mapping[str, Any]) -> list[Any]:

@@ -14,6 +14,7 @@ from conf.axis import ConfigError
 from train.config.choices import YAML
 from train.results.arms import with_arms
 from train.results.later import flat, with_later_fields
+from train.results.stopped import with_estimates
 from train.runfolder import columns
 from train.runfolder.files import read_json
 from train.runfolder.folder import ENDED, RunFolder, no_sweep, require_format
@@ -57,9 +58,10 @@ class SweepResults:
     runs: pd.DataFrame
     """One row per run of the sweep.
 
-    The columns are `run`, `state`, `ended`, the config (`optimizer.lr`, ...) and the summary (`N`, `validation/loss`,
-    ..., `final.<metric>`). `size` is the smallest N among runs of the same shape, so that arms with a few extra
-    parameters share it. `arm` exists if the experiment names its arms.
+    The columns are `run`, `state`, `ended` (whether it has a result, which may be an estimate), the config
+    (`optimizer.lr`, ...) and the summary (`N`, `validation/loss`, ..., `final.<metric>`). `size` is the smallest N
+    among runs of the same shape, so that arms with a few extra parameters share it. `arm` exists if the experiment
+    names its arms.
     """
     metrics: Metrics
     claim: Mapping[str, Any] | None = None
@@ -86,7 +88,7 @@ class SweepResults:
 
     @property
     def ended(self) -> pd.DataFrame:
-        """Returns the runs that finished or diverged."""
+        """Returns the runs that finished or diverged, or were stopped with an estimate of their final loss."""
         return self.runs[self.runs["ended"]]
 
     def left_out(self) -> str | None:
@@ -107,7 +109,7 @@ def load_sweep(path: Path | str) -> SweepResults:
     require_format(folders, path)
     planned = _composed([e for e, f in zip(entries, folders, strict=True) if not (f.path / "config.yaml").exists()])
     rows = [row_of(f, planned.get(f.path.name)) | _arm(e) for e, f in zip(entries, folders, strict=True)]
-    runs = _frame(with_later_fields(rows))
+    runs = _frame(with_estimates(with_later_fields(rows), folders))
     if runs["seed"].isna().all():
         raise ConfigError(
             f"{path}: no run has started, and the overrides in sweep.json no longer fit conf/: start the sweep again"

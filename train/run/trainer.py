@@ -37,6 +37,7 @@ from train.run.sharding import Sharded, whole
 from train.run.start import require_start
 from train.runfolder.files import save_atomically, write_atomically
 from train.runfolder.folder import STOPPED, RunFolder, require_format
+from train.runfolder.measured import measured
 
 Summary = dict[str, Any]
 
@@ -242,13 +243,7 @@ def summarize(
     """
     loss_init, loss_final = module.loss_init, callback.loss_final
     diverged = loss_final is None or not loss_final <= loss_init
-    watched = [r for r in rows if "attention/logit_max" in r or "residual/block0/rms" in r]
-    finite = [r for r in watched if math.isfinite(r["train/loss"])] or watched
     trained = [r for r in rows if r["step"] >= 0]
-    above = [r["step"] for r in trained if r["train/loss"] > loss_init]
-    last = finite[-1] if finite else {}
-    logit_max = [r["attention/logit_max"] for r in finite if "attention/logit_max" in r]
-    entropy = [r["attention/entropy_min"] for r in finite if "attention/entropy_min" in r]
     judged = loss_init if diverged or loss_final is None else loss_final
     size = sizes(config, module.model)
     tokens = len(trained) * tokens_per_step(config)
@@ -265,8 +260,7 @@ def summarize(
         **prepared.floors.summary,
         "train/loss": last_train_loss(trained, config.steps),
         "diverged_step": _onset(trained, loss_init, callback.diverged_step) if diverged else None,
-        "steps_above_init": len(above),
-        "steps_done": len(trained),
+        **measured(rows, loss_init),
         **size,
         "tokens": tokens,
         "epochs": tokens / len(prepared.train),
@@ -274,11 +268,6 @@ def summarize(
         "seconds": seconds,
         **rates,
         **use_of_machine(config, rates["train/flops_per_second"]),
-        "logit_max": max(logit_max, default=None),
-        "logit_max_final": logit_max[-1] if logit_max else None,
-        "entropy_final": last.get("attention/entropy"),
-        "entropy_min": min(entropy, default=None),
-        "final": {k: v for k, v in last.items() if not isinstance(v, list)},
         "derived": values_in_force(config),
     }
 

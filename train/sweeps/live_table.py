@@ -13,6 +13,7 @@ from train.cli.format import duration, number
 from train.cli.tables import fitted, line, plain_table
 from train.cli.terminal import table_console
 from train.runfolder.folder import ENDED, STOPPED, RunFolder
+from train.sweeps.early_stop import stays_stopped, stopped_above
 from train.sweeps.plan import Sweep
 
 STYLE = {
@@ -41,6 +42,10 @@ class LiveTable:
         before = [] if force else sweep.runs()
         self.status = {config.run_name(): dict[str, Any]() for config in sweep.configs}
         self.status |= {run.path.name: run.status() for run in before}
+        for config in sweep.configs:
+            status = self.status[config.run_name()]
+            if status.get("state") == STOPPED and not stays_stopped(config, status):
+                status["state"] = "pending"
         self.summary = {run.path.name: run.summary() for run in before}
         self.cost = {c.run_name(): c.steps * c.batch_size * c.context * relative_cost(c) for c in sweep.configs}
         self.before = sum(self.cost[n] for n, s in self.status.items() if s.get("state") in DONE)
@@ -145,7 +150,7 @@ class LiveTable:
         counts = ", ".join(f"{states.count(state)} {state}" for state in STYLE if state in states)
         if self.live is None and not self.brief:
             self.console.print(self._table())
-        self.console.print(f"{counts} in {duration(time.monotonic() - self.started)}")
+        self.console.print(f"{counts} in {duration(time.monotonic() - self.started)}{self._saved()}")
         for name, status in self.status.items():
             if status.get("state") not in DONE:
                 reason = status.get("reason") or f"process {status.get('pid')} of another command is training it"
@@ -153,6 +158,16 @@ class LiveTable:
         if not self.brief:
             self.console.print(f"judge and draw: stabilab report {self.sweep.folder}", soft_wrap=True)
         return int(any(state not in DONE for state in states))
+
+    def _saved(self) -> str:
+        """Returns how much of the sweep's training was saved by stopping broken runs, or nothing if none was."""
+        steps = {config.run_name(): config.steps for config in self.sweep.configs}
+        parts = [
+            self.cost[name] * (1 - status["step"] / steps[name])
+            for name, status in self.status.items() if stopped_above(status) is not None
+        ]  # fmt: skip
+        share = sum(parts) / sum(self.cost.values())
+        return f"; stop_when=broken saved {share:.0%} of the sweep's training" if parts else ""
 
 
 def relative_cost(config: Any) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -15,18 +14,17 @@ from train.run.process import sigterm_like_ctrl_c
 from train.run.start import require_start
 from train.runfolder.files import if_stale, unwritable
 from train.runfolder.folder import STOPPED
+from train.sweeps.early_stop import Judge
 from train.sweeps.live_table import LiveTable
 from train.sweeps.plan import Sweep, prepare_data
 from train.sweeps.pool import Pool, slots
-
-Judge = Callable[[str], dict[str, Any] | None]
-"""Takes the name of a run in training. Returns None to let it train on, or what its status says once it is stopped."""
 
 
 def run(sweep: Sweep, force: bool = False, judge: Judge | None = None) -> int:
     """Trains the runs that have not ended, with `force` all, with a live table. Returns the exit code, 1 if one failed.
 
-    `judge` is asked about every run in training, about five times a second, and may stop it.
+    Runs with stop_when=broken are judged about five times a second, by `judge` for a caller that trains more runs after
+    these.
 
     Raises ConfigError if another sweep works in the folder or the folder can't be written.
     """
@@ -64,10 +62,16 @@ def _run(sweep: Sweep, force: bool, judge: Judge | None) -> int:
     try:
         sweep.write_plan()
         todo = sweep.to_do(force)  # Another sweep may have trained some of them in the meantime.
-        todo.sort(key=lambda c: -c.steps * c.batch_size * c.context * c.model.depth * c.model.width**2)
+        todo.sort(key=_turn)
         return _train(sweep, todo, force, judge)
     finally:
         lock.release()
+
+
+def _turn(config: Config) -> tuple[float, float]:
+    """Returns when a run's turn comes: long ones first, and low LRs before those that are compared with them."""
+    cost = config.steps * config.batch_size * config.context * config.model.depth * config.model.width**2
+    return -cost, config.optimizer.lr if config.stop_when == "broken" else 0.0
 
 
 def _train(sweep: Sweep, todo: list[Config], force: bool, judge: Judge | None) -> int:
@@ -78,6 +82,7 @@ def _train(sweep: Sweep, todo: list[Config], force: bool, judge: Judge | None) -
     try:
         pool = Pool(sweep.folder, slots(sweep.configs[0]), todo, again=force)
         with LiveTable(sweep, len(pool.free), force, brief=judge is not None) as table:
+            judge = judge or Judge(sweep)
             while (pool.waiting or pool.running) and stop.received is None:
                 ended = pool.step()
                 for name in ended:
@@ -85,7 +90,7 @@ def _train(sweep: Sweep, todo: list[Config], force: bool, judge: Judge | None) -
                         sweep.run(name).set_status(STOPPED, **verdicts[name])
                 table.update(ended, list(pool.running))
                 for name in pool.running.keys() - verdicts.keys():
-                    if judge is not None and (verdict := judge(name)):
+                    if verdict := judge.verdict(name):
                         verdicts[name] = verdict
                         pool.interrupt(name)
                 pool.wait(0.2)

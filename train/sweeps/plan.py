@@ -16,7 +16,8 @@ from train.config.grid import Composer, compose_all, expand_with_claim
 from train.config.own import resolved
 from train.config.schema import Config
 from train.runfolder.files import read_json, unwritable, write_atomically
-from train.runfolder.folder import STOPPED, RunFolder
+from train.runfolder.folder import RunFolder
+from train.sweeps.early_stop import stays_stopped
 from train.sweeps.folder_name import sweep_folder
 
 if TYPE_CHECKING:
@@ -57,14 +58,9 @@ class Sweep:
         return own if own.path.exists() else self._elsewhere.get(name, own)
 
     def to_do(self, force: bool = False) -> list[Config]:
-        """Returns the configs of the runs that have neither ended nor been given up, with `force` of all runs.
-
-        Each is there once.
-        """
+        """Returns the configs of the runs to train, each once: of those that have no result, with `force` of all."""
         pairs = zip(self.configs, self.runs(), strict=True)
-        return list(
-            {c.run_name(): c for c, run in pairs if force or not (run.has_ended() or run.state() == STOPPED)}.values()
-        )
+        return list({c.run_name(): c for c, run in pairs if force or not is_done(c, run)}.values())
 
     def write_plan(self) -> None:
         """Writes sweep.json, which lists the runs for reports and resumption. Raises ConfigError if it can't."""
@@ -114,6 +110,11 @@ def plan(overrides: Sequence[str]) -> Sweep:
             configs.append(config)
             arms.append(arm)
     return Sweep(folder, list(overrides), points, configs, arms, claim)
+
+
+def is_done(config: Config, run: RunFolder) -> bool:
+    """Returns whether the run has ended, or was stopped early and is to stay so."""
+    return run.has_ended() or stays_stopped(config, run.status())
 
 
 def prepare_data(configs: list[Config]) -> None:

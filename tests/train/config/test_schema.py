@@ -243,6 +243,7 @@ PLACE = {
     "recompute": "block",
     "launcher": "slurm",
     "watch": "{checkpoint: true}",
+    "stop_when": "broken",
     "finding": "qk_norm",
 }
 NUMBERS = {

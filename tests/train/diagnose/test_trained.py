@@ -22,7 +22,7 @@ SIZES = {"mini-w32-d1": 12_288, "mini-w32-d2": 24_576, "mini-w32-d4": 49_152, "m
 LRS = (0.006, 0.03, 0.06)
 LEARNED = 1 - math.exp(-6 * 0.11)
 """What fake_run's logits have reached of their largest value at step 10 of 100, in log."""
-BROKEN_FROM = 200.0
+BROKEN_FROM = 150.0
 
 
 def read_logit(n, lr):

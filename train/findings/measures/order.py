@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from train.findings.arms import Arms
-from train.findings.probes import at_end, departure, first_step, loss_difference, series
+from train.findings.probes import at_end, departure, first_step, length, loss_difference, series
 from train.findings.quantities import Row, measure, records
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def lead(mark: int | None, row: Row, sweep: Arms) -> float:
     if not row["degraded"] or "reference" not in row:
         return math.nan
     own = sweep.metrics[row["run"]]
-    gone, steps = departure(loss_difference(own, sweep.metrics[row["reference"]])), float(own["step"].max() + 1)
+    gone, steps = departure(loss_difference(own, sweep.metrics[row["reference"]])), length(own, row)
     return -1.0 if mark is None else ((steps if gone is None else gone) - mark) / steps
 
 
@@ -68,11 +68,11 @@ def logit_lead(row: Row, sweep: Arms) -> float:
     return lead(first_step(found, found > level), row, sweep)
 
 
-@measure("early_rise", "largest rise of the loss in the first tenth (nats)")
+@measure("early_rise", "largest rise of the loss in the first tenth (nats)", late=False)
 def early_rise(row: Row, sweep: Arms) -> float:
     """Nats by which the training loss, in a running median over five batches, rises most above what it was before."""
     rows = sweep.metrics[row["run"]]
     trained = rows[rows["step"] >= 0]
-    early = trained[trained["step"] < 0.1 * (trained["step"].max() + 1)]
+    early = trained[trained["step"] < 0.1 * length(rows, row)]
     loss = early["train/loss"].rolling(5, center=True, min_periods=1).median()
     return float(np.max(loss - loss.cummin())) if len(loss) else math.nan

@@ -68,7 +68,7 @@ function through(xs, ys) {
  * title, unit, about: the text alternative
  * x, y: {log, least, zero, room, label, ticks, text, values: further values to make room for}
  * series: [{label, x, y, colour: [light, dark], dash, faint, points, hollow, loose: points without a line,
- *   band: [low, high], bars: [[x, low, high]], crosses: [[x, y]], more(index): text after the value in the tooltip}]
+ *   band: [low, high], bars: [[x, low, high]], crosses: [[x, y]], rings: [[x, y]], more(index): text after the value in the tooltip}]
  * guides: [[y, text]], marks: [[x, text]]
  * heading(x): the tooltip's heading
  * choose(series, x): called on a click
@@ -192,6 +192,8 @@ function drawSeries(series, x, y) {
   }
   for (const [bar, low, high] of series.bars || [])
     group.append(svg("path", { d: `M${x(bar)},${y(low)}L${x(bar)},${y(high)}` }));
+  for (const [cx, cy] of series.rings || [])
+    group.append(svg("circle", { cx: x(cx), cy: y(cy), r: 4, class: "hollow" }));
   for (const [cx, cy] of series.crosses || []) {
     const [a, b] = [x(cx), y(cy)];
     group.append(svg("path", { class: "cross", d: `M${a - 4},${b - 4}l8,8m0,-8l-8,8` }));
@@ -265,14 +267,16 @@ function follow(plot, spec, x, y, cursor, xs, zoom) {
   };
 }
 
-/** Returns the items of a legend from [label, colour, dash, kind, hollow]; kind is line, point, cross or both. */
+/** Returns the items of a legend from [label, colour, dash, kind, hollow]; kind is line, point, ring, cross or both. */
 function legend(entries) {
   return entries.map(([label, colour, dash, kind, hollow]) => {
     const group = paint(svg("g"), ...colour);
     if (kind === "cross") group.append(svg("path", { class: "cross", d: "M7,1l8,8m0,-8l-8,8" }));
     else {
-      if (kind !== "point") group.append(svg("path", { d: "M0,5L22,5", "stroke-dasharray": dash }));
-      if (kind !== "line") group.append(svg("circle", { cx: 11, cy: 5, r: 2.6, class: hollow ? "hollow" : null }));
+      const ring = kind === "ring";
+      if (kind !== "point" && !ring) group.append(svg("path", { d: "M0,5L22,5", "stroke-dasharray": dash }));
+      const look = { r: ring ? 4 : 2.6, class: hollow || ring ? "hollow" : null };
+      if (kind !== "line") group.append(svg("circle", { cx: 11, cy: 5, ...look }));
     }
     return make(
       "span",

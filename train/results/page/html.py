@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from train.results.page.curves import BUDGET, curves
 from train.results.page.payload import facts, payload, provenance, with_curves
+from train.results.stopped import stopped_text
 from train.results.verdict import KINDS, Verdict
 from train.runfolder.files import write_atomically
 
@@ -51,7 +52,8 @@ def write_joint_page(sweep: SweepResults, found: pd.DataFrame, judged: Sequence[
     shown = set(with_curves(runs))
     share = BUDGET / len(shown)
     packed = [curves(sweep.metrics.rows(name), share) if i in shown else None for i, name in enumerate(runs["run"])]
-    notes = []
+    judges = any(one.verdict for one in judged)  # Its notes say it.
+    notes = [f"{stopped}."] if not judges and (stopped := stopped_text(runs)) else []
     if len(shown) < len(runs):
         notes.append(
             f"This page holds the curves of {len(shown)} of the {len(runs)} runs: the first seeds of each arm, size "

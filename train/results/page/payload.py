@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     ("run", "run", "words", "run folder"),
-    ("state", "state", "words", "finished, diverged, or why the run has no result"),
+    ("state", "state", "words", "finished, diverged, stopped early, or why the run has no result"),
     ("N", "N", "size", "parameters, without embedding and head"),
     ("arm", "arm", "words", "settings that distinguish the run from others of its size"),
     ("optimizer.lr", "LR", "exact", "peak learning rate"),
@@ -28,7 +28,7 @@ COLUMNS = (
         "validation/loss",
         "validation loss",
         "measured",
-        "final validation loss in nats; for a diverged run, the loss at initialisation",
+        "final validation loss in nats; for a diverged run, the loss at initialisation; for a stopped one, an estimate",
     ),
     ("validation/accuracy", "accuracy", "measured", "share of right answers, in the same validation"),
     ("logit_max", "max logit", "measured", "largest attention logit of the whole run"),

@@ -16,7 +16,7 @@ function byArm() {
   return found;
 }
 
-/** Returns a series of the metric over LR: median over seeds, min-max band, crosses where runs diverged. */
+/** Returns a series of the metric over LR: median over seeds, min-max band, crosses where runs diverged, rings where they were stopped. */
 function rateSeries(runs, size, metric) {
   const lr = data.runs["optimizer.lr"];
   const values = data.runs[metric];
@@ -38,8 +38,10 @@ function rateSeries(runs, size, metric) {
       ? [at.map((g) => Math.min(...g.map((i) => values[i]))), at.map((g) => Math.max(...g.map((i) => values[i])))]
       : null,
     crosses: known.filter((i) => data.runs.state[i] === "diverged").map((i) => [lr[i], values[i]]),
+    rings: known.filter((i) => data.runs.state[i] === "stopped").map((i) => [lr[i], values[i]]),
     more: (j) =>
       (at[j].some((i) => data.runs.state[i] === "diverged") ? " diverged" : "") +
+      (at[j].some((i) => data.runs.state[i] === "stopped") ? " stopped early" : "") +
       (at[j].length > 1 ? ` (median of ${at[j].length})` : ""),
   };
 }
@@ -72,7 +74,10 @@ function drawRates(choose) {
   };
   const [light, dark] = data.shades[data.sizes.length];
   const entries = data.sizes.map(([, text], i) => [`N = ${text}`, [light[i], dark[i]], null, "both"]);
-  if (data.runs.state.includes("diverged")) entries.push(["diverged", ["var(--quiet)", "var(--quiet)"], null, "cross"]);
+  const quiet = ["var(--quiet)", "var(--quiet)"];
+  if (data.runs.state.includes("diverged")) entries.push(["diverged", quiet, null, "cross"]);
+  if (data.runs.state.some((state, i) => state === "stopped" && data.ended[i]))
+    entries.push(["stopped early (estimate)", quiet, null, "ring"]);
   $("sizes").replaceChildren(...legend(entries));
   for (const metric of Object.keys(AXES)) {
     if (data.runs[metric]?.some((v) => v != null)) radio("metric", metric, AXES[metric].title, draw);
