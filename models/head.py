@@ -175,12 +175,14 @@ class FourierDensity(nn.Module):
         self.register_buffer("sin_FV", angle_FV.sin().float(), persistent=False)
 
     def forward(self, z_NK: torch.Tensor) -> torch.Tensor:
-        z_NK = z_NK.float() + self.bias
-        # a / |a| first: squares of initial values near 1e-4 would lose digits.
-        real_NF, imaginary_NF = F.normalize(z_NK, dim=-1).chunk(2, -1)
-        sum_NV = real_NF @ self.cos_FV - imaginary_NF @ self.sin_FV
-        density_NV = sum_NV.square() + (real_NF @ self.sin_FV + imaginary_NF @ self.cos_FV).square()
-        return torch.log(density_NV / density_NV.sum(-1, keepdim=True).clamp_min(1e-30) + FLOOR)
+        # Its products are logits, not a layer's: they stay in fp32 under autocast.
+        with torch.autocast(z_NK.device.type, enabled=False):
+            z_NK = z_NK.float() + self.bias
+            # a / |a| first: squares of initial values near 1e-4 would lose digits.
+            real_NF, imaginary_NF = F.normalize(z_NK, dim=-1).chunk(2, -1)
+            sum_NV = real_NF @ self.cos_FV - imaginary_NF @ self.sin_FV
+            density_NV = sum_NV.square() + (real_NF @ self.sin_FV + imaginary_NF @ self.cos_FV).square()
+            return torch.log(density_NV / density_NV.sum(-1, keepdim=True).clamp_min(1e-30) + FLOOR)
 
 
 @HEAD.register

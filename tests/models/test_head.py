@@ -151,3 +151,15 @@ def test_the_initial_loss_is_that_of_guessing() -> None:
         logits = model(f"head={head}", *(["head.scale=1e-3"] if head == "cosine" else []))(TEXT)[0]
         loss = float(F.cross_entropy(logits.flatten(0, 1), TEXT.flatten()))
         assert loss == pytest.approx(math.log(32), abs=1e-2 if head == "cosine" else 1.0)
+
+
+@pytest.mark.parametrize("name", sorted(HEAD.choices))
+def test_logits_are_fp32_under_autocast(name: str) -> None:
+    """And the head's part of them has fp32's digits: the same hidden state gives the same logits."""
+    made = model(f"head={name}")
+    hidden_BTD = made.hidden(TEXT)[0].detach()
+    expected = made.logits(hidden_BTD)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = made.logits(hidden_BTD)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
