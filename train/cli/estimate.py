@@ -26,7 +26,7 @@ from train.config.schema import Config
 from train.run.derived import flops_per_token, tokens_per_step
 from train.sweeps.plan import Sweep
 
-STEP_SECONDS, BLOCK_SECONDS, FLOPS_PER_SECOND = 1.6e-3, 1.4e-3, 110e9
+STEP_SECONDS, BLOCK_SECONDS, FLOPS_PER_SECOND = 0.8e-3, 1.4e-3, 110e9
 """Per step, per step and block, and rate of a CPU core. train/bench/README.md has the steps that they are fitted to."""
 
 PARAMETER_BYTES = 16
@@ -39,8 +39,8 @@ PROCESS_BYTES = 0.45e9
 """Memory of a process with the libraries loaded."""
 
 BESIDE = 1.6
-"""Time of a run beside others, with which it shares memory and caches, over that of a run alone: 1.5 at width 32 and
-1.8 at width 64, with two runs on two cores."""
+"""Time of a run beside others, with which it shares memory and caches, over that of a run alone: 1.1 to 1.8 with two
+runs on two cores, depending on the day."""
 
 LAYER_SHARE = 0.44
 """Share of a step that attention layers take with softmax in contexts of 64: whole steps took 1.8 times as long with
