@@ -52,7 +52,7 @@ def _few(measured: Measured, lines: Mapping[str, Law]) -> list[str]:
     """Returns a note on laws that go through too few readings to know how far off they are."""
     words = {"critical": "critical LR", "optimal": "optimal LR", "loss": "loss"}
     few = [words[name] for name, one in lines.items() if not math.isfinite(one.exponent.error)]
-    return [f"two readings of {' and '.join(few)} in all: too few to extrapolate; {measured.more}"] if few else []
+    return [f"two readings in all of {', '.join(few)}: too few to extrapolate; {measured.more}"] if few else []
 
 
 def _notes(measured: Measured, sizes: tuple[AtSize, ...]) -> list[str]:
