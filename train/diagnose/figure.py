@@ -52,7 +52,7 @@ def _rates(axes: Axes, card: Card, style: str) -> None:
         if card.forecast is None:
             continue
         _bar(axes, card.forecast.n, getattr(card.forecast, name), colour, marker, filled=False)
-        if name in card.laws:
+        if getattr(card.forecast, name) is not None and name in card.laws:
             one = card.laws[name]
             ns = np.geomspace(min(np.exp(one.x)), max(card.forecast.n, *np.exp(one.x)), 60)
             found = [one.at(float(n)) for n in ns]

@@ -10,7 +10,7 @@ from pathlib import Path
 from train.diagnose.card import Card
 from train.diagnose.compare import Comparison, table
 from train.diagnose.figure import card_figure
-from train.diagnose.probe_text import PROBE_COLUMNS, probe_tables
+from train.diagnose.probe_text import probe_tables
 from train.diagnose.terminal import (
     COLUMNS,
     SIGN_COLUMNS,
@@ -71,5 +71,5 @@ def page(
         Path(__file__).with_name("card.html"), title=title,
         facts=f"stability card, intervals of {cards[0].level:.0%}", cards=shown, columns=COLUMNS,
         sign_columns=SIGN_COLUMNS, tables=[(what, *table(found)) for what, found in comparisons], picture=pictures[0],
-        probe_columns=PROBE_COLUMNS, signs_explained=SIGNS_EXPLAINED,
+        signs_explained=SIGNS_EXPLAINED,
     )  # fmt: skip

@@ -9,9 +9,18 @@ from train.forecast.predict import BEYOND, Crossing, ForecastRow, Prediction
 PROBE_COLUMNS = ("LR", "forecast", "90 %", "chance", "at N", "measured")
 
 
-def probe_tables(of: ProbeForecast | None) -> list[tuple[str, list[list[str]]]]:
-    """Returns a heading and rows for each probe: its forecast by LR, and where it passes the level that decides."""
-    return [(_heading(of, one), _rows(of, one)) for one in of.found] if of else []
+def probe_tables(of: ProbeForecast | None) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
+    """Returns heading, columns and rows for each probe: its forecast by LR, and where it passes the deciding level.
+
+    The last column, what was measured, is left out where the target was not trained.
+    """
+    found = []
+    for one in of.found if of else ():
+        assert of is not None
+        rows = _rows(of, one)
+        seen = any(row.measured for row in one.rows)
+        found.append((_heading(of, one), PROBE_COLUMNS[: None if seen else -1], [r if seen else r[:-1] for r in rows]))
+    return found
 
 
 def _heading(of: ProbeForecast, one: Prediction) -> str:

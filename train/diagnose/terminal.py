@@ -11,7 +11,7 @@ from train.cli.terminal import say, table_console
 from train.config.schema import Runtime
 from train.diagnose.card import AtSize, Card, Interval
 from train.diagnose.compare import Comparison, table
-from train.diagnose.probe_text import PROBE_COLUMNS, probe_conclusions, probe_tables
+from train.diagnose.probe_text import probe_conclusions, probe_tables
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -151,11 +151,11 @@ def print_card(card: Card) -> None:
         console.print()
         print_table(console, _table(SIGN_COLUMNS, sign_rows(card)), less=("passes in",))
         say(console, "", f"[dim]{SIGNS_EXPLAINED}[/]")
-    for heading, rows in probe_tables(card.probes):
+    for heading, columns, rows in probe_tables(card.probes):
         console.print()
         say(console, "", escape(heading))
         cells = [[escape(cell) for cell in row] for row in rows]
-        print_table(console, _table(PROBE_COLUMNS, cells), less=("90 %", "measured", "at N"))
+        print_table(console, _table(columns, cells), less=("90 %", "measured", "at N"))
     console.print()
     for line in conclusions(card):
         say(console, "", escape(line))

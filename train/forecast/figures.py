@@ -43,14 +43,17 @@ def forecast_figure(found: Sequence[Prediction], runs: pd.DataFrame, breaking: f
             xytext=(2, 1), textcoords="offset points", color="0.35", fontsize=6.5, va="bottom", ha="center",
         )  # fmt: skip
         levels = {level: f"{level:g}" for level in prediction.quantity.levels}
-        levels |= {breaking: "broke"} if breaking and prediction.quantity.rises else {}
+        if breaking and prediction.quantity.rises:
+            # Its label would lie on that of a level close by.
+            levels = {level: text for level, text in levels.items() if not 0.4 < level / breaking < 2.5}
+            levels[breaking] = "broke"
         _levels(ax, levels)
-    handles = [Line2D([], [], color=shades[lr], label=f"LR {lr:g}") for lr in lrs]
+    handles = [Line2D([], [], color=shades[lr], label=f"LR {lr:.3g}") for lr in lrs]
     look: dict[str, Any] = {"color": "0.3", "linestyle": "", "marker": "o"}
     handles += [Line2D([], [], label="used", **look), Line2D([], [], label="not used", markerfacecolor="white", **look)]
     if runs["broken"].any():
         handles.append(Line2D([], [], color="0.3", linestyle="", marker="x", markersize=6, label="broke"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=7, columnspacing=1.2)
+    figure.legend(handles=handles, loc="outside upper center", ncols=3 * len(found), columnspacing=1.2)
     return figure
 
 
