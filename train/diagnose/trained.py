@@ -55,7 +55,7 @@ def _arm(sweep: SweepResults, runs: pd.DataFrame, sizes: Sequence[float]) -> Mea
         for run in runs.to_dict("records")
     )
     curves = runs.groupby(["size", "seed"])["optimizer.lr"].nunique().groupby("size").max()
-    notes = [f"runs at one LR alone at {model}, which are no curve" for n, model in known.items() if curves[n] < 2]
+    alone = ", ".join(model for n, model in known.items() if curves[n] < 2)
     floors = runs["floor/unigram"].dropna().tolist() if "floor/unigram" in runs else []
     return Measured(
         name=runs["arm"].iloc[0] or sweep.name,
@@ -67,7 +67,7 @@ def _arm(sweep: SweepResults, runs: pd.DataFrame, sizes: Sequence[float]) -> Mea
         metrics=sweep.metrics,
         top=float(runs["optimizer.lr"].max()),
         floor=floors[0] if floors else None,
-        notes=tuple(notes),
+        notes=(f"runs at one LR alone, which are no curve, at {alone}",) if alone else (),
         more="train more LRs or seeds",
         absent=frozenset(i for i, n in enumerate(sizes) if n not in known),
         trained=True,

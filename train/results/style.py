@@ -242,7 +242,7 @@ def lr_axis(axes: Axes, lrs: Iterable[float]) -> None:
 
     axes.set(xscale="log", xlabel="peak learning rate")
     swept = sorted({float(f"{lr:.4g}") for lr in lrs})
-    apart = math.log10(swept[-1] / swept[0]) / 8
+    apart = math.log10(max(swept, default=1.0) / min(swept, default=1.0)) / 8
     labelled: list[float] = []
     for lr in swept:
         if not labelled or math.log10(lr / labelled[-1]) >= apart:

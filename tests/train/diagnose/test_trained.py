@@ -202,6 +202,15 @@ def test_folders_that_are_none_and_arms_without_a_sweep(law, monkeypatch, capsys
         assert line in capsys.readouterr().err
 
 
+def test_runs_at_one_lr_have_no_curve_but_a_forecast_of_logits(law, monkeypatch, capsys):
+    assert command(monkeypatch, sweep(law, models=MODELS[:4], lrs=LRS[:1]), "--target", "99M") == 0
+    (card,) = json.loads((law / "report" / "card.json").read_text())["cards"]
+    assert [at["verdict"] for at in card["sizes"]] == ["unknown"] * 4
+    assert card["notes"][0] == f"runs at one LR alone, which are no curve, at {', '.join(MODELS[:4])}"
+    (row,) = card["probes"]["forecasts"]["logits"]["learning_rates"]
+    assert row["value"] == pytest.approx(read_logit(99e6, LRS[0]), rel=1e-6)
+
+
 def test_few_sizes_have_a_card_without_a_forecast_of_logits(law):
     (found,) = arms(sweep(law, models=MODELS[1:3]), [])
     card = build(found, "99M")
