@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from train.diagnose.laws import Law, ends, law
-from train.diagnose.measured import Measured, Run, learns_nothing, sensitivity
+from train.diagnose.measured import Measured, Run, sensitivity
 from train.diagnose.probes import ProbeForecast
+from train.diagnose.search import learns_nothing
 from train.diagnose.signs import Sign
 from train.findings.arms import pooled_std
 from train.findings.effects import Effect, over
@@ -183,7 +184,7 @@ def readings(found: Measured) -> Readings:
     for (size, _), runs in found.curves().items():
         if len(runs) < 2:
             continue
-        if learns_nothing(runs):
+        if learns_nothing(run.loss for run in runs):
             nothing.add(size)
         curves[size].append(curve_of(runs))
     return Readings(curves, found.n, frozenset(nothing), found.top)

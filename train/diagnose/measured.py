@@ -27,11 +27,6 @@ class Run:
     stopped: bool
     seconds: float
 
-    @property
-    def capped(self) -> float:
-        """Its final loss, at most the loss at initialisation."""
-        return self.loss.init if self.loss.final is None or not self.loss.final < self.loss.init else self.loss.final
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -71,11 +66,6 @@ def sensitivity(runs: Sequence[Run]) -> LRSensitivity:
     """Returns the curve of loss against LR of runs of one size and seed, in order of LR."""
     lrs, losses, init = zip(*[(run.lr, run.loss.final, run.loss.init) for run in runs], strict=True)
     return lr_sensitivity(lrs, losses, init)
-
-
-def learns_nothing(runs: Sequence[Run]) -> bool:
-    """Returns whether every run ended at or above its loss at initialisation."""
-    return all(run.capped >= run.loss.init for run in runs)
 
 
 def of_study(study: Study, arm: int, ended: Mapping[Point, Ended] | None = None) -> Measured:

@@ -5,7 +5,7 @@ Learning rates are integer places k on a grid of quarter octaves: LR = (the reci
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from train.results.sensitivity import LRSensitivity, lr_sensitivity
@@ -24,6 +24,11 @@ class Loss:
 
     final: float | None
     init: float
+
+    @property
+    def capped(self) -> float:
+        """The final loss, at most the loss at initialisation."""
+        return self.init if self.final is None or not self.final < self.init else self.final
 
 
 Known = Mapping[int, Loss]
@@ -58,18 +63,14 @@ class Bracket:
 def bracket(known: Known) -> Bracket:
     """Returns where the curve degrades: at the first LR above the best one with a loss 0.1 nats above its best."""
     places, bad = sorted(known), curve(known).degraded
-    best = min(places, key=lambda k: _capped(known[k]))
+    best = min(places, key=lambda k: known[k].capped)
     first = bad.index(True) if True in bad else None
     return Bracket(best, places[-1] if first is None else places[first - 1], None if first is None else places[first])
 
 
-def _capped(loss: Loss) -> float:
-    return loss.init if loss.final is None or not loss.final < loss.init else loss.final
-
-
-def learns_nothing(known: Known) -> bool:
+def learns_nothing(losses: Iterable[Loss]) -> bool:
     """Returns whether every run ended at or above its loss at initialisation."""
-    return all(_capped(loss) >= loss.init for loss in known.values())
+    return all(loss.capped >= loss.init for loss in losses)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def wish(known: Known, hint: Bracket | None = None, find_best: bool = True) -> W
     """
     if not known:
         return Wish(0, _start(hint))
-    if learns_nothing(known):
+    if learns_nothing(known.values()):
         lower = min(known) - 8
         return Wish(1, (lower,)) if lower >= LOWEST else None
     found = bracket(known)

@@ -174,7 +174,7 @@ class Study:
         asked = wish(known[before], hint, find_best=before.seed == first and before not in self.hints)
         if not ready or (asked is not None and asked.level < BRACKETED):
             return None, False
-        return (None if learns_nothing(known[before]) else bracket(known[before])), True
+        return (None if learns_nothing(known[before].values()) else bracket(known[before])), True
 
     def seconds(self, size: int, ended: Mapping[Point, Ended]) -> float:
         """Returns the expected time of a run of this size, from runs that trained to their end; 0 without any."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -52,14 +51,15 @@ class Quantity:
         return replace(self, levels=tuple(sorted({*self.levels, level})))
 
 
-def logits(at: float = AT, levels: Sequence[float] = LEVELS) -> Quantity:
+def logits(at: float = AT) -> Quantity:
     """Returns the largest attention logit of block 0, read at a share `at` of the run (Figure 9)."""
-    return Quantity("logits", "attention/block0/logit_max", "max attention logit, block 0", tuple(levels), True, at)
+    return Quantity("logits", "attention/block0/logit_max", "max attention logit, block 0", LEVELS, True, at)
 
 
-def gradient(column: str = "adam/block0/mlp.up/gradient_over_eps") -> Quantity:
+def gradient() -> Quantity:
     """Returns the RMS of the clipped gradient of block 0's first MLP layer over epsilon (Figure 11)."""
-    return Quantity("gradient", column, "gradient RMS / ε, block 0's mlp.up", (1.0,), False, None)
+    label = "gradient RMS / ε, block 0's mlp.up"
+    return Quantity("gradient", "adam/block0/mlp.up/gradient_over_eps", label, (1.0,), False, None)
 
 
 def read(quantity: Quantity, rows: pd.DataFrame, steps: int) -> float:

@@ -64,7 +64,8 @@ def figure(table: pd.DataFrame) -> Figure:
             axes[-1].axvline(floor, color=colour, linestyle=":", linewidth=0.8, label=f"{FLOOR} {floor:.3f}")
     axes[-1].set(xlabel="loss at the best LR (nats)")
     if axes[-1].has_data():
-        axes[-1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), handlelength=1)
+        handles, labels = axes[-1].get_legend_handles_labels()
+        shown.legend(handles, labels, loc="outside lower right", handlelength=1)
     bar = shown.colorbar(image, ax=axes[: len(sizes)], location="bottom", shrink=0.6, aspect=40, extend="max")
     bar.set_label("loss above the panel's best (nats); ring: best LR, cross: diverged")
     return shown

@@ -26,12 +26,14 @@ def with_estimates(rows: Sequence[Row], folders: Sequence[RunFolder]) -> list[Ro
     stopped = [row["state"] == STOPPED for row in rows]
     if not any(stopped):
         return list(rows)
+    curves, ended = same_but_for_lr(rows), dict[str, list[Row]]()
+    for row, curve in zip(rows, curves, strict=True):
+        if row["ended"]:
+            ended.setdefault(curve, []).append(row)
     found = []
-    for row, folder, early, curve in zip(rows, folders, stopped, curves := same_but_for_lr(rows), strict=True):
-        lower = [
-            other for other, same in zip(rows, curves, strict=True)
-            if same == curve and other["ended"] and other["optimizer.lr"] < row["optimizer.lr"]
-        ] if early else []  # fmt: skip
+    for row, folder, early, curve in zip(rows, folders, stopped, curves, strict=True):
+        of_curve = ended.get(curve, []) if early else []
+        lower = [other for other in of_curve if other["optimizer.lr"] < row["optimizer.lr"]]
         found.append(row | _result(folder, lower) if lower else row)
     return found
 
