@@ -31,7 +31,7 @@ def figure(table: pd.DataFrame) -> Figure:
     sizes = sorted(known["size"].unique(), reverse=True)
     order = list(known[known["size"] == sizes[0]]["arm"])
     order += [arm for arm in dict.fromkeys(known["arm"]) if arm not in order]
-    shown = Figure(figsize=(1.6 + 2.0 * (len(sizes) + 1), 0.9 + 0.17 * len(order)))
+    shown = Figure(figsize=(1.6 + 2.0 * (len(sizes) + 1), 1.5 + 0.17 * len(order)))
     axes = np.ravel(shown.subplots(1, len(sizes) + 1, sharey=True, squeeze=False))
     names = {n: heading(table[table["size"] == n]) for n in sizes}
     image: Any = None
