@@ -10,11 +10,12 @@ Shape suffixes: K runs, B batch, T tokens; T1 is T + 1 tokens, inputs and the la
 from __future__ import annotations
 
 import sys
+import textwrap
 import threading
 import traceback
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +26,10 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from conf.axis import ConfigError
+from models.architecture import Architecture
 from models.attention.mixing.base import MixingRule
 from models.probes import Stats
+from train.config.choices import default_choices
 from train.config.schema import Config
 from train.run.interrupt import Interrupted, Stopped, StopSignals
 from train.run.module import Gradients, ProxyModule
@@ -112,7 +115,7 @@ class Stack:
             batched = vmap(loss, in_dims=(dims, 0, 0))
             loss_K, stats = batched(tensors, torch.stack(inputs), torch.stack(list(tokens_KBT1)))
         found = torch.autograd.grad(loss_K.sum(), self._stacks, allow_unused=True)
-        # Laid out as the weight, as autograd does by itself: torch's fused AdamW on CPUs misreads a transposed gradient.
+        # Laid out like the weight, as autograd does by itself: torch's fused AdamW on CPUs misreads a transposed one.
         gradients = [[None] * len(self.modules) if g is None else g.contiguous().unbind() for g in found]
         each = zip(*gradients, strict=True)
         return [
@@ -214,7 +217,8 @@ def train_pack(
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join()
+                while thread.is_alive():  # A signal that another thread gets doesn't end a wait without a limit.
+                    thread.join(0.5)
         finally:
             signals.restore()
     return ends
@@ -240,8 +244,8 @@ def require_packable(config: Config, runs_per_process: int) -> None:
             )
     if (fault := trial(config)) is not None:
         raise ConfigError(
-            f"launcher.runs_per_process={runs_per_process}: runs like {config.run_name()} can't share a process, "
-            f"because {fault}: use launcher.runs_per_process=1"
+            f"launcher.runs_per_process={runs_per_process}: runs with {_choices(config)} can't share a process: "
+            f"{fault}: use launcher.runs_per_process=1"
         )
 
 
@@ -253,9 +257,9 @@ def trial(config: Config) -> str | None:
         modules = [ProxyModule(replace(config, seed=seed)) for seed in (config.seed, config.seed + 1)]
         for layer in modules[0].model.mixers():
             if layer.rule is not None and type(layer.rule).observe is not MixingRule.observe:
-                return f"attention={config.attention.name} keeps statistics of its batches"
+                return "the mixing rule keeps statistics of its batches"
         if modules[0].model.expert_layers():
-            return f"mlp={config.mlp.name} routes tokens by their values"
+            return "the MLP routes tokens by their values"
         generator = torch.Generator().manual_seed(0)
         shape_BT1 = (min(2, config.batch_size), config.context + 1)
         tokens = [torch.randint(config.data.vocab_size, shape_BT1, generator=generator) for _ in modules]
@@ -269,10 +273,24 @@ def trial(config: Config) -> str | None:
                 pairs = [(loss, single.detach())]
                 pairs += [(g, p.grad) for g, p in zip(gradients, module.tensors, strict=True)]
                 if not all(_close(*pair, bound) for pair in pairs):
-                    return "their batched losses or gradients differ from those of single runs"
+                    return (
+                        f"batched, with {_choices(config)}, their losses or gradients differ from those of single runs"
+                    )
         except Exception as fault:  # vmap and torch raise errors of many kinds
-            return f"torch can't batch their step ({str(fault).strip().splitlines()[0][:200]})"
+            reason = textwrap.shorten(str(fault), 120, placeholder=" ...")
+            return f"torch.func.vmap can't batch their step ({reason})"
     return None
+
+
+def _choices(config: Config) -> str:
+    """Returns the choices of a config that decide what a step computes, without those that are the default."""
+    values, usual = config.values(), default_choices()
+    of_model = [field.name for field in fields(Architecture)]
+    chosen = {name: values[name]["name"] for name in ("loss", *of_model) if name in usual and name != "model"}
+    return (
+        " ".join(f"{name}={choice}" for name, choice in chosen.items() if choice != usual[name])
+        or "the default choices"
+    )
 
 
 def _close(found: torch.Tensor | None, expected: torch.Tensor | None, bound: float) -> bool:

@@ -107,6 +107,11 @@ def _work(values: Sequence[dict[str, Any]], parent: Path, gpu: str | None, patie
         log = os.open(folder.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        for config in configs[1:]:
+            path = parent / config.run_name() / "log.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as other:
+                other.write(f"trains in one process with {folder.path.name}: see its log.txt\n")
     if len(configs) > 1:
         from train.run.packed import train_pack
 
