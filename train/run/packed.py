@@ -188,7 +188,7 @@ class Member(pl.Callback):
 def train_pack(
     configs: Sequence[Config], parent: Path, patience: float = 0.0, again: bool = False
 ) -> list[BaseException | None]:
-    """Trains runs that differ in seed and peak learning rate alone, each as `train` does.
+    """Trains runs that differ in seed and peak learning rate alone and that require_packable accepts, as `train` does.
 
     Returns for each run the exception that ended it, or None.
 

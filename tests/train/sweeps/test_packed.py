@@ -79,7 +79,8 @@ def test_packed_runs_equal_single_ones(tmp_path, overrides):
     assert train_pack(configs, tmp_path / "packed") == [None] * 3
     for of_run, config in zip(lists, configs, strict=True):
         single = trained(tmp_path / "single", *of_run)
-        rtol = 0.02 if "precision=bf16" in overrides else 1e-5
+        # Muon orthogonalizes in bf16, which turns a rounding error of fp32 into one of 2^-8 in few elements.
+        rtol = {"precision=bf16": 0.02, "optimizer=muon": 1e-3}.get(next(iter(overrides), ""), 1e-5)
         assert_equal_runs(RunFolder(tmp_path / "packed" / config.run_name()), single, rtol)
 
 
