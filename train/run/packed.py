@@ -110,8 +110,8 @@ class Stack:
 
         device = tokens_KBT1[0].device.type
         # Autocast would keep the casts of tensors that exist inside vmap only.
-        cast = {"dtype": torch.get_autocast_dtype(device), "enabled": torch.is_autocast_enabled(device)}
-        with torch.autocast(device, cache_enabled=False, **cast):
+        dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        with torch.autocast(device, dtype, enabled, cache_enabled=False):
             batched = vmap(loss, in_dims=(dims, 0, 0))
             loss_K, stats = batched(tensors, torch.stack(inputs), torch.stack(list(tokens_KBT1)))
         found = torch.autograd.grad(loss_K.sum(), self._stacks, allow_unused=True)
@@ -270,7 +270,7 @@ def trial(config: Config) -> str | None:
             for module, tokens_BT1, (loss, _, gradients) in zip(modules, tokens, batched, strict=True):
                 single = module.step_loss(tokens_BT1, 1)
                 single.backward()
-                pairs = [(loss, single.detach())]
+                pairs: list[tuple[torch.Tensor | None, torch.Tensor | None]] = [(loss, single.detach())]
                 pairs += [(g, p.grad) for g, p in zip(gradients, module.tensors, strict=True)]
                 if not all(_close(*pair, bound) for pair in pairs):
                     return (

@@ -68,10 +68,11 @@ def test_the_first_gradients_are_those_of_single_runs():
         (),
         ("attention=nprf", "qk_norm=none"),  # random features in a buffer, of each seed its own
         ("reparametrization=sigma",),  # buffers that each step changes
-        ("optimizer=muon", "masking=meap", "qk_norm=none", "optimizer.qk_clip=1"),
+        ("masking=meap", "qk_norm=none", "optimizer.qk_clip=1"),
+        ("optimizer=muon",),
         ("precision=bf16",),
     ],
-    ids=["default", "buffers", "changing_buffers", "muon_meap", "bf16"],
+    ids=["default", "buffers", "changing_buffers", "masks_and_maxima", "muon", "bf16"],
 )
 def test_packed_runs_equal_single_ones(tmp_path, overrides):
     lists = [(*STEPS, *run, *overrides) for run in RUNS]
@@ -80,7 +81,7 @@ def test_packed_runs_equal_single_ones(tmp_path, overrides):
     for of_run, config in zip(lists, configs, strict=True):
         single = trained(tmp_path / "single", *of_run)
         # Muon orthogonalizes in bf16, which turns a rounding error of fp32 into one of 2^-8 in few elements.
-        rtol = {"precision=bf16": 0.02, "optimizer=muon": 1e-3}.get(next(iter(overrides), ""), 1e-5)
+        rtol = {"precision=bf16": 0.02, "optimizer=muon": 0.02}.get(next(iter(overrides), ""), 1e-5)
         assert_equal_runs(RunFolder(tmp_path / "packed" / config.run_name()), single, rtol)
 
 
