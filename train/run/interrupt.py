@@ -49,6 +49,8 @@ class StopSignals:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous = {}
+        if StopSignals._in_main is self:
+            StopSignals._in_main = None
 
     def _record(self, signum: int, frame: FrameType | None) -> None:
         # Only a second Ctrl-C aborts at once. On Ctrl-C the terminal sends SIGINT to every run of a sweep and the sweep
