@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import local
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def train_batch(tokens: np.ndarray, *, seed: int, step: int, batch_size: int, co
     block_B = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs_B):
         in_epoch_B = epochs_B == epoch
-        block_B[in_epoch_B] = _epoch_order(seed, int(epoch), blocks)[places_B[in_epoch_B]]
+        block_B[in_epoch_B] = _orders.of(seed, int(epoch), blocks)[places_B[in_epoch_B]]
     return _read_blocks(tokens, block_B, context)
 
 
@@ -152,9 +153,18 @@ def _count_blocks(tokens: np.ndarray, context: int, needed: int, advice: str = "
     return blocks
 
 
-@lru_cache(maxsize=2)  # a batch spans two epochs at most
 def _epoch_order(seed: int, epoch: int, blocks: int) -> np.ndarray:
     return frozen_random(seed, epoch).permutation(blocks)
+
+
+class _Orders(local):
+    """Keeps the newest orders of each thread, as several runs may train in one process, each in a thread."""
+
+    def __init__(self) -> None:
+        self.of = lru_cache(maxsize=2)(_epoch_order)  # a batch spans two epochs at most
+
+
+_orders = _Orders()
 
 
 def _read_blocks(tokens: np.ndarray, block_B: np.ndarray, context: int) -> torch.Tensor:

@@ -255,11 +255,16 @@ def initialize(model: GPT, arch: Architecture, seed: int) -> None:
 class _Head(torch.autograd.Function):
     """Computes fp32 logits; the matrix products of its backward pass run in the autocast dtype, as in other layers."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x_ND: torch.Tensor, weight_VD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        ctx.save_for_backward(x_ND, weight_VD)
-        ctx.dtype = dtype
+    def forward(x_ND: torch.Tensor, weight_VD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return x_ND @ weight_VD.T
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[torch.Tensor, torch.Tensor, torch.dtype], output: torch.Tensor) -> None:
+        x_ND, weight_VD, ctx.dtype = inputs
+        ctx.save_for_backward(x_ND, weight_VD)
 
     @staticmethod
     def backward(ctx, grad_NV: torch.Tensor):

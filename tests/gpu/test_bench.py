@@ -7,9 +7,10 @@ import torch
 
 from conf.axis import ConfigError
 from train.bench import gpu
-from train.bench.gpu import bench_gpu, gpu_config, measure_gpu, measure_nanogpt
+from train.bench.gpu import bench_gpu, gpu_config, measure_gpu, measure_nanogpt, packed_configs, runs_an_hour
 from train.bench.nanogpt import NanoGPT, Step
 from train.run.machine import device_of
+from train.run.packed import require_packable
 
 SMALL = ["context=16", "batch_size=8", "accumulate=2", "data.vocab_size=64", "data.tokens=100000"]
 
@@ -49,10 +50,23 @@ def test_every_way_is_compared_with_nanogpt_and_the_last_one_with_probes(monkeyp
     monkeypatch.setattr(gpu, "measure_nanogpt", lambda config, steps: 0.5)
     for name, value in (("get_device_name", "none"), ("reset_peak_memory_stats", None)):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(gpu, "runs_an_hour", lambda configs: {"runs": float(len(configs))})
     found = bench_gpu(["mini-w32-d2"], 10)["mini-w32-d2"]
-    assert list(found) == ["fp32", "bf16", "bf16, probes at every 10th step"]
+    assert list(found) == ["fp32", "bf16", "bf16, probes at every 10th step", "16 runs, fp32", "16 runs, bf16"]
+    assert found["16 runs, bf16"] == {"runs": 16}
     assert found["bf16"]["nanoGPT's step / this"] == pytest.approx(500 / found["bf16"]["step, ms"])
     assert found["bf16, probes at every 10th step"]["step / step without"] > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_packed_runs_are_compared_with_single_ones(device, precision):
+    small = (*SMALL, "accumulate=1", f"accelerator={device}", f"precision={precision}")
+    configs = packed_configs("mini-w32-d2", 4, 8, *small)
+    assert [(config.seed, config.optimizer.lr) for config in configs] == [(0, 0.003), (0, 0.01), (1, 0.003), (1, 0.01)]
+    require_packable(configs[0], 4)
+    found = runs_an_hour(configs)
+    assert found["single, runs an hour"] > 0
+    assert found["packed / single"] == pytest.approx(found["packed, runs an hour"] / found["single, runs an hour"])
 
 
 def test_no_gpu_is_one_line():

@@ -3,7 +3,7 @@
 A measurement is a run with the paper's batches of synthetic tokens, of 8,192 kinds, without watch steps. Its time is
 that between two synchronisations of the device, so that kernels still in the queue count. In the same process nanoGPT's
 step trains on batches of the same size in the same precision, and the fastest way is measured again with all probes at
-every tenth step.
+every tenth step. Then 16 runs of the first model, in small batches, train one after the other and in one process.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from train.config.compose import compose
 from train.config.schema import Config
 from train.run.derived import tokens_per_step
 from train.run.machine import device_of
+from train.run.packed import train_pack
 from train.run.trainer import train
 
 MODELS = ("2.4M", "9.4M", "85M", "gpt2-124M")
@@ -34,6 +35,10 @@ MICRO_BATCH = 32
 WAYS = {"fp32": (), "bf16": ("precision=bf16",), "bf16, compiled": ("precision=bf16", "compile=true")}
 WATCHED = 10
 """Steps from one watch step to the next where the cost of probes is measured."""
+
+
+PACKED_RUNS = 16
+PACKED_WAYS = {"fp32": (), "bf16": ("precision=bf16",)}
 
 
 class Window(pl.Callback):
@@ -100,6 +105,32 @@ def measure_gpu(config: Config, steps: int) -> dict[str, Any]:
     }
 
 
+def packed_configs(model: str, runs: int, steps: int, *more: str) -> list[Config]:
+    """Returns runs of half as many seeds with two LRs each, so small that launches of kernels take their time."""
+    small = ("batch_size=8", "accumulate=1", "context=256", f"steps={steps}", f"watch_every={max(1, steps // 4)}")
+    grid = [(f"seed={i // 2}", f"optimizer.lr={(0.003, 0.01)[i % 2]}") for i in range(runs)]
+    return [gpu_config(model, steps, *small, *point, *more) for point in grid]
+
+
+def runs_an_hour(configs: Sequence[Config]) -> dict[str, float]:
+    """Returns runs an hour of one process that trains runs singly, and all together; starts and probes count.
+
+    Raises RuntimeError if a run of the pack fails.
+    """
+    rates = {}
+    with tempfile.TemporaryDirectory() as parent:
+        train(configs[0], parent=Path(parent, "warm"))  # The first run loads libraries and kernels.
+        for name in ("single", "packed"):
+            start = time.perf_counter()
+            if name == "single":
+                for config in configs:
+                    train(config, parent=Path(parent, name))
+            elif any(faults := train_pack(configs, Path(parent, name))):
+                raise RuntimeError(f"packed runs failed: {faults}")
+            rates[f"{name}, runs an hour"] = 3600 * len(configs) / (time.perf_counter() - start)
+    return rates | {"packed / single": rates["packed, runs an hour"] / rates["single, runs an hour"]}
+
+
 def bench_gpu(models: Sequence[str], steps: int) -> dict[str, dict[str, Any]]:
     """Measures each model in each of WAYS and prints a line each. Raises ConfigError without a GPU."""
     if device_of(compose([])) != "cuda":
@@ -115,6 +146,9 @@ def bench_gpu(models: Sequence[str], steps: int) -> dict[str, dict[str, Any]]:
         watched = measure_gpu(gpu_config(model, steps, *more, watch_every=WATCHED), steps)
         found = {"step / step without": watched["step, ms"] / results[model][way]["step, ms"]}
         _say(model, f"{way}, probes at every {WATCHED}th step", found, results)
+    for way, more in PACKED_WAYS.items():
+        configs = packed_configs(models[0], PACKED_RUNS, 10 * steps, *more)
+        _say(models[0], f"{PACKED_RUNS} runs, {way}", runs_an_hour(configs), results)
     return results
 
 

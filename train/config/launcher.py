@@ -40,6 +40,10 @@ class Local(LauncherConfig):
     runs_at_once: Count | None = None
     """Runs that train at the same time, spread over the GPUs. Null means one per GPU or, without GPUs, one for each
     `threads` cores. Use more on GPUs that small runs don't fill."""
+    runs_per_process: Count = 1
+    """Most runs that a process trains at once, their forward and backward passes as one batched computation, if they
+    differ in seed and optimizer.lr alone. Meant for GPUs, where the launches of kernels take most of a small model's
+    step; on a CPU it doesn't pay. Numbers equal those of single runs up to rounding."""
 
 
 @LAUNCHER.register

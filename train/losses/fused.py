@@ -23,12 +23,13 @@ class _CrossEntropyZ(torch.autograd.Function):
     """Computes (w cross-entropy + c log^2 Z + b (z_k - mean_v z_v), cross-entropy, log Z, max z), each [N].
 
     The gradient of the first is p (w + 2 c log Z) - w onehot(target) + b (onehot(k) - 1 / V). The others are
-    statistics without gradient.
+    statistics without gradient. So are the probabilities, the last output, which the backward pass overwrites.
     """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        ctx: Any,
         logits_NV: torch.Tensor,
         targets_N: torch.Tensor,
         z_loss: float,
@@ -37,14 +38,19 @@ class _CrossEntropyZ(torch.autograd.Function):
         penalized_N: torch.Tensor,
     ):
         p_NV, cross_entropy_N, log_z_N, max_N = probabilities(logits_NV, targets_N)
-        ctx.save_for_backward(p_NV, targets_N, log_z_N, penalized_N)
-        ctx.z_loss, ctx.weight, ctx.penalty = z_loss, weight, penalty
-        ctx.mark_non_differentiable(cross_entropy_N, log_z_N, max_N)
         loss_N = weight * cross_entropy_N + z_loss * log_z_N.square()
         if penalty:
             # The mean of differences, not the difference of means: a shift common to all logits cancels exactly.
             loss_N = loss_N + penalty * (logits_NV.gather(1, penalized_N[:, None]) - logits_NV).mean(-1)
-        return loss_N, cross_entropy_N, log_z_N, max_N
+        return loss_N, cross_entropy_N, log_z_N, max_N, p_NV
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        _, targets_N, ctx.z_loss, ctx.weight, ctx.penalty, penalized_N = inputs
+        _, cross_entropy_N, log_z_N, max_N, p_NV = output
+        ctx.save_for_backward(p_NV, targets_N, log_z_N, penalized_N)
+        ctx.mark_non_differentiable(cross_entropy_N, log_z_N, max_N, p_NV)
+        ctx.set_materialize_grads(False)  # or zeros of the size of p would be made
 
     @staticmethod
     def backward(ctx: Any, grad_N: torch.Tensor, *_: Any):
@@ -73,4 +79,4 @@ def cross_entropy_z(
     z-loss: PaLM (Chowdhery et al. 2022), section 5; Wortsman et al. 2023, 3.1.2.
     """
     penalized_N = targets_N if penalized_N is None else penalized_N
-    return _CrossEntropyZ.apply(logits_NV, targets_N, z_loss, weight, penalty, penalized_N)
+    return _CrossEntropyZ.apply(logits_NV, targets_N, z_loss, weight, penalty, penalized_N)[:4]

@@ -80,7 +80,7 @@ class EpochLoop(_TrainingEpochLoop):
             done.zero_grad.increment_started()
             module.optimizer_zero_grad(0, batch_idx, optimizer)
             done.zero_grad.increment_completed()
-            loss.backward()
+            module.backward(loss)
             module.configure_gradient_clipping(optimizer)
             losses.append(loss.detach())
             return losses[0]

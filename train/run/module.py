@@ -6,7 +6,7 @@ last target.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple, cast
@@ -31,6 +31,8 @@ from train.run.sharpness import adam_edge, critical_lr
 from train.run.tensors import cosine, local, tensor_norms, tensor_rms, update_cosines, zero_share
 
 Hidden = Callable[[torch.Tensor, bool], tuple[torch.Tensor, Stats]]
+Gradients = Sequence[torch.Tensor | None]
+SharedPass = Callable[["ProxyModule", torch.Tensor, int], tuple[torch.Tensor, Stats, Gradients]]
 
 
 class Validated(NamedTuple):
@@ -78,6 +80,9 @@ class ProxyModule(pl.LightningModule):
         self._optimizer: torch.optim.Optimizer | None = None
         self._in_force = config.optimizer
         self._critical_lr: float | None = None
+        self.shared: SharedPass | None = None
+        """Computes the loss of steps without probes together with those of other runs; see train/run/packed.py."""
+        self._gradients: Gradients | None = None
 
     def _bind_model(self) -> None:
         """Takes the model's forward function, parameters and their names, again after sharding replaced them."""
@@ -120,7 +125,21 @@ class ProxyModule(pl.LightningModule):
 
     def training_step(self, tokens_BT1: torch.Tensor, batch_idx: int) -> torch.Tensor:
         step = self.global_step
-        return self.step_loss(tokens_BT1, step, batch_idx % self.config.accumulate, watch=self.watching(step))
+        watch = self.watching(step)
+        if self.shared is None or watch:
+            return self.step_loss(tokens_BT1, step, batch_idx % self.config.accumulate, watch)
+        loss, stats, self._gradients = self.shared(self, tokens_BT1, step)
+        merge(self._stats, stats, 1.0)
+        return loss
+
+    def backward(self, loss: torch.Tensor, *_: Any, **__: Any) -> None:
+        """Computes the gradients, or takes those that were computed with the loss."""
+        if self._gradients is None:
+            loss.backward()
+            return
+        for parameter, gradient in zip(self.tensors, self._gradients, strict=True):
+            parameter.grad = gradient
+        self._gradients = None
 
     def step_loss(self, tokens_BT1: torch.Tensor, step: int, micro_batch: int = 0, watch: bool = False) -> torch.Tensor:
         """Returns the objective of a micro-batch, and keeps its statistics for the row of this optimizer step."""
@@ -139,7 +158,13 @@ class ProxyModule(pl.LightningModule):
 
         If the data has answers, only their positions reach the head and the loss.
         """
-        hidden_BTD, stats = self.hidden(self.inputs(tokens_BT1, step, micro_batch), watch)
+        return self.loss_on(self.inputs(tokens_BT1, step, micro_batch), tokens_BT1, watch, step, micro_batch)
+
+    def loss_on(
+        self, inputs_BT: torch.Tensor, tokens_BT1: torch.Tensor, watch: bool, step: int, micro_batch: int
+    ) -> tuple[torch.Tensor, Stats]:
+        """Returns the objective for inputs of which some may be masked, and its statistics."""
+        hidden_BTD, stats = self.hidden(inputs_BT, watch)
         head_VD = self.model.head.matrix()
         answers_BT = self.config.data.answers(tokens_BT1)
         hidden_ND, targets_N = counted(hidden_BTD, answers_BT), counted(tokens_BT1[:, 1:], answers_BT)

@@ -61,18 +61,19 @@ def train(
     exception is recorded in status.json and raised again.
     """
     with process_kept(config.threads):
-        return _train(config, report, parent, callbacks, patience, again, announce)
+        return train_here(config, report, parent, callbacks, patience, again, announce)
 
 
-def _train(
+def train_here(
     config: Config,
-    report: OnRow,
-    parent: Path | None,
-    callbacks: Sequence[pl.Callback],
-    patience: float,
-    again: bool,
-    announce: Callable[[Prepared], None],
+    report: OnRow = lambda row: None,
+    parent: Path | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    patience: float = 0.0,
+    again: bool = False,
+    announce: Callable[[Prepared], None] = lambda prepared: None,
 ) -> Summary:
+    """Trains the run as `train` does, but leaves it to the caller to restore the state of the process."""
     folder = RunFolder((parent or config.folder) / config.run_name())
     # In an earlier format the run may have had another name.
     named_otherwise = [] if folder.status() else folder.path.parent.glob(f"*-{config.digest()}")

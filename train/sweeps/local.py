@@ -7,6 +7,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError
+from train.config.launcher import Local
 from train.config.schema import Config
 from train.run.initial import require_initial
 from train.run.interrupt import StopSignals
@@ -17,7 +18,7 @@ from train.runfolder.folder import STOPPED
 from train.sweeps.early_stop import Judge
 from train.sweeps.live_table import LiveTable
 from train.sweeps.plan import Sweep, prepare_data
-from train.sweeps.pool import Pool, slots
+from train.sweeps.pool import Pool, shape, slots
 
 
 def run(sweep: Sweep, force: bool = False, judge: Judge | None = None) -> int:
@@ -47,6 +48,7 @@ def _run(sweep: Sweep, force: bool, judge: Judge | None) -> int:
         from train.run.machine import require_compiler
 
         require_compiler(config, trial=False)
+    _require_packable(todo)
     prepare_data(todo)
     lock = FileLock(sweep.folder / ".lock")
     try:
@@ -66,6 +68,19 @@ def _run(sweep: Sweep, force: bool, judge: Judge | None) -> int:
         return _train(sweep, todo, force, judge)
     finally:
         lock.release()
+
+
+def _require_packable(todo: list[Config]) -> None:
+    """Raises ConfigError if runs that could share a process by launcher.runs_per_process can't."""
+    shapes: dict[str, list[Config]] = {}
+    for config in todo:
+        if isinstance(config.launcher, Local) and config.launcher.runs_per_process > 1:
+            shapes.setdefault(shape(config), []).append(config)
+    for same in (found for found in shapes.values() if len(found) > 1):
+        from train.run.packed import require_packable
+
+        assert isinstance(same[0].launcher, Local)
+        require_packable(same[0], same[0].launcher.runs_per_process)
 
 
 def _turn(config: Config) -> tuple[float, float]:

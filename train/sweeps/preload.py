@@ -24,6 +24,7 @@ import data.datamodule
 import data.prepare
 import train.run.callback
 import train.run.module
+import train.run.packed
 import train.run.trainer
 from train.runfolder.provenance import commit
 
