@@ -280,8 +280,9 @@ def _logit_chunks(
 def spectral_norms(w_HKD: torch.Tensor) -> torch.Tensor:
     """Returns the largest singular value of each matrix, fp32 [H]; NaN where one is not finite."""
     w_HKD = w_HKD.detach().float()
+    unit_H11 = w_HKD.abs().amax((1, 2), keepdim=True).clamp_min(TINY)  # Elements near 1e-30 have no squares in fp32.
     with full_precision(w_HKD):
-        return eigenvalues(w_HKD @ w_HKD.mT)[:, -1].sqrt()
+        return eigenvalues((w_HKD / unit_H11) @ (w_HKD / unit_H11).mT)[:, -1].sqrt() * unit_H11[:, 0, 0]
 
 
 def eigenvalues(gram_NN: torch.Tensor) -> torch.Tensor:
@@ -289,6 +290,9 @@ def eigenvalues(gram_NN: torch.Tensor) -> torch.Tensor:
     # The solver raises an error for NaN, and torch 2.13 has none for MPS.
     finite = gram_NN.nan_to_num(0.0, 0.0, 0.0)
     finite = finite.cpu() if finite.device.type == "mps" else finite
+    # It doesn't converge for some matrices with entries far below the rounding error of the largest.
+    size_11 = finite.abs().amax((-2, -1), keepdim=True)
+    finite = finite.masked_fill(finite.abs() < 1e-12 * size_11, 0)
     found_N = torch.linalg.eigvalsh(finite).to(gram_NN.device).clamp_min(0)
     return torch.where(gram_NN.isfinite().all(-1).all(-1)[..., None], found_N, math.nan)
 

@@ -13,6 +13,7 @@ from models.positions import POSITION
 from models.probes import (
     Stats,
     attention_scores,
+    eigenvalues,
     fused_attention,
     fused_entropy,
     merge,
@@ -471,3 +472,21 @@ def test_spectral_norms_of_two_by_two_matrices() -> None:
     torch.testing.assert_close(spectral_norms(matrices), torch.tensor([math.sqrt(45), 2.0, 0.0]))
     matrices[1, 0, 0] = math.nan
     assert spectral_norms(matrices).isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(("large", "small", "seed"), [(1.0, 1e-8, 11), (1e-7, 1e-20, 6), (1e-30, 1e-43, 0)])
+def test_spectral_norms_of_weights_that_decay_has_nearly_zeroed(large: float, small: float, seed: int) -> None:
+    """One row among rows near `small`: LAPACK's ssyevd alone doesn't converge for some of these."""
+    w_HKD = small * randn(1, 8, 1, seed=seed)
+    w_HKD[0, 6] = large
+    torch.testing.assert_close(spectral_norms(w_HKD), torch.tensor([large]), rtol=1e-6, atol=0)
+
+
+def test_eigenvalues_converge_beside_entries_far_below_the_largest() -> None:
+    for exponent in range(8, 45):
+        for seed in range(10):
+            u_N = randn(8, seed=seed) * 10.0**-exponent
+            u_N[6] = 1
+            found_N = eigenvalues(u_N[:, None] * u_N)
+            torch.testing.assert_close(found_N[-1], torch.tensor(1.0), rtol=1e-6, atol=0)
+            assert found_N[:-1].max() <= 1e-6
