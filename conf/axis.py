@@ -115,11 +115,14 @@ def chosen(config: Any) -> Iterator[tuple[str, Choice]]:
             yield axis, choice
 
 
-def near(word: str, words: list[str]) -> str:
-    """Returns `did you mean X?` for the closest of `words`, or the words themselves, cut to fit on one line."""
+def near(word: str, words: list[str], prefix: str = "") -> str:
+    """Returns `did you mean X?` for the closest of `words`, or the words themselves, cut to fit on one line.
+
+    X begins with the prefix, such as the axis of a field.
+    """
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     if close:
-        return f"did you mean {close[0]}?"
+        return f"did you mean {prefix}{close[0]}?"
     listed = sorted(words)
     while len(", ".join(listed)) > MAX_LIST_LENGTH:
         listed.pop()
@@ -153,7 +156,8 @@ def _one_line(error: ValidationError, config: type) -> str:
     value, kind, message = fault["input"], fault["type"], fault["msg"]
     match kind:
         case "unexpected_keyword_argument":
-            return f"unknown key {path}: {near(str(fault['loc'][-1]), _fields_at(config, fault['loc'][:-1]))}"
+            above, dot, name = path.rpartition(".")
+            return f"unknown key {path}: {near(name, _fields_at(config, fault['loc'][:-1]), above + dot)}"
         case "union_tag_invalid":
             known = [t.strip(" '") for t in fault["ctx"]["expected_tags"].split(",")]
             return f"{path}={fault['ctx']['tag']} is not a choice: {near(fault['ctx']['tag'], known)}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from conf.paths import expanded
 from slurm.runs import in_queue
 from slurm.submit import arrays, submit, template
 from train.config.launcher import Slurm
 from train.config.schema import Config
+from train.run.initial import require_initial
 from train.sweeps.plan import Sweep, prepare_data
 
 
@@ -15,6 +17,7 @@ def launch(sweep: Sweep, launcher: Slurm) -> int:
     """Submits the sweep and returns the exit code. Prepares token files first, because nodes may have no network."""
     waiting = set(in_queue(sweep.folder)) if (sweep.folder / "slurm").is_dir() else set()
     todo = [frozen(config) for config in sweep.to_do() if config.run_name() not in waiting]
+    require_initial(todo)
     arrays(todo, launcher)
     template(launcher)
     if not launcher.dry_run:
@@ -32,4 +35,10 @@ def launch(sweep: Sweep, launcher: Slurm) -> int:
 
 def frozen(config: Config) -> Config:
     """Returns the config with absolute paths, because tasks may start in another folder."""
-    return replace(config, cache=str(config.token_folder.resolve()), out=str(config.folder.resolve()))
+    start = config.init_from
+    return replace(
+        config,
+        cache=str(config.token_folder.resolve()),
+        out=str(config.folder.resolve()),
+        init_from=None if start is None else str(expanded(start, "init_from").resolve()),
+    )

@@ -35,7 +35,7 @@ def changed(launcher: Slurm, overrides: Sequence[str]) -> Slurm:
         if group != "launcher" or field == "name":
             raise ConfigError(f"{text}: the config of a submitted run can't change: only use launcher.field=value")
         if field not in values:
-            raise ConfigError(f"unknown key launcher.{field}: {near(field, list(values))}")
+            raise ConfigError(f"unknown key launcher.{field}: {near(field, list(values), 'launcher.')}")
         try:
             values[field] = OverridesParser.create().parse_override(text).value()
         except HydraException:

@@ -138,7 +138,7 @@ def test_what_can_be_changed_of_a_submission():
     assert changed(Slurm(), ["launcher.time='02:00:00'", "launcher.gpus=2"]) == Slurm(time="02:00:00", gpus=2)
     for override, text in [
         ("optimizer.lr=1", "the config of a submitted run can't change"),
-        ("launcher.tim=1", "unknown key launcher.tim: did you mean time?"),
+        ("launcher.tim=1", "unknown key launcher.tim: did you mean launcher.time?"),
         ("launcher.gpus=many", "gpus=many"),
     ]:
         with pytest.raises(ConfigError, match=text):

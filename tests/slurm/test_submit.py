@@ -12,6 +12,7 @@ import pytest
 
 from conf.axis import ConfigError
 from slurm.commands import Refused, call
+from slurm.launch import frozen, launch
 from slurm.records import Records, expand, read_plan
 from slurm.resubmit import changed
 from slurm.submit import arrays, submit
@@ -21,6 +22,7 @@ from train.__main__ import main as train_one
 from train.cli.estimate import Estimator
 from train.config.launcher import Slurm, in_full
 from train.sweep import main as sweep
+from train.sweeps.plan import plan
 from train.sweeps.pool import Pool
 
 
@@ -221,6 +223,20 @@ def test_a_run_on_several_devices_is_a_step_of_srun(tmp_path):
     command = steps.command(configs[0])
     assert command[0] == "srun"
     assert {"--nodes=4", "--ntasks=8", "--ntasks-per-node=2"} <= set(command)
+
+
+def test_initial_weights_are_looked_for_before_anything_is_written_and_tasks_find_them_from_any_folder(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    asked = ["launcher=slurm", "init_from=gone/tiny-1a2b3c4d", "out=runs"]
+    with pytest.raises(ConfigError, match="gone/tiny-1a2b3c4d has no weights"):
+        launch(plan([*TINY, *asked, "seed=0,1"]), Slurm())
+    assert list(tmp_path.iterdir()) == []
+    relative = tiny(*asked)
+    absolute = frozen(relative)
+    assert absolute.init_from == f"{tmp_path}/gone/tiny-1a2b3c4d"
+    assert absolute.run_name() == relative.run_name()
 
 
 def test_a_dry_run_prints_the_script_and_writes_nothing(tmp_path, capsys):

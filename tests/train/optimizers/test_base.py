@@ -86,7 +86,9 @@ class TestGroups:
                 tiny(given)
         values = tiny().values()
         values["optimizer"]["groups"]["heads"] = 2.0
-        with pytest.raises(ConfigError, match=r"^unknown key optimizer.groups.heads: did you mean head\?$"):
+        with pytest.raises(
+            ConfigError, match=r"^unknown key optimizer.groups.heads: did you mean optimizer.groups.head\?$"
+        ):
             checked(type(tiny()), values)
 
 
