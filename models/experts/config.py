@@ -65,8 +65,10 @@ ROUTERS: dict[RouterName, Router] = {
         "Yang et al. 2024 (XMoE, arXiv 2403.18926)",
     ),
     "compete": Router(
-        "as `topk`; in some steps the k of largest affinity, the mean softplus of an output",
-        "p or affinity, over its sum", "balance, distillation", "Nguyen et al. 2025 (CompeteSMoE, arXiv 2505.13380)",
+        "as `topk`; in some steps the k of largest affinity, the mean softplus of an output, or softplus of its norm",
+        "p or affinity, over its sum", "balance, distillation",
+        "Nguyen et al. 2025 (CompeteSMoE, arXiv 2505.13380); affinity=norm: our reading of Pham et al. 2024 "
+        "(arXiv 2402.02526)",
     ),
     "avg_k": Router(
         "the k with the largest x m, m the mean row of an expert's first matrix", "1", "none",
@@ -156,6 +158,11 @@ class MoEConfig(MLPConfig):
     """Weight of the mean squared error between softmax(router) and softmax(affinity) in these steps; the value is
     ours."""
 
+    affinity: Literal["softplus", "norm"] = "softplus"
+    """What experts of router=compete compete by. softplus: mean_d softplus(y_d) of an expert's output y. norm:
+    softplus(|y|), our reading of the first version (Pham et al. 2024, arXiv 2402.02526), whose code its authors call
+    faulty."""
+
     @field_validator("router", mode="before")
     @classmethod
     def _causal(cls, router: Any) -> Any:
@@ -195,6 +202,9 @@ class MoEConfig(MLPConfig):
             ),
             f"router={router} does not read bias_rate={self.bias_rate:g}: use bias_rate=0 or router=topk": (
                 self.bias_rate > 0 and not by_score
+            ),
+            f"router={router} does not read affinity={self.affinity}: use affinity=softplus or router=compete": (
+                self.affinity != "softplus" and router != "compete"
             ),
             f"router={router} drops no tokens, but capacity_factor={self.capacity_factor}: "
             "use capacity_factor=null or router=topk": (

@@ -167,7 +167,7 @@ class MoE(nn.Module):
         The loss is that of balance, of softmax(affinity), and that of the router, which learns to predict the latter.
         """
         y_NED = torch.stack([expert(x_ND) for expert in self.experts], 1)
-        affinity_NE = routing.affinity(y_NED)
+        affinity_NE = routing.affinity(y_NED, self.config.affinity)
         taken = routing.top_k(affinity_NE, self.k, None, normalize=True)
         target_NE = affinity_NE.softmax(-1)
         distilled = self.config.compete_weight * F.mse_loss(p_NE, target_NE.detach())

@@ -6,7 +6,7 @@ Shape suffixes: B batch, T tokens of a sequence, N tokens, E experts.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -51,9 +51,14 @@ def by_threshold(p_NE: torch.Tensor, threshold: float, k: int) -> Routing:
     return Routing(chosen_NE, p_NE * chosen_NE)
 
 
-def affinity(y_NED: torch.Tensor) -> torch.Tensor:
-    """Returns mean_d softplus(y_d) of each expert's output, [N, E]. CompeteSMoE (arXiv 2505.13380)."""
-    return F.softplus(y_NED.float()).mean(-1)
+def affinity(y_NED: torch.Tensor, of: Literal["softplus", "norm"] = "softplus") -> torch.Tensor:
+    """Returns mean_d softplus(y_d) of each expert's output, [N, E]; with of=norm, softplus(|y|).
+
+    CompeteSMoE (arXiv 2505.13380) and its first version (arXiv 2402.02526), whose authors call the code of that version
+    faulty: norm is our reading of it.
+    """
+    y_NED = y_NED.float()
+    return F.softplus(y_NED.norm(dim=-1)) if of == "norm" else F.softplus(y_NED).mean(-1)
 
 
 def within_capacity(chosen_BTE: torch.Tensor, capacity: int) -> torch.Tensor:

@@ -36,6 +36,7 @@ LATER_FIELDS = {
     "mlp.widths": (),
     "mlp.strata": 2,
     "mlp.merge_over": "token",
+    "mlp.affinity": "softplus",
     "mlp.upcycle": None,
     "mlp.redraw": 0.5,
     "attention.normalize": False,

@@ -407,6 +407,7 @@ def test_lsuv_leaves_experts_without_tokens_alone() -> None:
          "use capacity_factor=null or router=topk"),
         (["merge_over=prefix"], "mlp: router=topk does not read merge_over=prefix: "
          "use merge_over=token or router=merge"),
+        (["affinity=norm"], "mlp: router=topk does not read affinity=norm: use affinity=softplus or router=compete"),
         (["router=compete", "bias_rate=0.1"], "mlp: router=compete does not read bias_rate=0.1: "
          "use bias_rate=0 or router=topk"),
     ],

@@ -55,6 +55,7 @@ class TestTopK:
         close(routing.top_k(affinity, 2, None, normalize=True).gates_NE, [[0.276602, 0, 0.723398, 0]])
         p = torch.tensor([0.5, 0, 0, -1], dtype=D64).softmax(-1)
         close((p - affinity.softmax(-1)).square().mean(), 0.047609)
+        close(routing.affinity(y, "norm").double(), [[1.631835, 0.693147, 2.885852, 1.313262]])
 
 
 class TestLosses:

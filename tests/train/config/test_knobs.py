@@ -122,6 +122,7 @@ KNOBS: dict[str, dict[str, str]] = {
         "threshold": "0.5",
         "compete_rate": "1",
         "compete_weight": "0",
+        "affinity": "norm",
     },
     "init=paper": {},
     "init=xavier": {},
@@ -207,6 +208,7 @@ NEEDS = {
     "mlp=moe threshold": ("mlp.router=threshold",),
     "mlp=moe compete_rate": ("mlp.router=compete", "mlp.compete_rate=0"),
     "mlp=moe compete_weight": ("mlp.router=compete", "mlp.compete_rate=1"),
+    "mlp=moe affinity": ("mlp.router=compete", "mlp.compete_rate=1"),
     "qk_clip": ("qk_norm=none",),
     "pattern": ("model.depth=2",),
     # A decay over a single step has no shape, so it takes three of the four steps.
