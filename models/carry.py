@@ -1,6 +1,6 @@
 """State that one forward pass hands from block to block.
 
-Shape suffixes: B batch, H heads, T tokens, K head dimension, D model width.
+Shape suffixes: B batch, H heads, T tokens, S latents of a sequence, K head dimension, D model width.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class Carry:
         """Input of the block's token mixer, after the placement's norms."""
         self.token_BTD: torch.Tensor | None = None
         """The token stream, if the model has two streams."""
+        self.latents_BSD: torch.Tensor | None = None
+        """Latents that mixers update from block to block, next to the stream."""
         self.lender: Lender | None = None
         """Weights of the last block that shares them with later blocks."""
         self.losses: list[torch.Tensor] = []

@@ -82,7 +82,8 @@ def _mixer(arch: Architecture, positions: Positions, context: int, index: int, m
     rule = arch.attention.of_block(index, size.depth)
     key_dim = rule.key_dim or size.head_dim
     scale = arch.placement.attention_scale(key_dim, arch.parametrization.attention_scale(key_dim))
-    layer = LayerShape(size.width, size.heads, size.head_dim, scale, context, index, size.depth)
+    first = all(arch.attention.of_block(earlier, size.depth).name != rule.name for earlier in range(index))
+    layer = LayerShape(size.width, size.heads, size.head_dim, scale, context, index, size.depth, first)
     if not rule.has_weights:
         return rule.mixer(layer)
     residual = value_residual(arch.value_residual) if arch.value_residual is not None and index > 0 else None

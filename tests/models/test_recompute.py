@@ -20,6 +20,7 @@ CONFIGS = [
     ("sink=token", "gate=headwise"),
     ("attention=mamba2",),
     ("attention=mamba",),
+    ("attention=fit",),
 ]
 
 

@@ -24,13 +24,14 @@ OTHERS = [
 def recorded(parent: Path, overrides: str) -> set[str]:
     """Returns the names of metrics in the files of a run, on other data than TINY's if the overrides say so.
 
-    A run with attention=mamba has softmax too, whose probes every other run records.
+    A run with attention=mamba or fit has softmax too, whose probes every other run records.
     """
     chosen = overrides.split()
     base = [o for o in TINY if not o.startswith("data")] if "data=" in overrides else TINY
     more = {
         "data=textmix": ["data.vocab_size=257"], "data=recall": ["data.length=16"],
         "attention=mamba": ["attention.pattern=[self,softmax]"],
+        "attention=fit": ["attention.pattern=[self,softmax]"],
     }  # fmt: skip
     config = composer().config([*base, *chosen, *more.get(overrides, [])])
     train(config, parent=parent)

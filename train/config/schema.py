@@ -190,6 +190,12 @@ class Config(Architecture, Runtime):
                 f"eval_lengths={list(self.eval_lengths)} goes beyond the context={self.context} positions that "
                 f"position={self.position.name} has: use position=rope, alibi or none"
             )
+        for rule in self.attention.of_blocks(self.model.depth):
+            if longest > 1 and not rule.endless:
+                raise ValueError(
+                    f"eval_lengths={list(self.eval_lengths)} goes beyond the context={self.context} tokens that "
+                    f"attention={rule.name} has parameters for: use eval_lengths=[] or attention=softmax"
+                )
         if len(set(self.eval_lengths)) < len(self.eval_lengths):
             raise ValueError(f"eval_lengths={list(self.eval_lengths)} has a length twice: name each once")
         return self

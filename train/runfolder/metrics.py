@@ -170,6 +170,18 @@ def _attention(
     return Metric(name, unit, definition, taken_over, reduced_by, by_head=True, histogram=histogram, needs=needs)
 
 
+FIT = {
+    "local": "of tokens on tokens of their group",
+    "read": "of latents on tokens of their group",
+    "global": "of latents on latents",
+    "write": "of tokens on latents of the group before",
+}
+"""The attentions of attention=fit."""
+FIT_PROBES: tuple[tuple[str, str, str, str, Over], ...] = (
+    ("logit_max", "1", "Largest logit", "batch, visible pairs, heads", "max"),
+    ("entropy", "nats", "Entropy of the attention weights, mean", ROWS, "mean"),
+)
+
 ATTENTION = (
     _attention(
         "logit_max",
@@ -262,6 +274,11 @@ ATTENTION = (
         ROWS,
         "mean",
         needs="sink=off_by_one",
+    ),
+    *(
+        _attention(f"{part}_{what}", unit, f"{says}, {of}.", over, reduced_by, needs="attention=fit", histogram=False)
+        for part, of in FIT.items()
+        for what, unit, says, over, reduced_by in FIT_PROBES
     ),
     Metric("attention/logit_max", "1", "Largest attention logit of all blocks.", "blocks, batch, pairs, heads"),
     Metric("attention/entropy", "nats", "Entropy of the attention weights, mean.", "blocks, batch, queries, heads"),

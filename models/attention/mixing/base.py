@@ -59,6 +59,8 @@ class LayerShape:
     """Index of the block, from 0."""
     depth: int
     """Number of blocks of the model."""
+    first: bool = True
+    """Whether no earlier block has the same choice."""
 
 
 class Inputs(NamedTuple):
@@ -184,6 +186,7 @@ class MixingConfig(Choice):
     has_weights = True  # whether it is a rule with T x T weights inside an attention layer; if not, it has a `mixer`
     key_dim = 0  # features of a head's queries and keys, 0 for head_dim; not rotated if they are others
     shares_keys = False  # whether one matrix makes queries and keys
+    endless = True  # whether sequences can be longer than in training
     pattern: Annotated[
         patterns.Pattern, BeforeValidator(_pattern), Field(examples=["odd", "bilateral", ("self", "softmax")])
     ] = "all"
