@@ -19,12 +19,13 @@ FITAR). Our readings:
 - u starts from the mixer's input, which the placement has normed, as it does not see the residual stream.
 - RoPE (base 10000) by the position inside the group replaces vectors learned for these positions.
 - Latents have the width and heads of tokens. Norms and projections have no biases, as everywhere in this model, so that
-  write gives the first group exactly zero. Those of the last group, which no token reads, are not computed.
-- Sequences whose length is no multiple of `group` end with a group of fewer tokens. As no token reads its latents,
-  outputs of a prefix are those of the whole sequence.
+  write gives the first group exactly zero. No token reads the last group's latents, and so they are not computed.
+- Sequences whose length is no multiple of `group` end with a group of fewer tokens. Its latents being of no use, outputs
+  of a prefix are those of the whole sequence.
 
-With latents=1, the softmax of write has one key, so that its queries and keys learn nothing. On watch steps, logits and
-entropies of the four attentions are recorded as local_logit_max, local_entropy and so on; `logit_max` is the largest.
+The other axes of attention, such as qk-norm, do not act on it. With latents=1, the softmax of write has one key, so that
+its queries and keys learn nothing. On watch steps, logits and entropies of the four attentions are recorded as
+local_logit_max, local_entropy and so on; `logit_max` is the largest.
 
 Shape suffixes: B batch, T tokens, D model width, G groups, R groups without the last, N tokens of a group, M latents of
 a group, S latents of a sequence, H heads, K head dimension, Q queries and L keys of an attention, ... its batch.
