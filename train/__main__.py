@@ -27,10 +27,10 @@ def main() -> None:
 
 def single(arguments: list[str]) -> None:
     """Trains one run, or prints what `show=` asks for."""
-    from train.config.choices import refuse_unknown_choices
+    from train.config.keys import refuse_unknown
     from train.run.process import stop_held
 
-    refuse_unknown_choices(arguments)
+    refuse_unknown(arguments)
     with stop_held():  # This takes seconds.
         from train.cli.words import taken
         from train.config.compose import compose

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 
 from train.cli.terminal import exit_with
-from train.config.choices import refuse_unknown_choices
+from train.config.keys import refuse_unknown
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     overrides = parser.parse_args().overrides
 
     def action() -> None:
-        refuse_unknown_choices(overrides)
+        refuse_unknown(overrides)
         from train.measure.coordinates import run
 
         run(overrides)

@@ -92,10 +92,10 @@ def main() -> None:
 def sweep(arguments: list[str]) -> int:
     """Trains the sweep of a command line, or says what it would cost, and returns the exit code."""
     from train.cli.words import taken
-    from train.config.choices import refuse_unknown_choices
+    from train.config.keys import refuse_unknown
     from train.run.process import stop_held
 
-    refuse_unknown_choices(arguments)
+    refuse_unknown(arguments)
     with stop_held():  # These take seconds.
         import train.sweeps.local  # noqa: F401 - loads torch
         from train.config.launcher import in_full

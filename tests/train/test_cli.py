@@ -16,7 +16,7 @@ from train.cli.terminal import exit_with
 from train.config.choices import choices
 from train.config.compose import to_yaml
 from train.config.grid import single_point
-from train.config.messages import all_keys
+from train.config.keys import all_keys
 from train.runfolder.folder import RunFolder
 
 

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from train.cli.terminal import exit_with
-from train.config.choices import refuse_unknown_choices
+from train.config.keys import refuse_unknown
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def action() -> None:
-        refuse_unknown_choices([f"attention={rule}" for rule in arguments.attention or ()])
+        refuse_unknown([f"attention={rule}" for rule in arguments.attention or ()])
         from train.bench.report import work  # loads torch
 
         work(arguments)

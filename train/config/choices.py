@@ -57,20 +57,6 @@ def choices() -> dict[str, list[str]]:
     return groups
 
 
-def refuse_unknown_choices(overrides: Sequence[str]) -> None:
-    """Raises ConfigError for a plain misspelt choice, such as attention=softmx, before the libraries are loaded.
-
-    Composing finds all other faults, and this one in a config with plugins, which may register the choice.
-    """
-    known = choices()
-    if any(text.partition("=")[0] == "plugins" or text.endswith((".yaml", ".yaml'")) for text in overrides):
-        return
-    for group, value in (text.split("=", 1) for text in overrides if "=" in text):
-        for choice in value.split(",") if group in known else ():
-            if choice != "null" and re.fullmatch(r"[\w./-]+", choice) and not file(f"{group}/{choice}").exists():
-                raise not_a_choice(group, choice, known[group])
-
-
 def not_a_choice(group: str, value: str, known: Sequence[str]) -> ConfigError:
     """Returns the error for a choice that a group does not have."""
     from conf.axis import ConfigError, near  # Completion does without pydantic.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,13 +9,12 @@ from pathlib import Path
 
 import yaml
 
-from conf.axis import ConfigError, axes
+from conf.axis import ConfigError
 from conf.paths import shown
-from models.size import SizeConfig
 from train.config import choices as groups
 from train.config.choices import GLOBAL, HEADER, choices, default_choices
+from train.config.keys import near_key
 from train.config.own import from_conf, path_of
-from train.config.schema import Config
 
 
 @contextmanager
@@ -116,7 +113,7 @@ def _unknown_key(override: str, text: str, chosen: Mapping[str, str]) -> str | N
     named = f"'{key}'" in text or (where is not None and f"{key}.".startswith(f"{where[1]}."))
     if named and ("not in struct" in text or "Could not override" in text):
         inner = where[1] if where is not None and where[1].startswith(f"{key}.") else key
-        return f"unknown key {inner}: {_near_key(inner, chosen)}"
+        return f"unknown key {inner}: {near_key(inner, chosen)}"
     return None
 
 
@@ -149,46 +146,3 @@ def _readable(override: str) -> bool:
         return bool(OverridesParser.create().parse_override(override).key_or_group)
     except HydraException:
         return False
-
-
-def _near_key(key: str, chosen: Mapping[str, str]) -> str:
-    """Suggests the choices that have this field, or else the closest fields of the chosen one, or the closest key."""
-    axis, _, field = key.partition(".")
-    configs = axes(Config)[axis].choices if axis in axes(Config) else {}
-    owners = [choice for choice, config in configs.items() if field in config.__dataclass_fields__]
-    if owners:
-        return f"only {axis}={' or '.join(owners)} has it"
-    choice = configs.get(chosen.get(axis, ""))
-    fields_of_choice = [f for f in choice.__dataclass_fields__ if f != "name"] if choice else []
-    if close := difflib.get_close_matches(field, fields_of_choice, n=3):
-        ratios = [difflib.SequenceMatcher(None, name, field).ratio() for name in close]
-        equal = [name for name, ratio in zip(close, ratios, strict=True) if ratio > ratios[0] - 0.05]
-        return f"did you mean {' or '.join(f'{axis}.{name}' for name in sorted(equal))}?"
-    known = list(all_keys())
-    fields = {k.rpartition(".")[2] for k in known}
-    wanted = key.rpartition(".")[2]
-    if wanted not in fields:
-        # A key without a dot may be a misspelt field of any axis.
-        wanted = next(iter(difflib.get_close_matches(key, [*known, *(() if "." in key else fields)], n=1)), "")
-    suggested = [k for k in known if wanted in (k, k.rpartition(".")[2])]
-    return f"did you mean {' or '.join(suggested)}?" if suggested else "see stabilab --help all"
-
-
-def all_keys() -> dict[str, None]:
-    """Returns every key that a config can have, in the order of the config; a field of an axis is `axis.field`."""
-    registries = axes(Config)
-    keys: dict[str, None] = {}
-    for name in Config.__dataclass_fields__:
-        keys[name] = None
-        nested = type(Config.__dataclass_fields__[name].default)
-        parts = [SizeConfig] if name == "model" else [nested] if dataclasses.is_dataclass(nested) else []
-        parts = [*registries[name].choices.values()] if name in registries else parts
-        keys |= {f"{name}.{field}": None for part in parts for field in _fields_below(part)}
-    return keys
-
-
-def _fields_below(part: type) -> Iterator[str]:
-    """Yields the fields of a dataclass; those of a nested one are `field.inner`."""
-    for field in dataclasses.fields(part):
-        nested = dataclasses.is_dataclass(field.default)
-        yield from (f"{field.name}.{below}" for below in _fields_below(type(field.default))) if nested else [field.name]

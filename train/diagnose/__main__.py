@@ -15,7 +15,7 @@ from pathlib import Path
 
 from conf.axis import ConfigError
 from train.cli.terminal import exit_with
-from train.config.choices import refuse_unknown_choices
+from train.config.keys import refuse_unknown
 
 MINUTES = 10.0
 
@@ -28,7 +28,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
         return read(folder, arguments)
     if arguments.arm:
         raise ConfigError("--arm chooses arms of a trained sweep: give its folder in place of overrides")
-    refuse_unknown_choices(arguments.recipe)
+    refuse_unknown(arguments.recipe)
     if arguments.backtest:
         from train.diagnose.backtest import backtest
 

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from conf.axis import ConfigError, near
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, table_console
-from train.config.choices import refuse_unknown_choices
+from train.config.keys import refuse_unknown
 from train.findings.base import Finding, FindingGroup, all_findings, find
 from train.findings.status import cost, shipped, shipped_state, state
 from train.results.verdict import COLOURS
@@ -39,7 +39,7 @@ def chosen(names: list[str]) -> list[Finding]:
 
 def judge(findings: list[Finding], overrides: list[str]) -> int:
     """Runs and reports one after the other; the exit code: 1 when a run failed."""
-    refuse_unknown_choices(overrides)
+    refuse_unknown(overrides)
     from train.report import write_report
     from train.results.sweep import load_sweep
     from train.sweep import launch

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, table_console
-from train.config.choices import refuse_unknown_choices
+from train.config.keys import refuse_unknown
 from train.leaderboard.confirm import confirmation
 from train.leaderboard.figure import figure
 from train.leaderboard.rows import rows, spread
@@ -30,7 +30,7 @@ STEPS, ROUNDS = 5, 3
 
 def leaderboard(overrides: list[str], times: bool, only_report: bool) -> int:
     """Trains and ranks the choices. Returns the exit code, 1 if a run failed."""
-    refuse_unknown_choices(overrides)
+    refuse_unknown(overrides)
     from train.results.arms import varying
     from train.results.sweep import load_sweep
     from train.sweep import launch

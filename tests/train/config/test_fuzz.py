@@ -24,7 +24,7 @@ from train.cli.terminal import exit_with
 from train.config.choices import choices
 from train.config.compose import from_file, to_yaml
 from train.config.grid import refuse_hydra_of_files
-from train.config.messages import all_keys
+from train.config.keys import all_keys
 from train.config.schema import Config
 from train.sweeps.plan import plan
 

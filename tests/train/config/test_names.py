@@ -12,7 +12,7 @@ from models.attention.pattern import SELF, WORDS
 from tests.conftest import complete, composer, tiny
 from tests.train.config.test_schema import NUMBERS, OTHER_CHOICES
 from train.config.choices import choices
-from train.config.messages import all_keys
+from train.config.keys import all_keys
 from train.config.names import LONGEST, SHORT, part, shortened, text
 from train.config.schema import Config, Runtime
 from train.docs import names

@@ -15,7 +15,7 @@ from models.size import SizeConfig
 from tests.conftest import choice, complete, composer, tiny, yaml_values
 from train.config.choices import choices, shared_fields
 from train.config.compose import compose, from_file, to_yaml
-from train.config.messages import all_keys
+from train.config.keys import all_keys
 from train.config.schema import LATER_FIELDS, Config, Runtime
 from train.docs.conf import files as conf_files
 from train.run.derived import values_in_force

@@ -16,7 +16,7 @@ import torch
 from conf.axis import ConfigError
 from tests.train.helpers import OF_MACHINE, TINY, call, tiny, trained
 from train.config.schema import Config
-from train.run.interrupt import Interrupted, StopSignals
+from train.run.interrupt import Interrupted, Stopped, StopSignals
 from train.run.module import ProxyModule
 from train.run.packed import Pack, Stack, require_packable, train_pack, trial
 from train.runfolder.folder import RunFolder
@@ -71,8 +71,9 @@ def test_the_first_gradients_are_those_of_single_runs():
         ("masking=meap", "qk_norm=none", "optimizer.qk_clip=1"),
         ("optimizer=muon",),
         ("precision=bf16",),
+        ("watch.mean_mode=true", "watch.sharpness=true"),
     ],
-    ids=["default", "buffers", "changing_buffers", "masks_and_maxima", "muon", "bf16"],
+    ids=["default", "buffers", "changing_buffers", "masks_and_maxima", "muon", "bf16", "probes"],
 )
 def test_packed_runs_equal_single_ones(tmp_path, overrides):
     lists = [(*STEPS, *run, *overrides) for run in RUNS]
@@ -100,6 +101,20 @@ def test_a_run_that_diverges_or_fails_does_not_stop_the_others(tmp_path):
             assert_equal_runs(run, single)
         else:
             assert run.summary()["diverged_step"] == single.summary()["diverged_step"]
+
+
+def test_a_run_that_an_alarm_stops_leaves_the_others(tmp_path):
+    rule = (*STEPS, "watch_every=5", "watch.stop=[logits]", "watch.logit_max=100", "qk_norm=none")
+    lists = [(*rule, *run) for run in (RUNS[0], ("seed=1", "optimizer.lr=3"), RUNS[2])]
+    configs = [tiny(*of_run) for of_run in lists]
+    first, second, third = train_pack(configs, tmp_path)
+    assert (first, third) == (None, None)
+    assert isinstance(second, Stopped)
+    with pytest.raises(Stopped) as alone:
+        trained(tmp_path / "single", *lists[1])
+    # At such an LR rounding has grown by a percent.
+    assert [str(end).partition("logit ")[0] for end in (second, alone.value)] == ["step 5: largest attention "] * 2
+    assert_equal_runs(RunFolder(tmp_path / configs[2].run_name()), trained(tmp_path / "single", *lists[2]))
 
 
 def test_a_signal_stops_all_with_checkpoints_and_they_go_on(tmp_path, monkeypatch):
