@@ -228,12 +228,23 @@ def test_probes() -> None:
     torch.testing.assert_close(found["local_logit_max"], z.amax((0, 1, 3, 4)))
     entropy = torch.special.entr(z.softmax(-1)).sum(-1).mean((0, 1, 3))
     torch.testing.assert_close(found["local_entropy"], entropy)
-    # The last token and its queries do not change with what fills its group.
-    made.write.query.weight.data *= 1e3
-    u = x[:, N:] + made(x, Carry())[:, N:]
-    assert u.isfinite().all()
-    alone = probed(made, x[:, :2], "attention")
-    assert alone.keys() == {"logit_max", "local_logit_max", "local_entropy"}
+
+
+@pytest.mark.parametrize(("length", "part"), [(2 * N + 1, "write"), (2, "local")])
+def test_probes_do_not_count_padding(length: int, part: str) -> None:
+    """Of a last group that is cut, or of the only one, against the rows of all logits that are tokens."""
+    made, kept = mixer(), []
+    getattr(made, part).register_forward_hook(lambda module, given, found: kept.append(found[1].detach()))
+    found = probed(made, randn(B, length, D), "attention")
+    if part == "write":
+        rows = [kept[0][:, t // N, :, t % N] for t in range(N, length)]
+    else:
+        rows = [kept[0][:, 0, :, t, :length] for t in range(length)]
+        assert found.keys() == {"logit_max", "local_logit_max", "local_entropy"}
+    z_BHTL = torch.stack(rows, 2)
+    torch.testing.assert_close(found[f"{part}_logit_max"], z_BHTL.amax((0, 2, 3)))
+    entropy_H = torch.special.entr(z_BHTL.softmax(-1)).sum(-1).mean((0, 2))
+    torch.testing.assert_close(found[f"{part}_entropy"], entropy_H)
 
 
 class TestBlocks:
