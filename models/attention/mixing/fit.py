@@ -20,10 +20,10 @@ FITAR). Our readings:
 - RoPE (base 10000) by the position inside the group replaces vectors learned for these positions.
 - Latents have the width and heads of tokens. Norms and projections have no biases, as everywhere in this model, so that
   write gives the first group exactly zero. No token reads the last group's latents, and so they are not computed.
-- Sequences whose length is no multiple of `group` end with a group of fewer tokens. Its latents being of no use, outputs
-  of a prefix are those of the whole sequence.
+- Sequences whose length is no multiple of `group` end with a group of fewer tokens. As no token reads its latents, the
+  outputs of a prefix are those of the whole sequence.
 
-The other axes of attention, such as qk-norm, do not act on it. With latents=1, the softmax of write has one key, so that
+The other axes of attention, such as qk-norm, do not act on it. With latents=1, the softmax of write has one key, and
 its queries and keys learn nothing. On watch steps, logits and entropies of the four attentions are recorded as
 local_logit_max, local_entropy and so on; `logit_max` is the largest.
 
