@@ -105,11 +105,11 @@ class TestChecked:
         [
             ({"colour": 1}, "unknown key colour: known: count, paper, shape"),
             ({"cuont": 1}, "unknown key cuont: did you mean count?"),
-            ({"shape": {"name": "circle", "radus": 1}}, "unknown key shape.radus: did you mean radius?"),
+            ({"shape": {"name": "circle", "radus": 1}}, "unknown key shape.radus: did you mean shape.radius?"),
             ({"shape": {"name": "circle", "sides": 1}}, "unknown key shape.sides: known: name, radius"),
             (
                 {"paper": {"width": 1, "colour": None, "widht": 1}},
-                "unknown key paper.widht: did you mean width?",
+                "unknown key paper.widht: did you mean paper.width?",
             ),
             ({"shape": {"name": "circel"}}, "shape=circel is not a choice: did you mean circle?"),
             ({"shape": {"name": "xyz"}}, "shape=xyz is not a choice: known: circle, rectangle"),
