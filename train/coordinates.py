@@ -22,7 +22,7 @@ def main() -> None:
     overrides = parser.parse_args().overrides
 
     def action() -> None:
-        refuse_unknown(overrides)
+        refuse_unknown([text for text in overrides if not text.startswith("over=")])
         from train.measure.coordinates import run
 
         run(overrides)

@@ -49,7 +49,10 @@ def refuse_unknown(overrides: Sequence[str]) -> None:
 
 
 def _is_key(key: str, chosen: Mapping[str, str]) -> bool:
-    """Returns whether a key is one of the config's; below a field that takes a mapping, any is."""
+    """Returns whether a key is one of the config's, or a field of the launcher, which needs no prefix beside it.
+
+    Below a field that takes a mapping, any is.
+    """
     first, dot, below = key.partition(".")
     own, field = default_fields().get(first), below.partition(".")[0]
     if first in NOT_OF_RUNS:
@@ -60,7 +63,8 @@ def _is_key(key: str, chosen: Mapping[str, str]) -> bool:
         return any(field in ("name", *(name.partition(".")[0] for name in fields(first, choice))) for choice in known)
     if isinstance(own, Mapping) and dot:
         return field in own
-    return first in default_fields() or first in choices()
+    of_launcher = fields("launcher", chosen["launcher"]) if chosen["launcher"] in choices()["launcher"] else []
+    return first in default_fields() or first in choices() or first in of_launcher
 
 
 def axes() -> list[str]:

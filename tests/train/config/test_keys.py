@@ -38,7 +38,7 @@ def test_every_key_is_accepted() -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["foo=1"], ["stepss=1"], ["lr=0.1"], ["path=x"], ["watch.entropi=1"], ["optimizer.lrr=0.1"],
+        ["foo=1"], ["partition=gpu"], ["stepss=1"], ["lr=0.1"], ["path=x"], ["watch.entropi=1"], ["optimizer.lrr=0.1"],
         ["optimizer.beta=0.9"], ["optimizer=muon", "optimizer.momentun=0.9"], ["optimzer.lr=0.1"],
         ["attention=softmx"], ["model=1B"], ["attention.tauu=1"], ["mlp=moe", "mlp.affinities=norm"],
     ],
@@ -58,6 +58,7 @@ def test_a_misspelt_one_is_refused_with_the_text_of_composing(overrides: list[st
         ["attention=fox,softmax", "model=mini-w32-d2", "experiment=paper/qk_norm", "ladder=null", "seed=0,1"],
         ["attention=mine", "attention.tauu=1", "plugins=mine.py"],
         ["attention=mine", "experiment=./mine.yaml"],
+        ["launcher=slurm", "partition=gpu", "time=soon"],
         ["attention='a b'", "attention.cap=softmx", "--dry-run", "loss", "show=axes", "force=true", "arms=a: seed=1"],
         [
             "optimizer.groups.heads=2",
