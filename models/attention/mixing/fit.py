@@ -167,7 +167,7 @@ class FITConfig(ReplacementConfig):
 
     name: Literal["fit"] = "fit"
     endless = False
-    group: Annotated[int, Field(ge=2)] | None = None
+    group: Annotated[Annotated[int, Field(ge=2)] | None, Field(examples=[2])] = None
     """Tokens per group. null: 1/8 of the context, at least 2."""
     latents: Annotated[int, Field(ge=1)] = 8
     """Latents per group; the value is ours."""
