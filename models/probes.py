@@ -281,8 +281,9 @@ def spectral_norms(w_HKD: torch.Tensor) -> torch.Tensor:
     """Returns the largest singular value of each matrix, fp32 [H]; NaN where one is not finite."""
     w_HKD = w_HKD.detach().float()
     unit_H11 = w_HKD.abs().amax((1, 2), keepdim=True).clamp_min(TINY)  # Elements near 1e-30 have no squares in fp32.
+    w_HKD = w_HKD / unit_H11
     with full_precision(w_HKD):
-        return eigenvalues((w_HKD / unit_H11) @ (w_HKD / unit_H11).mT)[:, -1].sqrt() * unit_H11[:, 0, 0]
+        return eigenvalues(w_HKD @ w_HKD.mT)[:, -1].sqrt() * unit_H11[:, 0, 0]
 
 
 def eigenvalues(gram_NN: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conf.axis import ConfigError
+from train.config.keys import WORDS
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ def taken(arguments: Sequence[str]) -> tuple[Words, list[str]]:
     left = iter(arguments)
     for argument in left:
         key, equals, value = argument.partition("=")
-        if key in ("force", "show"):
+        if key in WORDS:
             words[key] = value
         elif key == "init_from":
             rest.append(f"init_from={','.join(map(quoted, value.split(',')))}")

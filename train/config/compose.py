@@ -11,13 +11,11 @@ import yaml
 from conf.axis import ConfigError, checked
 from train.config import choices as groups
 from train.config.choices import GLOBAL, HEADER, YAML
+from train.config.keys import NOT_OF_RUNS
 from train.config.messages import composing, hydra_fault, yaml_fault
 from train.config.own import for_hydra, resolved
 from train.config.plugins import load
 from train.config.schema import Config
-
-NOT_OF_RUNS = ("hydra", "arms", "claim")
-"""Keys of an experiment's file that concern its sweep and no single run."""
 
 
 def compose(overrides: Sequence[str]) -> Config:

@@ -19,8 +19,10 @@ from train.config.choices import (
     shared_fields,
 )
 
-NOT_OF_RUNS = ("arms", "claim", "force", "hydra", "show")
-"""Keys and words of the command line that are not in a run's config."""
+NOT_OF_RUNS = ("hydra", "arms", "claim")
+"""Keys of an experiment's file that concern its sweep and no single run."""
+WORDS = ("force", "show")
+"""Words of a command that are written like overrides."""
 
 
 def refuse_unknown(overrides: Sequence[str]) -> None:
@@ -42,29 +44,30 @@ def refuse_unknown(overrides: Sequence[str]) -> None:
             chosen[group] = choice
     for text in overrides:
         key, equals, _ = text.partition("=")
-        if equals and re.fullmatch(r"\w+(\.\w+)*", key) and not _is_key(key, chosen):
+        if equals and re.fullmatch(r"\w+(\.\w+)*", key) and not _is_key(key, chosen, known):
             from conf.axis import ConfigError  # Completion does without pydantic.
 
             raise ConfigError(f"unknown key {key}: {near_key(key, chosen)}")
 
 
-def _is_key(key: str, chosen: Mapping[str, str]) -> bool:
+def _is_key(key: str, chosen: Mapping[str, str], known: Mapping[str, list[str]]) -> bool:
     """Returns whether a key is one of the config's, or a field of the launcher, which needs no prefix beside it.
 
     Below a field that takes a mapping, any is.
     """
     first, dot, below = key.partition(".")
     own, field = default_fields().get(first), below.partition(".")[0]
-    if first in NOT_OF_RUNS:
+    if first in NOT_OF_RUNS or first in WORDS:
         return True
-    if first in axes() and dot:
+    if dot and first in axes():
         # The chosen one first: its file is one of many.
-        known = [choice for choice in dict.fromkeys([chosen[first], *choices()[first]]) if choice in choices()[first]]
-        return any(field in ("name", *(name.partition(".")[0] for name in fields(first, choice))) for choice in known)
-    if isinstance(own, Mapping) and dot:
+        owners = dict.fromkeys([chosen[first], *known[first]]) if chosen[first] in known[first] else known[first]
+        return any(field in ("name", *(name.partition(".")[0] for name in fields(first, choice))) for choice in owners)
+    if dot and isinstance(own, Mapping):
         return field in own
-    of_launcher = fields("launcher", chosen["launcher"]) if chosen["launcher"] in choices()["launcher"] else []
-    return first in default_fields() or first in choices() or first in of_launcher
+    if first in default_fields() or first in known:
+        return True
+    return chosen["launcher"] in known["launcher"] and first in fields("launcher", chosen["launcher"])
 
 
 def axes() -> list[str]:
@@ -82,9 +85,9 @@ def fields(axis: str, choice: str) -> list[str]:
 def all_keys() -> dict[str, None]:
     """Returns every key that a config can have; a field of an axis is `axis.field`."""
     own = {name: value for name, value in default_fields().items() if name != "hydra"}
-    keys = dict.fromkeys([*own, *_flat(own), *axes()])
+    known, keys = choices(), dict.fromkeys([*own, *_flat(own), *axes()])
     for axis in axes():
-        keys |= {f"{axis}.{field}": None for choice in choices()[axis] for field in ["name", *fields(axis, choice)]}
+        keys |= {f"{axis}.{field}": None for choice in known[axis] for field in ["name", *fields(axis, choice)]}
     return keys
 
 

@@ -11,10 +11,12 @@ from conf.axis import ConfigError
 from train.config.schema import Runtime
 from train.docs.findings import RESULTS, VERDICTS, verdicts
 from train.docs.leaderboard import TABLES
+from train.docs.markers import ROOT
 from train.findings.base import all_findings
 from train.findings.status import state
 from train.runfolder.files import read_json, write_atomically
 
+CARD = ROOT / "train/diagnose/card.png"
 RUNS = VERDICTS.with_name("runs.csv.gz")
 """The summaries of all runs that judge a finding, a row each."""
 
@@ -22,21 +24,22 @@ RUNS = VERDICTS.with_name("runs.csv.gz")
 def collect(out: Path) -> list[Path]:
     """Updates the data files and pictures in git from the sweeps in `out`, and returns the files written.
 
-    Findings without a sweep in `out` keep their verdicts. Only pictures that are already in git are updated. Raises
-    ConfigError if `out` is not a folder.
+    Findings without a judged sweep in `out` keep their verdicts. Only pictures that are already in git are updated.
+    Raises ConfigError if `out` is not a folder.
     """
     if not out.is_dir():
         raise ConfigError(f"--results {out} is not a folder: pass the folder that holds the sweeps")
-    found = {name: entry(out / name) for name in all_findings() if (out / name / "sweep.json").exists()}
-    judged = [name for name, kept in found.items() if kept["judged"]]
+    swept = {name: entry(out / name) for name in all_findings() if (out / name / "sweep.json").exists()}
+    found = {name: kept for name, kept in swept.items() if kept["judged"]}
     known = verdicts() | found
     text = json.dumps({name: known[name] for name in all_findings() if name in known}, indent=1, ensure_ascii=False)
     write_atomically(VERDICTS, text + "\n")
-    written = [VERDICTS, *_summaries(out, judged)]
+    written = [VERDICTS, *_summaries(out, list(found))]
     for name, kept in found.items():
         if kept["figure"]:
             figure = kept["figure"].replace(" ", "_") + ".png"
             written += _copied(out / name / "report" / figure, RESULTS / f"{name}.png")
+    written += _copied(out / "qk_norm/report/card.png", CARD)
     for experiment, table in TABLES.items():
         written += _copied(out / experiment / "report/leaderboard.png", table.with_suffix(".png"))
         written += _copied(out / experiment / "report/leaderboard.csv", table)
@@ -85,11 +88,11 @@ def _summaries(out: Path, names: list[str]) -> list[Path]:
     """Writes the runs of these findings to RUNS, each once; rows of other runs that are there stay."""
     import pandas as pd
 
-    tables = [pd.read_csv(out / name / "report" / "runs.csv") for name in names]
+    tables = [pd.read_csv(out / name / "report" / "runs.csv", low_memory=False) for name in names]
     if not tables:
         return []
     if RUNS.exists():
-        tables.append(pd.read_csv(RUNS))
+        tables.append(pd.read_csv(RUNS, low_memory=False))
     kept = pd.concat(tables, ignore_index=True).drop_duplicates("run").sort_values("run")
     # Where and how a run was trained, such as its folder, is of no use elsewhere.
     kept = kept[[column for column in kept if column.partition(".")[0] not in Runtime.__dataclass_fields__]]

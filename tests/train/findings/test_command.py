@@ -104,7 +104,7 @@ def test_collecting_keeps_what_the_folder_does_not_have(out, tmp_path, monkeypat
     assert len(pd.read_csv(tmp_path / "runs.csv.gz")) == 30
     written = json.loads((tmp_path / "verdicts.json").read_text())
     changed = {name for name in known if written[name] != known[name]}
-    assert changed == {"qk_norm", "gradient_rms"}
+    assert changed == {"qk_norm"}, "the sweep of gradient_rms is not judged yet"
     assert [p.name for p in pictures.iterdir()] == ["qk_norm.png"]
     assert (pictures / "qk_norm.png").read_bytes() == (
         out / "qk_norm/report/loss_and_logits_against_lr.png"
