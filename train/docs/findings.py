@@ -35,7 +35,7 @@ HEAD = [
 ]
 GROUPS = {
     "headline": "Figure 1",
-    "core": "two hours, with Figure 1",
+    "core": "an hour, with Figure 1",
     "long": "longer: each says its time",
 }
 NOT_RUN: dict[str, Any] = {"state": "not run", "judged": "", "sizes": "", "checks": [], "notes": [], "figure": ""}

@@ -1,7 +1,7 @@
 """`stabilab findings`: the published claims and what their sweeps say of them; with names, runs what is missing.
 
 `stabilab findings NAME ... [overrides]` trains the runs of experiment=NAME that no sweep in `out` has ended yet,
-judges them, and draws. Groups stand for their findings: `headline`, `core` (two hours on 2 cores, with the headline),
+judges them, and draws. Groups stand for their findings: `headline`, `core` (an hour on 2 cores, with the headline),
 `long`, and `all`.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,19 +121,24 @@ def floor_lines(axes: Axes, sweep: Arms) -> None:
 
 
 def sensitivity_panel(axes: Axes, sweep: Arms) -> None:
-    """LR sensitivity against N: mean over seeds, with their standard deviation."""
-    for (arm, colour), marker in zip(arm_colours(sweep).items(), ARM_MARKERS, strict=False):
-        found = [(n, curve) for (n, of), curve in sweep.curves.items() if of == arm]
+    """LR sensitivity against N, or arm by arm at a single size: mean over seeds, with their standard deviation."""
+    several = len(sweep.sizes()) > 1
+    for i, ((arm, colour), marker) in enumerate(zip(arm_colours(sweep).items(), cycle(ARM_MARKERS))):
+        found = [(n if several else i, curve) for (n, of), curve in sweep.curves.items() if of == arm]
         if found:
             axes.errorbar(
-                [n for n, _ in found], [c.mean for _, c in found], yerr=[c.std or 0 for _, c in found], color=colour,
+                [x for x, _ in found], [c.mean for _, c in found], yerr=[c.std or 0 for _, c in found], color=colour,
                 marker=marker, capsize=2, elinewidth=0.8,
             )  # fmt: skip
-    axes.set(xscale="log", xlabel="parameters N", ylabel="LR sensitivity (nats)")
+    axes.set(ylabel="LR sensitivity (nats)")
     if any(curve.mean > 0 for curve in sweep.curves.values()):
         axes.set_yscale("log")
         plain_ticks(axes)
-    size_ticks(axes, sweep.sizes())
+    if several:
+        axes.set(xscale="log", xlabel="parameters N")
+        size_ticks(axes, sweep.sizes())
+    else:
+        axes.set_xticks(range(len(sweep.names)), sweep.names, rotation=30, ha="right", rotation_mode="anchor")
     axes.margins(x=0.15, y=0.2)
 
 

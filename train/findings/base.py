@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FindingGroup = Literal["headline", "core", "long"]
-"""What is run together: `headline` is Figure 1, `core` takes two hours with it, each of `long` its minutes."""
+"""What is run together: `headline` is Figure 1, `core` takes an hour with it, each of `long` its minutes."""
 
 AnyCheck = Annotated[
     Compared | NoWorse | Equal | Trend | Stays | Slopes | Level | Crosses | Separates | Ranks,

@@ -7,7 +7,8 @@ word of them. Effects of a quantity in logarithms are factors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from train.findings.arms import Arms, pooled_std
 from train.findings.effects import Effect, directed, equivalent, over
 from train.findings.quantities import Of, Select, quantity, values
 from train.measure.kept import is_measured
-from train.results.verdict import Check, Part
+from train.results.verdict import Check, Outcome, Part
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,8 +76,9 @@ class Base(BaseModel):
     def log(self) -> bool:
         return quantity(self.of).log
 
-    def shown(self, value: float) -> str:
-        return f"{math.exp(value):.3g}" if self.log else f"{value:.3f}"
+    def shown(self, value: float, censored: bool = False) -> str:
+        """Text of a mean; `censored` where one of its numbers lies beyond the grid, whose end took its place."""
+        return ("at least " if censored else "") + (f"{math.exp(value):.3g}" if self.log else f"{value:.3f}")
 
     def values(self, sweep: Arms, arm: str, grid: str | None = None) -> pd.DataFrame:
         found = values(sweep, arm, self.of, self.runs, self.lr, grid)
@@ -105,6 +107,30 @@ class Least(Base):
         return f"counts from {self.factor:g}x" if self.factor else f"counts from {self.least:g}"
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two arms at one size: the means of `than` and of the arm, and the difference of the second from the first."""
+
+    at: str
+    than: float
+    arm: float
+    effect: Effect
+    than_censored: bool = False
+    """Some seeds of it lie beyond the grid, so that its mean is a lower bound."""
+    arm_censored: bool = False
+    beyond_grid: bool = False
+    """All seeds of both do."""
+
+    def outcome(self, judged: Callable[[Effect], Outcome]) -> Outcome:
+        """What a rule makes of the effect; open where it is a bound and what lies beyond it may change whether the
+        claim holds."""
+        found = judged(self.effect)
+        if self.arm_censored == self.than_censored:
+            return found
+        far = judged(replace(self.effect, value=math.copysign(1e3, self.arm_censored - 0.5)))
+        return found if (found == "holds") == (far == "holds") else "open"
+
+
 class Pairwise(Base):
     than: Names
     than_of: Of | None = None
@@ -115,9 +141,8 @@ class Pairwise(Base):
     def named(self, sweep: Arms) -> list[str]:
         return sweep.named(self.arm) + [arm for arm in sweep.named(self.than) if arm not in sweep.named(self.arm)]
 
-    def pairs(self, sweep: Arms) -> Iterator[tuple[str, float, float, Effect, bool]]:
-        """For each pair of arms and size: where, the means of `than` and of the arm, the difference of the second from
-        the first with its error, and whether both lie beyond the grid."""
+    def pairs(self, sweep: Arms) -> Iterator[Pair]:
+        """Every two arms that are compared, at every size that both have."""
         several = len(self.named(sweep)) > 2
         for arm in sweep.named(self.arm):
             for than in [name for name in sweep.named(self.than) if name != arm]:
@@ -126,9 +151,17 @@ class Pairwise(Base):
                     a, b = (table[table["size"] == n] for table in both)
                     if (found := self._effect(sweep, a, b)) is not None:
                         where = f"N={size_label(n)}" if n else ""
-                        at = " ".join(filter(None, [where, f"{arm} / {than}" if several else ""]))
-                        beyond_grid = bool(a["censored"].all() and b["censored"].all())
-                        yield at, float(b["value"].mean()), float(a["value"].mean()), found, beyond_grid
+                        yield Pair(
+                            " ".join(filter(None, [where, f"{arm} / {than}" if several else ""])),
+                            float(b["value"].mean()), float(a["value"].mean()), found,
+                            bool(b["censored"].any()), bool(a["censored"].any()),
+                            bool(a["censored"].all() and b["censored"].all()),
+                        )  # fmt: skip
+
+    def text(self, pair: Pair) -> str:
+        bound = {(False, True): "at least ", (True, False): "at most "}.get((pair.than_censored, pair.arm_censored), "")
+        means = f"{self.shown(pair.than, pair.than_censored)} -> {self.shown(pair.arm, pair.arm_censored)}"
+        return f"{means}: {bound}{pair.effect.text(self.log)}"
 
     def _both(self, sweep: Arms, arm: str, than: str) -> list[pd.DataFrame]:
         other = self.than_of or self.of
@@ -176,14 +209,14 @@ class Compared(Pairwise, Least):
 
     def parts(self, sweep: Arms) -> Iterator[Part]:
         sign = -1.0 if self.kind == "lower" else 1.0
-        for at, than, arm, effect, beyond_grid in self.pairs(sweep):
-            outcome = directed(effect.times(sign), self.least)
-            text = f"{self.shown(than)} -> {self.shown(arm)}: {effect.text(self.log)}"
-            if self.base_above is not None and (math.exp(than) if self.log else than) <= self.base_above:
+        for pair in self.pairs(sweep):
+            outcome = pair.outcome(lambda effect: directed(effect.times(sign), self.least))
+            text = self.text(pair)
+            if self.base_above is not None and (math.exp(pair.than) if self.log else pair.than) <= self.base_above:
                 outcome, text = "open", f"{text}; nothing to lower, {self.base_above:g} and less is none"
-            elif beyond_grid:
+            elif pair.beyond_grid:
                 outcome, text = "open", "beyond the LR grid in both"
-            yield Part(at, outcome, text, {"than": than, "arm": arm, **effect.numbers()})
+            yield Part(pair.at, outcome, text, {"than": pair.than, "arm": pair.arm, **pair.effect.numbers()})
 
 
 class NoWorse(Pairwise):
@@ -193,11 +226,9 @@ class NoWorse(Pairwise):
     within: float = Field(gt=0)
 
     def parts(self, sweep: Arms) -> Iterator[Part]:
-        for at, than, arm, effect, _ in self.pairs(sweep):
-            outcome = directed(-effect, -self.within)
-            yield Part(
-                at, outcome, f"{self.shown(than)} -> {self.shown(arm)}: {effect.text(self.log)}", effect.numbers()
-            )
+        for pair in self.pairs(sweep):
+            outcome = pair.outcome(lambda effect: directed(-effect, -self.within))
+            yield Part(pair.at, outcome, self.text(pair), pair.effect.numbers())
 
     def needs(self) -> str:
         return f"no more than {self.within:g} above"
@@ -210,9 +241,9 @@ class Equal(Pairwise):
     within: float = Field(gt=0)
 
     def parts(self, sweep: Arms) -> Iterator[Part]:
-        for at, than, arm, effect, _ in self.pairs(sweep):
-            text = f"{self.shown(than)} -> {self.shown(arm)}: {effect.text(self.log)}"
-            yield Part(at, equivalent(effect, self.within), text, effect.numbers())
+        for pair in self.pairs(sweep):
+            outcome = pair.outcome(lambda effect: equivalent(effect, self.within))
+            yield Part(pair.at, outcome, self.text(pair), pair.effect.numbers())
 
     def needs(self) -> str:
         return f"equal within {self.within:g}"

@@ -180,7 +180,8 @@ class Ranks(Least):
 
         tables = {arm: self.values(sweep, arm) for arm in sweep.named(self.arm)}
         for n in sweep.sizes(*tables):
-            means = {arm: float(t[t["size"] == n]["value"].mean()) for arm, t in tables.items()}
+            here = {arm: t[t["size"] == n] for arm, t in tables.items()}
+            means = {arm: float(t["value"].mean()) for arm, t in here.items()}
             known = [arm for arm in means if math.isfinite(means[arm])]
             pairs = [(a, b) for a in known for b in known if self.published[a] < self.published[b]]
             if not pairs:
@@ -189,7 +190,10 @@ class Ranks(Least):
             d = sum(math.copysign(abs(gap) >= self.least, gap) for gap in gaps) / len(pairs)
             chance = kendalltau([self.published[arm] for arm in known], [means[arm] for arm in known]).pvalue
             outcome = "holds" if d >= self.share else "against" if d <= -self.share and chance < 0.05 else "open"
-            ranked = ", ".join(f"{arm} {self.shown(means[arm])}" for arm in sorted(known, key=lambda a: means[a]))
+            ranked = ", ".join(
+                f"{arm} {self.shown(means[arm], bool(here[arm]['censored'].any()))}"
+                for arm in sorted(known, key=lambda a: means[a])
+            )
             yield Part(f"N={size_label(n)}", outcome, f"D {d:.2f}: {ranked}", {"somers_d": d, "means": means})  # type: ignore[arg-type]
 
     def needs(self) -> str:

@@ -55,10 +55,13 @@ class Moving(Base):
         return f"no two values along {self.over}{edge}"
 
     def line(self, points: pd.DataFrame) -> str:
-        means = points.groupby("x")["value"].mean()
+        means = points.groupby("x").agg({"value": "mean", "censored": "any"})
         name = {"size": "N", "lr": "LR"}.get(self.over, self.over.rpartition(".")[2])
         label = size_label if self.over == "size" else lambda x: f"{x:g}"
-        shown = [f"{label(float(f'{math.exp(x):.4g}'))} {self.shown(v)}" for x, v in means.items()]
+        shown = [
+            f"{label(float(f'{math.exp(x):.4g}'))} {self.shown(v, c)}"
+            for x, v, c in zip(means.index, means["value"], means["censored"], strict=True)
+        ]
         return f"{name} {', '.join(shown)}"
 
 

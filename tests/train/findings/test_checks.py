@@ -69,6 +69,52 @@ def test_lower_by_hand():
     assert part.outcome == "holds"
 
 
+AT_LEAST, AT_MOST = "0.0562 -> at least 0.1: at least 1.78x", "at least 0.1 -> 0.0562: at most 0.562x"
+
+
+@pytest.mark.parametrize(
+    ("row", "outcome", "text"),
+    [
+        # The bent curve passes 5.1 halfway, in log, between its last two LRs.
+        ({"kind": "higher", "arm": "flat", "than": "bent", "factor": 1.25}, "holds", AT_LEAST),
+        ({"kind": "higher", "arm": "flat", "than": "bent", "factor": 3}, "open", AT_LEAST),
+        ({"kind": "lower", "arm": "bent", "than": "flat", "factor": 1.25}, "holds", AT_MOST),
+        ({"kind": "lower", "arm": "bent", "than": "flat", "factor": 3}, "open", AT_MOST),
+        ({"kind": "lower", "arm": "flat", "than": "bent", "factor": 1.25}, "against", AT_LEAST),
+        ({"kind": "no_worse", "arm": "bent", "than": "flat", "within": 0.1}, "holds", AT_MOST),
+        ({"kind": "no_worse", "arm": "flat", "than": "bent", "within": 0.7}, "open", AT_LEAST),
+        ({"kind": "equal", "arm": "flat", "than": "bent", "within": 0.7}, "open", AT_LEAST),
+        ({"kind": "higher", "arm": "flat", "than": "flat too", "factor": 1.25}, "open", "beyond the LR grid in both"),
+    ],
+)  # fmt: skip
+def test_critical_lrs_beyond_the_grid_are_bounds(row, outcome, text):
+    """An effect that is known to be at least so large decides only what stays true where it is larger."""
+    losses = {
+        "bent": {1000: {1e-2: 5.0, 10**-1.5: 5.0, 1e-1: 5.2}},
+        "flat": {1000: {1e-2: 5.0, 10**-1.5: 5.0, 1e-1: 5.05}},
+        "flat too": {1000: {1e-2: 5.0, 10**-1.5: 5.0, 1e-1: 5.05}},
+    }
+    (part,) = judge(losses, {"of": "critical_lr"} | row, noise=0.0).parts
+    assert part.outcome == outcome
+    assert part.text.removesuffix(" (within 1x)") == text
+
+
+def test_bounds_are_shown_as_such_in_lines_and_ranks():
+    losses = {
+        "a": {n: {1e-2: 5.0, 10**-1.5: 5.0, 1e-1: top} for n, top in ((1000, 5.05), (2000, 5.2), (4000, 5.4))},
+        "b": {n: {1e-2: 5.0, 10**-1.5: 5.0, 1e-1: 5.05} for n in (1000, 2000, 4000)},
+    }
+    falls = judge(losses, {"kind": "falls", "of": "critical_lr", "over": "size", "arm": "a", "factor": 1.25}, noise=0.0)
+    assert falls.parts[0].text.startswith("N 1.0k at least 0.1, 2.0k 0.0562, 4.0k 0.0422: ")
+    row = {"kind": "ranks", "of": "critical_lr", "arm": ["a", "b"], "share": 0.6, "factor": 1.1,
+           "published": {"a": 1.0, "b": 2.0}}  # fmt: skip
+    assert [p.text for p in judge(losses, row, noise=0.0).parts] == [
+        "D 0.00: a at least 0.1, b at least 0.1",
+        "D 1.00: a 0.0562, b at least 0.1",
+        "D 1.00: a 0.0422, b at least 0.1",
+    ]
+
+
 def test_an_effect_that_could_not_have_been_seen_is_not_testable():
     found = judge(curves(a=FLAT, b=FLAT), LOWER, noise=0.2)
     assert set(outcomes(found)) == {"open"}

@@ -278,3 +278,14 @@ def test_every_figure_is_drawn(name):
     figures = finding.draw(runs, metrics, "a title")
     assert figures
     assert all(axes.has_data() for axes in next(iter(figures.values())).axes)
+
+
+def test_the_sensitivities_of_one_size_stand_arm_by_arm(tmp_path):
+    mine = read_claims(written(tmp_path))["mine"]
+    runs = runs_of()
+    one = runs[runs["size"] == runs["size"].min()]
+    found = mine.verdict(one, {})
+    (figure,) = mine.draw(one, {}, found.headline).values()
+    panel = figure.axes[-1]
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["a", "b"]
+    assert [float(bar.lines[0].get_xdata()[0]) for bar in panel.containers] == [0, 1]
