@@ -253,19 +253,18 @@ class ProxyModule(pl.LightningModule):
 
         The step is scaled as a whole, decay included. `self._before` holds the weights before it minus those after it.
         """
-        after = [p.detach().clone() for p in self.tensors]
+        tensors = list[torch.Tensor](self.tensors)
+        after = [p.detach().clone() for p in tensors]
 
         def loss(rate: float) -> float:
-            for p, new, change in zip(self.tensors, after, self._before, strict=True):
-                p.copy_(new + (1 - rate / lr) * change)
+            torch._foreach_copy_(tensors, torch._foreach_add(after, self._before, alpha=1 - rate / lr))
             return float(self.loss_of(*self._batch)[0])
 
         self.model.eval()
         with self.trainer.precision_plugin.forward_context():
             found = critical_lr(loss, loss(0.0), self._critical_lr or lr)
         self.model.train()
-        for p, new in zip(self.tensors, after, strict=True):
-            p.copy_(new)
+        torch._foreach_copy_(tensors, after)
         if found is None:
             return
         self._critical_lr = found
