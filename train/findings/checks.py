@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -43,12 +43,13 @@ class Base(BaseModel):
     arm that is compared with."""
     lr: float | Literal["highest", "lowest"] | None = None
     sizes: Literal["all", "largest"] = "all"
+    undecided: ClassVar[str] = Check.undecided
 
     def judge(self, sweep: Arms) -> Check:
         named = self.named(sweep)
         parts = list(self.parts(sweep))
         gaps = sweep.gaps(*named) or self._unmeasured(sweep, named)
-        return Check(self.says, parts, gaps, self.nothing(), self.needs())
+        return Check(self.says, parts, gaps, self.nothing(), self.needs(), self.undecided)
 
     def _unmeasured(self, sweep: Arms, named: list[str]) -> str:
         """Text on runs that lack the measurement of the quantity, "" for none."""

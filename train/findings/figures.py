@@ -73,9 +73,12 @@ def draw(spec: FigureSpec, sweep: Arms, checks: Iterable[Any], title: str = "") 
 
 
 def _title(figure: Figure, title: str) -> None:
-    """Writes the title above the panels, in as many lines as the width asks for."""
+    """Writes the title above the panels, in up to five lines."""
     width, height = figure.get_size_inches()
-    lines = [line for part in title.split(". ", 1) for line in textwrap.wrap(part, int(13 * width))][:4]
+    lines = [line for part in title.split(". ", 1) for line in textwrap.wrap(part, int(13 * width))]
+    lines = (
+        [*lines[:4], textwrap.shorten(" ".join(lines[4:]), int(13 * width), placeholder=" ...")] if lines[4:] else lines
+    )
     figure.set_size_inches(width, height + 0.15 * len(lines))
     if not figure.legends:
         figure.suptitle("\n".join(lines), fontsize=8, fontweight="bold")

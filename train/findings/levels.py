@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -170,6 +170,8 @@ class Ranks(Least):
     D is the share of pairs of arms, of those that the published numbers separate, in the published order minus the
     share in the reverse one. Arms closer than the least effect that counts are in neither, so that noise has no order.
     """
+
+    undecided: ClassVar[str] = "the order is neither the published one nor surely its reverse"
 
     kind: Literal["ranks"]
     published: dict[str, float]

@@ -47,6 +47,8 @@ class Check:
     """Why nothing can be compared, where there are no parts."""
     needed: str = ""
     """The least effect that counts, or the threshold, with its unit."""
+    undecided: str = "an effect of the size that counts could not have been seen"
+    """Why the claim can't be tested where parts are open."""
 
     @property
     def passed(self) -> bool | None:
@@ -83,7 +85,7 @@ class Check:
         if "against" in outcomes:
             return "contradicted", "an effect of the other sign, beyond its interval"
         if "open" in outcomes:
-            return "not testable at this scale", "an effect of the size that counts could not have been seen"
+            return "not testable at this scale", self.undecided
         return (
             "not testable at this scale",
             "no effect of the size that counts shows, and none of the other sign",
