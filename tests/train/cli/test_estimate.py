@@ -27,6 +27,15 @@ def test_the_time_of_the_mini_ladder(estimator, model):
     assert cost.seconds == pytest.approx(4000 * MEASURED[model] / 1000, rel=0.25)
 
 
+@pytest.mark.parametrize(
+    ("model", "ratio"), {"mini-w32-d2": 1.10, "mini-w64-d2": 0.91, "mini-w128-d2": 0.77, "mini-w256-d2": 0.47}.items()
+)
+def test_bf16_pays_where_matrices_are_large(estimator, model, ratio):
+    """Ratios of steps, as measured in turn."""
+    fp32, bf16 = (estimator.cost(composer().config([f"model={model}", f"precision={p}"])) for p in ("fp32", "bf16"))
+    assert bf16.seconds / fp32.seconds == pytest.approx(ratio, rel=0.2)
+
+
 @pytest.mark.parametrize(("model", "milliseconds"), {"mini-w32-d2": 8.2, "mini-w64-d2": 14.2}.items())
 def test_runs_beside_others_take_longer(model, milliseconds):
     """Milliseconds are those of the runs with qk-norm of `make reproduce`, two at once on two cores."""
