@@ -144,10 +144,12 @@ def sensitivity_panel(axes: Axes, sweep: Arms) -> None:
 
 @styled
 def arms_by_size(sweep: Arms) -> Figure:
-    """A panel for each size, and one of the LR sensitivities."""
+    """A panel for each size, and one of the LR sensitivities where there are several LRs."""
     sizes = sweep.sizes()
-    columns = min(3, len(sizes) + 1)
-    figure, axes = panels(columns, rows=-(-(len(sizes) + 1) // columns))
+    several = any(len(one.lrs) > 1 for curve in sweep.curves.values() for one in curve.by_seed.values())
+    count = len(sizes) + several
+    columns = min(3, count)
+    figure, axes = panels(columns, rows=-(-count // columns))
     for i, (panel, n) in enumerate(zip(axes, sizes, strict=False)):
         loss_panel(panel, sweep, n)
         panel.set_ylabel("final validation loss (nats)" if i % columns == 0 else "")
@@ -155,8 +157,9 @@ def arms_by_size(sweep: Arms) -> Figure:
     for panel in axes[: len(sizes)]:
         panel.set_ylim(limits[:, 0].min(), limits[:, 1].max())
         floor_lines(panel, sweep)
-    sensitivity_panel(axes[len(sizes)], sweep)
-    for panel in axes[len(sizes) + 1 :]:
+    if several:
+        sensitivity_panel(axes[len(sizes)], sweep)
+    for panel in axes[count:]:
         panel.remove()
     arms_legend(figure, arm_colours(sweep), outcome_handles(sweep.runs))
     return figure

@@ -29,7 +29,7 @@ from train.findings.probes import at_end, series
 from train.findings.quantities import Metric, Of, quantity, records, values
 from train.results.figures import against_size, arms_against_lr, arms_in_time, loss_against_lr, sensitivity_against_size
 from train.results.sensitivity import DEGRADED
-from train.results.style import colours, line_over_seeds, lr_axis, panels, plain_ticks, styled
+from train.results.style import colours, line_over_seeds, lr_axis, panels, plain_ticks, step_axis, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -240,9 +240,11 @@ def _time_figure(spec: FigureSpec, sweep: Arms) -> Figure:
             found = series(sweep.metrics[row["run"]], name)
             smooth = found.rolling(max(1, len(found) // 50), center=True, min_periods=1).median()
             panel.plot(smooth.index, smooth, color=shades[row[key]], linewidth=0.9)
-        panel.set(xlabel="step", ylabel=name)
+        panel.set(ylabel=name)
+        step_axis(panel)
         if isinstance(of, Metric) and of.log and panel.has_data():
             panel.set_yscale("log")
+            plain_ticks(panel)
     if spec.arm:
         lr_legend(figure, shades, f"{spec.arm}, N = {size_label(largest)}; peak learning rate")
     else:

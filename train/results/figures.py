@@ -34,6 +34,7 @@ from train.results.style import (
     plain_ticks,
     size_ticks,
     smooth,
+    step_axis,
     styled,
 )
 
@@ -156,7 +157,8 @@ def arms_in_time(
         "cosine of largest pair",
     )
     for panel, label in zip(axes, labels, strict=True):
-        panel.set(xlabel="step", ylabel=label)
+        panel.set(ylabel=label)
+        step_axis(panel)
     for panel in axes[1:3]:
         panel.set_yscale("log")
     logit_guides(axes[1])

@@ -236,6 +236,16 @@ def size_ticks(axes: Axes, sizes: Sequence[int]) -> None:
     axes.set_xticks([], minor=True)
 
 
+def step_axis(axes: Axes) -> None:
+    """Labels x as steps, from 10,000 on in thousands, with no more ticks than a narrow panel has room for."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axes.set(xlabel="step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if axes.get_xlim()[1] >= 1e4:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
 def lr_axis(axes: Axes, lrs: Iterable[float]) -> None:
     """Makes x a log axis of peak learning rates with a tick at each swept one, and labels where they don't overlap."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator

@@ -289,3 +289,11 @@ def test_the_sensitivities_of_one_size_stand_arm_by_arm(tmp_path):
     panel = figure.axes[-1]
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["a", "b"]
     assert [float(bar.lines[0].get_xdata()[0]) for bar in panel.containers] == [0, 1]
+
+
+def test_with_one_lr_there_is_no_panel_of_sensitivities(tmp_path):
+    mine = read_claims(written(tmp_path))["mine"]
+    runs = runs_of()
+    one = runs[runs["optimizer.lr"] == 0.03]
+    (figure,) = mine.draw(one, {}, mine.verdict(one, {}).headline).values()
+    assert [panel.get_title() for panel in figure.axes] == ["N = 1.0k", "N = 9.0k"]
