@@ -101,4 +101,4 @@ def largest_difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tens
     """Over all tensors of two dicts with the same names; infinite where shapes or names differ."""
     if a.keys() != b.keys() or any(a[k].shape != b[k].shape for k in a):
         return float("inf")
-    return max((float((a[k] - b[k]).abs().max()) for k in a), default=0.0)
+    return max((float((a[k] - b[k]).detach().abs().max()) for k in a), default=0.0)
