@@ -24,14 +24,19 @@ RUNS = VERDICTS.with_name("runs.csv.gz")
 def collect(out: Path) -> list[Path]:
     """Updates the data files and pictures in git from the sweeps in `out`, and returns the files written.
 
-    Findings without a judged sweep in `out` keep their verdicts. Only pictures that are already in git are updated.
+    Findings without a judged sweep in `out` keep their verdicts, and all keep second draws that aren't there. Only
+    pictures that are already in git are updated.
     Raises ConfigError if `out` is not a folder.
     """
     if not out.is_dir():
         raise ConfigError(f"--results {out} is not a folder: pass the folder that holds the sweeps")
     swept = {name: entry(out / name) for name in all_findings() if (out / name / "sweep.json").exists()}
     found = {name: kept for name, kept in swept.items() if kept["judged"]}
-    known = verdicts() | found
+    before = verdicts()
+    known = {
+        name: kept | {"again": draws([*before.get(name, {}).get("again", []), *again(out / name)])}
+        for name, kept in (before | found).items()
+    }
     text = json.dumps({name: known[name] for name in all_findings() if name in known}, indent=1, ensure_ascii=False)
     write_atomically(VERDICTS, text + "\n")
     written = [VERDICTS, *_summaries(out, list(found))]
@@ -68,6 +73,11 @@ def again(folder: Path) -> list[str]:
             swept = _swept(other)
             found.append(f"{swept['data']}, seeds {swept['seeds']}, N {swept['sizes']}: {verdict['state']}")
     return found
+
+
+def draws(said: list[str]) -> list[str]:
+    """Returns the verdicts of second draws, the last one of each draw."""
+    return [f"{draw}: {state}" for draw, state in sorted(dict(text.rsplit(": ", 1) for text in said).items())]
 
 
 def _swept(folder: Path) -> dict[str, str]:

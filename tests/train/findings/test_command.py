@@ -111,3 +111,20 @@ def test_collecting_keeps_what_the_folder_does_not_have(out, tmp_path, monkeypat
     ).read_bytes()
     with pytest.raises(ConfigError, match="is not a folder"):
         collecting.collect(tmp_path / "none")
+
+
+def test_a_second_draw_is_kept_beside_a_verdict_whose_runs_are_elsewhere(tmp_path, monkeypatch):
+    """Draws of other seeds stay too, and one that was judged again has its last word."""
+    for place in ("VERDICTS", "RUNS"):
+        monkeypatch.setattr(collecting, place, tmp_path / getattr(collecting, place).name)
+    drawn = tmp_path / "runs" / "qk_norm-seed"
+    drawn.mkdir(parents=True)
+    write_report(load_sweep(fake_sweep(drawn, seeds=(40,), finding="qk_norm")))
+    sizes = "N 25k to 393k"
+    before = [f"textmix, seeds 7, {sizes}: partly", f"textmix, seeds 40, {sizes}: partly"]
+    shipped = entry(drawn) | {"again": before}
+    monkeypatch.setattr(collecting, "verdicts", lambda: {"qk_norm": shipped})
+    collecting.collect(tmp_path / "runs")
+    found = json.loads((tmp_path / "verdicts.json").read_text())["qk_norm"]
+    assert found | {"again": before} == shipped
+    assert found["again"] == [f"textmix, seeds 40, {sizes}: not testable at this scale", before[0]]
