@@ -35,7 +35,7 @@ class Watch:
     """spike: the training loss is this many standard deviations above its mean over the last 128 steps, in four of
     eight steps. Earlier outliers don't enter the mean."""
     sharpness: bool = False
-    """Whether watch steps also record the critical sharpness, from about 4 forward passes of a micro-batch each (Kalra
+    """Whether watch steps also record the critical sharpness, from about 5 forward passes of a micro-batch each (Kalra
     et al. 2026, arXiv 2601.16979). Needs a single device."""
     mean_mode: bool = False
     """Whether watch steps also split the gradients of matrices that write to the residual stream into a part that comes
