@@ -16,6 +16,7 @@ from train.cli.completion import SCRIPTS, candidates
 from train.cli.help import EXPERIMENT, show_help
 from train.config.choices import choices, default_choices
 from train.config.schema import Config
+from train.docs.markers import ROOT
 from train.findings.own import check_claim
 from train.sweeps.plan import plan
 
@@ -27,6 +28,15 @@ def test_every_command_is_a_module_with_a_main() -> None:
         package = spec.submodule_search_locations
         source = Path(package[0]) / "__main__.py" if package else Path(str(spec.origin))
         assert 'if __name__ == "__main__":' in source.read_text(), name
+
+
+def test_a_python_without_the_packages_is_named_in_one_line() -> None:
+    """-S leaves out site-packages, as a shell does in which .venv isn't activated."""
+    for module in ("train", "train.sweep", "train.findings"):
+        command = [sys.executable, "-S", "-m", module, "--help"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), module
+        assert f"{sys.executable} has no torch: run `make setup`" in done.stderr
 
 
 def test_help_is_a_screen_of_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
