@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from train.diagnose.laws import LEVEL, ends
 from train.diagnose.measured import Measured, of_study
 from train.diagnose.recipe import recipe_of
 from train.diagnose.study import Study
+from train.results.verdict import jsonable
 from train.runfolder.files import write_atomically
 
 RIGHT = 1.5
@@ -36,7 +38,7 @@ class Forecast:
 
     recipe: str
     seen: int
-    """Sizes that the law went through."""
+    """Smallest sizes of which the law could use those that break."""
     n: float
     factor: float
     """N over that of the largest size seen."""
@@ -56,7 +58,7 @@ def forecasts(recipe: str, found: Readings, sizes: Sequence[AtSize]) -> Iterator
     for seen in range(2, len(sizes)):
         one = laws(found, sizes[:seen]).get("critical")
         last = found.critical(seen - 1)
-        if one is None or last is None:
+        if one is None or last is None or sizes[seen - 1].verdict != "breaks":
             continue
         for size in range(seen, len(sizes)):
             measured, n = found.critical(size), found.n.get(size, math.nan)
@@ -170,7 +172,7 @@ def measured(found: Study) -> tuple[list[Forecast], dict[str, Sequence[AtSize]],
 def sized(found: Measured) -> tuple[Readings, list[AtSize]]:
     """Returns a recipe's readings and sizes."""
     own = readings(found)
-    return own, [at_size(own, i, model, found.floor) for i, model in enumerate(found.models)]
+    return own, [at_size(own, i, model) for i, model in enumerate(found.models)]
 
 
 def orders(asked: Mapping[str, Any], read: Mapping[str, Readings], names: Sequence[str]) -> list[Order]:
@@ -187,14 +189,16 @@ def orders(asked: Mapping[str, Any], read: Mapping[str, Readings], names: Sequen
 
 
 def _top(found: Readings, size: int) -> float | None:
-    """Returns the log critical LR, or that of the highest LR if none breaks; None without curves."""
+    """Returns the log critical LR, or the highest LR if no seed breaks; None where nothing trains or is finished."""
+    if size in found.untrained:
+        return None
     if (own := found.critical(size)) is not None:
         return own.value
-    return math.log(max(c.lrs[-1] for c in found.curves[size])) if found.curves[size] else None
+    return math.log(found.top) if any(found.unbroken(c) for c in found.curves[size]) else None
 
 
 def markdown(table: Sequence[Row], at: Mapping[str, Sequence[AtSize]], ranked: Sequence[Order]) -> str:
-    """Returns the tables as they stand in train/forecast/README.md."""
+    """Returns the tables of train/forecast/README.md: forecasts, critical LRs by recipe and size, published orders."""
     names = ("law", *BASELINES)
     lines = [
         f"| factor in N | forecasts, recipes | within {RIGHT:g}x: law ({', '.join(BASELINES)}) "
@@ -203,18 +207,24 @@ def markdown(table: Sequence[Row], at: Mapping[str, Sequence[AtSize]], ranked: S
     ]
     for row in table:
         right, rank = (
-            [f"{values[name]:{form}}" for name in names] for values, form in ((row.right, ".0%"), (row.rank, ".2f"))
+            ["-" if math.isnan(values[name]) else f"{values[name]:{form}}" for name in names]
+            for values, form in ((row.right, ".0%"), (row.rank, ".2f"))
         )
         lines.append(
             f"| {row.factor} | {row.forecasts}, {row.recipes} | **{right[0]}** ({', '.join(right[1:])}) "
-            f"| {rank[0]} ({', '.join(rank[1:])}) | {row.inside:.0%} |"
+            f"| {rank[0]} ({', '.join(rank[1:])}) | {'-' if math.isnan(row.inside) else f'{row.inside:.0%}'} |"
         )
-    first = next(iter(at.values()))
-    lines += ["", "| critical LR | " + " | ".join(one.model for one in first) + " |", "|---|" + "---|" * len(first)]
+    every = {one.model: one.n for ladder in at.values() for one in ladder}
+    models = sorted(every, key=lambda model: every[model])
+    lines += ["", "| critical LR | " + " | ".join(models) + " |", "|---|" + "---|" * len(models)]
     for recipe, ladder in at.items():
-        cells = [f"{one.critical.value:.2g}" if one.critical else one.verdict for one in ladder]
-        lines.append(f"| {recipe} | " + " | ".join(cells) + " |")
-    lines += ["", "| published order | critical LR of the first over that of the second |", "|---|---|"]
+        own = {one.model: f"{one.critical.value:.2g}" if one.critical else one.verdict for one in ladder}
+        lines.append(f"| {recipe} | " + " | ".join(own.get(model, "-") for model in models) + " |")
+    words = Counter(one.verdict for ladder in at.values() for one in ladder)
+    counts = ", ".join(f"{n} {word}" for word, n in words.items())
+    lines += ["", f"Of {words.total()} recipes at a size: {counts}."]
+    if ranked:
+        lines += ["", "| published order | critical LR of the first over that of the second |", "|---|---|"]
     for order in ranked:
         shown = ", ".join(f"{name} {factor:.2g}" for name, factor in order.factors.items())
         lines.append(f"| {order.better} over {order.worse} | {shown or '-'} |")
@@ -235,7 +245,7 @@ def backtest(overrides: Sequence[str]) -> int:
         "forecasts": [asdict(one) for one in every], "orders": [asdict(one) for one in ranked],
         "sizes": {recipe: [asdict(one) for one in ladder] for recipe, ladder in at.items()},
     }  # fmt: skip
-    write_atomically(report / "backtest.json", json.dumps(values, indent=1))
+    write_atomically(report / "backtest.json", json.dumps(jsonable(values), indent=1))
     write_atomically(report / "backtest.md", text)
     print(text)
     print(f"{report}: backtest.json, backtest.md")

@@ -76,10 +76,12 @@ def score_rows(quantity: Quantity, found: Sequence[Score]) -> dict[str, list[str
     cells: dict[str, Any] = {"forecasts (distinct runs)": [f"{s.trials} ({s.runs})" for s in found]}
     if quantity.rises:
         cells["**whether a run breaks**: right (no change)"] = [
-            f"{s.break_hits:.0%} ({s.break_hits_last:.0%})" for s in found
+            f"{s.break_hits:.0%} ({s.break_hits_last:.0%})" if s.decided else "-" for s in found
         ]
-        cells["runs that broke"] = [f"{s.broken} of {s.trials}" for s in found]
-        cells["Brier score (no change)"] = [f"{s.brier:.2f} ({1 - s.break_hits_last:.2f})" for s in found]
+        cells["of so many forecasts, runs that broke"] = [f"{s.decided}, {s.broken}" for s in found]
+        cells["Brier score (no change)"] = [
+            f"{s.brier:.2f} ({1 - s.break_hits_last:.2f})" if s.decided else "-" for s in found
+        ]
     for level in quantity.levels:
         cells[f"side of {level:g}: right (no change)"] = [
             f"{s.hits[level]:.0%} ({s.hits_last[level]:.0%})" for s in found

@@ -22,7 +22,7 @@ def build(measured: Measured, target: str | None) -> Card:
     Forecasts use sizes smaller than the target, so that one that was trained is held against them.
     """
     found = readings(measured)
-    sizes = tuple(at_size(found, i, model, measured.floor) for i, model in enumerate(measured.models))
+    sizes = tuple(at_size(found, i, model) for i, model in enumerate(measured.models))
     largest = max((s.n for s in sizes if s.n == s.n), default=None)
     ahead, below, lines, seen = None, math.inf, {}, None
     if largest is not None:
@@ -49,10 +49,15 @@ def build(measured: Measured, target: str | None) -> Card:
 
 
 def _few(measured: Measured, lines: Mapping[str, Law]) -> list[str]:
-    """Returns a note on laws that go through too few readings to know how far off they are."""
+    """Returns notes on laws through two sizes, below the target."""
     words = {"critical": "critical LR", "optimal": "optimal LR", "loss": "loss"}
     few = [words[name] for name, one in lines.items() if not math.isfinite(one.exponent.error)]
-    return [f"two readings in all of {', '.join(few)}: too few to extrapolate; {measured.more}"] if few else []
+    notes = [f"two readings in all of {', '.join(few)}: too few to extrapolate; {measured.more}"] if few else []
+    if "critical" in lines and len(lines["critical"].x) == 2:
+        notes.append(
+            "a critical LR at 2 sizes below the target: too few to test a law, and its interval is of noise alone"
+        )
+    return notes
 
 
 def _notes(measured: Measured, sizes: tuple[AtSize, ...]) -> list[str]:
@@ -74,9 +79,12 @@ def _notes(measured: Measured, sizes: tuple[AtSize, ...]) -> list[str]:
         notes.append(f"one seed alone breaks at {', '.join(alone)}: no interval without a second; {measured.more}")
     if found := [s.model for s in sizes if s.verdict == "open"]:
         notes.append(f"no break was found up to the highest LR trained at {', '.join(found)}: {measured.more}")
-    breaking = [s for s in sizes if s.verdict == "breaks"]
-    if 0 < len(breaking) < 3:
-        notes.append(f"a critical LR at {len(breaking)} size{'s' if len(breaking) > 1 else ''}: too few to test a law")
+    for s in sizes:
+        never = sum(c.critical is None and math.isclose(c.lrs[-1], measured.top) for c in s.curves)
+        if s.verdict == "breaks" and never:
+            notes.append(f"{never} of {len(s.curves)} seeds never break at {s.model}: its critical LR is of the others")
+    if sum(s.verdict == "breaks" for s in sizes) == 1:
+        notes.append("a critical LR at one size: no law")
     notes.append(
         f"probes are watched every {config.watch_every} of {config.steps:,} steps, and first steps known to that"
     )

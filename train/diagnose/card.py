@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,10 +12,9 @@ import numpy as np
 from train.diagnose.laws import Law, ends, law
 from train.diagnose.measured import Measured, Run, sensitivity
 from train.diagnose.probes import ProbeForecast
-from train.diagnose.search import learns_nothing
 from train.diagnose.signs import Sign
 from train.findings.arms import pooled_std
-from train.findings.effects import Effect, over
+from train.findings.effects import Effect
 from train.findings.quantities import optimal_lr
 
 
@@ -46,9 +45,15 @@ class Curve:
     bracket: tuple[float, float | None]
     """Last sound and first degraded LR."""
     optimal: float | None
-    """LR of least loss, by a parabola; None where the best LR is at an edge of the grid."""
+    """LR of least loss, by a parabola; None where the best LR is at an edge of the grid, or wasn't searched for."""
     best_lr: float
     best_loss: float
+
+
+VALUES: Mapping[str, Callable[[Curve], float | None]] = {
+    "critical": lambda c: c.critical, "optimal": lambda c: c.optimal, "loss": lambda c: c.best_loss,
+}  # fmt: skip
+"""What is averaged over seeds and extrapolated in N."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,8 @@ class Card:
         return plain | {"probes": self.probes.values() if self.probes else None}
 
 
-def curve_of(runs: Sequence[Run]) -> Curve:
-    """Returns the curve of runs of one size and seed, in order of LR."""
+def curve_of(runs: Sequence[Run], searched: bool = True) -> Curve:
+    """Returns the curve of runs of one size and seed, in order of LR. `searched` says whether for its optimum too."""
     one = sensitivity(runs)
     best, first = optimal_lr(one), one.first_degraded_lr
     sound = one.lrs[-1] if first is None else one.lrs[one.lrs.index(first) - 1]
@@ -125,7 +130,7 @@ def curve_of(runs: Sequence[Run]) -> Curve:
         stopped=tuple(run.stopped for run in runs),
         critical=one.critical_lr,
         bracket=(sound, first),
-        optimal=None if math.isnan(best) else math.exp(best),
+        optimal=math.exp(best) if searched and math.isfinite(best) else None,
         best_lr=one.best_lr,
         best_loss=one.best_loss,
     )
@@ -137,73 +142,85 @@ class Readings:
 
     curves: Mapping[int, list[Curve]]
     n: Mapping[int, float]
-    nothing: frozenset[int]
-    """Sizes at which every run ended at or above its loss at initialisation."""
+    untrained: frozenset[int]
+    """Sizes at which no run trained."""
     top: float
     """Highest LR at which the recipe was to be trained."""
 
-    def to_the_top(self, size: int) -> bool:
-        """Returns whether a curve of this size reaches the highest LR."""
-        return any(math.isclose(c.lrs[-1], self.top) for c in self.curves[size])
+    def unbroken(self, curve: Curve) -> bool:
+        """Returns whether a curve reaches the highest LR and doesn't break. Others without a break are unfinished."""
+        return curve.critical is None and math.isclose(curve.lrs[-1], self.top)
 
-    @property
-    def seed_std(self) -> float | None:
-        """Standard deviation of log critical LR over seeds, pooled over sizes."""
-        return pooled_std([math.log(c.critical) for c in curves if c.critical] for curves in self.curves.values())
+    def at_least(self, curve: Curve) -> float | None:
+        """Returns the log critical LR, or the highest LR of a curve that never breaks; None of an unfinished one."""
+        if curve.critical is not None:
+            return math.log(curve.critical)
+        return math.log(self.top) if self.unbroken(curve) else None
 
-    @property
-    def freedom(self) -> int:
-        counts = [sum(c.critical is not None for c in curves) for curves in self.curves.values()]
-        return sum(max(0, count - 1) for count in counts)
+    def logs(self, name: str) -> dict[int, list[float]]:
+        """Returns by size the logarithms of one of VALUES, of the curves that have it."""
+        return {size: [math.log(v) for c in own if (v := VALUES[name](c))] for size, own in self.curves.items()}
+
+    def spread(self, name: str, sizes: Iterable[int] | None = None) -> tuple[float | None, int]:
+        """Returns the standard deviation over seeds, pooled over sizes, and its degrees of freedom."""
+        found = self.logs(name)
+        groups = [found[size] for size in (found if sizes is None else sizes)]
+        return pooled_std(groups), sum(max(0, len(group) - 1) for group in groups)
 
     def reading(self, curves: Sequence[Curve]) -> float:
-        """Standard error of one critical LR by the width of its bracket, in which it could lie anywhere."""
-        widths = [math.log(c.bracket[1] / c.bracket[0]) for c in curves if c.bracket[1]]
-        return math.sqrt(float(np.mean(np.square(widths))) / 12) if widths else 0.0
+        """Standard error of critical LRs that are read in brackets, in which a break could lie anywhere.
+
+        The critical LR is where a straight line passes the degraded loss: far below the middle of the bracket for a
+        recipe that breaks hard. Seeds are trained at the same LRs, so that their mean has the same error.
+        """
+        found = []
+        for c in curves:
+            if c.critical and c.bracket[1]:
+                low, high = math.log(c.bracket[0]), math.log(c.bracket[1])
+                found.append((high - low) ** 2 / 12 + ((low + high) / 2 - math.log(c.critical)) ** 2)
+        return math.sqrt(float(np.mean(found))) if found else 0.0
+
+    def mean(self, name: str, size: int, of: Iterable[int] | None = None) -> Effect | None:
+        """Returns the mean of a size's logs of one of VALUES, None without any.
+
+        Its error is that of the seeds' spread, pooled over the sizes `of`, and of the brackets; infinite where no size
+        has two seeds.
+        """
+        own = self.logs(name)[size]
+        if not own:
+            return None
+        std, freedom = self.spread(name, of)
+        reading = self.reading(self.curves[size]) if name == "critical" else 0.0
+        error = math.inf if std is None else math.hypot(std / math.sqrt(len(own)), reading)
+        return Effect(float(np.mean(own)), error, freedom)
 
     def critical(self, size: int) -> Effect | None:
-        """Returns log critical LR of a size, None where no seed breaks. A seed that never breaks counts as the top LR.
-
-        Its error is that of the seeds' spread and of the brackets.
-        """
-        curves = self.curves[size]
-        if not any(c.critical for c in curves):
-            return None
-        logs = [math.log(c.critical or c.lrs[-1]) for c in curves]
-        std, count = self.seed_std, len(logs)
-        if std is None:
-            return Effect(float(np.mean(logs)), math.inf, 0)
-        error = math.sqrt((std**2 + self.reading(curves) ** 2) / count)
-        return Effect(float(np.mean(logs)), error, self.freedom)
+        """Returns the mean log critical LR of a size, of the seeds that break."""
+        return self.mean("critical", size)
 
 
 def readings(found: Measured) -> Readings:
     """Collects a recipe's curves. One run is no curve."""
     curves: dict[int, list[Curve]] = {size: [] for size in range(len(found.models))}
-    nothing = set()
-    for (size, _), runs in found.curves().items():
-        if len(runs) < 2:
-            continue
-        if learns_nothing(run.loss for run in runs):
-            nothing.add(size)
-        curves[size].append(curve_of(runs))
-    return Readings(curves, found.n, frozenset(nothing), found.top)
+    for (size, seed), runs in found.curves().items():
+        if len(runs) > 1:
+            curves[size].append(curve_of(runs, found.optimum_of in (None, seed)))
+    return Readings(curves, found.n, found.untrained, found.top)
 
 
-def at_size(found: Readings, size: int, model: str, floor: float | None) -> AtSize:
-    """Describes one size. `floor` is the loss of a unigram model, which a run has to beat to count as trained."""
+def at_size(found: Readings, size: int, model: str) -> AtSize:
+    """Describes one size."""
     curves = tuple(found.curves[size])
     n = found.n.get(size, math.nan)
     if not curves:
         return AtSize(model, n, "unknown")
-    best = min(c.best_loss for c in curves)
-    if size in found.nothing or (floor is not None and best >= floor):
-        return AtSize(model, n, "broken", curves, best_loss=best)
-    critical, optima = found.critical(size), [c.optimal for c in curves if c.optimal]
-    optimal = over([math.log(o) for o in optima]) if optima else None
+    if size in found.untrained:
+        return AtSize(model, n, "broken", curves, best_loss=min(c.best_loss for c in curves))
+    critical, optimal = found.critical(size), found.mean("optimal", size)
     margin = math.exp(critical.value - optimal.value) if critical and optimal else None
+    never = any(found.unbroken(c) for c in curves)
     return AtSize(
-        model, n, "breaks" if critical else "never breaks" if found.to_the_top(size) else "open", curves,
+        model, n, "breaks" if critical else "never breaks" if never else "open", curves,
         Interval.of(critical) if critical else None, Interval.of(optimal) if optimal else None, margin,
         float(np.mean([c.best_loss for c in curves])),
     )  # fmt: skip
@@ -211,29 +228,24 @@ def at_size(found: Readings, size: int, model: str, floor: float | None) -> AtSi
 
 def laws(found: Readings, sizes: Sequence[AtSize], below: float = math.inf) -> dict[str, Law]:
     """Returns the laws of critical LR, optimal LR and best loss, as far as two sizes with N < `below` have them."""
-    used = [(i, s) for i, s in enumerate(sizes) if s.n < below]
-    breaking = [c for i, s in used if s.verdict == "breaks" for c in found.curves[i]]
-    rows: dict[str, list[tuple[float, float]]] = {"critical": [], "optimal": [], "loss": []}
-    for i, s in used:
-        for c in found.curves[i] if s.verdict in ("breaks", "never breaks", "open") else ():
-            if c.critical:
-                rows["critical"].append((s.n, math.log(c.critical)))
-            if c.optimal:
-                rows["optimal"].append((s.n, math.log(c.optimal)))
-            rows["loss"].append((s.n, math.log(c.best_loss)))
-    made = {
-        name: law(
-            [n for n, _ in points], [y for _, y in points], found.reading(breaking) if name == "critical" else 0.0
-        )
-        for name, points in rows.items()
-    }
-    return {name: one for name, one in made.items() if one is not None}
+    used = [i for i, s in enumerate(sizes) if s.n < below and s.verdict in ("breaks", "never breaks", "open")]
+    made = {}
+    for name in VALUES:
+        at = {i: one for i in used if (one := found.mean(name, i, used)) is not None}
+        errors, freedom = [one.error for one in at.values()], min((one.freedom for one in at.values()), default=0)
+        if not freedom:  # Seeds of no size tell their spread.
+            errors = [found.reading(found.curves[i]) if name == "critical" else 0.0 for i in at]
+        noise = math.sqrt(float(np.mean(np.square(errors)))) if at else 0.0
+        found_law = law([sizes[i].n for i in at], [one.value for one in at.values()], noise, freedom)
+        if found_law is not None:
+            made[name] = found_law
+    return made
 
 
 def forecast(
     found: Mapping[str, Law], target: str, n: float, largest: float, measured: AtSize | None = None
 ) -> Forecast:
-    """Extrapolates the laws to the target, those whose spread is known. `largest` is the largest N that they use."""
+    """Extrapolates the laws to the target, those whose spread is known. `largest` is the largest N below the target."""
     at = {name: ahead for name, one in found.items() if math.isfinite((ahead := one.at(n)).error)}
     names = ("critical", "optimal", "loss")
     critical, optimal, loss = (Interval.of(at[name]) if name in at else None for name in names)

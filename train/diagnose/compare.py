@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from train.diagnose.card import Curve, Interval, Readings
-from train.diagnose.laws import ends
+from train.diagnose.card import Interval, Readings
+from train.diagnose.laws import LEVEL, ends
 from train.findings.effects import Effect, over
 
 
@@ -21,7 +21,7 @@ class Comparison:
     bound: str
     """at least or at most, where one of the two never breaks in the window at some size; otherwise empty."""
     sure: bool
-    """Whether the factor is more than noise: its interval lies on one side of 1."""
+    """Whether the factor is more than noise, by an interval that allows for the number of comparisons."""
     pairs: int
     runs: int = 0
 
@@ -36,40 +36,37 @@ class Comparison:
         return f"{size} ({found.low:.2g} to {found.high:.2g}), {'more than noise' if self.sure else 'within noise'}"
 
 
-def compare(first: Readings, second: Readings, name: str, noise: Readings | None = None) -> Comparison:
-    """Compares pairs of curves of the same size and seed. A curve that never breaks counts as its highest LR.
+def compare(first: Readings, second: Readings, name: str, noise: Readings | None = None, among: int = 1) -> Comparison:
+    """Compares pairs of curves of the same size and seed. A curve that never breaks counts as the highest LR.
 
-    `noise` are readings at more sizes or seeds, which tell how much seeds differ if there is only one pair.
+    `noise` are readings at more sizes or seeds, which tell how much seeds differ if there is only one pair. Of `among`
+    comparisons of changes without effect, one or more is called more than noise with a probability of 1 - LEVEL.
     """
     pairs = [
-        (a, b) for size in first.curves for a in first.curves[size] for b in second.curves[size]
-        if a.seed == b.seed and (a.critical or b.critical) and size not in first.nothing | second.nothing
+        (size, a, b) for size in first.curves for a in first.curves[size] for b in second.curves[size]
+        if a.seed == b.seed and (a.critical or b.critical) and size not in first.untrained | second.untrained
+        and first.at_least(a) is not None and second.at_least(b) is not None
     ]  # fmt: skip
     if not pairs:
         return Comparison(name, None, "", False, 0)
-    effect = over([math.log(_top(b) / _top(a)) for a, b in pairs])
-    open_a, open_b = (any(not side.critical for side in sides) for sides in zip(*pairs, strict=True))
+    of_sizes, *sides = zip(*pairs, strict=True)
+    effect = over([(second.at_least(b) or 0.0) - (first.at_least(a) or 0.0) for _, a, b in pairs])
+    open_a, open_b = (any(not curve.critical for curve in side) for side in sides)
     bound = "at least" if open_b and not open_a else "at most" if open_a and not open_b else "about" if open_a else ""
-    effect = with_noise(
-        effect, [first, second, *([noise] if noise else [])], [a for a, _ in pairs], [b for _, b in pairs]
-    )
+    reading = sum(of.reading(side) ** 2 for of, side in zip((first, second), sides, strict=True)) / len(set(of_sizes))
+    effect = with_noise(effect, [first, second, *([noise] if noise else [])], reading, len(pairs))
     found = ends(effect)
-    sure = found is not None and not found[0] <= 1 <= found[1]
+    sure = found is not None and abs(effect.value) > effect.half(1 - (1 - LEVEL) / among)
     if bound == ("at least" if effect.value < 0 else "at most"):
         sure = False  # The bound leaves room for no effect.
     return Comparison(name, Interval.of(effect), bound, sure, len(pairs))
 
 
-def _top(curve: Curve) -> float:
-    return curve.critical or curve.lrs[-1]
-
-
-def with_noise(effect: Effect, of: list[Readings], first: list[Curve], second: list[Curve]) -> Effect:
-    """Adds the width of the brackets. A single pair has the noise of seeds that the recipes' other curves show."""
-    reading = sum(r.reading(curves) ** 2 for r, curves in zip(of, (first, second), strict=False)) / len(first)
-    if len(first) > 1:
+def with_noise(effect: Effect, of: list[Readings], reading: float, pairs: int) -> Effect:
+    """Adds the variance of reading brackets. A single pair has the noise of seeds that the other curves show."""
+    if pairs > 1:
         return Effect(effect.value, math.sqrt(effect.error**2 + reading), effect.freedom)
-    known = [(r.seed_std, r.freedom) for r in of if r.seed_std is not None]
+    known = [(std, freedom) for std, freedom in (r.spread("critical") for r in of) if std is not None]
     if not known:
         return effect
     std, freedom = max(known, key=lambda pair: pair[1])

@@ -23,7 +23,7 @@ class Law:
     y: tuple[float, ...]
 
     def at(self, n: float) -> Effect:
-        """Returns the value that a run of this size would show, with the errors of line and measurement."""
+        """Returns the value that would be measured at this size, with the errors of line and measurement."""
         x, y = np.asarray(self.x), np.asarray(self.y)
         off, spread = math.log(n) - x.mean(), float(((x - x.mean()) ** 2).sum())
         value = float(y.mean()) + self.exponent.value * off
@@ -34,19 +34,22 @@ class Law:
         return Effect(value, error, self.exponent.freedom)
 
 
-def law(n: Sequence[float], values: Sequence[float], reading: float = 0.0) -> Law | None:
-    """Returns the law through log values at sizes N, or None with fewer than two sizes.
+def law(n: Sequence[float], values: Sequence[float], noise: float = 0.0, freedom: float = 0.0) -> Law | None:
+    """Returns the law through log values at sizes N, one a size, or None with fewer than two sizes.
 
-    `reading` is the standard error of a single value, such as from the width of its bracket. The scatter around the
-    line contains it; few values can scatter less by chance, and are then taken to scatter as much.
+    `noise` is the standard error of a value as measured, by the spread of seeds and the width of brackets, and
+    `freedom` its degrees of freedom, 0 where they are unknown. Of what lies off the line and the noise the larger one
+    counts: sizes can scatter of their own. Nothing lies off the line through two sizes, so that the noise is all that
+    is known there.
     """
     x = np.log(np.asarray(n, dtype=float))
     if len(set(np.round(x, 6))) < 2:
         return None
     found = slope(x, values)
-    least = reading / math.sqrt(float(((x - x.mean()) ** 2).sum()))
-    exponent = Effect(found.value, max(found.error, least), found.freedom)
-    return Law(exponent, tuple(x.tolist()), tuple(float(v) for v in values))
+    least = noise / math.sqrt(float(((x - x.mean()) ** 2).sum()))
+    if found.error < least or (freedom and not math.isfinite(found.error)):
+        found = Effect(found.value, least, freedom or found.freedom)
+    return Law(found, tuple(x.tolist()), tuple(float(v) for v in values))
 
 
 def ends(effect: Effect) -> tuple[float, float] | None:

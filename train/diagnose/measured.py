@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from train.config.compose import compose
 from train.config.schema import Config
@@ -49,6 +51,8 @@ class Measured:
     notes: tuple[str, ...] = ()
     more: str = ""
     """What narrows intervals, as advice."""
+    optimum_of: int | None = None
+    """Seed whose curves have an optimum, as only they were searched for one; None for all."""
     absent: frozenset[int] = frozenset()
     """Sizes at which the recipe was not to be trained, but others of the sweep were."""
     trained: bool = False
@@ -60,6 +64,15 @@ class Measured:
         for run in sorted(self.runs, key=lambda run: (run.size, run.seed, run.lr)):
             found.setdefault((run.size, run.seed), []).append(run)
         return found
+
+    def trains(self, run: Run) -> bool:
+        """Returns whether a run ended below its loss at initialisation and below a unigram model."""
+        return run.loss.capped < min(run.loss.init, math.inf if self.floor is None else self.floor)
+
+    @cached_property
+    def untrained(self) -> frozenset[int]:
+        """Sizes at which runs have ended, but none has trained."""
+        return frozenset({run.size for run in self.runs} - {run.size for run in self.runs if self.trains(run)})
 
 
 def sensitivity(runs: Sequence[Run]) -> LRSensitivity:
@@ -85,7 +98,7 @@ def of_study(study: Study, arm: int, ended: Mapping[Point, Ended] | None = None)
         {p.size: float(run.n) for p, run in own.items() if run.n is not None}, runs,
         Metrics({run.config.run_name(): run.folder for run in own.values()}), learning_rate(base, HIGHEST),
         next((run.folder.summary().get("floor/unigram") for run in own.values() if run.n is not None), None),
-        tuple(_left_open(study, arm, ended)), "raise --budget",
+        tuple(_left_open(study, arm, ended)), "raise --budget", recipe.config.seed,
     )  # fmt: skip
 
 
@@ -95,7 +108,7 @@ def _left_open(study: Study, arm: int, ended: Mapping[Point, Ended]) -> list[str
     seen = {cell.size for cell, runs in known.items() if cell.arm == arm and len(runs) > 1}
     if unseen := [str(compose(words).model.name) for i, words in enumerate(study.sizes) if i not in seen]:
         notes.append(f"the budget ended before {', '.join(unseen)}: raise --budget; the same command goes on")
-    if left := [level for level, p in study.wishes(known) if p.arm == arm]:
+    if left := [p for _, p in study.wishes(known) if p.arm == arm and p not in study.points]:
         notes.append(f"the budget left {len(left)} runs undone that would narrow the brackets")
     if late := [p for p in study.points if p.arm == arm and p not in ended]:
         notes.append(f"{len(late)} runs have no result yet: the same command goes on with them")

@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from train.diagnose.measured import Measured, sensitivity
-from train.findings.probes import auc
-from train.forecast.measurements import Quantity, breaking_level, gradient, logits, points, read, readable
+from train.forecast.measurements import Quantity, gradient, logits, points, read, readable, told_apart
 from train.forecast.predict import Prediction, predict
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 SAME = 1.01
 """Sizes that differ by less than this factor count as equal."""
-TELLS, LEAST_RUNS = 0.9, 3
-"""Least area under the curve, and least runs of either kind, with which logits tell broken runs from sound ones."""
 WIDEST = 4.0
 """Most decades of an interval that says something, as a median over LRs."""
 LEAST_SIZES = 3
@@ -60,18 +57,10 @@ def table(found: Measured) -> pd.DataFrame:
         for run, bad in zip(runs, sensitivity(runs).degraded, strict=True):
             own = found.metrics[run.name]
             values = {q.name: read(q, own, found.config.steps) for q in QUANTITIES}
-            broken = bad or run.loss.final is None
+            broken = bad or not found.trains(run)
             rows.append({"size": found.n[size], "optimizer.lr": run.lr, "seed": seed, "broken": broken, **values})
     names = ["size", "optimizer.lr", "seed", "broken", *(q.name for q in QUANTITIES)]
     return pd.DataFrame(rows, columns=names)
-
-
-def told_apart(runs: pd.DataFrame, name: str) -> float | None:
-    """Returns the level that tells broken from sound runs, None if the quantity doesn't tell them apart."""
-    known = readable(runs, name)
-    bad, good = (known[name][known["broken"] == broken].tolist() for broken in (True, False))
-    area = auc(bad, good) if min(len(bad), len(good)) >= LEAST_RUNS else None
-    return breaking_level(runs, name) if area is not None and area >= TELLS else None
 
 
 def probes(found: Measured, target: float) -> ProbeForecast:

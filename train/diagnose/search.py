@@ -94,8 +94,7 @@ def wish(known: Known, hint: Bracket | None = None, find_best: bool = True) -> W
     if not known:
         return Wish(0, _start(hint))
     if learns_nothing(known.values()):
-        lower = min(known) - 8
-        return Wish(1, (lower,)) if lower >= LOWEST else None
+        return Wish(1, (max(min(known) - 8, LOWEST),)) if min(known) > LOWEST else None
     found = bracket(known)
     step = 8 if hint is None else 4
     wanted: list[int] = []

@@ -48,11 +48,11 @@ class Rows:
 
 
 def sorted_runs(found: Measured) -> tuple[list[Rows], list[Rows]]:
-    """Returns the broken and the sound runs of a recipe."""
+    """Returns the broken and the sound runs of a recipe, of sizes that train at some LR."""
     broken: list[Rows] = []
     sound: list[Rows] = []
     for (size, _), runs in found.curves().items():
-        if len(runs) < 2:
+        if len(runs) < 2 or size in found.untrained:
             continue
         one = sensitivity(runs)
         best = found.metrics[runs[one.lrs.index(one.best_lr)].name]

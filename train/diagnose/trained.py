@@ -29,18 +29,20 @@ def arms(folder: Path, wanted: Sequence[str]) -> list[Measured]:
     for name in wanted:
         if name not in names:
             raise ConfigError(f"--arm {name!r} is no arm of {folder}: {near(name, names)}")
-    ended = [runs[(runs["arm"] == name) & runs["ended"]] for name in names if not wanted or name in wanted]
-    sizes = sorted({n for one in ended for n in one["size"]})
-    found = [_arm(sweep, one.drop_duplicates("run"), sizes) for one in ended if len(one)]
+    every = [runs[runs["arm"] == name].drop_duplicates("run") for name in names if not wanted or name in wanted]
+    sizes = sorted({n for one in every for n in one["size"][one["ended"]]})
+    found = [_arm(sweep, one, sizes) for one in every if one["ended"].any()]
     if not found:
         raise ConfigError(f"{folder}: a card needs runs that have ended, and none has")
     return found
 
 
-def _arm(sweep: SweepResults, runs: pd.DataFrame, sizes: Sequence[float]) -> Measured:
+def _arm(sweep: SweepResults, every: pd.DataFrame, sizes: Sequence[float]) -> Measured:
     """Returns what the ended runs of one arm have measured. `sizes` are those of all arms, so that arms compare."""
     from train.config.compose import from_file  # loads torch
 
+    runs = every[every["ended"]]
+    left = every[~every["ended"]]
     known: dict[float, str] = {float(n): str(one["model.name"].iloc[0]) for n, one in runs.groupby("size")}
     read = tuple(
         Run(
@@ -56,6 +58,10 @@ def _arm(sweep: SweepResults, runs: pd.DataFrame, sizes: Sequence[float]) -> Mea
     )
     curves = runs.groupby(["size", "seed"])["optimizer.lr"].nunique().groupby("size").max()
     alone = ", ".join(model for n, model in known.items() if curves[n] < 2)
+    notes = [f"runs at one LR alone, which are no curve, at {alone}"] if alone else []
+    if len(left):
+        lrs = ", ".join(f"{lr:g}" for lr in sorted(set(left["optimizer.lr"])))
+        notes.append(f"{len(left)} of {len(every)} runs have no result, at LR {lrs}: its curves are without them")
     floors = runs["floor/unigram"].dropna().tolist() if "floor/unigram" in runs else []
     return Measured(
         name=runs["arm"].iloc[0] or sweep.name,
@@ -65,9 +71,9 @@ def _arm(sweep: SweepResults, runs: pd.DataFrame, sizes: Sequence[float]) -> Mea
         n={i: n for i, n in enumerate(sizes) if n in known},
         runs=read,
         metrics=sweep.metrics,
-        top=float(runs["optimizer.lr"].max()),
+        top=float(every["optimizer.lr"].max()),
         floor=floors[0] if floors else None,
-        notes=(f"runs at one LR alone, which are no curve, at {alone}",) if alone else (),
+        notes=tuple(notes),
         more="train more LRs or seeds",
         absent=frozenset(i for i, n in enumerate(sizes) if n not in known),
         trained=True,

@@ -54,10 +54,10 @@ def explain(study: Study, model: str, size: int, ended: Mapping[Point, Ended]) -
     changed.run()
     after = changed.ended()
     measured = of_study(study, 0, ended)
-    whole, base = readings(measured), replace(readings(at_one_size(measured, size)), nothing=frozenset())
+    whole, base = readings(measured), readings(at_one_size(measured, size))
     results = []
     for arm, other in enumerate(found):
-        one = compare(base, readings(of_study(changed, arm, after)), other.name, noise=whole)
+        one = compare(base, readings(of_study(changed, arm, after)), other.name, whole, len(found))
         results.append(replace(one, runs=sum(point.arm == arm for point in after)))
     heading = f"Why: what moves the critical LR at {model}, one change at a time, with the same seed"
     return heading, best_first(results)

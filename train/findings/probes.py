@@ -96,7 +96,11 @@ def auc(bad: Sequence[float], good: Sequence[float]) -> float | None:
 
 
 def auc_error(area: float, bad: int, good: int) -> float:
-    """The standard error of such an area from so many values of each kind, by Hanley and McNeil 1982."""
+    """The standard error of such an area from so many values of each kind, by Hanley and McNeil 1982.
+
+    It is that of an area drawn in by half a pair, as few values that are told apart perfectly prove no area of 1.
+    """
+    area = (area * bad * good + 0.5) / (bad * good + 1)
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
     variance = (area * (1 - area) + (bad - 1) * (q1 - area**2) + (good - 1) * (q2 - area**2)) / (bad * good)
     return math.sqrt(max(variance, 0.0))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from train.forecast.fits import FAMILIES, fit, forecaster
-from train.forecast.measurements import Quantity, breaking_level, points, readable
+from train.forecast.measurements import Quantity, points, readable, told_apart
 from train.forecast.predict import beyond
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Trial:
     chance: Mapping[float, float]
     """Forecast probability of being beyond a level, by level."""
     breaks: float | None
-    """Forecast probability that the run breaks. None if the seen runs gave no breaking level."""
+    """Forecast probability that the run breaks. None if the seen runs gave no level that tells broken from sound."""
     broken: bool
     last_broken: bool
 
@@ -66,7 +66,7 @@ def trials(quantity: Quantity, runs: pd.DataFrame) -> list[Trial]:
         later = known[(known["size"] > cut) & known["optimizer.lr"].isin(last.index)]
         seen, at = points(known[known["size"] <= cut], quantity.name), points(later, quantity.name)
         model = forecaster(seen)
-        level = breaking_level(known[known["size"] <= cut], quantity.name)
+        level = told_apart(known[known["size"] <= cut], quantity.name) if quantity.rises else None
         guesses = {family.name: fit(family, seen)(at.n, at.lr) for family in FAMILIES}
         for i, run in enumerate(later.to_dict("records")):
             n, lr, rate = float(at.n[i]), float(at.lr[i]), run["optimizer.lr"]
@@ -106,8 +106,10 @@ class Score:
     """Share of trials, by level, in which the side of the level was forecast correctly."""
     hits_last: Mapping[float, float]
     """The same for the baseline of no change."""
+    decided: int
+    """Trials that forecast whether the run breaks. The rows below are theirs."""
     break_hits: float
-    """Share of trials in which it was forecast correctly whether the run breaks."""
+    """Share in which that was right."""
     break_hits_last: float
     brier: float
     """Mean squared error of the probability that a run breaks. The baseline scores 1 - break_hits_last."""
@@ -118,16 +120,16 @@ def score(quantity: Quantity, chosen: Sequence[Trial]) -> Score:
     """Returns the score of these trials together."""
 
     def mean(values: Sequence[float]) -> float:
-        return float(np.mean(values))
+        return float(np.mean(values)) if len(values) else math.nan
 
     def right(level: float, trial: Trial, beyond_level: bool) -> bool:
         return beyond_level == ((trial.measured > math.log10(level)) == quantity.rises)
 
     def error(family: str) -> float:
         errors = [abs(t.by_family[family] - t.measured) for t in chosen]
-        known = [e for e in errors if math.isfinite(e)]
-        return mean(known) if known else math.nan
+        return mean([e for e in errors if math.isfinite(e)])
 
+    decided = [(t, t.breaks) for t in chosen if t.breaks is not None]
     levels = {level: math.log10(level) for level in quantity.levels}
     return Score(
         factors=(min(t.factor for t in chosen), max(t.factor for t in chosen)),
@@ -141,10 +143,11 @@ def score(quantity: Quantity, chosen: Sequence[Trial]) -> Score:
         hits_last={
             x: mean([right(x, t, (t.last > log) == quantity.rises) for t in chosen]) for x, log in levels.items()
         },
-        break_hits=mean([((t.breaks or 0.0) > 0.5) == t.broken for t in chosen]),
-        break_hits_last=mean([t.last_broken == t.broken for t in chosen]),
-        brier=mean([((t.breaks or 0.0) - t.broken) ** 2 for t in chosen]),
-        broken=sum(t.broken for t in chosen),
+        decided=len(decided),
+        break_hits=mean([(breaks > 0.5) == t.broken for t, breaks in decided]),
+        break_hits_last=mean([t.last_broken == t.broken for t, _ in decided]),
+        brier=mean([(breaks - t.broken) ** 2 for t, breaks in decided]),
+        broken=sum(t.broken for t, _ in decided),
     )
 
 

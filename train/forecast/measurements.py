@@ -10,6 +10,7 @@ import numpy as np
 
 from conf.axis import ConfigError, near
 from train.config.choices import choices
+from train.findings.probes import auc
 from train.forecast.fits import Points
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ AT = 0.1
 which 0.05 and 0.1 forecast breaks best."""
 LEVELS = (1e3, 1e4)
 """Critical attention logits."""
+TELLS, LEAST_RUNS = 0.9, 3
+"""Least area under the curve, and least runs of either kind, with which logits tell broken runs from sound ones."""
 LAST = 0.1
 """Final share of the run over which gradients are averaged.
 
@@ -109,6 +112,14 @@ def breaking_level(runs: pd.DataFrame, name: str) -> float | None:
     best = np.flatnonzero(wrong == wrong.min())
     i = int(best[len(best) // 2])
     return float(10 ** ((value[i] + value[i + 1]) / 2))
+
+
+def told_apart(runs: pd.DataFrame, name: str) -> float | None:
+    """Returns the breaking level of a quantity that rises; None if it doesn't tell broken from sound runs."""
+    known = readable(runs, name)
+    bad, good = (known[name][known["broken"] == broken].tolist() for broken in (True, False))
+    area = auc(bad, good) if min(len(bad), len(good)) >= LEAST_RUNS else None
+    return breaking_level(runs, name) if area is not None and area >= TELLS else None
 
 
 def readable(runs: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -2,17 +2,20 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.train.diagnose.synthetic import LOGIT_STEP, LOSS_STEP, SMALL, UNIGRAM, Law, finish
+from tests.train.diagnose.synthetic import INIT, LOGIT_STEP, LOSS_STEP, SMALL, UNIGRAM, Law, finish
 from train.diagnose.build import build
-from train.diagnose.card import Card
-from train.diagnose.measured import of_study
+from train.diagnose.card import Card, readings
+from train.diagnose.compare import compare
+from train.diagnose.measured import Measured, Run, of_study
 from train.diagnose.page import write
 from train.diagnose.recipe import request
-from train.diagnose.search import HIGHEST, learning_rate
+from train.diagnose.search import HIGHEST, Loss, learning_rate
+from train.diagnose.signs import signs
 from train.diagnose.study import Study
 from train.diagnose.terminal import conclusions, print_card
 from train.diagnose.why import smallest_breaking
@@ -86,6 +89,7 @@ def test_a_recipe_above_the_unigram_model_is_broken_everywhere(tmp_path):
     _, card = studied(tmp_path, lambda n: math.inf, best=UNIGRAM)
     assert {at.verdict for at in card.sizes} == {"broken"}
     assert card.forecast is None
+    assert card.signs == ()
     assert card.notes[0].startswith("it trains at no LR at every size")
 
 
@@ -97,3 +101,31 @@ def test_a_search_that_was_cut_off_says_what_is_open(tmp_path):
     one = studied(tmp_path / "one", falling, seeds=1)[1]
     assert all(at.critical.low is None for at in one.sizes)
     assert any(note.startswith("one seed only") for note in one.notes)
+
+
+def by_hand(of: Measured, *curves: tuple[int, dict[float, float | None]]) -> Measured:
+    """A recipe at one size: final losses by LR, for each seed."""
+    runs = [Run("", 0, seed, lr, Loss(loss, INIT), False, 1.0) for seed, one in curves for lr, loss in one.items()]
+    return replace(of, models=("w",), n={0: 1e4}, runs=tuple(runs), top=0.64, floor=UNIGRAM)
+
+
+def test_what_counts_as_training_is_asked_of_all_seeds_together(tmp_path):
+    whole = of_study(studied(tmp_path, falling)[0], 0)
+    # Seed 1 was trained at LRs alone that break it: the size trains all the same.
+    mixed = by_hand(whole, (0, {0.01: 2.1, 0.02: 2.0, 0.08: 2.05, 0.16: 3.0}), (1, {0.16: None, 0.32: None}))
+    assert mixed.untrained == frozenset()
+    assert readings(mixed).critical(0).value == pytest.approx(math.log(readings(mixed).curves[0][0].critical))
+    # A curve that degrades above the unigram model's loss is no critical LR to compare.
+    high = by_hand(whole, (0, {0.01: UNIGRAM + 0.2, 0.02: UNIGRAM + 0.25, 0.04: UNIGRAM + 0.5}))
+    assert high.untrained == {0}
+    assert readings(high).critical(0) is not None
+    assert compare(readings(mixed), readings(high), "b").factor is None
+    assert signs(high) == ()
+
+
+def test_optima_are_of_the_seed_that_was_searched_for_one(tmp_path):
+    """The others' curves begin at its optimum, so that theirs are at an edge or too high."""
+    _, card = studied(tmp_path, falling)
+    for at in card.sizes:
+        assert [c.seed for c in at.curves if c.optimal] == [at.curves[0].seed]
+        assert at.optimal.low is None

@@ -10,10 +10,13 @@ import pytest
 from tests.conftest import composer
 from tests.train.test_report import LOSS_INIT, fake_run
 from train.diagnose.__main__ import main
+from train.diagnose.backtest import markdown
 from train.diagnose.build import build
-from train.diagnose.probes import table, told_apart
+from train.diagnose.card import AtSize, Interval
+from train.diagnose.probes import table
 from train.diagnose.trained import arms
-from train.forecast.measurements import breaking_level, gradient, logits, read
+from train.findings.probes import auc_error
+from train.forecast.measurements import breaking_level, gradient, logits, read, told_apart
 from train.results.sweep import load_sweep
 from train.runfolder.folder import FORMAT
 
@@ -124,13 +127,17 @@ def test_the_backtest_of_a_known_law_is_right(law, monkeypatch, capsys):
 
 
 def test_a_backtest_counts_what_the_seen_runs_could_not_tell(law, monkeypatch):
-    """No run of the first sizes breaks: that later ones do is missed, by the forecast and by its baseline."""
+    """No run of the first sizes breaks, and few of the next: whether later ones do is forecast of neither."""
     command(monkeypatch, sweep(law), "--backtest")
     (probes,) = json.loads((law / "report" / "backtest.json").read_text())["probes"].values()
     trials = probes["logits"]["trials"]
     assert any(t["broken"] for t in trials)
     assert [t["breaks"] for t in trials if t["cut"] < 5e4] == [None] * 9
-    assert probes["logits"]["scores"][-1]["break_hits"] < 1
+    total = probes["logits"]["scores"][-1]
+    assert (total["decided"], total["trials"]) == (sum(t["breaks"] is not None for t in trials), 18)
+    assert 0 < total["decided"] < 9
+    assert total["broken"] == sum(t["broken"] for t in trials if t["breaks"] is not None)
+    assert all(t["breaks"] is None for t in probes["gradient"]["trials"])
 
 
 def test_where_in_the_run_logits_are_read(law):
@@ -233,3 +240,28 @@ def test_a_run_that_diverged_before_its_logits_are_read_has_no_point_and_broke(l
     assert one["broken"]
     assert math.isnan(one["logits"])
     assert len(runs) == 18
+
+
+def test_runs_without_a_result_are_said_and_the_window_is_theirs_too(law):
+    sweep(law, models=MODELS[1:4], states={2: "failed", 5: "running"})
+    (found,) = arms(law, [])
+    assert found.notes == ("2 of 9 runs have no result, at LR 0.06: its curves are without them",)
+    assert found.top == 0.06
+    assert [at.verdict for at in build(found, None).sizes] == ["open", "open", "breaks"]
+
+
+def test_an_arm_without_a_size_leaves_its_cell_empty():
+    at = {
+        "both": [AtSize("w32", 1e4, "never breaks"), AtSize("w64", 4e4, "breaks", critical=Interval(0.05))],
+        "one": [AtSize("w64", 4e4, "breaks", critical=Interval(0.07))],
+    }
+    said = markdown([], at, [])
+    assert "| both | never breaks | 0.05 |" in said
+    assert "| one | - | 0.07 |" in said
+    assert "Of 3 recipes at a size: 1 never breaks, 2 breaks." in said
+
+
+def test_few_runs_told_apart_perfectly_prove_no_perfect_probe():
+    assert auc_error(1.0, 1, 1) > 0.3
+    assert auc_error(1.0, 15, 21) < 0.01
+    assert auc_error(0.8, 20, 20) == pytest.approx(0.0705, abs=2e-3)

@@ -39,12 +39,18 @@ def test_each_part_is_halved_alone_and_together_they_are_the_model():
         assert sum(len(group.parameters) for group in found if group.scaling.lr == 0.5) == count
 
 
-def curves(*criticals, top=0.64):
-    """Readings at one size, a seed for each critical LR, with brackets of a factor of 1.19."""
+def curves(*criticals, top=0.64, cut=None):
+    """Readings at one size, a seed for each critical LR, with brackets of a factor of 1.19.
+
+    Seeds without one reach the top, or are unfinished and end at `cut`.
+    """
     made = [
-        Curve(seed, (0.01, top), (2.0, 2.0), (False, False), c, (0.01, 0.0119) if c else (top, None), None, 0.01, 2.0)
+        Curve(
+            seed, (0.01, top if c or not cut else cut), (2.0, 2.0), (False, False), c,
+            (c / 1.09, c * 1.09) if c else (top, None), None, 0.01, 2.0,
+        )
         for seed, c in enumerate(criticals)
-    ]
+    ]  # fmt: skip
     return Readings({0: made}, {0: 1e4}, frozenset(), top)
 
 
@@ -70,3 +76,30 @@ def test_one_pair_has_the_noise_of_other_seeds():
     assert alone.factor.low is None
     known = compare(curves(0.04), curves(0.08), "b", noise=curves(0.04, 0.044))
     assert known.factor.low < 2 < known.factor.high
+
+
+def test_a_curve_that_was_not_trained_to_its_break_is_compared_with_none():
+    """A budget ends there: that it didn't break up to 0.02 says nothing of a recipe that breaks at 0.08."""
+    assert compare(curves(0.08), curves(None, cut=0.02), "b").factor is None
+    both = compare(curves(0.08, 0.09), curves(0.16, None, cut=0.02), "b")
+    assert (both.pairs, both.bound) == (1, "")
+    assert both.factor.value == pytest.approx(2)
+    half = curves(0.08, None, cut=0.02)
+    assert half.critical(0).value == pytest.approx(math.log(0.08))
+
+
+def test_many_changes_need_more_to_be_more_than_noise():
+    first, second, noise = curves(0.04), curves(0.07), curves(0.04, 0.0432)
+    alone, of_many = (compare(first, second, "b", noise, among) for among in (1, 14))
+    assert (alone.sure, of_many.sure) == (True, False)
+    assert alone.factor == of_many.factor
+
+
+def test_seeds_share_the_error_of_their_brackets():
+    """A break lies anywhere in a bracket, and the reading at its lower end is as far from the middle as it is."""
+    width = math.log(1.09**2)
+    assert curves(0.1, 0.1).reading(curves(0.1, 0.1).curves[0]) == pytest.approx(width / math.sqrt(12))
+    low = Curve(0, (0.1, 0.2), (2.0, 3.0), (False, False), 0.1, (0.1, 0.2), None, 0.1, 2.0)
+    found = Readings({0: [low, low]}, {0: 1e4}, frozenset(), 0.64)
+    both = math.sqrt(math.log(2) ** 2 / 12 + (math.log(2) / 2) ** 2)
+    assert found.critical(0).error == found.reading([low]) == pytest.approx(both)
