@@ -68,6 +68,12 @@ def scoreboard(found: dict[str, dict[str, Any]]) -> str:
     total = sum(counts.values(), Counter[str]())
     lines.append(f"| **all {total.total()}** | {' | '.join(f'**{total[word]}**' for word in words)} |")
     said = f"Of their {checks.total()} checks {checks[True]} pass, {checks[None]} are open and {checks[False]} fail."
+    held = [[c["passed"] for c in one["checks"]] for one in found.values() if one["state"] == "reproduced"]
+    failing, every = sum(False in own for own in held), sum(all(own) for own in held)
+    said += (
+        f" Of the {len(held)} findings that are reproduced, {every} pass every check, {len(held) - every - failing} have"
+        f" open ones besides the one that decides, and {failing} a failing one."
+    )
     return "\n".join([*lines, "", said]) + "\n"
 
 
