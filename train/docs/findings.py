@@ -71,8 +71,8 @@ def scoreboard(found: dict[str, dict[str, Any]]) -> str:
     held = [[c["passed"] for c in one["checks"]] for one in found.values() if one["state"] == "reproduced"]
     failing, every = sum(False in own for own in held), sum(all(own) for own in held)
     said += (
-        f" Of the {len(held)} findings that are reproduced, {every} pass every check, {len(held) - every - failing} have"
-        f" open ones besides the one that decides, and {failing} a failing one."
+        f" Of the {len(held)} findings that are reproduced, {every} pass every check,"
+        f" {len(held) - every - failing} have open ones besides the one that decides, and {failing} a failing one."
     )
     return "\n".join([*lines, "", said]) + "\n"
 
