@@ -41,7 +41,7 @@ RUN: dict[str, list[str]] = {
     "train qk_norm=none optimizer.lr=0.1 model=mini-w128-d2": SMALL,
     "train -m seed=0,1,2 mlp=gelu,swiglu": [*SMALL, "model=mini-w32-d2", "seed=0,1", "mlp=gelu"],
     "train qk_norm=none optimizer.lr=0.1": [*SMALL, "model=mini-w32-d2"],
-    "train.sweep experiment=qk_norm seed=0,1,2": [*SMALL, *ONE, "qk_norm=none"],
+    "train.sweep experiment=qk_norm": [*SMALL, *ONE, "qk_norm=none"],
     "train.sweep optimizer.lr=1e-3,1e-2,1e-1 'seed=range(3)' model=mini-w64-d2,mini-w128-d2": [
         *SMALL, "model=mini-w32-d2", "optimizer.lr=1e-2,2e-2", "seed=0",
     ],
@@ -91,6 +91,22 @@ def documented() -> dict[str, str]:
         commands = [" ".join(c.split()[2:]) for c in (*lines, *inline) if c.startswith("python -m ")]
         found |= {command: page.name for command in commands if not any(name in command for name in EXAMPLES)}
     return found
+
+
+def test_folders_that_a_block_reads_are_those_that_its_sweeps_write() -> None:
+    """`seed=0,1,2` would write runs/qk_norm-seed."""
+    read = 0
+    for page in PAGES:
+        for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            written: set[str] = set()
+            for line in (line.partition(" #")[0] for line in block.splitlines()):
+                used = set(re.findall(r"\bruns/([a-z_]+[a-z_-]*)", line))
+                assert not written or used <= written, f"{page}: {line}"
+                read += bool(written and used)
+                if line.startswith("python -m train.sweep") and not any(name in line for name in EXAMPLES):
+                    words = taken([w for w in shlex.split(line)[3:] if not w.startswith("-")])[1]
+                    written.add(plan(in_full(words)).folder.name)
+    assert read > 5
 
 
 class Parsed(BaseException):

@@ -12,7 +12,7 @@ from train.diagnose.probes import SAME, probes
 from train.diagnose.signs import signs
 from train.forecast.measurements import parameters_of
 
-BEYOND = 64
+AHEAD = 64
 """Factor in N of the target that is forecast if none is named."""
 
 
@@ -26,7 +26,7 @@ def build(measured: Measured, target: str | None) -> Card:
     largest = max((s.n for s in sizes if s.n == s.n), default=None)
     ahead, below, lines, seen = None, math.inf, {}, None
     if largest is not None:
-        name, n = target or f"{BEYOND}x", parameters_of(measured.config, target) if target else BEYOND * largest
+        name, n = target or f"{AHEAD}x", parameters_of(measured.config, target) if target else AHEAD * largest
         below = n / SAME
         lines = laws(found, sizes, below)
         if lines:
