@@ -46,8 +46,12 @@ def write() -> list[Path]:
     return list(dict.fromkeys(changed))
 
 
-def docs(check: bool, results: Path | None) -> int:
+def docs(check: bool, results: Path | None, again: bool = False) -> int:
     """Writes or checks all generated files. Returns the exit code, 1 if a check found differences."""
+    if again:
+        from train.docs.collect import rejudge
+
+        rejudge()
     if results is not None:
         from train.docs.collect import collect
 
@@ -68,8 +72,12 @@ def main() -> None:
         "--results", type=Path, metavar="RUNS",
         help="first update verdicts, leaderboard and pictures in git from the sweeps in this folder",
     )  # fmt: skip
+    parser.add_argument(
+        "--rejudge", action="store_true",
+        help="first judge findings again from the runs' summaries in git, as far as these decide",
+    )  # fmt: skip
     given = parser.parse_args()
-    exit_with(lambda: sys.exit(docs(given.check, given.results)))
+    exit_with(lambda: sys.exit(docs(given.check, given.results, given.rejudge)))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,10 @@ from train.docs.findings import RESULTS, VERDICTS, verdicts
 from train.docs.leaderboard import TABLES
 from train.docs.markers import ROOT
 from train.findings.base import all_findings
-from train.findings.status import state
+from train.findings.status import RUNS, state
 from train.runfolder.files import read_json, write_atomically
 
 CARD = ROOT / "train/diagnose/card.png"
-RUNS = VERDICTS.with_name("runs.csv.gz")
-"""The summaries of all runs that judge a finding, a row each."""
 
 
 def collect(out: Path) -> list[Path]:
@@ -37,8 +35,7 @@ def collect(out: Path) -> list[Path]:
         name: kept | {"again": draws([*before.get(name, {}).get("again", []), *again(out / name)])}
         for name, kept in (before | found).items()
     }
-    text = json.dumps({name: known[name] for name in all_findings() if name in known}, indent=1, ensure_ascii=False)
-    write_atomically(VERDICTS, text + "\n")
+    _write(known)
     written = [VERDICTS, *_summaries(out, list(found))]
     for name, kept in found.items():
         if kept["figure"]:
@@ -49,6 +46,18 @@ def collect(out: Path) -> list[Path]:
         written += _copied(out / experiment / "report/leaderboard.png", table.with_suffix(".png"))
         written += _copied(out / experiment / "report/leaderboard.csv", table)
     return written
+
+
+def rejudge() -> None:
+    """Judges the shipped verdicts again from the shipped runs."""
+    from train.findings.rejudge import rejudged
+
+    _write(rejudged(verdicts()))
+
+
+def _write(known: dict[str, dict[str, Any]]) -> None:
+    text = json.dumps({name: known[name] for name in all_findings() if name in known}, indent=1, ensure_ascii=False)
+    write_atomically(VERDICTS, text + "\n")
 
 
 def entry(folder: Path) -> dict[str, Any]:
@@ -106,6 +115,7 @@ def _summaries(out: Path, names: list[str]) -> list[Path]:
     kept = pd.concat(tables, ignore_index=True).drop_duplicates("run").sort_values("run")
     # Where and how a run was trained, such as its folder, is of no use elsewhere.
     kept = kept[[column for column in kept if column.partition(".")[0] not in Runtime.__dataclass_fields__]]
+    kept["started"] = kept["started"].astype(float).round().astype("Int64")  # Not as 1.7641e9, hours off.
     kept.to_csv(RUNS, index=False, float_format="%.6g", compression={"method": "gzip", "mtime": 0})
     return [RUNS]
 

@@ -207,12 +207,16 @@ class Finding(Row):
             self.claim,
             self.source,
             fitness(sweep, sweep.named(self.baseline or "first")[0], self.no_mixing, self.needs_fitness),
-            self._few_seeds(sweep),
+            self.few(sweep, runs),
         )
 
     def draw(self, runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame], title: str = "") -> dict[str, Figure]:
         """Figures by file name, each with the title."""
         return draw(self.figure, self.sorted(runs, metrics), self.checks, title)
+
+    def few(self, sweep: Arms, runs: pd.DataFrame) -> str:
+        """Says what seeds or sizes of the claim are missing, "" for none."""
+        return self._few_seeds(sweep) or self._few_sizes(runs)
 
     def _few_seeds(self, sweep: Arms) -> str:
         named = self.primary.named(sweep)
@@ -223,6 +227,12 @@ class Finding(Row):
             if few < self.seeds
             else ""
         )
+
+    def _few_sizes(self, runs: pd.DataFrame) -> str:
+        """A sweep at other sizes than the claim's, such as the paper's, has to have as many."""
+        there = set(runs["model.name"].dropna()) if "model.name" in runs else set(self.grid.models)
+        asked = set(self.grid.models)
+        return f"{len(there)} of the claim's {len(asked)} model sizes" if len(there) < len(asked) else ""
 
     def _timing(self, runs: pd.DataFrame) -> list[str]:
         younger = self.younger(runs)

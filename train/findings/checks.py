@@ -7,7 +7,7 @@ word of them. Effects of a quantity in logarithms are factors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from train.cli.format import size_label
 from train.findings.arms import Arms, pooled_std
-from train.findings.effects import Effect, directed, equivalent, over
+from train.findings.effects import Effect, directed, equivalent, of_seeds, over_seeds
 from train.findings.quantities import Of, Select, quantity, values
 from train.measure.kept import is_measured
 from train.results.verdict import Check, Outcome, Part
@@ -77,9 +77,10 @@ class Base(BaseModel):
     def log(self) -> bool:
         return quantity(self.of).log
 
-    def shown(self, value: float, censored: bool = False) -> str:
-        """Text of a mean; `censored` where one of its numbers lies beyond the grid, whose end took its place."""
-        return ("at least " if censored else "") + (f"{math.exp(value):.3g}" if self.log else f"{value:.3f}")
+    def shown(self, value: float, beyond: int = 0) -> str:
+        """Text of a mean; `beyond` is the side of the grid on which some of its numbers lie."""
+        bound = {1: "at least ", -1: "at most "}.get(beyond, "")
+        return bound + (f"{math.exp(value):.3g}" if self.log else f"{value:.3f}")
 
     def values(self, sweep: Arms, arm: str, grid: str | None = None) -> pd.DataFrame:
         found = values(sweep, arm, self.of, self.runs, self.lr, grid)
@@ -116,20 +117,22 @@ class Pair:
     than: float
     arm: float
     effect: Effect
-    than_censored: bool = False
-    """Some seeds of it lie beyond the grid, so that its mean is a lower bound."""
-    arm_censored: bool = False
+    than_edge: int = 0
+    """1 if seeds of it lie above the grid, so that its mean is a lower bound; -1 if below."""
+    arm_edge: int = 0
     beyond_grid: bool = False
     """All seeds of both do."""
 
     def outcome(self, judged: Callable[[Effect], Outcome]) -> Outcome:
         """What a rule makes of the effect; open where it is a bound and what lies beyond it may change whether the
         claim holds."""
-        found = judged(self.effect)
-        if self.arm_censored == self.than_censored:
-            return found
-        far = judged(replace(self.effect, value=math.copysign(1e3, self.arm_censored - 0.5)))
-        return found if (found == "holds") == (far == "holds") else "open"
+        shifts = {edge for edge in (self.arm_edge, -self.than_edge) if edge}
+        return bounded(judged(self.effect), (judged(replace(self.effect, value=1e3 * shift)) for shift in shifts))
+
+
+def bounded(found: Outcome, far: Iterable[Outcome]) -> Outcome:
+    """An outcome by bounds, open if one by values far beyond them differs in whether the claim holds."""
+    return found if all((found == "holds") == (one == "holds") for one in far) else "open"
 
 
 class Pairwise(Base):
@@ -147,21 +150,15 @@ class Pairwise(Base):
         several = len(self.named(sweep)) > 2
         for arm in sweep.named(self.arm):
             for than in [name for name in sweep.named(self.than) if name != arm]:
-                both = self._both(sweep, arm, than)
-                for n in sorted(set(both[0]["size"]) & set(both[1]["size"])):
-                    a, b = (table[table["size"] == n] for table in both)
-                    if (found := self._effect(sweep, a, b)) is not None:
-                        where = f"N={size_label(n)}" if n else ""
-                        yield Pair(
-                            " ".join(filter(None, [where, f"{arm} / {than}" if several else ""])),
-                            float(b["value"].mean()), float(a["value"].mean()), found,
-                            bool(b["censored"].any()), bool(a["censored"].any()),
-                            bool(a["censored"].all() and b["censored"].all()),
-                        )  # fmt: skip
+                found = self._of_curves if quantity(self.of).of_curve else self._of_runs
+                for n, pair in found(*self._both(sweep, arm, than)):
+                    where = f"N={size_label(n)}" if n else ""
+                    yield replace(pair, at=" ".join(filter(None, [where, f"{arm} / {than}" if several else ""])))
 
     def text(self, pair: Pair) -> str:
-        bound = {(False, True): "at least ", (True, False): "at most "}.get((pair.than_censored, pair.arm_censored), "")
-        means = f"{self.shown(pair.than, pair.than_censored)} -> {self.shown(pair.arm, pair.arm_censored)}"
+        bound = {1: "at least ", -1: "at most "}.get(pair.arm_edge or -pair.than_edge, "")
+        bound = "about " if pair.arm_edge and pair.arm_edge == pair.than_edge else bound
+        means = f"{self.shown(pair.than, pair.than_edge)} -> {self.shown(pair.arm, pair.arm_edge)}"
         return f"{means}: {bound}{pair.effect.text(self.log)}"
 
     def _both(self, sweep: Arms, arm: str, than: str) -> list[pd.DataFrame]:
@@ -178,27 +175,38 @@ class Pairwise(Base):
             both = [table[table["size"] == max(shared)] for table in both]
         return both
 
-    def _effect(self, sweep: Arms, a: pd.DataFrame, b: pd.DataFrame) -> Effect | None:
-        """Of a curve's numbers by the spread between seeds, pooled over all curves of the sweep; of runs by the spread
-        of the differences of pairs of one LR and seed."""
-        if quantity(self.of).of_curve:
-            error, freedom = _noise(sweep, self.of)
-            difference = float(a["value"].mean() - b["value"].mean())
-            return Effect(difference, error * math.sqrt(1 / len(a) + 1 / len(b)), freedom)
-        pairs = a.merge(b, on=["size", "lr", "seed"], suffixes=("", "_than"))
-        if not len(pairs):
-            return None
+    def _of_curves(self, arm: pd.DataFrame, than: pd.DataFrame) -> Iterator[tuple[int, Pair]]:
+        """By the spread between seeds, pooled over both arms and all sizes. Seeds beyond the grid, whose end took their
+        place, tell none."""
+        groups = [g["value"].tolist() for table in (arm, than) for _, g in table.groupby("size") if not side(g)]
+        std = pooled_std(groups)
+        freedom = sum(len(g) - 1 for g in groups if len(g) > 1)
+        for n in sorted(set(arm["size"]) & set(than["size"])):
+            a, b = (table[table["size"] == n] for table in (arm, than))
+            error = math.inf if std is None else std * math.sqrt(1 / len(a) + 1 / len(b))
+            theirs, ours = float(b["value"].mean()), float(a["value"].mean())
+            beyond = bool(a["edge"].all() and b["edge"].all())
+            yield int(n), Pair("", theirs, ours, Effect(ours - theirs, error, freedom), side(b), side(a), beyond)
+
+    def _of_runs(self, arm: pd.DataFrame, than: pd.DataFrame) -> Iterator[tuple[int, Pair]]:
+        """By the differences of runs of one LR and seed, and how seeds differ in their mean over LRs, pooled over all
+        sizes."""
+        pairs = arm.merge(than, on=["size", "lr", "seed"], suffixes=("", "_than"))
         both = pairs[["value", "value_than"]].to_numpy(dtype=float)
         finite = both[np.isfinite(both)]
         # A run that went to NaN counts as the largest number that is known.
         capped = np.minimum(both, finite.max() if len(finite) else 0.0)
-        return over(capped[:, 0] - capped[:, 1])
+        pairs = pairs.assign(value=capped[:, 0], value_than=capped[:, 1], gap=capped[:, 0] - capped[:, 1])
+        at = {n: (g, *over_seeds(g[["lr", "seed", "gap"]].to_numpy().tolist())) for n, g in pairs.groupby("size")}
+        deviations = [off for _, _, off in at.values()]
+        for n, (group, mean, _) in at.items():
+            effect = of_seeds(mean, group["seed"].nunique(), deviations)
+            yield int(n), Pair("", float(group["value_than"].mean()), float(group["value"].mean()), effect)
 
 
-def _noise(sweep: Arms, of: Of) -> tuple[float, float]:
-    groups = [group["value"].tolist() for arm in sweep.names for _, group in values(sweep, arm, of).groupby("size")]
-    found = pooled_std(groups)
-    return (math.inf, 0.0) if found is None else (found, sum(len(g) - 1 for g in groups if len(g) > 1))
+def side(table: pd.DataFrame) -> int:
+    """1 if some of these numbers lie above the grid, -1 if below it, 0 if none."""
+    return int(table["edge"].max() or table["edge"].min())
 
 
 class Compared(Pairwise, Least):

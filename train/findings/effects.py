@@ -71,6 +71,30 @@ def over(found: Sequence[float] | np.ndarray) -> Effect:
     return Effect(float(known.mean()), float(known.std(ddof=1)) / math.sqrt(len(known)), len(known) - 1)
 
 
+def over_seeds(found: Sequence[tuple[float, float, float]]) -> tuple[float, list[float]]:
+    """The mean of numbers of (LR, seed, value), and what each seed is off by, the LRs' own means taken out.
+
+    LRs are fixed by the grid, so that seeds alone are draws: their deviations tell the error of the mean, `of_seeds`.
+    """
+    lrs, seeds, numbers = (np.asarray(column, dtype=float) for column in zip(*found, strict=True))
+    off = numbers.copy()
+    shared = np.zeros(len(numbers), dtype=bool)
+    for lr in np.unique(lrs):
+        at = lrs == lr
+        off[at] -= numbers[at].mean()
+        shared[at] = at.sum() > 1
+    return float(numbers.mean()), [float(off[shared & (seeds == s)].mean()) for s in np.unique(seeds[shared])]
+
+
+def of_seeds(mean: float, of: int, groups: Sequence[Sequence[float]]) -> Effect:
+    """A mean over so many seeds, with the error by deviations of seeds, pooled over groups such as sizes."""
+    freedom = sum(max(0, len(group) - 1) for group in groups)
+    if not freedom or not of:
+        return Effect(mean, math.inf, 0)
+    variance = sum(float(np.square(group).sum()) for group in groups if len(group) > 1) / freedom
+    return Effect(mean, math.sqrt(variance / of), freedom)
+
+
 def slope(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> Effect:
     """Of the least-squares line, with the error by what lies off it; NaN where x has one value."""
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)

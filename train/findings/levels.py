@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 
 from train.cli.format import size_label
 from train.findings.arms import Arms
-from train.findings.checks import Base, Least
-from train.findings.effects import Effect, beyond, over
+from train.findings.checks import Base, Least, side
+from train.findings.effects import Effect, beyond, of_seeds, over, over_seeds
 from train.findings.probes import auc, auc_error
 from train.findings.quantities import Of, quantity, values
 from train.results.verdict import Outcome, Part
@@ -50,7 +50,8 @@ class Level(Base):
                     yield self._counted(arm if len(names) > 1 else "", table["value"].to_numpy(dtype=float))
                 continue
             for n, group in table.groupby("size"):
-                found = over(group["value"])
+                mean, off = over_seeds(group[["lr", "seed", "value"]].to_numpy().tolist())
+                found = of_seeds(mean, group["seed"].nunique(), [off])
                 if not math.isfinite(found.value):
                     found = Effect(math.inf, math.inf, 0)
                 at = f"N={size_label(n)}" + (f" {arm}" if len(names) > 1 else "")
@@ -188,13 +189,15 @@ class Ranks(Least):
             pairs = [(a, b) for a in known for b in known if self.published[a] < self.published[b]]
             if not pairs:
                 continue
+            total = len(pairs)
+            # Two that lie beyond the grid have no order.
+            pairs = [(a, b) for a, b in pairs if not (here[a]["edge"].all() and here[b]["edge"].all())]
             gaps = [means[b] - means[a] for a, b in pairs]
-            d = sum(math.copysign(abs(gap) >= self.least, gap) for gap in gaps) / len(pairs)
+            d = sum(math.copysign(abs(gap) >= self.least, gap) for gap in gaps) / total
             chance = kendalltau([self.published[arm] for arm in known], [means[arm] for arm in known]).pvalue
             outcome = "holds" if d >= self.share else "against" if d <= -self.share and chance < 0.05 else "open"
             ranked = ", ".join(
-                f"{arm} {self.shown(means[arm], bool(here[arm]['censored'].any()))}"
-                for arm in sorted(known, key=lambda a: means[a])
+                f"{arm} {self.shown(means[arm], side(here[arm]))}" for arm in sorted(known, key=lambda a: means[a])
             )
             yield Part(f"N={size_label(n)}", outcome, f"D {d:.2f}: {ranked}", {"somers_d": d, "means": means})  # type: ignore[arg-type]
 

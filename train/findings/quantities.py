@@ -38,8 +38,8 @@ class Quantity:
     log: bool
     of_curve: Callable[[LRSensitivity], float] | None = None
     of_run: RunNumber | None = None
-    censored: bool = False
-    """Whether the number may lie beyond the LR grid; it is then taken to be the last LR."""
+    beyond: Callable[[LRSensitivity], tuple[float, int]] | None = None
+    """Of a curve whose number lies beyond the LR grid, its bound, and the side: 1 above the grid, -1 below."""
     after: str | None = None
     """The measurement of final weights that it needs, a module of train.measure with `measured`."""
     late: bool = False
@@ -61,6 +61,14 @@ def optimal_lr(one: LRSensitivity) -> float:
     return float(x[at] - b / (2 * a))
 
 
+def _optimum_beyond(one: LRSensitivity) -> tuple[float, int]:
+    """Where the best LR is at an edge, the optimum lies beyond the middle of the last two LRs; NaN elsewhere."""
+    at, x = int(np.argmin(one.losses)), np.log(one.lrs)
+    if len(x) < 2 or 0 < at < len(x) - 1:
+        return math.nan, 0
+    return (float(x[:2].mean()), -1) if at == 0 else (float(x[-2:].mean()), 1)
+
+
 CURVE: Mapping[str, Quantity] = {
     "lr_sensitivity": Quantity("LR sensitivity (nats)", False, lambda one: one.sensitivity),
     "upper_sensitivity": Quantity("LR sensitivity from the best LR up (nats)", False, lambda one: one.upper),
@@ -70,8 +78,9 @@ CURVE: Mapping[str, Quantity] = {
     ),
     "best_loss": Quantity("best loss (nats)", False, lambda one: one.best_loss),
     "mean_loss": Quantity("mean loss over the LRs (nats)", False, lambda one: float(np.mean(one.losses))),
-    "critical_lr": Quantity("critical LR", True, lambda one: _log(one.critical_lr), censored=True),
-    "optimal_lr": Quantity("optimal LR", True, optimal_lr),
+    "critical_lr": Quantity("critical LR", True, lambda one: _log(one.critical_lr),
+                            beyond=lambda one: (math.log(max(one.lrs)), 1)),
+    "optimal_lr": Quantity("optimal LR", True, optimal_lr, beyond=_optimum_beyond),
 }  # fmt: skip
 
 
@@ -163,7 +172,7 @@ class Metric(BaseModel):
                       self.since is not None and self._pooled(rows, self.metric, self.since, row)):  # fmt: skip
             if other:
                 value = value - _log(other) if self.log else value / other
-        return self.sign * value
+        return self.sign * value if math.isfinite(value) else value
 
     def _pooled(self, rows: pd.DataFrame, name: str, at: At, row: Row) -> float:
         columns = [c for c in rows if fnmatch.fnmatchcase(c, name)] if "*" in name else [name]
@@ -212,29 +221,30 @@ Select = Literal["all", "sound", "broken"]
 def values(
     sweep: Arms, arm: str, of: Of, runs: Select = "all", lr: float | str | None = None, grid: str | None = None
 ) -> pd.DataFrame:
-    """A quantity of an arm by `size`, `lr` and `seed` (LR 0 for one of a curve), with `censored`.
+    """A quantity of an arm by `size`, `lr` and `seed` (LR 0 for one of a curve), with `edge`: 1 where the value is a
+    bound as the number lies above the LR grid, -1 below it, else 0.
 
     `lr` keeps one learning rate, `highest` or `lowest` of each size. `grid` is the arm whose LRs a curve is cut to.
     """
     import pandas as pd
 
-    found, columns = quantity(of), ["size", "lr", "seed", "value", "censored"]
+    found, columns = quantity(of), ["size", "lr", "seed", "value", "edge"]
     if found.of_curve:
         rows = list(_of_curves(sweep, arm, found, grid))
     else:
         rows = [
-            (int(row["size"]), float(row["optimizer.lr"]), int(row["seed"]), found.of_run(row, sweep), False)
+            (int(row["size"]), float(row["optimizer.lr"]), int(row["seed"]), found.of_run(row, sweep), 0)
             for row in records(sweep, arm)
             if found.of_run and (runs == "all" or row["broken"] == (runs == "broken"))
         ]
-    table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[:4], float) | {"censored": bool})
+    table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[:4], float) | {"edge": int})
     if lr is not None and not found.of_curve:
         ends = table.groupby("size")["lr"].transform("min" if lr == "lowest" else "max")
         table = table[np.isclose(table["lr"], ends if isinstance(lr, str) else lr)]
     return table[table["value"].notna()]
 
 
-def _of_curves(sweep: Arms, arm: str, found: Quantity, grid: str | None) -> list[tuple[int, float, int, float, bool]]:
+def _of_curves(sweep: Arms, arm: str, found: Quantity, grid: str | None) -> list[tuple[int, float, int, float, int]]:
     rows = []
     for n in sweep.sizes(arm):
         curve: OverSeeds | None = sweep.curves.get((n, arm))
@@ -243,9 +253,10 @@ def _of_curves(sweep: Arms, arm: str, found: Quantity, grid: str | None) -> list
         if grid and (n, grid) in sweep.curves:
             curve = on_one_grid([curve, sweep.curves[n, grid]])[0]
         for seed, one in curve.by_seed.items():
-            value = found.of_curve(one)
-            beyond = found.censored and math.isnan(value)
-            rows.append((n, 0.0, seed, math.log(max(one.lrs)) if beyond else value, beyond))
+            value, edge = found.of_curve(one), 0
+            if found.beyond and math.isnan(value):
+                value, edge = found.beyond(one)
+            rows.append((n, 0.0, seed, value, edge))
     return rows
 
 

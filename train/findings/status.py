@@ -15,6 +15,8 @@ from train.sweeps.early_stop import stopped_above
 
 SHIPPED = Path(__file__).with_name("verdicts.json")
 """The verdicts of our own sweeps, by finding, in the form of `train.docs.collect.entry`."""
+RUNS = SHIPPED.with_name("runs.csv.gz")
+"""The summaries of all runs that judge a finding, a row each."""
 
 
 def shipped() -> dict[str, dict[str, Any]]:

@@ -11,9 +11,9 @@ from pydantic import Field
 
 from train.cli.format import size_label
 from train.findings.arms import Arms
-from train.findings.checks import Base, Least
+from train.findings.checks import Base, Least, bounded, side
 from train.findings.effects import Effect, directed, equivalent, slope
-from train.results.verdict import Outcome, Part
+from train.results.verdict import Part
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,8 +42,7 @@ class Moving(Base):
         for (key,), points in found.groupby(by):
             if points["x"].nunique() > 1:
                 at = f"N={size_label(key)}" if by == ["size"] else f"LR {key:g}" if key else ""
-                edge = "all beyond the LR grid" if points["censored"].all() else ""
-                yield at, points, edge
+                yield at, points, "all beyond the LR grid" if points["edge"].all() else ""
 
     def _places(self, sweep: Arms, arm: str, table: pd.DataFrame) -> Any:
         if self.over in ("size", "lr"):
@@ -51,17 +50,13 @@ class Moving(Base):
         return math.log(float(sweep.runs.loc[sweep.runs["arm"] == arm, self.over].iloc[0]))
 
     def nothing(self) -> str:
-        edge = ": an optimum at the grid's edge is none" if self.of == "optimal_lr" else ""
-        return f"no two values along {self.over}{edge}"
+        return f"no two values along {self.over}"
 
     def line(self, points: pd.DataFrame) -> str:
-        means = points.groupby("x").agg({"value": "mean", "censored": "any"})
+        means = [(x, float(group["value"].mean()), side(group)) for x, group in points.groupby("x")]
         name = {"size": "N", "lr": "LR"}.get(self.over, self.over.rpartition(".")[2])
         label = size_label if self.over == "size" else lambda x: f"{x:g}"
-        shown = [
-            f"{label(float(f'{math.exp(x):.4g}'))} {self.shown(v, c)}"
-            for x, v, c in zip(means.index, means["value"], means["censored"], strict=True)
-        ]
+        shown = [f"{label(float(f'{math.exp(x):.4g}'))} {self.shown(value, at)}" for x, value, at in means]
         return f"{name} {', '.join(shown)}"
 
 
@@ -75,6 +70,15 @@ def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def _total(points: pd.DataFrame) -> Effect:
     """Change over the range of x, by the slope of the line through all points."""
     return slope(points["x"], points["value"]).times(float(np.ptp(points["x"])))
+
+
+FAR = math.log(10)
+"""How much further numbers beyond the grid are taken to lie when bounds are tried."""
+
+
+def _further(points: pd.DataFrame) -> list[pd.DataFrame]:
+    """The points with those that are bounds moved away from the grid; none where no point is one."""
+    return [points.assign(value=points["value"] + FAR * points["edge"])] if points["edge"].any() else []
 
 
 class Trend(Moving, Least):
@@ -94,7 +98,8 @@ class Trend(Moving, Least):
         for arm in names:
             for at, points, edge in self.lines(sweep, arm, minus):
                 total = _total(points)
-                outcome: Outcome = "open" if edge else directed(total.times(sign), self.least)
+                far = [directed(_total(moved).times(sign), self.least) for moved in _further(points)]
+                outcome = "open" if edge else bounded(directed(total.times(sign), self.least), far)
                 where = " ".join(filter(None, [arm if len(names) > 1 else "", at]))
                 text = edge or f"{self.line(points)}: {total.text(self.log)}"
                 yield Part(where, outcome, text, total.numbers())
@@ -110,8 +115,9 @@ class Stays(Moving):
         names = sweep.named(self.arm) if self.over in ("size", "lr") else sweep.named(self.arm)[:1]
         for arm in names:
             for at, points, edge in self.lines(sweep, arm):
-                total = _total(points)
-                outcome: Outcome = "open" if edge else equivalent(total, math.log(self.factor))
+                total, within = _total(points), math.log(self.factor)
+                far = [equivalent(_total(moved), within) for moved in _further(points)]
+                outcome = "open" if edge else bounded(equivalent(total, within), far)
                 where = " ".join(filter(None, [arm if len(names) > 1 else "", at]))
                 yield Part(where, outcome, edge or f"{self.line(points)}: {total.text(True)}", total.numbers())
 
@@ -137,12 +143,19 @@ class Slopes(Moving, Least):
                 continue
             points, own_edge = ours[at]
             a, b = (slope(p["x"], p["value"]) for p in (points, theirs))
-            if self.kind == "moves_less":
-                span = float(np.ptp(theirs["x"]))
-                effect = b.times(span).magnitude() - a.times(span).magnitude()
-            else:
-                effect = a - b
-            outcome: Outcome = "open" if edge or own_edge else directed(effect, self.least)
+            effect = self._effect(points, theirs)
+            far = [
+                directed(self._effect(p, q), self.least)
+                for p in (points, *_further(points)) for q in (theirs, *_further(theirs))
+            ]  # fmt: skip
+            outcome = "open" if edge or own_edge else bounded(directed(effect, self.least), far)
             text = f"{than} {self.line(theirs)}; {arm} {self.line(points)}: "
             shown = effect.text(self.log and self.kind == "moves_less")
             yield Part(at, outcome, text + shown, {"arm": a.numbers(), "than": b.numbers(), **effect.numbers()})
+
+    def _effect(self, points: pd.DataFrame, theirs: pd.DataFrame) -> Effect:
+        a, b = (slope(p["x"], p["value"]) for p in (points, theirs))
+        if self.kind == "faster":
+            return a - b
+        span = float(np.ptp(theirs["x"]))
+        return b.times(span).magnitude() - a.times(span).magnitude()

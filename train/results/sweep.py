@@ -109,7 +109,7 @@ def load_sweep(path: Path | str) -> SweepResults:
     require_format(folders, path)
     planned = _composed([e for e, f in zip(entries, folders, strict=True) if not (f.path / "config.yaml").exists()])
     rows = [row_of(f, planned.get(f.path.name)) | _arm(e) for e, f in zip(entries, folders, strict=True)]
-    runs = _frame(with_estimates(with_later_fields(rows), folders))
+    runs = frame_of(with_estimates(with_later_fields(rows), folders))
     if runs["seed"].isna().all():
         raise ConfigError(
             f"{path}: no run has started, and the overrides in sweep.json no longer fit conf/: start the sweep again"
@@ -124,11 +124,12 @@ def load_run(path: Path) -> SweepResults:
     """Loads one run folder as a sweep with a single run and no finding."""
     folder = RunFolder(path.resolve())
     require_format([folder], path)
-    runs = _frame([row_of(folder, None)])
+    runs = frame_of([row_of(folder, None)])
     return SweepResults(folder.path.parent, path.name, None, runs, Metrics({folder.path.name: folder}))
 
 
-def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def frame_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Returns the frame of `SweepResults.runs` from rows of `row_of`."""
     import pandas as pd
 
     runs = pd.DataFrame(rows)

@@ -131,8 +131,8 @@ class Verdict:
     source: str = ""
     """Where it is published."""
     fitness: Fitness | None = None
-    few_seeds: str = ""
-    """Set where curves have fewer seeds than the claim asks for."""
+    few: str = ""
+    """Set where there are fewer seeds or sizes than the claim asks for."""
 
     @property
     def decision(self) -> tuple[VerdictWord, str]:
@@ -142,8 +142,8 @@ class Verdict:
             return word, reason
         if self.fitness and self.fitness.needed and not self.fitness.fit:
             return "not testable at this scale", "; ".join(self.fitness.faults)
-        if self.few_seeds:
-            return "incomplete", self.few_seeds
+        if self.few:
+            return "incomplete", self.few
         return word, reason
 
     @property

@@ -2,16 +2,21 @@
 
 import math
 from itertools import combinations
+from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 from pydantic import TypeAdapter, ValidationError
+from scipy.stats import t as student
 
+from tests.train.findings.arm_frames import of_losses
 from tests.train.findings.frames import bowl, frame, shifted, without
 from tests.train.findings.probe_frames import sweep as probe_sweep
 from train.findings.arms import arms
 from train.findings.base import AnyCheck
 from train.findings.effects import Effect, over, slope
+from train.findings.quantities import Metric
 from train.results.verdict import Check, Fitness, Part, Verdict
 
 LRS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -277,8 +282,22 @@ def test_trend_over_a_config_value():
 def test_optima_at_the_edge_have_no_trend():
     row = {"kind": "stays", "of": "optimal_lr", "over": "size", "arm": "a", "factor": 2}
     found = judge({"a": moving(1e-3, 1e-3, 1e-3)}, row)
-    assert found.parts == []
-    assert "grid's edge" in found.word[1]
+    assert [(part.outcome, part.text) for part in found.parts] == [("open", "all beyond the LR grid")]
+
+
+def test_an_optimum_beyond_the_grid_is_a_bound():
+    """From 3e-3 to above the last LR: it moves by more than 2, and whether by less than 100 can't be known."""
+    row = {"kind": "stays", "of": "optimal_lr", "over": "size", "arm": "a", "factor": 2}
+    up = {"a": moving(3e-3, 1e-2, LRS[-1])}
+    found = judge(up, row, 0.001)
+    assert found.word[0] == "contradicted"
+    assert f"at least {math.sqrt(LRS[-1] * LRS[-2]):.3g}" in found.parts[0].text
+    assert judge(up, row | {"factor": 100}, 0.001).parts[0].outcome == "open"
+    rises = {"kind": "rises", "of": "optimal_lr", "over": "size", "arm": "a", "factor": 1.1}
+    assert judge(up, rises, 0.001).word[0] == "reproduced"
+    down = judge({"a": moving(3e-2, 1e-2, LRS[0])}, rises | {"kind": "falls"}, 0.001)
+    assert "at most" in down.parts[0].text
+    assert down.word[0] == "reproduced"
 
 
 @pytest.mark.parametrize(
@@ -418,8 +437,8 @@ def verdict(*parts, **more):
         (verdict(fitness=FIT), "not testable at this scale"),
         (verdict("holds", fitness=UNFIT), "not testable at this scale"),
         (verdict("holds", fitness=Fitness(["x"], [], needed=False)), "reproduced"),
-        (verdict("holds", fitness=FIT, few_seeds="1 seed"), "incomplete"),
-        (verdict("holds", fitness=UNFIT, few_seeds="1 seed"), "not testable at this scale"),
+        (verdict("holds", fitness=FIT, few="1 seed"), "incomplete"),
+        (verdict("holds", fitness=UNFIT, few="1 seed"), "not testable at this scale"),
     ],
 )
 def test_the_primary_check_decides(found, word):
@@ -430,3 +449,73 @@ def test_the_primary_check_decides(found, word):
 def test_numbers_that_json_does_not_have():
     found = Verdict("test", [Check("c", [Part("", "open", "", {"a": math.inf, "b": np.float64(2)})])]).to_json()
     assert found["checks"][0]["parts"][0]["numbers"] == {"a": None, "b": 2.0}
+
+
+def of_runs(offset):
+    """Runs of two arms over LRs and seeds; `offset` is what arm b's metric has on a's, in log."""
+
+    def of(arm, n, lr, seed):
+        return {"m": math.exp(1.0 + (offset(lr, seed) if arm == "b" else 0.0))}
+
+    runs, metrics = probe_sweep(of, arms=("a", "b"), seeds=SEEDS, sizes=(1000,))
+    return arms("test", runs, ["a", "b"], metrics)
+
+
+def test_seeds_alone_tell_the_error_of_runs_over_the_lrs():
+    """An effect that depends on the LR alone has no error; one of seeds has theirs, with their degrees of freedom."""
+    row = {"kind": "higher", "of": {"metric": "m"}, "arm": "b", "than": "a", "factor": 1.1}
+    lrs = sorted(of_runs(lambda lr, seed: 0.0).runs["optimizer.lr"].unique())
+    (by_lr,) = check(**row).judge(of_runs(lambda lr, seed: 0.3 + 0.2 * lrs.index(lr))).parts
+    assert by_lr.numbers["half_interval"] == pytest.approx(0, abs=1e-9)
+    assert by_lr.outcome == "holds"
+    (by_seed,) = check(**row).judge(of_runs(lambda lr, seed: 0.1 * seed)).parts
+    seeds = 0.1 * np.asarray(SEEDS, dtype=float)
+    half = student.ppf(0.975, len(SEEDS) - 1) * seeds.std(ddof=1) / math.sqrt(len(SEEDS))
+    assert by_seed.numbers["half_interval"] == pytest.approx(half)
+    assert by_seed.numbers["value"] == pytest.approx(seeds.mean())
+
+
+def test_the_means_shown_are_those_of_the_runs_that_are_compared():
+    """Sound runs of both arms: b breaks at the highest LR, where a's loss is left out too."""
+    losses = {"a": {1000: (5.0, 4.0, 4.2)}, "b": {1000: (5.5, 4.5, 7.9)}}
+    runs = of_losses(losses, (1e-3, 1e-2, 1e-1), seeds=SEEDS)
+    row = {"kind": "higher", "of": "loss", "arm": "b", "than": "a", "runs": "sound", "by": 0.1}
+    (part,) = check(**row).judge(arms("test", runs, ["a", "b"])).parts
+    assert part.text.startswith("4.500 -> 5.000: +0.500")
+
+
+def test_two_arms_beyond_the_grid_have_no_order():
+    """Critical LRs of c and d are bounds: they rank against a and b, and not against each other."""
+    losses = {
+        "a": (4.0, 6.0, 6.0, 6.0), "b": (4.0, 4.0, 6.0, 6.0), "c": (4.0, 4.0, 4.0, 4.0), "d": (4.0, 4.0, 4.0, 4.0),
+    }  # fmt: skip
+    runs = of_losses(losses, (1e-3, 1e-2, 1e-1, 1.0), seeds=SEEDS)
+    row = {"kind": "ranks", "of": "critical_lr", "arm": list("abcd"), "published": {"a": 1, "b": 2, "c": 3, "d": 4}}
+    (part,) = check(**row, share=0.5, factor=1.1).judge(arms("test", runs, list("abcd"))).parts
+    assert part.numbers["somers_d"] == pytest.approx(5 / 6)
+    assert "c at least 1" in part.text
+
+
+def test_seeds_beyond_the_grid_tell_no_spread():
+    """All seeds of b lie above the grid: that they are equal says nothing of how a's differ."""
+    rows = of_losses({"a": (4.0, 4.0, 6.0), "b": (4.0, 4.0, 4.0)}, (1e-3, 1e-2, 1e-1), seeds=SEEDS)
+    late = (rows["arm"] == "a") & (rows["optimizer.lr"] == 1e-1)
+    rows.loc[late, "validation/loss_final"] += 0.5 * rows.loc[late, "seed"]
+    row = {"kind": "higher", "of": "critical_lr", "arm": "b", "than": "a", "factor": 1.1}
+    sweep = arms("test", rows, ["a", "b"])
+    (part,) = check(**row).judge(sweep).parts
+    own = [math.log(one.critical_lr) for one in sweep.curves[1000, "a"].by_seed.values()]
+    half = student.ppf(0.975, len(SEEDS) - 1) * np.std(own, ddof=1) * math.sqrt(2 / len(SEEDS))
+    assert part.numbers["half_interval"] == pytest.approx(half)
+
+
+def test_a_run_that_is_gone_warns_most_whatever_the_sign():
+    """Low entropy warns; a run that went to NaN before it was read has none, and counts as the clearest."""
+    gone = [3.0] * 10 + [math.nan] * 11
+    rows = pd.DataFrame({"step": range(0, 105, 5), "train/loss": gone, "entropy": gone})
+
+    class Swept:
+        metrics: ClassVar = {"r": rows}
+
+    low = Metric(metric="entropy", at=(0.02, 0.026), log=False, sign=-1)
+    assert low.number({"run": "r", "state": "stopped", "steps": 4000}, Swept) == math.inf

@@ -38,7 +38,9 @@ def test_every_arm_at_the_papers_scale(name: Path) -> None:
 def assert_sweep(name: Path, points: list[list[str]], composer: Composer) -> None:
     """Leaderboards have no finding."""
     configs = compose_all(points, composer)
-    assert {c.finding for c in configs} == {None if name.name.startswith("leaderboard") else find(name.name).name}
+    assert {c.finding for c in configs} == {
+        None if name.name.startswith(("leaderboard", "forecast")) else find(name.name).name
+    }
     paper = name.parts[0] == "paper"
     assert all((c.data.name == "c4") == paper for c in configs)
     assert all(c.model.name.startswith("mini") != paper for c in configs)

@@ -50,7 +50,7 @@ def sweep(tmp_path_factory):
         dataclasses.replace(c, gaps="", parts=[Part("", outcome, "figures")])
         for c, outcome in zip(verdict.checks, outcomes, strict=True)
     ]
-    write_page(found, table(found.runs), dataclasses.replace(verdict, checks=checks, fitness=None, few_seeds=""))
+    write_page(found, table(found.runs), dataclasses.replace(verdict, checks=checks, fitness=None, few=""))
     return found
 
 
