@@ -36,7 +36,7 @@ SCORES_AT_ONCE = 2**24
 
 
 def is_max(name: str) -> bool:
-    return name.endswith("max")
+    return name.endswith(("max", "bound"))
 
 
 def is_min(name: str) -> bool:

@@ -4,16 +4,17 @@ m_d = width / base_width and m_L = depth / base_depth. At the base: std s, LR et
 
 | tensor | init std | LR | decay | epsilon | forward |
 |---|---|---|---|---|---|
-| embedding | s | eta | lambda | e | alpha_in x |
+| embedding | s | eta | lambda | e m_d^-1 | alpha_in x |
 | hidden matrix | s m_d^(-1/2) | eta m_d^-1 m_L^(alpha-1) | lambda m_d | e m_d^-1 m_L^-alpha | |
 | vector in a block | unchanged | eta m_L^(alpha-1) | lambda | e m_d^-1 m_L^-alpha | |
-| vector outside | unchanged | eta | lambda | e | |
-| head | s | eta | lambda | e | alpha_out x / m_d |
+| vector outside | unchanged | eta | lambda | e m_d^-1 | |
+| head | s | eta | lambda | e m_d^-1 | alpha_out x / m_d |
 
 Branches are multiplied by m_L^-alpha; attention logits are q k / head_dim. m_L = 1 is muP, alpha = 1/2 depth-muP,
 alpha = 1 CompleteP. This is table 1 of Dey et al. 2025 (arXiv 2505.01618; EleutherAI/nanoGPT-mup, branch completep).
 Its muP is Yang et al. 2022 with two additions: hidden decay lambda m_d, as in the MuAdamW of microsoft/mup, and
-epsilon. The master branch of nanoGPT-mup has neither.
+epsilon, as gradients of all tensors fall with width. The master branch of nanoGPT-mup has neither; the branch gives all
+tensors the epsilon of blocks.
 
 s is the init axis's std at the base width. An init whose std follows the fan-in already has the m_d^(-1/2) of hidden
 matrices; embedding and head are rescaled to their std at the base width. For an init with a fixed std, the column
@@ -72,7 +73,7 @@ class MuP(ParametrizationConfig):
 
     def scaling(self, tensor: Tensor, size: SizeConfig) -> TensorScaling:
         m_d = size.width / self.base_width
-        eps = 1 / m_d if tensor.in_block else 1.0
+        eps = 1 / m_d
         match tensor.kind:
             case "embedding":
                 return TensorScaling(multiplier=self.alpha_in, eps=eps)

@@ -22,12 +22,16 @@ from train.run.interrupt import Interrupted
 from train.run.trainer import train
 from train.runfolder.folder import RunFolder
 
-CHOICES = ["seed=0"] + [
-    f"{axis}={name}"
-    for axis, registry in (("attention", ATTENTION), ("optimizer", OPTIMIZER), ("loss", LOSS))
-    for name in sorted(registry.choices)
-]
-"""The default, every mixer, optimizer and loss."""
+CHOICES = (
+    ["seed=0"]
+    + [
+        f"{axis}={name}"
+        for axis, registry in (("attention", ATTENTION), ("optimizer", OPTIMIZER), ("loss", LOSS))
+        for name in sorted(registry.choices)
+    ]
+    + ["watch.sharpness=true"]
+)
+"""The default, every mixer, optimizer and loss, and the probe that takes forward passes of its own."""
 # At this learning rate no choice diverges in twelve steps, so that roundings stay roundings.
 GENTLE = ["optimizer.lr=1e-3"]
 CLOSE = {"fp32": 1e-3, "bf16": 0.1}

@@ -171,9 +171,9 @@ class TestTables:
         for tensor in tensors(model):
             inside = {"hidden": hidden, "vector": vector}
             outside = {
-                "embedding": TensorScaling(multiplier=3),
-                "head": TensorScaling(multiplier=5 / 4),
-                "vector": TensorScaling(),
+                "embedding": TensorScaling(multiplier=3, eps=0.25),
+                "head": TensorScaling(multiplier=5 / 4, eps=0.25),
+                "vector": TensorScaling(eps=0.25),
             }
             expected = (inside if tensor.in_block else outside)[tensor.kind]
             assert config.parametrization.scaling(tensor, config.model) == expected, tensor.name
@@ -182,7 +182,7 @@ class TestTables:
         factors = {id(p): (g["lr"] / 0.01, g["eps"] / 1e-8) for g in optimizer.param_groups for p in g["params"]}
         assert factors[id(model.blocks[7].mlp.up.weight)] == pytest.approx((hidden.lr, hidden.eps))
         assert factors[id(model.blocks[0].mlp_norms.input.weight)] == pytest.approx((vector.lr, vector.eps))
-        assert factors[id(model.head.weight)] == factors[id(model.embedding.weight)] == pytest.approx((1, 1))
+        assert factors[id(model.head.weight)] == factors[id(model.embedding.weight)] == pytest.approx((1, 0.25))
 
     @pytest.mark.parametrize("init", ["paper", "xavier", "orthogonal", "normal", "gpt2"])
     def test_std_is_that_of_the_base_width_times_the_table_s(self, init):

@@ -22,6 +22,8 @@ Transform = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class AdamFields(OptimizerConfig):
     """The fields of optimizers that divide by the root of a second moment, as Adam does."""
 
+    has_edge = False
+    """Whether the edge of stability of Adam is this optimizer's: one bias-corrected momentum, at the full LR."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay rate of the first moment. Wortsman et al. 2023, section 2.1."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -55,6 +57,7 @@ class AdamW(AdamFields):
     Hutter 2019; torch's fused kernel."""
 
     shards = True
+    has_edge = True
     name: Literal["adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-2
     """Peak learning rate of the schedule."""

@@ -146,7 +146,8 @@ class OptimizerConfig(Choice):
         """Returns the running mean of the squared gradient after the step, bias-corrected as the update uses it.
 
         `eps` is the epsilon of the parameter's group.
-        None if the optimizer divides this parameter's gradient by no such mean, or overwrites the gradient.
+        None if the optimizer divides this parameter's gradient by no such mean, or leaves another one in its place that
+        the mean has not taken.
         """
         return None
 

@@ -16,6 +16,8 @@ import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from data.datamodule import TokenDataModule
+from train.config.schema import Config
+from train.config.watch import Watch
 from train.loggers.mirror import Mirror
 from train.run.derived import bits_per_byte, speed, tokens_per_step
 from train.run.extension import keeps_checkpoint
@@ -23,7 +25,7 @@ from train.run.interrupt import Interrupted, Stopped, StopSignals
 from train.run.long_validation import validate_longer
 from train.run.module import ProxyModule, Validated
 from train.run.recorder import MetricsRow, first_nonfinite
-from train.run.watch import Watcher, watcher
+from train.run.watch import Alarm, Watcher, watcher
 from train.runfolder.files import save_atomically
 from train.runfolder.folder import RunFolder
 
@@ -66,14 +68,12 @@ class RunCallback(pl.Callback):
         self.loss_final: float | None = None
         self._signals = StopSignals()
         self._watcher: Watcher | None = None
+        self._nonfinite: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, ProxyModule)
         self._signals.listen()
-        if trainer.is_global_zero:
-            self.folder.rewind(trainer.global_step or -1)
-        self._watcher = watcher(module.config)
-        before = [alarm for alarm, _ in self._watcher.check(self.folder.metrics())]
+        self._watcher, self._nonfinite, before = trainer.strategy.broadcast(self._recall(trainer, module.config))
         for alarm in before:
             if alarm.sign in module.config.watch.stop:
                 raise Stopped(alarm.text())
@@ -87,6 +87,24 @@ class RunCallback(pl.Callback):
                 self._write_rows([first], {})
         self._clock = self._last_save = self._last_status = time.monotonic()
         self._timed_step = trainer.global_step
+
+    def _recall(self, trainer: pl.Trainer, config: Config) -> tuple[Watcher, int | None, list[Alarm]]:
+        """Returns what the kept rows of a resumed run say: on rank 0, which drops those after the checkpoint."""
+        found = watcher(config)
+        if not trainer.is_global_zero:
+            return found, None, []
+        self.folder.rewind(trainer.global_step or -1)
+        rows = self.folder.metrics()
+        before = found.check(rows)
+        if before and not self.folder.warnings_path.exists():  # Of a shorter run, which this one continues.
+            for alarm, row in before:
+                self._keep_warning(config.watch, alarm, row)
+        return found, first_nonfinite(rows), [alarm for alarm, _ in before]
+
+    def _keep_warning(self, watch: Watch, alarm: Alarm, row: MetricsRow) -> None:
+        if alarm.sign in watch.warn:
+            probes = {k: v for k, v in row.items() if not isinstance(v, list)}
+            self.folder.append(self.folder.warnings_path, [{**asdict(alarm), **probes}])
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -102,8 +120,10 @@ class RunCallback(pl.Callback):
             return
         rows = module.recorder.flush()
         seconds, rates = self._time_steps(module, step)
+        if self._nonfinite is None:
+            self._nonfinite = first_nonfinite(rows)
         if watching:
-            self.diverged_step = first_nonfinite(rows)
+            self.diverged_step = self._nonfinite
             trainer.should_stop = self.diverged_step is not None
         if validating:
             rows[-1] |= self._validation_row(module.validate(self.validation))
@@ -122,7 +142,7 @@ class RunCallback(pl.Callback):
         due = watching and self._on_any_rank(trainer, time.monotonic() - self._last_save >= config.checkpoint_seconds)
         if stopping or due:
             trainer.save_checkpoint(self.folder.checkpoint)
-            self._last_save = time.monotonic()
+            self._clock = self._last_save = time.monotonic()
         if stopping:
             raise Interrupted(self._signals.received or signal.SIGTERM)
 
@@ -132,8 +152,7 @@ class RunCallback(pl.Callback):
         watch = self._watcher.config
         for alarm, row in self._watcher.check(rows):
             if trainer.is_global_zero and alarm.sign in watch.warn:
-                probes = {k: v for k, v in row.items() if not isinstance(v, list)}
-                self.folder.append(self.folder.warnings_path, [{**asdict(alarm), **probes}])
+                self._keep_warning(watch, alarm, row)
                 self.mirror.alert(f"{alarm.sign} at step {alarm.step}", alarm.text())
                 print(f"warning: {alarm.text()} (watch.warn)", file=sys.stderr, flush=True)
             if watch.checkpoint and not last:
@@ -179,7 +198,7 @@ class RunCallback(pl.Callback):
         self.mirror.row({**rows[-1], **rates})
 
     def _time_steps(self, module: ProxyModule, step: int) -> tuple[float, dict[str, float]]:
-        """Returns seconds and speed of the steps since the last call, without validation and the writing of rows."""
+        """Returns seconds and speed of the steps since the last call, without validation and the writing of files."""
         seconds, steps = time.monotonic() - self._clock, step - self._timed_step + 1
         self._timed_step = step + 1
         tokens = steps * tokens_per_step(module.config)

@@ -269,9 +269,10 @@ class ProxyModule(pl.LightningModule):
             return
         self._critical_lr = found
         values = {"critical": 2 / found}
-        if isinstance(self._in_force, AdamFields) and None not in self.epsilons:
+        if isinstance(self._in_force, AdamFields) and self._in_force.has_edge and None not in self.epsilons:
             values["over_edge"] = 2 / found / adam_edge(lr, self._in_force.beta1)
-        self._stats |= {f"sharpness/{name}": torch.tensor(value) for name, value in values.items()}
+        device = tensors[0].device
+        self._stats |= {f"sharpness/{name}": torch.tensor(value, device=device) for name, value in values.items()}
 
     def _record_each(self, group: str, what: str, values: torch.Tensor) -> None:
         self._stats |= {f"{group}/{n}/{what}": v for n, v in zip(self.tensor_names, values.unbind(), strict=True)}
@@ -285,10 +286,10 @@ class ProxyModule(pl.LightningModule):
                 weights = list[torch.Tensor](self.tensors)
                 torch._foreach_sub_(self._before, weights)
                 rms = tensor_rms(self._before)
-                # A schedule may end at LR 0. The update is 0 then, and should be recorded as 0, not as 0/0.
-                lr_of = {id(p): max(group["lr"], 1e-30) for group in optimizer.param_groups for p in group["params"]}
-                lr_N = torch.tensor([lr_of[id(p)] for p in self.tensors], device=rms.device)
-                self._record_each("update", "rms", rms / (lr_N * self._relative.factors()))
+                lr_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+                lr_N = torch.tensor([lr_of[id(p)] for p in self.tensors], device=rms.device) * self._relative.factors()
+                # A schedule may end at LR 0. There is no update then, but weights that are set after it can be rounded.
+                self._record_each("update", "rms", torch.where(lr_N > 0, rms / lr_N, 0.0))
                 self._record_each("update", "cosine", update_cosines(self._before, weights, self._norms))
             if config.watch.sharpness and lr > 0:
                 self._watch_sharpness(lr)

@@ -1,7 +1,7 @@
 """Relative learning rates: scales the update of a tensor by max(RMS(weights), floor), with any optimizer.
 
 Wortsman et al. 2023, Fig. E.14; Shazeer & Stern 2018 (Adafactor), algorithm 4. Weight decay that is independent of the
-LR is not scaled. Nothing here synchronizes with the device.
+LR is not scaled.
 """
 
 from collections.abc import Sequence

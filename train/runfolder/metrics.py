@@ -196,8 +196,8 @@ ATTENTION = (
     _attention(
         "weight_bound",
         "1",
-        "scale ||W_q|| ||W_k||, spectral norms of a head's projections: times the largest squared norm of the layer's "
-        "input, it bounds the logits. Where nothing but positions follows the projections.",
+        "scale ||W_q|| ||W_k||, spectral norms of a head's projections, the largest: times the largest squared norm of "
+        "the layer's input, it bounds the logits. Where nothing but positions follows the projections.",
         "heads",
         "max",
         needs="qk_norm=none",

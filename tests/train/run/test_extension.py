@@ -20,6 +20,13 @@ def test_a_longer_run_goes_on_and_ends_like_one_trained_from_its_start(tmp_path,
     assert (weights.stat().st_mtime_ns, shorter.metrics_path.read_bytes()) == before
 
 
+def test_a_longer_run_has_the_warnings_of_the_steps_that_it_takes_over(tmp_path):
+    low = [*FIXED, "watch.logit_max=1e-3"]
+    trained(tmp_path / "both", *low, "steps=12")
+    longer, alone = (trained(tmp_path / name, *low, "steps=24") for name in ("both", "alone"))
+    assert longer.warnings_path.read_text() == alone.warnings_path.read_text() != ""
+
+
 @pytest.mark.parametrize(
     ("overrides", "why"),
     [

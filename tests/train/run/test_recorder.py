@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from tests.train.run.pair import in_pair
-from train.run.recorder import MetricsRow, Recorder
+from train.run.recorder import MetricsRow, Recorder, summarize
 
 # Per rank and step: two heads' largest logits and their cosines. In step 1, both ranks have head 1's logit.
 LOGITS = [[[5.0, 1.0], [2.0, 3.0]], [[4.0, 7.0], [6.0, 3.0]]]
@@ -44,3 +44,8 @@ def test_cosines_are_those_of_the_device_with_the_largest_logit() -> None:
         assert rows[0]["gradient/head/rms"] == pytest.approx((29) ** 0.5)
         assert rows[0]["state/block0/decay_min"] == pytest.approx(0.2)
         assert rows[0]["router/block0/load_max"] == pytest.approx(0.375), "that of the whole batch"
+
+
+def test_a_bound_over_heads_is_the_largest() -> None:
+    row = summarize({"step": 0, "attention/block0/weight_bound": [1.0, 3.0], "attention/block0/q_norm": [1.0, 3.0]})
+    assert (row["attention/block0/weight_bound"], row["attention/block0/q_norm"]) == (3.0, 2.0)

@@ -1,17 +1,22 @@
 """One run: its files, its probes compared with their definitions, and the fields that shape its steps."""
 
+import json
 import math
+import time
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
 from conf.axis import ConfigError
 from data.batches import train_batch
 from data.prepare import prepare
+from tests.conftest import complete
 from tests.train.helpers import TINY, tiny, trained
 from train.config.compose import from_file, to_yaml
 from train.run.module import ProxyModule
+from train.run.recorder import Recorder
 from train.run.trainer import train
 from train.runfolder.files import read_rows
 from train.runfolder.folder import RunFolder
@@ -162,10 +167,39 @@ def test_clip_bounds_the_step(tmp_path):
     assert tight.metrics()[1][name] < 0.2 * free.metrics()[1][name]
 
 
-def test_a_schedule_that_ends_at_zero_moves_nothing(tmp_path):
-    row = trained(tmp_path, "schedule.min_lr=0").metrics()[-1]
+@pytest.mark.parametrize("choice", ["seed=0", "placement=ngpt", "reparametrization=mu_centering"])
+def test_a_schedule_that_ends_at_zero_moves_nothing(tmp_path, choice):
+    """Weights that are set after the step are rounded even then, which is no update over an LR of 0."""
+    row = trained(tmp_path, "schedule.min_lr=0", *complete(choice)).metrics()[-1]
     assert row["train/lr"] == 0
-    assert row["update/head/rms"] == 0
+    assert {value for name, value in row.items() if name.startswith("update/") and name.endswith("/rms")} == {0}
+
+
+@pytest.mark.parametrize("eval_every", ["null", "2", "4"])
+def test_a_loss_that_is_infinite_once_ends_the_run_wherever_rows_are_written(tmp_path, monkeypatch, eval_every):
+    """At step 1, between watch steps 0 and 4; validation after every second step writes rows too."""
+    add = Recorder.add
+
+    def spoiled(self, host, stats):
+        lost = {"train/loss": torch.tensor(math.inf)} if host["step"] == 1 else {}
+        add(self, host, stats | lost)
+
+    monkeypatch.setattr(Recorder, "add", spoiled)
+    summary = trained(tmp_path, "watch_every=4", f"eval_every={eval_every}").summary()
+    assert (summary["state"], summary["steps_done"]) == ("diverged", 5)
+
+
+def test_the_time_of_steps_is_without_that_of_checkpoints(tmp_path, monkeypatch):
+    save = pl.Trainer.save_checkpoint
+
+    def slow(self, *args, **kwargs):
+        time.sleep(0.5)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", slow)
+    run = trained(tmp_path, "checkpoint_seconds=0", "watch_every=4")
+    rows = [json.loads(line) for line in run.timing_path.read_text().splitlines()]
+    assert all(row["seconds"] < 0.5 for row in rows[1:])
 
 
 def test_nan_ends_the_run_as_diverged(tmp_path):
