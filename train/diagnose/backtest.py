@@ -23,6 +23,7 @@ from train.diagnose.laws import LEVEL, ends
 from train.diagnose.measured import Measured, of_study
 from train.diagnose.recipe import recipe_of
 from train.diagnose.study import Study
+from train.findings.effects import Effect
 from train.results.verdict import jsonable
 from train.runfolder.files import write_atomically
 
@@ -75,15 +76,18 @@ def forecasts(recipe: str, found: Readings, sizes: Sequence[AtSize]) -> Iterator
 
 @dataclass(frozen=True)
 class Row:
-    """Forecasts over about the same factor in N."""
+    """Forecasts over about the same factor in N, or from the same number of sizes."""
 
     factor: int
+    """The factor, or that number."""
     forecasts: int
     recipes: int
     right: Mapping[str, float]
     """Share within a factor of RIGHT, of the law and the baselines."""
     rank: Mapping[str, float]
     """Rank correlation of forecast and measured critical LRs over recipes, a mean over pairs of sizes."""
+    off: Mapping[str, float]
+    """Factor by which half of the forecasts are off by less."""
     inside: float
     """Share of intervals that hold the measured value."""
 
@@ -92,17 +96,27 @@ def _is_right(one: Forecast, by: str) -> bool:
     return abs(one.value(by) - one.measured) <= math.log(RIGHT)
 
 
-def rows(found: Sequence[Forecast]) -> list[Row]:
-    """Returns a row for each factor in N, rounded to a power of 4."""
+def by_factor(one: Forecast) -> int:
+    """Returns the factor in N, rounded to a power of 4."""
+    return int(4 ** round(math.log(one.factor, 4)))
+
+
+def by_seen(one: Forecast) -> int:
+    return one.seen
+
+
+def rows(found: Sequence[Forecast], by: Callable[[Forecast], int] = by_factor) -> list[Row]:
+    """Returns a row for each group."""
     grouped: dict[int, list[Forecast]] = {}
     for one in found:
-        grouped.setdefault(4 ** round(math.log(one.factor, 4)), []).append(one)
+        grouped.setdefault(by(one), []).append(one)
     names = ("law", *BASELINES)
     return [
         Row(
             factor, len(group), len({one.recipe for one in group}),
             {name: float(np.mean([_is_right(one, name) for one in group])) for name in names},
             {name: _rank(group, name) for name in names},
+            {name: math.exp(float(np.median([abs(f.value(name) - f.measured) for f in group]))) for name in names},
             float(np.mean([float(one.inside) for one in group if one.inside is not None] or [math.nan])),
         )
         for factor, group in sorted(grouped.items())
@@ -197,7 +211,12 @@ def _top(found: Readings, size: int) -> float | None:
     return math.log(found.top) if any(found.unbroken(c) for c in found.curves[size]) else None
 
 
-def markdown(table: Sequence[Row], at: Mapping[str, Sequence[AtSize]], ranked: Sequence[Order]) -> str:
+def markdown(
+    found: Sequence[Forecast],
+    at: Mapping[str, Sequence[AtSize]],
+    ranked: Sequence[Order],
+    exponents: Mapping[str, Effect] | None = None,
+) -> str:
     """Returns the tables of train/forecast/README.md: forecasts, critical LRs by recipe and size, published orders."""
     names = ("law", *BASELINES)
     lines = [
@@ -205,7 +224,7 @@ def markdown(table: Sequence[Row], at: Mapping[str, Sequence[AtSize]], ranked: S
         f"| rank correlation ({', '.join(BASELINES)}) | {LEVEL:.0%} intervals that hold |",
         "|---|---|---|---|---|",
     ]
-    for row in table:
+    for row in rows(found):
         right, rank = (
             ["-" if math.isnan(values[name]) else f"{values[name]:{form}}" for name in names]
             for values, form in ((row.right, ".0%"), (row.rank, ".2f"))
@@ -214,12 +233,24 @@ def markdown(table: Sequence[Row], at: Mapping[str, Sequence[AtSize]], ranked: S
             f"| {row.factor} | {row.forecasts}, {row.recipes} | **{right[0]}** ({', '.join(right[1:])}) "
             f"| {rank[0]} ({', '.join(rank[1:])}) | {'-' if math.isnan(row.inside) else f'{row.inside:.0%}'} |"
         )
+    lines += [
+        "", f"| sizes seen | forecasts | within {RIGHT:g}x: law ({', '.join(BASELINES)}) | half are off by less than "
+        f"| {LEVEL:.0%} intervals that hold |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in rows(found, by_seen):
+        right, off = [f"{row.right[n]:.0%}" for n in names], [f"{row.off[n]:.2f}x" for n in names]
+        inside = "-" if math.isnan(row.inside) else f"{row.inside:.0%}"
+        cells = [f"**{right[0]}** ({', '.join(right[1:])})", f"{off[0]} ({', '.join(off[1:])})", inside]
+        lines.append(f"| {row.factor} | {row.forecasts} | {' | '.join(cells)} |")
     every = {one.model: one.n for ladder in at.values() for one in ladder}
     models = sorted(every, key=lambda model: every[model])
-    lines += ["", "| critical LR | " + " | ".join(models) + " |", "|---|" + "---|" * len(models)]
+    exponents = exponents or {}
+    lines += ["", f"| critical LR | {' | '.join(models)} | exponent of N |", "|---|" + "---|" * (len(models) + 1)]
     for recipe, ladder in at.items():
         own = {one.model: f"{one.critical.value:.2g}" if one.critical else one.verdict for one in ladder}
-        lines.append(f"| {recipe} | " + " | ".join(own.get(model, "-") for model in models) + " |")
+        e = exponents.get(recipe)
+        slope = f"{e.value:.2f} ± {e.half(LEVEL):.2f}" if e and math.isfinite(e.half(LEVEL)) else "-"
+        lines.append(f"| {recipe} | {' | '.join(own.get(model, '-') for model in models)} | {slope} |")
     words = Counter(one.verdict for ladder in at.values() for one in ladder)
     counts = ", ".join(f"{n} {word}" for word, n in words.items())
     lines += ["", f"Of {words.total()} recipes at a size: {counts}."]
@@ -233,12 +264,16 @@ def markdown(table: Sequence[Row], at: Mapping[str, Sequence[AtSize]], ranked: S
 
 def backtest(overrides: Sequence[str]) -> int:
     """Trains what is left of the study, then writes and prints the tables. Returns exit code 1 if runs are left."""
+    from train.diagnose.backtest_figure import backtest_figure
+    from train.results.style import save
+
     asked = plan()
     found = study(overrides, asked)
     complete = found.run()
     every, at, read = measured(found)
     ranked = orders(asked, read, [f"w{w}" for w in asked["widths"]])
-    text = markdown(rows(every), at, ranked)
+    lines = {recipe: laws(read[recipe], at[recipe]).get("critical") for recipe in at}
+    text = markdown(every, at, ranked, {recipe: one.exponent for recipe, one in lines.items() if one})
     report = found.folder / "report"
     report.mkdir(parents=True, exist_ok=True)
     values = {
@@ -248,5 +283,6 @@ def backtest(overrides: Sequence[str]) -> int:
     write_atomically(report / "backtest.json", json.dumps(jsonable(values), indent=1))
     write_atomically(report / "backtest.md", text)
     print(text)
-    print(f"{report}: backtest.json, backtest.md")
+    drawn = save(backtest_figure(every, rows(every), at), report / "backtest") if every else []
+    print(f"{report}: backtest.json, backtest.md" + "".join(f", {path.name}" for path in drawn))
     return 0 if complete else 1

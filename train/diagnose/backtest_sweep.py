@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.axis import ConfigError
-from train.diagnose.backtest import Forecast, forecasts, markdown, rows, sized
+from train.diagnose.backtest import Forecast, forecasts, markdown, sized
 from train.diagnose.card import AtSize
 from train.diagnose.measured import Measured
 from train.diagnose.probes import QUANTITIES, table
@@ -49,7 +49,7 @@ def backtest_of(folder: Path, found: Sequence[Measured]) -> int:
             f"{folder}: a backtest needs three sizes with critical LRs, or four sizes at the same LRs: train more sizes"
         )
     if critical:
-        text = markdown(rows(critical), of_recipe, []) + text
+        text = markdown(critical, of_recipe, []) + text
     report = folder / "report"
     report.mkdir(exist_ok=True)
     paths = [report / "backtest.json", report / "backtest.md"]

@@ -16,7 +16,12 @@ from train.findings.base import all_findings
 from train.findings.status import RUNS, state
 from train.runfolder.files import read_json, write_atomically
 
-CARD = ROOT / "train/diagnose/card.png"
+PICTURES = {
+    "qk_norm/report/card.png": "train/diagnose/card.png",
+    "diagnose-backtest/report/backtest.png": "train/diagnose/backtest.png",
+    "forecast/report/forecast.png": "train/forecast/forecast.png",
+}
+"""Pictures of pages, from the report that draws each."""
 
 
 def collect(out: Path) -> list[Path]:
@@ -41,7 +46,8 @@ def collect(out: Path) -> list[Path]:
         if kept["figure"]:
             figure = kept["figure"].replace(" ", "_") + ".png"
             written += _copied(out / name / "report" / figure, RESULTS / f"{name}.png")
-    written += _copied(out / "qk_norm/report/card.png", CARD)
+    for source, page in PICTURES.items():
+        written += _copied(out / source, ROOT / page)
     for experiment, table in TABLES.items():
         written += _copied(out / experiment / "report/leaderboard.png", table.with_suffix(".png"))
         written += _copied(out / experiment / "report/leaderboard.csv", table)
