@@ -117,7 +117,7 @@ def weights(
     if log_decay is None:
         return products(q_BHTF, k_BHTF, None, kernel)
     if log_decay.dim() < q_BHTF.dim():
-        return products(q_BHTF, k_BHTF, log_decay.cumsum(-1)[..., None], kernel)
+        return products(q_BHTF, k_BHTF, log_decay.double().cumsum(-1)[..., None], kernel)
     whole = 2 ** math.ceil(math.log2(length))
     q, k, g = (F.pad(x, (0, 0, 0, whole - length)) for x in (q_BHTF, k_BHTF, log_decay))
     return products(q, k, g.cumsum(-2))[..., :length, :length]
@@ -257,7 +257,7 @@ def delta_weights(
     q_BHTF: torch.Tensor, k_BHTF: torch.Tensor, beta_BHT: torch.Tensor, log_decay_BHT: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Returns the explicit T x T matrix whose product with the values `delta_rule` computes."""
-    c = None if log_decay_BHT is None else log_decay_BHT.cumsum(-1)[..., None]
+    c = None if log_decay_BHT is None else log_decay_BHT.double().cumsum(-1)[..., None]
     scores, system = products(q_BHTF, k_BHTF, c), beta_BHT[..., None] * products(k_BHTF, k_BHTF, c)
     return scores @ solved(system, torch.diag_embed(beta_BHT))
 

@@ -31,6 +31,7 @@ class QKNormConfig(Choice):
     name: str
     normalizes = True  # whether it changes queries and keys
     sets_length = False  # whether all it does is to give every query and key of a layer the same length
+    steep_at_zero = False  # whether queries that start at zero get a gradient 10^5 times the usual size
     sets_logit_scale = False  # whether it, not the parametrization, sets the scale of logits
     over_heads = False  # whether it needs as many key heads as query heads
     acts_on_values = False
@@ -202,6 +203,7 @@ class FixedQK(QKNormConfig):
 
     name: Literal["fixed"] = "fixed"
     sets_length = True
+    steep_at_zero = True
     kappa: Annotated[float, Field(gt=0)] = 1.0
     """Mean square of queries and of keys. In Fig. 10 the loss deteriorates around 1e3."""
 

@@ -138,7 +138,7 @@ class MoEConfig(MLPConfig):
     from its own losses alone then."""
     capacity_factor: Annotated[float, Field(gt=0)] | None = None
     """An expert takes at most ceil(factor k T / experts) tokens of a sequence of T, the first ones; the others skip it.
-    null: no limit. 1.25 in Zoph et al. 2022 (ST-MoE, arXiv 2202.08906)."""
+    null: no limit. 1.25 in Zoph et al. 2022 (ST-MoE, arXiv 2202.08906). Other lengths have other limits."""
     balance: Annotated[float, Field(ge=0)] | None = None
     """Weight of experts sum_e f_e P_e, f_e the share of an expert in the choices and P_e its mean probability; with
     router=noisy, of the squared coefficients of variation of importance and load. null: 0.01 (Fedus et al. 2021), 0.1

@@ -125,9 +125,12 @@ class MoE(nn.Module):
                 # XMoE's balance loss counts only the most probable expert.
                 taken = routing.by_threshold(p_NE, config.threshold, k)
                 return taken, self.balance(routing.largest(p_NE.detach(), 1), p_NE)
-        scores_NE = p_NE if config.score == "softmax" else logits_NE.sigmoid()
+        softmax = config.score == "softmax"
+        scores_NE = p_NE if softmax else logits_NE.sigmoid()
         bias_E = self.bias_E if config.bias_rate else None
-        taken = routing.top_k(scores_NE, k, bias_E, config.normalize and config.router != "switch")
+        normalize = config.normalize and config.router != "switch"
+        logs_NE = (logits_NE if softmax else F.logsigmoid(logits_NE)) if normalize else None
+        taken = routing.top_k(scores_NE, k, bias_E, logs_NE)
         return taken, self.balance(taken.chosen_NE, p_NE)
 
     def balance(self, chosen_NE: torch.Tensor, p_NE: torch.Tensor) -> torch.Tensor:
@@ -168,7 +171,7 @@ class MoE(nn.Module):
         """
         y_NED = torch.stack([expert(x_ND) for expert in self.experts], 1)
         affinity_NE = routing.affinity(y_NED, self.config.affinity)
-        taken = routing.top_k(affinity_NE, self.k, None, normalize=True)
+        taken = routing.top_k(affinity_NE, self.k, None, affinity_NE.log())
         target_NE = affinity_NE.softmax(-1)
         distilled = self.config.compete_weight * F.mse_loss(p_NE, target_NE.detach())
         y_ND = (taken.gates_NE[..., None] * y_NED).sum(1)

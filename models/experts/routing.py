@@ -28,11 +28,15 @@ def largest(scores_NE: torch.Tensor, k: int) -> torch.Tensor:
     return none_NE.scatter(-1, scores_NE.topk(k, -1).indices, True)
 
 
-def top_k(scores_NE: torch.Tensor, k: int, bias_E: torch.Tensor | None, normalize: bool) -> Routing:
-    """Chooses the k largest of scores + bias; the gates are the scores, divided by their sum if `normalize` is set."""
+def top_k(scores_NE: torch.Tensor, k: int, bias_E: torch.Tensor | None, logs_NE: torch.Tensor | None = None) -> Routing:
+    """Chooses the k largest of scores + bias; the gates are the scores, divided by their sum if their logs are given.
+
+    Of logs, as all chosen scores can round to 0.
+    """
     chosen_NE = largest(scores_NE.detach() if bias_E is None else scores_NE.detach() + bias_E, k)
-    gates_NE = scores_NE * chosen_NE
-    return Routing(chosen_NE, gates_NE / gates_NE.sum(-1, keepdim=True) if normalize else gates_NE)
+    if logs_NE is None:
+        return Routing(chosen_NE, scores_NE * chosen_NE)
+    return Routing(chosen_NE, logs_NE.masked_fill(~chosen_NE, -math.inf).softmax(-1))
 
 
 def noisy_top_k(noisy_NE: torch.Tensor, k: int) -> Routing:

@@ -9,6 +9,7 @@ import torch
 from conf.axis import ConfigError, axes
 from models.architecture import Architecture
 from models.attention.mixing.base import ATTENTION
+from models.attention.qk_norm import QK_NORM
 from models.layers import Linear
 from models.placement.base import PLACEMENT, PlacementConfig
 from tests.conftest import complete, tiny
@@ -44,10 +45,20 @@ def of_architecture() -> Iterator[str]:
             yield from (f"{axis}={name}" for name in registry.choices)
 
 
+def gradient_norm(config: Config) -> float:
+    """The norm of the gradient at initialisation, on one batch of random tokens."""
+    module = ProxyModule(config)
+    tokens = torch.randint(32, (4, 9), generator=torch.Generator().manual_seed(0))
+    module.step_loss(tokens, 0).backward()
+    return float(torch.stack([p.grad.norm() for p in module.parameters() if p.grad is not None]).norm())
+
+
 class TestZeroInit:
     """Queries start at zero with parametrization=mup_full."""
 
-    @pytest.mark.parametrize("rule", [name for name in RULES if ATTENTION.choices[name].zero_init_safe])
+    @pytest.mark.parametrize(
+        "rule", [n for n in RULES if ATTENTION.choices[n].zero_init_safe and not ATTENTION.choices[n].steep_at_zero]
+    )
     def test_every_matrix_moves(self, rule: str) -> None:
         found = moved(tiny(*ZERO, f"attention={rule}", *getattr(own_tests(rule), "MUP", ())))
         assert all(found.values()), found
@@ -80,6 +91,17 @@ class TestZeroInit:
             f"blocks.{block}.attention.query" for block in (0, 1)
         }
         assert not any(yes for name, yes in found.items() if name.endswith("query"))
+
+    @pytest.mark.parametrize("given", ["attention=nap", "attention=lssa", "attention=lssar", "attention=sa_softmax",
+                                       "qk_norm=fixed"])  # fmt: skip
+    def test_a_slope_without_bound_is_refused(self, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Such gradients would be clipped until nothing else moves."""
+        axis, _, name = given.partition("=")
+        with pytest.raises(ConfigError, match=f"starts queries at zero, where {given} has a slope"):
+            tiny(*ZERO, given)
+        monkeypatch.setattr({"attention": ATTENTION, "qk_norm": QK_NORM}[axis].choices[name], "steep_at_zero", False)
+        plain, steep = (gradient_norm(tiny.__wrapped__(*ZERO, *more)) for more in ((), (given,)))
+        assert steep > 1e4 * plain
 
     @pytest.mark.parametrize("given", list(of_architecture()))
     def test_the_other_axes_let_every_matrix_move(self, given: str) -> None:

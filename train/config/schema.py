@@ -148,6 +148,12 @@ class Config(Architecture, Runtime):
             raise ValueError(
                 f"init_from={self.init_from} is no run folder, whose name ends with a hash: see python -m train.runs"
             )
+        if self.parametrization.scales_with_width and not self.optimizer.width_as_adam:
+            raise ValueError(
+                f"parametrization={self.parametrization.name} scales learning rates with width as Adam's updates need "
+                f"it, but those of optimizer={self.optimizer.name} scale otherwise: use optimizer=adamw or "
+                f"parametrization=standard"
+            )
         self.schedule.fits(steps=self.steps, peak=self.optimizer.lr)
         fsdp.fits(self)
         recompute.fits(self)

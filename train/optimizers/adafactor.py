@@ -24,6 +24,7 @@ class Adafactor(OptimizerConfig):
     In torch the LR is an upper bound: u is multiplied by min(lr_t, 1/sqrt(t)) at step t = 1, 2, ... Decay uses lr_t.
     """
 
+    width_as_adam = False
     name: Literal["adafactor"] = "adafactor"
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Peak learning rate of the schedule, relative to the RMS of each tensor's weights."""

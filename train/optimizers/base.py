@@ -142,6 +142,9 @@ class OptimizerConfig(Choice):
             return replace(self, weight_decay=self.decay_rate())
         return replace(self, weight_decay=min(self.decay_times_steps / steps, MOST_DECAY))
 
+    width_as_adam = True
+    """Whether an update changes what a matrix puts out as Adam's does at any width, for which muP's factors are."""
+
     def second_moment(self, optimizer: Any, parameter: torch.Tensor, eps: float) -> torch.Tensor | None:
         """Returns the running mean of the squared gradient after the step, bias-corrected as the update uses it.
 

@@ -94,6 +94,7 @@ class AdamH(HyperballFields, AdamFields):
     """AdamW whose matrices keep their Frobenius norm R: W <- R n(W - lr R n(u)), n(x) = x / ||x||, without decay. Wen
     et al. 2026 (Hyperball, arXiv 2606.16899); levanter's AdamH."""
 
+    width_as_adam = False
     name: Literal["adamh"] = "adamh"
     lr: Annotated[float, Field(gt=0)] = 3e-2
     """Peak learning rate of the schedule: the length of a matrix's update relative to that of the matrix."""
@@ -112,6 +113,7 @@ class MuonH(HyperballFields, MuonFields):
     """Muon whose matrices keep their Frobenius norm R: W <- R n(W - lr R n(u)), n(x) = x / ||x||, without decay; so do
     AdamW's updates of the head and of routers. Wen et al. 2026 (Hyperball, arXiv 2606.16899); levanter's MuonH."""
 
+    width_as_adam = False
     name: Literal["muonh"] = "muonh"
     lr: Annotated[float, Field(gt=0)] = 3e-2
     """Peak learning rate of the schedule: the length of a matrix's update relative to that of the matrix."""

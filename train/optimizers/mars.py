@@ -20,6 +20,7 @@ class MARS(AdamFields):
     g itself. Yuan et al. 2024 (MARS, arXiv 2411.10438), algorithm 2, and AGI-Arena/MARS.
 
     This is MARS-AdamW in the approximate form, which the authors use: both gradients are those of their own batches.
+    The library adds 1e-15 to v, so that eps is no less than 3e-8 in effect; the authors' code doesn't.
     """
 
     name: Literal["mars"] = "mars"

@@ -82,6 +82,7 @@ class Muon(MuonFields):
     Decay uses the LR before it is adjusted to the shape of the matrix.
     """
 
+    width_as_adam = False
     name: Literal["muon"] = "muon"
     adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
     """LR factor of a matrix. match_rms_adamw: 0.2 sqrt(max(rows, columns)), which gives u AdamW's RMS of about 0.2

@@ -180,6 +180,7 @@ class MixingConfig(Choice):
     name: str
     dot_product = False  # whether weights depend only on scale q_i k_j and position biases, as qk_clip requires
     zero_init_safe = True  # whether queries that start at zero get a gradient
+    steep_at_zero = False  # whether they get one of 10^5 times the usual size, as they are divided by next to nothing
     reads_scale = True  # whether weights depend on the factor of q k^T
     reads_lengths = True  # whether weights depend on the lengths of queries and keys
     saturates = True  # whether large logits leave the weights, as shares of their row, without a gradient
@@ -204,6 +205,12 @@ class MixingConfig(Choice):
                 f"parametrization={parametrization.name} starts queries at zero, where attention={self.name} gives "
                 f"them no gradient: use parametrization=mup_simple or attention=softmax"
             )
+        for key, part in (("attention", self), ("qk_norm", config.qk_norm)):
+            if part.steep_at_zero and parametrization.zero_queries(config.model):
+                raise ValueError(
+                    f"parametrization={parametrization.name} starts queries at zero, where {key}={part.name} has a "
+                    f"slope of 10^5 or more: use parametrization=mup_simple or another {key}"
+                )
         if not self.reads_scale and parametrization.scales_logits_alone:
             raise ValueError(
                 f"parametrization={parametrization.name} only sets the factor of q k^T, which attention={self.name} "

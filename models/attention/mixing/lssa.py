@@ -57,6 +57,7 @@ class LSSAConfig(MixingConfig):
     Gao et al. 2025 (LSSA, arXiv 2501.13428).
     """
 
+    steep_at_zero = True
     name: Literal["lssa"] = "lssa"
     saturates = False
     reads_scale = False

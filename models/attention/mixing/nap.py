@@ -67,6 +67,7 @@ class StandardizedConfig(MixingConfig):
     Richter & Wattenhofer 2020 (NAP, arXiv 2005.09561). 2 H + 2 D parameters per layer.
     """
 
+    steep_at_zero = True
     name: Literal["nap"] = "nap"
     saturates = False
     reads_scale = False

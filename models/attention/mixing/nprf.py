@@ -81,13 +81,14 @@ class RandomFeatures(LinearAttention):
             return super().summed(inputs, v_BHTK)
         q_BHTF, k_BHTF = self.features(inputs)
         length = v_BHTK.shape[-2]
-        filter_HT = torch.fft.rfft(self.distances(length), 2 * length)
+        # In fp64, as rounding is relative to the largest sum of the sequence, and those of its first rows can be small.
+        filter_HT = torch.fft.rfft(self.distances(length).double(), 2 * length)
         # One feature at a time: all of them would need m times the memory.
         out_BHTK = torch.zeros_like(v_BHTK)
         for f in range(q_BHTF.shape[-1]):
-            spectrum_BHTK = torch.fft.rfft(k_BHTF[..., f, None] * v_BHTK, 2 * length, dim=-2)
+            spectrum_BHTK = torch.fft.rfft((k_BHTF[..., f, None] * v_BHTK).double(), 2 * length, dim=-2)
             sums_BHTK = torch.fft.irfft(spectrum_BHTK * filter_HT[..., None], 2 * length, dim=-2)[..., :length, :]
-            out_BHTK = torch.addcmul(out_BHTK, q_BHTF[..., f, None], sums_BHTK)
+            out_BHTK = torch.addcmul(out_BHTK, q_BHTF[..., f, None], sums_BHTK.to(out_BHTK.dtype))
         return out_BHTK
 
     def raw_weights(self, inputs: Inputs) -> torch.Tensor:

@@ -43,6 +43,7 @@ class SelfAdjustSoftmaxConfig(MixingConfig):
     Zheng et al. 2025 (Self-adjust softmax, arXiv 2502.18277).
     """
 
+    steep_at_zero = True
     name: Literal["sa_softmax"] = "sa_softmax"
     dot_product = True
     form: Literal["normalized", "product"] = "normalized"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from models.experts import routing
 from tests.conftest import randn
@@ -18,24 +19,36 @@ def close(found: torch.Tensor | float, expected: object) -> None:
 
 class TestTopK:
     def test_switch_keeps_the_probability_of_the_first(self) -> None:
-        taken = routing.top_k(SWITCH.softmax(-1), 1, None, normalize=False)
+        taken = routing.top_k(SWITCH.softmax(-1), 1, None)
         assert taken.chosen_NE.int().argmax(-1).tolist() == [0, 0, 1, 0, 0, 1]
         close(taken.gates_NE.sum(-1), [0.880797, 0.731059, 0.731059, 0.952574, 0.817574, 0.880797])
         assert (taken.gates_NE != 0).sum().item() == 6
 
     def test_normalized_gates_are_the_softmax_of_the_chosen_logits(self) -> None:
         logits = randn(50, 8, dtype=D64)
-        taken = routing.top_k(logits.softmax(-1), 3, None, normalize=True)
+        taken = routing.top_k(logits.softmax(-1), 3, None, logits)
         best = logits.topk(3, -1)
         torch.testing.assert_close(taken.gates_NE.gather(-1, best.indices), best.values.softmax(-1))
         assert taken.chosen_NE.sum(-1).tolist() == [3] * 50
 
     def test_the_bias_chooses_and_is_not_in_the_gates(self) -> None:
         p = SWITCH.softmax(-1)
-        taken = routing.top_k(p, 1, torch.tensor([0.0, 0.7], dtype=D64), normalize=False)
+        taken = routing.top_k(p, 1, torch.tensor([0.0, 0.7], dtype=D64))
         # p_0 - p_1 is 0.76, 0.46, -0.46, 0.91, 0.64, -0.76: below 0.7 the second expert wins.
         assert taken.chosen_NE.int().argmax(-1).tolist() == [0, 1, 1, 0, 1, 1]
         torch.testing.assert_close(taken.gates_NE, p * taken.chosen_NE)
+
+    def test_gates_of_scores_that_round_to_zero_are_finite(self) -> None:
+        """In fp32, sigmoid(-100) is 0 and so is softmax's p of logits 120 below the largest; gates would be 0/0."""
+        low = torch.tensor([[-95.0, -100.0, -107.0, -110.0]], requires_grad=True)
+        gates = routing.top_k(low.sigmoid(), 2, None, F.logsigmoid(low)).gates_NE
+        close(gates.detach().sum(), 1.0)
+        gates.max().backward()
+        assert low.grad is not None
+        assert torch.isfinite(low.grad).all()
+        far = torch.tensor([[120.0, 0.0, -1.0, -2.0]])
+        bias = torch.tensor([-0.6, 0.6, 0.6, 0.6])
+        close(routing.top_k(far.softmax(-1), 2, bias, far).gates_NE.sum(), 1.0)
 
     def test_noisy_top_k(self) -> None:
         taken = routing.noisy_top_k(torch.tensor([[2, 1, 0], [0, 3, 1]], dtype=D64), 2)
@@ -52,7 +65,7 @@ class TestTopK:
         y = torch.tensor([[[1, -1], [0, 0], [2, 2], [-1, 0]]], dtype=torch.float32)
         affinity = routing.affinity(y).double()
         close(affinity, [[0.813262, 0.693147, 2.126928, 0.503204]])
-        close(routing.top_k(affinity, 2, None, normalize=True).gates_NE, [[0.276602, 0, 0.723398, 0]])
+        close(routing.top_k(affinity, 2, None, affinity.log()).gates_NE, [[0.276602, 0, 0.723398, 0]])
         p = torch.tensor([0.5, 0, 0, -1], dtype=D64).softmax(-1)
         close((p - affinity.softmax(-1)).square().mean(), 0.047609)
         close(routing.affinity(y, "norm").double(), [[1.631835, 0.693147, 2.885852, 1.313262]])

@@ -135,6 +135,11 @@ class TestErrors:
                 "unknown key optimizer.momentun: did you mean optimizer.momentum?",
             ),
             (["optimzer.lr=0.1"], "unknown key optimzer.lr: did you mean optimizer.lr?"),
+            (
+                ["optimizer=muon", "parametrization=mup"],
+                "parametrization=mup scales learning rates with width as Adam's updates need it, but those of "
+                "optimizer=muon scale otherwise: use optimizer=adamw or parametrization=standard",
+            ),
             (["lr=0.1"], "unknown key lr: did you mean optimizer.lr?"),
             (["path=x"], "unknown key path: did you mean data.path?"),
             (["data=textmix", "data.path=x"], "unknown key data.path: only data=text has it"),

@@ -38,6 +38,16 @@ class TestNPRF:
         q, k, v = (randn(1, H, 150, K, seed=s) for s in (1, 2, 3))
         torch.testing.assert_close(made.mixed(Inputs(q, k), v), made.weights(Inputs(q, k)) @ v, atol=1e-5, rtol=1e-4)
 
+    @pytest.mark.parametrize("past", [-8.0, -12.0])
+    def test_fft_keeps_rows_whose_sums_are_small(self, past: float) -> None:
+        """A first row is its own value, whatever the sums of later rows: rounding is relative to the largest."""
+        made = cast(RandomFeatures, mixing("nprf", context=2048))
+        assert made.bias_HT is not None
+        with torch.no_grad():
+            made.bias_HT[:, 0] = past
+        q, k, v = (randn(1, H, 2048, K, seed=s) for s in (1, 2, 3))
+        torch.testing.assert_close(made.mixed(Inputs(q, k), v)[..., 0, :], v[..., 0, :], atol=1e-3, rtol=1e-3)
+
     @pytest.mark.parametrize("unit", [False, True])
     def test_features_estimate_the_exponential(self, unit: bool) -> None:
         """The mean over 200,000 features, each of relative variance exp(|q + k|^2) - 1."""
