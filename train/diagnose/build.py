@@ -79,7 +79,7 @@ def _notes(measured: Measured, sizes: tuple[AtSize, ...]) -> list[str]:
         notes.append(f"one seed alone breaks at {', '.join(alone)}: no interval without a second; {measured.more}")
     searched = {s.model: [c for c in s.curves if measured.optimum_of in (None, c.seed)] for s in sizes}
     if low := [model for model, curves in searched.items() if any(c.best_lr == c.lrs[0] for c in curves)]:
-        notes.append(f"the lowest LR trained is the best at {', '.join(low)}: lower ones may be better, and break there")
+        notes.append(f"the lowest LR trained is the best at {', '.join(low)}: lower ones may be better")
     if found := [s.model for s in sizes if s.verdict == "open"]:
         notes.append(f"no break was found up to the highest LR trained at {', '.join(found)}: {measured.more}")
     for s in sizes:
