@@ -30,9 +30,8 @@ def build(measured: Measured, target: str | None) -> Card:
         below = n / SAME
         lines = laws(found, sizes, below)
         if lines:
-            used = max(s.n for s in sizes if s.n < below)
             there = next((s for s in sizes if n / SAME < s.n < n * SAME), None)
-            ahead = forecast(lines, name, n, used, there)
+            ahead = forecast(lines, [s for s in sizes if s.n < below], name, n, there)
         seen = probes(measured, n)
     exponent = None
     if "critical" in lines:

@@ -83,8 +83,11 @@ class Forecast:
     critical: Interval | None
     optimal: Interval | None
     loss: Interval | None
+    rule: float | None
+    """Critical LR by N^-1/2 from that of the largest size that breaks; no law of the recipe's own."""
     use: float | None
-    """LR to use: the forecast optimum, but no more than the low end of the critical LR's interval."""
+    """LR to use: the forecast optimum, but no more than the low end of the critical LR's interval. None where the
+    interval spans more than a factor of WIDE."""
     margin: Interval | None
     measured: AtSize | None = None
     """What was measured at the target, if it was trained; the forecast uses smaller sizes alone."""
@@ -242,14 +245,22 @@ def laws(found: Readings, sizes: Sequence[AtSize], below: float = math.inf) -> d
     return made
 
 
+WIDE = 100
+"""Factor over which an interval says nothing of which LR to use."""
+
+
 def forecast(
-    found: Mapping[str, Law], target: str, n: float, largest: float, measured: AtSize | None = None
+    found: Mapping[str, Law], sizes: Sequence[AtSize], target: str, n: float, measured: AtSize | None = None
 ) -> Forecast:
-    """Extrapolates the laws to the target, those whose spread is known. `largest` is the largest N below the target."""
+    """Extrapolates the laws to the target, those whose spread is known. `sizes` are those below the target."""
     at = {name: ahead for name, one in found.items() if math.isfinite((ahead := one.at(n)).error)}
     names = ("critical", "optimal", "loss")
     critical, optimal, loss = (Interval.of(at[name]) if name in at else None for name in names)
     low = critical.low if critical else None
-    use = min(optimal.value, low) if optimal and low is not None else optimal.value if optimal else None
+    wide = critical is not None and (critical.high is None or low is None or critical.high / low > WIDE)
+    use = None if wide or not optimal else min(optimal.value, low) if low is not None else optimal.value
     margin = Interval.of(at["critical"] - at["optimal"]) if critical and optimal else None
-    return Forecast(target, n, n / largest, critical, optimal, loss, use, margin, measured)
+    last = max((s for s in sizes if s.critical), key=lambda s: s.n, default=None)
+    rule = last.critical.value * math.sqrt(last.n / n) if last and last.critical else None
+    largest = max(s.n for s in sizes)
+    return Forecast(target, n, n / largest, critical, optimal, loss, rule, use, margin, measured)

@@ -5,12 +5,14 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.train.diagnose.synthetic import INIT, LOGIT_STEP, LOSS_STEP, SMALL, UNIGRAM, Law, finish
 from train.diagnose.build import build
-from train.diagnose.card import Card, readings
+from train.diagnose.card import AtSize, Card, Interval, forecast, readings
 from train.diagnose.compare import compare
+from train.diagnose.laws import law
 from train.diagnose.measured import Measured, Run, of_study
 from train.diagnose.page import write
 from train.diagnose.recipe import request
@@ -53,6 +55,7 @@ def test_a_law_is_found_and_carried_to_64_times_the_size(tmp_path, capsys, monke
     ahead = card.forecast
     assert (ahead.target, ahead.n, ahead.factor) == ("64x", 64 * N[2], 64)
     assert ahead.critical.low < falling(ahead.n) * 1.015 < ahead.critical.high
+    assert ahead.rule == pytest.approx(card.sizes[-1].critical.value / 8)
     # The optimum of 0.02 stays where it is, and the critical LR falls below it.
     assert ahead.optimal.value == pytest.approx(0.02, rel=0.05)
     assert ahead.use == ahead.critical.low < ahead.optimal.value
@@ -101,6 +104,17 @@ def test_a_search_that_was_cut_off_says_what_is_open(tmp_path):
     one = studied(tmp_path / "one", falling, seeds=1)[1]
     assert all(at.critical.low is None for at in one.sizes)
     assert any(note.startswith("one seed only") for note in one.notes)
+
+
+def test_an_interval_over_orders_of_magnitude_says_no_lr_to_use():
+    """0.1 and 0.02 at two sizes, off the line by a factor of 2 at the third: no low end is an LR to use."""
+    n = [2.5e4, 1e5, 4e5]
+    laws = {"critical": law(n, np.log([0.1, 0.02, 0.016])), "optimal": law(n, np.log([0.02, 0.0199, 0.0201]))}
+    sizes = [AtSize("w", x, "breaks", critical=Interval(v)) for x, v in zip(n, [0.1, 0.02, 0.016], strict=True)]
+    ahead = forecast(laws, sizes, "64x", 64 * n[-1])
+    assert ahead.critical.high / ahead.critical.low > 100
+    assert ahead.use is None
+    assert ahead.rule == pytest.approx(0.016 / 8)
 
 
 def by_hand(of: Measured, *curves: tuple[int, dict[float, float | None]]) -> Measured:
