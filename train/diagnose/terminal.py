@@ -112,8 +112,8 @@ def _forecast(card: Card) -> list[str]:
         lines.append("no LR to use there: the interval of the critical LR is too wide to say one")
     if found.rule is not None and found.factor > 1:
         lines.append(
-            f"by N^-1/2 from the largest size that breaks, the critical LR is {found.rule:.2g} there: in the backtest right "
-            f"more often, where queries and keys aren't normed"
+            f"by N^-1/2 from the largest size that breaks, the critical LR is {found.rule:.2g} there: in the backtest "
+            "more often right than a law, unless queries and keys are normed"
         )
     if (there := found.measured) is not None:
         lines.append(f"measured there: critical LR {verdict(there)}, optimal LR {text(there.optimal)}")
