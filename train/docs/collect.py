@@ -17,7 +17,7 @@ from train.findings.status import RUNS, state
 from train.runfolder.files import read_json, write_atomically
 
 PICTURES = {
-    "qk_norm/report/card.png": "train/diagnose/card.png",
+    "forecast/report/card.png": "train/diagnose/card.png",
     "diagnose-backtest/report/backtest.png": "train/diagnose/backtest.png",
     "forecast/report/forecast.png": "train/forecast/forecast.png",
 }
