@@ -130,7 +130,7 @@ def products(q: torch.Tensor, k: torch.Tensor, c: torch.Tensor | None, kernel: M
     scores = q @ k.mT
     if kernel is not None:
         scores = kernel(scores)
-    return scores.tril() if c is None else scores * decays(c[..., 0])
+    return scores.tril() if c is None else scores * decays(c[..., 0]).to(scores.dtype)
 
 
 def decays(c: torch.Tensor) -> torch.Tensor:

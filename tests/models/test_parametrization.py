@@ -76,6 +76,7 @@ def test_full_has_zero_queries_and_scale_one_over_head_dim():
         assert reference.attention.mix.scale == 1 / 4
 
 
+RIGHT_WITHOUT_WIDTH = {(name, "standard") for name, c in OPTIMIZER.choices.items() if not c.width_as_adam}
 SCALED = [n for n in PARAMETRIZATION.choices if n not in ("mup_full", "parameter_rms")]
 
 
@@ -100,9 +101,16 @@ class TestDecay:
         ("optimizer", "name"),
         # Every optimizer and every parametrization; the other pairs are slow.
         [
-            pytest.param(optimizer, name, marks=[] if (i - j) % len(SCALED) == 0 else pytest.mark.slow)
+            pytest.param(
+                optimizer,
+                name,
+                marks=[]
+                if (i - j) % len(SCALED) == 0 or (optimizer, name) in RIGHT_WITHOUT_WIDTH
+                else pytest.mark.slow,
+            )
             for i, optimizer in enumerate(n for n, c in OPTIMIZER.choices.items() if "decay" in c.__dataclass_fields__)
             for j, name in enumerate(SCALED)
+            if OPTIMIZER.choices[optimizer].width_as_adam or not PARAMETRIZATION.choices[name].scales_with_width
         ],
     )
     def test_is_what_show_prints(self, optimizer, name, decay):

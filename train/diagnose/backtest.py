@@ -283,6 +283,6 @@ def backtest(overrides: Sequence[str]) -> int:
     write_atomically(report / "backtest.json", json.dumps(jsonable(values), indent=1))
     write_atomically(report / "backtest.md", text)
     print(text)
-    drawn = save(backtest_figure(every, rows(every), at), report / "backtest") if every else []
+    drawn = save(backtest_figure(every, rows(every), at, RIGHT), report / "backtest") if every else []
     print(f"{report}: backtest.json, backtest.md" + "".join(f", {path.name}" for path in drawn))
     return 0 if complete else 1

@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.diagnose.backtest import RIGHT, Forecast, Row
 from train.diagnose.card import AtSize
 from train.results.style import panels, size_ticks, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from train.diagnose.backtest import Forecast, Row
+
 
 @styled
-def backtest_figure(found: Sequence[Forecast], table: Sequence[Row], at: Mapping[str, Sequence[AtSize]]) -> Figure:
-    """Draws critical LRs with intervals, and the forecasts by the law over what was measured."""
+def backtest_figure(
+    found: Sequence[Forecast], table: Sequence[Row], at: Mapping[str, Sequence[AtSize]], right: float
+) -> Figure:
+    """Draws critical LRs with intervals, and forecasts by the law over what was measured; `right` is a factor."""
     import matplotlib
 
     figure, (measured, off) = panels(2, width=3.5)
@@ -41,12 +44,12 @@ def backtest_figure(found: Sequence[Forecast], table: Sequence[Row], at: Mapping
         place = min(places, key=lambda factor: abs(np.log(factor / one.factor)))
         x = places[place] + 0.5 * (i / len(found) - 0.5)
         off.plot(x, np.exp(one.law - one.measured), "o", color=colours[one.recipe], markersize=3)
-    off.axhspan(1 / RIGHT, RIGHT, color="0.9", linewidth=0, zorder=0)
+    off.axhspan(1 / right, right, color="0.9", linewidth=0, zorder=0)
     said = [f"{row.factor}x\n{row.right['law']:.0%} ({row.right['N^-1/2']:.0%})" for row in table]
     off.set_xticks(list(places.values()), said)
     off.set(
         yscale="log",
-        xlabel=f"factor in N; share within {RIGHT:g}x by the law (by N^-1/2)",
+        xlabel=f"factor in N; share within {right:g}x by the law (by N^-1/2)",
         ylabel="forecast / measured",
     )
     figure.legend(*measured.get_legend_handles_labels(), loc="outside upper center", ncols=4)
