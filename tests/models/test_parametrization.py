@@ -76,7 +76,7 @@ def test_full_has_zero_queries_and_scale_one_over_head_dim():
         assert reference.attention.mix.scale == 1 / 4
 
 
-RIGHT_WITHOUT_WIDTH = {(name, "standard") for name, c in OPTIMIZER.choices.items() if not c.width_as_adam}
+AS_THEY_ARE = {(name, "standard") for name, c in OPTIMIZER.choices.items() if not c.width_as_adam}
 SCALED = [n for n in PARAMETRIZATION.choices if n not in ("mup_full", "parameter_rms")]
 
 
@@ -104,9 +104,7 @@ class TestDecay:
             pytest.param(
                 optimizer,
                 name,
-                marks=[]
-                if (i - j) % len(SCALED) == 0 or (optimizer, name) in RIGHT_WITHOUT_WIDTH
-                else pytest.mark.slow,
+                marks=[] if (i - j) % len(SCALED) == 0 or (optimizer, name) in AS_THEY_ARE else pytest.mark.slow,
             )
             for i, optimizer in enumerate(n for n, c in OPTIMIZER.choices.items() if "decay" in c.__dataclass_fields__)
             for j, name in enumerate(SCALED)
