@@ -82,6 +82,8 @@ def write_report(sweep: SweepResults) -> Verdict | None:
     if verdict:
         shown = verdict.to_json() | {"figures": list(figures)}
         write_atomically(folder / "verdict.json", json.dumps(shown, indent=1))
+    else:  # One of an earlier report, when the sweep had a claim, is not of these runs.
+        (folder / "verdict.json").unlink(missing_ok=True)
     for name, figure in figures.items():
         save(figure, folder / name)
     write_page(sweep, found, verdict, trouble)

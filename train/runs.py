@@ -173,6 +173,8 @@ def delete(words: Sequence[str], sure: bool) -> None:
     sweeps = [path for path in whole if (path / "sweep.json").exists()]
     paths = [p for p in paths if not sweeps or any(p.is_relative_to(s) for s in whole)]
     for path in paths:
+        if not RunFolder(path).status():
+            raise ConfigError(f"{path} has no status.json, which every run has: delete it by hand if it is one")
         if RunFolder(path).is_claimed():
             raise ConfigError(
                 f"{path}: process {RunFolder(path).status().get('pid')} is training this run: stop it first"

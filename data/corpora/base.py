@@ -183,7 +183,7 @@ def split_by_hash(found: Documents, what: str) -> Corpus:
 
     The order and the split depend only on the texts, and equal texts land in the same split. The order is random with
     respect to content, so the first blocks of each file are a sample of the whole corpus. Raises DataError if there
-    are fewer than 2 documents; `what` names the corpus in the message.
+    are fewer than 2 different documents; `what` names the corpus in the message.
     """
     documents = found.rows
     if len(documents) < 2:
@@ -191,6 +191,11 @@ def split_by_hash(found: Documents, what: str) -> Corpus:
     hashes = np.array([_hash(text) for texts in batches(documents) for text in texts], np.uint64)
     order = np.argsort(hashes, kind="stable")
     held_out = int(np.clip((hashes < int(VALIDATION_SHARE * 2**64)).sum(), 1, len(documents) - 1))
+    held_out = int(np.searchsorted(hashes[order], hashes[order][held_out - 1], side="right"))
+    if held_out == len(documents):
+        raise DataError(
+            f"{what} has {held_out} documents, all alike: at least 2 are needed, one of them for validation"
+        )
     return Corpus(
         train=documents.select(order[held_out:]),
         validation=documents.select(order[:held_out]),

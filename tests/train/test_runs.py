@@ -164,3 +164,19 @@ def test_runs_that_another_sweep_uses_are_not_deleted(tmp_path, capsys, monkeypa
     assert code == 2
     assert "runs/two uses 1 of these runs" in said
     assert len(list(Path("runs").glob("*/*/weights.pt"))) == 2
+
+
+def test_folders_of_others_are_no_runs_and_never_deleted(tmp_path, capsys, monkeypatch):
+    """A config.yaml can be anyone's, such as that of a project's conf/."""
+    for name in ("conf", "proj/data", "notes-0123abcd"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text("mine: 1\n")
+        (tmp_path / name / "thesis.tex").write_text("years of work")
+    trained(tmp_path / "runs")
+    code, said = call(["train.runs", "delete", str(tmp_path), "--yes"], capsys, monkeypatch)
+    assert code == 2
+    assert "notes-0123abcd has no status.json" in said
+    (tmp_path / "notes-0123abcd").rename(tmp_path / "notes")
+    code, said = call(["train.runs", "delete", str(tmp_path), "--yes"], capsys, monkeypatch)
+    assert (code, said.startswith("deleted 1 runs")) == (0, True)
+    assert len(list(tmp_path.rglob("thesis.tex"))) == 3

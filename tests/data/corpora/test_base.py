@@ -133,3 +133,15 @@ def trained(texts):
     dataset = hf_datasets().Dataset.from_dict({"text": texts})
     bpe = tokenizer.train(batches(dataset), 270)
     return TextSource(Corpus(dataset, dataset), bpe, {"eos": tokenizer.eos(bpe)})
+
+
+def test_the_only_document_held_out_is_not_in_training_too() -> None:
+    """Of eight documents, each there twice, the one with the lowest hash is held out with its double."""
+    from datasets import Dataset
+
+    for first in range(6):
+        texts = [f"document {first} {i}" for i in range(8)]
+        corpus = split_by_hash(Documents(Dataset.from_dict({"text": texts + texts}), {}), "it")
+        assert not set(corpus.validation["text"]) & set(corpus.train["text"])
+    with pytest.raises(DataError, match="all alike"):
+        split_by_hash(Documents(Dataset.from_dict({"text": ["same"] * 5}), {}), "it")
