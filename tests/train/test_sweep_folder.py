@@ -1,11 +1,13 @@
 """Folders of sweeps are named after what they vary, are the same for the same command, and never shared."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from conf.axis import ConfigError
+from train.sweeps.folder_name import sweep_folder
 from train.sweeps.plan import plan
 
 GRID = ["model=mini-w64-d2,mini-w64-d4", "optimizer.lr=1e-3,1e-2", "qk_norm=none,layernorm"]
@@ -79,3 +81,13 @@ def test_a_sweep_goes_on_in_the_folder_that_an_earlier_version_gave_it(
     (tmp_path / earlier).mkdir()
     (tmp_path / earlier / "sweep.json").write_text("{}")
     assert plan([*overrides, f"out={tmp_path}"]).folder == tmp_path / earlier
+
+
+def test_the_name_of_another_sweep_is_refused_and_its_plan_kept(tmp_path: Path) -> None:
+    (tmp_path / "n").mkdir()
+    kept = json.dumps({"overrides": ["name=n", "seed=0,1"], "runs": []})
+    (tmp_path / "n/sweep.json").write_text(kept)
+    assert sweep_folder(["name=n", "seed=0,1", "threads=1"], tmp_path, "n") == tmp_path / "n"
+    with pytest.raises(ConfigError, match="name=n is another sweep in .*: choose another name, or delete"):
+        sweep_folder(["name=n", "seed=2"], tmp_path, "n")
+    assert (tmp_path / "n/sweep.json").read_text() == kept

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from conf.axis import axes
+from conf.axis import ConfigError, axes
 from train.config.choices import experiments
 from train.config.grid import key_and_values, parsed, written_arms
 from train.config.names import SHORT, attached, shortened, text
@@ -24,9 +24,15 @@ def sweep_folder(overrides: Sequence[str], out: Path, name: str | None) -> Path:
     """Returns the sweep's folder in `out`.
 
     It is called `name`, or else after the experiment, the fixed overrides and the varied keys. A hash of the overrides
-    is appended if that was truncated, belongs to another sweep, or is the name of an experiment.
+    is appended if that was truncated, belongs to another sweep, or is the name of an experiment. Raises ConfigError if
+    `name` is that of another sweep, whose plan would be lost.
     """
     if name is not None:
+        if _is_of_another(out / name, _identity(overrides)):
+            raise ConfigError(
+                f"name={name} is another sweep in {out}: choose another name, or delete {out / name / 'sweep.json'} to "
+                f"plan it anew, which keeps its runs"
+            )
         return out / name
     earlier = out / _earlier_name(overrides)
     if (earlier / "sweep.json").exists():
