@@ -88,6 +88,6 @@ def test_the_name_of_another_sweep_is_refused_and_its_plan_kept(tmp_path: Path) 
     kept = json.dumps({"overrides": ["name=n", "seed=0,1"], "runs": []})
     (tmp_path / "n/sweep.json").write_text(kept)
     assert sweep_folder(["name=n", "seed=0,1", "threads=1"], tmp_path, "n") == tmp_path / "n"
-    with pytest.raises(ConfigError, match="name=n is another sweep in .*: choose another name, or delete"):
+    with pytest.raises(ConfigError, match=r"name=n is another sweep in .*: choose another name, or delete"):
         sweep_folder(["name=n", "seed=2"], tmp_path, "n")
     assert (tmp_path / "n/sweep.json").read_text() == kept
