@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from conf.axis import ConfigError
-from train.config.names import is_run
 from train.runfolder.files import read_json
 
 OURS = ("status.json", "summary.json", "metrics.jsonl")
 """Files of runs. A config.yaml alone can be anyone's."""
+HASHED = re.compile("-[0-9a-f]{8}$")
+"""End of a run's name."""
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -18,7 +20,9 @@ def run_folders(folder: Path) -> list[Path]:
     Raises ConfigError if there are none.
     """
     found = [p.parent for depth in ("", "*/", "*/*/") for p in folder.glob(f"{depth}config.yaml")]
-    inside = [path for path in found if is_run(str(path.resolve())) or any((path / name).exists() for name in OURS)]
+    inside = [
+        path for path in found if HASHED.search(path.resolve().name) or any((path / name).exists() for name in OURS)
+    ]
     listed = [folder / run["folder"] for run in read_json(folder / "sweep.json").get("runs", [])]
     shared = [path for path in listed if (path / "config.yaml").exists()]
     if not inside and not shared:
