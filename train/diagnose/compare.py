@@ -43,14 +43,14 @@ def compare(first: Readings, second: Readings, name: str, noise: Readings | None
     comparisons of changes without effect, one or more is called more than noise with a probability of 1 - LEVEL.
     """
     pairs = [
-        (size, a, b) for size in first.curves for a in first.curves[size] for b in second.curves[size]
+        (size, a, b, y - x) for size in first.curves for a in first.curves[size] for b in second.curves[size]
         if a.seed == b.seed and (a.critical or b.critical) and size not in first.untrained | second.untrained
-        and first.at_least(a) is not None and second.at_least(b) is not None
+        and (x := first.at_least(a)) is not None and (y := second.at_least(b)) is not None
     ]  # fmt: skip
     if not pairs:
         return Comparison(name, None, "", False, 0)
-    of_sizes, *sides = zip(*pairs, strict=True)
-    effect = over([(second.at_least(b) or 0.0) - (first.at_least(a) or 0.0) for _, a, b in pairs])
+    of_sizes, *sides, differences = zip(*pairs, strict=True)
+    effect = over(differences)
     open_a, open_b = (any(not curve.critical for curve in side) for side in sides)
     bound = "at least" if open_b and not open_a else "at most" if open_a and not open_b else "about" if open_a else ""
     reading = sum(of.reading(side) ** 2 for of, side in zip((first, second), sides, strict=True)) / len(set(of_sizes))

@@ -112,15 +112,14 @@ def _forecast(card: Card) -> list[str]:
         lines.append("no LR to use there: the interval of the critical LR is too wide to say one")
     if found.rule is not None and found.factor > 1:
         lines.append(
-            f"by N^-1/2 from the largest size that breaks, the critical LR is {found.rule:.2g} there: in the backtest "
-            "more often right than a law, unless queries and keys are normed"
+            f"by the rule N^-1/2, from the largest size that breaks, the critical LR is {found.rule:.2g} there: the "
+            "backtest in train/forecast says when the rule or the law is more often right"
         )
     if (there := found.measured) is not None:
         lines.append(f"measured there: critical LR {verdict(there)}, optimal LR {text(there.optimal)}")
     elif found.factor > 1 and len(missing) < len(known):
         lines.append(
-            "of 60 such forecasts of critical LRs at 4, 16 and 64 times N, 67, 50 and 40 % were within 1.5x of runs; "
-            "intervals cover seeds and scatter around the law, not a bend of it"
+            "intervals cover seeds and scatter around the law, not a bend of it; train/forecast says how often they hold"
         )
     return lines
 

@@ -46,9 +46,9 @@ def write() -> list[Path]:
     return list(dict.fromkeys(changed))
 
 
-def docs(check: bool, results: Path | None, again: bool = False) -> int:
+def docs(check: bool, results: Path | None, rejudging: bool = False) -> int:
     """Writes or checks all generated files. Returns the exit code, 1 if a check found differences."""
-    if again:
+    if rejudging:
         from train.docs.collect import rejudge
 
         rejudge()
