@@ -119,7 +119,7 @@ def _forecast(card: Card) -> list[str]:
         lines.append(f"measured there: critical LR {verdict(there)}, optimal LR {text(there.optimal)}")
     elif found.factor > 1 and len(missing) < len(known):
         lines.append(
-            "intervals cover seeds and scatter around the law, not a bend of it; train/forecast says how often they hold"
+            "intervals are of seeds and scatter around the law, not of a bend; train/forecast says how often these hold"
         )
     return lines
 
