@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from models.reductions import cumsum, lower_median
+
 Stats = dict[str, torch.Tensor]
 
 OF_MAX_PAIR = "cosine_of_max_pair"
@@ -229,7 +231,7 @@ def attention_scores(
     max_BHT = torch.cat([z_BHCT.amax(-1) for z_BHCT in _logit_chunks(q_BHTK, k_BHTK, scale, bias_HTT)], -1)
     max_HR = max_BHT.transpose(0, 1).flatten(1)
     q_at_HK, k_at_HK = _pair(q_BHTK, k_BHTK, scale, bias_HTT, max_HR.argmax(1))
-    seen_BHTK = unit(k_BHTK).cumsum(-2)
+    seen_BHTK = cumsum(unit(k_BHTK), -2)
     return {
         "logit_max": max_HR.amax(1),
         "q_norm": q_norm_BHT.mean((0, 2)),
@@ -323,7 +325,7 @@ def effective_dimension(x_BTD: torch.Tensor) -> torch.Tensor:
     x_BTD /= size_B11.masked_fill_(size_B11 == 0, 1)
     with full_precision(x_BTD):
         gram_BNN = x_BTD @ x_BTD.mT if x_BTD.shape[1] < x_BTD.shape[2] else x_BTD.mT @ x_BTD
-    explained_BN = eigenvalues(gram_BNN).flip(-1).cumsum(-1)
+    explained_BN = cumsum(eigenvalues(gram_BNN).flip(-1), -1)
     total_B1 = explained_BN[:, -1:]
     needed_B = (explained_BN < VARIANCE_SHARE * total_B1).sum(-1) + (total_B1[:, 0] > 0)
     return torch.where(total_B1[:, 0].isnan(), math.nan, needed_B.float())
@@ -353,7 +355,7 @@ def stream_stats(x_BTD: torch.Tensor) -> Stats:
     unit_BTD = centred_BTD * variance_BT1.masked_fill(variance_BT1 == 0, 1).rsqrt()
     size_BN = x_BTD.abs().flatten(1)
     largest_B = size_BN.amax(1)
-    least_B = torch.maximum(size_BN.median(1).values, 1e-30 * largest_B)
+    least_B = torch.maximum(lower_median(size_BN, 1), 1e-30 * largest_B)
     over_B = largest_B.masked_fill(largest_B == 0, 1)
     part_BTD = x_BTD / over_B[:, None, None]
     mean_B1D = part_BTD.mean(1, keepdim=True)

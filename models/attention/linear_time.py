@@ -18,6 +18,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from models.reductions import cumsum
+
 CHUNK = 64
 """Tokens per chunk."""
 FEATURE_CHUNK = 16
@@ -49,7 +51,7 @@ def linear_attention(
     # With a decay per feature, blocks are halved, so their size stays a power of two.
     chunk = chunk if by_feature else min(chunk, length)
     q, k, v = (cut(x, chunk) for x in (q_BHTF, k_BHTF, v_BHTV))
-    c = None if log_decay is None else cut(log_decay if by_feature else log_decay[..., None], chunk).cumsum(-2)
+    c = None if log_decay is None else cumsum(cut(log_decay if by_feature else log_decay[..., None], chunk), -2)
     out = products(q, k, c, kernel) @ v
     if q.shape[2] > 1:
         q, k = (q, k) if expand is None else (expand(q), expand(k))
@@ -92,7 +94,7 @@ def slot_attention(
     """Returns o_iv = sum_j<=i q_i k_j exp(c_iv - c_jv) v_jv, [B, H, T, V]: linear attention with a decay per value."""
     length = q_BHTF.shape[-2]
     q, k, v, g = (cut(x, FEATURE_CHUNK) for x in (q_BHTF, k_BHTF, v_BHTV, log_decay_BHTV))
-    c = g.cumsum(-2)
+    c = cumsum(g, -2)
     scores, outputs, half = q @ k.mT, [(q * k).sum(-1, keepdim=True) * v], 1
     while half < FEATURE_CHUNK:
         # As in `by_halves`: the second half of each block of 2m tokens reads the first, relative to their border.
@@ -117,10 +119,10 @@ def weights(
     if log_decay is None:
         return products(q_BHTF, k_BHTF, None, kernel)
     if log_decay.dim() < q_BHTF.dim():
-        return products(q_BHTF, k_BHTF, log_decay.double().cumsum(-1)[..., None], kernel)
+        return products(q_BHTF, k_BHTF, cumsum(log_decay.double(), -1)[..., None], kernel)
     whole = 2 ** math.ceil(math.log2(length))
     q, k, g = (F.pad(x, (0, 0, 0, whole - length)) for x in (q_BHTF, k_BHTF, log_decay))
-    return products(q, k, g.cumsum(-2))[..., :length, :length]
+    return products(q, k, cumsum(g, -2))[..., :length, :length]
 
 
 def products(q: torch.Tensor, k: torch.Tensor, c: torch.Tensor | None, kernel: Map | None = None) -> torch.Tensor:
@@ -173,7 +175,7 @@ def cut(x_BHTF: torch.Tensor, chunk: int) -> torch.Tensor:
 def carried(update_BHNFV: torch.Tensor, kept_BHNF1: torch.Tensor | None = None) -> torch.Tensor:
     """Returns the state before each chunk: S_0 = 0, S_n+1 = kept_n S_n + update_n."""
     if kept_BHNF1 is None:
-        return F.pad(update_BHNFV[:, :, :-1].cumsum(2), (0, 0, 0, 0, 1, 0))
+        return F.pad(cumsum(update_BHNFV[:, :, :-1], 2), (0, 0, 0, 0, 1, 0))
     states = [torch.zeros_like(update_BHNFV[:, :, 0])]
     for update_BHFV, kept_BHF1 in zip(update_BHNFV.unbind(2)[:-1], kept_BHNF1.unbind(2)[:-1], strict=True):
         states.append(torch.addcmul(update_BHFV, states[-1], kept_BHF1))
@@ -237,7 +239,7 @@ def delta_rule(
     chunk = min(chunk, length)
     q, k, v = (cut(x, chunk) for x in (q_BHTF, k_BHTF, v_BHTV))
     beta = cut(beta_BHT[..., None], chunk)
-    c = None if log_decay_BHT is None else cut(log_decay_BHT[..., None], chunk).cumsum(-2)
+    c = None if log_decay_BHT is None else cumsum(cut(log_decay_BHT[..., None], chunk), -2)
     scores, system = products(q, k, c), beta * products(k, k, c)
     # The solver takes the diagonal as ones and reads only what is below it.
     both = beta * torch.cat([v, k if c is None else k * c.exp()], -1)
@@ -257,7 +259,7 @@ def delta_weights(
     q_BHTF: torch.Tensor, k_BHTF: torch.Tensor, beta_BHT: torch.Tensor, log_decay_BHT: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Returns the explicit T x T matrix whose product with the values `delta_rule` computes."""
-    c = None if log_decay_BHT is None else log_decay_BHT.double().cumsum(-1)[..., None]
+    c = None if log_decay_BHT is None else cumsum(log_decay_BHT.double(), -1)[..., None]
     scores, system = products(q_BHTF, k_BHTF, c), beta_BHT[..., None] * products(k_BHTF, k_BHTF, c)
     return scores @ solved(system, torch.diag_embed(beta_BHT))
 

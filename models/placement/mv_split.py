@@ -16,12 +16,13 @@ from torch import nn
 from conf.axis import CHECKED
 from models.norms import NormConfig
 from models.placement.base import PLACEMENT, Placement, PlacementConfig, Site, Sublayer
+from models.reductions import cumsum
 
 
 def running_mean(x_BTD: torch.Tensor) -> torch.Tensor:
     """Returns, at each token t, the mean over tokens 0 to t."""
     count_T = torch.arange(1, x_BTD.shape[-2] + 1, device=x_BTD.device)
-    return x_BTD.cumsum(-2) / count_T[:, None]
+    return cumsum(x_BTD, -2) / count_T[:, None]
 
 
 class MVSplit(Placement):

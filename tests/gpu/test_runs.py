@@ -36,6 +36,9 @@ CHOICES = (
 GENTLE = ["optimizer.lr=1e-3"]
 CLOSE = {"fp32": 1e-3, "bf16": 0.1}
 """Largest difference of a loss of about 4 nats."""
+LESS_CLOSE = {"attention=nap": 0.02, "optimizer=soap": 0.01, "loss=noisy_softmax": 0.02, "loss=sampled_softmax": 0.02}
+"""The same in fp32 where another rounding changes more (on one CPU too, weights half a unit in the last place apart end
+1e-3 apart in loss), and where the device draws numbers of its own."""
 
 
 @cache
@@ -55,14 +58,16 @@ def test_a_run_is_that_of_the_cpu(tmp_path, device, choice):
         for row, other in zip(rows, expected, strict=True):
             assert row.keys() == other.keys()
             for name in row.keys() & {"train/loss", "validation/loss"}:
-                assert row[name] == pytest.approx(other[name], abs=close), (precision, row["step"], name)
+                allowed = max(close, LESS_CLOSE.get(choice, 0))
+                assert row[name] == pytest.approx(other[name], abs=allowed), (precision, row["step"], name)
 
 
-def test_a_run_resumes_to_the_bit(tmp_path, device, monkeypatch):
+@pytest.mark.parametrize("choice", ["seed=0", "precision=bf16", "attention=fox", "attention=mamba2", "optimizer=muon"])
+def test_a_run_resumes_to_the_bit(tmp_path, device, monkeypatch, choice):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     try:
-        way = [f"accelerator={device}", "steps=24", "checkpoint_seconds=0"]
+        way = [*complete(choice), f"accelerator={device}", "steps=24", "checkpoint_seconds=0"]
         uncut = trained(tmp_path / "uncut", *way)
         with suppress(Interrupted):
             train(tiny(*way), parent=tmp_path / "cut", callbacks=[StopAt(10)])

@@ -24,6 +24,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from conf.axis import ConfigError
 from models.architecture import Architecture
@@ -36,6 +37,8 @@ from train.run.module import Gradients, ProxyModule
 from train.run.process import process_kept
 from train.run.trainer import train_here
 
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+"""Attention kernels of a pack. Inside vmap the memory-efficient one keeps nothing for its backward pass."""
 DIFFERENT = {"fp32": 1e-3, "bf16": 0.05}
 """Largest relative difference between a batched and a single gradient in the trial. Rounding makes about 1e-6 in fp32,
 and more where large terms cancel; draws that should differ between runs make about 1."""
@@ -111,7 +114,7 @@ class Stack:
         device = tokens_KBT1[0].device.type
         # Autocast would keep the casts of tensors that exist inside vmap only.
         dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        with torch.autocast(device, dtype, enabled, cache_enabled=False):
+        with torch.autocast(device, dtype, enabled, cache_enabled=False), sdpa_kernel(KERNELS):
             batched = vmap(loss, in_dims=(dims, 0, 0))
             loss_K, stats = batched(tensors, torch.stack(inputs), torch.stack(list(tokens_KBT1)))
         found = torch.autograd.grad(loss_K.sum(), self._stacks, allow_unused=True)

@@ -29,6 +29,7 @@ from conf.axis import CHECKED
 from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.attention.mixing.head_gate import HeadGate
 from models.attention.mixing.softmax import Softmax
+from models.reductions import cumsum
 
 Count = Literal["context", "visible"]
 
@@ -57,7 +58,7 @@ class AffineScaled(Softmax):
     def forward(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
         alpha_BHT1, beta_BHT1 = self.affine(inputs.x_BTD)
         attended_BHTK = super().forward(inputs, v_BHTK)
-        return (alpha_BHT1 * attended_BHTK + beta_BHT1 * v_BHTK.float().cumsum(-2)).to(v_BHTK.dtype)
+        return (alpha_BHT1 * attended_BHTK + beta_BHT1 * cumsum(v_BHTK.float(), -2)).to(v_BHTK.dtype)
 
     @torch.no_grad()
     def observe(self, inputs: Inputs) -> None:

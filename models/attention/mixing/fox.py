@@ -22,6 +22,7 @@ from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingCo
 from models.attention.mixing.head_gate import HeadGate
 from models.attention.mixing.softmax import Softmax, has_fused_entropy
 from models.probes import causal, full_precision, fused_entropy, scaled_products
+from models.reductions import cumsum
 
 # Fused kernels on GPUs need a multiple of this many channels.
 CHANNELS = 8
@@ -38,7 +39,7 @@ class Forgetting(Softmax):
 
     def kept(self, x_BTD: torch.Tensor | None) -> torch.Tensor:
         """Returns c, the running sum of log f, [B, H, T]."""
-        return F.logsigmoid(self.forget(x_BTD)).cumsum(-1)
+        return cumsum(F.logsigmoid(self.forget(x_BTD)), -1)
 
     def extended(self, inputs: Inputs) -> Inputs:
         """Appends the gate channel to queries and keys, in fp32, and zero-pads them to a multiple of CHANNELS."""

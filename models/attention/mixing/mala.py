@@ -20,6 +20,7 @@ from conf.axis import CHECKED
 from models.attention.mixing.base import ATTENTION, Inputs, LayerShape, MixingConfig, MixingRule
 from models.attention.mixing.linear import LinearAttention
 from models.attention.mixing.lssa import visible
+from models.reductions import cumsum
 
 
 class MagnitudeAware(LinearAttention):
@@ -33,7 +34,7 @@ class MagnitudeAware(LinearAttention):
     def mixed(self, inputs: Inputs, v_BHTK: torch.Tensor) -> torch.Tensor:
         summed_BHTK = self.summed(inputs, torch.cat([v_BHTK, torch.ones_like(v_BHTK[..., :1])], -1))
         of_values_BHTK, sum_BHT1 = summed_BHTK[..., :-1], summed_BHTK[..., -1:].clamp_min(self.least)
-        mean_BHTK = v_BHTK.cumsum(-2) / visible(v_BHTK.shape[-2], v_BHTK.device)[:, None]
+        mean_BHTK = cumsum(v_BHTK, -2) / visible(v_BHTK.shape[-2], v_BHTK.device)[:, None]
         return (1 + 1 / sum_BHT1) * of_values_BHTK - sum_BHT1 * mean_BHTK
 
     def weights(self, inputs: Inputs) -> torch.Tensor:

@@ -41,6 +41,7 @@ from models.mixer import TokenMixer
 from models.norms import RMSNorm
 from models.positions import Rotary, RotaryConfig
 from models.probes import full_precision, state_stats
+from models.reductions import cumsum
 
 EXPAND = 2
 EPS = 1e-5
@@ -110,7 +111,7 @@ class Mamba2(TokenMixer):
     @torch.no_grad()
     def last_state(self, b_B1TN: torch.Tensor, x_BGTP: torch.Tensor, dt_BGT: torch.Tensor) -> torch.Tensor:
         """Returns h after the last token, [B, G, N, P]."""
-        sum_BGT = self.log_decay(dt_BGT).cumsum(-1)
+        sum_BGT = cumsum(self.log_decay(dt_BGT), -1)
         kept_BGT = (sum_BGT[..., -1:] - sum_BGT).exp()
         return b_B1TN.mT @ ((kept_BGT * dt_BGT)[..., None] * x_BGTP)
 

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from conf.axis import CHECKED
 from models.attention.mixing.base import ATTENTION, LayerShape, MixingConfig, MixingRule
+from models.reductions import cumsum
 
 
 class Selective(MixingRule):
@@ -30,7 +31,7 @@ class Selective(MixingRule):
         if self.keep_first:
             votes_B1TT = F.pad(votes_B1TT[..., 1:], (1, 0))
         # Shift down by one row, so that a row sums only the rows before it.
-        return F.pad(votes_B1TT[:, :, :-1].cumsum(-2), (0, 0, 1, 0))
+        return F.pad(cumsum(votes_B1TT[:, :, :-1], -2), (0, 0, 1, 0))
 
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         return torch.softmax(z_BHTT - self.masked(z_BHTT), -1)

@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass
 from conf.axis import CHECKED
 from models.attention.mixing.base import ATTENTION, LayerShape, MixingConfig, MixingRule
 from models.attention.mixing.head_gate import HeadGate
+from models.reductions import cumsum
 
 
 class ThresholdRelative(MixingRule):
@@ -31,7 +32,7 @@ class ThresholdRelative(MixingRule):
     def of_logits(self, z_BHTT: torch.Tensor, x_BTD: torch.Tensor | None = None) -> torch.Tensor:
         kept_BHTT = z_BHTT > 0
         # Counts from the diagonal back to each key.
-        count_BHTT = kept_BHTT.float().flip(-1).cumsum(-1).flip(-1)
+        count_BHTT = cumsum(kept_BHTT.float().flip(-1), -1).flip(-1)
         delta_BHT1 = F.logsigmoid(self.gate(x_BTD))[..., None]
         # A finite minimum avoids NaN in rows without kept keys; the final mask sets these rows to zero.
         lowest = torch.finfo(torch.float32).min

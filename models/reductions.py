@@ -1,0 +1,36 @@
+"""Cumulative sums and medians in the forms that a GPU can take where torch's own raise.
+
+With torch.use_deterministic_algorithms, `torch.cumsum` of floats and `torch.median` along a dimension raise on CUDA. A
+compiled `cumsum` along a dimension that is not the last fails in torch 2.11's code generator for large tensors.
+"""
+
+import torch
+import torch.nn.functional as F
+
+CHUNK = 64
+
+
+def cumsum(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Returns torch.cumsum(x, dim)."""
+    special = x.is_cuda and (torch.are_deterministic_algorithms_enabled() or torch.compiler.is_compiling())
+    return chunked_cumsum(x, dim) if special else x.cumsum(dim)
+
+
+def lower_median(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Returns the values of torch.median(x, dim): of two middle values the lower one."""
+    if x.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return x.sort(dim).values.select(dim, (x.shape[dim] - 1) // 2)
+    return x.median(dim).values
+
+
+def chunked_cumsum(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Returns the sums as products with a triangle of ones, in chunks, whose totals are summed in the same way."""
+    last = x.movedim(dim, -1)
+    length = last.shape[-1]
+    chunk = min(CHUNK, length)
+    parts = F.pad(last, (0, -length % chunk)).unflatten(-1, (-1, chunk))
+    within = parts @ torch.ones(chunk, chunk, dtype=x.dtype, device=x.device).triu()
+    if parts.shape[-2] > 1:
+        before = F.pad(chunked_cumsum(within[..., -1], -1)[..., :-1], (1, 0))
+        within = within + before[..., None]
+    return within.flatten(-2)[..., :length].movedim(-1, dim)
