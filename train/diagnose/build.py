@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from train.diagnose.card import AtSize, Card, Interval, at_size, forecast, laws, readings
+from train.diagnose.card import FALL, FALL_NORMED, AtSize, Card, Interval, at_size, forecast, laws, readings
 from train.diagnose.laws import LEVEL, Law
 from train.diagnose.measured import Measured
 from train.diagnose.probes import SAME, probes
@@ -31,7 +31,8 @@ def build(measured: Measured, target: str | None) -> Card:
         lines = laws(found, sizes, below)
         if lines:
             there = next((s for s in sizes if n / SAME < s.n < n * SAME), None)
-            ahead = forecast(lines, [s for s in sizes if s.n < below], name, n, there)
+            fall = FALL if measured.config.qk_norm.name == "none" else FALL_NORMED
+            ahead = forecast(lines, [s for s in sizes if s.n < below], name, n, fall, there)
         seen = probes(measured, n)
     exponent = None
     if "critical" in lines:

@@ -40,12 +40,13 @@ def card_figure(cards: Sequence[Card]) -> Figure:
     targets = [int(c.forecast.n) for c in cards if c.forecast]
     rates.set(xscale="log", yscale="log", xlabel="parameters N", ylabel="learning rate")
     size_ticks(rates, [*sizes, *targets])
+    rates.margins(0.06)
     legend_above(figure, shades, dict(zip([card.recipe for card in cards], styles, strict=True)), _handles())
     return figure
 
 
 def _rates(axes: Axes, card: Card, style: str) -> None:
-    """Draws measured critical and optimal LRs with intervals, their laws, and the forecast at the target."""
+    """Draws measured critical and optimal LRs with intervals, their laws, the forecast at the target, and the rule."""
     for name, colour, marker in (("critical", CRITICAL, "o"), ("optimal", OPTIMAL, "s")):
         for at in card.sizes:
             _bar(axes, at.n, getattr(at, name), colour, marker, filled=True)
@@ -60,6 +61,11 @@ def _rates(axes: Axes, card: Card, style: str) -> None:
             if all(band := [ends(f) for f in found]):
                 low, high = zip(*[b for b in band if b], strict=True)
                 axes.fill_between(ns, low, high, color=colour, alpha=0.12, linewidth=0)
+    ahead = card.forecast
+    if ahead is not None and ahead.rule is not None and ahead.factor > 1:
+        last = max(at.n for at in card.sizes if at.critical and at.n < ahead.n)
+        start = ahead.rule * (ahead.n / last) ** ahead.fall
+        axes.plot([last, ahead.n], [start, ahead.rule], color=CRITICAL, linestyle=":", linewidth=1)
 
 
 def _bar(axes: Axes, n: float, found: Interval | None, colour: str, marker: str, filled: bool) -> None:
@@ -77,7 +83,8 @@ def _bar(axes: Axes, n: float, found: Interval | None, colour: str, marker: str,
 def _handles() -> list[Any]:
     from matplotlib.lines import Line2D
 
-    return [
+    measured = [
         Line2D([], [], color=colour, marker=marker, label=f"{name} LR", linestyle="")
         for name, colour, marker in (("critical", CRITICAL, "o"), ("optimal", OPTIMAL, "s"))
     ]
+    return [*measured, Line2D([], [], color=CRITICAL, linestyle=":", label="by rule")]

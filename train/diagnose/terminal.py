@@ -111,9 +111,10 @@ def _forecast(card: Card) -> list[str]:
     elif found.critical is not None and found.optimal is not None:
         lines.append("no LR to use there: the interval of the critical LR is too wide to say one")
     if found.rule is not None and found.factor > 1:
+        rule = "falling as N^-1/2" if found.fall else "unchanged, as queries and keys are normalized"
         lines.append(
-            f"by the rule N^-1/2, from the largest size that breaks, the critical LR is {found.rule:.2g} there: the "
-            "backtest in train/forecast says when the rule or the law is more often right"
+            f"by rule, {rule}, the critical LR of the largest size that breaks is {found.rule:.2g} there: the backtest "
+            "in train/forecast says when the rule or the law is more often right"
         )
     if (there := found.measured) is not None:
         lines.append(f"measured there: critical LR {verdict(there)}, optimal LR {text(there.optimal)}")
