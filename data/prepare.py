@@ -44,7 +44,7 @@ def prepare(config: DataConfig, cache: Path, progress: bool = True) -> Prepared:
     """
     where = f"data={config.name} can't be prepared in {cache}"
     try:
-        folder = cache / f"{config.name}-{_digest(config)}"
+        folder = cache / prepared_name(config)
         if not (folder / MANIFEST).exists():
             folder.mkdir(parents=True, exist_ok=True)
             with _locked(folder):
@@ -63,6 +63,11 @@ def prepare(config: DataConfig, cache: Path, progress: bool = True) -> Prepared:
         raise DataError(
             f"{where}: {type(error).__name__}: {one_line(error)}{kept}: the same command goes on from where it stopped"
         ) from error
+
+
+def prepared_name(config: DataConfig) -> str:
+    """Returns the name of a corpus's folder, which tells texts apart. Raises DataError if the text is not there."""
+    return f"{config.name}-{_digest(config)}"
 
 
 def _keep_traceback(path: Path, error: BaseException) -> str:

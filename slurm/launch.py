@@ -18,6 +18,7 @@ def launch(sweep: Sweep, launcher: Slurm) -> int:
     waiting = set(in_queue(sweep.folder)) if (sweep.folder / "slurm").is_dir() else set()
     todo = [frozen(config) for config in sweep.to_do() if config.run_name() not in waiting]
     require_initial(todo)
+    sweep.require_same_data()
     arrays(todo, launcher)
     template(launcher)
     if not launcher.dry_run:

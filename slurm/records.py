@@ -35,6 +35,8 @@ class Planned:
     name: str
     hash: str
     values: dict[str, Any]
+    folder: str | None = None
+    """Where it was submitted: relative paths are meant from there. None in plans of earlier versions."""
 
     @cached_property
     def config(self) -> Config:
@@ -72,10 +74,16 @@ class Records:
     def script_path(self, number: int) -> Path:
         return self.path / f"array-{number}.sh"
 
-    def write_plan(self, number: int, tasks: Sequence[Sequence[Config]]) -> None:
+    def write_plan(self, number: int, tasks: Sequence[Sequence[Config]], folder: Path | None = None) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         lines = [
-            {"task": task, "name": config.run_name(), "hash": config.digest(), "config": config.values()}
+            {
+                "task": task,
+                "name": config.run_name(),
+                "hash": config.digest(),
+                "config": config.values(),
+                "folder": str(folder or Path.cwd()),
+            }
             for task, configs in enumerate(tasks)
             for config in configs
         ]
@@ -130,7 +138,9 @@ def _number(plan: Path) -> int:
 
 
 def read_plan(path: Path) -> list[Planned]:
-    return [Planned(int(row["task"]), row["name"], row["hash"], row["config"]) for row in read_rows(path)]
+    return [
+        Planned(int(row["task"]), row["name"], row["hash"], row["config"], row.get("folder")) for row in read_rows(path)
+    ]
 
 
 def expand(text: str) -> list[int]:

@@ -52,17 +52,19 @@ def resubmit(folder: Path, words: Sequence[str], overrides: Sequence[str]) -> li
     """
     wanted = chosen(words)
     selected = [run for run in runs(folder) if run.outcome in wanted]
-    groups: dict[Slurm, list[Config]] = {}
+    groups: dict[tuple[Slurm, str | None], list[Config]] = {}
     for run in selected:
         if run.planned is None:
             raise ConfigError(f"{run.name} was never submitted: use stabilab sweep launcher=slurm")
         config = run.planned.config
         assert isinstance(config.launcher, Slurm)
         launcher = changed(config.launcher, overrides)
-        groups.setdefault(launcher, []).append(replace(config, launcher=launcher))
+        groups.setdefault((launcher, run.planned.folder), []).append(replace(config, launcher=launcher))
     if not selected:
         print(f"nothing to submit: no run of {folder} is {' or '.join(sorted(wanted))}")
-    jobs = [job for launcher, configs in groups.items() for job in submit(folder, configs, launcher)]
+    jobs = []
+    for (launcher, start), configs in groups.items():
+        jobs += submit(folder, configs, launcher, Path(start) if start else None)
     if jobs:
         print(f"show their state: stabilab status {folder}")
     return jobs

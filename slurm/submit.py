@@ -10,7 +10,7 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +43,8 @@ class Array:
 
     launcher: Slurm
     tasks: list[list[Config]]
+    folder: Path = field(default_factory=Path.cwd)
+    """Where tasks start."""
 
     @property
     def config(self) -> Config:
@@ -102,7 +104,7 @@ class Array:
             f"stabilab status {records.sweep}",
             "options": "\n".join(f"#SBATCH {_quoted(option)}" for option in self.options(records)),
             "setup": self.launcher.setup,
-            "folder": shlex.quote(str(Path.cwd())),
+            "folder": shlex.quote(str(self.folder)),
             "code": shlex.quote(str(CODE)),
             "python": shlex.quote(sys.executable),
             "plan": shlex.quote(str(records.plan_path(number).resolve())),
@@ -134,7 +136,7 @@ def template(launcher: Slurm) -> Path:
     return path
 
 
-def arrays(configs: Sequence[Config], launcher: Slurm) -> list[Array]:
+def arrays(configs: Sequence[Config], launcher: Slurm, folder: Path | None = None) -> list[Array]:
     """Returns one array per set of resources that the runs need. Raises ConfigError for impossible combinations."""
     groups: dict[tuple[int, int, str, int], list[Config]] = {}
     for config in configs:
@@ -149,17 +151,20 @@ def arrays(configs: Sequence[Config], launcher: Slurm) -> list[Array]:
         if launcher.gpus is not None and accelerator not in ("cpu", "auto") and launcher.gpus < devices:
             raise ConfigError(f"launcher.gpus={launcher.gpus} is less than devices={devices}: use at least {devices}")
         size = launcher.runs_per_job
-        found.append(Array(launcher, [runs[i : i + size] for i in range(0, len(runs), size)]))
+        tasks = [runs[i : i + size] for i in range(0, len(runs), size)]
+        found.append(Array(launcher, tasks, folder or Path.cwd()))
     return found
 
 
-def submit(sweep: Path, configs: Sequence[Config], launcher: Slurm) -> list[str]:
+def submit(sweep: Path, configs: Sequence[Config], launcher: Slurm, folder: Path | None = None) -> list[str]:
     """Writes plans and scripts, submits them, and returns the jobs; with dry_run, only prints the scripts.
+
+    Tasks start in `folder`, by default the current one.
 
     Raises ConfigError for what can't be submitted, and Refused, after removing the files again, if Slurm refuses. If
     Slurm does not say whether it has accepted an array, raises Unclear and keeps the plan.
     """
-    records, found = Records(sweep), arrays(configs, launcher)
+    records, found = Records(sweep), arrays(configs, launcher, folder)
     template(launcher)
     if limits := sorted({minutes for array in found if (minutes := array.minutes()) is not None}):
         print(
@@ -210,7 +215,7 @@ def _send(records: Records, array: Array) -> str:
     """Writes plan and script of one array, submits it, and returns the job."""
     number = records.next_number()
     script = records.script_path(number)
-    records.write_plan(number, array.tasks)
+    records.write_plan(number, array.tasks, array.folder)
     script.write_text(array.script(records, number), encoding="utf-8")
     commit()  # Kept for the note of the job, which must not have to wait for git.
     try:

@@ -35,7 +35,7 @@ class TextFiles(TextConfig):
     def fingerprint(self) -> dict[str, Any]:
         # Relative paths and contents, so that a copy of the folder reuses what was prepared from the original.
         root = expanded(self.path, "data.path")
-        hashes = {str(path.relative_to(root)): checksum(path) for path in self.files().paths}
+        hashes = {_named(path, root): checksum(path) for path in self.files().paths}
         errors = {"errors": None if self.errors == "strict" else self.errors}
         return {"path": hashes} | errors | tokenization.fingerprint(self.tokenizer)
 
@@ -56,3 +56,10 @@ class TextFiles(TextConfig):
         paths = [str(path) for path in found.paths]
         rows = from_documents(documents, work, paths=paths, errors=self.errors, skipped=dict(found.skipped))
         return split_by_hash(rows, f"data.path={self.path}")
+
+
+def _named(path: Path, root: Path) -> str:
+    """Returns a file's name below the root. A file alone has any name, but its format tells how it is read."""
+    if path == root and (form := format_of(path)) != ".txt":
+        return f".{form}"
+    return str(path.relative_to(root))

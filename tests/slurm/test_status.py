@@ -1,6 +1,7 @@
 """Outcomes from a run's own status and its task's state in Slurm, and which runs are submitted again."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -123,15 +124,14 @@ def test_status_says_what_to_do(sweep, monkeypatch, capsys):
     ("words", "seeds"),
     [(["failed"], [1]), (["timeout", "preempted"], [2]), ([], [1, 2]), (["preempted"], [])],
 )
-def test_resubmission_selects(sweep, monkeypatch, words, seeds):
-    sent = []
-    monkeypatch.setattr(
-        "slurm.resubmit.submit", lambda folder, configs, launcher: sent.append((configs, launcher)) or ["9"]
-    )
+def test_resubmission_selects(sweep, monkeypatch, tmp_path, words, seeds):
+    sent, submitted_in = [], Path.cwd()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("slurm.resubmit.submit", lambda folder, *rest: sent.append(rest) or ["9"])
     resubmit(sweep.folder, words, ["launcher.time=60"])
-    assert [config.seed for configs, _ in sent for config in configs] == seeds
-    assert all(launcher.time == 60 for _, launcher in sent)
-    assert all(config.launcher == launcher for configs, launcher in sent for config in configs)
+    assert [config.seed for configs, _, _ in sent for config in configs] == seeds
+    assert all((launcher.time, start) == (60, submitted_in) for _, launcher, start in sent)
+    assert all(config.launcher == launcher for configs, launcher, _ in sent for config in configs)
 
 
 def test_what_can_be_changed_of_a_submission():

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -223,6 +224,16 @@ def test_a_run_on_several_devices_is_a_step_of_srun(tmp_path):
     command = steps.command(configs[0])
     assert command[0] == "srun"
     assert {"--nodes=4", "--ntasks=8", "--ntasks-per-node=2"} <= set(command)
+
+
+def test_tasks_start_where_the_sweep_was_submitted(tmp_path):
+    configs, launcher = runs(1)
+    records = Records(tmp_path / "sweep")
+    for folder, expected in ((None, Path.cwd()), (tmp_path / "it's here", tmp_path / "it's here")):
+        (array,) = arrays(configs, launcher, folder)
+        assert f"cd {shlex.quote(str(expected))}\n" in array.script(records, 1)
+        records.write_plan(1, array.tasks, array.folder)
+        assert [run.folder for run in read_plan(records.plan_path(1))] == [str(expected)]
 
 
 def test_initial_weights_are_looked_for_before_anything_is_written_and_tasks_find_them_from_any_folder(

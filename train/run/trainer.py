@@ -33,6 +33,7 @@ from train.run.machine import require_compiler, use_of_machine
 from train.run.module import ProxyModule
 from train.run.process import process_kept
 from train.run.recorder import MetricsRow
+from train.run.same_data import require_same_data
 from train.run.sharding import Sharded, whole
 from train.run.start import require_start
 from train.runfolder.files import save_atomically, write_atomically
@@ -85,6 +86,8 @@ def train_here(
         config.values() | {"derived": values_in_force(config)},
         getattr(config.logger, "detail", "summary"),
     )
+    if not again:
+        require_same_data([(config, folder)])
     if folder.has_ended() and not again:
         return _ended_summary(config, folder, mirror)
     require_start(config)
@@ -102,7 +105,7 @@ def train_here(
             folder.clear()
         if not folder.metrics_path.exists() and (shorter := plan_of(config, folder.path.parent)[0]):
             go_on(config, folder, shorter)
-        folder.start()
+        folder.start(prepared.folder.name)
         announce(prepared)
         summary, state = Summary(), "failed"
         try:

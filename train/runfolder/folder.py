@@ -1,8 +1,8 @@
 """The run folder: config, state, metrics and checkpoint of one run, enough to redraw all its figures.
 
 config.yaml     resolved config
-status.json     pending | running | finished | diverged | failed | stopped, with format, host, pid, commit, versions,
-                wall time
+status.json     pending | running | finished | diverged | failed | stopped, with format, data, host, pid, commit,
+                versions, wall time
 metrics.jsonl   one row per step, a pure function of the config (NaN and Infinity as Python's json writes them)
 timing.jsonl    wall time, tokens and FLOPs per second, one row per watch step
 warnings.jsonl  one row per sign of trouble that passed its threshold (config `watch`), with all probes of its step
@@ -176,12 +176,13 @@ class RunFolder:
         status = (self.status() or {"format": FORMAT}) | {"state": state, "time": time.time(), **details}
         write_atomically(self.path / "status.json", json.dumps(status, indent=1))
 
-    def start(self) -> None:
-        """Sets the state to running, and records the attempt, host, process, commit and package versions."""
+    def start(self, data: str) -> None:
+        """Sets the state to running, and records the attempt, the data, host, process, commit and package versions."""
         attempt = int(self.status().get("attempt", 0)) + 1
         self.set_status(
             "running",
             attempt=attempt,
+            data=data,
             host=socket.gethostname(),
             pid=os.getpid(),
             commit=commit(),

@@ -49,6 +49,8 @@ def _run(sweep: Sweep, force: bool, judge: Judge | None) -> int:
 
         require_compiler(config, trial=False)
     _require_packable(todo)
+    if not force:
+        sweep.require_same_data()
     prepare_data(todo)
     lock = FileLock(sweep.folder / ".lock")
     try:

@@ -62,6 +62,12 @@ class Sweep:
         pairs = zip(self.configs, self.runs(), strict=True)
         return list({c.run_name(): c for c, run in pairs if force or not is_done(c, run)}.values())
 
+    def require_same_data(self) -> None:
+        """Raises ConfigError if a run of the sweep was trained on other text than its config gives today."""
+        from train.run.same_data import require_same_data
+
+        require_same_data(zip(self.configs, self.runs(), strict=True))
+
     def write_plan(self) -> None:
         """Writes sweep.json, which lists the runs for reports and resumption. Raises ConfigError if it can't."""
         runs = [

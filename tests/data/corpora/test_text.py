@@ -148,3 +148,11 @@ def test_plain_text_keeps_the_name_of_its_folder(tmp_path, config):
     assert _digest(config("text", path=str(tmp_path / "a.txt"))) == "ffeef92a"
     (tmp_path / "a.txt").write_bytes(b"caf\xe9\n")  # Earlier read with a character replaced, and no word of it.
     assert _digest(config("text", path=str(tmp_path / "a.txt"))) != "607ae8a3"
+
+
+def test_the_format_of_a_file_alone_is_part_of_its_name(tmp_path, config):
+    """The same bytes are one document a line as .jsonl and another text as .txt."""
+    for name in ("a.txt", "a.jsonl", "b.jsonl"):
+        write_jsonl(tmp_path / name, ROWS)
+    one, two, three = (_digest(config("text", path=str(tmp_path / name))) for name in ("a.txt", "a.jsonl", "b.jsonl"))
+    assert one != two == three
