@@ -180,3 +180,12 @@ def test_folders_of_others_are_no_runs_and_never_deleted(tmp_path, capsys, monke
     code, said = call(["train.runs", "delete", str(tmp_path), "--yes"], capsys, monkeypatch)
     assert (code, said.startswith("deleted 1 runs")) == (0, True)
     assert len(list(tmp_path.rglob("thesis.tex"))) == 3
+
+
+def test_a_damaged_config_is_one_line_that_names_the_file(tmp_path, capsys, monkeypatch):
+    run = trained(tmp_path, "steps=2", "watch_every=1").path
+    (run / "config.yaml").write_text("steps: [1")
+    for command in (["train.runs", str(tmp_path)], ["train.report", str(run)]):
+        code, said = call(command, capsys, monkeypatch)
+        assert code == 2
+        assert f"{run}/config.yaml, line" in said

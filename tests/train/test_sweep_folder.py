@@ -91,3 +91,19 @@ def test_the_name_of_another_sweep_is_refused_and_its_plan_kept(tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"name=n is another sweep in .*: choose another name, or delete"):
         sweep_folder(["name=n", "seed=2"], tmp_path, "n")
     assert (tmp_path / "n/sweep.json").read_text() == kept
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["threads=1,2", "seed=0,1"], "threads: 1 and 2 make the same run, as threads does not change its numbers"),
+        (["logger=none,wandb"], "logger.name: none and wandb make the same run"),
+    ],
+)
+def test_a_grid_over_what_makes_no_other_run_is_refused(overrides: list[str], line: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(line)}.*: give one value$"):
+        plan(overrides)
+
+
+def test_the_same_run_twice_is_one_run() -> None:
+    assert [config.seed for config in plan(["seed=0,1,0"]).configs] == [0, 1]

@@ -195,8 +195,14 @@ def row_of(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
     elif state in ENDED and not math.isfinite(summary.get("validation/loss_init") or math.nan):
         state = "without summary"
     config = planned or {}
-    if (folder.path / "config.yaml").exists():
-        config = yaml.load((folder.path / "config.yaml").read_text(encoding="utf-8"), YAML)
+    path = folder.path / "config.yaml"
+    if path.exists():
+        try:
+            config = yaml.load(path.read_text(encoding="utf-8"), YAML)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            from train.config.messages import yaml_fault  # loads torch
+
+            raise yaml_fault(error, path) from None
     return {
         "run": folder.path.name,
         **flat(config),

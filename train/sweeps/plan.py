@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -98,7 +98,10 @@ class Sweep:
 
 
 def plan(overrides: Sequence[str]) -> Sweep:
-    """Returns the sweep for the overrides, without duplicate runs. Raises ConfigError for the first bad config."""
+    """Returns the sweep for the overrides, without duplicate runs.
+
+    Raises ConfigError for the first bad config, and for a grid over a field that makes no other run of it.
+    """
     overrides = resolved(overrides)
     composer = Composer()
     expanded, claim = expand_with_claim(overrides, composer)
@@ -106,16 +109,33 @@ def plan(overrides: Sequence[str]) -> Sweep:
     if len({config.name for config in composed}) > 1:
         raise ConfigError("name: the runs of a sweep can't have different names: give one value")
     folder = sweep_folder(overrides, composed[0].folder, composed[0].name)
-    points, configs, arms, seen = [], [], [], set()
+    points, configs, arms, seen = [], [], [], dict[tuple[str | None, str], Config]()
     for (arm, point), config in zip(expanded, composed, strict=True):
         if config.name is not None:  # The name is that of the sweep; its runs get their readable names.
             config = replace(config, name=None)
-        if (arm, config.run_name()) not in seen:
-            seen.add((arm, config.run_name()))
+        first = seen.setdefault((arm, config.run_name()), config)
+        if first is not config and (apart := _apart(first.values(), config.values())):
+            field, one, other = apart
+            raise ConfigError(
+                f"{field}: {one} and {other} make the same run, as {field} does not change its numbers: give one value"
+            )
+        if first is config:
             points.append([override for override in point if not override.startswith("name=")])
             configs.append(config)
             arms.append(arm)
     return Sweep(folder, list(overrides), points, configs, arms, claim)
+
+
+def _apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, object, object] | None:
+    """Returns the first field in which the values of two configs differ, and its values."""
+    for key in {**one, **other}:
+        ours, theirs = one.get(key), other.get(key)
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            if inner := _apart(ours, theirs):
+                return f"{key}.{inner[0]}", *inner[1:]
+        elif ours != theirs:
+            return key, ours, theirs
+    return None
 
 
 def is_done(config: Config, run: RunFolder) -> bool:
