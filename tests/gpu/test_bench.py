@@ -51,7 +51,10 @@ def test_every_way_is_compared_with_nanogpt_and_the_last_one_with_probes(monkeyp
     for name, value in (("get_device_name", "none"), ("reset_peak_memory_stats", None)):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(gpu, "runs_an_hour", lambda configs: {"runs": float(len(configs))})
-    found = bench_gpu(["mini-w32-d2"], 10)["mini-w32-d2"]
+    kept = []
+    found = bench_gpu(["mini-w32-d2"], 10, keep=lambda results: kept.append(len(results.get("mini-w32-d2", {}))))
+    found = found["mini-w32-d2"]
+    assert kept == [1, 2, 3, 4, 5]  # A bench that is cut off loses one figure at most.
     assert list(found) == ["fp32", "bf16", "bf16, probes at every 10th step", "16 runs, fp32", "16 runs, bf16"]
     assert found["16 runs, bf16"] == {"runs": 16}
     assert found["bf16"]["nanoGPT's step / this"] == pytest.approx(500 / found["bf16"]["step, ms"])

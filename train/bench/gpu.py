@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,27 +131,33 @@ def runs_an_hour(configs: Sequence[Config]) -> dict[str, float]:
     return rates | {"packed / single": rates["packed, runs an hour"] / rates["single, runs an hour"]}
 
 
-def bench_gpu(models: Sequence[str], steps: int) -> dict[str, dict[str, Any]]:
-    """Measures each model in each of WAYS and prints a line each. Raises ConfigError without a GPU."""
+def bench_gpu(
+    models: Sequence[str], steps: int, keep: Callable[[dict[str, dict[str, Any]]], None] = lambda results: None
+) -> dict[str, dict[str, Any]]:
+    """Measures each model in each of WAYS and prints a line each, after which `keep` gets all figures so far.
+
+    Raises ConfigError without a GPU.
+    """
     if device_of(compose([])) != "cuda":
         raise ConfigError("--gpu: torch finds no CUDA device: run it on a machine with one")
     results: dict[str, dict[str, Any]] = {"GPU": {"name": torch.cuda.get_device_name()}}
+
+    def say(model: str, way: str, found: dict[str, Any]) -> None:
+        results.setdefault(model, {})[way] = found
+        print(f"{model} {way}: " + ", ".join(f"{name} {value:.3g}" for name, value in found.items()), flush=True)
+        keep(results)
+
     for model in models:
         for way, more in WAYS.items():
             torch.cuda.reset_peak_memory_stats()
             config = gpu_config(model, steps, *more)
             found = measure_gpu(config, steps)
             found["nanoGPT's step / this"] = 1e3 * measure_nanogpt(config, steps) / found["step, ms"]
-            _say(model, way, found, results)
+            say(model, way, found)
         watched = measure_gpu(gpu_config(model, steps, *more, watch_every=WATCHED), steps)
         found = {"step / step without": watched["step, ms"] / results[model][way]["step, ms"]}
-        _say(model, f"{way}, probes at every {WATCHED}th step", found, results)
+        say(model, f"{way}, probes at every {WATCHED}th step", found)
     for way, more in PACKED_WAYS.items():
         configs = packed_configs(models[0], PACKED_RUNS, 10 * steps, *more)
-        _say(models[0], f"{PACKED_RUNS} runs, {way}", runs_an_hour(configs), results)
+        say(models[0], f"{PACKED_RUNS} runs, {way}", runs_an_hour(configs))
     return results
-
-
-def _say(model: str, way: str, found: dict[str, Any], results: dict[str, dict[str, Any]]) -> None:
-    results.setdefault(model, {})[way] = found
-    print(f"{model} {way}: " + ", ".join(f"{name} {value:.3g}" for name, value in found.items()), flush=True)

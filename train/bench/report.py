@@ -167,8 +167,9 @@ def work(arguments: argparse.Namespace) -> None:
             show_sweep(width, shares(width, steps or 2001), throughput(width, steps or 2001, count or 8))
         return
     if arguments.gpu:
-        out, found = arguments.out or Path("bench_gpu.json"), bench_gpu(arguments.models or MODELS, steps or 20)
-        _write(out, _heading(steps or 20, 1) | found)
+        out, heading = arguments.out or Path("bench_gpu.json"), _heading(steps or 20, 1)
+        bench_gpu(arguments.models or MODELS, steps or 20, keep=lambda found: _keep(out, heading | found))
+        print(f"figures: {out}")
         return
     if arguments.axes is not None:
         models, out = arguments.models or ["mini-w64-d2"], arguments.out or Path("bench_axes.json")
@@ -184,5 +185,9 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def _write(out: Path, results: dict[str, Any]) -> None:
-    out.write_text(json.dumps(with_earlier(results, read_json(out)), indent=1) + "\n", encoding="utf-8")
+    _keep(out, results)
     print(f"figures: {out}")
+
+
+def _keep(out: Path, results: dict[str, Any]) -> None:
+    out.write_text(json.dumps(with_earlier(results, read_json(out)), indent=1) + "\n", encoding="utf-8")
