@@ -49,15 +49,14 @@ class SparseSoftmax(LossConfig):
 
 
 def of_sample(
-    logits_NV: torch.Tensor, targets_N: torch.Tensor, negatives: torch.Tensor, correction: float
+    logits_NV: torch.Tensor, targets_N: torch.Tensor, negative_V: torch.Tensor, correction: torch.Tensor | float
 ) -> torch.Tensor:
-    """Returns log sum_v exp(z_v) - z_y of each token, [N], over all targets of the batch and the sampled `negatives`.
+    """Returns log sum_v exp(z_v) - z_y of each token, [N], over all targets of the batch and the sampled negatives.
 
     `correction` is added to the logits of the negatives.
     """
-    shift_V = logits_NV.new_full(logits_NV.shape[1:], -math.inf)
-    shift_V[negatives] = correction
-    shift_V[targets_N] = 0.0
+    shift_V = (logits_NV.new_zeros(logits_NV.shape[1:]) + correction).masked_fill(~negative_V, -math.inf)
+    shift_V = shift_V.index_fill(0, targets_N, 0.0)
     return (logits_NV + shift_V).logsumexp(-1) - at_target(logits_NV, targets_N)
 
 
@@ -68,10 +67,12 @@ class SampledObjective(Objective):
         generator, logits_NV = output.generator(), output.logits_NV
         order_V = torch.rand(logits_NV.shape[1], generator=generator, device=logits_NV.device)
         order_V[targets_N] = math.inf  # after all others
-        others = int(order_V.isfinite().sum())
-        count = math.ceil(self.config.share * others)
-        correction = math.log(others / count) if self.config.corrected and count else 0.0
-        return of_sample(logits_NV, targets_N, order_V.argsort()[:count], correction).mean(), {}
+        # The numbers of tokens stay on the device: the host would have to wait for them.
+        others = order_V.isfinite().sum()
+        count = (self.config.share * others.double()).ceil()
+        correction = (others / count.clamp_min(1)).log() if self.config.corrected else 0.0
+        first_V = order_V.argsort().argsort() < count
+        return of_sample(logits_NV, targets_N, first_V, correction).mean(), {}
 
 
 @LOSS.register

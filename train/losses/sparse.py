@@ -16,6 +16,10 @@ from train.losses.base import LOSS, LossConfig, Objective, Output, at_target
 TokenLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+STEPS = 24
+"""Newton's steps on a GPU, where looking how many are needed makes the host wait. 4 to 12 are."""
+
+
 def threshold(x_NV: torch.Tensor, q: int) -> torch.Tensor:
     """Returns the tau of each token, [N, 1], that solves sum_v (x_v - tau)+^q = 1. x has maximum 0, and q is 1 or 2.
 
@@ -23,24 +27,40 @@ def threshold(x_NV: torch.Tensor, q: int) -> torch.Tensor:
     least 1, and rises monotonically until rounding stops it, within 4 to 12 steps. For q = 1 this is Michelot's (1986)
     projection onto the simplex. Unlike the library's partial sort, its cost does not depend on the size of the support.
     """
-    tau_N1 = torch.full_like(x_NV[:, :1], -1)
-    active_M = torch.arange(len(x_NV), device=x_NV.device)
-    above_NV = torch.empty_like(x_NV)
+    return (shrinking if x_NV.device.type == "cpu" else fixed)(x_NV, q)
+
+
+def fixed(x_NV: torch.Tensor, q: int) -> torch.Tensor:
+    """Returns the thresholds after STEPS steps."""
+    tau_N1, above_NV = torch.full_like(x_NV[:, :1], -1), torch.empty_like(x_NV)
+    for _ in range(STEPS):
+        tau_N1 = torch.maximum(tau_N1, _newton(x_NV, tau_N1, q, above_NV))
+    return tau_N1
+
+
+def shrinking(x_NV: torch.Tensor, q: int) -> torch.Tensor:
+    """Returns the thresholds after as many steps as each token needs."""
+    tau_N1, above_NV = torch.full_like(x_NV[:, :1], -1), torch.empty_like(x_NV)
+    active_M = torch.arange(len(x_NV))
     while len(active_M):
-        tau_M1, above_MV = tau_N1[active_M], above_NV[: len(active_M)]
-        torch.sub(x_NV, tau_M1, out=above_MV).relu_()
-        if q == 1:
-            total_M1 = above_MV.sum(-1, keepdim=True)
-            next_M1 = tau_M1 + (total_M1 - 1) / above_MV.sign_().sum(-1, keepdim=True)
-        else:
-            norm_M1 = torch.linalg.vector_norm(above_MV, dim=-1, keepdim=True)
-            next_M1 = tau_M1 + (norm_M1 - 1) * norm_M1 / above_MV.sum(-1, keepdim=True)
+        tau_M1 = tau_N1[active_M]
+        next_M1 = _newton(x_NV, tau_M1, q, above_NV[: len(active_M)])
         rising_M = (next_M1 > tau_M1)[:, 0]
         tau_N1[active_M] = torch.where(rising_M[:, None], next_M1, tau_M1)
         # Dropping converged tokens copies x, so it waits until they are half of the rest.
         if 2 * rising_M.sum() <= len(active_M):
             active_M, x_NV = active_M[rising_M], x_NV[rising_M]
     return tau_N1
+
+
+def _newton(x_MV: torch.Tensor, tau_M1: torch.Tensor, q: int, above_MV: torch.Tensor) -> torch.Tensor:
+    """Returns the taus after a step. Overwrites `above_MV`."""
+    torch.sub(x_MV, tau_M1, out=above_MV).relu_()
+    if q == 1:
+        total_M1 = above_MV.sum(-1, keepdim=True)
+        return tau_M1 + (total_M1 - 1) / above_MV.sign_().sum(-1, keepdim=True)
+    norm_M1 = torch.linalg.vector_norm(above_MV, dim=-1, keepdim=True)
+    return tau_M1 + (norm_M1 - 1) * norm_M1 / above_MV.sum(-1, keepdim=True)
 
 
 class _Sparse(torch.autograd.Function):

@@ -15,7 +15,7 @@ from tests.train.losses.batch import N, V, gradient, objective, of_logits, outpu
 from train.losses import cross_entropy_z
 from train.losses.eslm import risky
 from train.losses.noisy_softmax import margin
-from train.losses.sparse import entmax_loss
+from train.losses.sparse import entmax_loss, fixed, shrinking
 from train.losses.spherical import zeta
 from train.losses.stablemax import s, stablemax
 from train.losses.tempnet import tempered
@@ -191,6 +191,15 @@ class TestSparse:
         gaps = [value("cross_entropy", Z, 0) - value("entmax", Z, 0, alpha=a) for a in (2.0, 1.5, 1.2, 1.1, 1.05)]
         assert gaps == sorted(gaps, reverse=True)
         assert 0 < gaps[-1] < 0.06
+
+    @pytest.mark.parametrize("q", [1, 2])
+    @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+    def test_a_fixed_number_of_steps_gives_the_same_thresholds(self, q: int, scale: float) -> None:
+        """Of flat and peaked logits, of as many kinds as a large vocabulary has, and of ties."""
+        x_NV = scale * randn(64, 8192, dtype=torch.float32)
+        x_NV[0], x_NV[1, 100:] = 0, -60
+        x_NV -= x_NV.amax(-1, keepdim=True)
+        assert torch.equal(fixed(x_NV, q), shrinking(x_NV, q))
 
     @pytest.mark.parametrize(("alpha", "library"), [(2.0, sparsemax_loss), (1.5, entmax15_loss)])
     @pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 30.0])

@@ -57,7 +57,7 @@ class TestSampledSoftmax:
     def test_vectors(self, correction: float, expected: float) -> None:
         """Two of the three other tokens."""
         z_NV = torch.tensor([Z], dtype=torch.float64)
-        found = of_sample(z_NV, torch.tensor([0]), torch.tensor([1, 3]), correction)
+        found = of_sample(z_NV, torch.tensor([0]), F.one_hot(torch.tensor([1, 3]), 4).sum(0).bool(), correction)
         assert float(found) == pytest.approx(expected, abs=1e-6)
 
     def test_targets_and_a_share_of_the_rest_get_a_gradient(self) -> None:
@@ -77,5 +77,6 @@ class TestSampledSoftmax:
         """The mean over all samples of two of three negatives equals the full sum."""
         z_NV = torch.tensor([Z], dtype=torch.float64)
         pairs = ([1, 2], [1, 3], [2, 3])
-        sums = [of_sample(z_NV, torch.tensor([0]), torch.tensor(p), math.log(3 / 2)).add(2.0).exp() for p in pairs]
+        drawn = [F.one_hot(torch.tensor(p), 4).sum(0).bool() for p in pairs]
+        sums = [of_sample(z_NV, torch.tensor([0]), p_V, math.log(3 / 2)).add(2.0).exp() for p_V in drawn]
         assert float(torch.stack(sums).mean()) == pytest.approx(sum(map(math.exp, Z)), rel=1e-12)
