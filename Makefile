@@ -27,10 +27,10 @@ test: lint
 test-slow: setup
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
 
-# The tests that need a GPU, speed and memory of four sizes beside nanoGPT's, and Figure 1 at four of the paper's sizes in
-# short runs: a quarter of an hour on an H100.
+# The tests that need a GPU, speed and memory of four sizes beside nanoGPT's, and Figure 1 at three of the paper's sizes in
+# short runs.
 gpu-check: setup
-	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/pytest -m gpu tests
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/pytest -m gpu tests/gpu tests/models/test_reductions.py
 	$(BIN)/python -m train.bench --gpu
 	$(BIN)/python -m train.sweep experiment=paper/qk_norm_short
 	$(BIN)/python -m train.report runs/paper-qk_norm_short

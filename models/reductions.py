@@ -4,6 +4,8 @@ With torch.use_deterministic_algorithms, `torch.cumsum` of floats and `torch.med
 compiled `cumsum` along a dimension that is not the last fails in torch 2.11's code generator for large tensors.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 
@@ -24,13 +26,21 @@ def lower_median(x: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def chunked_cumsum(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """Returns the sums as products with a triangle of ones, in chunks, whose totals are summed in the same way."""
-    last = x.movedim(dim, -1)
+    """Returns the sums as products with a triangle of ones, in chunks, whose totals are summed in the same way.
+
+    Computes in fp32 at least, under autocast too. A value that is not finite makes its whole chunk NaN.
+    """
+    device = x.device.type
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        return _sums(wide.movedim(dim, -1)).movedim(-1, dim).to(x.dtype) if x.numel() else x.clone()
+
+
+def _sums(last: torch.Tensor) -> torch.Tensor:
     length = last.shape[-1]
     chunk = min(CHUNK, length)
     parts = F.pad(last, (0, -length % chunk)).unflatten(-1, (-1, chunk))
-    within = parts @ torch.ones(chunk, chunk, dtype=x.dtype, device=x.device).triu()
+    within = parts @ torch.ones(chunk, chunk, dtype=last.dtype, device=last.device).triu()
     if parts.shape[-2] > 1:
-        before = F.pad(chunked_cumsum(within[..., -1], -1)[..., :-1], (1, 0))
-        within = within + before[..., None]
-    return within.flatten(-2)[..., :length].movedim(-1, dim)
+        within = within + F.pad(_sums(within[..., -1])[..., :-1], (1, 0))[..., None]
+    return within.flatten(-2)[..., :length]

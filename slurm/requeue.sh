@@ -8,7 +8,7 @@
 export STABILAB_AGAIN="scontrol requeue ${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
 
 {setup}
-cd {folder}
+cd {folder} || exit 1
 export PYTHONPATH={code}${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1  # A train.py in that folder is not ours.
 # exec replaces this shell, so that the signal before the time limit reaches Python.

@@ -10,7 +10,7 @@ export STABILAB_AGAIN="sbatch --parsable --array=$SLURM_ARRAY_TASK_ID \
   --dependency=afterany:${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID} {script}"
 
 {setup}
-cd {folder}
+cd {folder} || exit 1
 export PYTHONPATH={code}${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1  # A train.py in that folder is not ours.
 # exec replaces this shell, so that the signal before the time limit reaches Python.

@@ -16,6 +16,16 @@ def test_a_chunked_sum_is_the_cumulative_sum(shape, dim):
     assert torch.equal(cumsum(x, dim), x.cumsum(dim))  # To the bit, where torch's own is deterministic.
 
 
+def test_it_is_exact_under_autocast_and_of_half_precision_and_of_nothing():
+    x = torch.nn.functional.logsigmoid(torch.randn(3, 512, generator=torch.Generator().manual_seed(0)))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(chunked_cumsum(x, 1), x.cumsum(1), rtol=1e-6, atol=1e-4)
+        half = chunked_cumsum(x.bfloat16(), 1)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), x.bfloat16().float().cumsum(1), rtol=2**-8, atol=0)
+    assert chunked_cumsum(x[:, :0], 1).shape == (3, 0)
+
+
 @pytest.mark.parametrize("size", [1, 4, 5])
 def test_the_median_is_the_lower_one(size):
     x = torch.randn(3, size, generator=torch.Generator().manual_seed(0))
@@ -23,6 +33,7 @@ def test_the_median_is_the_lower_one(size):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 def test_deterministic_forms_on_a_gpu():
     x = torch.randn(3, 100, generator=torch.Generator().manual_seed(0)).cuda()
     expected = x.cumsum(1), lower_median(x, 1)

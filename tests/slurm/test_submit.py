@@ -231,7 +231,7 @@ def test_tasks_start_where_the_sweep_was_submitted(tmp_path):
     records = Records(tmp_path / "sweep")
     for folder, expected in ((None, Path.cwd()), (tmp_path / "it's here", tmp_path / "it's here")):
         (array,) = arrays(configs, launcher, folder)
-        assert f"cd {shlex.quote(str(expected))}\n" in array.script(records, 1)
+        assert f"\ncd {shlex.quote(str(expected))} || exit 1\n" in array.script(records, 1)
         records.write_plan(1, array.tasks, array.folder)
         assert [run.folder for run in read_plan(records.plan_path(1))] == [str(expected)]
 

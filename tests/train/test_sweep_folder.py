@@ -96,8 +96,8 @@ def test_the_name_of_another_sweep_is_refused_and_its_plan_kept(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["threads=1,2", "seed=0,1"], "threads: 1 and 2 make the same run, as threads does not change its numbers"),
-        (["logger=none,wandb"], "logger.name: none and wandb make the same run"),
+        (["threads=1,2", "seed=0,1"], "threads: runs with 1 and 2 have the same name and hash"),
+        (["logger=none,wandb"], "logger.name: runs with none and wandb have the same"),
     ],
 )
 def test_a_grid_over_what_makes_no_other_run_is_refused(overrides: list[str], line: str) -> None:

@@ -42,16 +42,21 @@ PACKED_WAYS = {"fp32": (), "bf16": ("precision=bf16",)}
 
 
 class Window(pl.Callback):
-    """Takes the wall time of the steps from SETTLE to the end of a run."""
+    """Takes the wall time of the steps from SETTLE to the end of a run, and the memory that they take on a GPU."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.marks = steps, dict[int, float]()
+        self.memory: int | None = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         # The last step is a watch step and counts as none of these.
-        if trainer.global_step in (SETTLE, SETTLE + self.steps) and trainer.global_step not in self.marks:
-            synchronize(module.device.type)
-            self.marks[trainer.global_step] = time.perf_counter()
+        step, kind = trainer.global_step, module.device.type
+        if step in (SETTLE, SETTLE + self.steps) and step not in self.marks:
+            synchronize(kind)
+            self.marks[step] = time.perf_counter()
+            if kind == "cuda":
+                self.memory = torch.cuda.max_memory_allocated()
+                torch.cuda.reset_peak_memory_stats()
 
     def seconds(self) -> float:
         return (self.marks[SETTLE + self.steps] - self.marks[SETTLE]) / self.steps
@@ -101,7 +106,7 @@ def measure_gpu(config: Config, steps: int) -> dict[str, Any]:
         "step, ms": 1e3 * seconds,
         "tokens per second": rate,
         **mfu,
-        "memory, GB": summary["peak_memory_bytes"] / 1e9,
+        "memory, GB": (window.memory or summary["peak_memory_bytes"]) / 1e9,
     }
 
 

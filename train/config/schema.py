@@ -126,7 +126,7 @@ class Config(Architecture, Runtime):
     precision: Literal["fp32", "bf16"]
     """Precision of matrix products. bf16 keeps softmax, norms, logits, statistics and master weights in fp32."""
     compile: bool
-    """Compile the model with torch.compile, but for watch steps."""
+    """Compile the model with torch.compile, but for watch steps, which take the memory of a model that is not."""
     watch_every: Count
     """Steps between watch steps, which record all probes. The loss is recorded at every step."""
     eval_batches: Count

@@ -31,7 +31,8 @@ def build(measured: Measured, target: str | None) -> Card:
         lines = laws(found, sizes, below)
         if lines:
             there = next((s for s in sizes if n / SAME < s.n < n * SAME), None)
-            fall = FALL if measured.config.qk_norm.name == "none" else FALL_NORMED
+            config = measured.config
+            fall = FALL_NORMED if config.qk_norm.normalizes and config.attention.has_weights else FALL
             ahead = forecast(lines, [s for s in sizes if s.n < below], name, n, fall, there)
         seen = probes(measured, n)
     exponent = None

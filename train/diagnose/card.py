@@ -87,6 +87,8 @@ class Forecast:
     """Critical LR from that of the largest size that breaks, falling as N^-fall; no law of the recipe's own."""
     fall: float
     """1/2, or 0 for recipes that normalize queries and keys: what train/forecast measured of others."""
+    rule_from: float | None
+    """N of that size."""
     use: float | None
     """LR to use: the forecast optimum, but no more than the low end of the critical LR's interval. None where the
     interval spans more than a factor of WIDE."""
@@ -273,4 +275,6 @@ def forecast(
     last = max((s for s in sizes if s.critical), key=lambda s: s.n, default=None)
     rule = last.critical.value * (last.n / n) ** fall if last and last.critical else None
     largest = max(s.n for s in sizes)
-    return Forecast(target, n, n / largest, critical, optimal, loss, rule, fall, use, margin, measured)
+    return Forecast(
+        target, n, n / largest, critical, optimal, loss, rule, fall, last.n if last else None, use, margin, measured
+    )

@@ -41,7 +41,12 @@ def card_figure(cards: Sequence[Card]) -> Figure:
     rates.set(xscale="log", yscale="log", xlabel="parameters N", ylabel="learning rate")
     size_ticks(rates, [*sizes, *targets])
     rates.margins(0.06)
-    legend_above(figure, shades, dict(zip([card.recipe for card in cards], styles, strict=True)), _handles())
+    legend_above(
+        figure,
+        shades,
+        dict(zip([card.recipe for card in cards], styles, strict=True)),
+        _handles(any(map(_has_rule, cards))),
+    )
     return figure
 
 
@@ -62,10 +67,13 @@ def _rates(axes: Axes, card: Card, style: str) -> None:
                 low, high = zip(*[b for b in band if b], strict=True)
                 axes.fill_between(ns, low, high, color=colour, alpha=0.12, linewidth=0)
     ahead = card.forecast
-    if ahead is not None and ahead.rule is not None and ahead.factor > 1:
-        last = max(at.n for at in card.sizes if at.critical and at.n < ahead.n)
-        start = ahead.rule * (ahead.n / last) ** ahead.fall
-        axes.plot([last, ahead.n], [start, ahead.rule], color=CRITICAL, linestyle=":", linewidth=1)
+    if _has_rule(card) and ahead is not None and ahead.rule is not None and ahead.rule_from is not None:
+        start = ahead.rule * (ahead.n / ahead.rule_from) ** ahead.fall
+        axes.plot([ahead.rule_from, ahead.n], [start, ahead.rule], color=CRITICAL, linestyle=":", linewidth=1)
+
+
+def _has_rule(card: Card) -> bool:
+    return card.forecast is not None and card.forecast.rule is not None and card.forecast.factor > 1
 
 
 def _bar(axes: Axes, n: float, found: Interval | None, colour: str, marker: str, filled: bool) -> None:
@@ -80,11 +88,11 @@ def _bar(axes: Axes, n: float, found: Interval | None, colour: str, marker: str,
     )  # fmt: skip
 
 
-def _handles() -> list[Any]:
+def _handles(rule: bool) -> list[Any]:
     from matplotlib.lines import Line2D
 
     measured = [
         Line2D([], [], color=colour, marker=marker, label=f"{name} LR", linestyle="")
         for name, colour, marker in (("critical", CRITICAL, "o"), ("optimal", OPTIMAL, "s"))
     ]
-    return [*measured, Line2D([], [], color=CRITICAL, linestyle=":", label="by rule")]
+    return [*measured, *([Line2D([], [], color=CRITICAL, linestyle=":", label="by rule")] if rule else [])]

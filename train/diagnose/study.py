@@ -212,6 +212,7 @@ class Study:
         """
         while True:
             self.recall()
+            self.sweep.require_same_data()
             ended = self.ended()
             waiting = [point for point in self.points if point not in ended]
             new = [point for point in self.chosen(ended) if point not in self.points]

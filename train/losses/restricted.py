@@ -69,7 +69,8 @@ class SampledObjective(Objective):
         order_V[targets_N] = math.inf  # after all others
         # The numbers of tokens stay on the device: the host would have to wait for them.
         others = order_V.isfinite().sum()
-        count = (self.config.share * others.double()).ceil()
+        exact = torch.float32 if others.device.type == "mps" else torch.float64  # which mps has not
+        count = (self.config.share * others.to(exact)).ceil()
         correction = (others / count.clamp_min(1)).log() if self.config.corrected else 0.0
         first_V = order_V.argsort().argsort() < count
         return of_sample(logits_NV, targets_N, first_V, correction).mean(), {}

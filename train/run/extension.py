@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from conf.axis import ConfigError
+from data.prepare import prepared_name
 from train.config.compose import from_file
 from train.config.names import part
 from train.config.schema import Config
@@ -73,6 +74,8 @@ def plan_of(config: Config, parent: Path) -> tuple[RunFolder | None, str | None]
     if found is None:
         return None, None
     folder, shorter = found
+    if (text := folder.status().get("data")) is not None and text != prepared_name(config.data):
+        return None, f"can't go on from the {shorter.steps:,} steps of {folder.path}: they were of other text, {text}"
     if why := obstacle(shorter, config.steps):
         return None, f"can't go on from the {shorter.steps:,} steps of {folder.path}: {why}"
     if not folder.checkpoint.exists():

@@ -100,7 +100,7 @@ class Sweep:
 def plan(overrides: Sequence[str]) -> Sweep:
     """Returns the sweep for the overrides, without duplicate runs.
 
-    Raises ConfigError for the first bad config, and for a grid over a field that makes no other run of it.
+    Raises ConfigError for the first bad config, and for a grid over a field that is no part of a run's hash.
     """
     overrides = resolved(overrides)
     composer = Composer()
@@ -117,7 +117,8 @@ def plan(overrides: Sequence[str]) -> Sweep:
         if first is not config and (apart := _apart(first.values(), config.values())):
             field, one, other = apart
             raise ConfigError(
-                f"{field}: {one} and {other} make the same run, as {field} does not change its numbers: give one value"
+                f"{field}: runs with {one} and {other} have the same name and hash, so that only one would be trained: "
+                "give one value"
             )
         if first is config:
             points.append([override for override in point if not override.startswith("name=")])

@@ -1,5 +1,6 @@
 """A run is named by the path of its text; another text there is noticed."""
 
+import re
 from contextlib import suppress
 
 import pytest
@@ -8,6 +9,7 @@ from conf.axis import ConfigError
 from tests.train.helpers import TINY, swept
 from tests.train.run.test_resume import StopAt
 from train.config.compose import compose
+from train.run.extension import plan_of
 from train.run.interrupt import Interrupted
 from train.run.trainer import train
 from train.runfolder.folder import RunFolder
@@ -61,3 +63,14 @@ def test_a_sweep_says_so_before_it_trains(tmp_path, asked):
     write(tmp_path / "own.txt", "twice")
     with pytest.raises(ConfigError, match=OTHER):
         swept(*grid)
+
+
+def test_a_longer_run_does_not_go_on_from_one_of_another_text(tmp_path, asked):
+    same = [*asked, "schedule=constant", "schedule.warmup_steps=2"]
+    first, longer = (compose([*same, f"steps={steps}"]) for steps in (8, 16))
+    train(first, parent=tmp_path)
+    assert plan_of(longer, tmp_path)[0] is not None
+    write(tmp_path / "own.txt", "twice")
+    found, why = plan_of(longer, tmp_path)
+    assert found is None
+    assert re.search(r"can't go on from the 8 steps of .*: they were of other text, text-\w{8}$", why)
