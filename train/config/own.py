@@ -31,13 +31,14 @@ def resolved(overrides: Sequence[str]) -> list[str]:
     found, of_file = [], ""
     for text in overrides:
         if (by_path := FILE.fullmatch(text)) and by_path[1] in groups.choices():
-            path = expanded(by_path[3], by_path[1]).resolve()
+            given = _unquoted(by_path)
+            path = expanded(given, by_path[1]).resolve()
             if not path.is_file():
-                raise ConfigError(f"{by_path[1]}={by_path[3]}: no such file")
+                raise ConfigError(f"{by_path[1]}={given}: no such file")
             text = f"{by_path[1]}={_quoted(path)}"
             of_file = of_file or _plugins_of(path)
-        elif given := PLUGINS.fullmatch(text):
-            text = f"plugins={_quoted(load(given[2]))}"
+        elif plugins := PLUGINS.fullmatch(text):
+            text = f"plugins={_quoted(load(_unquoted(plugins, 1)))}"
         found.append(text)
     if of_file and not any(text.startswith("plugins=") for text in found):
         found.append(f"plugins={_quoted(of_file)}")
@@ -49,7 +50,7 @@ def for_hydra(overrides: Sequence[str]) -> list[str]:
     found = []
     for text in overrides:
         if by_path := FILE.fullmatch(text):
-            text = f"{by_path[1]}={_quoted(from_conf(by_path[1], by_path[3]))}"
+            text = f"{by_path[1]}={_quoted(from_conf(by_path[1], _unquoted(by_path)))}"
         found.append(text)
     _, *own = groups.folders()
     for folder in own:
@@ -66,7 +67,7 @@ def from_conf(group: str, path: str | Path) -> str:
 def path_of(override: str) -> Path | None:
     """Returns the path that a resolved override names a config by, or None if it names it otherwise."""
     by_path = FILE.fullmatch(override)
-    return Path(by_path[3]) if by_path else None
+    return Path(_unquoted(by_path)) if by_path else None
 
 
 def _check(folder: Path) -> None:
@@ -85,6 +86,12 @@ def _plugins_of(path: Path) -> str:
         return ""  # Composing says what is wrong with it.
     plugins = values.get("plugins") if isinstance(values, dict) else None
     return load(plugins, path.parent) if isinstance(plugins, str) else ""
+
+
+def _unquoted(found: re.Match[str], quote: int = 2) -> str:
+    """Returns the value of a match, which follows the group with its quote, if any, as `_quoted` got it."""
+    mark, text = found[quote], found[quote + 1]
+    return text.replace(f"\\{mark}", mark) if mark else text
 
 
 def _quoted(value: object) -> str:

@@ -202,6 +202,16 @@ def test_an_experiment_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         plan(["experiment=./none.yaml"])
 
 
+def test_a_folder_may_have_an_apostrophe_and_a_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "o'brien's files"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text("# @package _global_\nsteps: 7\n")
+    monkeypatch.chdir(folder)
+    once = resolved(["experiment=mine.yaml"])
+    assert resolved(once) == once
+    assert compose(once).steps == plan([*once, f"out={tmp_path}"]).configs[0].steps == 7
+
+
 def test_hydra_gets_a_path_that_it_can_find(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("")
     (found,) = for_hydra(resolved([f"experiment={tmp_path / 'x.yaml'}"]))
