@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conf.axis import ConfigError
-from train.cli.tables import plain_table, print_table
+from train.cli.tables import in_folder, plain_table, print_table
 from train.cli.terminal import exit_with, say, table_console
 from train.findings.own import finding_of
 from train.measure.kept import with_measured
@@ -134,7 +134,7 @@ def report_run(path: Path) -> None:
     folder = path / "report"
     folder.mkdir(exist_ok=True)
     page = write_run_page(path, row_of(RunFolder(path), None), RunFolder(path).metrics())
-    print(", ".join(map(str, [*save(run_curves(rows), folder / "curves"), page])))
+    print(in_folder([*save(run_curves(rows), folder / "curves"), page]))
 
 
 def report_together(paths: Sequence[Path]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -111,3 +112,9 @@ def _stacked(table: Table, headings: list[Text], cells: list[list[Text]]) -> Ren
         lines += [Text.assemble(f"{heading.plain:{width}}", cell, overflow="fold")
                   for heading, cell in zip(headings, row, strict=True)]  # fmt: skip
     return Group(*lines)
+
+
+def in_folder(paths: Iterable[Path]) -> str:
+    """Returns a line that names files of one folder: the folder once, then the files."""
+    files = list(paths)
+    return f"{files[0].parent}: {', '.join(path.name for path in files)}"

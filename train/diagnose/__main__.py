@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from conf.axis import ConfigError
+from train.cli.tables import in_folder
 from train.cli.terminal import exit_with
 from train.config.keys import refuse_unknown
 
@@ -78,7 +79,7 @@ def read(folder: Path, arguments: argparse.Namespace) -> int:
         first, *others = [(one.name, readings(one)) for one in found]
         comparisons.append((f"against {first[0]}", [compare(first[1], own, name) for name, own in others]))
         print_comparisons(*comparisons[-1])
-    print(", ".join(map(str, write(folder, cards, comparisons))))
+    print(in_folder(write(folder, cards, comparisons)))
     return 0
 
 
@@ -119,7 +120,7 @@ def train(arguments: argparse.Namespace) -> int:
         comparisons.append(explain(study, cards[0].sizes[size].model, size, ended))
         print_comparisons(*comparisons[-1])
         files = write(asked.folder, cards, comparisons)
-    print(", ".join(map(str, files)))
+    print(in_folder(files))
     if not complete and isinstance(config.launcher, Slurm):
         print("runs are submitted: the same command goes on once they have ended")
         return 0
