@@ -61,5 +61,5 @@ class TextFiles(TextConfig):
 def _named(path: Path, root: Path) -> str:
     """Returns a file's name below the root. A file alone has any name, but its format tells how it is read."""
     if path == root and (form := format_of(path)) != ".txt":
-        return f".{form}"
+        return f"*{form}"
     return str(path.relative_to(root))

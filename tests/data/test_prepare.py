@@ -121,7 +121,7 @@ def test_opening_needs_no_heavy_library(jsonl, uncut, python):
 def test_the_manifest_describes_the_files(uncut, jsonl):
     manifest = uncut.manifest
     assert manifest["config"]["vocab_size"] == manifest["vocab_size"] == uncut.vocab_size == 1000
-    assert manifest["source"] == {"path": {".": hashlib.sha256(jsonl.read_bytes()).hexdigest()}}
+    assert manifest["source"] == {"path": {"*.jsonl": hashlib.sha256(jsonl.read_bytes()).hexdigest()}}
     assert set(manifest["files"]) == {"train.bin", "validation.bin", "tokenizer.json"}
     for name, sha256 in manifest["files"].items():
         assert hashlib.sha256((uncut.folder / name).read_bytes()).hexdigest() == sha256

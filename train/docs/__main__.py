@@ -48,15 +48,15 @@ def write() -> list[Path]:
 
 def docs(check: bool, results: Path | None, rejudging: bool = False) -> int:
     """Writes or checks all generated files. Returns the exit code, 1 if a check found differences."""
-    if rejudging:
-        from train.docs.collect import rejudge
-
-        rejudge()
     if results is not None:
         from train.docs.collect import collect
 
         for path in collect(results):
             print(f"from {results}: {path.relative_to(ROOT)}")
+    if rejudging or results is not None:  # Summaries in git are rounded: verdicts are of these, to the last digit.
+        from train.docs.collect import rejudge
+
+        rejudge()
     changed = [path for module in generators() for path in differing(module)] if check else write()
     for path in changed:
         print(f"out of date, run python -m train.docs: {path}" if check else f"wrote {path}")
