@@ -9,12 +9,11 @@ vocabulary, C channels, each with a decay of its own, N rows or columns of a squ
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
-from models.reductions import cumsum, lower_median
+from models.reductions import cumsum, full_precision, lower_median
 
 Stats = dict[str, torch.Tensor]
 
@@ -65,13 +64,6 @@ def merge(into: Stats, new: Stats, weight: float) -> None:
             into[name] = value * math.sqrt(weight) if old is None else (old.square() + value.square() * weight).sqrt()
         else:
             into[name] = value * weight if old is None else old + value * weight
-
-
-def full_precision(x: torch.Tensor) -> AbstractContextManager[Any]:
-    """Disables autocast, so that matrix products stay in the dtype of their inputs."""
-    device = x.device.type
-    # Entering a context of autocast takes as long as a small matrix product.
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def causal_logits(

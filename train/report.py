@@ -88,8 +88,8 @@ def write_report(sweep: SweepResults) -> Verdict | None:
         save(figure, folder / name)
     write_page(sweep, found, verdict, trouble)
     print_report(sweep, found, verdict, trouble)
-    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-    table_console(markup=False).print(f"{folder}: {', '.join(names)}")
+    files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    table_console(markup=False).print(in_folder(files))
     return verdict
 
 

@@ -20,7 +20,8 @@ def test_it_is_exact_under_autocast_and_of_half_precision_and_of_nothing():
     x = torch.nn.functional.logsigmoid(torch.randn(3, 512, generator=torch.Generator().manual_seed(0)))
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(chunked_cumsum(x, 1), x.cumsum(1), rtol=1e-6, atol=1e-4)
-        half = chunked_cumsum(x.bfloat16(), 1)
+        assert chunked_cumsum(x.bfloat16(), 1).dtype == torch.float32
+    half = chunked_cumsum(x.bfloat16(), 1)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), x.bfloat16().float().cumsum(1), rtol=2**-8, atol=0)
     assert chunked_cumsum(x[:, :0], 1).shape == (3, 0)

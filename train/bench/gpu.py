@@ -154,7 +154,6 @@ def bench_gpu(
 
     for model in models:
         for way, more in WAYS.items():
-            torch.cuda.reset_peak_memory_stats()
             config = gpu_config(model, steps, *more)
             found = measure_gpu(config, steps)
             found["nanoGPT's step / this"] = 1e3 * measure_nanogpt(config, steps) / found["step, ms"]

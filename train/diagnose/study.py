@@ -212,11 +212,11 @@ class Study:
         """
         while True:
             self.recall()
-            self.sweep.require_same_data()
             ended = self.ended()
             waiting = [point for point in self.points if point not in ended]
             new = [point for point in self.chosen(ended) if point not in self.points]
             if not waiting and not new:
+                self.sweep.require_same_data()  # With runs to train, `launch` looks.
                 return True
             self.add(new)
             launch(self.sweep, judge=Judge(self.sweep))

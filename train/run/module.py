@@ -87,8 +87,7 @@ class ProxyModule(pl.LightningModule):
     def _bind_model(self) -> None:
         """Takes the model's forward function, parameters and their names, again after sharding replaced them."""
         # Watch steps are not compiled: they are rare, and their probes would take most of the compiler's time.
-        self._plain = cast(Hidden, self.model.hidden)
-        self._fast = cast(Hidden, torch.compile(self.model.hidden)) if self.config.compile else self._plain
+        self.hidden = cast(Hidden, torch.compile(self.model.hidden) if self.config.compile else self.model.hidden)
         named = [(tensor_name(n), p) for n, p in self.model.named_parameters()]
         named += [(f"loss/{tensor_name(n)}", p) for n, p in self.objective.named_parameters()]
         self.tensor_names = [n for n, _ in named]
@@ -166,7 +165,7 @@ class ProxyModule(pl.LightningModule):
         self, inputs_BT: torch.Tensor, tokens_BT1: torch.Tensor, watch: bool, step: int, micro_batch: int
     ) -> tuple[torch.Tensor, Stats]:
         """Returns the objective for inputs of which some may be masked, and its statistics."""
-        hidden_BTD, stats = (self._plain if watch else self._fast)(inputs_BT, watch)
+        hidden_BTD, stats = (self.model.hidden if watch else self.hidden)(inputs_BT, watch)
         head_VD = self.model.head.matrix()
         answers_BT = self.config.data.answers(tokens_BT1)
         hidden_ND, targets_N = counted(hidden_BTD, answers_BT), counted(tokens_BT1[:, 1:], answers_BT)
