@@ -1,5 +1,6 @@
 """Rounding of weights and activations to 8 and 4 bits."""
 
+import math
 from typing import Any
 
 import pytest
@@ -58,6 +59,11 @@ def test_beyond_the_range_activations_are_cut() -> None:
     found = rounded_activation(torch.tensor([-9.0, 0.0, 9.0]), 8, -1.0, 2.0)
     assert found.tolist() == pytest.approx([-1, 0, 2], abs=1e-6)
     assert torch.equal(rounded_activation(X, 8, 0.0, 0.0), X)
+
+
+@pytest.mark.parametrize("high", [math.nan, math.inf])
+def test_a_range_that_is_not_finite_rounds_to_nothing(high: float) -> None:
+    assert rounded_activation(X, 8, -1.0, high).isnan().all()
 
 
 def test_running_range() -> None:

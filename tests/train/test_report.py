@@ -216,6 +216,21 @@ def test_arms_are_what_varies():
     assert "qk_norm.eps" in varying(runs)
 
 
+def test_named_arms_over_a_grid_of_another_key_are_not_pooled():
+    runs = pd.DataFrame(
+        {"run": list("abcdef"), "size": 1, "seed": 0, "optimizer.lr": 0.1, "arm": ["plain"] * 3 + ["cap"] * 3,
+         "attention.name": ["softmax"] * 3 + ["softcap"] * 3, "optimizer.beta2": [0.9, 0.99, 0.999] * 2}
+    )  # fmt: skip
+    assert with_arms(runs)["arm"].tolist()[1:4] == [
+        "plain, optimizer.beta2=0.99", "plain, optimizer.beta2=0.999", "cap, optimizer.beta2=0.9"
+    ]  # fmt: skip
+    # A key that goes with the LR or with the arm tells no runs apart.
+    apart = runs.assign(**{"optimizer.lr": runs["optimizer.beta2"]})
+    assert with_arms(apart)["arm"].tolist() == ["plain"] * 3 + ["cap"] * 3
+    shared = pd.concat([runs.iloc[[0, 3]], runs.iloc[[0]]], ignore_index=True)
+    assert with_arms(shared)["arm"].tolist() == ["plain", "cap", "plain"]
+
+
 def test_report_of_a_finding(folder, capsys):
     report(make(folder, seeds=(0, 1)))
     made = {p.name for p in (folder / "report").iterdir()}

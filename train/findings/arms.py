@@ -165,7 +165,12 @@ def on_one_grid(curves: Sequence[OverSeeds]) -> list[OverSeeds]:
     shared = set.intersection(*(set(curve.first.lrs) for curve in curves))
     if not shared or all(len(shared) == len(curve.first.lrs) for curve in curves):
         return list(curves)
-    return [OverSeeds({seed: _at(one, shared) for seed, one in curve.by_seed.items()}) for curve in curves]
+    return [at_lrs(curve, shared) for curve in curves]
+
+
+def at_lrs(curve: OverSeeds, lrs: set[float]) -> OverSeeds:
+    """The curve over these of its LRs."""
+    return OverSeeds({seed: _at(one, lrs) for seed, one in curve.by_seed.items()})
 
 
 def _at(curve: LRSensitivity, lrs: set[float]) -> LRSensitivity:

@@ -6,6 +6,7 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from train.findings.arm_figures import (
     optimum_handles,
     optimum_marks,
 )
-from train.findings.arms import Arms
+from train.findings.arms import Arms, at_lrs
 from train.findings.lr_figures import lr_legend, lr_shades, over_sizes_and_lrs
 from train.findings.phase_figures import phase_diagram
 from train.findings.probes import at_end, series
@@ -132,20 +133,37 @@ def _in_two_sizes(sweep: Arms) -> dict[tuple[int, str], tuple[float, pd.DataFram
 
 
 def _optima(_: FigureSpec, sweep: Arms) -> Drawn:
-    """Loss against LR for each arm; optimal LR, best loss and LR sensitivity against N."""
+    """Loss against LR for each arm; optimal LR, best loss and LR sensitivity against N.
+
+    Optima at an edge of the grid are bounds, and not drawn. Sensitivities are over the LRs of the first arm; curves
+    that lack some of these have none here.
+    """
+    alike = _on_first_grid(sweep)
     shown: dict[str, dict[str, dict[int, tuple[float, float | None]]]] = {}
-    for label, of in (("optimal LR", "optimal_lr"), ("best loss (nats)", "best_loss"),
-                      ("LR sensitivity (nats)", "lr_sensitivity")):  # fmt: skip
-        shown[label] = {arm: found for arm in sweep.names if (found := _over_n(sweep, arm, of))}
+    for label, of, arms in (("optimal LR", "optimal_lr", sweep), ("best loss (nats)", "best_loss", sweep),
+                            ("LR sensitivity (nats)", "lr_sensitivity", alike)):  # fmt: skip
+        shown[label] = {arm: found for arm in sweep.names if (found := _over_n(arms, arm, of))}
     shown = {label: arms for label, arms in shown.items() if arms}
     figures = {"loss_against_lr": loss_against_lr(_in_order(sweep))}
     return figures | ({"optima_against_size": against_size(shown, linear=["best loss (nats)"])} if shown else {})
 
 
+def _on_first_grid(sweep: Arms) -> Arms:
+    """The curves that have all LRs which the curves of the first arm share, over these LRs."""
+    lrs = [set(curve.first.lrs) for (_, arm), curve in sweep.curves.items() if arm == sweep.names[0]]
+    shared = set.intersection(*lrs) if lrs else set[float]()
+    curves = {
+        at: at_lrs(curve, shared) for at, curve in sweep.curves.items() if shared and shared <= {*curve.first.lrs}
+    }
+    return replace(sweep, curves=curves)
+
+
 def _over_n(sweep: Arms, arm: str, of: str) -> dict[int, tuple[float, float | None]]:
-    """Mean and standard deviation over seeds of a curve's number, by N."""
+    """Mean and standard deviation over seeds of a curve's number, by N, where it lies inside the grid for all seeds."""
     found = {}
     for n, group in values(sweep, arm, of).groupby("size"):
+        if group["edge"].any():
+            continue
         mean, std = float(group["value"].mean()), float(group["value"].std()) if len(group) > 1 else None
         if quantity(of).log:
             mean, std = math.exp(mean), std and math.exp(mean) * std
@@ -176,6 +194,7 @@ def _quantities_figure(spec: FigureSpec, sweep: Arms) -> Figure:
         panel.set_ylabel(quantity(of).label)
         if quantity(of).log and panel.has_data():
             panel.set_yscale("log")
+            plain_ticks(panel)
     axes[0].set_ylabel("final validation loss (nats)")
     floor_lines(axes[0], sweep)
     arms_and_sizes_legend(figure, sweep, columns=max(2, int(figure.get_figwidth() / 1.5)))

@@ -34,7 +34,12 @@ def rounded_weight(weight: torch.Tensor, bits: int, rows: bool = False) -> torch
 
 
 def rounded_activation(x: torch.Tensor, bits: int, low: float, high: float) -> torch.Tensor:
-    """Rounds to the nearest of 2^bits equally spaced values from low to high, one of them exactly zero."""
+    """Rounds to the nearest of 2^bits equally spaced values from low to high, one of them exactly zero.
+
+    Without a finite range nothing can be rounded, and everything is NaN.
+    """
+    if not math.isfinite(high - low):
+        return torch.full_like(x, math.nan)
     low, high = min(low, 0.0), max(high, 0.0)
     if low == high:
         return x

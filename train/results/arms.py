@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+ALIKE = ("arm", "size", "optimizer.lr", "seed")
+"""Columns that tell the runs of a named arm apart."""
 
 
 @cache
@@ -34,13 +39,32 @@ def varying(runs: pd.DataFrame) -> list[str]:
 
 
 def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
-    """Returns the runs with a column `arm` that describes their arm as text; names from the experiment are kept."""
-    if "arm" in runs:
+    """Returns the runs with a column `arm` that describes their arm as text.
+
+    Names from the experiment are kept. Where a grid runs each of them at several values of another key, as
+    `arms='plain: ; cap: attention=softcap' optimizer.beta2=0.9,0.99` does, the key and its value follow the name.
+    """
+    if "arm" not in runs:
+        return runs.assign(arm=_texts(runs, varying(runs)))
+    names = runs["arm"].fillna("")
+    if not (columns := _mixed(runs.assign(arm=names))):
         return runs
-    columns = varying(runs)
-    texts = [
+    texts = _texts(runs, columns)
+    return runs.assign(arm=[f"{name}, {text}" if name and text else name or text
+                            for name, text in zip(names, texts, strict=True)])  # fmt: skip
+
+
+def _mixed(runs: pd.DataFrame) -> list[str]:
+    """Returns the columns in which runs of one name, size, LR and seed differ."""
+    alike = runs.drop_duplicates(["arm", "run"]).groupby([*ALIKE], dropna=False)
+    if alike.ngroups == 0 or alike.size().max() < 2:
+        return []
+    return [c for c in varying(runs) if (alike[c].nunique(dropna=False) > 1).any()]
+
+
+def _texts(runs: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    return [
         ", ".join(f"{c.removesuffix('.name')}={v:g}" if isinstance(v, float) else f"{c.removesuffix('.name')}={v}"
                   for c, v in zip(columns, values, strict=True) if v == v and v is not None)
-        for values in runs[columns].itertuples(index=False)
+        for values in runs[[*columns]].itertuples(index=False)
     ]  # fmt: skip
-    return runs.assign(arm=texts)

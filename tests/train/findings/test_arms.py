@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from tests.train.findings.arm_frames import of_losses
+from tests.train.findings.frames import bowl, frame
 from train.findings.arms import arms
+from train.findings.figures import DRAW, FigureSpec
 
 
 @pytest.mark.parametrize(
@@ -22,3 +24,32 @@ def test_the_spread_says_of_what(lrs, what):
     assert found
     assert float(found[1]) == pytest.approx(expected, abs=6e-4)
     assert expected > 0.005
+
+
+def test_figure_of_optima_draws_no_bounds_and_sensitivities_over_one_grid():
+    """Arm b has two LRs, so its optimum is a bound; c's best LR at the larger size is the grid's last; a and d share a
+    grid but for an LR of d's own, beyond which d is 3 nats worse."""
+    lrs = (0.006, 0.014, 0.03, 0.06)
+    inside = bowl(lrs, 0.014, 5.0, 0.1)
+    curves = {
+        "a": {1000: inside, 4000: inside},
+        "b": {1000: {lr: inside[lr] for lr in lrs[1:3]}},
+        "c": {1000: inside, 4000: bowl(lrs, 0.06, 5.0, 0.1)},
+        "d": {1000: inside | {0.14: 8.0}},
+    }
+    drawn = DRAW["optima"](FigureSpec(kind="optima"), arms("test", frame(curves), list(curves)))
+    optimal, best, sensitivity = drawn["optima_against_size"].axes
+
+    def points(panel):
+        found = {c.get_label(): c.lines[0].get_xydata() for c in panel.containers}
+        return {arm: {int(n): float(y) for n, y in xy} for arm, xy in found.items()}
+
+    assert {arm: [*found] for arm, found in points(optimal).items()} == {"a": [1000, 4000], "c": [1000], "d": [1000]}
+    assert points(optimal)["a"][1000] == pytest.approx(0.014)
+    assert {arm: [*found] for arm, found in points(best).items()} == {
+        "a": [1000, 4000], "b": [1000], "c": [1000, 4000], "d": [1000]
+    }  # fmt: skip
+    shown = points(sensitivity)
+    assert [*shown] == ["a", "c", "d"]
+    expected = np.mean([*inside.values()]) - 5.0
+    assert (shown["a"][1000], shown["d"][1000]) == (pytest.approx(expected), pytest.approx(expected))
