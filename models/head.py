@@ -100,8 +100,8 @@ class CosineHead(HeadConfig):
 
     def fits(self, config: "Architecture") -> None:
         _refuse_other_maps(self, config)
-        multiplier = config.parametrization.matrix_scalings(config.model)["head"].multiplier
-        if multiplier != 1:
+        rule = config.parametrization.matrix_scalings(config.model)["head"]
+        if rule.multiplier != 1 or rule.init != 1:
             raise ValueError(
                 f"head=cosine sets the scale of logits, and so does parametrization={config.parametrization.name}: "
                 f"use head=linear or parametrization=standard"

@@ -16,6 +16,11 @@ from models.layers import Make, plain
 class MLPConfig(Choice):
     name: str
 
+    @property
+    def starts_trained(self) -> bool:
+        """Whether `start` sets the model's weights to those of another run."""
+        return False
+
     def build(self, width: int, make: Make = plain) -> nn.Module:
         """Returns a module that maps x_BTD to the same shape; `make` creates its matrices."""
         raise NotImplementedError

@@ -236,6 +236,10 @@ class MoEConfig(MLPConfig):
         return {"noisy": 0.1, "avg_k": 0.0, "merge": 0.0}.get(self.router, 0.01)
 
     @property
+    def starts_trained(self) -> bool:
+        return self.upcycle is not None
+
+    @property
     def draws(self) -> bool:
         """Whether the layer draws random numbers in training."""
         return self.router in ("noisy", "compete")

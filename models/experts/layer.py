@@ -225,7 +225,10 @@ class MoE(nn.Module):
         self.passes = 0
 
     def idle_parameters(self) -> int:
-        """Returns the number of parameters of experts that a token does not use, on average over experts."""
+        """Returns the number of parameters of experts that a token does not use, on average over experts.
+
+        With router=stratified, where a token uses one expert or more, those that it uses at least count as used.
+        """
         total = sum(p.numel() for p in self.experts.parameters())
         return 0 if self.config.router == "merge" else total * (len(self.experts) - self.k) // len(self.experts)
 

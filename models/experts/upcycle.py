@@ -4,7 +4,8 @@ Each expert is a copy of the dense MLP of its block with the hidden units in an 
 the units is drawn anew: their entries in each matrix from a normal distribution with mean and standard deviation of the
 entries that they replace. Nakamura et al. 2025 (Drop-Upcycling, arXiv 2502.19261); taishi-N324/Drop-Upcycling. A share
 of 0 is plain upcycling (Komatsuzaki et al. 2023, arXiv 2212.05055). In the authors' code the units differ between
-matrices; here they are the same, which is our reading of the paper. Shared experts are copies.
+matrices; here they are the same, which is our reading of the paper. Shared experts are copies, which add to what the
+routed ones put out.
 
 The router is drawn by the init axis. All other tensors are those of the dense model.
 
@@ -44,10 +45,21 @@ def refuse_other_shapes(model: GPT, run: str, dense: Mapping[str, torch.Tensor])
         prefix = f"blocks.{index}.mlp."
         experts = [*layer.experts, *([] if layer.shared is None else [layer.shared])]
         for expert in experts:
+            _refuse_more_than_matrices(prefix, expert)
             _refuse(run, {prefix + n: p.shape for n, p in expert.named_parameters()}, dense)
     left = [n for n in dense if n not in model.state_dict() and ".mlp." not in n]
     if left:
         raise ConfigError(f"mlp.upcycle={run} has a tensor {left[0]}, which this model lacks: use its other settings")
+
+
+def _refuse_more_than_matrices(prefix: str, expert: nn.Module) -> None:
+    """Raises ConfigError where an expert has tensors besides its matrices, which `upcycle` would not copy."""
+    matrices = {f"{path}.weight" for path, module in expert.named_modules() if isinstance(module, Linear)}
+    if more := [name for name, _ in expert.named_parameters() if name not in matrices]:
+        raise ConfigError(
+            f"mlp.upcycle copies matrices, but experts have {prefix}{more[0]} too, of placement or reparametrization: "
+            f"use placement=pre reparametrization=none"
+        )
 
 
 def _refuse(run: str, shapes: Mapping[str, torch.Size], dense: Mapping[str, torch.Tensor]) -> None:

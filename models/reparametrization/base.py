@@ -38,6 +38,8 @@ class ReparametrizationConfig(Choice):
     shards = False
     acts = True  # whether it maps or sets any weight
     divides = False  # whether W is the trained weight divided by one of its norms
+    pulls = False  # whether it brings weights to a scale of its own while they train
+    maps_head = False
 
     def build(self, model: Any) -> Reparametrization:
         """Builds it for a complete model; may set `map` and `decays` of its layers."""
@@ -64,6 +66,14 @@ class ReparametrizationConfig(Choice):
                 f"reparametrization={self.name} divides matrices by their norms, but "
                 f"parametrization={config.parametrization.name} starts some at zero: "
                 f"use parametrization=standard or reparametrization=none"
+            )
+        unit = any(rule.multiplier != 1 for name, rule in rules.items() if name != "head")
+        replaces = self.divides and not self.keeps_start()
+        if (unit and (replaces or self.pulls)) or (replaces and self.maps_head and rules["head"].init != 1):
+            raise ValueError(
+                f"reparametrization={self.name} sets the scale of matrices, and so does "
+                f"parametrization={config.parametrization.name}: use parametrization=mup_simple or "
+                f"reparametrization=none"
             )
         if config.placement.sets_initial_scale and not self.keeps_start():
             raise ValueError(

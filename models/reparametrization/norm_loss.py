@@ -37,6 +37,7 @@ class NormLossConfig(ReparametrizationConfig):
     """
 
     name: Literal["norm_loss"] = "norm_loss"
+    pulls = True
     factor: Annotated[float, Field(gt=0)] = 0.01
     """lambda. At the default learning rate, long rows then shrink by 2e-4 per step, similar to weight decay (1e-4).
     Ranger21's default is 1e-4."""

@@ -87,6 +87,7 @@ class SigmaConfig(ReparametrizationConfig):
 
     name: Literal["sigma"] = "sigma"
     divides = True
+    maps_head = True
     gamma_init: Literal["one", "sigma"] = "one"
     """Initial gamma. one: as in the authors' JAX code; the init's scale then sets only how far an update rotates the
     weight. sigma: the spectral norm, as in their PyTorch code, so that W starts at the initial weight."""

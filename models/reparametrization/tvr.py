@@ -41,6 +41,7 @@ class TVRConfig(ReparametrizationConfig):
     """
 
     name: Literal["tvr"] = "tvr"
+    pulls = True
     every: Annotated[int, Field(ge=1)] = 50
     """Number of optimizer steps between checks."""
     threshold: Annotated[float, Field(ge=1)] = 1.2

@@ -54,6 +54,7 @@ class TestCosine:
         ("overrides", "text"),
         [
             (["parametrization=mup"], "head=cosine sets the scale of logits, and so does parametrization=mup"),
+            (["parametrization=mup_intermediate"], "head=cosine sets the scale of logits, and so does parametrization"),
             (["reparametrization=sigma"], "head=cosine and reparametrization=sigma both compute or set matrices"),
             (["placement=ngpt", "norm=none", "qk_norm=none"], "head=cosine and placement=ngpt both compute the head's"),
         ],

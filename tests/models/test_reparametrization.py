@@ -463,7 +463,23 @@ class TestRefusals:
                 f"reparametrization={name} divides matrices by their norms, but parametrization=mup_full starts "
                 "some at zero: use parametrization=standard or reparametrization=none"
             )
-        tiny(f"reparametrization={name}", "parametrization=mup_intermediate")
+        tiny(f"reparametrization={name}", "parametrization=mup_simple")
+
+    @pytest.mark.parametrize(
+        ("name", "parametrization"),
+        [("sigma", "u_mup"), ("weight_conditioning", "u_mup"), ("tvr", "u_mup"), ("norm_loss", "u_mup"),
+         ("sigma", "mup_intermediate")],
+    )  # fmt: skip
+    def test_scales_of_the_parametrization(self, name: str, parametrization: str) -> None:
+        """u_mup counts on weights of std 1, and mup_intermediate changes the std of the head."""
+        with pytest.raises(ConfigError) as error:
+            tiny(f"reparametrization={name}", f"parametrization={parametrization}")
+        assert str(error.value) == (
+            f"reparametrization={name} sets the scale of matrices, and so does parametrization={parametrization}: "
+            "use parametrization=mup_simple or reparametrization=none"
+        )
+        tiny("reparametrization=sigma", "reparametrization.gamma_init=sigma", f"parametrization={parametrization}")
+        tiny("reparametrization=weight_conditioning", "parametrization=mup_intermediate")
 
     @pytest.mark.parametrize("placement", ["deepnorm", "sub_ln"])
     @pytest.mark.parametrize("name", ["sigma", "weight_conditioning"])

@@ -56,7 +56,7 @@ class LRFactors:
     head: Factor = 1.0
     """The output matrix."""
     vector: Factor = 1.0
-    """Everything else: gains of norms, biases, scalars."""
+    """Everything else: gains of norms, biases, scalars, and what a loss learns."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -23,6 +23,7 @@ from train.optimizers.base import OPTIMIZER, ManualOptimizer
 class MuonFields(AdamFields):
     """The fields of optimizers that orthogonalize the momentum of hidden matrices and use AdamW for the rest."""
 
+    width_as_adam = False
     lr: Annotated[float, Field(gt=0)] = 3e-2
     """Peak learning rate of the schedule, for the hidden matrices."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -82,7 +83,6 @@ class Muon(MuonFields):
     Decay uses the LR before it is adjusted to the shape of the matrix.
     """
 
-    width_as_adam = False
     name: Literal["muon"] = "muon"
     adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
     """LR factor of a matrix. match_rms_adamw: 0.2 sqrt(max(rows, columns)), which gives u AdamW's RMS of about 0.2

@@ -1,5 +1,6 @@
 """SOAP, implemented by pytorch-optimizer."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -20,10 +21,12 @@ class SOAP(AdamFields):
     (arXiv 2409.11321), algorithm 3, and nikhilvyas/SOAP.
 
     The first step only initializes the preconditioners. Decay is applied after the update. The vocabulary dimension of
-    embedding and head has no preconditioner, as in the authors' runs, whose vocabularies exceed their limit of 10,000.
+    embedding and head has no preconditioner where it exceeds the width, as in the authors' runs, whose vocabularies
+    exceed their limit of 10,000.
     """
 
     name: Literal["soap"] = "soap"
+    width_as_adam = False
     lr: Annotated[float, Field(gt=0)] = 3e-2
     """Peak learning rate of the schedule."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -40,6 +43,10 @@ class SOAP(AdamFields):
         if group.kind in ("embedding", "head"):
             longest = min(longest, max(p.shape[-1] for p in group.parameters))
         return super().param_group(group) | {"max_precondition_dim": longest}
+
+    def lr_divisor(self, optimizer: Any, parameter: torch.Tensor, eps: float | None) -> torch.Tensor | float:
+        (step,) = (g["step"] for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+        return math.inf if step == 1 else 1.0
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         import pytorch_optimizer

@@ -54,8 +54,12 @@ def obstacle(config: Config, steps: int) -> str | None:
     shared = range(min(ours, steps))
     if any(schedule.factor(s, steps=ours, peak=peak) != schedule.factor(s, steps=steps, peak=peak) for s in shared):
         return f"schedule={schedule.name} ends with the run: schedule=constant and rsqrt don't"
-    if config.optimizer.in_force(ours, tokens) != config.optimizer.in_force(steps, tokens):
+    now, later = config.optimizer.in_force(ours, tokens), config.optimizer.in_force(steps, tokens)
+    if now.weight_decay != later.weight_decay:
         return "weight decay depends on all steps: use optimizer.decay_times_steps=null"
+    if now != later:
+        (name, value), *_ = (item for item in vars(now).items() if vars(later)[item[0]] != item[1])
+        return f"optimizer.{name} depends on all steps: fix it with optimizer.{name}={value}"
     if "reparametrization" in values_in_force(config):
         return f"reparametrization={config.reparametrization.name} has phases that may be shares of all steps"
     if getattr(config.loss, "lambda_start", None) != getattr(config.loss, "lambda_end", None):

@@ -17,7 +17,7 @@ from torch import nn
 
 from data.batches import batches_of_rank, counted
 from models.gpt import AUXILIARY, GPT, initialize
-from models.parametrization import ParameterGroup, groups
+from models.parametrization import ParameterGroup, Tensor, groups, scaling_of
 from models.probes import Stats, merge
 from train.config.schema import Config
 from train.losses import Output
@@ -106,15 +106,15 @@ class ProxyModule(pl.LightningModule):
     def calibrate(self, tokens_BT1: torch.Tensor) -> None:
         """Gives the first batch to choices that need data, such as init=lsuv. Called once, before training."""
         self.model.qk_source.keep(tokens_BT1[0, :-1].to(self.device))
-        if self.config.init_from is None:
+        if self.config.init_from is None and not self.config.mlp.starts_trained:
             self.config.init.calibrate(self.model, tokens_BT1[:, :-1].to(self.device))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimized = groups(
-            self.config.parametrization, self.model, self.config.model, asdict(self.config.optimizer.groups)
-        )
+        table, size, factors = self.config.parametrization, self.config.model, asdict(self.config.optimizer.groups)
+        optimized = groups(table, self.model, size, factors)
         if loss_parameters := list(self.objective.parameters()):
-            optimized.append(ParameterGroup(loss_parameters))
+            of_loss = Tensor("objective", loss_parameters[0], "vector", self.objective)
+            optimized.append(ParameterGroup(loss_parameters, scaling=scaling_of(table, of_loss, size, factors)))
         group_of = {id(p): replace(group, parameters=[p]) for group in optimized for p in group.parameters}
         singles = [group_of[id(p)] for p in self.tensors]
         optimizer = self.config.optimizer.in_force(self.config.steps, tokens_per_step(self.config))

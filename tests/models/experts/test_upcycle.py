@@ -39,6 +39,28 @@ def test_copies_compute_what_the_dense_model_computes(dense: Path) -> None:
     assert not torch.equal(experts[0].up.weight, experts[1].up.weight)
 
 
+@pytest.mark.parametrize(
+    ("given", "tensor"),
+    [
+        (("reparametrization=sigma",), "up.map.gamma"), (("reparametrization=arctan",), "up.map.log_a"),
+        (("placement=sub_ln",), "down.norm.weight"),
+    ],
+)  # fmt: skip
+def test_experts_with_more_than_matrices_are_refused(tmp_path: Path, given: tuple[str, ...], tensor: str) -> None:
+    run = trained(tmp_path, *given, "steps=2").path
+    with pytest.raises(ConfigError, match=r"^mlp.upcycle copies matrices, but experts have blocks\.0\.mlp\.") as error:
+        upcycled(run, *given)
+    assert tensor in str(error.value)
+
+
+def test_weights_of_the_dense_run_are_not_calibrated(dense: Path) -> None:
+    """init=lsuv acts on what starts at random."""
+    start = ProxyModule(tiny(*MOE, f"mlp.upcycle='{dense}'", "init=lsuv"))
+    before = {n: p.clone() for n, p in start.model.state_dict().items()}
+    start.calibrate(torch.arange(34).reshape(2, 17))
+    assert all(torch.equal(p, before[n]) for n, p in start.model.state_dict().items())
+
+
 @pytest.mark.parametrize(("redraw", "kept"), [(0.5, 32), (0.25, 48), (1.0, 0)])
 def test_a_share_of_the_units_is_drawn_anew(dense: Path, redraw: float, kept: int) -> None:
     """The same units in both matrices; the others are units of the dense MLP."""

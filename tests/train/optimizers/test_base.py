@@ -171,6 +171,15 @@ def test_the_epsilon_of_a_group(name: str) -> None:
     assert not torch.equal(by_group, updated(optimizer(name, eps=1e-3), start, gradients, kind="vector"))
 
 
+def test_what_a_loss_learns_follows_the_factor_of_vectors() -> None:
+    proxy = ProxyModule(tiny("loss=tempnet", "optimizer.groups.vector=0.25", "parametrization=parameter_rms"))
+    made: Any = proxy.configure_optimizers()
+    learned = {id(p) for p in proxy.objective.parameters()}
+    (group,) = (g for g in made.param_groups if learned & {id(p) for p in g["params"]})
+    assert group["lr_scale"] == 0.25
+    assert proxy._relative.indices == [*range(len(proxy.tensors))]
+
+
 def test_which_have_an_epsilon() -> None:
     """Signs and orthogonalized momenta have no epsilon, so there is no probe of gradient / epsilon for them."""
     assert set(NAMES) - set(WITH_EPSILON) == {"lion"}
@@ -179,6 +188,38 @@ def test_which_have_an_epsilon() -> None:
         assert optimizer(name).epsilon(ParameterGroup(matrix, "hidden")) is None
     assert optimizer("muon").epsilon(ParameterGroup(matrix, "head", TensorScaling(eps=0.5))) == 5e-9
     assert optimizer("adafactor").epsilon(ParameterGroup(matrix)) == torch.finfo(torch.float32).eps
+
+
+def output_moved(name: str, width: int) -> float:
+    """Returns the RMS of what six steps at LR 64 / width add to a matrix's output, for gradients of full rank.
+
+    Half of inputs and of upstream gradients, whose elements fall as 1 / width, lie along 8 fixed directions."""
+    config, samples, generator = optimizer(name, decay="none"), 1024, torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    weight = torch.nn.Parameter(draw(width, width) / width**0.5)
+    start, factor = weight.detach().clone(), 64 / width
+    made = config.build([ParameterGroup([weight], "hidden", TensorScaling(lr=factor, eps=factor))])
+    of_input, of_gradient, between = draw(8, width), draw(8, width), draw(8, 8)
+    for _ in range(6):
+        z_N8 = draw(samples, 8)
+        x_ND = z_N8 @ of_input / 8**0.5 + draw(samples, width)
+        upstream_ND = (torch.tanh(z_N8 @ between) @ of_gradient / 8**0.5 + draw(samples, width)) / width
+        weight.grad = upstream_ND.T @ x_ND / samples
+        for group in made.param_groups:
+            group["lr"] = config.lr * group["lr_scale"]
+        made.step()
+    x_ND = draw(samples, 8) @ of_input / 8**0.5 + draw(samples, width)
+    return float((x_ND @ (weight.detach() - start).T).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_which_updates_scale_with_width_as_adam_s(name: str) -> None:
+    """With LRs over the width Adam's outputs move equally at any; those of orthogonal or normalized updates less."""
+    ratio = output_moved(name, 256) / output_moved(name, 64)
+    assert optimizer(name).width_as_adam == (ratio > 0.75), f"{ratio:.2f}"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -36,6 +36,7 @@ def test_a_longer_run_has_the_warnings_of_the_steps_that_it_takes_over(tmp_path)
         (["schedule.warmup_steps=2"], "schedule=cosine ends with the run"),
         (["schedule=wsd", "schedule.warmup_steps=2"], "schedule=wsd ends with the run"),
         ([*FIXED, "optimizer.decay_times_steps=10"], "decay_times_steps=null"),
+        ([*FIXED, "optimizer=ademamix"], "fix it with optimizer.grow_steps=100"),
         ([*FIXED, "reparametrization=lawn", "qk_norm=none"], "reparametrization=lawn"),
     ],
 )

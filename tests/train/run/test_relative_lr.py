@@ -29,7 +29,7 @@ def moved(
     group = ParameterGroup([parameter], "hidden", rule)
     optimizer = config.build([group])
     relative = RelativeLR([parameter], [group], config)
-    for gradient, factor in zip(gradients, FACTORS, strict=True):
+    for gradient, factor in zip(gradients, FACTORS[: len(gradients)], strict=True):
         parameter.grad = gradient.clone()
         for group in optimizer.param_groups:
             group["lr"] = config.lr * factor * group["lr_scale"]
@@ -99,6 +99,14 @@ def test_nothing_moves_at_lr_zero_but_by_independent_decay() -> None:
         left *= 1 - 0.1 * factor
     found = moved(start, gradients, lr=0.01, decay="independent", weight_decay=0.1)
     torch.testing.assert_close(found, left * start)
+
+
+def test_the_step_that_soap_leaves_out_moves_nothing() -> None:
+    start = randn(4, 6, dtype=torch.float64)
+    gradients = [randn(4, 6, seed=seed, dtype=torch.float64) for seed in (1, 2)]
+    decay: dict[str, Any] = {"decay": "independent", "weight_decay": 0.1, "lr": 0.01}
+    assert torch.equal(moved(start, gradients[:1], name="soap", **decay), start)
+    assert not torch.equal(moved(start, gradients, name="soap", **decay), start)
 
 
 def test_a_run_divides_its_updates_by_the_tensor_s_own_lr(tmp_path) -> None:
