@@ -103,9 +103,9 @@ class Records:
             file.write(_note(job, number, tasks))
 
     def jobs(self) -> list[dict[str, Any]]:
-        """Returns the recorded jobs, oldest first."""
+        """Returns the recorded jobs, oldest first: by plan, as clocks of nodes differ, and then by time."""
         paths = [path for path in self.path.glob("job-*.json") if path.stem.removeprefix("job-").isdecimal()]
-        return sorted(filter(None, map(read_json, paths)), key=lambda job: float(job.get("time", 0)))
+        return sorted(filter(None, map(read_json, paths)), key=_age)
 
     def unnoted(self) -> list[int]:
         """Returns the numbers of the plans that no recorded job has."""
@@ -131,6 +131,10 @@ class Records:
 
 def _note(job: str, number: int, tasks: Iterable[int]) -> str:
     return json.dumps({"job": job, "plan": number, "tasks": sorted(tasks), "time": time.time(), "commit": commit()})
+
+
+def _age(job: dict[str, Any]) -> tuple[int, float]:
+    return int(job["plan"]), float(job.get("time", 0))
 
 
 def _number(plan: Path) -> int:

@@ -14,6 +14,7 @@ from slurm.records import Planned, Records
 from slurm.settle import settle_all
 from train.runfolder.files import read_json
 from train.runfolder.folder import ENDED, RunFolder, no_sweep, require_format
+from train.runfolder.folder import STOPPED as STOPPED_EARLY
 
 BY_SLURM = {
     "TIMEOUT": "timeout",
@@ -55,8 +56,10 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """The run's outcome: finished, diverged, running, queued, or one of OPEN."""
+        """The run's outcome: finished, diverged, stopped, running, queued, or one of OPEN."""
         if self.state in ENDED and self.summary:
+            return self.state
+        if self.state == STOPPED_EARLY and self._stays_stopped():
             return self.state
         failed_here = self.state == "failed" and self.status.get("slurm") == self.task
         if self.slurm is not None and self.slurm.live and not failed_here:
@@ -72,6 +75,11 @@ class Run:
         if self.slurm is not None and self.slurm.word == "FAILED":
             return "failed"
         return "lost" if self.task else "new"
+
+    def _stays_stopped(self) -> bool:
+        from train.sweeps.early_stop import stays_stopped
+
+        return self.planned is None or stays_stopped(self.planned.config, self.status)
 
     @property
     def seconds_left(self) -> float:

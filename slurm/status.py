@@ -14,7 +14,7 @@ from train.cli.format import duration, number
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import exit_with, table_console
 
-STYLE = {"finished": "green", "diverged": "red", "running": "yellow", "queued": "dim"}
+STYLE = {"finished": "green", "diverged": "red", "stopped": "magenta", "running": "yellow", "queued": "dim"}
 MANY = 500
 """Most rows of a table with colours. Longer tables are plain text, because rich takes 3 ms per row."""
 COLUMNS = ("run", "outcome", "status.json", "Slurm", "task", "step", "loss", "to go", "reason")
@@ -69,7 +69,7 @@ def show(runs: Sequence[Run], folder: Path) -> None:
     console.print(", ".join(f"{outcomes.count(word)} {word}" for word in order if word in outcomes) + f" in {folder}")
     if open_ := [word for word in OPEN if word in outcomes]:
         console.print(f"submit them again: stabilab resubmit {folder} --only {','.join(open_)}", soft_wrap=True)
-    elif set(outcomes) <= {"finished", "diverged"}:
+    elif set(outcomes) <= {"finished", "diverged", "stopped"}:
         console.print(f"judge and plot them: stabilab report {folder}", soft_wrap=True)
 
 

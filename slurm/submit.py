@@ -10,7 +10,7 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from conf.axis import ConfigError
 from conf.paths import expanded
 from slurm.commands import SECONDS, Missing, Refused, call, job_id, most_tasks
 from slurm.records import Records
+from slurm.runs import in_queue
 from slurm.settle import Unclear, settle
 from train.config.launcher import Slurm
 from train.runfolder.files import if_stale, unwritable
@@ -193,6 +194,7 @@ def submit(sweep: Path, configs: Sequence[Config], launcher: Slurm, folder: Path
     jobs: list[str] = []
     try:
         with FileLock(records.path / ".lock", timeout=len(found) * 2 * SECONDS):
+            found = _not_in_queue(records, found)
             for array in found:
                 jobs.append(_send(records, array))
     except Timeout:
@@ -207,8 +209,23 @@ def submit(sweep: Path, configs: Sequence[Config], launcher: Slurm, folder: Path
             for path in new:
                 path.rmdir()
         raise
-    print(f"{_counts(found)} submitted as job {', '.join(jobs)}")
+    if jobs:
+        print(f"{_counts(found)} submitted as job {', '.join(jobs)}")
     return jobs
+
+
+def _not_in_queue(records: Records, found: Sequence[Array]) -> list[Array]:
+    """Returns the arrays without runs that another command has submitted since the queue was looked at."""
+    waiting = set(in_queue(records.sweep)) if records.jobs() else set[str]()
+    left, gone = [], 0
+    for array in found:
+        tasks = [[config for config in task if config.run_name() not in waiting] for task in array.tasks]
+        gone += sum(map(len, array.tasks)) - sum(map(len, tasks))
+        if any(tasks):
+            left.append(replace(array, tasks=[task for task in tasks if task]))
+    if gone:
+        print(f"{gone} of these runs are in the queue by now: another command has submitted them")
+    return left
 
 
 def _send(records: Records, array: Array) -> str:

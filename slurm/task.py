@@ -24,8 +24,9 @@ from slurm.submit import Array, at_once
 from train.config.launcher import Slurm
 from train.config.schema import Config
 from train.runfolder.files import read_json
-from train.runfolder.folder import ENDED, RunFolder
+from train.runfolder.folder import RunFolder
 from train.runfolder.provenance import commit
+from train.sweeps.early_stop import stays_stopped
 
 PATIENCE = 300.0
 """Seconds that a run waits for a process that still trains it, on a node that Slurm has declared dead."""
@@ -126,11 +127,16 @@ class Task:
             for f in self.folders
         ]
 
+    def _is_done(self, folder: RunFolder) -> bool:
+        """Returns whether a run has ended, or was stopped by what its config asks for."""
+        (run,) = (run for run in self.runs if run.name == folder.path.name)
+        return folder.has_ended() or stays_stopped(run.config, folder.status())
+
     def left(self) -> list[RunFolder]:
         """Returns the runs that have not ended and have not failed in this task, which would not be retried."""
         return [
             f for f in self.folders
-            if not f.has_ended() and not (f.state() == "failed" and f.status().get("slurm") == name())
+            if not self._is_done(f) and not (f.state() == "failed" and f.status().get("slurm") == name())
         ]  # fmt: skip
 
     def train(self) -> int:
@@ -144,7 +150,7 @@ class Task:
             say(f"{folder.path.name}: {folder.state()}" + (f" ({reason})" if reason else ""))
         left = self.left()
         if self.stopped is None or not left:
-            return int(bool(left) or any(f.state() not in ENDED for f in self.folders))
+            return int(not all(map(self._is_done, self.folders)))
         return self.requeue(left)
 
     def _train_until_signal(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conf.axis import ConfigError
+from train.cli.axes import markdown as escaped
 from train.cli.tables import in_folder, plain_table, print_table
 from train.cli.terminal import exit_with, say, table_console
 from train.findings.own import finding_of
@@ -40,14 +41,15 @@ def markdown(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None) 
         lines += [f"{verdict.fitness}.", ""] if verdict.fitness else []
         lines += ["| check | | figures |", "|---|---|---|"]
         lines += [
-            f"| {'**' if not i else ''}{c.claim}{' (decides)**' if not i else ''} | {MARKS[c.passed]} | {c.text} |"
+            f"| {'**' if not i else ''}{escaped(c.claim)}{' (decides)**' if not i else ''} | {MARKS[c.passed]} | "
+            f"{escaped(c.text)} |"
             for i, c in enumerate(verdict.checks)
         ]
         lines += [""]
     lines += [floors, ""] if (floors := floors_text(sweep.runs)) else []
     columns = titles(found)
     lines += ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(row) + " |" for row in cells(found)]
+    lines += ["| " + " | ".join(map(escaped, row)) + " |" for row in cells(found)]
     lines += ["", *(f"- {note}" for note in (verdict.notes if verdict else ()))]
     lines += [f"- {stopped}"] if not verdict and (stopped := stopped_text(sweep.runs)) else []
     lines += [f"- {left_out}"] if (left_out := sweep.left_out()) else []

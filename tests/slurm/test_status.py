@@ -59,6 +59,21 @@ def test_outcome(tmp_path, own, word, outcome):
     assert ended.outcome == "diverged", "whatever Slurm says"
 
 
+STOP = ["watch.stop=[logits]", "watch.logit_max=1e-6"]
+
+
+@pytest.mark.parametrize(("asked", "outcome", "left"), [(STOP, "stopped", 0), ([], "failed", 1)])
+def test_a_run_that_its_config_stopped_is_done(tmp_path, asked, outcome, left):
+    """Without that setting it trains on."""
+    planned = in_plan(tiny("launcher=slurm", *asked))
+    folder = RunFolder(tmp_path / planned.name)
+    folder.path.mkdir()
+    folder.set_status("stopped", reason="watch.stop: logits at step 1", step=1)
+    assert Run(folder, "7_0", planned, TaskState("FAILED"), folder.status(), {}).outcome == outcome
+    task = Task(tmp_path / "slurm" / "plan-1.jsonl", [planned], [])
+    assert len(task.left()) == left
+
+
 def test_never_submitted(tmp_path):
     assert Run(RunFolder(tmp_path), None, None, None, {}, {}).outcome == "new"
 

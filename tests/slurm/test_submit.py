@@ -195,6 +195,16 @@ def test_the_last_submission_of_a_run_counts(tmp_path):
     assert records.next_number() == 3
 
 
+def test_the_newest_plan_counts_whatever_the_clocks_of_nodes_say(tmp_path, monkeypatch):
+    (config,), _ = runs(1)
+    records = Records(tmp_path)
+    for number, (job, now) in enumerate((("20", 2000.0), ("25", 1800.0)), 1):
+        monkeypatch.setattr("slurm.records.time.time", lambda now=now: now)
+        records.write_plan(number, [[config]])
+        records.note_job(job, number)
+    assert records.latest()[config.run_name()][0] == "25_0"
+
+
 def test_task_numbers_as_slurm_writes_them():
     assert [expand(text) for text in ("3", "[3]", "[0-2,5%1]", "[0-6:3]", "")] == [
         [3],

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from slurm.commands import Refused, TaskState, job_id, most_tasks, states
-from slurm.records import Records
+from slurm.records import Records, read_plan
 from slurm.runs import in_queue
 from slurm.settle import Unclear
 from slurm.submit import submit
@@ -70,6 +70,21 @@ def test_a_greeting_is_not_a_job(cluster, tmp_path):
     assert submit(tmp_path / "sweep", configs, launcher) == ["17"]
     assert json.loads((tmp_path / "sweep/slurm/job-17.json").read_text())["tasks"] == [0, 1]
     assert in_queue(tmp_path / "sweep") == [configs[0].run_name()]
+
+
+def test_a_second_command_does_not_submit_what_is_in_the_queue_by_now(cluster, tmp_path, capsys):
+    """Both have looked at the queue before either submitted; squeue knows the first task only."""
+    cluster(sbatch='n=$((17 + $(wc -l < $HERE/queue))); echo "$n|$2" >> $HERE/queue; echo $n', squeue=LOOK)
+    configs, launcher = runs(2)
+    assert submit(tmp_path / "sweep", configs, launcher) == ["17"]
+    assert submit(tmp_path / "sweep", configs, launcher) == ["18"]
+    said = capsys.readouterr().out
+    assert "1 of these runs are in the queue by now" in said
+    assert "1 runs in 1 tasks submitted as job 18" in said
+    assert [run.name for run in read_plan(Records(tmp_path / "sweep").plan_path(2))] == [configs[1].run_name()]
+    assert submit(tmp_path / "sweep", configs[:1], launcher) == []
+    assert "submitted as" not in capsys.readouterr().out
+    assert Records(tmp_path / "sweep").next_number() == 3
 
 
 @pytest.mark.parametrize(

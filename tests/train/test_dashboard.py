@@ -186,6 +186,11 @@ def test_sections_axes_and_the_line_at_epsilon(made, written):
     assert line == {0: 1.0, 11: 1.0}
 
 
+def test_runs_in_the_folder_of_another_sweep_count(made):
+    moved = dataclasses.replace(made.sweep, path=made.sweep.path / "elsewhere")
+    assert logged(moved) == logged(made.sweep) != set()
+
+
 def test_the_sweeps_run_holds_lr_sensitivity_as_the_report_has_it(made):
     own = made.own[0]
     assert (own.id, own.group, own.job_type) == (made.held.id, made.sweep.name, "sweep")

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import math
@@ -16,14 +17,15 @@ from conf.axis import ConfigError
 from tests.conftest import composer
 from tests.train.helpers import trained
 from train.config.compose import compose
-from train.report import main, report
+from train.report import main, markdown, report
 from train.results import figures
 from train.results.arms import varying, with_arms
 from train.results.floors import floors_text
-from train.results.sweep import Metrics, SweepResults, load_sweep
+from train.results.sweep import Metrics, SweepResults, load_sweep, row_of
 from train.results.table import cells, table, titles
 from train.results.trained import config_of
 from train.runfolder import columns
+from train.runfolder.files import write_atomically
 from train.runfolder.folder import FORMAT, RunFolder
 
 LOSS_INIT = 8.1
@@ -117,6 +119,28 @@ def folder(tmp_path):
 def make(folder, **settings):
     folder.mkdir()
     return fake_sweep(folder, **settings)
+
+
+def test_a_run_began_with_its_first_attempt(tmp_path, monkeypatch):
+    """Whatever lies between its attempts; runs of earlier versions by time and length of their status."""
+    now = 1000.0
+    monkeypatch.setattr("train.runfolder.folder.time.time", lambda: now)
+    run = RunFolder(tmp_path)
+    run.start("text")
+    now = 9000.0
+    run.start("text")
+    run.set_status("finished", seconds=50.0)
+    assert row_of(run, None)["started"] == 1000.0
+    write_atomically(tmp_path / "status.json", json.dumps({"state": "finished", "time": 500.0, "seconds": 30.0}))
+    assert row_of(run, None)["started"] == 470.0
+
+
+def test_tables_hold_any_name_of_an_arm(folder):
+    sweep = load_sweep(make(folder))
+    sweep = dataclasses.replace(sweep, runs=sweep.runs.assign(arm="<b>prose</b> | pipe"))
+    heads, line, *rows = [row for row in markdown(sweep, table(sweep.runs), None).splitlines() if row[:1] == "|"]
+    assert r"\<b>prose\</b> \| pipe" in rows[0]
+    assert {row.replace(r"\|", "").count("|") for row in (heads, line, *rows)} == {heads.count("|")}
 
 
 def test_load_sweep_gives_a_row_a_run(folder):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from conf.axis import ConfigError
 from tests.conftest import composer
@@ -293,6 +294,31 @@ def test_the_table_of_a_sweep_names_arms_and_values(capsys, monkeypatch, tmp_pat
         assert lines[head].split()[-2:] == columns
         assert [text.split()[0] for text in lines[head + 1 :]] == ["plain", "plain", "capped", "capped"]
         assert max(map(len, lines)) <= 80
+
+
+def test_the_table_shows_a_run_whose_process_still_sends_its_last_rows(tmp_path):
+    """A run has ended before its process has; one that is trained again has the old files until it starts."""
+    planned = plan([*TINY, "seed=0,1", f"out={tmp_path}"])
+    first, second = (RunFolder(planned.folder / config.run_name()) for config in planned.configs)
+    for run in (first, second):
+        run.path.mkdir(parents=True)
+        run.set_status("finished")
+        (run.path / "summary.json").write_text(json.dumps({"validation/loss_final": 3.25}))
+    table = LiveTable(planned, 2, force=True)
+    first.set_status("finished")
+    table.update([], [first.path.name, second.path.name])
+    assert [table._cell(i).plain for i in (0, 1)] == ["3.250", "."]
+
+
+def test_a_run_whose_process_left_nothing_points_to_its_log(tmp_path, capsys):
+    planned = plan([*TINY, f"out={tmp_path}"])
+    (run,) = (RunFolder(planned.folder / config.run_name()) for config in planned.configs)
+    run.path.mkdir(parents=True)
+    assert LiveTable(planned, 1).print_end() == 1
+    assert f"its process ended without a result, see {run.path / 'log.txt'}" in capsys.readouterr().out
+    with FileLock(run.path / ".lock"):
+        LiveTable(planned, 1).print_end()
+    assert "of another command is training it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arms", [["arms=plain: ; free: qk_norm=none"], ["--arms", "plain: ; free: qk_norm=none"]])

@@ -119,7 +119,7 @@ def _summarize(sweep: SweepResults, held: Any, sections: Any, left_out: list[str
         print(f"left out, because no run logs them: {'; '.join(left_out)}")
     if (sweep.runs.get("logger.name") == "none").all():
         print("these runs used logger=none, so W&B has none of them")
-    elif waiting := [file for run in sweep.runs["run"] for file in unsent(sweep.path / run)]:
+    elif waiting := [file for run in sweep.runs["run"] for file in unsent(sweep.metrics.folders[run].path)]:
         folder = sweep.path / held.name if held.single else sweep.path
         print(f"{len(waiting)} W&B files have not been sent: run stabilab sync {folder}")
 

@@ -29,7 +29,7 @@ def logged(sweep: SweepResults) -> set[str]:
     """
     names: set[str] = set()
     for run in sweep.runs["run"]:
-        path = sweep.path / run / "metrics.jsonl"
+        path = sweep.metrics.folders[run].metrics_path
         if path.exists():
             with path.open(encoding="utf-8") as file:
                 for line in itertools.islice(file, 2):

@@ -19,6 +19,7 @@ from train.results.style import (
     ARM_MARKERS,
     LINES,
     cap_line,
+    legend,
     line_over_seeds,
     lr_axis,
     outcome_handles,
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+SHORT = 16
+"""Most characters of the names of arms that fit under a panel."""
+
+
 def arm_colours(sweep: Arms) -> dict[str, Any]:
     return {arm: ARM_COLOURS[i % len(ARM_COLOURS)] for i, arm in enumerate(sweep.names)}
 
@@ -42,9 +47,7 @@ def arms_legend(figure: Figure, colours: dict[str, Any], extra: Sequence[Any] = 
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=colour, label=arm) for arm, colour in colours.items()]
-    figure.legend(
-        handles=[*handles, *extra], loc="outside upper center", ncols=max(2, int(figure.get_figwidth() / 1.3))
-    )
+    legend(figure, [*handles, *extra])
 
 
 def size_lines(sweep: Arms) -> dict[int, str]:
@@ -60,14 +63,14 @@ def by_arm_and_size(sweep: Arms) -> Iterator[tuple[pd.DataFrame, Any, str]]:
             yield sweep.ended(arm, n), colour, styles[n]
 
 
-def arms_and_sizes_legend(figure: Figure, sweep: Arms, columns: int) -> None:
+def arms_and_sizes_legend(figure: Figure, sweep: Arms, extra: Sequence[Any] = ()) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=colour, label=arm) for arm, colour in arm_colours(sweep).items()]
     handles += [
         Line2D([], [], color="0.3", ls=style, label=f"N = {size_label(n)}") for n, style in size_lines(sweep).items()
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2)
+    legend(figure, [*handles, *extra])
 
 
 def loss_panel(axes: Axes, sweep: Arms, n: int) -> None:
@@ -80,8 +83,7 @@ def loss_panel(axes: Axes, sweep: Arms, n: int) -> None:
     lr_axis(axes, sweep.runs["optimizer.lr"])
     axes.set_title(f"N = {size_label(n)}")
     broke = sweep.runs[sweep.runs["ended"] & (sweep.runs["state"] == "diverged")]
-    if len(broke):
-        cap_line(axes, float(broke["validation/loss_init"].median()))
+    cap_line(axes, broke)
 
 
 def optimum_marks(axes: Axes, curve: OverSeeds, colour: Any) -> None:
@@ -95,14 +97,14 @@ def optimum_marks(axes: Axes, curve: OverSeeds, colour: Any) -> None:
         axes.plot(critical, best + DEGRADED, "v", color=colour, markersize=5, markeredgecolor="white", zorder=5)
 
 
-def optimum_handles() -> list[Any]:
-    """What the marks mean, for a legend."""
+def optimum_handles(sweep: Arms) -> list[Any]:
+    """What the marks mean, for a legend, as far as there are any."""
     from matplotlib.lines import Line2D
 
-    return [
-        Line2D([], [], color="0.3", marker=marker, linestyle="", markersize=6, label=label)
-        for marker, label in (("*", "best LR"), ("v", "critical LR"))
-    ]
+    curves = [curve for curve in sweep.curves.values() if len(curve.first.lrs) > 2]
+    marks = [("*", "best LR")] if curves else []
+    marks += [("v", "critical LR")] if any(curve.median("critical_lr") is not None for curve in curves) else []
+    return [Line2D([], [], color="0.3", marker=m, linestyle="", markersize=6, label=label) for m, label in marks]
 
 
 def floor_lines(axes: Axes, sweep: Arms) -> None:
@@ -115,8 +117,8 @@ def floor_lines(axes: Axes, sweep: Arms) -> None:
         if low < level < high:
             axes.axhline(level, color="0.45", linestyle="--", linewidth=0.8, zorder=1)
             axes.annotate(
-                ", ".join(same), (1, level), xycoords=("axes fraction", "data"),
-                xytext=(-2, 1), textcoords="offset points", color="0.35", fontsize=6.5, ha="right",
+                ", ".join(same), (0, level), xycoords=("axes fraction", "data"), xytext=(2, -1.5),
+                textcoords="offset points", color="0.35", fontsize=6.5, va="top",
             )  # fmt: skip
 
 
@@ -138,7 +140,11 @@ def sensitivity_panel(axes: Axes, sweep: Arms) -> None:
         axes.set(xscale="log", xlabel="parameters N")
         size_ticks(axes, sweep.sizes())
     else:
-        axes.set_xticks(range(len(sweep.names)), sweep.names, rotation=30, ha="right", rotation_mode="anchor")
+        if max(map(len, sweep.names)) <= SHORT:
+            axes.set_xticks(range(len(sweep.names)), sweep.names, rotation=30, ha="right", rotation_mode="anchor")
+        else:
+            axes.set_xticks([])
+            axes.set_xlabel("arms, as in the legend")
     axes.margins(x=0.15, y=0.2)
 
 
@@ -161,5 +167,5 @@ def arms_by_size(sweep: Arms) -> Figure:
         sensitivity_panel(axes[len(sizes)], sweep)
     for panel in axes[count:]:
         panel.remove()
-    arms_legend(figure, arm_colours(sweep), outcome_handles(sweep.runs))
+    arms_legend(figure, arm_colours(sweep), [*optimum_handles(sweep), *outcome_handles(sweep.runs)])
     return figure

@@ -23,6 +23,7 @@ from train.findings.fitness import fitness
 from train.findings.levels import Crosses, Level, Ranks, Separates
 from train.findings.quantities import Of, quantity
 from train.findings.trends import Slopes, Stays, Trend
+from train.results.style import LINES
 from train.results.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -168,6 +169,8 @@ class Finding(Row):
         if not self.primary.why:
             raise ValueError("primary.why: give the reason for the threshold")
         known = self.arms.known
+        if self.figure.kind == "logits" and known is not None and len(known) > len(LINES):
+            raise ValueError(f"figure.kind: logits shows up to {len(LINES)} arms, there are {len(known)}: use losses")
         for check in (self.primary, *self.others):
             for word in _arms_named(check):
                 if known is not None and word not in known and word not in PLACES:

@@ -30,7 +30,16 @@ from train.findings.probes import at_end, series
 from train.findings.quantities import Metric, Of, quantity, records, values
 from train.results.figures import against_size, arms_against_lr, arms_in_time, loss_against_lr, sensitivity_against_size
 from train.results.sensitivity import DEGRADED
-from train.results.style import colours, line_over_seeds, lr_axis, panels, plain_ticks, step_axis, styled
+from train.results.style import (
+    colours,
+    line_over_seeds,
+    lr_axis,
+    outcome_handles,
+    panels,
+    plain_ticks,
+    step_axis,
+    styled,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +113,7 @@ def _in_order(sweep: Arms) -> pd.DataFrame:
 def _logits(spec: FigureSpec, sweep: Arms) -> Drawn:
     """Figure 1 of Wortsman et al. 2023: loss, logits and entropy against LR, LR sensitivity against N."""
     lines = {arm: arm for arm in sweep.names}
-    figures = {"loss_and_logits_against_lr": arms_against_lr(_in_order(sweep), lines, optimum_handles())}
+    figures = {"loss_and_logits_against_lr": arms_against_lr(_in_order(sweep), lines, optimum_handles(sweep))}
     shades = colours(sweep.sizes())
     for (n, _), curve in sweep.curves.items():
         optimum_marks(figures["loss_and_logits_against_lr"].axes[0], curve, shades[n])
@@ -197,7 +206,7 @@ def _quantities_figure(spec: FigureSpec, sweep: Arms) -> Figure:
             plain_ticks(panel)
     axes[0].set_ylabel("final validation loss (nats)")
     floor_lines(axes[0], sweep)
-    arms_and_sizes_legend(figure, sweep, columns=max(2, int(figure.get_figwidth() / 1.5)))
+    arms_and_sizes_legend(figure, sweep, outcome_handles(sweep.runs))
     return figure
 
 
@@ -307,7 +316,7 @@ def _lengths_figure(spec: FigureSpec, sweep: Arms) -> Figure:
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         panel.set(xlabel="length / length of training", ylabel=pattern.replace("*", "n"))
-    arms_and_sizes_legend(figure, sweep, columns=5)
+    arms_and_sizes_legend(figure, sweep)
     return figure
 
 

@@ -30,7 +30,14 @@ class CsvFile:
         """Does nothing, because config.yaml has them already."""
 
     def finalize(self, status: str) -> None:
-        write_atomically(self.folder / "metrics.csv", frame(RunFolder(self.folder)).to_csv(index=False))
+        import pandas as pd
+
+        run = RunFolder(self.folder)
+        table = frame(run)
+        # Cells of what a row has not recorded are empty, those of NaN are not.
+        recorded = pd.DataFrame([dict.fromkeys(row, True) for row in run.metrics()], columns=table.columns).notna()
+        table = table.astype(object).mask(table.isna() & recorded, "NaN")
+        write_atomically(self.folder / "metrics.csv", table.to_csv(index=False))
 
 
 @LOGGER.register

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any, Literal
 
-from train.runfolder.metrics import BY_HEAD, Over, metric_of
+from train.runfolder.metrics import BY_HEAD, Over, largest, least, metric_of
 
 Detail = Literal["summary", "all"]
 """summary: one value over blocks or tensors per quantity, and a histogram of most. all: also every recorded value."""
@@ -15,7 +15,7 @@ Detail = Literal["summary", "all"]
 Sent = tuple[dict[str, Any], dict[str, list[float]]]
 """Values, and lists that are sent as histograms."""
 
-REDUCE: Mapping[Over, Callable[[list[float]], float]] = {"max": max, "mean": fmean, "min": min}
+REDUCE: Mapping[Over, Callable[[list[float]], float]] = {"max": largest, "mean": fmean, "min": least}
 SHOWN = ("embedding", "head", "attention.query", "attention.out", "mlp.up", "mlp.down")
 """Tensors that are also sent by name, for the quantities in SHOWN_OF. Those in blocks are reduced over blocks."""
 SHOWN_OF = ("adam/gradient_over_eps", "adam/g_over_sqrt_v_rms", "update/rms")

@@ -6,6 +6,7 @@ matplotlib is imported inside the functions so that importing this module is che
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from train.results.style import (
     cap_line,
     colour_handles,
     colours,
+    legend,
     legend_above,
     line_over_seeds,
     logit_guides,
@@ -62,8 +64,7 @@ def arms_against_lr(runs: pd.DataFrame, lines: Mapping[str, str], handles: Seque
     entropy.set(yscale="log", ylabel="attention entropy (nats)")
     logit_guides(logit)
     broke = runs[runs["state"] == "diverged"]
-    if len(broke):
-        cap_line(loss, float(runs["validation/loss_init"].median()))
+    cap_line(loss, broke)
     bigram_guide(loss, common_floor(runs, "bigram"), loss.get_ylim())
     labels = {label: styles[arm] for arm, label in lines.items()}
     legend_above(figure, shades, labels, [*handles, *outcome_handles(runs)])
@@ -77,7 +78,8 @@ def sensitivity_against_size(curves: Mapping[tuple[int, str], OverSeeds], lines:
     With several seeds it draws their mean and standard deviation.
     """
     figure, (axes,) = panels(1, width=3.2)
-    for (arm, label), style, colour in zip(lines.items(), LINES, ("#21506e", "#b5542b", "0.3", "0.6"), strict=False):
+    shades = ("#21506e", "#b5542b", "0.3", "0.6")[: len(lines)]
+    for (arm, label), style, colour in zip(lines.items(), LINES[: len(lines)], shades, strict=True):
         found = sorted((n, curve) for (n, of), curve in curves.items() if of == arm)
         ns, means = [n for n, _ in found], [curve.mean for _, curve in found]
         axes.errorbar(
@@ -92,7 +94,7 @@ def sensitivity_against_size(curves: Mapping[tuple[int, str], OverSeeds], lines:
     sizes = sorted({n for n, _ in curves})
     size_ticks(axes, sizes)
     axes.margins(x=0.12, y=0.15)
-    figure.legend(loc="outside upper center", ncols=4)
+    legend(figure, axes.get_legend_handles_labels()[0])
     return figure
 
 
@@ -123,8 +125,7 @@ def against_size(
         sizes = sorted({n for values in arms.values() for n in values})
         size_ticks(panel, sizes)
         panel.margins(x=0.12, y=0.12)
-    columns = max(1, int(figure.get_figwidth() / 1.35))
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns, columnspacing=1.2)
+    legend(figure, [*handles.values()])
     return figure
 
 
@@ -163,10 +164,8 @@ def arms_in_time(
         panel.set_yscale("log")
     logit_guides(axes[1])
     axes[3].set_ylim(-1.02 if axes[3].get_ylim()[0] < 0 else 0, 1.02)
-    shades_of = {n: shades[n] for n in sorted(shades)}
-    legend_above(figure, shades_of, {label: styles[arm] for arm, label in lines.items()})
-    for text, n in zip(figure.legends[0].get_texts(), shades_of, strict=False):
-        text.set_text(f"N = {size_label(n)}, LR {lrs[n]:g}")
+    shades_of, notes = {n: shades[n] for n in sorted(shades)}, {n: f", LR {lr:g}" for n, lr in lrs.items()}
+    legend_above(figure, shades_of, {label: styles[arm] for arm, label in lines.items()}, notes=notes)
     return figure
 
 
@@ -197,10 +196,9 @@ def loss_against_lr(runs: pd.DataFrame) -> Figure:
         for key in [key for key in shades if (shown[along] == key).any()]:
             line_over_seeds(panel, shown[shown[along] == key], "validation/loss", shades[key], "-")
         lr_axis(panel, runs["optimizer.lr"])
-        panel.set_title(f"N = {size_label(facet)}" if overlaid else facet)
+        panel.set_title(f"N = {size_label(facet)}" if overlaid else textwrap.fill(facet, int(14 * width)))
         panel.set_ylabel("final validation loss (nats)" if i % columns == 0 else "")
-        if len(broke):
-            cap_line(panel, float(broke["validation/loss_init"].median()))
+        cap_line(panel, broke)
     limits = axes[0].get_ylim()
     for panel, facet in zip(axes, facets, strict=False):
         bigram_guide(panel, common_floor(runs[runs[by] == facet], "bigram"), limits)
@@ -243,9 +241,8 @@ def run_curves(rows: pd.DataFrame) -> Figure:
     loss.set_ylabel("training loss (nats)")
     for axes in (loss, logit, entropy, gradient):
         axes.set_xlabel("step")
-    handles, labels = logit.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside upper center", ncols=8)
+    if handles := logit.get_legend_handles_labels()[0]:
+        legend(figure, handles)
     return figure
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from train.cli.format import size_label
+from train.results.floors import common_level
 from train.results.verdict import jsonable
 from train.runfolder.files import write_atomically
 from train.runfolder.folder import STOPPED
@@ -58,6 +61,9 @@ STYLE: dict[Any, Any] = {
 
 PANEL = (2.35, 2.1)
 """Width and height of one panel in inches. Three panels fill the text width of a page."""
+
+LEGEND = 0.35
+"""Height in inches that a figure has above its panels."""
 
 LINES = ("-", "--", ":", "-.")
 
@@ -114,22 +120,50 @@ def panels(columns: int, rows: int = 1, width: float = PANEL[0]) -> tuple[Figure
     """Returns a figure with rows x columns panels and their axes, row by row. `width` is that of a panel, in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * columns, PANEL[1] * rows + 0.35))
+    figure = Figure(figsize=(width * columns, PANEL[1] * rows + LEGEND))
     return figure, list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
 
 
-def legend_above(figure: Figure, sizes: Mapping[int, Any], lines: Mapping[str, str], extra: Sequence[Any] = ()) -> None:
-    """Adds a legend above the panels: size colours, line styles of the arms (if several), then `extra`."""
+def legend(figure: Figure, handles: Sequence[Any]) -> None:
+    """Adds a legend above the panels, in as many columns as fit, and makes room for what `panels` has left none for.
+
+    Labels that are wider than the figure are wrapped.
+    """
+    room, wide = figure.bbox.width, 0.0
+    labels = [str(handle.get_label()) for handle in handles]
+    for columns in range(len(handles), 0, -1):
+        made = figure.legend(handles, labels, loc="outside upper center", ncols=columns, columnspacing=1.2)
+        if (wide := made.get_window_extent().width) <= room:
+            break
+        made.remove()
+    else:
+        most = max(8, int(0.85 * max(map(len, labels), default=0) * room / max(wide, 1.0)))
+        wrapped = ["\n".join(textwrap.wrap(label, most, break_on_hyphens=False)) for label in labels]
+        made = figure.legend(handles, wrapped, loc="outside upper center", ncols=1)
+    grow(figure, made.get_window_extent().height / figure.dpi - LEGEND)
+
+
+def grow(figure: Figure, by: float) -> None:
+    """Makes a figure higher by so many inches, if that is more than none."""
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + max(0.0, by))
+
+
+def legend_above(
+    figure: Figure,
+    sizes: Mapping[int, Any],
+    lines: Mapping[str, str],
+    extra: Sequence[Any] = (),
+    notes: Mapping[int, str] = MappingProxyType({}),
+) -> None:
+    """Adds a legend above the panels: size colours with notes, line styles of the arms (if several), then `extra`."""
     from matplotlib.lines import Line2D
 
-    by_label = {size_label(n): colour for n, colour in sizes.items()}
-    handles = [Line2D([], [], color=colour, label=f"N = {label}") for label, colour in by_label.items()]
+    by_label = {f"N = {size_label(n)}{notes.get(n, '')}": colour for n, colour in sizes.items()}
+    handles = [Line2D([], [], color=colour, label=label) for label, colour in by_label.items()]
     if len(lines) > 1:
         handles += [Line2D([], [], color="0.3", ls=style, label=label) for label, style in lines.items()]
-    handles += extra
-    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
-    columns = max(1, int(figure.get_figwidth() / max(0.95, 0.06 * longest)))
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2)
+    legend(figure, [*handles, *extra])
 
 
 def line_over_seeds(axes: Axes, runs: pd.DataFrame, column: str, colour: Any, style: str) -> None:
@@ -176,7 +210,15 @@ def colour_handles(colours: Mapping[str, Any]) -> list[Any]:
     return [Line2D([], [], color=colour, label=label) for label, colour in colours.items()]
 
 
-def cap_line(axes: Axes, loss_init: float) -> None:
+INIT_ALIKE = 0.2
+"""Losses at initialisation that differ by at most this many nats, as those of sizes and seeds do, share a line."""
+
+
+def cap_line(axes: Axes, diverged: pd.DataFrame) -> None:
+    """Draws the loss at initialisation of the runs that diverged, unless they are of different data."""
+    loss_init = common_level(diverged, "validation/loss_init", INIT_ALIKE)
+    if loss_init is None:
+        return
     axes.axhline(loss_init, color="0.45", linestyle=":", linewidth=0.9, zorder=1)
     axes.annotate(
         "loss at init", (0, loss_init), xycoords=("axes fraction", "data"), xytext=(2, -2), textcoords="offset points",

@@ -17,7 +17,7 @@ from train.results.later import flat, with_later_fields
 from train.results.stopped import with_estimates
 from train.runfolder import columns
 from train.runfolder.files import read_json
-from train.runfolder.folder import ENDED, RunFolder, no_sweep, require_format
+from train.runfolder.folder import ENDED, RunFolder, began, no_sweep, require_format
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -217,5 +217,6 @@ def row_of(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _started(status: Mapping[str, Any]) -> float | None:
-    """Seconds since 1970 at which the run began, by the time and the length of its last status."""
-    return status["time"] - float(status.get("seconds") or 0.0) if "time" in status else None
+    """Seconds since 1970 at which the run began, in its first attempt."""
+    found: float | None = status.get("began") or began(status)
+    return found

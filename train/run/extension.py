@@ -17,7 +17,7 @@ from train.config.names import part
 from train.config.schema import Config
 from train.run.derived import tokens_per_step, values_in_force
 from train.runfolder.files import write_atomically
-from train.runfolder.folder import RunFolder
+from train.runfolder.folder import RunFolder, began
 
 OF_VALIDATION = ("validation/loss", "validation/bits_per_byte", "validation/accuracy")
 """Metrics of every validation; others are of the one after training."""
@@ -89,6 +89,8 @@ def plan_of(config: Config, parent: Path) -> tuple[RunFolder | None, str | None]
 
 def go_on(config: Config, folder: RunFolder, shorter: RunFolder) -> None:
     """Copies checkpoint, metrics and times of the shorter run; the checkpoint last, by which a run counts as begun."""
+    status = shorter.status()
+    folder.set_status("pending", began=status.get("began") or began(status))
     *rows, last = shorter.metrics()
     write_atomically(
         folder.metrics_path, "".join(json.dumps(row) + "\n" for row in [*rows, _inner(last, rows, config)])

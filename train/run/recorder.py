@@ -11,10 +11,11 @@ import torch
 import torch.distributed as dist
 
 from models.probes import OF_MAX_PAIR, Stats, is_max, is_min, is_rms, over_rows
+from train.runfolder.metrics import largest, least
 
 MetricsRow = dict[str, Any]
 
-OVER_BLOCKS: dict[str, Callable[[list[float]], float]] = {"logit_max": max, "entropy": fmean, "sink_rate": fmean}
+OVER_BLOCKS: dict[str, Callable[[list[float]], float]] = {"logit_max": largest, "entropy": fmean, "sink_rate": fmean}
 """How each metric is reduced from all blocks to one value, `attention/<metric>`."""
 
 
@@ -99,21 +100,21 @@ def summarize(row: MetricsRow) -> MetricsRow:
         if not isinstance(value, list):
             done[name] = value
             continue
-        done[name] = max(value) if is_max(name) else min(value) if is_min(name) else sum(value) / len(value)
+        done[name] = largest(value) if is_max(name) else least(value) if is_min(name) else sum(value) / len(value)
         done[f"{name}_by_head"] = value
         if name.endswith("/load"):  # Here, because parts of a batch can have their largest loads at different experts.
-            done[f"{name}_max"] = max(value)
+            done[f"{name}_max"] = largest(value)
         blocks.setdefault(name.rpartition("/")[2], []).append(done[name])
         if name.endswith("/entropy"):
-            blocks.setdefault("entropy_min", []).append(min(value))
+            blocks.setdefault("entropy_min", []).append(least(value))
     for name, over in OVER_BLOCKS.items():
         if name in blocks:
             done[f"attention/{name}"] = over(blocks[name])
     if "entropy_min" in blocks:
-        done["attention/entropy_min"] = min(blocks["entropy_min"])
+        done["attention/entropy_min"] = least(blocks["entropy_min"])
     ratios = [v for k, v in row.items() if k.endswith("/gradient_over_eps")]
     if ratios:
-        done["adam/gradient_over_eps_min"] = min(ratios)
+        done["adam/gradient_over_eps_min"] = least(ratios)
     return done
 
 

@@ -60,6 +60,14 @@ def no_sweep(path: Path) -> ConfigError:
     return ConfigError(f"{path} is neither a sweep folder (sweep.json) nor a run folder (config.yaml, metrics.jsonl)")
 
 
+def began(status: Mapping[str, Any]) -> float | None:
+    """Returns the seconds since 1970 at which a run of an earlier version began, by time and length of its status.
+
+    Pauses between its attempts are not known, so it may have begun earlier.
+    """
+    return status["time"] - float(status.get("seconds") or 0.0) if "time" in status else None
+
+
 def require_format(runs: Iterable[RunFolder], folder: Path) -> None:
     """Raises ConfigError if a run has another format than FORMAT. The message says to migrate `folder`."""
     for run in runs:
@@ -178,10 +186,11 @@ class RunFolder:
 
     def start(self, data: str) -> None:
         """Sets the state to running, and records the attempt, the data, host, process, commit and package versions."""
-        attempt = int(self.status().get("attempt", 0)) + 1
+        before = self.status()
         self.set_status(
             "running",
-            attempt=attempt,
+            attempt=int(before.get("attempt", 0)) + 1,
+            began=before.get("began") or began(before) or time.time(),
             data=data,
             host=socket.gethostname(),
             pid=os.getpid(),

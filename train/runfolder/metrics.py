@@ -7,7 +7,9 @@ under its name + `_by_head`.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -49,6 +51,16 @@ def _pattern(name: str, by_head: bool) -> re.Pattern[str]:
     for placeholder, pattern in PLACEHOLDERS.items():
         text = text.replace(placeholder, pattern)
     return re.compile(text + (f"(?:{BY_HEAD})?" if by_head else ""))
+
+
+def largest(values: Sequence[float]) -> float:
+    """Returns the largest number, NaN if one is NaN, which `max` hides or not by their order."""
+    return math.nan if any(map(math.isnan, values)) else max(values)
+
+
+def least(values: Sequence[float]) -> float:
+    """Returns the smallest number, NaN if one is NaN."""
+    return -largest([-value for value in values])
 
 
 @cache

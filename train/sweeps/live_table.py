@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -40,6 +42,7 @@ class LiveTable:
         self.rows, self.columns, self.cells = _grid(sweep.points, sweep.arms)
         self.started = self._drawn = time.monotonic()
         before = [] if force else sweep.runs()
+        self.since = time.time() if force else 0.0
         self.status = {config.run_name(): dict[str, Any]() for config in sweep.configs}
         self.status |= {run.path.name: run.status() for run in before}
         for config in sweep.configs:
@@ -70,8 +73,11 @@ class LiveTable:
         """Reads the status of ended and running runs again, and redraws."""
         for name in {*ended, *running, *(n for n, s in self.status.items() if s.get("state") == "running")}:
             run = RunFolder(self.sweep.folder / name)
-            self.status[name] = run.status()
-            if name in ended:
+            status = run.status()
+            # A run that is trained again still has the files of its former training until it starts.
+            self.status[name] = status if status.get("time", math.inf) >= self.since else {"state": "pending"}
+            # A run has ended before its process has, which may still send its last rows.
+            if name in ended or self.status[name].get("state") in ENDED:
                 self.summary[name] = run.summary()
         if self.live is not None:
             if ended or time.monotonic() - self._drawn > 0.5:
@@ -100,7 +106,8 @@ class LiveTable:
         status = self.status[name]
         state = str(status.get("state", "pending"))
         if state in ENDED:
-            text = number(self.summary[name].get("validation/loss_final")) if state == "finished" else "diverged"
+            found = self.summary.get(name) or {}
+            text = number(found.get("validation/loss_final")) if state == "finished" else "diverged"
         elif state == "running":
             text = f"{100 * (status.get('step') or 0) // self.sweep.configs[index].steps}%"
         else:
@@ -153,11 +160,17 @@ class LiveTable:
         self.console.print(f"{counts} in {duration(time.monotonic() - self.started)}{self._saved()}")
         for name, status in self.status.items():
             if status.get("state") not in DONE:
-                reason = status.get("reason") or f"process {status.get('pid')} of another command is training it"
+                reason = status.get("reason") or self._why_open(name, status)
                 self.console.print(f"  {name}: {reason}", style="red", soft_wrap=True)
         if not self.brief:
             self.console.print(f"judge and draw: stabilab report {self.sweep.folder}", soft_wrap=True)
         return int(any(state not in DONE for state in states))
+
+    def _why_open(self, name: str, status: Mapping[str, Any]) -> str:
+        folder = RunFolder(self.sweep.folder / name)
+        if folder.is_claimed():
+            return f"process {status.get('pid')} of another command is training it"
+        return f"its process ended without a result, see {folder.path / 'log.txt'}"
 
     def _saved(self) -> str:
         """Returns how much of the sweep's training was saved by stopping broken runs, or nothing if none was."""

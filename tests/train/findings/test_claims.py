@@ -71,6 +71,7 @@ def test_a_row_of_yaml_is_a_claim(tmp_path):
         ({"colour": "red"}, "mine.colour: Extra inputs are not permitted"),
         ({"seeds": 0}, "mine.seeds: Input should be greater than or equal to 1"),
         ({"arms": ["a", "c"]}, "arm b is not one of the claim's"),
+        ({"arms": list("abcde"), "figure": {"kind": "logits"}}, "logits shows up to 4 arms, there are 5: use losses"),
         ({"arms": {"names": ["a", "b"], "by": "steps"}}, "give one of names, by and where"),
         ({"frozen": "yesterday"}, "mine.frozen: Input should be a valid datetime"),
         ({"primary": ROW["primary"] | {"why": ""}}, "primary.why: give the reason for the threshold"),

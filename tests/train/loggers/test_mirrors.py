@@ -22,6 +22,7 @@ from tests.train.helpers import TINY, in_process, tiny, trained
 from tests.train.loggers.sweep_server import serving
 from tests.train.loggers.wandb_files import offline_run, records
 from train.config.compose import compose
+from train.loggers.csv import CsvFile
 from train.loggers.detail import sent
 from train.runfolder.folder import RunFolder
 from train.sync import run_folders, sync, unsent
@@ -89,6 +90,13 @@ def test_csv_has_every_row_of_a_run_that_went_on(tmp_path):
     found = pd.read_csv(folder.path / "metrics.csv", float_precision="round_trip")
     assert found["step"].tolist() == list(range(-1, STEPS))
     pd.testing.assert_frame_equal(found, pd.DataFrame(expected))
+
+
+def test_csv_tells_nan_from_what_was_not_recorded(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.append(folder.metrics_path, [{"step": 0, "train/loss": math.nan}, {"step": 1, "gradient/norm": 2.0}])
+    CsvFile(tmp_path).finalize("success")
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,train/loss,gradient/norm", "0,NaN,", "1,,2.0"]
 
 
 def test_tensorboard_has_the_same_names_and_numbers(tmp_path):

@@ -1,5 +1,6 @@
 """Reduction of metrics over devices."""
 
+import math
 import os
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from tests.train.run.pair import in_pair
+from train.loggers.detail import sent
 from train.run.recorder import MetricsRow, Recorder, summarize
 
 # Per rank and step: two heads' largest logits and their cosines. In step 1, both ranks have head 1's logit.
@@ -44,6 +46,18 @@ def test_cosines_are_those_of_the_device_with_the_largest_logit() -> None:
         assert rows[0]["gradient/head/rms"] == pytest.approx((29) ** 0.5)
         assert rows[0]["state/block0/decay_min"] == pytest.approx(0.2)
         assert rows[0]["router/block0/load_max"] == pytest.approx(0.375), "that of the whole batch"
+
+
+@pytest.mark.parametrize("values", [[math.nan, 3.0], [3.0, math.nan]])
+def test_nan_of_one_block_or_head_is_not_hidden(values: list[float]) -> None:
+    adam = {f"adam/{t}/gradient_over_eps": v for t, v in zip(("head", "embedding"), values, strict=True)}
+    logits = {f"attention/block{i}/logit_max": of for i, of in enumerate((values[:1], values[1:], values))}
+    row = summarize({**logits, "attention/block0/entropy": values, **adam})
+    blocks = ("attention/logit_max", "attention/block2/logit_max", "attention/entropy_min")
+    assert all(math.isnan(row[name]) for name in (*blocks, "adam/gradient_over_eps_min"))
+    assert row["attention/block0/logit_max"] is values[0]
+    shown, _ = sent(adam)
+    assert math.isnan(shown["adam/gradient_over_eps"])
 
 
 def test_a_bound_over_heads_is_the_largest() -> None:

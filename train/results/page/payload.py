@@ -10,7 +10,7 @@ import numpy as np
 from train.cli.format import size_label
 from train.results.floors import ALIKE, NAMES, floors_text
 from train.results.page.curves import CHARTS, HEATMAPS
-from train.results.style import GUIDES, colours
+from train.results.style import GUIDES, INIT_ALIKE, colours
 from train.results.verdict import jsonable
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def payload(runs: pd.DataFrame, found: pd.DataFrame) -> dict[str, Any]:
         "validation/loss_init": _plain(runs["validation/loss_init"]) if "validation/loss_init" in runs else [],
         "floors": {name: _plain(runs[f"floor/{name}"]) for name in NAMES if f"floor/{name}" in runs},
         "alike": ALIKE,
+        "init_alike": INIT_ALIKE,
         "arms": arms,
         "armOf": [arms.index(arm) for arm in runs["arm"]],
         "sizes": [[n, size_label(n)] for n in sizes],

@@ -143,7 +143,9 @@ function ratePanel(title, series, metric, { grid, values, guides, choose, zoom }
 function rateGuides(metric, values, lines) {
   if (metric === "logit_max") return logitGuides(values);
   if (metric !== "validation/loss" || !lines.some((s) => s.crosses.length)) return [];
-  return [[median(data["validation/loss_init"].filter((v, i) => v != null && data.ended[i])), "loss at init"]];
+  const starts = data["validation/loss_init"].filter((v, i) => v != null && data.ended[i]);
+  // Runs on different data start at losses that have no line in common.
+  return Math.max(...starts) - Math.min(...starts) <= data.init_alike ? [[median(starts), "loss at init"]] : [];
 }
 
 /** Returns the floors that the runs share, as [nats, name]. */
