@@ -86,6 +86,9 @@ class DataConfig:
         """
         return None
 
+    def require(self) -> None:
+        """Raises DataError if files that the corpus is read from are not there. Reads and writes none."""
+
     def fingerprint(self) -> dict[str, Any]:
         """Returns the versions and hashes that determine the tokens together with the config fields.
 

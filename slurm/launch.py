@@ -28,6 +28,8 @@ def launch(sweep: Sweep, launcher: Slurm) -> int:
         prepare_data(todo)
     if todo:
         submit(sweep.folder, todo, launcher)
+    elif launcher.dry_run:
+        print(f"dry run: nothing to submit, all runs in {sweep.folder} have ended or are in the queue")
     if not launcher.dry_run:
         sweep.write_plan()
         print(f"show their state: stabilab status {sweep.folder}")

@@ -46,6 +46,9 @@ def single(arguments: list[str]) -> None:
     if words.dry_run:
         from train.cli.ended import state_of
         from train.cli.estimate import print_run
+        from train.sweeps.local import require_anywhere
+
+        require_anywhere([config])
 
         print_run(config, state_of(config))
         return
@@ -97,6 +100,7 @@ def multirun(arguments: list[str]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from train.cli.words import taken
     from train.config.choices import CONF
     from train.config.compose import compose, from_node
     from train.config.grid import expand, refuse_hydra_of_files
@@ -104,7 +108,10 @@ def multirun(arguments: list[str]) -> None:
     from train.config.own import for_hydra, resolved
     from train.run.process import environment
 
-    overrides = resolved([a for a in arguments if not a.startswith("-")])
+    words, overrides = taken([a for a in arguments if not a.startswith("-") or a == "--dry-run"])
+    if words.dry_run or words.show:
+        raise ConfigError(f"{'--dry-run' if words.dry_run else 'show='} doesn't go with -m: use stabilab sweep")
+    overrides = resolved(overrides)
     refuse_hydra_of_files(overrides)
     for arm, point in expand(overrides):
         if arm is not None:
@@ -113,7 +120,7 @@ def multirun(arguments: list[str]) -> None:
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(node: Any) -> None:
-        train_and_summarize(from_node(node))
+        train_and_summarize(from_node(node), words.force)
 
     try:
         sys.argv[1:] = [*(a for a in arguments if a.startswith("-")), *for_hydra(overrides)]

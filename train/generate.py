@@ -7,19 +7,34 @@ of 100k parameters writes words without sense. What counts is that they look lik
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from train.cli.terminal import exit_with
 from train.runfolder.folder import require_trained
 
 
+def count(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise ValueError
+    return value
+
+
+def temperature(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError
+    return value
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m train.generate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="stabilab generate", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of an ended run on text")
     parser.add_argument("text", nargs="?", default="", help="what to continue; by default a new document")
-    parser.add_argument("-n", "--tokens", type=int, default=300, help="tokens to add (default: 300)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    parser.add_argument("-n", "--tokens", type=count, default=300, help="tokens to add (default: 300)")
+    parser.add_argument("--temperature", type=temperature, default=1.0, help="0 takes the likeliest token (default: 1)")
+    parser.add_argument("--seed", type=count, default=0, help="random seed (default: 0)")
     given = parser.parse_args()
 
     def action() -> None:

@@ -10,13 +10,13 @@ import importlib
 import sys
 from pathlib import Path
 
-from train.cli.terminal import exit_with
+from train.cli.terminal import Paragraphs, exit_with
 from train.runfolder.folder import require_trained
 
 MEASUREMENTS = {
     "amplification": "the loss with amplified attention logits",
     "entropy_bound": "attention entropy and its lower bound",
-    "hessian": "the sharpness of the preconditioned Hessian, and the LR at the edge of stability",
+    "hessian": "sharpness of the preconditioned Hessian, LR at its edge",
     "massive": "massive activations, and the loss without them",
     "neurons": "dead and positional neurons of the MLPs",
     "quantized": "the loss after rounding to 8 and 4 bits",
@@ -47,8 +47,8 @@ def measure_runs(what: str, doc: str | None, show: str = "print_found", runs: st
 def main() -> None:
     lines = [f"  {name:15}{says}" for name, says in MEASUREMENTS.items()]
     parser = argparse.ArgumentParser(
-        prog="stabilab inspect", description="\n".join([__doc__ or "", "WHAT is one of:", *lines]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="stabilab inspect", description=f"{__doc__}\nWHAT is one of:\n\n" + "\n".join(lines),
+        formatter_class=Paragraphs,
     )  # fmt: skip
     parser.add_argument("what", choices=MEASUREMENTS, metavar="WHAT", help="what to measure")
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="RUN", help="folders of ended runs, and options")

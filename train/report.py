@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,7 +151,13 @@ def report_together(paths: Sequence[Path]) -> None:
     both = together(sweeps)
     folder = sweeps[0].path / "report"
     folder.mkdir(exist_ok=True)
-    print(write_joint_page(both, table(both.runs), judged, folder / f"{'+'.join(s.path.name for s in sweeps)}.html"))
+    print(write_joint_page(both, table(both.runs), judged, folder / f"{_joint_name(sweeps)}.html"))
+
+
+def _joint_name(sweeps: Sequence[SweepResults]) -> str:
+    """Returns the names of the sweeps as that of a file, cut and with a hash where a file system has no room for it."""
+    name = "+".join(sweep.path.name for sweep in sweeps)
+    return name if len(name) <= 100 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _judged(sweep: SweepResults) -> Judged:

@@ -1,8 +1,8 @@
 """`python -m train.runs` lists, compares and deletes runs.
 
-  python -m train.runs [FOLDER ...] [KEY=VALUE ...]     lists runs, by default those in runs/, oldest first
-  python -m train.runs compare A B                      compares two runs or two sweeps: their configs and results
-  python -m train.runs delete FOLDER ... [KEY=VALUE ..] deletes runs or whole sweeps
+  stabilab runs [FOLDER ...] [KEY=VALUE ...]  lists runs, by default in runs/
+  stabilab runs compare A B                   compares two runs or two sweeps
+  stabilab runs delete FOLDER ...             deletes runs or whole sweeps
 
 A condition is KEY=VALUE, with * for any text and commas between alternatives, KEY!=VALUE, or 'KEY<VALUE' and the like,
 quoted for the shell: attention=softmax, state=failed, 'loss<2.1', 'lr>=0.1'. A key is any field of the config or of
@@ -24,7 +24,7 @@ from pathlib import Path
 from conf.axis import ConfigError
 from train.cli.format import number
 from train.cli.tables import plain_table, print_table
-from train.cli.terminal import exit_with, table_console
+from train.cli.terminal import Paragraphs, exit_with, table_console
 from train.results.listing import Condition, Row, column, condition, is_condition, ordered, rows_in, shown
 from train.runfolder.find import sweeps_around
 from train.runfolder.folder import RunFolder, is_run
@@ -200,15 +200,13 @@ def delete(words: Sequence[str], sure: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m train.runs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="stabilab runs", description=__doc__, formatter_class=Paragraphs)
     parser.add_argument("words", nargs="*", metavar="WORD", help="compare or delete, folders and conditions")
     parser.add_argument("--sort", metavar="KEY", help="column to sort by, ascending; its values are shown")
     parser.add_argument("--reverse", action="store_true", help="sort the other way round")
     parser.add_argument("--json", action="store_true", help="print every field and result of the runs as JSON")
     parser.add_argument("--yes", action="store_true", help="delete without asking")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     action, *words = given.words if given.words[:1] and given.words[0] in ACTIONS else ["list", *given.words]
     exit_with(lambda: run(action, words, given))
 

@@ -22,12 +22,26 @@ def launch(sweep: Sweep, force: bool = False, judge: Judge | None = None) -> int
     """Trains the sweep here, or submits it if its launcher is Slurm, and returns the exit code.
 
     With `force`, runs that have ended are trained again. For `judge` see train.sweeps.local.run. Raises ConfigError for
-    runs of an earlier format, runs with different launchers, runs that are in Slurm's queue, or for stop_when=broken
-    where that doesn't go.
+    what `require` refuses, and for runs that are in Slurm's queue.
     """
     from train.config.launcher import Slurm
-    from train.runfolder.folder import RunFolder, require_format
     from train.sweeps.local import run
+
+    launcher = sweep.configs[0].launcher
+    require(sweep, force)
+    if not isinstance(launcher, Slurm):
+        _refuse_while_in_slurm(sweep)
+        return run(sweep, force, judge)
+    from slurm.launch import launch
+
+    return launch(sweep, launcher)
+
+
+def require(sweep: Sweep, force: bool = False) -> None:
+    """Raises ConfigError for runs of an earlier format, runs with different launchers, force=true with Slurm, or for
+    stop_when=broken where that doesn't go."""
+    from train.config.launcher import Slurm
+    from train.runfolder.folder import RunFolder, require_format
 
     launcher = sweep.configs[0].launcher
     stops = any(config.stop_when != "never" for config in sweep.configs)
@@ -40,14 +54,8 @@ def launch(sweep: Sweep, force: bool = False, judge: Judge | None = None) -> int
     require_format((RunFolder(path.parent) for path in sweep.folder.glob("*/status.json")), sweep.folder)
     if any(config.launcher != launcher for config in sweep.configs):
         raise ConfigError("launcher: the runs of a sweep can't have different launchers: give one value")
-    if not isinstance(launcher, Slurm):
-        _refuse_while_in_slurm(sweep)
-        return run(sweep, force, judge)
-    if force:
+    if force and isinstance(launcher, Slurm):
         raise ConfigError("force=true works on this machine alone: delete the runs with python -m train.runs delete")
-    from slurm.launch import launch
-
-    return launch(sweep, launcher)
 
 
 def _refuse_to_stop(launcher: LauncherConfig, finding: Finding | None) -> None:
@@ -97,8 +105,8 @@ def sweep(arguments: list[str]) -> int:
 
     refuse_unknown(arguments)
     with stop_held():  # These take seconds.
-        import train.sweeps.local  # noqa: F401 - loads torch
         from train.config.launcher import in_full
+        from train.sweeps.local import require_anywhere
         from train.sweeps.plan import plan
     words, overrides = taken(arguments)
     if words.show is not None:
@@ -108,6 +116,9 @@ def sweep(arguments: list[str]) -> int:
         return launch(planned, words.force)
     from train.cli.estimate import print_sweep
     from train.sweeps.pool import slots
+
+    require(planned, words.force)
+    require_anywhere(planned.to_do(words.force))
 
     print_sweep(planned, len(slots(planned.configs[0])), words.force)
     return 0

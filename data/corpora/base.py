@@ -187,7 +187,10 @@ def split_by_hash(found: Documents, what: str) -> Corpus:
     """
     documents = found.rows
     if len(documents) < 2:
-        raise DataError(f"{what} has {len(documents)} documents; at least 2 are needed, one of them for validation")
+        raise DataError(
+            f"{what} has {len(documents)} documents; at least 2 are needed, one of them for validation; in a .txt file "
+            f"blank lines separate them"
+        )
     hashes = np.array([_hash(text) for texts in batches(documents) for text in texts], np.uint64)
     order = np.argsort(hashes, kind="stable")
     held_out = int(np.clip((hashes < int(VALIDATION_SHARE * 2**64)).sum(), 1, len(documents) - 1))

@@ -20,8 +20,8 @@ from data.corpora.files import FORMATS, Files, checksum, documents, find, format
 class TextFiles(TextConfig):
     """Text of your own: a file or folder of .txt, .jsonl or .parquet, `data.path=`.
 
-    A .txt file is cut at blank lines into documents of about 8192 characters at most. The other formats have one
-    document per row, in the column `text`. .txt and .jsonl may be compressed (.gz, .bz2, .xz).
+    A .txt file is cut at blank lines into documents of about 8192 characters, more where there is no blank line. The
+    other formats have one document per row, in the column `text`. .txt and .jsonl may be compressed (.gz, .bz2, .xz).
     """
 
     name: Literal["text"] = "text"
@@ -50,6 +50,9 @@ class TextFiles(TextConfig):
                 f"data.path={self.path}: {missing}{also}; use a {', '.join(FORMATS)} file or a folder of them"
             )
         return found
+
+    def require(self) -> None:
+        self.files()
 
     def corpus(self, work: Path) -> Corpus:
         found = self.files()

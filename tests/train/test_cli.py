@@ -12,11 +12,13 @@ import pytest
 
 from conf.axis import ConfigError
 from tests.train.helpers import TINY, call, tiny
+from train.cli.progress import _beside
 from train.cli.terminal import exit_with
 from train.config.choices import choices
-from train.config.compose import to_yaml
+from train.config.compose import compose, to_yaml
 from train.config.grid import single_point
 from train.config.keys import all_keys
+from train.results.trained import tokens_of
 from train.runfolder.folder import RunFolder
 
 
@@ -89,7 +91,6 @@ def test_multirun_is_hydras(tmp_path):
 def test_bad_input_is_one_line_exit_2_nothing_written(tmp_path, monkeypatch, capsys, overrides, fragments):
     """Runs in this process for speed; the exit code is the one that a shell would see."""
     from train.__main__ import single
-    from train.cli.terminal import exit_with
 
     no_data = [o for o in TINY if not o.startswith("data")]
     arguments = [*(no_data if overrides[0].startswith("data=") else TINY), f"out={tmp_path / 'out'}", *overrides]
@@ -212,3 +213,39 @@ def test_output_without_utf8_shows_a_question_mark(monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream)
     exit_with(lambda: print("beta2 (β₂)"))
     assert written.getvalue() == b"beta2 (??)\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "fragment"),
+    [
+        (["train.sweep", "seed=0,1", "accumulate=2", "launcher.runs_per_process=2"], "accumulate"),
+        (["train.sweep", "seed=0,1", "data=text", "data.path=./nope"], "data.path=./nope: no such file or folder"),
+        (["train", "data=text", "data.path=./nope"], "data.path=./nope: no such file or folder"),
+        (["train", "init_from=runs/gone-01234567"], "init_from=runs/gone-01234567"),
+        (
+            ["train.sweep", "arms=a: launcher=slurm; b: mlp=swiglu"],
+            "launcher: the runs of a sweep can't have different",
+        ),
+        (["train", "-m", "seed=0,1"], "--dry-run doesn't go with -m: use stabilab sweep"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_command_refuses(tmp_path, command, fragment, capsys, monkeypatch):
+    module, *words = command
+    plain = [o for o in TINY if not o.startswith("data")] if "data=text" in words else TINY
+    code, said = call([module, *plain, *words, f"out={tmp_path}", "--dry-run"], capsys, monkeypatch)
+    assert code == 2
+    assert fragment in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_diverged_run_has_no_bits_per_byte_at_its_end():
+    known = {"floor/bigram": 2.5, "validation/bits_per_byte": 8.6, "validation/loss_final": None}
+    assert _beside(known) == " (bigram 2.500)"
+    assert _beside(known | {"validation/loss_final": 2.0}) == " (bigram 2.500), 8.600 bits per byte"
+
+
+def test_measuring_a_run_on_own_text_says_where_its_path_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = compose(["data=text", "data.path=prose.txt"])
+    with pytest.raises(ConfigError, match=r"the run was trained on prose\.txt from another folder: start there$"):
+        tokens_of(config)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
-from tests.train.helpers import trained
+from tests.train.helpers import call, trained
 from train.measure.generate import continued, sample
 from train.results.trained import config_of, model_of, objective_of
 
@@ -35,6 +35,15 @@ def test_samples_follow_the_seed_and_the_capped_distribution(run):
     likeliest = int(p_V.argmax())
     share, expected = each.count(likeliest) / 200, float(p_V.detach()[likeliest])
     assert abs(share - expected) < 4 * (expected * (1 - expected) / 200) ** 0.5
+
+
+@pytest.mark.parametrize(
+    "words", [["--temperature", "nan"], ["--temperature", "-1"], ["-n", "-3"], ["--seed", "9" * 23], ["--seed", "-1"]]
+)
+def test_bad_numbers_are_refused(run, words, capsys, monkeypatch):
+    code, said = call(["train.generate", str(run), *words], capsys, monkeypatch)
+    assert code == 2
+    assert f"invalid {'temperature' if 'temp' in words[0] else 'count'} value: '{words[1]}'" in said.splitlines()[-1]
 
 
 def test_a_run_whose_tokens_are_no_text_is_refused(run):

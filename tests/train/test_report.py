@@ -135,6 +135,15 @@ def test_a_run_began_with_its_first_attempt(tmp_path, monkeypatch):
     assert row_of(run, None)["started"] == 470.0
 
 
+def test_a_page_of_sweeps_with_long_names_has_a_short_one(tmp_path):
+    """File systems have names of 255 bytes at most."""
+    for letter in "abc":
+        make(tmp_path / (letter * 110))
+    report(*(tmp_path / (letter * 110) for letter in "abc"))
+    (page,) = (tmp_path / ("a" * 110) / "report").glob("*.html")
+    assert re.fullmatch(r"a{100}-[0-9a-f]{8}\.html", page.name)
+
+
 def test_tables_hold_any_name_of_an_arm(folder):
     sweep = load_sweep(make(folder))
     sweep = dataclasses.replace(sweep, runs=sweep.runs.assign(arm="<b>prose</b> | pipe"))

@@ -117,6 +117,37 @@ def test_compares_sweeps_and_deletes_one(tmp_path, capsys, monkeypatch):
     assert [path.name for path in Path("runs").iterdir()] == ["one"]
 
 
+def test_sweeps_compare_by_what_tells_arms_apart_in_either(tmp_path, capsys, monkeypatch):
+    """The second has one value of what the first varies."""
+    for name, mlps in (("one", ("gelu", "swiglu")), ("two", ("gelu",))):
+        runs = []
+        for mlp in mlps:
+            config = tiny(f"mlp={mlp}")
+            fake_run(tmp_path / name / config.run_name(), config, 3.0, 10.0)
+            runs.append({"folder": config.run_name(), "overrides": [f"mlp={mlp}"], "arm": "cap"})
+        plan = {"name": name, "finding": None, "overrides": [], "runs": runs}
+        (tmp_path / name / "sweep.json").write_text(json.dumps(plan))
+    code, said = call(["train.runs", "compare", f"{tmp_path}/one", f"{tmp_path}/two"], capsys, monkeypatch)
+    assert code == 0
+    (row,) = [line for line in said.splitlines() if "cap, mlp=gelu" in line]
+    assert row.split()[-3:] == ["3.000", "3.000", "+0.000"]
+
+
+def test_options_may_stand_between_words(kept, capsys, monkeypatch):
+    orders = (["--sort", "seed", "state=finished"], ["state=finished", "--sort", "seed"])
+    (code, first), (_, second) = (call(["train.runs", str(kept), *words], capsys, monkeypatch) for words in orders)
+    assert (code, first) == (0, second)
+
+
+@pytest.mark.parametrize("command", ["train.runs", "train.inspect", "train.generate", "train.diagnose", "train.report"])
+def test_help_fits_on_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, said = call([command, "--help"], capsys, monkeypatch)
+    assert code == 0
+    assert max(map(len, said.splitlines())) <= 80
+    assert "usage: stabilab " in said
+
+
 def of_arms(path: Path, losses: dict[str, list[float]]) -> Path:
     """Makes a sweep of two arms that an experiment names, with these losses at two LRs."""
     settings = {"plain": ["qk_norm=l2"], "capped": ["qk_norm=none", "attention=softcap"]}

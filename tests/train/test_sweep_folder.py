@@ -36,8 +36,20 @@ def test_runs_of_a_named_sweep_keep_their_own_names() -> None:
     assert [c.run_name() for c in plan(["name=mine", "seed=0,1"]).configs] == [
         c.run_name() for c in plan(["seed=0,1"]).configs
     ]
-    with pytest.raises(ConfigError, match="name: the runs of a sweep can't have different names"):
-        plan(["name=a,b"])
+    for field in ("name", "out"):
+        with pytest.raises(ConfigError, match=f"{field}: the runs of a sweep can't have several, as a and b"):
+            plan([f"{field}=a,b"])
+    with pytest.raises(ConfigError, match="out: the runs of a sweep can't have several"):
+        plan(["arms=a: ; b: out=elsewhere mlp=swiglu"])
+    with pytest.raises(ConfigError, match="finding: the runs of a sweep can't have several, as qk_norm and None"):
+        plan(["arms=a: finding=qk_norm; b: mlp=swiglu"])
+
+
+def test_a_model_file_of_ones_own_is_named_by_its_stem(tmp_path: Path) -> None:
+    file = tmp_path / "own" / "tiny.yaml"
+    file.parent.mkdir()
+    file.write_text("# @package model\nname: tiny\nwidth: 16\ndepth: 2\nheads: 2\n")
+    assert plan([f"model={file}", "seed=0,1", f"out={tmp_path}"]).folder.name == "tiny-seed"
 
 
 def test_two_sweeps_of_one_name_have_two_folders_and_keep_them(tmp_path: Path) -> None:

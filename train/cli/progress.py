@@ -153,5 +153,7 @@ def _beside(summary: dict[str, Any]) -> str:
     """Returns what to show beside the final loss: bigram floor, bits per byte of text, and accuracy of answers."""
     floor, bits, right = (summary.get(k) for k in ("floor/bigram", "validation/bits_per_byte", "validation/accuracy"))
     text = "" if floor is None else f" (bigram {number(floor)})"
+    if summary["validation/loss_final"] is None:  # Bits and accuracy are those at initialisation then.
+        return text
     text += "" if bits is None else f", {number(bits)} bits per byte"
     return text if right is None else f"{text}, {right:.1%} of answers right"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +58,14 @@ def exit_with(action: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+class Paragraphs(argparse.HelpFormatter):
+    """Wraps each paragraph of a description to the terminal, but not indented lines."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = text.strip("\n").split("\n\n")
+        return "\n\n".join(p if p.startswith(" ") else textwrap.fill(" ".join(p.split()), width) for p in parts)
 
 
 def table_console(width: int = 200, **options: Any) -> Console:

@@ -48,11 +48,12 @@ def expand_with_claim(
         params, arms, claim = _params_arms_and_claim(overrides, composer)
         for text in written:
             arms |= {name: [values] for name, values in written_arms(text).items()}
-        if early := [name for name, each in arms.items() for values in each if "plugins" in values]:
-            raise ConfigError(
-                f"arms: {early[0]!r} has plugins, which are read before arms: write plugins once, on the command line "
-                "or at the top of the file"
-            )
+        for name, each in arms.items():
+            if early := [key for key in ("plugins", "experiment", "ladder") for values in each if key in values]:
+                raise ConfigError(
+                    f"arms: {name!r} has {early[0]}, which is read before arms: give it once, on the command line or "
+                    "at the top of the file"
+                )
         grids: list[tuple[str | None, list[str]]] = [
             (arm, _texts(values)) for arm, each in arms.items() for values in each
         ]
@@ -110,6 +111,18 @@ def compose_all(points: Sequence[Sequence[str]], composer: Composer | None = Non
         with composing(point):
             configs.append(composer.config(point))
     return configs
+
+
+def list_hint(error: ConfigError, overrides: Sequence[str]) -> ConfigError:
+    """Returns the error with what to write for a list, if an override that has one is at fault.
+
+    `key=[a,b]` lists the values of a grid, so that a field that is itself a list needs `key=[[a,b]]`.
+    """
+    for text in overrides:
+        key, brackets, value = text.partition("=[")
+        if brackets and not value.startswith("[") and f"{error}".startswith((f"{key}=", f"{key}.")):
+            return ConfigError(f"{error} ({text} is a grid of several values: write {key}=[[{value}] for one list)")
+    return error
 
 
 class Composer:

@@ -121,6 +121,15 @@ def _fault_of_a_file(text: str, overrides: Sequence[str]) -> str:
     """Returns the message for an error that no override causes: a bad interpolation, or a bad file in conf/."""
     if "no viable alternative" in text or "token recognition" in text:
         return f"an interpolation can't be read ({text}): write ${{key}}, or quote the value"
+    if several := re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text):
+        group, value = several.groups()
+        instead = "name the sizes, such as model=mini-w32-d2,mini-w64-d2" if group == "ladder" else "give one value"
+        return f"{group}={value} has several values where one is read: {instead}"
+    own = [path for group, value in map(_split, overrides) if (path := path_of(f"{group}={value}")) is not None]
+    if own and (other := re.search(r"Could not load '?(experiment|scale|ladder)/([^'. ]+)", text)):
+        group, value = other.groups()
+        known = f"{shown(own[0])} names {group}/{value}, which conf/ doesn't have"
+        return f"{known}: put both files into {group}/ of a folder, and give that folder as --conf FOLDER"
     if missing := re.search(r"Could not find '(\w+)/([^']*)'", text):  # from the defaults list of a file
         group, value = missing.groups()
         return str(groups.not_a_choice(group, value, choices().get(group, [])))

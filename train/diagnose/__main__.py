@@ -95,10 +95,13 @@ def train(arguments: argparse.Namespace) -> int:
     from train.diagnose.study import Study
     from train.diagnose.terminal import print_card, print_comparisons
     from train.diagnose.why import explain, smallest_breaking
+    from train.forecast.measurements import parameters_of
     from train.sweeps.pool import slots
 
     asked = request(arguments.recipe, arguments.against)
     config = asked.recipes[0].config
+    if arguments.target:
+        parameters_of(config, arguments.target)
     budget = 60 * (arguments.budget or MINUTES) * len(slots(config)) * len(asked.recipes)
     study = Study(asked.folder, asked.recipes, asked.sizes, budget)
     complete = study.run()
@@ -162,7 +165,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    arguments = parser().parse_args()
+    arguments = parser().parse_intermixed_args()
     exit_with(lambda: sys.exit(diagnose(arguments)))
 
 

@@ -71,7 +71,7 @@ def probes(found: Measured, target: float) -> ProbeForecast:
     sizes = small["size"].nunique()
     if sizes < LEAST_SIZES:
         notes.append(
-            f"attention logits and gradients are forecast from {LEAST_SIZES} sizes on; below the target are {sizes}"
+            f"attention logits and gradients are forecast from {LEAST_SIZES} sizes on; {sizes} below the target"
         )
     for quantity in QUANTITIES if sizes >= LEAST_SIZES else ():
         own = readable(small, quantity.name)

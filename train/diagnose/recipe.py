@@ -9,7 +9,7 @@ from pathlib import Path
 from conf.axis import ConfigError
 from train.config.choices import default_choices
 from train.config.compose import compose
-from train.config.grid import expand
+from train.config.grid import expand, key_and_values
 from train.config.launcher import in_full
 from train.config.schema import Config
 from train.sweeps.folder_name import hashed_name
@@ -41,6 +41,10 @@ class Request:
 def request(overrides: Sequence[str], against: str | None = None) -> Request:
     """Reads the command line. Raises ConfigError for overrides that can't be used."""
     given = in_full(list(overrides))
+    for text in given:
+        key, values = key_and_values(text)
+        if values is not None and key in ("optimizer.lr", "seed"):
+            raise ConfigError(f"{text}: the search chooses LRs and seeds itself: give one to start from")
     points = [point for arm, point in expand(given) if _plain(arm)]
     sizes = _sizes(points)
     own = _one_recipe(points)

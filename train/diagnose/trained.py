@@ -28,7 +28,8 @@ def arms(folder: Path, wanted: Sequence[str]) -> list[Measured]:
     names = list(dict.fromkeys(runs["arm"]))
     for name in wanted:
         if name not in names:
-            raise ConfigError(f"--arm {name!r} is no arm of {folder}: {near(name, names)}")
+            known = near(name, names) if any(names) else "the sweep has no arms, so leave out --arm"
+            raise ConfigError(f"--arm {name!r} is no arm of {folder}: {known}")
     every = [runs[runs["arm"] == name].drop_duplicates("run") for name in names if not wanted or name in wanted]
     sizes = sorted({n for one in every for n in one["size"][one["ended"]]})
     found = [_arm(sweep, one, sizes) for one in every if one["ended"].any()]

@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="experiment=NAME, and overrides of its grid")
     parser.add_argument("--no-times", action="store_true", help="do not measure step times")
     parser.add_argument("--only-report", action="store_true", help="rank existing runs without training")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     exit_with(lambda: sys.exit(leaderboard(given.overrides, not given.no_times, given.only_report)))
 
 

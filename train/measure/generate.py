@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 
-from data.prepare import prepare
 from models.gpt import GPT
 from train.losses import Objective
-from train.results.trained import config_of, model_of, objective_of
+from train.results.trained import config_of, model_of, objective_of, tokens_of
 from train.run.process import process_kept
 
 
@@ -34,7 +33,7 @@ def sample(
 def continued(path: Path, text: str, count: int, temperature: float, seed: int) -> str:
     """Returns the text and `count` more tokens. Raises ConfigError if the run has no weights or its data no text."""
     config = config_of(path)
-    prepared = prepare(config.data, config.token_folder, progress=False)
+    prepared = tokens_of(config)
     tokenizer = prepared.tokenizer()
     start = tokenizer.encode(text).ids or [prepared.eos or 0]
     model, objective = model_of(path, config), objective_of(config)

@@ -38,24 +38,29 @@ def varying(runs: pd.DataFrame) -> list[str]:
     return arms
 
 
-def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
-    """Returns the runs with a column `arm` that describes their arm as text.
+def with_arms(runs: pd.DataFrame, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Returns the runs with a column `arm` that describes their arm as text, by `columns`, or by `telling`.
 
     Names from the experiment are kept. Where a grid runs each of them at several values of another key, as
     `arms='plain: ; cap: attention=softcap' optimizer.beta2=0.9,0.99` does, the key and its value follow the name.
     """
+    columns = telling(runs) if columns is None else columns
+    texts = _texts(runs.reindex(columns=columns), columns)
     if "arm" not in runs:
-        return runs.assign(arm=_texts(runs, varying(runs)))
+        return runs.assign(arm=texts)
     names = runs["arm"].fillna("")
-    if not (columns := _mixed(runs.assign(arm=names))):
+    if not columns:
         return runs
-    texts = _texts(runs, columns)
     return runs.assign(arm=[f"{name}, {text}" if name and text else name or text
                             for name, text in zip(names, texts, strict=True)])  # fmt: skip
 
 
-def _mixed(runs: pd.DataFrame) -> list[str]:
-    """Returns the columns in which runs of one name, size, LR and seed differ."""
+def telling(runs: pd.DataFrame) -> list[str]:
+    """Returns the columns that tell arms apart; of arms with names, those in which runs of one name, size, LR and seed
+    differ."""
+    if "arm" not in runs:
+        return varying(runs)
+    runs = runs.assign(arm=runs["arm"].fillna(""))
     alike = runs.drop_duplicates(["arm", "run"]).groupby([*ALIKE], dropna=False)
     if alike.ngroups == 0 or alike.size().max() < 2:
         return []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from train.cli.format import number, size_label
-from train.results.arms import settings, with_arms
+from train.results.arms import settings, telling, with_arms
 from train.results.later import with_later_fields
 from train.results.listing import Row, shown
 from train.results.table import table
@@ -73,7 +73,7 @@ def points(a: pd.DataFrame, b: pd.DataFrame) -> list[list[str]]:
 
     Arms correspond by their names. If neither sweep has more than one arm, these correspond whatever their names.
     """
-    joined = _joined(*map(_medians, (a, b)))
+    joined = _joined(*map(_medians, _named_alike(a, b)))
     return [
         [size_label(row["size"]), row["arm"] or "-", f"{row['optimizer.lr']:g}", f"{row['a']:.3f}", f"{row['b']:.3f}",
          f"{row['b'] - row['a']:+.3f}"]
@@ -81,8 +81,14 @@ def points(a: pd.DataFrame, b: pd.DataFrame) -> list[list[str]]:
     ]  # fmt: skip
 
 
+def _named_alike(*sides: pd.DataFrame) -> list[pd.DataFrame]:
+    """Returns the runs of the sweeps with arms named by all that tells arms apart within any of them."""
+    columns = list(dict.fromkeys(column for runs in sides for column in telling(runs)))
+    return [with_arms(runs, columns) for runs in sides]
+
+
 def _medians(runs: pd.DataFrame) -> pd.DataFrame:
-    ended = with_arms(runs)[runs["ended"]]
+    ended = runs[runs["ended"]]
     medians = ended.groupby(["size", "arm", "optimizer.lr"], sort=True)["validation/loss"].median()
     return medians.reset_index()
 
@@ -100,7 +106,8 @@ def _joined(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
 def sensitivities(a: pd.DataFrame, b: pd.DataFrame) -> list[list[str]]:
     """Returns N, arm, and LR sensitivity and best loss of both sweeps for the curves that both have."""
     columns = ["lr_sensitivity", "best_loss"]
-    tables = [table(runs).reindex(columns=["N", "arm", *columns]).rename(columns={"N": "size"}) for runs in (a, b)]
+    named = _named_alike(a, b)
+    tables = [table(runs).reindex(columns=["N", "arm", *columns]).rename(columns={"N": "size"}) for runs in named]
     return [
         [
             size_label(row["size"]),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from data.batches import counted, train_batch, validation_batches
+from data.batches import Prepared, counted, train_batch, validation_batches
+from data.config import DataError
 from data.prepare import prepare
 from models.gpt import GPT
 from train.config.compose import from_file
@@ -46,15 +47,27 @@ def loss_of(model: GPT, config: Config, batches: Sequence[torch.Tensor]) -> floa
     return float(torch.stack(found).mean())
 
 
+def tokens_of(config: Config) -> Prepared:
+    """Returns the run's data. Raises DataError if its text is not there."""
+    try:
+        config.data.require()
+    except DataError as error:
+        path = getattr(config.data, "path", None)
+        if path is None or Path(path).is_absolute():
+            raise
+        raise DataError(f"{error}; the run was trained on {path} from another folder: start there") from None
+    return prepare(config.data, config.token_folder, progress=False)
+
+
 def training_of(config: Config, *, count: int) -> list[torch.Tensor]:
     """Returns the first batches that the run was trained on, each of shape [B, T + 1]."""
-    tokens = prepare(config.data, config.token_folder, progress=False).train
+    tokens = tokens_of(config).train
     shape = {"batch_size": config.batch_size, "context": config.context}
     return [train_batch(tokens, seed=config.seed, step=step, **shape) for step in range(count)]
 
 
 def validation_of(config: Config, *, batch_size: int | None = None, count: int | None = None) -> list[torch.Tensor]:
     """Returns batches of the run's validation set, each of shape [B, T + 1]; by default all of its validation loss."""
-    prepared = prepare(config.data, config.token_folder, progress=False)
+    prepared = tokens_of(config)
     shape = {"batch_size": batch_size or config.batch_size, "context": config.context}
     return list(validation_batches(prepared.validation, count=count or config.eval_batches, **shape))

@@ -93,6 +93,7 @@ def _key(override: str) -> str:
 def _fixed(key: str, override: str) -> str:
     """Returns the short form of a fixed override: steps4000, qk_none, or mini-w64-d2 without the key `model`."""
     value = parsed(override)[1]
+    value = path.stem if (path := path_of(override)) else value
     short = key if isinstance(value, dict) else "" if key == "model" else SHORT.get(key, key)
     return _plain(attached(short, _plain(value)))
 

@@ -33,9 +33,8 @@ def run(sweep: Sweep, force: bool = False, judge: Judge | None = None) -> int:
         return _run(sweep, force, judge)
 
 
-def _run(sweep: Sweep, force: bool, judge: Judge | None) -> int:
-    sweep.configs[0].launcher.require_local()
-    todo = sweep.to_do(force)
+def _require_here(todo: list[Config]) -> None:
+    """Raises ConfigError for runs that this machine can't train."""
     for config in {(c.logger, c.accelerator, c.devices, c.nodes): c for c in todo}.values():
         require_start(config)
         if (config.devices or 1) > 1:
@@ -43,12 +42,25 @@ def _run(sweep: Sweep, force: bool, judge: Judge | None) -> int:
                 f"devices={config.devices}: a sweep on this machine gives each run one device: train such runs one by "
                 "one with python -m train, or use launcher=slurm"
             )
-    require_initial(todo)
     for config in (c for c in todo if c.compile):
         from train.run.machine import require_compiler
 
         require_compiler(config, trial=False)
+
+
+def require_anywhere(todo: list[Config]) -> None:
+    """Raises ConfigError for runs that no machine can train so: initial weights, packs and data that don't go."""
+    require_initial(todo)
     _require_packable(todo)
+    for config in todo:
+        config.data.require()
+
+
+def _run(sweep: Sweep, force: bool, judge: Judge | None) -> int:
+    sweep.configs[0].launcher.require_local()
+    todo = sweep.to_do(force)
+    _require_here(todo)
+    require_anywhere(todo)
     if not force:
         sweep.require_same_data()
     prepare_data(todo)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
-from train.config.grid import Composer, compose_all, expand_with_claim
+from train.config.grid import Composer, compose_all, expand_with_claim, list_hint
 from train.config.own import resolved
 from train.config.schema import Config
 from train.runfolder.files import read_json, unwritable, write_atomically
@@ -105,9 +105,14 @@ def plan(overrides: Sequence[str]) -> Sweep:
     overrides = resolved(overrides)
     composer = Composer()
     expanded, claim = expand_with_claim(overrides, composer)
-    composed = compose_all([point for _, point in expanded], composer)
-    if len({config.name for config in composed}) > 1:
-        raise ConfigError("name: the runs of a sweep can't have different names: give one value")
+    try:
+        composed = compose_all([point for _, point in expanded], composer)
+    except ConfigError as error:
+        raise list_hint(error, overrides) from None
+    for field in ("name", "out", "finding"):
+        if len(found := list(dict.fromkeys(getattr(config, field) for config in composed))) > 1:
+            several = " and ".join(str(value) for value in found[:2])
+            raise ConfigError(f"{field}: the runs of a sweep can't have several, as {several}: give one value")
     folder = sweep_folder(overrides, composed[0].folder, composed[0].name)
     points, configs, arms, seen = [], [], [], dict[tuple[str | None, str], Config]()
     for (arm, point), config in zip(expanded, composed, strict=True):

@@ -9,6 +9,7 @@ from tests.train.helpers import TINY
 from train.config.compose import compose
 from train.config.grid import compose_all, expand
 from train.config.schema import Config
+from train.sweeps.plan import plan
 
 POINTS = [
     ["optimizer.lr=0.1", "seed=3"],
@@ -206,6 +207,25 @@ def test_whatever_fails_in_composing_is_one_line():
             composing([nested])
 
 
-def test_plugins_of_an_arm_are_refused():
-    with pytest.raises(ConfigError, match="arms: 'own' has plugins, which are read before arms: write plugins once"):
-        expand(["arms=plain: ; own: plugins=./mine.py attention=softcap"])
+@pytest.mark.parametrize("early", ["plugins=./mine.py", "ladder=mini", "experiment=qk_norm"])
+def test_what_is_read_before_arms_is_refused_in_one(early):
+    key = early.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"arms: 'own' has {key}, which is read before arms: give it once"):
+        expand([f"arms=plain: ; own: {early} attention=softcap"])
+
+
+@pytest.mark.parametrize("text", ["eval_lengths=[2,4]", "watch.stop=[logits]"])
+def test_a_list_in_a_sweep_is_a_grid_and_the_refusal_says_so(text):
+    key, _, value = text.partition("=")
+    with pytest.raises(ConfigError) as error:
+        plan(["seed=0,1", text])
+    assert f"{text} is a grid of several values: write {key}=[{value}] for one list" in str(error.value)
+    assert len(plan(["seed=0,1", f"{key}=[{value}]"]).configs) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"), [("ladder=mini,mini_depth", "name the sizes"), ("experiment=qk_norm,warmup", "one value")]
+)
+def test_one_ladder_and_one_experiment(text, instead):
+    with pytest.raises(ConfigError, match=f"{text} has several values where one is read: .*{instead}"):
+        expand([text])

@@ -48,11 +48,21 @@ def test_against_replaces_what_it_names():
         (["qk_norm=none"], "qk_norm=none", "changes nothing"),
         (["qk_norm=none"], "model=mini-w32-d2", "can't change the size"),
         (["attention=softmacks"], None, "softmacks"),
+        (["optimizer.lr=1e-2,1e-1"], None, "optimizer.lr=1e-2,1e-1: the search chooses LRs and seeds itself"),
+        (["seed=[0,1]"], None, r"seed=\[0,1\]: the search chooses LRs and seeds itself"),
     ],
 )
 def test_refuses_in_one_line(overrides, against, says):
     with pytest.raises(ConfigError, match=says):
         request(overrides, against)
+
+
+def test_a_wrong_target_is_refused_before_anything_is_trained(tmp_path, capsys, monkeypatch):
+    words = ["--target", "banana", "--budget", "0.01", "model=mini-w16-d4,mini-w32-d2"]
+    code, said = call(["train.diagnose", *TINY, f"out={tmp_path}", *words, "seed=1"], capsys, monkeypatch)
+    assert code == 2
+    assert "--target banana is neither a model nor a size such as 1.8M" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_trains_and_goes_on_without_training_again(tmp_path, capsys, monkeypatch):
