@@ -129,7 +129,7 @@ def legend(figure: Figure, handles: Sequence[Any]) -> None:
 
     Labels that are wider than the figure are wrapped.
     """
-    room, wide = figure.bbox.width, 0.0
+    room, wide = 0.98 * figure.bbox.width, 0.0
     labels = [str(handle.get_label()) for handle in handles]
     for columns in range(len(handles), 0, -1):
         made = figure.legend(handles, labels, loc="outside upper center", ncols=columns, columnspacing=1.2)
