@@ -108,7 +108,7 @@ def _field_docstrings(owner: type) -> dict[str, str]:
 
 
 def chosen(config: Any) -> Iterator[tuple[str, Choice]]:
-    """The choices of a config, by axis."""
+    """Returns the choices of a config, by axis."""
     for axis in axes(type(config)):
         choice = getattr(config, axis)
         if isinstance(choice, Choice):

@@ -123,7 +123,7 @@ class GPT(nn.Module):
         keep_maxima: bool = False,
         recompute: Recompute = "none",
     ) -> None:
-        """With `keep_maxima`, each training forward pass records the largest logit of each head."""
+        """Builds the modules. With `keep_maxima`, each training forward pass records the largest logit of each head."""
         super().__init__()
         self.recompute = recompute
         width = arch.model.width

@@ -31,12 +31,12 @@ class Linear(nn.Linear):
 
     @property
     def writes_stream(self) -> bool:
-        """Whether this is the last matrix of a sublayer, whose output is added to the residual stream."""
+        """Returns whether this is the last matrix of a sublayer, whose output is added to the residual stream."""
         return self.role in ("out", "down")
 
     @property
     def in_branch(self) -> bool:
-        """Whether the sublayer's output is proportional to this matrix; not so for queries, keys and gates."""
+        """Returns whether the sublayer's output is proportional to this matrix; not so for queries, keys and gates."""
         return self.role in ("value", "out", "activated", "multiplied", "down")
 
     def matrix(self) -> torch.Tensor:

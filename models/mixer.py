@@ -46,7 +46,7 @@ class TokenMixer(nn.Module):
 
     @property
     def rule(self) -> MixingRule | None:
-        """The rule that computes the T x T weights, or None."""
+        """Returns the rule that computes the T x T weights, or None."""
         return None
 
     def logit_rows(self) -> LogitRows:

@@ -18,7 +18,7 @@ class MLPConfig(Choice):
 
     @property
     def starts_trained(self) -> bool:
-        """Whether `start` sets the model's weights to those of another run."""
+        """Returns whether `start` sets the model's weights to those of another run."""
         return False
 
     def build(self, width: int, make: Make = plain) -> nn.Module:

@@ -40,7 +40,7 @@ class Planned:
 
     @cached_property
     def config(self) -> Config:
-        """The checked config. Raises ConfigError if the code now reads it differently than at submission.
+        """Returns the checked config. Raises ConfigError if the code now reads it differently than at submission.
 
         It is built on first use, because checking takes a millisecond and slurm.status shows thousands of runs.
         """

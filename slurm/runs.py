@@ -56,7 +56,7 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """The run's outcome: finished, diverged, stopped, running, queued, or one of OPEN."""
+        """Returns the run's outcome: finished, diverged, stopped, running, queued, or one of OPEN."""
         if self.state in ENDED and self.summary:
             return self.state
         if self.state == STOPPED_EARLY and self._stays_stopped():
@@ -83,7 +83,7 @@ class Run:
 
     @property
     def seconds_left(self) -> float:
-        """Remaining training time at the last recorded speed; NaN if the run is not running."""
+        """Returns the remaining training time at the last recorded speed; NaN if the run is not running."""
         rate, step = self.status.get("train/tokens_per_second"), self.status.get("step")
         if self.outcome != "running" or self.planned is None or not rate or step is None:
             return math.nan

@@ -49,7 +49,7 @@ class Array:
 
     @property
     def config(self) -> Config:
-        """The config of one run. All share its devices, nodes, accelerator and threads."""
+        """Returns the config of one run. All share its devices, nodes, accelerator and threads."""
         return self.tasks[0][0]
 
     def gpus(self) -> int:

@@ -117,7 +117,7 @@ class Task:
 
     @property
     def stopped(self) -> int | None:
-        """The first signal received, or None."""
+        """Returns the first signal received, or None."""
         return self.signals[0] if self.signals else None
 
     def _stamps(self) -> list[int]:

@@ -90,3 +90,14 @@ def test_only_one_place_knows_the_home_folder() -> None:
 
 def test_every_room_exists() -> None:
     assert set().union(*FLOORS) <= modules().keys()
+
+
+def test_docstrings_of_functions_begin_with_a_verb() -> None:
+    """In the third person, as in "Returns"."""
+    wrong = []
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            words = (ast.get_docstring(node) or "Says").split() if isinstance(node, ast.FunctionDef) else ["Says"]
+            if not words[0].rstrip(",.").endswith("s") or words[0] == "This":
+                wrong.append(f"{name}.{node.name}: {words[0]}")
+    assert not wrong

@@ -129,7 +129,8 @@ class QualcommGate(GateConfig):
 
     @property
     def fan_in_follows_width(self) -> bool:  # type: ignore[override]
-        """False for forms that read a head's slice: its width is the head dimension, which ladders keep constant."""
+        """Returns False for forms that read a head's slice: its width is the head dimension, which ladders keep
+        constant."""
         return self.form == "all_features"
 
     def build(self, layer: LayerShape) -> Gate:

@@ -107,7 +107,7 @@ class Attention(TokenMixer):
 
     @property
     def bare(self) -> bool:
-        """Whether queries and keys are matrices times the layer's input, with nothing but positions after that."""
+        """Returns whether queries and keys are matrices times the layer's input, with positions after that at most."""
         plain_qk = type(self.query) is type(self.key) is Linear and isinstance(self.qk_norm, NoQKNorm)
         return plain_qk and self.temperature is None and self.after_positions is None
 
@@ -126,7 +126,8 @@ class Attention(TokenMixer):
         return [(self.query, slice(None), 0.5), (self.key, slice(None), 0.5)]
 
     def forward(self, x_BTD: torch.Tensor, carry: Carry) -> torch.Tensor:
-        """Attends. Queries and keys come from the carry's source if it is set, else from x like values and gates."""
+        """Computes attention. Queries and keys come from the carry's source if it is set, else from x like values and
+        gates."""
         source_BTD = x_BTD if carry.source_BTD is None else carry.source_BTD
         q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD, source_BTD)
         q_BHTK, k_BHTK = self.qk_norm(q_BHTK, k_BHTK)

@@ -75,7 +75,7 @@ def by_tokens(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, c: torch.Tensor
     one = q.shape[1] == 1 and heads > 1
 
     def together(x: torch.Tensor) -> torch.Tensor:
-        """[B, H, N, C, V] as [B, 1, N, C, H V], if that is how q and k are."""
+        """Returns [B, H, N, C, V] as [B, 1, N, C, H V], if that is how q and k are."""
         return x.permute(0, 2, 3, 1, 4).flatten(3)[:, None] if one else x
 
     def apart(x: torch.Tensor) -> torch.Tensor:

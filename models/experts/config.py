@@ -224,7 +224,7 @@ class MoEConfig(MLPConfig):
 
     @property
     def used(self) -> int:
-        """The number of routed experts per token, with router=threshold the largest."""
+        """Returns the number of routed experts per token, with router=threshold the largest."""
         if self.k is not None:
             return self.k
         return 1 if self.router in ONE else self.experts if self.router == "threshold" else min(2, self.experts)
@@ -241,7 +241,7 @@ class MoEConfig(MLPConfig):
 
     @property
     def draws(self) -> bool:
-        """Whether the layer draws random numbers in training."""
+        """Returns whether the layer draws random numbers in training."""
         return self.router in ("noisy", "compete")
 
     def fits(self, config: Any) -> None:
@@ -273,6 +273,6 @@ class MoEConfig(MLPConfig):
 
     @property
     def sizes(self) -> list[float]:
-        """The experts' widths relative to their mean."""
+        """Returns the experts' widths relative to their mean."""
         widths = self.widths or (1.0,) * self.experts
         return [width * len(widths) / sum(widths) for width in widths]

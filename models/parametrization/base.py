@@ -70,17 +70,17 @@ class Tensor:
 
     @property
     def role(self) -> Role | None:
-        """The role of a matrix; None for other parameters."""
+        """Returns the role of a matrix; None for other parameters."""
         return self.module.role if isinstance(self.module, Linear) else None
 
     @property
     def part(self) -> TensorPart | None:
-        """What a hidden matrix does in its block; None for other tensors and for a matrix without a role."""
+        """Returns what a hidden matrix does in its block; None for other tensors and for a matrix without a role."""
         return PARTS.get(self.role) if self.kind == "hidden" and self.role else None
 
     @property
     def routes(self) -> bool:
-        """Whether this is the matrix of a router of mlp=moe."""
+        """Returns whether this is the matrix of a router of mlp=moe."""
         return self.role == "router"
 
     @property

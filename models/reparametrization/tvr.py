@@ -11,7 +11,7 @@ from models.reparametrization.base import REPARAMETRIZATION, Reparametrization, 
 
 
 def rescaled(weight: torch.Tensor, target: float, threshold: float) -> torch.Tensor:
-    """(w - mean) / std * target + mean where std > threshold * target, else w; std is the unbiased estimate."""
+    """Returns (w - mean) / std * target + mean where std > threshold * target, else w; std is the unbiased estimate."""
     std, mean = torch.std_mean(weight)
     return torch.where(std / target > threshold, (weight - mean) / std * target + mean, weight)
 

@@ -175,7 +175,7 @@ class Readings:
         return pooled_std(groups), sum(max(0, len(group) - 1) for group in groups)
 
     def reading(self, curves: Sequence[Curve]) -> float:
-        """Standard error of critical LRs that are read in brackets, in which a break could lie anywhere.
+        """Returns the standard error of critical LRs that are read in brackets, in which a break could lie anywhere.
 
         The critical LR is where a straight line passes the degraded loss: far below the middle of the bracket for a
         recipe that breaks hard. Seeds are trained at the same LRs, so that their mean has the same error.

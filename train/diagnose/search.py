@@ -27,7 +27,7 @@ class Loss:
 
     @property
     def capped(self) -> float:
-        """The final loss, at most the loss at initialisation."""
+        """Returns the final loss, at most the loss at initialisation."""
         return self.init if self.final is None or not self.final < self.init else self.final
 
 

@@ -69,7 +69,7 @@ class Study:
         seeds: int = 2,
         finest: int = 5,
     ) -> None:
-        """`budget` is in seconds of one process. `hints` are brackets around which curves start.
+        """Takes `budget` in seconds of one process. `hints` are brackets around which curves start.
 
         Wishes of a level above `finest` are left out.
         """

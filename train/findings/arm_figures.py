@@ -51,12 +51,12 @@ def arms_legend(figure: Figure, colours: dict[str, Any], extra: Sequence[Any] = 
 
 
 def size_lines(sweep: Arms) -> dict[int, str]:
-    """A line style for each size, solid for the largest."""
+    """Returns a line style for each size, solid for the largest."""
     return {n: LINES[i % len(LINES)] for i, n in enumerate(reversed(sweep.sizes()))}
 
 
 def by_arm_and_size(sweep: Arms) -> Iterator[tuple[pd.DataFrame, Any, str]]:
-    """The ended runs of each arm at each size, with the arm's colour and the size's line style."""
+    """Yields the ended runs of each arm at each size, with the arm's colour and the size's line style."""
     styles = size_lines(sweep)
     for arm, colour in arm_colours(sweep).items():
         for n in sweep.sizes():
@@ -74,7 +74,7 @@ def arms_and_sizes_legend(figure: Figure, sweep: Arms, extra: Sequence[Any] = ()
 
 
 def loss_panel(axes: Axes, sweep: Arms, n: int) -> None:
-    """Final loss against LR at one size: median over seeds, with a band from the smallest to the largest."""
+    """Draws the final loss against LR at one size: median over seeds, with a band from the smallest to the largest."""
     for arm, colour in arm_colours(sweep).items():
         if len(runs := sweep.ended(arm, n)):
             line_over_seeds(axes, runs, "validation/loss", colour, "-")
@@ -87,7 +87,7 @@ def loss_panel(axes: Axes, sweep: Arms, n: int) -> None:
 
 
 def optimum_marks(axes: Axes, curve: OverSeeds, colour: Any) -> None:
-    """A star at the optimal LR and a triangle at the critical one, where the curve has them: medians over seeds."""
+    """Draws a star at the optimal LR and a triangle at the critical one, if there are any: medians over seeds."""
     seeds = curve.by_seed.values()
     logs = [log for log in map(optimal_lr, seeds) if math.isfinite(log)]
     best = float(np.median([one.best_loss for one in seeds]))
@@ -98,7 +98,7 @@ def optimum_marks(axes: Axes, curve: OverSeeds, colour: Any) -> None:
 
 
 def optimum_handles(sweep: Arms) -> list[Any]:
-    """What the marks mean, for a legend, as far as there are any."""
+    """Returns what the marks mean, for a legend, as far as there are any."""
     from matplotlib.lines import Line2D
 
     curves = [curve for curve in sweep.curves.values() if len(curve.first.lrs) > 2]
@@ -123,7 +123,7 @@ def floor_lines(axes: Axes, sweep: Arms) -> None:
 
 
 def sensitivity_panel(axes: Axes, sweep: Arms) -> None:
-    """LR sensitivity against N, or arm by arm at a single size: mean over seeds, with their standard deviation."""
+    """Draws LR sensitivity against N, or arm by arm at a single size: mean and standard deviation over seeds."""
     several = len(sweep.sizes()) > 1
     for i, ((arm, colour), marker) in enumerate(zip(arm_colours(sweep).items(), cycle(ARM_MARKERS))):
         found = [(n if several else i, curve) for (n, of), curve in sweep.curves.items() if of == arm]
@@ -150,7 +150,7 @@ def sensitivity_panel(axes: Axes, sweep: Arms) -> None:
 
 @styled
 def arms_by_size(sweep: Arms) -> Figure:
-    """A panel for each size, and one of the LR sensitivities where there are several LRs."""
+    """Draws a panel for each size, and one of the LR sensitivities where there are several LRs."""
     sizes = sweep.sizes()
     several = any(len(one.lrs) > 1 for curve in sweep.curves.values() for one in curve.by_seed.values())
     count = len(sizes) + several

@@ -34,8 +34,8 @@ class Arms:
     """The rows of a run by its name."""
 
     def named(self, words: str | Sequence[str]) -> list[str]:
-        """The arms that a claim speaks of, where `first`, `middle` and `last` are places in the order of the arms and
-        `others` all but the first. ConfigError for an arm that is not there."""
+        """Returns the arms that a claim speaks of, where `first`, `middle` and `last` are places in the order of the
+        arms and `others` all but the first. ConfigError for an arm that is not there."""
         found: list[str] = []
         for word in [words] if isinstance(words, str) else words:
             places = {"first": 0, "middle": (len(self.names) - 1) // 2, "last": -1}
@@ -55,17 +55,18 @@ class Arms:
         return sorted(set.intersection(*of) if arms else set.union(*of))
 
     def gaps(self, *arms: str) -> str:
-        """Text on what these arms (default: all) lack, "" for nothing."""
+        """Returns text on what these arms (default: all) lack, "" for nothing."""
         names = [name for arm in arms or self.names for name in self.missing[arm]]
         return f"{len(names)} run{'s' if len(names) > 1 else ''} missing; so far: " if names else ""
 
     def ended(self, arm: str, n: int | None = None) -> pd.DataFrame:
-        """The ended runs of an arm, of one size where it is given."""
+        """Returns the ended runs of an arm, of one size where it is given."""
         found = self.runs[self.runs["ended"] & (self.runs["arm"] == arm)]
         return found if n is None else found[found["size"] == n]
 
     def notes(self) -> list[str]:
-        """What a reader of any verdict has to know: LR grids, lengths, seeds, best LRs at an edge, missing runs."""
+        """Returns what a reader of any verdict has to know: LR grids, lengths, seeds, best LRs at an edge, missing
+        runs."""
         found = [f"LR grid: {grid}" for grid in self._grids()]
         if "steps" in self.runs:
             lengths = ", ".join(f"{s:,.0f}" for s in sorted(self.runs["steps"].dropna().unique()))
@@ -105,7 +106,8 @@ def arms(
     metrics: Mapping[str, pd.DataFrame] | None = None,
     complete: bool = True,
 ) -> Arms:
-    """`runs` is the frame of `train.report.load_sweep` with a column `arm`; `needed` are the arms in their order.
+    """Sorts runs into arms; `runs` is the frame of `train.report.load_sweep` with a column `arm`; `needed` are the arms
+    in their order.
 
     ConfigError when an arm is not there (without `complete`: when none is), or when runs differ in more than size, arm,
     LR and seed.
@@ -136,7 +138,8 @@ def arms(
 
 
 def by_value(finding: str, runs: pd.DataFrame, column: str) -> list[str]:
-    """The arms in ascending order of a config value. ConfigError where they don't differ in it, or one has several."""
+    """Returns the arms in ascending order of a config value. ConfigError where they don't differ in it, or one has
+    several."""
     of = runs.dropna(subset=["arm"]).groupby("arm")[column] if {"arm", column} <= set(runs) else None
     values = {} if of is None else {str(arm): sorted(found.dropna().unique()) for arm, found in of}
     values = {arm: found for arm, found in values.items() if found}
@@ -161,7 +164,7 @@ def _curve(finding: str, n: int, arm: str, group: pd.DataFrame) -> OverSeeds:
 
 
 def on_one_grid(curves: Sequence[OverSeeds]) -> list[OverSeeds]:
-    """The curves over the LRs that all of them have, since a sensitivity over another grid is another number."""
+    """Returns the curves over the LRs that all of them have: a sensitivity over another grid is another number."""
     shared = set.intersection(*(set(curve.first.lrs) for curve in curves))
     if not shared or all(len(shared) == len(curve.first.lrs) for curve in curves):
         return list(curves)
@@ -169,7 +172,7 @@ def on_one_grid(curves: Sequence[OverSeeds]) -> list[OverSeeds]:
 
 
 def at_lrs(curve: OverSeeds, lrs: set[float]) -> OverSeeds:
-    """The curve over these of its LRs."""
+    """Returns the curve over these of its LRs."""
     return OverSeeds({seed: _at(one, lrs) for seed, one in curve.by_seed.items()})
 
 
@@ -179,8 +182,8 @@ def _at(curve: LRSensitivity, lrs: set[float]) -> LRSensitivity:
 
 
 def pooled_std(groups: Iterable[Sequence[float]]) -> float | None:
-    """Standard deviation within groups (the seeds of one setting), pooled; None where no group has two finite
-    values."""
+    """Returns the standard deviation within groups (the seeds of one setting), pooled; None where no group has two
+    finite values."""
     finite = [found[np.isfinite(found)] for found in (np.asarray(group, dtype=float) for group in groups)]
     parts = [(len(found) - 1, float(np.var(found, ddof=1))) for found in finite if len(found) > 1]
     degrees = sum(k for k, _ in parts)

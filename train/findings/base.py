@@ -78,7 +78,7 @@ class ArmsOf(Row):
 
     @property
     def known(self) -> list[str] | None:
-        """The names, where they are known before a sweep is."""
+        """Returns the names, where they are known before a sweep is."""
         return self.names or list(self.where) or None
 
     def sort(self, finding: str, runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Arms:
@@ -106,7 +106,7 @@ class ArmsOf(Row):
         return None
 
     def _merged(self, sizes: list[float]) -> dict[float, float]:
-        """Each size with the smallest of those within the factor."""
+        """Returns each size with the smallest of those within the factor."""
         found: dict[float, float] = {}
         for n in sorted(sizes):
             last = max(found.values(), default=0.0)
@@ -183,14 +183,16 @@ class Finding(Row):
 
     @property
     def measurements(self) -> list[str]:
-        """What has to be measured at the final weights of runs before they are judged: modules of train.measure."""
+        """Returns what has to be measured at the final weights of runs before they are judged: modules of
+        train.measure."""
         named: list[Of] = [*self.figure.of, *(check.of for check in self.checks)]
         named += [of for check in self.checks if (of := getattr(check, "than_of", None)) is not None]
         return sorted({what for of in named if (what := quantity(of).after) is not None})
 
     @property
     def whole_runs(self) -> str:
-        """What the check that decides reads of broken runs after the share from which one may be stopped, or ""."""
+        """Returns what the check that decides reads of broken runs after the share from which one may be stopped, or
+        ""."""
         check = self.primary
         read = [of for key in ("of", "than_of", "better_than") if (of := getattr(check, key, None)) is not None]
         late = [quantity(of).label for of in read if quantity(of).late]
@@ -200,8 +202,8 @@ class Finding(Row):
         return self.arms.sort(self.name, runs, metrics)
 
     def verdict(self, runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> Verdict:
-        """What the runs say of the claim. `runs` is the frame of `train.results.sweep.load_sweep`, all runs in it,
-        ended or not; `metrics` gives the rows of a run by its name."""
+        """Returns what the runs say of the claim. `runs` is the frame of `train.results.sweep.load_sweep`, all runs in
+        it, ended or not; `metrics` gives the rows of a run by its name."""
         sweep = self.sorted(runs, metrics)
         return Verdict(
             self.name,
@@ -232,7 +234,7 @@ class Finding(Row):
         )
 
     def _few_sizes(self, runs: pd.DataFrame) -> str:
-        """A sweep at other sizes than the claim's, such as the paper's, has to have as many."""
+        """Returns what sizes are missing: a sweep at others than the claim's, as the paper's, has to have as many."""
         there = set(runs["model.name"].dropna()) if "model.name" in runs else set(self.grid.models)
         asked = set(self.grid.models)
         return f"{len(there)} of the claim's {len(asked)} model sizes" if len(there) < len(asked) else ""
@@ -246,7 +248,7 @@ class Finding(Row):
         return [f"The claim was frozen on {self.frozen:%Y-%m-%d at %H:%M} UTC; {words[younger]}", *changes]
 
     def younger(self, runs: pd.DataFrame) -> bool | None:
-        """Whether every ended run started after the claim was frozen; None where that isn't known."""
+        """Returns whether every ended run started after the claim was frozen; None where that isn't known."""
         ended = runs[runs["ended"]]
         if self.frozen is None or "started" not in ended or ended["started"].isna().any() or ended.empty:
             return None

@@ -52,7 +52,7 @@ class Base(BaseModel):
         return Check(self.says, parts, gaps, self.nothing(), self.needs(), self.undecided)
 
     def _unmeasured(self, sweep: Arms, named: list[str]) -> str:
-        """Text on runs that lack the measurement of the quantity, "" for none."""
+        """Returns text on runs that lack the measurement of the quantity, "" for none."""
         if (what := quantity(self.of).after) is None:
             return ""
         rows = [row for arm in named for row in sweep.ended(arm).to_dict("records")]
@@ -61,7 +61,7 @@ class Base(BaseModel):
         return f"{count} {lack} the measurement {what}, which stabilab report makes; so far: " if count else ""
 
     def named(self, sweep: Arms) -> list[str]:
-        """All arms that the check compares."""
+        """Returns all arms that the check compares."""
         return sweep.named(self.arm)
 
     def nothing(self) -> str:
@@ -78,7 +78,7 @@ class Base(BaseModel):
         return quantity(self.of).log
 
     def shown(self, value: float, beyond: int = 0) -> str:
-        """Text of a mean; `beyond` is the side of the grid on which some of its numbers lie."""
+        """Returns the text of a mean; `beyond` is the side of the grid on which some of its numbers lie."""
         bound = {1: "at least ", -1: "at most "}.get(beyond, "")
         return bound + (f"{math.exp(value):.3g}" if self.log else f"{value:.3f}")
 
@@ -124,14 +124,14 @@ class Pair:
     """All seeds of both do."""
 
     def outcome(self, judged: Callable[[Effect], Outcome]) -> Outcome:
-        """What a rule makes of the effect; open where it is a bound and what lies beyond it may change whether the
-        claim holds."""
+        """Returns what a rule makes of the effect; open where it is a bound and what lies beyond it may change whether
+        the claim holds."""
         shifts = {edge for edge in (self.arm_edge, -self.than_edge) if edge}
         return bounded(judged(self.effect), (judged(replace(self.effect, value=1e3 * shift)) for shift in shifts))
 
 
 def bounded(found: Outcome, far: Iterable[Outcome]) -> Outcome:
-    """An outcome by bounds, open if one by values far beyond them differs in whether the claim holds."""
+    """Returns an outcome by bounds, open if one by values far beyond them differs in whether the claim holds."""
     return found if all((found == "holds") == (one == "holds") for one in far) else "open"
 
 
@@ -146,7 +146,7 @@ class Pairwise(Base):
         return sweep.named(self.arm) + [arm for arm in sweep.named(self.than) if arm not in sweep.named(self.arm)]
 
     def pairs(self, sweep: Arms) -> Iterator[Pair]:
-        """Every two arms that are compared, at every size that both have."""
+        """Returns every two arms that are compared, at every size that both have."""
         several = len(self.named(sweep)) > 2
         for arm in sweep.named(self.arm):
             for than in [name for name in sweep.named(self.than) if name != arm]:
@@ -176,8 +176,8 @@ class Pairwise(Base):
         return both
 
     def _of_curves(self, arm: pd.DataFrame, than: pd.DataFrame) -> Iterator[tuple[int, Pair]]:
-        """By the spread between seeds, pooled over both arms and all sizes. Seeds beyond the grid, whose end took their
-        place, tell none."""
+        """Returns the error by the spread between seeds, pooled over both arms and all sizes. Seeds beyond the grid,
+        whose end took their place, tell none."""
         groups = [g["value"].tolist() for table in (arm, than) for _, g in table.groupby("size") if not side(g)]
         std = pooled_std(groups)
         freedom = sum(len(g) - 1 for g in groups if len(g) > 1)
@@ -189,8 +189,8 @@ class Pairwise(Base):
             yield int(n), Pair("", theirs, ours, Effect(ours - theirs, error, freedom), side(b), side(a), beyond)
 
     def _of_runs(self, arm: pd.DataFrame, than: pd.DataFrame) -> Iterator[tuple[int, Pair]]:
-        """By the differences of runs of one LR and seed, and how seeds differ in their mean over LRs, pooled over all
-        sizes."""
+        """Returns the error by the differences of runs of one LR and seed, and how seeds differ in their mean over LRs,
+        pooled over all sizes."""
         pairs = arm.merge(than, on=["size", "lr", "seed"], suffixes=("", "_than"))
         both = pairs[["value", "value_than"]].to_numpy(dtype=float)
         finite = both[np.isfinite(both)]
@@ -205,7 +205,7 @@ class Pairwise(Base):
 
 
 def side(table: pd.DataFrame) -> int:
-    """1 if some of these numbers lie above the grid, -1 if below it, 0 if none."""
+    """Returns 1 if some of these numbers lie above the grid, -1 if below it, 0 if none."""
     return int(table["edge"].max() or table["edge"].min())
 
 

@@ -21,7 +21,7 @@ class Effect:
     freedom: float
 
     def half(self, level: float = 0.95) -> float:
-        """Half the length of the interval that holds the number with this probability."""
+        """Returns half the length of the interval that holds the number with this probability."""
         if self.error == 0.0:
             return 0.0
         if not (self.freedom > 0 and math.isfinite(self.error)):
@@ -34,7 +34,7 @@ class Effect:
         return Effect(-self.value, self.error, self.freedom)
 
     def __sub__(self, other: Effect) -> Effect:
-        """Freedom by Welch and Satterthwaite."""
+        """Returns the difference, with freedom by Welch and Satterthwaite."""
         a, b = self.error**2, other.error**2
         parts = sum(e**2 / f for e, f in ((a, self.freedom), (b, other.freedom)) if e and f > 0)
         unknown = any(e and not (f > 0 and math.isfinite(e)) for e, f in ((a, self.freedom), (b, other.freedom)))
@@ -64,7 +64,7 @@ def _short(value: float) -> str:
 
 
 def over(found: Sequence[float] | np.ndarray) -> Effect:
-    """The mean of numbers, with the error by their spread."""
+    """Returns the mean of numbers, with the error by their spread."""
     known = np.asarray(found, dtype=float)
     if len(known) < 2:
         return Effect(float(known.mean()) if len(known) else math.nan, math.inf, 0)
@@ -72,7 +72,7 @@ def over(found: Sequence[float] | np.ndarray) -> Effect:
 
 
 def over_seeds(found: Sequence[tuple[float, float, float]]) -> tuple[float, list[float]]:
-    """The mean of numbers of (LR, seed, value), and what each seed is off by, the LRs' own means taken out.
+    """Returns the mean of numbers of (LR, seed, value), and what each seed is off by, the LRs' own means taken out.
 
     LRs are fixed by the grid, so that seeds alone are draws: their deviations tell the error of the mean, `of_seeds`.
     """
@@ -87,7 +87,7 @@ def over_seeds(found: Sequence[tuple[float, float, float]]) -> tuple[float, list
 
 
 def of_seeds(mean: float, of: int, groups: Sequence[Sequence[float]]) -> Effect:
-    """A mean over so many seeds, with the error by deviations of seeds, pooled over groups such as sizes."""
+    """Returns a mean over so many seeds, with the error by deviations of seeds, pooled over groups such as sizes."""
     freedom = sum(max(0, len(group) - 1) for group in groups)
     if not freedom or not of:
         return Effect(mean, math.inf, 0)
@@ -96,7 +96,7 @@ def of_seeds(mean: float, of: int, groups: Sequence[Sequence[float]]) -> Effect:
 
 
 def slope(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> Effect:
-    """Of the least-squares line, with the error by what lies off it; NaN where x has one value."""
+    """Returns the slope of the least-squares line, with the error by what lies off it; NaN where x has one value."""
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if len(a) < 2 or np.ptp(a) == 0:
         return Effect(math.nan, math.inf, 0)
@@ -110,8 +110,8 @@ def slope(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> E
 
 
 def directed(effect: Effect, least: float) -> Outcome:
-    """Of an effect that is claimed to be at least `least`; an effect against it has the other sign and that size. For a
-    `least` of zero or less, the claim is that it is not below it."""
+    """Returns the outcome of an effect that is claimed to be at least `least`; an effect against it has the other sign
+    and that size. For a `least` of zero or less, the claim is that it is not below it."""
     half = effect.half()
     if math.isnan(effect.value):
         return "open"
@@ -123,14 +123,16 @@ def directed(effect: Effect, least: float) -> Outcome:
 
 
 def equivalent(effect: Effect, within: float) -> Outcome:
-    """Of an effect that is claimed to be smaller than `within`, up or down: two one-sided t-tests at 5 %."""
+    """Returns the outcome of an effect that is claimed to be smaller than `within`, up or down: two one-sided t-tests
+    at 5 %."""
     if abs(effect.value) + effect.half(0.90) < within:
         return "holds"
     return "against" if abs(effect.value) - effect.half() > within else "open"
 
 
 def beyond(effect: Effect, level: float, above: bool) -> Outcome:
-    """Of a number that is claimed to lie above a level, or below it: open where its interval contains the level."""
+    """Returns the outcome of a number that is claimed to lie above a level, or below it: open where its interval
+    contains the level."""
     off = (effect.value - level) * (1 if above else -1)
     if math.isnan(off):
         return "open"

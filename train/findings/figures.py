@@ -104,14 +104,14 @@ def _losses(_: FigureSpec, sweep: Arms) -> Drawn:
 
 
 def _in_order(sweep: Arms) -> pd.DataFrame:
-    """The ended runs, arm by arm."""
+    """Returns the ended runs, arm by arm."""
     order = {arm: i for i, arm in enumerate(sweep.names)}
     ended = sweep.runs[sweep.runs["ended"]]
     return ended.sort_values("arm", key=lambda arm: arm.map(order), kind="stable")
 
 
 def _logits(spec: FigureSpec, sweep: Arms) -> Drawn:
-    """Figure 1 of Wortsman et al. 2023: loss, logits and entropy against LR, LR sensitivity against N."""
+    """Draws Figure 1 of Wortsman et al. 2023: loss, logits and entropy against LR, LR sensitivity against N."""
     lines = {arm: arm for arm in sweep.names}
     figures = {"loss_and_logits_against_lr": arms_against_lr(_in_order(sweep), lines, optimum_handles(sweep))}
     shades = colours(sweep.sizes())
@@ -127,8 +127,8 @@ def _logits(spec: FigureSpec, sweep: Arms) -> Drawn:
 
 
 def _in_two_sizes(sweep: Arms) -> dict[tuple[int, str], tuple[float, pd.DataFrame]]:
-    """Figure 2: the arms at the smallest and the largest size, at the first LR at which the first arm's logits pass
-    1000 (else at the largest): LR and metrics by size and arm."""
+    """Returns what Figure 2 shows: the arms at the smallest and the largest size, at the first LR at which the first
+    arm's logits pass 1000 (else at the largest): LR and metrics by size and arm."""
     found: dict[tuple[int, str], tuple[float, pd.DataFrame]] = {}
     for n in (sweep.sizes()[0], sweep.sizes()[-1]):
         rows = sweep.runs[sweep.runs["ended"] & (sweep.runs["size"] == n)].sort_values("optimizer.lr")
@@ -158,7 +158,7 @@ def _optima(_: FigureSpec, sweep: Arms) -> Drawn:
 
 
 def _on_first_grid(sweep: Arms) -> Arms:
-    """The curves that have all LRs which the curves of the first arm share, over these LRs."""
+    """Returns the curves that have all LRs which the curves of the first arm share, over these LRs."""
     lrs = [set(curve.first.lrs) for (_, arm), curve in sweep.curves.items() if arm == sweep.names[0]]
     shared = set.intersection(*lrs) if lrs else set[float]()
     curves = {
@@ -168,7 +168,8 @@ def _on_first_grid(sweep: Arms) -> Arms:
 
 
 def _over_n(sweep: Arms, arm: str, of: str) -> dict[int, tuple[float, float | None]]:
-    """Mean and standard deviation over seeds of a curve's number, by N, where it lies inside the grid for all seeds."""
+    """Returns mean and standard deviation over seeds of a curve's number, by N, where it lies inside the grid for all
+    seeds."""
     found = {}
     for n, group in values(sweep, arm, of).groupby("size"):
         if group["edge"].any():
@@ -211,7 +212,7 @@ def _quantities_figure(spec: FigureSpec, sweep: Arms) -> Figure:
 
 
 def pd_values(sweep: Arms, arm: str, of: Sequence[Of]) -> list[list[tuple[int, float, int, float]]]:
-    """For each quantity of a run its values by size, LR and seed, not in logarithms."""
+    """Returns for each quantity of a run its values by size, LR and seed, not in logarithms."""
     found = []
     for one in of:
         table = values(sweep, arm, one)
@@ -221,7 +222,7 @@ def pd_values(sweep: Arms, arm: str, of: Sequence[Of]) -> list[list[tuple[int, f
 
 
 def _sizes_and_lrs(spec: FigureSpec, sweep: Arms) -> Drawn:
-    """Figure 11 of Wortsman et al. 2023: metrics of an arm over N, LR and block."""
+    """Draws Figure 11 of Wortsman et al. 2023: metrics of an arm over N, LR and block."""
     import pandas as pd
 
     arm, figures = spec.arm or sweep.names[0], {}
@@ -237,7 +238,7 @@ def _sizes_and_lrs(spec: FigureSpec, sweep: Arms) -> Drawn:
 
 
 def _of_blocks(sweep: Arms, arm: str, column: str) -> dict[tuple[int, float], list[float]]:
-    """A metric at the end of runs, block by block, at the lowest, middle and highest LR of each size."""
+    """Returns a metric at the end of runs, block by block, at the lowest, middle and highest LR of each size."""
     found = {}
     for n in sweep.sizes(arm):
         rows = sweep.ended(arm, n)
@@ -306,7 +307,7 @@ def _along_figure(spec: FigureSpec, sweep: Arms) -> Figure:
 
 @styled
 def _lengths_figure(spec: FigureSpec, sweep: Arms) -> Figure:
-    """Validation metrics against the length of sequences over that of training: medians over runs."""
+    """Draws validation metrics against the length of sequences over that of training: medians over runs."""
     figure, axes = panels(len(spec.of), width=3.2)
     for panel, of in zip(axes, spec.of, strict=True):
         pattern = of.metric if isinstance(of, Metric) else of

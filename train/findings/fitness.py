@@ -25,7 +25,7 @@ sensitivity measures how slowly a run gets going. At 4,000 steps of bytes it is 
 
 
 def floors(sweep: Arms) -> dict[str, float]:
-    """The floors that the ended runs know, by name; the median where runs differ."""
+    """Returns the floors that the ended runs know, by name; the median where runs differ."""
     ended = sweep.runs[sweep.runs["ended"]]
     found = {name: ended[name].astype(float).median() for name in (UNIGRAM, BIGRAM, NO_MIXING) if name in ended}
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}

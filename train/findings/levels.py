@@ -112,7 +112,7 @@ class Crosses(Base):
             yield Part(f"N={size_label(n)}", outcome, text, {"places": places, **effect.numbers()})
 
     def place(self, means: pd.Series) -> float | None:
-        """Where the line through the points, in log of the value, passes the least of them by `rise`."""
+        """Returns where the line through the points, in log of the value, passes the least of them by `rise`."""
         x, y = means.index.to_numpy(dtype=float), means.to_numpy(dtype=float)
         level = y.min() + self.rise
         for i in range(int(np.argmin(y)), len(y) - 1):
@@ -150,8 +150,8 @@ class Separates(Base):
             yield Part("", outcome, text, {"auc": area, "other": other, "half_interval": effect.half()})
 
     def _area(self, sweep: Arms, arm: str, of: Of) -> tuple[float | None, float, tuple[int, int]]:
-        """The area, its standard error, and the counts of broken and sound runs. A run that
-        has no number any more gives the clearest warning of all."""
+        """Returns the area, its standard error, and the counts of broken and sound runs. A run that has no number any
+        more gives the clearest warning of all."""
         bad, good = (values(sweep, arm, of, runs)["value"].to_numpy(dtype=float) for runs in ("broken", "sound"))
         area = auc(np.nan_to_num(bad, nan=np.inf).tolist(), np.nan_to_num(good, nan=np.inf).tolist())
         if area is None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def lr_shades(lrs: Sequence[float]) -> dict[float, Any]:
-    """A colour for each learning rate, light to dark."""
+    """Returns a colour for each learning rate, light to dark."""
     import matplotlib
 
     ordered = sorted(set(lrs))
@@ -26,7 +26,7 @@ def lr_shades(lrs: Sequence[float]) -> dict[float, Any]:
 
 
 def lr_legend(figure: Figure, shades: Mapping[float, Any], title: str = "peak learning rate") -> None:
-    """Above the panels, one line of learning rates where they fit."""
+    """Adds a legend of learning rates above the panels, on one line where they fit."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=shade, label=f"{lr:g}") for lr, shade in shades.items()]
@@ -38,7 +38,7 @@ def lr_legend(figure: Figure, shades: Mapping[float, Any], title: str = "peak le
 
 @styled
 def over_sizes_and_lrs(grid: pd.DataFrame, label: str, blocks: Mapping[tuple[int, float], Sequence[float]]) -> Figure:
-    """A probe at the end of runs against N, against LR and against the block, Figure 11 of Wortsman et al. 2023.
+    """Draws a probe at the end of runs against N, against LR and against the block, Figure 11 of Wortsman et al. 2023.
 
     `grid` has a row a size and a column an LR; `blocks` the values of each block of some runs, by size and LR.
     """

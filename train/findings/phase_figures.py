@@ -33,7 +33,7 @@ def cells(sweep: Arms, decay: str, by: str = "") -> dict[Any, Cells]:
 
 @styled
 def phase_diagram(sweep: Arms, decay: str, by: str = "") -> Figure:
-    """A panel for each value of `by`, the largest first. A cell has the phase of most of its seeds, and how many."""
+    """Draws a panel for each value of `by`, the largest first. A cell has the phase of most seeds, and how many."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 

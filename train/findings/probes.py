@@ -24,7 +24,7 @@ LASTING = 0.1
 
 
 def series(rows: pd.DataFrame, column: str) -> pd.Series:
-    """A probe by step, where it was watched and is finite; empty when the run has none."""
+    """Returns a probe by step, where it was watched and is finite; empty when the run has none."""
     import pandas as pd
 
     if column not in rows:
@@ -42,18 +42,18 @@ def _by_step(rows: pd.DataFrame, column: str) -> pd.Series:
 
 
 def at_end(rows: pd.DataFrame, column: str) -> float:
-    """The probe's mean over the last END watched steps; NaN when the run has none."""
+    """Returns the probe's mean over the last END watched steps; NaN when the run has none."""
     return float(series(rows, column).tail(END).mean())
 
 
 def length(rows: pd.DataFrame, row: Mapping[str, Any]) -> int:
-    """The steps of a run, of which its shares are: of one that was stopped early those that it would have had."""
+    """Returns the steps of which shares of a run are taken: of one that was stopped early, those that it asked for."""
     return int(row["steps"] if row["state"] == STOPPED else rows["step"].max() + 1)
 
 
 def window(rows: pd.DataFrame, column: str, low: float, high: float, steps: int) -> float:
-    """Mean magnitude of a column between two shares of a run's steps; infinite where the loss is not finite by then,
-    NaN where the column was not recorded."""
+    """Returns the mean magnitude of a column between two shares of a run's steps; infinite where the loss is not finite
+    by then, NaN where the column was not recorded."""
     trained = rows[rows["step"] >= 0]
     inside = trained[(trained["step"] >= low * steps) & (trained["step"] <= high * steps)]
     values = inside[column].abs().dropna()
@@ -63,7 +63,7 @@ def window(rows: pd.DataFrame, column: str, low: float, high: float, steps: int)
 
 
 def loss_difference(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.Series:
-    """Training loss over that of the reference on the same batches, by step, smoothed by a running median.
+    """Returns the training loss minus that of the reference on the same batches, by step, smoothed by a running median.
 
     A step whose loss is not finite, or that the run didn't reach, is infinitely far.
     """
@@ -73,7 +73,8 @@ def loss_difference(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.Series:
 
 
 def departure(gap: pd.Series) -> int | None:
-    """The first step from which the smoothed difference stays above DEGRADED for LASTING of the run; None for never."""
+    """Returns the first step from which the smoothed difference stays above DEGRADED for LASTING of the run; None for
+    never."""
     length = max(1, round(LASTING * len(gap)))
     above = (gap > DEGRADED).to_numpy()
     lasting = np.convolve(above, np.ones(length))[length - 1 : len(above)] >= length
@@ -81,13 +82,13 @@ def departure(gap: pd.Series) -> int | None:
 
 
 def first_step(values: pd.Series, where: pd.Series) -> int | None:
-    """The first step of `values` at which `where` holds."""
+    """Returns the first step of `values` at which `where` holds."""
     found = values.index[where.to_numpy(dtype=bool)]
     return int(found[0]) if len(found) else None
 
 
 def auc(bad: Sequence[float], good: Sequence[float]) -> float | None:
-    """The chance that a value of `bad` is above one of `good`, ties half: the area under the ROC curve."""
+    """Returns the chance that a value of `bad` is above one of `good`, ties half: the area under the ROC curve."""
     from scipy.stats import mannwhitneyu
 
     if not len(bad) or not len(good):
@@ -96,7 +97,7 @@ def auc(bad: Sequence[float], good: Sequence[float]) -> float | None:
 
 
 def auc_error(area: float, bad: int, good: int) -> float:
-    """The standard error of such an area from so many values of each kind, by Hanley and McNeil 1982.
+    """Returns the standard error of such an area from so many values of each kind, by Hanley and McNeil 1982.
 
     It is that of an area drawn in by half a pair, as few values that are told apart perfectly prove no area of 1.
     """

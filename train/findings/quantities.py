@@ -51,8 +51,8 @@ def _log(value: float | None) -> float:
 
 
 def optimal_lr(one: LRSensitivity) -> float:
-    """Log of the LR of least loss: the lowest point of the parabola through the best point of the grid and its
-    neighbours, loss against log LR. NaN at an edge of the grid, and where the losses don't bend."""
+    """Returns the log of the LR of least loss: the lowest point of the parabola through the best point of the grid and
+    its neighbours, loss against log LR. NaN at an edge of the grid, and where the losses don't bend."""
     at = int(np.argmin(one.losses))
     x, y = np.log(one.lrs), np.asarray(one.losses)
     if not 0 < at < len(x) - 1 or np.ptp(y[at - 1 : at + 2]) == 0:
@@ -62,7 +62,8 @@ def optimal_lr(one: LRSensitivity) -> float:
 
 
 def _optimum_beyond(one: LRSensitivity) -> tuple[float, int]:
-    """Where the best LR is at an edge, the optimum lies beyond the middle of the last two LRs; NaN elsewhere."""
+    """Returns a bound and its side where the best LR is at an edge: the optimum lies beyond the middle of the last two
+    LRs; NaN elsewhere."""
     at, x = int(np.argmin(one.losses)), np.log(one.lrs)
     if len(x) < 2 or 0 < at < len(x) - 1:
         return math.nan, 0
@@ -90,13 +91,13 @@ def _capped(row: Row, _: Arms) -> float:
 
 
 def _logit(row: Row, _: Arms) -> float:
-    """Log of the largest of the whole run; infinite for a run that went to NaN before it was watched."""
+    """Returns the log of the largest of the whole run; infinite for a run that went to NaN before it was watched."""
     value = row.get("logit_max", math.nan)
     return math.inf if math.isnan(value) and row["state"] == "diverged" else _log(value)
 
 
 def _solved(row: Row, _: Arms) -> float:
-    """1 for a run that solves a task with answers, 0 for one that doesn't; NaN for other data."""
+    """Returns 1 for a run that solves a task with answers, 0 for one that doesn't; NaN for other data."""
     right = row.get(ACCURACY, math.nan)
     return math.nan if right is None or math.isnan(right) else float(right >= SOLVED)
 
@@ -185,7 +186,8 @@ class Metric(BaseModel):
 
 
 def _taken(rows: pd.DataFrame, column: str, at: At, row: Row) -> float:
-    """The value of one column, its magnitude for a window of it; infinite where the run has gone to NaN by then."""
+    """Returns the value of one column, its magnitude for a window of it; infinite where the run has gone to NaN by
+    then."""
     if column not in rows:
         return math.nan
     if at == "end":
@@ -221,8 +223,8 @@ Select = Literal["all", "sound", "broken"]
 def values(
     sweep: Arms, arm: str, of: Of, runs: Select = "all", lr: float | str | None = None, grid: str | None = None
 ) -> pd.DataFrame:
-    """A quantity of an arm by `size`, `lr` and `seed` (LR 0 for one of a curve), with `edge`: 1 where the value is a
-    bound as the number lies above the LR grid, -1 below it, else 0.
+    """Returns a quantity of an arm by `size`, `lr` and `seed` (LR 0 for one of a curve), with `edge`: 1 where the value
+    is a bound as the number lies above the LR grid, -1 below it, else 0.
 
     `lr` keeps one learning rate, `highest` or `lowest` of each size. `grid` is the arm whose LRs a curve is cut to.
     """
@@ -261,8 +263,8 @@ def _of_curves(sweep: Arms, arm: str, found: Quantity, grid: str | None) -> list
 
 
 def records(sweep: Arms, arm: str) -> list[dict[str, Any]]:
-    """The ended runs of an arm with `broken` (degraded or diverged) and, from complete curves, `best_lr`, `best_loss`
-    and `reference`: the run of the best LR at their size and seed, which saw the same batches."""
+    """Returns the ended runs of an arm with `broken` (degraded or diverged) and, from complete curves, `best_lr`,
+    `best_loss` and `reference`: the run of the best LR at their size and seed, which saw the same batches."""
     rows = sweep.ended(arm).to_dict("records")
     names = {(r["size"], r["seed"], r["optimizer.lr"]): r["run"] for r in rows}
     for row in rows:

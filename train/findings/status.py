@@ -34,7 +34,7 @@ def shipped_state(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """The verdict in a sweep folder, with the runs that have ended and when they were judged; {} without one."""
+    """Returns the verdict in a sweep folder, with the runs that have ended and when they were judged, else {}."""
     verdict, planned = read_json(folder / "report" / "verdict.json"), read_json(folder / "sweep.json")
     if not planned:
         return {}
@@ -50,7 +50,7 @@ def state(folder: Path) -> dict[str, Any]:
 
 
 def _has_result(run: RunFolder) -> bool:
-    """Whether a run has ended, or was stopped early with an estimate of its loss."""
+    """Returns whether a run has ended, or was stopped early with an estimate of its loss."""
     return (run.path / "summary.json").exists() or stopped_above(run.status()) is not None
 
 

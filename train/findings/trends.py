@@ -25,8 +25,8 @@ class Moving(Base):
     over: str
 
     def lines(self, sweep: Arms, arm: str, minus: str | None = None) -> Iterator[tuple[str, pd.DataFrame, str]]:
-        """Where, points of x (in log) and value, and what lies beyond the grid: over N a line for each LR, over LR or
-        a config value one for each size. `minus` subtracts another arm's values, pair by pair."""
+        """Yields where, points of x (in log) and value, and what lies beyond the grid: over N a line for each LR, over
+        LR or a config value one for each size. `minus` subtracts another arm's values, pair by pair."""
         arms = [arm] if self.over in ("size", "lr") else self.named(sweep)
         tables = []
         for name in arms:
@@ -68,7 +68,7 @@ def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _total(points: pd.DataFrame) -> Effect:
-    """Change over the range of x, by the slope of the line through all points."""
+    """Returns the change over the range of x, by the slope of the line through all points."""
     return slope(points["x"], points["value"]).times(float(np.ptp(points["x"])))
 
 
@@ -77,7 +77,7 @@ FAR = math.log(10)
 
 
 def _further(points: pd.DataFrame) -> list[pd.DataFrame]:
-    """The points with those that are bounds moved away from the grid; none where no point is one."""
+    """Returns the points with those that are bounds moved away from the grid; none where no point is one."""
     return [points.assign(value=points["value"] + FAR * points["edge"])] if points["edge"].any() else []
 
 

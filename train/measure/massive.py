@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 
     @property
     def massive(self) -> bool:
-        """Whether it meets the published condition."""
+        """Returns whether it meets the published condition."""
         return abs(self.value) > LARGE and self.over_median > TIMES
 
 

@@ -45,7 +45,7 @@ class Candidate(NamedTuple):
 
     @property
     def spikes(self) -> bool:
-        """Whether the matrix has spikes in its input and output, the published condition."""
+        """Returns whether the matrix has spikes in its input and output, the published condition."""
         return self.read > SPIKE and self.wrote > SPIKE
 
 
@@ -99,7 +99,8 @@ def zeroed(weights: Sequence[torch.Tensor], indices: torch.Tensor) -> Iterator[N
 
 
 def has_scale(model: GPT) -> bool:
-    """Whether the outputs of the MLPs' last matrices join the stream as they are, with no norm around the matrix."""
+    """Returns whether the outputs of the MLPs' last matrices join the stream as they are, with no norm around the
+    matrix."""
     plain = all(isinstance(b.mlp_norms, Plain | Pre | NormedStream) for b in model.blocks if isinstance(b, Block))
     return plain and not any(isinstance(m, NormedInput) for m in last_matrices(model).values())
 
@@ -162,7 +163,7 @@ class Found(NamedTuple):
 
     @property
     def is_super(self) -> bool:
-        """Whether the few weights behind spikes matter more than many others."""
+        """Returns whether the few weights behind spikes matter more than many others."""
         return bool(self.spiking) and self.effect.own > max(self.effect.random, self.effect.largest)
 
 

@@ -47,7 +47,7 @@ class LRSensitivity:
 
     @property
     def upper(self) -> float:
-        """Mean of (loss - best_loss) from the best LR up: doesn't take a slow start for an instability."""
+        """Returns the mean of (loss - best_loss) from the best LR up: doesn't take a slow start for an instability."""
         above = [loss for lr, loss in zip(self.lrs, self.losses, strict=True) if lr >= self.best_lr]
         return float(np.mean(above)) - self.best_loss
 

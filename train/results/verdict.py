@@ -52,7 +52,7 @@ class Check:
 
     @property
     def passed(self) -> bool | None:
-        """None: the runs can't decide it."""
+        """Returns whether it holds; None if the runs can't decide it."""
         outcomes = [part.outcome for part in self.parts]
         if self.gaps or not outcomes:
             return None
@@ -62,7 +62,7 @@ class Check:
 
     @property
     def text(self) -> str:
-        """One line with the figures."""
+        """Returns one line with the figures."""
         if not self.parts:
             return f"{self.gaps}{self.trouble or 'nothing to compare'}"
         held = sum(part.outcome == "holds" for part in self.parts)
@@ -72,7 +72,7 @@ class Check:
 
     @property
     def word(self) -> tuple[VerdictWord, str]:
-        """What this check alone makes of the claim, with the reason."""
+        """Returns what this check alone makes of the claim, with the reason."""
         outcomes = [part.outcome for part in self.parts]
         if self.gaps:
             return "incomplete", self.gaps.removesuffix(": ").removesuffix("; so far")
@@ -136,7 +136,7 @@ class Verdict:
 
     @property
     def decision(self) -> tuple[VerdictWord, str]:
-        """The word and its reason: runs missing before fitness, fitness before what the primary check says."""
+        """Returns the word and its reason: runs missing before fitness, fitness before what the primary check says."""
         word, reason = self.checks[0].word
         if word == "incomplete":
             return word, reason
@@ -156,14 +156,14 @@ class Verdict:
 
     @property
     def headline(self) -> str:
-        """The finding, its word and the figure of the primary check that is furthest from the claim."""
+        """Returns the finding, its word and the figure of the primary check that is furthest from the claim."""
         order = ["against", "absent", "open", "holds"]
         worst = min(self.checks[0].parts, key=lambda part: order.index(part.outcome), default=None)
         shown = f". {self.checks[0].claim}: {worst.at} {worst.text}".rstrip() if worst else ""
         return f"{self.finding}: {self.state}{shown}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; a number that is not finite becomes null."""
+        """Returns plain values; a number that is not finite becomes null."""
         found: dict[str, Any] = jsonable(
             {
                 "finding": self.finding, "state": self.state, "reason": self.reason,

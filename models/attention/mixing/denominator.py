@@ -185,7 +185,7 @@ class DenominatorConfig(MixingConfig):
 
     @property
     def dot_product(self) -> bool:  # type: ignore[override]
-        """False for gated forms, whose weights depend on more than logits."""
+        """Returns False for gated forms, whose weights depend on more than logits."""
         form = FORMS[self.form]
         return not (form.output_gate or form.value_gate)
 

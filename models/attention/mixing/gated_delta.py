@@ -96,7 +96,7 @@ class GatedDeltaConfig(MixingConfig):
 
     @property
     def reads_lengths(self) -> bool:  # type: ignore[override]
-        """False without convolutions, whose silu is not linear."""
+        """Returns False without convolutions, whose silu is not linear."""
         return self.taps > 0
 
     def build(self, layer: LayerShape) -> MixingRule:

@@ -53,7 +53,7 @@ class Softmax(MixingRule):
 
 
 def has_fused_entropy(inputs: Inputs) -> bool:
-    """Whether a kernel can compute softmax's entropy: only without a bias, and not on every device."""
+    """Returns whether a kernel can compute softmax's entropy: only without a bias, and not on every device."""
     return inputs.bias_HTT is None and inputs.q_BHTK.device.type in ("cpu", "cuda")
 
 

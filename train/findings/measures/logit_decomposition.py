@@ -44,7 +44,7 @@ def parts_of(rows: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def _share(row: Row, sweep: Arms, part: str) -> float:
-    """Of the growth of the logit, in log, up to the step of the largest, what a part of it accounts for."""
+    """Returns what share of the growth of the logit, in log up to the step of the largest, a part of it makes up."""
     logs = parts_of(sweep.metrics[row["run"]])
     if logs is None:
         return math.nan
@@ -64,6 +64,6 @@ def cosine_share(row: Row, sweep: Arms) -> float:
 
 @measure("norms_correlation", "correlation of the logit with the norms in time")
 def norms_correlation(row: Row, sweep: Arms) -> float:
-    """Over a run's watched steps, between log logit and log |q| |k|."""
+    """Returns the correlation, over a run's watched steps, between log logit and log |q| |k|."""
     logs = parts_of(sweep.metrics[row["run"]])
     return math.nan if logs is None else float(np.corrcoef(logs["logit"], logs["norms"])[0, 1])

@@ -24,8 +24,8 @@ COLLAPSED = 0.1
 
 
 def lead(mark: int | None, row: Row, sweep: Arms) -> float:
-    """Share of the run by which the mark comes before the loss departs; below zero for after it, or never. NaN for a
-    run that doesn't degrade. A loss that departs nowhere in training does so after its end."""
+    """Returns the share of the run by which the mark comes before the loss departs; below zero for after it, or never.
+    NaN for a run that doesn't degrade. A loss that departs nowhere in training does so after its end."""
     if not row["degraded"] or "reference" not in row:
         return math.nan
     own = sweep.metrics[row["run"]]
@@ -34,7 +34,7 @@ def lead(mark: int | None, row: Row, sweep: Arms) -> float:
 
 
 def collapse(rows: pd.DataFrame) -> int | None:
-    """The first watched step at which the mean entropy is below COLLAPSED of its first value."""
+    """Returns the first watched step at which the mean entropy is below COLLAPSED of its first value."""
     entropy = series(rows, ENTROPY)
     return first_step(entropy, entropy < COLLAPSED * entropy.iloc[0]) if len(entropy) else None
 
@@ -46,7 +46,8 @@ def entropy_lead(row: Row, sweep: Arms) -> float:
 
 @measure("entropy_step", "entropy at the first LR that degrades over that at the LR before", log=True)
 def entropy_step(row: Row, sweep: Arms) -> float:
-    """Log of it, of the run at the first LR that degrades; NaN of every other run."""
+    """Returns the log of the step at which entropy collapses, of the run at the first LR that degrades; NaN of every
+    other run."""
     same = [r for r in records(sweep, row["arm"]) if r["size"] == row["size"] and r["seed"] == row["seed"]]
     same.sort(key=lambda r: r["optimizer.lr"])
     first = next((i for i, r in enumerate(same) if r["degraded"]), 0)
@@ -58,8 +59,8 @@ def entropy_step(row: Row, sweep: Arms) -> float:
 
 @measure("logit_lead", "share of the run by which logits pass all sound runs' before the loss departs")
 def logit_lead(row: Row, sweep: Arms) -> float:
-    """By the first step at which block 0's logits are above what any sound run of the arm ever has: a threshold without
-    false alarms."""
+    """Returns the lead of the first step at which block 0's logits are above what any sound run of the arm ever has: a
+    threshold without false alarms."""
     if not row["degraded"]:
         return math.nan
     sound = [r["run"] for r in records(sweep, row["arm"]) if not r["degraded"]]

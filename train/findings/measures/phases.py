@@ -14,14 +14,14 @@ DIAGRAM = ("size", "seed", "data.share")
 
 @measure("phase", "phase, 0 memorization, 1 grokking, 2 comprehension")
 def place(row: Row, sweep: Arms) -> float:
-    """Place in the order from memorization to comprehension; NaN in confusion, which has none."""
+    """Returns the place in the order from memorization to comprehension; NaN in confusion, which has none."""
     found = phase(sweep.metrics[row["run"]])
     return math.nan if found == "confusion" else float(PHASES.index(found))
 
 
 @measure("generalization_delay", "steps from training examples to held-out ones", log=True)
 def generalization_delay(row: Row, sweep: Arms) -> float:
-    """Log of it, with at least one step; NaN in confusion."""
+    """Returns the log of the delay, with at least one step; NaN in confusion."""
     found = delay(sweep.metrics[row["run"]])
     return math.nan if found is None else math.log(max(1, found))
 
@@ -38,7 +38,7 @@ def generalized(row: Row, sweep: Arms) -> float:
 
 @measure("phases_of_seed", "phases in a seed's diagram")
 def phases_of_seed(row: Row, sweep: Arms) -> float:
-    """Number of phases among the ended runs of the row's seed, size and share of the data."""
+    """Returns the number of phases among the ended runs of the row's seed, size and share of the data."""
     runs = sweep.runs[sweep.runs["ended"]]
     for key in DIAGRAM:
         runs = runs[runs[key] == row[key]]
