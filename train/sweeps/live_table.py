@@ -33,7 +33,7 @@ class LiveTable:
     """Shows the state of a sweep: a table redrawn twice a second on a terminal, a line per ended run in a log."""
 
     def __init__(self, sweep: Sweep, jobs: int, force: bool = False, brief: bool = False) -> None:
-        """Expects `force` where runs which have ended are trained again.
+        """Expects `force` where runs that have ended are trained again.
 
         With `brief`, no table and no advice are printed at the end, because more runs follow.
         """

@@ -10,7 +10,7 @@ from conf.axis import ConfigError
 from train.config.launcher import Local
 from train.config.schema import Config
 from train.run.initial import require_initial
-from train.run.interrupt import StopSignals
+from train.run.interrupt import Interrupted, StopSignals
 from train.run.process import sigterm_like_ctrl_c
 from train.run.start import require_start
 from train.runfolder.files import if_stale, unwritable
@@ -104,7 +104,7 @@ def _turn(config: Config) -> tuple[float, float]:
 
 
 def _train(sweep: Sweep, todo: list[Config], force: bool, judge: Judge | None) -> int:
-    """Trains the runs in a pool until they have ended or a signal arrives, which ends in KeyboardInterrupt."""
+    """Trains the runs in a pool until they have ended. Raises Interrupted if a signal arrives."""
     stop = StopSignals()
     stop.listen()
     verdicts: dict[str, dict[str, Any]] = {}
@@ -126,7 +126,7 @@ def _train(sweep: Sweep, todo: list[Config], force: bool, judge: Judge | None) -
             if stop.received is not None:
                 pool.stop()
                 table.update([], [])
-                raise KeyboardInterrupt
+                raise Interrupted(stop.received)
         return table.print_end()
     finally:
         stop.restore()
