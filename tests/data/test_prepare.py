@@ -87,12 +87,14 @@ def test_a_kill_between_renaming_and_manifest(uncut, jsonl, tmp_path, config):
 
 @pytest.mark.parametrize("damage", ["not json", '{"versions": {}}', "versions"])
 def test_progress_that_cannot_be_trusted_is_not_used(uncut, jsonl, tmp_path, config, damage):
+    """The file is as long as recorded, so that its length alone doesn't give it away."""
     folder = shutil.copytree(uncut.folder, tmp_path / uncut.folder.name)
     manifest = json.loads((folder / "manifest.json").read_text())
     older = manifest["splits"] | {"versions": manifest["versions"] | {"tokenizers": "0.1"}}
     (folder / "progress.json").write_text(json.dumps(older) if damage == "versions" else damage)
     (folder / "manifest.json").unlink()
-    (folder / "train.bin").write_bytes(b"garbage " * 1000)
+    length = (folder / "train.bin").stat().st_size
+    (folder / "train.bin").write_bytes((b"garbage " * length)[:length])
     found = prepare(config("text", path=str(jsonl), vocab_size=1000), tmp_path, progress=False)
     assert found.manifest == uncut.manifest
 

@@ -13,6 +13,7 @@ from models.positions import POSITION
 from models.probes import (
     Stats,
     attention_scores,
+    effective_dimension,
     eigenvalues,
     fused_attention,
     fused_entropy,
@@ -490,3 +491,24 @@ def test_eigenvalues_converge_beside_entries_far_below_the_largest() -> None:
             found_N = eigenvalues(u_N[:, None] * u_N)
             torch.testing.assert_close(found_N[-1], torch.tensor(1.0), rtol=1e-6, atol=0)
             assert found_N[:-1].max() <= 1e-6
+
+
+def test_the_sink_rate_is_of_the_first_64_rows() -> None:
+    """Half of the weight is on the first key in rows 1 to 32, none up to row 64, all of it after: 0.26 of 0.3."""
+    weights_TT = torch.zeros(96, 96)
+    weights_TT[1:, 1] = 1.0
+    weights_TT[1:32, 0] = weights_TT[1:32, 1] = 0.5
+    weights_TT[0, 0] = 1.0
+    weights_TT[64:, :2] = torch.tensor([1.0, 0.0])
+    assert weight_stats(weights_TT[None, None])["sink_rate"].tolist() == [0]
+    weights_TT[32:40, :2] = 0.5
+    assert weight_stats(weights_TT[None, None])["sink_rate"].tolist() == [1], "20.5 of 64"
+
+
+def test_the_dimension_of_a_long_sequence_is_of_tokens_at_equal_distances() -> None:
+    """The first half of 192 tokens lies on a line, the second in all of 8 directions."""
+    x_BTD = randn(2, 192, 8)
+    x_BTD[:, :96, 1:] = 0
+    found_B = effective_dimension(x_BTD)
+    assert torch.equal(found_B, effective_dimension(x_BTD[:, ::3]))
+    assert (found_B > 3).all()

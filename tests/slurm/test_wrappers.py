@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from slurm.commands import Refused, TaskState, job_id, most_tasks, states
+from slurm.commands import Refused, TaskState, job_id, job_of_script, most_tasks, states
 from slurm.records import Records, read_plan
 from slurm.runs import in_queue
 from slurm.settle import Unclear
@@ -152,3 +152,16 @@ def test_notes_of_greetings_are_skipped(tmp_path):
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "job-Welcome.json").write_text('{"job": "Welcome", "plan": 1, "tasks": [0], "time": 1}')
     assert Records(tmp_path).latest() == {}
+
+
+def test_the_newest_job_of_a_script_counts(cluster, tmp_path):
+    script = tmp_path / "array-1.sh"
+    cluster(squeue=f"echo '9|{script}'; echo '21|{script}'; echo '17|{script}'; echo '30|{tmp_path}/array-2.sh'")
+    assert job_of_script(script) == "21"
+    assert job_of_script(tmp_path / "array-3.sh") is None
+
+
+def test_of_a_task_that_has_left_the_queue_the_controller_knows_more_than_a_database_that_lags(cluster):
+    shown = "JobId=17 ArrayJobId=17 ArrayTaskId=0 JobState=TIMEOUT Reason=TimeLimit"
+    cluster(sacct="echo '17_0|RUNNING|0:0'; echo '18_0|COMPLETED|0:0'", scontrol=f"echo '{shown}'")
+    assert states(["17_0", "18_0"]) == {"17_0": TaskState("TIMEOUT", "TimeLimit"), "18_0": TaskState("COMPLETED")}

@@ -1,6 +1,7 @@
 """The preconditioned sharpness of quadratics with known Hessians, and of runs."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -50,3 +51,15 @@ def test_only_adam(tmp_path) -> None:
     run = trained(tmp_path, "name=run", "steps=2", "optimizer=lion")
     with pytest.raises(ConfigError, match="optimizer=lion is not Adam"):
         sharpness_of_run(run.path)
+
+
+def test_learning_rates_of_groups_count(tmp_path, monkeypatch) -> None:
+    """The same weights under LRs that are all twice as large are seen twice as sharp, at half the LR of the edge."""
+    monkeypatch.setattr("train.measure.hessian.BATCHES", 2)
+    plain = trained(tmp_path, "name=plain", "steps=30", "qk_norm=none")
+    factors = [f"optimizer.groups.{kind}=2" for kind in ("embedding", "hidden", "head", "vector")]
+    other = trained(tmp_path, "name=other", "steps=1", "qk_norm=none", *factors)
+    shutil.copyfile(plain.path / "weights.pt", other.path / "weights.pt")
+    one, two = sharpness_of_run(plain.path), sharpness_of_run(other.path)
+    assert two.largest == pytest.approx(2 * one.largest, rel=1e-3)
+    assert two.edge == pytest.approx(one.edge / 2, rel=1e-3)

@@ -56,3 +56,15 @@ def test_other_measurements_stay_and_a_loss_that_is_no_number_is_infinite(tmp_pa
     measure(tmp_path, "quantized")
     found = json.loads(Path(tmp_path / "measured.json").read_text())
     assert found == {"neurons/dead": 0.5, **dict(zip(NAMES, (1.0, 2.0, 3.0, 4.0, math.inf), strict=True))}
+
+
+def test_a_run_in_training_is_not_measured(tmp_path, monkeypatch):
+    """Its weights are those of an earlier training, and the end of this one would drop the numbers of a later one."""
+    monkeypatch.setattr(quantized, "losses_of_run", lambda path: [1.0, 2.0, 3.0, 4.0, 5.0])
+    training = RunFolder(tmp_path / "run")
+    training.claim("seed: 0\n")
+    with pytest.raises(ConfigError, match="is training this run already"):
+        measure(tmp_path / "run", "quantized")
+    training.release()
+    measure(tmp_path / "run", "quantized")
+    assert RunFolder(tmp_path / "run").measured()["quantized/W8"] == 2

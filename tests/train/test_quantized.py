@@ -11,9 +11,11 @@ from conf.axis import ConfigError
 from tests.models.test_gpt import gpt, tokens
 from tests.train.helpers import trained
 from train.measure.quantized import (
+    CALIBRATION,
     ROUNDINGS,
     Range,
     at_activations,
+    losses,
     losses_of_run,
     print_found,
     ranges,
@@ -21,7 +23,7 @@ from train.measure.quantized import (
     rounded_weight,
     rounded_weights,
 )
-from train.results.trained import config_of, model_of, validation_of
+from train.results.trained import config_of, model_of, training_of, validation_of
 
 W = torch.tensor([0.1, -0.25, 0.6, -1.0], dtype=torch.float64)
 X = torch.tensor([-1.0, 0.3, 0.5, 2.0], dtype=torch.float64)
@@ -133,3 +135,16 @@ def test_the_loss_is_that_of_the_run_s_validation(tmp_path) -> None:
 def test_a_folder_without_a_run_is_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"no weights\.pt"):
         losses_of_run(tmp_path)
+
+
+def test_ranges_of_activations_are_of_training_batches(tmp_path) -> None:
+    """Not of those that the loss is taken on, which would fit them too well."""
+    run = trained(tmp_path, "optimizer.lr=0.03", "steps=30")
+    config = config_of(run.path)
+    model, batches = model_of(run.path, config), validation_of(config)
+    of_training, of_validation = (
+        losses(model, config, batches, ranges(model, seen), False)
+        for seen in (training_of(config, count=CALIBRATION), batches)
+    )
+    assert losses_of_run(run.path) == pytest.approx(of_training, rel=1e-6)
+    assert of_training[-1] != pytest.approx(of_validation[-1], rel=1e-6)

@@ -367,3 +367,17 @@ def test_a_run_that_a_sweep_beside_it_has_ended_is_not_trained_again(tmp_path, c
     assert frame["run"].nunique() == 3
     assert swept(*TINY, "seed=0,1,2", f"out={tmp_path}") == 0
     assert "3 done already" in capsys.readouterr().out
+
+
+def test_a_run_that_a_sweep_beside_it_has_begun_is_not_used_from_there(tmp_path):
+    """Only one that has ended: another is trained here as if it were not there."""
+    first, second = (plan([*TINY, "seed=0,1", f"out={tmp_path}", f"name={name}"]) for name in ("first", "second"))
+    begun, ended = (RunFolder(first.folder / config.run_name()) for config in first.configs)
+    for run, state in ((begun, "running"), (ended, "finished")):
+        run.path.mkdir(parents=True)
+        run.set_status(state)
+    (ended.path / "summary.json").write_text(json.dumps({"N": 1}))
+    first.write_plan()
+    assert [run.path.parent for run in second.runs()] == [second.folder, first.folder]
+    assert [config.seed for config in second.to_do()] == [0]
+    assert [config.seed for config in second.to_do(force=True)] == [0, 1]

@@ -68,7 +68,8 @@ def loss_difference(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.Series:
     A step whose loss is not finite, or that the run didn't reach, is infinitely far.
     """
     own, other = (_by_step(frame, "train/loss") for frame in (rows, reference))
-    gap = (own.reindex(other.index) - other).fillna(np.inf)
+    # As a number: pandas leaves infinity out of a running median, and such a run would depart nowhere.
+    gap = (own.reindex(other.index) - other).fillna(np.inf).clip(upper=1e9)
     return gap.rolling(max(1, min(WINDOW, round(len(gap) / 20))), center=True, min_periods=1).median()
 
 

@@ -8,7 +8,9 @@ import torch
 
 from models.attention.gates import GATE, Gate
 from models.attention.mixing.base import Inputs, LayerShape
+from models.attention.mixing.denominator import Gate as OutputGate
 from models.gpt import GPT, initialize
+from models.layers import Linear
 from tests.conftest import choice, largest_difference, randn, tiny
 
 B, H, T, K = 2, 2, 5, 8
@@ -162,3 +164,23 @@ class TestInTheModel:
     def test_none_has_no_parameters(self) -> None:
         assert gpt().blocks[0].attention.gate is None
         assert largest_difference(gpt().state_dict(), gpt("gate=none").state_dict()) == 0
+
+
+def test_a_gate_s_sigmoid_is_fp32_under_autocast() -> None:
+    """Its score is a layer's product, in bf16; near 1 a sigmoid in bf16 has steps of 1/256."""
+    score = Linear(16, 2)
+    score.weight.data = randn(2, 16)
+    x_BTD, ones = randn(3, 5, 16, seed=1), torch.ones(3, 2, 5, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = Gate(2, score)(ones, x_BTD)
+        expected = score(x_BTD).float().sigmoid()
+    assert torch.equal(found, expected.transpose(1, 2)[..., None].expand(3, 2, 5, 4))
+
+
+def test_gates_of_denominators_are_fp32_under_autocast() -> None:
+    gate = OutputGate(16, 2)
+    gate.project.weight.data = randn(2, 16)
+    x_BTD = randn(3, 5, 16, seed=1)
+    expected = gate(x_BTD)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gate(x_BTD), expected)

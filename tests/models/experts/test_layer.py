@@ -453,3 +453,15 @@ class TestWidths:
     def test_refusals(self, fields: dict[str, Any], text: str) -> None:
         with pytest.raises(ConfigError, match=text):
             layer(**fields)
+
+
+def test_experts_do_not_learn_to_be_what_the_router_predicts() -> None:
+    """The loss of a competition teaches the router alone; of the experts, the loss of balance reads the affinities."""
+    built = layer(router="compete", compete_rate=1.0, balance=0.0, compete_weight=3.0)
+    x_ND = randn(6, D)
+    p_NE = randn(6, 4).softmax(-1).requires_grad_()
+    _, _, loss = built.compete(x_ND, p_NE)
+    found = torch.autograd.grad(loss, [p_NE, *built.experts.parameters()], allow_unused=True)
+    assert found[0] is not None
+    assert found[0].abs().max() > 0
+    assert all(gradient is None for gradient in found[1:])

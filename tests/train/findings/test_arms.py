@@ -1,5 +1,6 @@
 """What the arms of any finding say of themselves."""
 
+import math
 import re
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from tests.train.findings.arm_frames import of_losses
 from tests.train.findings.frames import bowl, frame
-from train.findings.arms import arms
+from train.findings.arms import arms, pooled_std
 from train.findings.figures import DRAW, FigureSpec
 
 
@@ -53,3 +54,10 @@ def test_figure_of_optima_draws_no_bounds_and_sensitivities_over_one_grid():
     assert [*shown] == ["a", "c", "d"]
     expected = np.mean([*inside.values()]) - 5.0
     assert (shown["a"][1000], shown["d"][1000]) == (pytest.approx(expected), pytest.approx(expected))
+
+
+def test_the_pooled_spread_weighs_groups_by_their_degrees_of_freedom():
+    """Variances 1 of three seeds and 8 of two: (2 + 8) / 3. A group of one, and what is not finite, tell nothing."""
+    groups = [[1.0, 2.0, 3.0], [0.0, 4.0], [7.0], [5.0, math.inf]]
+    assert pooled_std(groups) == pytest.approx(math.sqrt(10 / 3))
+    assert pooled_std([[7.0], []]) is None

@@ -15,7 +15,7 @@ from tests.train.findings.frames import bowl, frame, shifted, without
 from tests.train.findings.probe_frames import sweep as probe_sweep
 from train.findings.arms import arms
 from train.findings.base import AnyCheck
-from train.findings.effects import Effect, over, slope
+from train.findings.effects import Effect, beyond, directed, equivalent, over, slope
 from train.findings.quantities import Metric
 from train.results.verdict import Check, Fitness, Part, Verdict
 
@@ -519,3 +519,100 @@ def test_a_run_that_is_gone_warns_most_whatever_the_sign():
 
     low = Metric(metric="entropy", at=(0.02, 0.026), log=False, sign=-1)
     assert low.number({"run": "r", "state": "stopped", "steps": 4000}, Swept) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "least", "outcome"),
+    [
+        # Of 2 degrees of freedom the half interval is 4.303 errors.
+        (1.0, 0.2, 1.0, "holds"), (1.0, 0.24, 1.0, "open"), (0.9, 0.01, 1.0, "absent"), (0.9, 0.1, 1.0, "open"),
+        (-1.0, 0.2, 1.0, "against"), (-0.5, 0.01, 1.0, "absent"), (-1.0, 0.24, 1.0, "absent"),
+        (math.nan, 0.1, 1.0, "open"),
+        # Not below -0.2.
+        (-0.1, 0.01, -0.2, "holds"), (-0.1, 0.1, -0.2, "open"), (-0.3, 0.01, -0.2, "against"),
+    ],
+)  # fmt: skip
+def test_a_directed_effect(value, error, least, outcome):
+    assert directed(Effect(value, error, 2), least) == outcome
+
+
+def test_equivalence_is_two_one_sided_tests_and_a_level_one_two_sided():
+    """At 2 degrees of freedom, 2.920 errors and 4.303."""
+    one = Effect(0.0, 1.0, 2)
+    assert [equivalent(one, within) for within in (2.91, 2.93)] == ["open", "holds"]
+    assert [equivalent(Effect(5.0, 1.0, 2), within) for within in (0.69, 0.71)] == ["against", "open"]
+    assert [beyond(one, level, True) for level in (-4.31, -4.29, 4.29, 4.31)] == ["holds", "open", "open", "against"]
+    assert [beyond(one, level, False) for level in (-4.31, 4.31)] == ["against", "holds"]
+
+
+def test_a_run_that_went_to_nan_counts_as_the_largest_number_that_is_known():
+    losses = {arm: {1000: {1e-2: 5.0, 1e-1: 5.0}} for arm in "ab"}
+    runs = frame(losses, SEEDS)
+    runs["logit_max"] = np.where(runs["arm"] == "a", 100.0, 10.0)
+    gone = (runs["arm"] == "b") & (runs["optimizer.lr"] == 1e-1)
+    runs = runs.assign(logit_max=runs["logit_max"].mask(gone), state=np.where(gone, "diverged", "finished"))
+    row = {"kind": "higher", "of": "logit_max", "arm": "a", "than": "b", "factor": 1.25}
+    (part,) = check(**row).judge(arms("test", runs, ["a", "b"])).parts
+    # Of b 10 at the first LR and 100, all that is known of infinity, at the second.
+    assert math.exp(part.numbers["than"]) == pytest.approx(math.sqrt(10 * 100))
+    assert math.exp(part.numbers["value"]) == pytest.approx(math.sqrt(10))
+    # A line through them leaves such runs out.
+    rising = probe_sweep(lambda arm, n, lr, seed: {}, sizes=(1000,), lrs=(1e-3, 1e-2, 1e-1), arms=("a",), seeds=SEEDS)[
+        0
+    ]
+    last = (rising["optimizer.lr"] == 1e-1) & (rising["seed"] == 0)
+    rising["logit_max"] = (1e4 * rising["optimizer.lr"]).mask(last)
+    rising.loc[last, "state"] = "diverged"
+    row = {"kind": "rises", "of": "logit_max", "over": "lr", "arm": "a", "factor": 2}
+    (part,) = check(**row).judge(arms("test", rising, ["a"])).parts
+    assert math.exp(part.numbers["value"]) == pytest.approx(100)
+
+
+def test_the_largest_size_alone():
+    runs, metrics = probe_sweep(
+        lambda arm, n, lr, seed: {"m": n / 1000 + 0.01 * seed + (arm == "b")}, arms=("a", "b"), seeds=SEEDS
+    )
+    made, of = arms("test", runs, ["a", "b"], metrics), {"metric": "m", "log": False}
+    level = check(kind="level", of=of, arm="a", above=3, sizes="largest").judge(made)
+    assert [(part.at, part.outcome) for part in level.parts] == [("N=4.0k", "holds")]
+    (part,) = check(kind="higher", of=of, arm="b", than="a", by=0.5, sizes="largest").judge(made).parts
+    assert (part.at, part.numbers["than"], part.numbers["arm"]) == ("N=4.0k", pytest.approx(4.01), pytest.approx(5.01))
+
+
+@pytest.mark.parametrize(
+    ("held", "share", "outcome"),
+    # Wilson's intervals of 4 runs: 3 of them 0.30 to 0.95, 1 of them 0.05 to 0.70, none 0 to 0.49.
+    [(4, 0.75, "holds"), (3, 0.75, "open"), (3, 1.0, "open"), (4, 1.0, "holds"), (1, 0.75, "open"),
+     (0, 0.75, "against")],
+)  # fmt: skip
+def test_few_runs_beyond_a_level_prove_no_share(held, share, outcome):
+    places = iter(range(4))
+    runs, metrics = probe_sweep(
+        lambda *_: {"m": 1.0 if next(places) < held else -1.0},
+        sizes=(1000,), lrs=(1e-3, 1e-2), arms=("a",), seeds=(0, 1),
+    )  # fmt: skip
+    row = {"kind": "level", "of": {"metric": "m", "log": False}, "arm": "a", "above": 0, "share": share}
+    assert outcomes(check(**row).judge(arms("test", runs, ["a"], metrics))) == [outcome]
+
+
+def test_what_separates_needs_five_runs_of_each_kind_and_can_be_absent():
+    def judged(of, seeds):
+        runs, metrics = probe_sweep(
+            of, sizes=(1000,), lrs=GRID, seeds=seeds, arms=("a",),
+            losses=lambda arm, n, lr, seed: 5.0 + 0.5 * (lr > 1e-2) + 1e-5 / lr,
+        )  # fmt: skip
+        row = {"kind": "separates", "of": {"metric": "m"}, "arm": "a", "auc": 0.9}
+        return check(**row).judge(arms("test", runs, ["a"], metrics))
+
+    (few,), (enough,) = (judged(lambda arm, n, lr, seed: {"m": lr}, range(seeds)).parts for seeds in (1, 2))
+    assert (few.numbers["auc"], few.outcome) == (1, "open")
+    assert (enough.numbers["auc"], enough.outcome) == (1, "holds")
+    nothing = judged(lambda arm, n, lr, seed: {"m": 10.0 + seed % 3}, range(6))
+    assert (nothing.parts[0].numbers["auc"], outcomes(nothing)) == (0.5, ["absent"])
+    assert nothing.passed is False
+
+
+def test_how_far_optima_move_is_over_the_range_of_n():
+    row = {"kind": "moves_less", "of": "optimal_lr", "over": "size", "arm": "a", "than": "b", "factor": 1.4}
+    (part,) = judge({"a": moving(*STAY), "b": moving(*FALL)}, row).parts
+    assert part.numbers["value"] == pytest.approx(math.log(80 / 15), rel=0.1)

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 import signal
@@ -282,3 +283,20 @@ def test_unreachable_server_costs_one_line(tmp_path):
     assert done.returncode == 0
     assert "the logger stopped" in done.stderr
     assert "finished" in done.stdout
+
+
+def test_histograms_of_numbers_that_are_not_finite_are_left_out():
+    """wandb raises an error for them, after which nothing of a run would be sent."""
+    row = {
+        "step": 3, "train/loss": math.nan,
+        "attention/block0/entropy": math.nan, "attention/block0/entropy_by_head": [math.nan, 1.0],
+        "attention/block0/logit_max": 7.0, "attention/block0/logit_max_by_head": [5.0, 7.0],
+        "attention/block1/logit_max": 9.0, "attention/block1/logit_max_by_head": [9.0, 8.0],
+    }  # fmt: skip
+    for detail in ("summary", "all"):
+        values, lists = sent(row, detail)
+        assert lists["attention/blocks/logit_max"] == [5, 7, 9, 8]
+        assert not any("entropy" in name for name in lists)
+        assert values["attention/logit_max"] == 9
+        assert math.isnan(values["train/loss"])
+        assert math.isnan(values["attention/entropy"])

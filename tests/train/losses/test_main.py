@@ -409,3 +409,13 @@ class TestTempNet:
         starts = [choice(LOSS, "tempnet").build(vocab_size=V, seed=s).temperature.up.weight for s in (0, 0, 1)]
         assert torch.equal(starts[0], starts[1])
         assert not torch.equal(starts[0], starts[2])
+
+
+def test_the_network_gives_hidden_states_and_head_no_gradient() -> None:
+    """It reads their product, of which the first layer takes both factors."""
+    out, made = output(), objective("tempnet", dropout=0.0)
+    hidden_ND = out.hidden_ND.requires_grad_()
+    logits_NV = (hidden_ND @ out.head_VD.T).detach().requires_grad_()
+    loss, _ = made(dataclasses.replace(out, logits_NV=logits_NV, hidden_ND=hidden_ND), targets(), False)
+    found = torch.autograd.grad(loss, [hidden_ND, out.head_VD], allow_unused=True)
+    assert found == (None, None)

@@ -80,3 +80,16 @@ class TestSampledSoftmax:
         drawn = [F.one_hot(torch.tensor(p), 4).sum(0).bool() for p in pairs]
         sums = [of_sample(z_NV, torch.tensor([0]), p_V, math.log(3 / 2)).add(2.0).exp() for p_V in drawn]
         assert float(torch.stack(sums).mean()) == pytest.approx(sum(map(math.exp, Z)), rel=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+def test_with_the_correction_a_sample_stands_for_all(share: float) -> None:
+    """Of equal logits the corrected loss is log V for any share; without it, log of the number of tokens that count."""
+    out, y = of_logits(torch.zeros(N, V, dtype=torch.float64)), targets()
+    unique = len(y.unique())
+    drawn = math.ceil(share * (V - unique))
+    found, plain = (
+        objective("sampled_softmax", share=share, corrected=c)(out, y, False)[0].item() for c in (True, False)
+    )
+    assert found - plain == pytest.approx(math.log(V) - math.log(unique + drawn))
+    assert plain == pytest.approx(math.log(unique + drawn))

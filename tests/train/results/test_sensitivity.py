@@ -120,3 +120,12 @@ def test_other_grid_at_another_seed():
         of_runs(runs([3, 2, 4], [3, 2]))
     with pytest.raises(ValueError, match="no seeds"):
         over_seeds({}, {}, {})
+
+
+def test_from_the_best_lr_up_and_the_range_within_the_margin():
+    """(0 + 0.4 + 3) / 3 from the best one up, of a curve that starts slowly."""
+    found = lr_sensitivity([1e-4, 1e-3, 1e-2, 1e-1, 1.0], [6.0, 2.2, 2.0, 2.4, 5.0], 8.0)
+    assert found.upper == pytest.approx(3.4 / 3)
+    assert found.sensitivity == pytest.approx(7.6 / 5)
+    # 2.1 lies halfway between the second and third point, and a quarter of the way to the fourth.
+    assert found.good_range == pytest.approx((10**-2.5, 10**-1.75))

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.train.helpers import TINY, assert_same_end, call, tiny, trained
-from train.run.extension import obstacle
+from train.run.extension import keeps_checkpoint, obstacle
 from train.runfolder.folder import RunFolder
 
 FIXED = ["schedule=constant", "schedule.warmup_steps=2"]
@@ -53,3 +53,9 @@ def test_the_command_says_why_it_starts_anew(tmp_path, capsys, monkeypatch):
     assert "can't go on from the 12 steps of" in said
     assert "schedule=cosine ends with the run" in said
     assert RunFolder(tmp_path / tiny("schedule.warmup_steps=2", "steps=20").run_name()).summary()["steps_done"] == 20
+
+
+def test_maxsup_s_weight_depends_on_the_number_of_steps():
+    assert "the weight of loss=maxsup changes" in obstacle(tiny(*FIXED, "loss=maxsup", "steps=100"), 200)
+    assert not keeps_checkpoint(tiny(*FIXED, "loss=maxsup"))
+    assert obstacle(tiny(*FIXED, "loss=maxsup", "loss.lambda_end=0.1", "steps=100"), 200) is None

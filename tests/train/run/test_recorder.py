@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from tests.train.run.pair import in_pair
 from train.loggers.detail import sent
-from train.run.recorder import MetricsRow, Recorder, summarize
+from train.run.recorder import MetricsRow, Recorder, first_nonfinite, summarize
 
 # Per rank and step: two heads' largest logits and their cosines. In step 1, both ranks have head 1's logit.
 LOGITS = [[[5.0, 1.0], [2.0, 3.0]], [[4.0, 7.0], [6.0, 3.0]]]
@@ -63,3 +63,34 @@ def test_nan_of_one_block_or_head_is_not_hidden(values: list[float]) -> None:
 def test_a_bound_over_heads_is_the_largest() -> None:
     row = summarize({"step": 0, "attention/block0/weight_bound": [1.0, 3.0], "attention/block0/q_norm": [1.0, 3.0]})
     assert (row["attention/block0/weight_bound"], row["attention/block0/q_norm"]) == (3.0, 2.0)
+
+
+def test_over_heads_blocks_and_tensors_by_hand() -> None:
+    row = summarize(
+        {
+            "step": 0,
+            "attention/block0/entropy": [1.0, 3.0], "attention/block1/entropy": [5.0, 7.0],
+            "attention/block0/sink_rate": [0.0, 0.5], "attention/block1/sink_rate": [0.25, 0.75],
+            "attention/block0/logit_max": [9.0, 2.0], "attention/block1/logit_max": [4.0, 3.0],
+            "router/block0/load": [0.5, 0.3, 0.2],
+            "adam/head/gradient_over_eps": 5.0, "adam/block0/mlp.up/gradient_over_eps": 2.0,
+        }
+    )  # fmt: skip
+    assert (row["attention/block0/entropy"], row["attention/block1/entropy"]) == (2, 6)
+    assert (row["attention/entropy"], row["attention/entropy_min"]) == (4, 1)
+    assert (row["attention/sink_rate"], row["attention/logit_max"]) == (0.375, 9)
+    assert (row["router/block0/load_max"], row["router/block0/load_by_head"]) == (0.5, [0.5, 0.3, 0.2])
+    assert row["adam/gradient_over_eps_min"] == 2
+
+
+def test_the_first_step_that_is_not_finite() -> None:
+    sound = [
+        {"step": -1, "validation/loss": 5.0},
+        *({"step": i, "train/loss": 3.0, "gradient/norm": 1.0} for i in (0, 1)),
+    ]
+    nan, inf = float("nan"), float("inf")
+    assert first_nonfinite(sound) is None
+    assert first_nonfinite([*sound, {"step": 2, "train/loss": inf, "gradient/norm": 1.0}]) == 2
+    assert first_nonfinite([*sound, {"step": 2, "train/loss": 3.0, "gradient/norm": nan}]) == 2
+    # An infinite gradient is clipped to zero.
+    assert first_nonfinite([*sound, {"step": 2, "train/loss": 3.0, "gradient/norm": inf}]) is None

@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from conf.axis import ConfigError
+from data.batches import train_batch
+from data.prepare import prepare
 from tests.train.helpers import tiny, trained
+from train.run.module import ProxyModule
 from train.run.sharpness import adam_edge, critical_lr
 
 HESSIAN = torch.tensor([[3.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
@@ -90,3 +94,23 @@ def test_runs_record_it_and_train_as_without(tmp_path) -> None:
 def test_several_devices_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"watch\.sharpness=true compares losses on one device"):
         tiny("watch.sharpness=true", "devices=2")
+
+
+def test_of_a_run_it_is_where_the_first_step_scaled_as_a_whole_raises_the_loss(tmp_path) -> None:
+    words = ["watch.sharpness=true", "steps=1", "qk_norm=none"]
+    run, config = trained(tmp_path, *words), tiny(*words)
+    row = run.metrics()[1]
+    module = ProxyModule(config)
+    before = {name: p.detach().clone() for name, p in module.model.state_dict().items()}
+    after = torch.load(run.path / "weights.pt", weights_only=True)
+    tokens = prepare(config.data, Path(config.cache).expanduser()).train
+    batch = train_batch(tokens, seed=config.seed, step=0, batch_size=config.batch_size, context=config.context)
+
+    def loss(rate: float) -> float:
+        share = rate / row["train/lr"]
+        module.model.load_state_dict({name: p + share * (after[name] - p) for name, p in before.items()})
+        with torch.no_grad():
+            return float(module.loss_of(batch, False)[0])
+
+    critical = 2 / row["sharpness/critical"]
+    assert loss(0.9 * critical) < loss(0.0) < loss(1.1 * critical)

@@ -17,7 +17,7 @@ from tests.train.helpers import TINY, tiny, trained
 from train.config.compose import from_file, to_yaml
 from train.run.module import ProxyModule
 from train.run.recorder import Recorder
-from train.run.trainer import train
+from train.run.trainer import last_train_loss, train
 from train.runfolder.files import read_rows
 from train.runfolder.folder import RunFolder
 
@@ -290,3 +290,28 @@ def test_two_processes_are_one_big_batch(run, tmp_path):
     assert ours.keys() == theirs.keys()
     for name in ("attention/block0/logit_max", "output/logit_max", "gradient/norm", "attention/block1/entropy"):
         assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
+
+
+def test_the_last_training_loss_is_a_mean_over_a_hundredth_of_the_run():
+    rows = [{"train/loss": float(step)} for step in range(300)]
+    assert last_train_loss(rows, 300) == 298
+    assert last_train_loss(rows, 99) == 299
+    assert last_train_loss([*rows, {"train/loss": math.nan}], 300) is None
+
+
+def test_gradients_along_the_weights_and_elements_of_zero():
+    """1 if a step only scales the weights up; before clipping."""
+    module = ProxyModule(tiny("optimizer.clip=1e-3"))
+    module.configure_optimizers()
+    for factor, cosine in ((-2.0, 1.0), (3.0, -1.0)):
+        for p in module.tensors:
+            p.grad = factor * p.detach()
+        module.clip(0)
+        assert float(module._stats["gradient/cosine_to_weights"]) == pytest.approx(cosine)
+    for p in module.tensors:
+        p.grad = torch.ones_like(p)
+    head = module.model.head.weight
+    head.grad = torch.zeros_like(head)
+    module.clip(0)
+    share = head.numel() / sum(p.numel() for p in module.tensors)
+    assert float(module._stats["gradient/zeros"]) == pytest.approx(share)
