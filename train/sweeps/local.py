@@ -52,8 +52,8 @@ def require_anywhere(todo: list[Config]) -> None:
     """Raises ConfigError for runs that no machine can train so: initial weights, packs and data that don't go."""
     require_initial(todo)
     _require_packable(todo)
-    for config in todo:
-        config.data.require()
+    for data in {repr(config.data): config.data for config in todo}.values():
+        data.require()
 
 
 def _run(sweep: Sweep, force: bool, judge: Judge | None) -> int:
