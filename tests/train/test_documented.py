@@ -141,13 +141,14 @@ def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert hasattr(found, "main") or importlib.util.find_spec(f"{module}.__main__")
     else:
         main = found if hasattr(found, "main") else importlib.import_module(f"{module}.__main__")
-        original = argparse.ArgumentParser.parse_args
+        for name in ("parse_args", "parse_intermixed_args"):
+            original = getattr(argparse.ArgumentParser, name)
 
-        def accepted(self: argparse.ArgumentParser, *given: Any, **more: Any) -> None:
-            original(self, *given, **more)
-            raise Parsed
+            def accepted(self: argparse.ArgumentParser, *, original: Any = original) -> None:
+                original(self)
+                raise Parsed
 
-        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", accepted)
+            monkeypatch.setattr(argparse.ArgumentParser, name, accepted)
         monkeypatch.setattr(sys, "argv", [module, *arguments])
         main.main()
         raise AssertionError(f"{command} parsed nothing")

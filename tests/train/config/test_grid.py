@@ -123,7 +123,8 @@ HEADER = "must begin with # @package _global_"
                 f"correct {{0}}, which {HEADER}"),
         ("defaults:\n  - override /atention: softmax",
          f"In '{{0}}': Could not override 'atention'. No match in the defaults list: correct {{0}}, which {HEADER}"),
-        ("defaults:\n  - other", f"In '{{0}}': Could not load 'experiment/other': correct {{0}}, which {HEADER}"),
+        ("defaults:\n  - other", "{0} names experiment/other, which conf/ doesn't have: put both files into "
+                                  "experiment/ of a folder, and give that folder as --conf FOLDER"),
     ],
 )  # fmt: skip
 def test_a_fault_in_a_file_given_by_path_names_it_from_the_current_folder(tmp_path, monkeypatch, lines, said):

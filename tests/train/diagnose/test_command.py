@@ -27,9 +27,10 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
 
 
 def test_an_experiment_gives_its_middle_learning_rate(tmp_path):
-    asked = request(["optimizer.lr=1e-3,1e-2,1e-1", "seed=3,4", "model=mini-w64-d2,mini-w32-d2"])
-    assert asked.recipes[0].config.optimizer.lr == 1e-2
-    assert asked.recipes[0].config.seed == 3
+    """Of its six LRs the fourth, and the first of its seeds."""
+    asked = request(["experiment=block_rms", "model=mini-w64-d2,mini-w32-d2"])
+    assert asked.recipes[0].config.optimizer.lr == 0.06
+    assert asked.recipes[0].config.seed == 20
     assert asked.sizes == (("model=mini-w32-d2",), ("model=mini-w64-d2",))
 
 

@@ -222,7 +222,7 @@ def test_few_sizes_have_a_card_without_a_forecast_of_logits(law):
     (found,) = arms(sweep(law, models=MODELS[1:3]), [])
     card = build(found, "99M")
     assert card.probes.found == ()
-    assert any("forecast from 3 sizes on; below the target are 2" in note for note in card.notes)
+    assert any("forecast from 3 sizes on; 2 below the target" in note for note in card.notes)
     assert card.forecast.n == 99e6
 
 

@@ -30,5 +30,5 @@ def test_results_of_two_runs():
         ["state", "finished", "diverged", ""],
         ["validation loss", "5.000", "4.500", "-0.500"],
         ["max logit, peak", "-", "12.500", ""],
-        ["tokens", "1000", "3000", "+2,000"],
+        ["tokens", "1,000", "3,000", "+2,000"],
     ]
