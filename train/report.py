@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conf.axis import ConfigError
-from train.cli.axes import markdown as escaped
 from train.cli.tables import in_folder, plain_table, print_table
 from train.cli.terminal import exit_with, say, table_console
 from train.findings.own import finding_of
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
 
 def markdown(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None) -> str:
     """Returns the text of table.md: the verdict with its checks, the table, and notes."""
+    from train.cli.axes import markdown as escaped  # loads torch
+
     lines = [f"# {sweep.name}", ""]
     if verdict:
         lines += [

@@ -14,8 +14,12 @@ from conf.axis import ConfigError
 def write_atomically(path: Path, text: str) -> None:
     """Writes to a temporary file and renames it, so that a reader sees the old text or the new one, never a part."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def save_atomically(path: Path, tensors: Mapping[str, Any]) -> None:
