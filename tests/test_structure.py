@@ -94,10 +94,13 @@ def test_every_room_exists() -> None:
 
 def test_docstrings_of_functions_begin_with_a_verb() -> None:
     """In the third person, as in "Returns"."""
-    wrong = []
+    nouns, wrong = (
+        {"This", "Figures", "Lines", "Loss", "Losses", "Metrics", "Quantities", "Sizes", "Seconds", "Values"},
+        [],
+    )
     for name, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text())):
             words = (ast.get_docstring(node) or "Says").split() if isinstance(node, ast.FunctionDef) else ["Says"]
-            if not words[0].rstrip(",.").endswith("s") or words[0] == "This":
+            if not words[0].rstrip(",.").endswith("s") or words[0] in nouns:
                 wrong.append(f"{name}.{node.name}: {words[0]}")
     assert not wrong

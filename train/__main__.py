@@ -49,7 +49,6 @@ def single(arguments: list[str]) -> None:
         from train.sweeps.local import require_anywhere
 
         require_anywhere([config])
-
         print_run(config, state_of(config))
         return
     logger = next((o for o in reversed(overrides) if o.startswith(("logger=", "logger."))), None)

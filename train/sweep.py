@@ -119,7 +119,6 @@ def sweep(arguments: list[str]) -> int:
 
     require(planned, words.force)
     require_anywhere(planned.to_do(words.force))
-
     print_sweep(planned, len(slots(planned.configs[0])), words.force)
     return 0
 

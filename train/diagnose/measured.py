@@ -71,7 +71,7 @@ class Measured:
 
     @cached_property
     def untrained(self) -> frozenset[int]:
-        """Sizes at which runs have ended, but none has trained."""
+        """Returns the sizes at which runs have ended, but none has trained."""
         return frozenset({run.size for run in self.runs} - {run.size for run in self.runs if self.trains(run)})
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from conf.axis import ConfigError
 from train.config.choices import default_choices
 from train.config.compose import compose
-from train.config.grid import expand, key_and_values
+from train.config.grid import expand, key_and_values, list_hint
 from train.config.launcher import in_full
 from train.config.schema import Config
 from train.sweeps.folder_name import hashed_name
@@ -40,6 +40,13 @@ class Request:
 
 def request(overrides: Sequence[str], against: str | None = None) -> Request:
     """Reads the command line. Raises ConfigError for overrides that can't be used."""
+    try:
+        return _request(overrides, against)
+    except ConfigError as error:
+        raise list_hint(error, overrides) from None
+
+
+def _request(overrides: Sequence[str], against: str | None) -> Request:
     given = in_full(list(overrides))
     for text in given:
         key, values = key_and_values(text)

@@ -24,7 +24,7 @@ GROUPS = ["all", *get_args(FindingGroup)]
 
 
 def chosen(names: list[str]) -> list[Finding]:
-    """Findings by name or group, each once. ConfigError for a name that is neither."""
+    """Returns findings by name or group, each once. ConfigError for a name that is neither."""
     found: dict[str, Finding] = {}
     for name in names:
         if name in GROUPS:

@@ -108,7 +108,7 @@ def optimum_handles(sweep: Arms) -> list[Any]:
 
 
 def floor_lines(axes: Axes, sweep: Arms) -> None:
-    """Lines at the floors that lie within the panel, with their names; floors of one level share a line."""
+    """Draws lines at the floors that lie within the panel, with their names; floors of one level share a line."""
     low, high = axes.get_ylim()
     names: dict[float, list[str]] = {}
     for name, level in floors(sweep).items():

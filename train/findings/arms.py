@@ -50,7 +50,7 @@ class Arms:
         return found
 
     def sizes(self, *arms: str) -> list[int]:
-        """Sizes at which each of these arms (default: any arm) is in the sweep, ascending."""
+        """Returns the sizes at which each of these arms (default: any arm) is in the sweep, ascending."""
         of = [set(self.runs.loc[self.runs["arm"] == name, "size"].astype(int)) for name in arms or self.names]
         return sorted(set.intersection(*of) if arms else set.union(*of))
 

@@ -191,8 +191,8 @@ class Finding(Row):
 
     @property
     def whole_runs(self) -> str:
-        """Returns what the check that decides reads of broken runs after the share from which one may be stopped, or
-        ""."""
+        """Returns what the check that decides reads of broken runs after the share from which one may be stopped, as
+        text, which is empty for nothing."""
         check = self.primary
         read = [of for key in ("of", "than_of", "better_than") if (of := getattr(check, key, None)) is not None]
         late = [quantity(of).label for of in read if quantity(of).late]
@@ -216,7 +216,7 @@ class Finding(Row):
         )
 
     def draw(self, runs: pd.DataFrame, metrics: Mapping[str, pd.DataFrame], title: str = "") -> dict[str, Figure]:
-        """Figures by file name, each with the title."""
+        """Returns figures by file name, each with the title."""
         return draw(self.figure, self.sorted(runs, metrics), self.checks, title)
 
     def few(self, sweep: Arms, runs: pd.DataFrame) -> str:

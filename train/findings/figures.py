@@ -72,7 +72,7 @@ Drawn = dict[str, "Figure"]
 
 
 def draw(spec: FigureSpec, sweep: Arms, checks: Iterable[Any], title: str = "") -> Drawn:
-    """Figures by file name, with the verdict in the title. None of what no ended run has."""
+    """Returns figures by file name, with the verdict in the title. None of what no ended run has."""
     if not sweep.runs["ended"].any():
         return {}
     figures = DRAW[spec.kind](spec, sweep)
@@ -142,7 +142,7 @@ def _in_two_sizes(sweep: Arms) -> dict[tuple[int, str], tuple[float, pd.DataFram
 
 
 def _optima(_: FigureSpec, sweep: Arms) -> Drawn:
-    """Loss against LR for each arm; optimal LR, best loss and LR sensitivity against N.
+    """Draws loss against LR for each arm; optimal LR, best loss and LR sensitivity against N.
 
     Optima at an edge of the grid are bounds, and not drawn. Sensitivities are over the LRs of the first arm; curves
     that lack some of these have none here.
@@ -251,7 +251,7 @@ def _of_blocks(sweep: Arms, arm: str, column: str) -> dict[tuple[int, float], li
 
 @styled
 def _time_figure(spec: FigureSpec, sweep: Arms) -> Figure:
-    """Metrics against step at the largest size: of one arm a line for each LR, or of all arms at the highest LR."""
+    """Draws metrics against step at the largest size: a line for each LR of one arm, or all arms at the highest LR."""
     largest = max(sweep.sizes())
     runs = sweep.runs[sweep.runs["ended"] & (sweep.runs["size"] == largest)]
     shades: dict[Any, Any]
@@ -283,7 +283,7 @@ def _time_figure(spec: FigureSpec, sweep: Arms) -> Figure:
 
 @styled
 def _along_figure(spec: FigureSpec, sweep: Arms) -> Figure:
-    """Quantities along a config value that tells arms apart, a line for each size; other arms as dashed lines."""
+    """Draws quantities along a config value that tells arms apart, a line for each size; other arms as dashed lines."""
     figure, axes = panels(len(spec.of), width=2.9)
     column = spec.over or ""
     place = {arm: sweep.runs.loc[sweep.runs["arm"] == arm, column].astype(float).iloc[0] for arm in sweep.names}
@@ -334,7 +334,7 @@ def _length_line(panel: Axes, frames: Sequence[pd.DataFrame], pattern: str, colo
 
 @styled
 def _separation_figure(spec: FigureSpec, sweep: Arms) -> Figure:
-    """Quantities of an arm's runs against how far they end above the best loss; dotted: from where a run is broken."""
+    """Draws quantities of an arm's runs against how far they end above the best loss; dotted: where a run is broken."""
     figure, axes = panels(len(spec.of))
     rows = records(sweep, spec.arm or sweep.names[0])
     for panel, of in zip(axes, spec.of, strict=True):
@@ -354,7 +354,7 @@ def _separation_figure(spec: FigureSpec, sweep: Arms) -> Figure:
 
 @styled
 def _by_arm_figure(spec: FigureSpec, sweep: Arms) -> Figure:
-    """Quantities of runs arm by arm, a point for each run and a line at their median; for sweeps of one LR."""
+    """Draws quantities of runs arm by arm, a point for each run and a line at their median; for sweeps of one LR."""
     figure, axes = panels(len(spec.of), width=2.4)
     for panel, of in zip(axes, spec.of, strict=True):
         for i, (arm, colour) in enumerate(arm_colours(sweep).items()):

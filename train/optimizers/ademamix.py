@@ -45,9 +45,8 @@ class AdEMAMix(AdamFields):
     def second_moment(self, optimizer: Any, parameter: torch.Tensor, eps: float) -> torch.Tensor | None:
         if "exp_avg_sq" not in optimizer.state[parameter]:
             return None
-        (step,) = (g["step"] for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
         v: torch.Tensor = optimizer.state[parameter]["exp_avg_sq"]
-        return v / (1 - self.beta2**step)
+        return v / (1 - self.beta2 ** self.group_step(optimizer, parameter))
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         import pytorch_optimizer

@@ -154,6 +154,12 @@ class OptimizerConfig(Choice):
         """
         return None
 
+    @staticmethod
+    def group_step(optimizer: Any, parameter: torch.Tensor) -> int:
+        """Returns the count of steps that an optimizer of pytorch-optimizer keeps in the group of a parameter."""
+        (step,) = (g["step"] for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+        return int(step)
+
     def lr_divisor(self, optimizer: Any, parameter: torch.Tensor, eps: float | None) -> torch.Tensor | float:
         """Returns by what the last step divided the parameter's LR and, with it, its decay in any mode."""
         return 1.0

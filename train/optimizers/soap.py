@@ -45,8 +45,8 @@ class SOAP(AdamFields):
         return super().param_group(group) | {"max_precondition_dim": longest}
 
     def lr_divisor(self, optimizer: Any, parameter: torch.Tensor, eps: float | None) -> torch.Tensor | float:
-        (step,) = (g["step"] for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
-        return math.inf if step == 1 else 1.0
+        # The first step is none, and takes no decay either.
+        return math.inf if self.group_step(optimizer, parameter) == 1 else 1.0
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         import pytorch_optimizer

@@ -140,13 +140,8 @@ def legend(figure: Figure, handles: Sequence[Any]) -> None:
         most = max(8, int(0.85 * max(map(len, labels), default=0) * room / max(wide, 1.0)))
         wrapped = ["\n".join(textwrap.wrap(label, most, break_on_hyphens=False)) for label in labels]
         made = figure.legend(handles, wrapped, loc="outside upper center", ncols=1)
-    grow(figure, made.get_window_extent().height / figure.dpi - LEGEND)
-
-
-def grow(figure: Figure, by: float) -> None:
-    """Makes a figure higher by so many inches, if that is more than none."""
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + max(0.0, by))
+    figure.set_size_inches(width, height + max(0.0, made.get_window_extent().height / figure.dpi - LEGEND))
 
 
 def legend_above(

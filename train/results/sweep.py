@@ -210,13 +210,7 @@ def row_of(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
         **folder.measured(),
         "state": state,
         "ended": state in ENDED,
-        "started": _started(status),
+        "started": began(status),
         "commit": status.get("commit"),
         "versions": ", ".join(f"{name} {version}" for name, version in status.get("versions", {}).items()),
     }
-
-
-def _started(status: Mapping[str, Any]) -> float | None:
-    """Seconds since 1970 at which the run began, in its first attempt."""
-    found: float | None = status.get("began") or began(status)
-    return found

@@ -89,8 +89,7 @@ def plan_of(config: Config, parent: Path) -> tuple[RunFolder | None, str | None]
 
 def go_on(config: Config, folder: RunFolder, shorter: RunFolder) -> None:
     """Copies checkpoint, metrics and times of the shorter run; the checkpoint last, by which a run counts as begun."""
-    status = shorter.status()
-    folder.set_status("pending", began=status.get("began") or began(status))
+    folder.set_status("pending", began=began(shorter.status()))
     *rows, last = shorter.metrics()
     write_atomically(
         folder.metrics_path, "".join(json.dumps(row) + "\n" for row in [*rows, _inner(last, rows, config)])

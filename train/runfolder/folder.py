@@ -61,10 +61,13 @@ def no_sweep(path: Path) -> ConfigError:
 
 
 def began(status: Mapping[str, Any]) -> float | None:
-    """Returns the seconds since 1970 at which a run of an earlier version began, by time and length of its status.
+    """Returns the seconds since 1970 at which the first attempt of a run began, None for a run that hasn't begun.
 
-    Pauses between its attempts are not known, so it may have begun earlier.
+    Runs of earlier versions don't say it. For these it is the time of the status minus the length of the training,
+    which is too late by the pauses between attempts.
     """
+    if (known := status.get("began")) is not None:
+        return float(known)
     return status["time"] - float(status.get("seconds") or 0.0) if "time" in status else None
 
 
@@ -190,7 +193,7 @@ class RunFolder:
         self.set_status(
             "running",
             attempt=int(before.get("attempt", 0)) + 1,
-            began=before.get("began") or began(before) or time.time(),
+            began=began(before) or time.time(),
             data=data,
             host=socket.gethostname(),
             pid=os.getpid(),

@@ -50,6 +50,7 @@ def test_against_replaces_what_it_names():
         (["qk_norm=none"], "model=mini-w32-d2", "can't change the size"),
         (["attention=softmacks"], None, "softmacks"),
         (["optimizer.lr=1e-2,1e-1"], None, "optimizer.lr=1e-2,1e-1: the search chooses LRs and seeds itself"),
+        (["watch.stop=[logits]"], None, r"write watch.stop=\[\[logits\]\] for one list"),
         (["seed=[0,1]"], None, r"seed=\[0,1\]: the search chooses LRs and seeds itself"),
     ],
 )

@@ -26,8 +26,8 @@ PARTS = ("logit_max", "q_norm", "k_norm", "cosine_of_max_pair")
 
 
 def parts_of(rows: pd.DataFrame) -> pd.DataFrame | None:
-    """Logarithms of block 0's largest logit and of what it is made of, by step; None where a run lacks any of them, or
-    where its logits have not grown."""
+    """Returns logarithms of block 0's largest logit and of what it is made of, by step; None where a run lacks any of
+    them, or where its logits have not grown."""
     import pandas as pd
 
     found = pd.DataFrame({name: series(rows, f"attention/block0/{name}") for name in PARTS}).dropna()

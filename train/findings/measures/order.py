@@ -71,7 +71,7 @@ def logit_lead(row: Row, sweep: Arms) -> float:
 
 @measure("early_rise", "largest rise of the loss in the first tenth (nats)", late=False)
 def early_rise(row: Row, sweep: Arms) -> float:
-    """Nats by which the training loss, in a running median over five batches, rises most above what it was before."""
+    """Returns the nats by which the training loss, a running median over five batches, rises most above what it was."""
     rows = sweep.metrics[row["run"]]
     trained = rows[rows["step"] >= 0]
     early = trained[trained["step"] < 0.1 * length(rows, row)]
