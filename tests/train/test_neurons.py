@@ -30,6 +30,22 @@ def test_dead(mlp: str) -> None:
     assert found.active == pytest.approx(0.75 * alive.active, abs=0.1)
 
 
+@pytest.mark.parametrize("mlp", ["relu2", "swiglu"])
+def test_shares_are_those_of_the_pre_activations(mlp: str) -> None:
+    model: Any = gpt(f"mlp={mlp}", "model.depth=2")
+    batches, seen = [tokens(8, 9), tokens(8, 9)], []
+    first = model.blocks[1].mlp.gate if mlp == "swiglu" else model.blocks[1].mlp.up
+    with torch.no_grad():
+        first.weight[0] = 0
+    hook = first.register_forward_hook(lambda _, __, z_BTF: seen.append(z_BTF.detach() > 0))
+    found = neurons(model, batches)[1]
+    hook.remove()
+    active_BTF = torch.cat(seen).double()
+    assert found.active == pytest.approx(float(active_BTF.mean()), abs=1e-12)
+    assert found.dead == float((active_BTF.sum((0, 1)) == 0).double().mean()) >= 1 / active_BTF.shape[-1]
+    assert found.positional == float((information(active_BTF.mean(0)) > 0.05).double().mean())
+
+
 def test_of_a_run(tmp_path, capsys) -> None:
     run = trained(tmp_path, "name=run", "mlp=relu2")
     found = neurons_of_run(run.path)
