@@ -77,7 +77,8 @@ def read(folder: Path, arguments: argparse.Namespace) -> int:
     comparisons = []
     if len(found) > 1:
         first, *others = [(one.name, readings(one)) for one in found]
-        comparisons.append((f"against {first[0]}", [compare(first[1], own, name) for name, own in others]))
+        compared = [compare(first[1], own, name, among=len(others)) for name, own in others]
+        comparisons.append((f"against {first[0]}", compared))
         print_comparisons(*comparisons[-1])
     print(in_folder(write(folder, cards, comparisons)))
     return 0

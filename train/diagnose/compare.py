@@ -57,7 +57,7 @@ def compare(first: Readings, second: Readings, name: str, noise: Readings | None
     effect = with_noise(effect, [first, second, *([noise] if noise else [])], reading, len(pairs))
     found = ends(effect)
     sure = found is not None and abs(effect.value) > effect.half(1 - (1 - LEVEL) / among)
-    if bound == ("at least" if effect.value < 0 else "at most"):
+    if bound in ("about", "at least" if effect.value < 0 else "at most"):
         sure = False  # The bound leaves room for no effect.
     return Comparison(name, Interval.of(effect), bound, sure, len(pairs))
 

@@ -71,7 +71,10 @@ def _signs(broken: Sequence[Rows], sound: Sequence[Rows], steps: int) -> Iterato
     departures = [departure(loss_difference(run.own, run.best)) for run in broken]
     for probe in PROBES:
         bad, good = ([probe.values(run.own) for run in runs] for runs in (broken, sound))
-        early = [[_early(values, steps) for values in side] for side in (bad, good)]
+        early = [
+            [_early(run, values, steps) for run, values in zip(runs, side, strict=True)]
+            for runs, side in ((broken, bad), (sound, good))
+        ]
         kept = [[v for v in side if not math.isnan(v)] for side in early]
         area = auc(*kept)
         if area is None:
@@ -89,6 +92,10 @@ def _signs(broken: Sequence[Rows], sound: Sequence[Rows], steps: int) -> Iterato
         )  # fmt: skip
 
 
-def _early(values: pd.Series, steps: int) -> float:
+def _early(run: Rows, values: pd.Series, steps: int) -> float:
+    """Returns the first value from EARLY of the run on; infinite where the run has gone to NaN by then, NaN where none
+    was recorded."""
     later = values[values.index >= max(1, EARLY * steps)]
-    return float(later.iloc[0]) if len(later) else math.nan
+    if len(later):
+        return float(later.iloc[0])
+    return math.inf if len(values) and not np.isfinite(run.own["train/loss"]).all() else math.nan

@@ -130,6 +130,10 @@ class Pair:
         return bounded(judged(self.effect), (judged(replace(self.effect, value=1e3 * shift)) for shift in shifts))
 
 
+FAR = 10.0
+"""Factor by which numbers beyond the grid are taken to lie further out when bounds are tried."""
+
+
 def bounded(found: Outcome, far: Iterable[Outcome]) -> Outcome:
     """Returns an outcome by bounds, open if one by values far beyond them differs in whether the claim holds."""
     return found if all((found == "holds") == (one == "holds") for one in far) else "open"

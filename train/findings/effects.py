@@ -81,7 +81,8 @@ def over_seeds(found: Sequence[tuple[float, float, float]]) -> tuple[float, list
     shared = np.zeros(len(numbers), dtype=bool)
     for lr in np.unique(lrs):
         at = lrs == lr
-        off[at] -= numbers[at].mean()
+        with np.errstate(invalid="ignore"):  # of infinities
+            off[at] -= numbers[at].mean()
         shared[at] = at.sum() > 1
     return float(numbers.mean()), [float(off[shared & (seeds == s)].mean()) for s in np.unique(seeds[shared])]
 
@@ -95,18 +96,21 @@ def of_seeds(mean: float, of: int, groups: Sequence[Sequence[float]]) -> Effect:
     return Effect(mean, math.sqrt(variance / of), freedom)
 
 
-def slope(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> Effect:
-    """Returns the slope of the least-squares line, with the error by what lies off it; NaN where x has one value."""
+def slope(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, of: Any = None) -> Effect:
+    """Returns the slope of the least-squares line, with the error by what lies off it; NaN where x has one value.
+
+    `of` is a mask of the points whose distances from the line tell the error; all by default.
+    """
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if len(a) < 2 or np.ptp(a) == 0:
         return Effect(math.nan, math.inf, 0)
     off = a - a.mean()
     value = float((off * b).sum() / (off**2).sum())
-    rest = b - b.mean() - value * off
-    if len(a) == 2:
+    rest = (b - b.mean() - value * off)[slice(None) if of is None else np.asarray(of, dtype=bool)]
+    if len(rest) <= 2:
         return Effect(value, math.inf, 0)
-    error = math.sqrt(float((rest**2).sum()) / (len(a) - 2) / float((off**2).sum()))
-    return Effect(value, error if error > 1e-12 * max(1.0, abs(value)) else 0.0, len(a) - 2)
+    error = math.sqrt(float((rest**2).sum()) / (len(rest) - 2) / float((off**2).sum()))
+    return Effect(value, error if error > 1e-12 * max(1.0, abs(value)) else 0.0, len(rest) - 2)
 
 
 def directed(effect: Effect, least: float) -> Outcome:

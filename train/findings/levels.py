@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from train.cli.format import size_label
 from train.findings.arms import Arms
-from train.findings.checks import Base, Least, side
+from train.findings.checks import FAR, Base, Least, bounded, side
 from train.findings.effects import Effect, beyond, of_seeds, over, over_seeds
 from train.findings.probes import auc, auc_error
 from train.findings.quantities import Of, quantity, values
@@ -53,7 +53,7 @@ class Level(Base):
                 mean, off = over_seeds(group[["lr", "seed", "value"]].to_numpy().tolist())
                 found = of_seeds(mean, group["seed"].nunique(), [off])
                 if not math.isfinite(found.value):
-                    found = Effect(math.inf, math.inf, 0)
+                    found = Effect(found.value, math.inf, 0)
                 at = f"N={size_label(n)}" + (f" {arm}" if len(names) > 1 else "")
                 outcome = beyond(found, self.limit, self.above is not None)
                 yield Part(at, outcome, f"{found.text(self.log)} over {len(group)}", found.numbers())
@@ -95,21 +95,24 @@ class Crosses(Base):
         for n, group in found.groupby("size"):
             places = [self.place(g.groupby("x")["value"].mean()) for _, g in group.groupby("seed")]
             largest = float(group["x"].max())
-            logs = [math.log(place or largest) for place in places]
-            effect = over(logs) if len(logs) > 1 else Effect(logs[0], math.inf, 0)
-            low, high = (math.log(end) for end in self.between)
+            effect = over([math.log(place or largest) for place in places])
             outcome: Outcome = "open"
             if all(place is None for place in places) and largest <= self.between[1]:
                 text = f"never passes up to {largest:g}, where the values end"
             else:
-                half = effect.half()
-                # A crossing that has no spread beyond the interval is inside it; one seed alone stays open.
-                if low <= effect.value - half and effect.value + half <= high:
-                    outcome = "holds"
-                elif effect.value + half < low or effect.value - half > high:
-                    outcome = "against"
+                # A seed that never passes does so somewhere beyond the largest value, or nowhere.
+                further = [over([math.log(place or FAR * largest) for place in places])] if None in places else []
+                outcome = bounded(self.outcome(effect), map(self.outcome, further))
                 text = "passes at " + ", ".join("none" if p is None else f"{p:.3g}" for p in places)
             yield Part(f"N={size_label(n)}", outcome, text, {"places": places, **effect.numbers()})
+
+    def outcome(self, effect: Effect) -> Outcome:
+        """Returns the outcome of a crossing, in log: one without spread is a point; a single seed's stays open."""
+        low, high = (math.log(end) for end in self.between)
+        half = effect.half()
+        if low <= effect.value - half and effect.value + half <= high:
+            return "holds"
+        return "against" if effect.value + half < low or effect.value - half > high else "open"
 
     def place(self, means: pd.Series) -> float | None:
         """Returns where the line through the points, in log of the value, passes the least of them by `rise`."""
@@ -140,7 +143,8 @@ class Separates(Base):
             effect, other = Effect(area, error, math.inf), None
             outcome: Outcome = "open"
             if min(counts) >= 5:
-                outcome = "holds" if area >= self.auc else "against" if area + effect.half() < 0.5 else "open"
+                sure = area - effect.half() > 0.5
+                outcome = "holds" if area >= self.auc and sure else "against" if area + effect.half() < 0.5 else "open"
                 outcome = "absent" if outcome == "open" and area + effect.half() < self.auc else outcome
             text = f"AUC {area:.2f} ({counts[0]} broken, {counts[1]} sound)"
             if self.better_than is not None:
@@ -150,10 +154,10 @@ class Separates(Base):
             yield Part("", outcome, text, {"auc": area, "other": other, "half_interval": effect.half()})
 
     def _area(self, sweep: Arms, arm: str, of: Of) -> tuple[float | None, float, tuple[int, int]]:
-        """Returns the area, its standard error, and the counts of broken and sound runs. A run that has no number any
-        more gives the clearest warning of all."""
+        """Returns the area, its standard error, and the counts of broken and sound runs. An infinite number, of a run
+        that has gone to NaN, gives the clearest warning of all."""
         bad, good = (values(sweep, arm, of, runs)["value"].to_numpy(dtype=float) for runs in ("broken", "sound"))
-        area = auc(np.nan_to_num(bad, nan=np.inf).tolist(), np.nan_to_num(good, nan=np.inf).tolist())
+        area = auc(bad.tolist(), good.tolist())
         if area is None:
             return None, math.inf, (len(bad), len(good))
         return area, auc_error(area, len(bad), len(good)), (len(bad), len(good))
@@ -190,8 +194,11 @@ class Ranks(Least):
             if not pairs:
                 continue
             total = len(pairs)
-            # Two that lie beyond the grid have no order.
-            pairs = [(a, b) for a, b in pairs if not (here[a]["edge"].all() and here[b]["edge"].all())]
+            # An arm with seeds beyond the grid may lie anywhere from its bound on: a pair must keep its order there.
+            far = {arm: means[arm] + math.log(FAR) * float(here[arm]["edge"].mean()) for arm in known}
+            pairs = [
+                (a, b) for a, b in pairs if len({y > x for x in (means[a], far[a]) for y in (means[b], far[b])}) == 1
+            ]
             gaps = [means[b] - means[a] for a, b in pairs]
             d = sum(math.copysign(abs(gap) >= self.least, gap) for gap in gaps) / total
             chance = kendalltau([self.published[arm] for arm in known], [means[arm] for arm in known]).pvalue

@@ -27,7 +27,7 @@ def cells(sweep: Arms, decay: str, by: str = "") -> dict[Any, Cells]:
     for row in sweep.runs[sweep.runs["ended"]].to_dict("records"):
         place = float(row["optimizer.lr"]), float(row[decay])
         diagram = found.setdefault(row[by] if by else "", {})
-        diagram.setdefault(place, Counter())[phase(sweep.metrics[row["run"]])] += 1
+        diagram.setdefault(place, Counter())[phase(sweep.metrics[row["run"]], int(row["steps"]))] += 1
     return dict(sorted(found.items(), reverse=True))
 
 

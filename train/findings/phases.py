@@ -35,24 +35,20 @@ def right_from(rows: pd.DataFrame, accuracy: str) -> int | None:
     return first_step(found, found >= LEVEL)
 
 
-def delay(rows: pd.DataFrame) -> int | None:
-    """Returns the steps by which held-out examples come after those of training, those left of the run if they never
-    do; None if those of training are never right."""
+def delay(rows: pd.DataFrame, steps: int) -> int | None:
+    """Returns the steps by which held-out examples come after those of training, those left of the run's `steps` if
+    they never do; None if those of training are never right."""
     training, held_out = right_from(rows, TRAINING), right_from(rows, HELD_OUT)
     if training is None:
         return None
-    return (_steps(rows) if held_out is None else held_out) - training
+    return (steps if held_out is None else held_out) - training
 
 
-def phase(rows: pd.DataFrame) -> str:
-    """Returns the phase of a run by its metrics."""
-    waited = delay(rows)
+def phase(rows: pd.DataFrame, steps: int) -> str:
+    """Returns the phase of a run by its metrics and the steps that it was to have."""
+    waited = delay(rows, steps)
     if waited is None:
         return "confusion"
     if right_from(rows, HELD_OUT) is None:
         return "memorization"
-    return "comprehension" if waited < DELAY * _steps(rows) else "grokking"
-
-
-def _steps(rows: pd.DataFrame) -> int:
-    return int(rows["step"].max()) + 1
+    return "comprehension" if waited < DELAY * steps else "grokking"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from train.results.sensitivity import DEGRADED
-from train.runfolder.folder import STOPPED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,20 +45,14 @@ def at_end(rows: pd.DataFrame, column: str) -> float:
     return float(series(rows, column).tail(END).mean())
 
 
-def length(rows: pd.DataFrame, row: Mapping[str, Any]) -> int:
-    """Returns the steps of which shares of a run are taken: of one that was stopped early, those that it asked for."""
-    return int(row["steps"] if row["state"] == STOPPED else rows["step"].max() + 1)
-
-
 def window(rows: pd.DataFrame, column: str, low: float, high: float, steps: int) -> float:
-    """Returns the mean magnitude of a column between two shares of a run's steps; infinite where the loss is not finite
-    by then, NaN where the column was not recorded."""
-    trained = rows[rows["step"] >= 0]
-    inside = trained[(trained["step"] >= low * steps) & (trained["step"] <= high * steps)]
-    values = inside[column].abs().dropna()
+    """Returns the mean magnitude of a column between two shares of the steps that a run was to have; infinite where the
+    loss is not finite by then, NaN where the column was not recorded."""
+    trained = rows[(rows["step"] >= 0) & (rows["step"] <= high * steps)]
+    values = trained.loc[trained["step"] >= low * steps, column].abs().dropna()
     if len(values) and np.isfinite(values).all():
         return float(values.mean())
-    return math.inf if len(inside) and not np.isfinite(inside["train/loss"]).all() else math.nan
+    return math.nan if np.isfinite(trained["train/loss"]).all() else math.inf
 
 
 def loss_difference(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.Series:

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from conf.axis import import_all, near
 from train.findings.arms import Arms, on_one_grid
-from train.findings.probes import at_end, length, series, window
+from train.findings.probes import at_end, series, window
 from train.results.sensitivity import LRSensitivity, OverSeeds, coupled_lr_sensitivity
 from train.results.table import ACCURACY, SOLVED
 from train.sweeps.early_stop import FROM
@@ -39,7 +39,8 @@ class Quantity:
     of_curve: Callable[[LRSensitivity], float] | None = None
     of_run: RunNumber | None = None
     beyond: Callable[[LRSensitivity], tuple[float, int]] | None = None
-    """Of a curve whose number lies beyond the LR grid, its bound, and the side: 1 above the grid, -1 below."""
+    """Of a curve whose number lies beyond the LR grid, its bound, and the side: 1 above the grid, -1 below. One that
+    trains at no LR has no number and no bound."""
     after: str | None = None
     """The measurement of final weights that it needs, a module of train.measure with `measured`."""
     late: bool = False
@@ -186,8 +187,8 @@ class Metric(BaseModel):
 
 
 def _taken(rows: pd.DataFrame, column: str, at: At, row: Row) -> float:
-    """Returns the value of one column, its magnitude for a window of it; infinite where the run has gone to NaN by
-    then."""
+    """Returns the value of one column, the last finite ones' for a run that has gone to NaN. For a window it is the
+    magnitude, infinite where the run has gone by then."""
     if column not in rows:
         return math.nan
     if at == "end":
@@ -197,7 +198,7 @@ def _taken(rows: pd.DataFrame, column: str, at: At, row: Row) -> float:
     if at == "last":
         return float(rows[column].dropna().iloc[-1]) if rows[column].notna().any() else math.nan
     low, high = at if isinstance(at, tuple) else (max(0.0, float(at) - 0.05), float(at))
-    return window(rows, column, low, high, length(rows, row))
+    return window(rows, column, low, high, int(row["steps"]))
 
 
 Named = Annotated[str, AfterValidator(_known)]
@@ -256,7 +257,9 @@ def _of_curves(sweep: Arms, arm: str, found: Quantity, grid: str | None) -> list
             curve = on_one_grid([curve, sweep.curves[n, grid]])[0]
         for seed, one in curve.by_seed.items():
             value, edge = found.of_curve(one), 0
-            if found.beyond and math.isnan(value):
+            if found.beyond and not one.trains:
+                value = math.nan
+            elif found.beyond and math.isnan(value):
                 value, edge = found.beyond(one)
             rows.append((n, 0.0, seed, value, edge))
     return rows

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from train.cli.format import size_label
 from train.findings.arms import Arms
-from train.findings.checks import Base, Least, bounded, side
+from train.findings.checks import FAR, Base, Least, bounded, side
 from train.findings.effects import Effect, directed, equivalent, slope
 from train.results.verdict import Part
 
@@ -67,18 +67,21 @@ def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(kept, ignore_index=True) if kept else tables[0]
 
 
+def _slope(points: pd.DataFrame) -> Effect:
+    """Returns the slope of the line through all points. To its error the bounds at one x are one point, as all lie at
+    the edge of the grid and don't spread."""
+    again = points["edge"].astype(bool) & points.duplicated(["x", "edge"])
+    return slope(points["x"], points["value"], ~again)
+
+
 def _total(points: pd.DataFrame) -> Effect:
-    """Returns the change over the range of x, by the slope of the line through all points."""
-    return slope(points["x"], points["value"]).times(float(np.ptp(points["x"])))
-
-
-FAR = math.log(10)
-"""How much further numbers beyond the grid are taken to lie when bounds are tried."""
+    """Returns the change over the range of x."""
+    return _slope(points).times(float(np.ptp(points["x"])))
 
 
 def _further(points: pd.DataFrame) -> list[pd.DataFrame]:
     """Returns the points with those that are bounds moved away from the grid; none where no point is one."""
-    return [points.assign(value=points["value"] + FAR * points["edge"])] if points["edge"].any() else []
+    return [points.assign(value=points["value"] + math.log(FAR) * points["edge"])] if points["edge"].any() else []
 
 
 class Trend(Moving, Least):
@@ -111,6 +114,12 @@ class Stays(Moving):
     kind: Literal["stays"]
     factor: float = Field(gt=1)
 
+    @model_validator(mode="after")
+    def _factor_of_logarithms(self) -> Stays:
+        if not self.log:
+            raise ValueError("a factor needs a quantity in logarithms")
+        return self
+
     def parts(self, sweep: Arms) -> Iterator[Part]:
         names = sweep.named(self.arm) if self.over in ("size", "lr") else sweep.named(self.arm)[:1]
         for arm in names:
@@ -142,7 +151,7 @@ class Slopes(Moving, Least):
             if at not in ours:
                 continue
             points, own_edge = ours[at]
-            a, b = (slope(p["x"], p["value"]) for p in (points, theirs))
+            a, b = (_slope(p) for p in (points, theirs))
             effect = self._effect(points, theirs)
             far = [
                 directed(self._effect(p, q), self.least)
@@ -154,7 +163,7 @@ class Slopes(Moving, Least):
             yield Part(at, outcome, text + shown, {"arm": a.numbers(), "than": b.numbers(), **effect.numbers()})
 
     def _effect(self, points: pd.DataFrame, theirs: pd.DataFrame) -> Effect:
-        a, b = (slope(p["x"], p["value"]) for p in (points, theirs))
+        a, b = (_slope(p) for p in (points, theirs))
         if self.kind == "faster":
             return a - b
         span = float(np.ptp(theirs["x"]))

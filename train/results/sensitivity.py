@@ -46,6 +46,11 @@ class LRSensitivity:
     """LR at which the loss, linear in log LR, reaches best_loss + DEGRADED on its way to first_degraded_lr."""
 
     @property
+    def trains(self) -> bool:
+        """Returns whether the loss falls below that at initialisation at some LR."""
+        return self.best_loss < self.loss_init
+
+    @property
     def upper(self) -> float:
         """Returns the mean of (loss - best_loss) from the best LR up: doesn't take a slow start for an instability."""
         above = [loss for lr, loss in zip(self.lrs, self.losses, strict=True) if lr >= self.best_lr]

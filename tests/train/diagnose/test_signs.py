@@ -31,6 +31,18 @@ def test_a_sign_has_a_step_if_half_of_the_broken_runs_pass():
     assert (fewer.passed, fewer.step, fewer.lead) == (1, None, None)
 
 
+def test_runs_that_are_gone_before_a_fiftieth_of_the_run_count_as_the_clearest():
+    """Three that last and two that went to NaN at steps 0 and 1: all five are broken, and none is left out."""
+    died = [run(0).iloc[: 2 + i].assign(**{"train/loss": [3.0] * (1 + i) + [np.nan]}) for i in range(2)]
+    later = 100
+    lasting = [run(20, 60) for _ in range(3)]
+    best = run()
+    broken = [Rows(0, own, best) for own in [*lasting, *died]]
+    found = next(one for one in _signs(broken, [Rows(0, run(), best)], later) if one.name == "attention logits")
+    assert (found.broken, found.passed) == (5, 5)
+    assert found.auc == pytest.approx((2 * 1 + 3 * 0.5) / 5)
+
+
 def test_how_surely_first_values_tell_is_read_at_a_fiftieth_of_the_run():
     later = logits([run(3, 60)], [run()])
     assert later.auc == 0.5

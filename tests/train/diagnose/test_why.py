@@ -71,6 +71,14 @@ def test_a_recipe_that_never_breaks_gives_a_bound():
     assert compare(curves(None, None), curves(None, None), "b").factor is None
 
 
+def test_bounds_on_both_sides_prove_nothing():
+    """In four pairs of five the second recipe never breaks, in one the first."""
+    both = compare(curves(None, 0.02, 0.02, 0.02, 0.02), curves(0.6, None, None, None, None), "b")
+    assert both.bound == "about"
+    assert both.factor.low > 1
+    assert not both.sure
+
+
 def test_one_pair_has_the_noise_of_other_seeds():
     alone = compare(curves(0.04), curves(0.08), "b")
     assert alone.factor.low is None

@@ -345,6 +345,23 @@ def test_crosses(bend, word):
     assert "never passes" in found.text
 
 
+def test_a_seed_that_never_crosses_leaves_it_open():
+    """Four of five cross at 6,700 and one nowhere up to 10^4, where the values end."""
+    kappas = (10, 1e3, 1e4)
+    rows = of_losses({f"k{k:g}": (5.0,) for k in kappas}, (1e-2,), seeds=range(5)).assign(kappa=0.0)
+    for k in kappas:
+        rows.loc[rows["arm"] == f"k{k:g}", "kappa"] = k
+    late = (rows["kappa"] == 1e4) & (rows["seed"] < 4)
+    rows.loc[late, "validation/loss_final"] += 0.1 / math.log(6.7, 10)
+    names = [f"k{k:g}" for k in kappas]
+    row = {"kind": "crosses", "of": "loss", "over": "kappa", "arm": names, "rise": 0.1, "between": [100, 10000]}
+    (all_but_one,) = check(**row).judge(arms("test", rows, names)).parts
+    assert all_but_one.text == "passes at 6.7e+03, 6.7e+03, 6.7e+03, 6.7e+03, none"
+    assert all_but_one.outcome == "open"
+    (four,) = check(**row).judge(arms("test", rows[rows["seed"] < 4], names)).parts
+    assert four.outcome == "holds"
+
+
 GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 
 
@@ -398,7 +415,8 @@ def test_arms_of_different_sizes_seed_by_seed():
     "row",
     [
         LOWER | {"by": None}, LOWER | {"factor": 2}, LOWER | {"of": "optimal_lr"}, LOWER | {"of": "lr_sensitivty"},
-        LOWER | {"kind": "lowest"}, {"kind": "level", "of": "loss", "arm": "a", "above": 1, "below": 2},
+        LOWER | {"kind": "lowest"}, {"kind": "stays", "of": "lr_sensitivity", "over": "size", "arm": "a", "factor": 2},
+        {"kind": "level", "of": "loss", "arm": "a", "above": 1, "below": 2},
     ],
 )  # fmt: skip
 def test_bad_checks_are_refused(row):
@@ -496,6 +514,43 @@ def test_two_arms_beyond_the_grid_have_no_order():
     assert "c at least 1" in part.text
 
 
+def test_an_arm_that_is_partly_beyond_the_grid_may_rank_anywhere_from_its_bound_on():
+    """Two of a's three seeds never degrade: its mean of bounds is below b's, and may be above."""
+    rows = of_losses({"a": (4.0, 4.0, 4.0), "b": (4.0, 4.0, 4.15)}, (1e-3, 1e-2, 1e-1), seeds=SEEDS)
+    rows.loc[(rows["arm"] == "a") & (rows["optimizer.lr"] > 1e-3) & (rows["seed"] == 0), "validation/loss_final"] = 6.0
+    row = {"kind": "ranks", "of": "critical_lr", "arm": ["a", "b"], "share": 0.6, "factor": 1.1}
+    for published in ({"a": 1, "b": 2}, {"a": 2, "b": 1}):
+        (part,) = check(**row, published=published).judge(arms("test", rows, ["a", "b"])).parts
+        assert (part.numbers["somers_d"], part.outcome) == (0, "open")
+    rows = rows[~((rows["arm"] == "a") & (rows["seed"] > 0))]
+    (part,) = check(**row, published={"a": 1, "b": 2}).judge(arms("test", rows, ["a", "b"])).parts
+    assert (part.numbers["somers_d"], part.outcome) == (1, "holds")
+
+
+def test_a_line_through_bounds_is_no_surer_than_the_difference_of_its_ends():
+    """Of two sizes whose larger one lies beyond the grid, the trend has the interval of the pair."""
+    rows = of_losses({"a": {1000: (4.0, 4.0, 6.0), 4000: (4.0, 4.0, 4.0)}}, (1e-3, 1e-2, 1e-1), (1000, 4000), SEEDS)
+    late = (rows["size"] == 1000) & (rows["optimizer.lr"] == 1e-1)
+    rows.loc[late, "validation/loss_final"] += 0.5 * rows.loc[late, "seed"]
+    row = {"kind": "rises", "of": "critical_lr", "over": "size", "arm": "a", "factor": 1.1}
+    sweep = arms("test", rows, ["a"])
+    (part,) = check(**row).judge(sweep).parts
+    own = [math.log(one.critical_lr) for one in sweep.curves[1000, "a"].by_seed.values()]
+    half = student.ppf(0.975, len(SEEDS) - 1) * np.std(own, ddof=1) * math.sqrt(2 / len(SEEDS))
+    assert part.numbers["half_interval"] == pytest.approx(half)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"kind": "higher", "of": "critical_lr", "factor": 1.1}, {"kind": "higher", "of": "optimal_lr", "factor": 1.1},
+     {"kind": "lower", "of": "optimal_lr", "factor": 1.1}],
+)  # fmt: skip
+def test_an_arm_that_never_trains_has_no_critical_and_no_optimal_lr(row):
+    rows = of_losses({"dead": (8.5, 8.5, math.nan), "b": (4.0, 3.9, 6.0)}, (1e-3, 1e-2, 1e-1), seeds=SEEDS)
+    found = check(**row, arm="dead", than="b").judge(arms("test", rows, ["dead", "b"]))
+    assert (found.parts, found.passed) == ([], None)
+
+
 def test_seeds_beyond_the_grid_tell_no_spread():
     """All seeds of b lie above the grid: that they are equal says nothing of how a's differ."""
     rows = of_losses({"a": (4.0, 4.0, 6.0), "b": (4.0, 4.0, 4.0)}, (1e-3, 1e-2, 1e-1), seeds=SEEDS)
@@ -509,16 +564,18 @@ def test_seeds_beyond_the_grid_tell_no_spread():
     assert part.numbers["half_interval"] == pytest.approx(half)
 
 
-def test_a_run_that_is_gone_warns_most_whatever_the_sign():
-    """Low entropy warns; a run that went to NaN before it was read has none, and counts as the clearest."""
+@pytest.mark.parametrize(("state", "kept"), [("stopped", 21), ("diverged", 11)])
+def test_a_run_that_is_gone_warns_most_whatever_the_sign(state, kept):
+    """Low entropy warns; a run that went to NaN before it was read has none, and counts as the clearest. Training ends
+    soon after, but shares are of the steps that it was to have."""
     gone = [3.0] * 10 + [math.nan] * 11
-    rows = pd.DataFrame({"step": range(0, 105, 5), "train/loss": gone, "entropy": gone})
+    rows = pd.DataFrame({"step": range(0, 105, 5), "train/loss": gone, "entropy": gone})[:kept]
 
     class Swept:
         metrics: ClassVar = {"r": rows}
 
     low = Metric(metric="entropy", at=(0.02, 0.026), log=False, sign=-1)
-    assert low.number({"run": "r", "state": "stopped", "steps": 4000}, Swept) == math.inf
+    assert low.number({"run": "r", "state": state, "steps": 4000}, Swept) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -610,6 +667,30 @@ def test_what_separates_needs_five_runs_of_each_kind_and_can_be_absent():
     nothing = judged(lambda arm, n, lr, seed: {"m": 10.0 + seed % 3}, range(6))
     assert (nothing.parts[0].numbers["auc"], outcomes(nothing)) == (0.5, ["absent"])
     assert nothing.passed is False
+
+
+def test_an_area_that_may_be_chance_does_not_hold():
+    """0.68 from five runs of each kind; from thirty it is surely more than chance."""
+
+    def judged(seeds):
+        runs, metrics = probe_sweep(
+            lambda arm, n, lr, seed: {"m": 10.0 + seed % 5 + 1 * (lr > 1e-2)}, sizes=(1000,), lrs=(1e-3, 1e-1),
+            seeds=range(seeds), arms=("a",), losses=lambda arm, n, lr, seed: 5.0 + 0.5 * (lr > 1e-2),
+        )  # fmt: skip
+        row = {"kind": "separates", "of": {"metric": "m"}, "arm": "a", "auc": 0.65}
+        (part,) = check(**row).judge(arms("test", runs, ["a"], metrics)).parts
+        return part
+
+    few, many = judged(5), judged(30)
+    assert few.numbers["auc"] == many.numbers["auc"] == pytest.approx(0.68)
+    assert (few.outcome, many.outcome) == ("open", "holds")
+
+
+def test_a_growth_from_something_to_nothing_is_none():
+    runs, metrics = probe_sweep(lambda *_: {"m0": 1.0, "m1": 0.0}, arms=("a",), seeds=SEEDS)
+    row = {"kind": "level", "of": {"metric": "m*", "pool": "growth"}, "arm": "a", "above": 1}
+    with np.errstate(divide="ignore"):
+        assert set(outcomes(check(**row).judge(arms("test", runs, ["a"], metrics)))) == {"against"}
 
 
 def test_how_far_optima_move_is_over_the_range_of_n():

@@ -68,7 +68,8 @@ def test_early_warning():
 
         runs, metrics = sweep(of, lrs=lrs, seeds=SEEDS, losses=lambda arm, n, lr, seed: 5.5 if lr > 1e-2 else 5.01 - lr)
         # A row every 40 steps, so that one lies at 2.5 % of the run.
-        return runs, {name: rows.assign(step=40 * rows["step"] + 5).ffill() for name, rows in metrics.items()}
+        later = {name: rows.assign(step=40 * rows["step"] + 5).ffill() for name, rows in metrics.items()}
+        return runs.assign(steps=4006), later
 
     # The loss of these runs tells as much from the first step on.
     runs, metrics = made(0)
@@ -118,7 +119,7 @@ def test_epsilon(costs, expected):
     for (i, cost), eps, seed in itertools.product(enumerate(costs), (1e-15, 1e-4, 1e-2), SEEDS):
         size, loss = 1000 * 4**i, 5.0 + cost * (eps == 1e-4) + 0.5 * (eps == 1e-2) + 0.002 * seed
         rows.append({"run": f"{size}-{eps}-{seed}", "arm": f"eps {eps:g}", "size": size, "N": size,
-                     "optimizer.lr": 0.3, "seed": seed, "optimizer.eps": eps, "validation/loss": loss,
+                     "optimizer.lr": 0.3, "seed": seed, "optimizer.eps": eps, "steps": 100, "validation/loss": loss,
                      "validation/loss_final": loss, "validation/loss_init": 8.0, "state": "finished",
                      "ended": True})  # fmt: skip
         metrics[rows[-1]["run"]] = pd.DataFrame(

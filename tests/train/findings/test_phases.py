@@ -46,8 +46,15 @@ def test_the_definitions():
 )
 def test_phases_at_their_edges(training, held_out, expected, waited):
     found = rows(training, held_out)
-    assert phase(found) == expected
-    assert delay(found) == waited
+    assert phase(found, STEPS) == expected
+    assert delay(found, STEPS) == waited
+
+
+def test_shares_are_of_the_steps_that_a_run_was_to_have():
+    """It went to NaN at step 20 of 100."""
+    short = rows(5, 12)[:21]
+    assert phase(short, STEPS) == "comprehension"
+    assert delay(rows(5, None)[:21], STEPS) == 95
 
 
 def test_the_level_itself_counts_and_less_does_not():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from train.findings.arms import Arms
-from train.findings.probes import at_end, departure, first_step, length, loss_difference, series
+from train.findings.probes import at_end, departure, first_step, loss_difference, series
 from train.findings.quantities import Row, measure, records
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def lead(mark: int | None, row: Row, sweep: Arms) -> float:
     if not row["degraded"] or "reference" not in row:
         return math.nan
     own = sweep.metrics[row["run"]]
-    gone, steps = departure(loss_difference(own, sweep.metrics[row["reference"]])), length(own, row)
+    gone, steps = departure(loss_difference(own, sweep.metrics[row["reference"]])), int(row["steps"])
     return -1.0 if mark is None else ((steps if gone is None else gone) - mark) / steps
 
 
@@ -74,6 +74,6 @@ def early_rise(row: Row, sweep: Arms) -> float:
     """Returns the nats by which the training loss, a running median over five batches, rises most above what it was."""
     rows = sweep.metrics[row["run"]]
     trained = rows[rows["step"] >= 0]
-    early = trained[trained["step"] < 0.1 * length(rows, row)]
+    early = trained[trained["step"] < 0.1 * int(row["steps"])]
     loss = early["train/loss"].rolling(5, center=True, min_periods=1).median()
     return float(np.max(loss - loss.cummin())) if len(loss) else math.nan
