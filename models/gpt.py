@@ -137,6 +137,8 @@ class GPT(nn.Module):
         self.positions = arch.layout.positions(arch.position, width, arch.model.heads, context)
         self.embedding_norm = arch.norm.build(width) if arch.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(arch, self.positions, context, i) for i in range(arch.model.depth))
+        for layer in self.expert_layers():
+            layer.context = context
         self.final_norm = arch.norm.build(width) if arch.placement.final_norm else nn.Identity()
         self.unit_output = arch.head.normalizes
         head_map = arch.head.map(vocab_size) or arch.placement.head_map(width, vocab_size)

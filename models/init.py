@@ -224,7 +224,8 @@ class LayerSequentialUnitVariance(OrthogonalInit):
             return output
 
         # All matrices, those of norms outside the blocks too. The head's forward is not called.
-        hooks = [m.register_forward_hook(scaled) for m in model.modules() if isinstance(m, Linear)]
+        linears = [m for m in model.modules() if isinstance(m, Linear) and not m.own_scale]
+        hooks = [linear.register_forward_hook(scaled) for linear in linears]
         model.eval()
         x_BTD, _ = model.hidden(tokens_BT)
         if self.head:

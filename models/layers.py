@@ -28,6 +28,11 @@ class Linear(nn.Linear):
         """Computes W from the trained weight; set by a placement or a reparametrization."""
         self.decays = True
         """Whether weight decay acts on the weight; False if a reparametrization replaces it."""
+        self.own_scale = False
+        """Whether its owner draws the weight at a scale that initialization, parametrization and reparametrizations
+        leave alone."""
+        self.rows_follow_width = True
+        """Whether the fan-out grows with the width; not so for a router's rows, one of each expert."""
 
     @property
     def writes_stream(self) -> bool:

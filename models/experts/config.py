@@ -8,8 +8,9 @@ width expand width / (k + shared). A larger k makes experts finer (Dai et al. 20
 Our readings:
 
 - Losses are summed over blocks and taken over the tokens of a micro-batch on one device.
-- Capacity counts per sequence, from left to right. The papers count over the batch, and with k = 2 they put all first
-  choices before all second ones, so that later tokens displace earlier ones.
+- Capacity counts per sequence, from left to right, and is that of the context for shorter ones too. The papers count
+  over the batch, and with k = 2 they put all first choices before all second ones, so that later tokens displace
+  earlier ones.
 - The init axis fills the router, and noisy gating's two matrices, which start at zero in Shazeer et al. 2017.
 - CompeteSMoE also has a loss of diversity and limits the number of layers that compete in a step; neither is here. Its
   balance loss is that of softmax(affinity) in steps with competition.

@@ -30,8 +30,16 @@ if TYPE_CHECKING:
     from models.experts.config import MoEConfig
 
 
+def router(width: int, experts: int) -> Linear:
+    """Returns the matrix that makes the logits of experts."""
+    made = Linear(width, experts, "router")
+    made.rows_follow_width = False
+    return made
+
+
 class MoE(nn.Module):
     bias_E: torch.Tensor
+    size_E: torch.Tensor | None
     clock: torch.Tensor
 
     def __init__(self, config: MoEConfig, width: int, experts: list[nn.Module], shared: nn.Module | None) -> None:
@@ -39,15 +47,19 @@ class MoE(nn.Module):
         self.config = config
         self.k = config.used
         own = config.router not in ("avg_k", "stratified")
-        self.router = Linear(width, len(experts), "router") if own else None
-        self.noise = Linear(width, len(experts), "router") if config.router == "noisy" else None
+        self.router = router(width, len(experts)) if own else None
+        self.noise = router(width, len(experts)) if config.router == "noisy" else None
         self.experts = nn.ModuleList(experts)
         self.shared = shared
         if config.bias_rate:
             self.register_buffer("bias_E", torch.zeros(len(experts)))
         if config.draws:
             self.register_buffer("clock", torch.zeros(2, dtype=torch.long))  # key of the layer, optimizer step
+        size_E = torch.tensor(config.sizes) if config.widths else None
+        self.register_buffer("size_E", size_E, persistent=False)
         self.passes, self.load_E = 0, torch.zeros(len(experts))
+        self.context = 0
+        """Tokens of a training sequence, set by the model; with fewer, capacity is still that of so many."""
 
     def draw(self, generator: torch.Generator) -> None:
         """Draws the key of the layer's random numbers, if it uses any."""
@@ -135,8 +147,7 @@ class MoE(nn.Module):
 
     def balance(self, chosen_NE: torch.Tensor, p_NE: torch.Tensor) -> torch.Tensor:
         weight = self.config.balance_weight
-        size_E = p_NE.new_tensor(self.config.sizes) if self.config.widths else None
-        return weight * routing.balance_loss(chosen_NE, p_NE, size_E) if weight else p_NE.new_zeros(())
+        return weight * routing.balance_loss(chosen_NE, p_NE, self.size_E) if weight else p_NE.new_zeros(())
 
     def with_noise(self, x_ND: torch.Tensor, clean_NE: torch.Tensor, learns: bool) -> tuple[Routing, torch.Tensor]:
         """Returns noisy top-k gating, without noise in evaluation, and the losses of importance and load."""
@@ -195,7 +206,9 @@ class MoE(nn.Module):
         if self.config.capacity_factor is None:
             return chosen_NE
         chosen_BTE = chosen_NE.unflatten(0, (batch, -1))
-        capacity = math.ceil(self.config.capacity_factor * self.k * chosen_BTE.shape[1] / len(self.experts))
+        tokens = max(self.context, chosen_BTE.shape[1])
+        # Rounded first, as 1.1 * 100 / 10 is above 11 in floating point.
+        capacity = math.ceil(round(self.config.capacity_factor * self.k * tokens / len(self.experts), 9))
         return routing.within_capacity(chosen_BTE, capacity).flatten(0, 1)
 
     def dispatch(self, x_ND: torch.Tensor, gates_NE: torch.Tensor, kept_NE: torch.Tensor) -> torch.Tensor:

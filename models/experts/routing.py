@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from models.reductions import cumsum
+
 NOISE_FLOOR = 1e-2
 """Least standard deviation of the noise of noisy top-k gating, as in davidmrau/mixture-of-experts."""
 
@@ -48,7 +50,7 @@ def noisy_top_k(noisy_NE: torch.Tensor, k: int) -> Routing:
 def by_threshold(p_NE: torch.Tensor, threshold: float, k: int) -> Routing:
     """Chooses experts in descending order of p until their sum reaches the threshold, at least one and at most k."""
     sorted_NE, order_NE = p_NE.detach().sort(dim=-1, descending=True, stable=True)
-    before_NE = sorted_NE.cumsum(-1) - sorted_NE
+    before_NE = cumsum(sorted_NE, -1) - sorted_NE
     taken_NE = before_NE < threshold
     taken_NE[:, 0], taken_NE[:, k:] = True, False
     chosen_NE = torch.zeros_like(taken_NE).scatter(-1, order_NE, taken_NE)
@@ -75,8 +77,8 @@ def within_capacity(chosen_BTE: torch.Tensor, capacity: int) -> torch.Tensor:
 
 
 def shares(chosen_NE: torch.Tensor) -> torch.Tensor:
-    """Returns the experts' shares of all pairs of a token and an expert, which sum to one."""
-    return chosen_NE.float().sum(0) / chosen_NE.sum()
+    """Returns the experts' shares of all pairs of a token and an expert, which sum to one; zero without pairs."""
+    return chosen_NE.float().sum(0) / chosen_NE.sum().clamp_min(1)
 
 
 def balance_loss(chosen_NE: torch.Tensor, p_NE: torch.Tensor, size_E: torch.Tensor | None = None) -> torch.Tensor:

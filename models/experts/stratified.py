@@ -21,8 +21,7 @@ from torch import nn
 
 from models.carry import Carry
 from models.experts import routing
-from models.experts.layer import MoE
-from models.layers import Linear
+from models.experts.layer import MoE, router
 from models.norms import LayerNorm
 from models.probes import full_precision
 
@@ -37,7 +36,7 @@ class StratifiedMoE(MoE):
 
     def __init__(self, config: MoEConfig, width: int, experts: list[nn.Module], shared: nn.Module | None) -> None:
         super().__init__(config, width, experts, shared)
-        self.gates = nn.ModuleList(Linear(width, len(experts), "router") for _ in range(config.strata))
+        self.gates = nn.ModuleList(router(width, len(experts)) for _ in range(config.strata))
         self.norms = nn.ModuleList(LayerNorm(width, EPS) for _ in range(config.strata - 1))
         stratum_E = torch.arange(len(experts), device="cpu") * config.strata // len(experts)
         self.register_buffer("stratum_E", stratum_E, persistent=False)
@@ -58,11 +57,13 @@ class StratifiedMoE(MoE):
                 p_NE = logits_NE.softmax(-1)
             chosen_NE = routing.largest(p_NE.detach(), 1) & (at_N == stratum)[:, None]
             h_ND = h_ND + self.dispatch(read_ND.to(x_ND.dtype), p_NE, chosen_NE)
-            here_NE, p_here_NE = chosen_NE[at_N == stratum], p_NE[at_N == stratum]
-            if len(here_NE):
-                loss = loss + self.balance(here_NE, p_here_NE) / config.strata
-                if config.z_loss:
-                    loss = loss + config.z_loss * routing.z_loss(logits_NE[at_N == stratum]) / config.strata
+            # Means over the tokens that are here, as sums over all: how many there are stays on the device.
+            part_N1 = (at_N == stratum)[:, None].float()
+            part_N1 = part_N1 * (len(x_ND) / part_N1.sum().clamp_min(1))
+            loss = loss + self.balance(chosen_NE, part_N1 * p_NE) / config.strata
+            if config.z_loss:
+                z_loss_N = logits_NE.logsumexp(-1).square()
+                loss = loss + config.z_loss * (part_N1[:, 0] * z_loss_N).mean() / config.strata
             used_NE |= chosen_NE
             at_N = torch.where(chosen_NE.any(-1), self.stratum_E[chosen_NE.byte().argmax(-1)] + 1, at_N)
             first = (logits_NE, p_NE) if first is None else first

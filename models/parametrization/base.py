@@ -195,19 +195,24 @@ def tensors(model: nn.Module) -> Iterator[Tensor]:
 def initial_std(tensor: Tensor, size: SizeConfig, init: InitConfig, width_ratio: float = 1.0) -> float | None:
     """Returns the std that the init axis gives a tensor at width / width_ratio; 1 for vectors, which it skips.
 
-    Hidden matrices scale with the width on both sides, embedding and head on one side; their other is the vocabulary.
+    Most hidden matrices scale with the width on both sides, embedding and head on one side; their other is the
+    vocabulary.
     """
     if tensor.kind == "vector":
         return 1.0
     fan_out, fan_in = tensor.parameter.shape
     if tensor.kind == "embedding":
         return init.embedding_std(fan_in / width_ratio)
-    rows = fan_out / (width_ratio if tensor.kind == "hidden" else 1.0)
+    follow = isinstance(tensor.module, Linear) and tensor.kind == "hidden" and tensor.module.rows_follow_width
+    rows = fan_out / (width_ratio if follow else 1.0)
     return init.matrix_std(rows, fan_in / width_ratio, where(tensor.name, size.depth, tensor.module))
 
 
 def init_scale(config: ParametrizationConfig, tensor: Tensor, size: SizeConfig, init: InitConfig) -> float:
-    """Returns the factor that brings weights drawn by the init axis to the table's std."""
+    """Returns the factor that brings weights drawn by the init axis to the table's std; for those with a scale of their
+    own, the factor that undoes the multiplier."""
+    if isinstance(tensor.module, Linear) and tensor.module.own_scale:
+        return 1 / config.scaling(tensor, size).multiplier
     reference, drawn = config.reference_std(tensor, size, init), initial_std(tensor, size, init)
     factor = config.scaling(tensor, size).init
     return factor if reference is None or drawn is None else factor * (reference / drawn)

@@ -83,8 +83,10 @@ class ReparametrizationConfig(Choice):
 
 
 def linears(model: nn.Module) -> Iterator[tuple[str, Linear]]:
-    """Yields every Linear layer with its name, the head included; those of blocks are named blocks.N. ..."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, Linear))
+    """Yields every Linear layer without a scale of its own, and its name; the head is one, those of blocks are named
+    blocks.N. ..."""
+    found = ((name, module) for name, module in model.named_modules() if isinstance(module, Linear))
+    return ((name, linear) for name, linear in found if not linear.own_scale)
 
 
 REPARAMETRIZATION: Axis[ReparametrizationConfig] = Axis("reparametrization")

@@ -135,7 +135,8 @@ class Config(Architecture, Runtime):
     """Steps between validations during training. Null validates only before and after training."""
     eval_lengths: tuple[Count, ...]
     """Longer sequence lengths for a validation after training, in multiples of context. Positions continue past the
-    context; constants that mixing rules derive from the context do not change."""
+    context; constants that mixing rules derive from the context do not change, but for cosFormer's T and the capacity
+    of experts."""
     plugins: str | None = None
     """Python file whose classes register further choices of any axis; several are joined by `:`. Commands append the
     hash of its content, which is hashed in place of its path."""

@@ -1,5 +1,6 @@
-"""MARS, implemented by pytorch-optimizer."""
+"""MARS, implemented here because pytorch-optimizer's adds 1e-15 to v and divides eps by the bias correction."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from conf.axis import CHECKED
 from models.parametrization import ParameterGroup
 from train.optimizers.adamw import AdamFields
-from train.optimizers.base import OPTIMIZER
+from train.optimizers.base import OPTIMIZER, ManualOptimizer
 
 
 @OPTIMIZER.register
@@ -20,7 +21,6 @@ class MARS(AdamFields):
     g itself. Yuan et al. 2024 (MARS, arXiv 2411.10438), algorithm 2, and AGI-Arena/MARS.
 
     This is MARS-AdamW in the approximate form, which the authors use: both gradients are those of their own batches.
-    The library adds 1e-15 to v, so that eps is no less than 3e-8 in effect; the authors' code doesn't.
     """
 
     name: Literal["mars"] = "mars"
@@ -33,19 +33,39 @@ class MARS(AdamFields):
     gamma: Annotated[float, Field(ge=0)] = 0.025
     """Strength of the correction; 0 is AdamW, apart from the cut. Default of the authors."""
 
-    def param_group(self, group: ParameterGroup) -> dict[str, Any]:
-        found = super().param_group(group)
-        return found | {"weight_decay_1d": found["weight_decay"]}
-
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
-        import pytorch_optimizer
+        return VarianceReduced([self.param_group(g) for g in groups], self.betas, self.gamma)
 
-        return pytorch_optimizer.MARS(
-            [self.param_group(g) for g in groups],
-            lr=self.lr,
-            betas=self.betas,
-            gamma=self.gamma,
-            lr_1d=self.lr,  # only their ratio is used
-            betas_1d=self.betas,
-            foreach=False,
-        )
+
+class VarianceReduced(ManualOptimizer):
+    """The update of MARS; nothing waits for the host."""
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], gamma: float) -> None:
+        super().__init__(groups, {"betas": betas})
+        self.gamma = gamma
+
+    def update(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update_one(group, p, p.grad)
+
+    def _update_one(self, group: dict[str, Any], p: torch.Tensor, g: torch.Tensor) -> None:
+        state = self.state[p]
+        if not state:
+            state |= {"step": 0} | {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq", "previous")}
+        (beta1, beta2), m, v, previous = group["betas"], state["exp_avg"], state["exp_avg_sq"], state["previous"]
+        state["step"] += 1
+        c = g if p.ndim < 2 else self._corrected(g, previous, beta1)
+        m.lerp_(c, 1 - beta1)
+        v.mul_(beta2).addcmul_(c, c, value=1 - beta2)
+        root = v.sqrt().div_(math.sqrt(1 - beta2 ** state["step"])).add_(group["eps"])
+        p.mul_(1 - group["lr"] * group["weight_decay"])
+        p.addcdiv_(m, root, value=-group["lr"] / (1 - beta1 ** state["step"]))
+        previous.copy_(g)
+
+    def _corrected(self, g: torch.Tensor, previous: torch.Tensor, beta1: float) -> torch.Tensor:
+        """Returns c, cut to norm 1; not finite where g is not."""
+        c = g + self.gamma * beta1 / (1 - beta1) * (g - previous)
+        norm = c.norm()
+        return c / torch.where(norm > 1, norm, torch.ones_like(norm))

@@ -58,6 +58,7 @@ class HedgehogConfig(MixingConfig):
     """Weights proportional to phi_q(q_i) phi_k(k_j), phi(x) = [softmax(W x), softmax(-W x)] with learned W.
 
     Zhang et al. 2024 (Hedgehog, arXiv 2402.04347). 2 H K^2 parameters per layer, K the head dimension.
+    Parametrizations take W for a vector, as K does not grow with the width where heads do.
     """
 
     name: Literal["hedgehog"] = "hedgehog"

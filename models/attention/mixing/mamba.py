@@ -5,9 +5,9 @@
 
 x, z and dt have I = 2 D channels, B and C have N features that all channels share, h is I x N, A = -exp(.) is too. dt
 has rank D / 16, rounded up. The convolution is causal and depthwise with a bias. A starts at -1 ... -N in every
-channel, D at one, softplus(bias) log-uniform in (0.001, 0.1), W_dt uniform in +-rank^-1/2; weight decay skips A, D and
-the bias. Gu & Dao 2023 (Mamba, arXiv 2312.00752), algorithm 2; state-spaces/mamba, modules/mamba_simple.py. There one
-matrix makes x and z, and another dt, B and C.
+channel, D at one, softplus(bias) log-uniform in (0.001, 0.1), W_dt uniform in +-rank^-1/2 with any init,
+parametrization and reparametrization; weight decay skips A, D and the bias. Gu & Dao 2023 (Mamba, arXiv 2312.00752),
+algorithm 2; state-spaces/mamba, modules/mamba_simple.py. There one matrix makes x and z, and another dt, B and C.
 
 On watch steps the explicit weights of a few channels are probed as attention weights, one in the middle of each of H
 equal parts: w_ij = sum_n C_in exp(A_n sum_j<k<=i dt_k) B_jn dt_j + [i = j] D, the hidden attention of Ali, Zimerman &
@@ -61,7 +61,9 @@ class Mamba(TokenMixer):
         self.value, self.gate = Linear(width, inner, "value"), Linear(width, inner)
         self.convolution = CausalConvolution(taps, inner, bias=True)
         self.query, self.key = Linear(inner, state, "query"), Linear(inner, state, "key")
+        self.query.rows_follow_width = self.key.rows_follow_width = False
         self.squeeze, self.step = Linear(inner, rank), Linear(rank, inner)
+        self.step.own_scale = True
         self.rates, self.skip = StateRates(inner, state), Skip(inner)
         self.out = Linear(inner, width, "out")
 
@@ -84,7 +86,8 @@ class Mamba(TokenMixer):
                 log_decay_BTC = self.log_decay(dt_BTI).flatten(2)
             carry.record("state", state_stats(dt_BTI, log_decay_BTC, h_BTIN[:, -1], y_BTI))
             if watched(x_BTD.shape[1]):
-                carry.record("attention", hidden_attention(self.weights(dt_BTI, b_BTN, c_BTN), self.heads))
+                with full_precision(x_BTD):
+                    carry.record("attention", hidden_attention(self.weights(dt_BTI, b_BTN, c_BTN), self.heads))
         return self.out(y_BTI * F.silu(self.gate(x_BTD).float()))
 
     def log_decay(self, dt_BTI: torch.Tensor) -> torch.Tensor:

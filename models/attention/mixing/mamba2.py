@@ -63,6 +63,7 @@ class Mamba2(TokenMixer):
         width, inner = layer.width, EXPAND * layer.width
         self.heads, self.mixer_heads = layer.heads, EXPAND * layer.heads
         self.query, self.key = Linear(width, state, "query"), Linear(width, state, "key")
+        self.query.rows_follow_width = self.key.rows_follow_width = False
         self.value, self.gate = Linear(width, inner, "value"), Linear(width, inner)
         self.step = Linear(width, self.mixer_heads)
         self.out = Linear(inner, width, "out")
@@ -103,8 +104,8 @@ class Mamba2(TokenMixer):
                 with torch.no_grad():
                     log_decay_BTG = self.log_decay(dt_BGT).mT
                 carry.record("state", state_stats(dt_BGT, log_decay_BTG, state_BGNP, y_BGTP))
-        if carry.watch and watched(x_BTD.shape[1]):
-            carry.record("attention", hidden_attention(self.weights(c_B1TN, b_B1TN, dt_BGT), self.heads))
+                if watched(x_BTD.shape[1]):
+                    carry.record("attention", hidden_attention(self.weights(c_B1TN, b_B1TN, dt_BGT), self.heads))
         y_BTI = y_BGTP.transpose(1, 2).flatten(2)
         return self.out(self.norm(y_BTI * F.silu(self.gate(x_BTD).float())))
 

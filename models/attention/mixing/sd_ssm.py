@@ -49,6 +49,7 @@ class DenseStateSpace(TokenMixer):
         super().__init__()
         self.p = p
         self.choose, self.bias_M = Linear(width, matrices), nn.Parameter(torch.zeros(matrices))
+        self.choose.rows_follow_width = False
         self.value, self.out = Linear(width, state, "value"), Linear(state, width, "out")
         self.transitions = Transitions(matrices, state)
         self.norm = LayerNorm(state, 1e-5)

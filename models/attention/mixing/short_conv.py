@@ -30,7 +30,7 @@ class ShortConvolution(TokenMixer):
     def __init__(self, width: int, expand: float, taps: int) -> None:
         super().__init__()
         inner = hidden_width(width, expand / 2)
-        self.convolved, self.gate = Linear(width, inner, "activated"), Linear(width, inner, "multiplied")
+        self.convolved, self.gate = Linear(width, inner, "value"), Linear(width, inner)
         self.convolution = CausalConvolution(taps, inner)
         self.out = Linear(inner, width, "out")
 

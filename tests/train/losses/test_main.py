@@ -141,6 +141,16 @@ class TestStableMax:
         assert s(at).tolist() == pytest.approx([1, 1, 1])
         assert torch.autograd.grad(s(at).sum(), at)[0].tolist() == pytest.approx([1, 1, 1])
 
+    def test_z_loss_is_of_its_own_normalizer(self) -> None:
+        """s of (2, 1, -1) is (3, 2, 0.5)."""
+        added = value("stablemax", [2, 1, -1], 0, z_loss=0.1) - value("stablemax", [2, 1, -1], 0, z_loss=0.0)
+        assert added == pytest.approx(0.1 * math.log(5.5) ** 2, abs=1e-6)
+        # One confident row: the default doesn't outweigh the main loss, as it would with exp's.
+        z = torch.full((1, 32), -50.0, dtype=torch.float64)
+        z[0, 3] = 300.0
+        slopes = [gradient("stablemax", of_logits(z.clone()), torch.tensor([3]), z_loss=c)[0, 3] for c in (0.0, 1e-4)]
+        assert slopes[0] < slopes[1] < 0.01 * slopes[0] < 0
+
     def test_fp32_suffices(self) -> None:
         """The authors' code needs fp64."""
         z, y = 1e4 * randn(N, V), targets()
@@ -227,14 +237,18 @@ def tempered_by_torch(z_NV: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 ANALYTIC = [
     (zeta, standardized_target),
-    (stablemax, lambda z, y: s(z).sum(-1).log() - s(z)[range(N), y].log()),
+    (lambda z, y: stablemax(z, y)[0], lambda z, y: s(z).sum(-1).log() - s(z)[range(N), y].log()),
+    (lambda z, y: stablemax(z, y)[1], lambda z, y: s(z).sum(-1).log()),
     (entmax_loss(2.0), sparsemax_loss),
     (entmax_loss(1.5), entmax15_loss),
     (lambda z, y: tempered(z, y, z.sigmoid().mean(-1), 2.0), tempered_by_torch),
 ]
 
 
-@pytest.mark.parametrize(("ours", "plain"), ANALYTIC, ids=["spherical", "stablemax", "sparsemax", "entmax", "tempnet"])
+NAMED = ["spherical", "stablemax", "stablemax z", "sparsemax", "entmax", "tempnet"]
+
+
+@pytest.mark.parametrize(("ours", "plain"), ANALYTIC, ids=NAMED)
 class TestAnalyticGradient:
     def test_is_autograd_s_token_by_token(self, ours: Any, plain: Any) -> None:
         z_NV, y, weights_N = logits().requires_grad_(), targets(), randn(N, seed=5, dtype=torch.float64)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from models.carry import Carry
 from models.probes import state_stats
-from tests.conftest import randn
+from models.reparametrization.base import linears
+from tests.conftest import randn, tiny
 from tests.models.attention.mixing.helpers import B, D
 from tests.models.attention.mixing.linear_helpers import fixture
 from tests.models.attention.mixing.replacement_helpers import (
@@ -20,6 +21,7 @@ from tests.models.attention.mixing.replacement_helpers import (
     assert_state_probed,
     mixer,
 )
+from tests.models.test_gpt import gpt, tokens
 
 KNOBS = {"state": "8", "taps": "2"}
 STEPS = [[0.744397, 1.241154], [0.341154, 0.913015], [1.387335, 0.644397]]
@@ -90,6 +92,30 @@ def test_it_is_the_recurrence(length: int) -> None:
     y = torch.stack(outputs, 1)
     torch.testing.assert_close(made(x, Carry()), made.out(y * F.silu(made.gate(x))), atol=1e-5, rtol=1e-4)
     assert_state_probed(made, x, dt, torch.stack(decays, 1).flatten(2), state, y)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(f"parametrization={p}", f"init={i}") for p in ("standard", "mup", "u_mup", "completep")
+     for i in ("normal", "orthogonal", "xavier")] + [("init=lsuv",)],
+)  # fmt: skip
+def test_the_matrix_of_steps_starts_alike_everywhere(overrides: tuple[str, ...]) -> None:
+    """Uniform in +-rank^-1/2 = 1/2 after all factors: steps stay where softplus(bias) puts them."""
+    words = ["attention=mamba", "model.width=64", "model.heads=4", *overrides]
+    model = gpt(*words)
+    tiny(*words).init.calibrate(model, tokens(4))
+    for mixer_ in model.mixers():
+        w = mixer_.step.multiplier * mixer_.step.matrix().detach()  # type: ignore[operator, union-attr]
+        assert float(w.abs().max()) == pytest.approx(0.5, rel=0.02)
+        assert float(w.std()) == pytest.approx(0.5 / math.sqrt(3), rel=0.1)
+
+
+@pytest.mark.parametrize("reparametrization", ["sigma", "tvr", "weight_conditioning"])
+def test_reparametrizations_leave_the_matrix_of_steps_alone(reparametrization: str) -> None:
+    model = gpt("attention=mamba", f"reparametrization={reparametrization}")
+    names = [name for name, _ in linears(model)]
+    assert any(name.endswith("attention.squeeze") for name in names)
+    assert not any(name.endswith("attention.step") for name in names)
 
 
 def test_causal() -> None:
