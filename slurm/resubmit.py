@@ -8,7 +8,6 @@ Slurm) or new (never submitted).
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from conf.axis import ConfigError, checked, near
 from slurm.runs import chosen, runs
 from slurm.submit import submit
-from train.cli.terminal import exit_with
+from train.cli.terminal import Parser, exit_with
 from train.config.launcher import Slurm, in_full
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def resubmit(folder: Path, words: Sequence[str], overrides: Sequence[str]) -> li
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab resubmit", description=__doc__)
+    parser = Parser(prog="stabilab resubmit", description=__doc__)
     parser.add_argument("folder", type=Path, help="sweep folder")
     parser.add_argument(
         "--only", default="", metavar="failed,timeout,...", help="outcomes to submit, by default all unfinished"

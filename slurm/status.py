@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from slurm.runs import OPEN, Run
 from slurm.runs import runs as runs_of
 from train.cli.format import duration, number
 from train.cli.tables import plain_table, print_table
-from train.cli.terminal import exit_with, table_console
+from train.cli.terminal import Parser, exit_with, table_console
 
 STYLE = {"finished": "green", "diverged": "red", "stopped": "magenta", "running": "yellow", "queued": "dim"}
 MANY = 500
@@ -74,7 +73,7 @@ def show(runs: Sequence[Run], folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab status", description=__doc__)
+    parser = Parser(prog="stabilab status", description=__doc__)
     parser.add_argument("folder", type=Path, help="sweep folder")
     folder = parser.parse_args().folder
     show(runs_of(folder, lambda fault: print(f"{fault}; states are from status.json alone", file=sys.stderr)), folder)

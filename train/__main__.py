@@ -20,7 +20,7 @@ def main() -> None:
         if {"-h", "--help"} & set(arguments):
             from train.cli.help import show_help
 
-            exit_with(lambda: show_help(arguments))
+            exit_with(lambda: show_help(arguments, "train"))
         else:
             exit_with(lambda: multirun(arguments) if {"-m", "--multirun"} & set(arguments) else single(arguments))
 

@@ -10,14 +10,12 @@ default to the smallest model of the ladder.
 
 from __future__ import annotations
 
-import argparse
-
-from train.cli.terminal import exit_with
+from train.cli.terminal import Parser, exit_with
 from train.config.keys import refuse_unknown
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab coordinates", description=__doc__)
+    parser = Parser(prog="stabilab coordinates", description=__doc__)
     parser.add_argument("overrides", nargs="*", help="over=width,depth, and overrides of the config")
     overrides = parser.parse_args().overrides
 

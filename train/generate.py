@@ -6,11 +6,10 @@ of 100k parameters writes words without sense. What counts is that they look lik
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 
-from train.cli.terminal import exit_with
+from train.cli.terminal import Parser, exit_with
 from train.runfolder.folder import require_trained
 
 
@@ -29,7 +28,7 @@ def temperature(text: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab generate", description=__doc__)
+    parser = Parser(prog="stabilab generate", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of an ended run on text")
     parser.add_argument("text", nargs="?", default="", help="what to continue; by default a new document")
     parser.add_argument("-n", "--tokens", type=count, default=300, help="tokens to add (default: 300)")

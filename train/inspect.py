@@ -10,7 +10,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from train.cli.terminal import Paragraphs, exit_with
+from train.cli.terminal import Paragraphs, Parser, exit_with
 from train.runfolder.folder import require_trained
 
 MEASUREMENTS = {
@@ -33,7 +33,7 @@ def measure_runs(what: str, doc: str | None, show: str = "print_found", runs: st
     The function `show` of train.measure.WHAT prints what it finds in them. It is imported, with torch, for runs that
     have ended.
     """
-    parser = argparse.ArgumentParser(prog=f"stabilab inspect {what}", description=doc)
+    parser = Parser(prog=f"stabilab inspect {what}", description=doc)
     parser.add_argument("runs", type=Path, nargs="+", help=runs)
     paths = parser.parse_args().runs
 
@@ -46,7 +46,7 @@ def measure_runs(what: str, doc: str | None, show: str = "print_found", runs: st
 
 def main() -> None:
     lines = [f"  {name:15}{says}" for name, says in MEASUREMENTS.items()]
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="stabilab inspect", description=f"{__doc__}\nWHAT is one of:\n\n" + "\n".join(lines),
         formatter_class=Paragraphs,
     )  # fmt: skip

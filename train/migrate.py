@@ -9,7 +9,6 @@ The command can be interrupted and repeated: status.json, which states the forma
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
-from train.cli.terminal import exit_with
+from train.cli.terminal import Parser, exit_with
 from train.runfolder.files import read_json, rows_of, write_atomically
 from train.runfolder.find import run_folders
 from train.runfolder.folder import FORMAT, RunFolder
@@ -187,7 +186,7 @@ def relink(sweep: Path, runs: Iterable[Run]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab migrate", description=__doc__)
+    parser = Parser(prog="stabilab migrate", description=__doc__)
     parser.add_argument("folder", type=Path, help="run folder, sweep folder, or a parent folder of sweeps")
     folder = parser.parse_args().folder
     exit_with(lambda: migrate(folder))

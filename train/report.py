@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from conf.axis import ConfigError
 from train.cli.tables import in_folder, plain_table, print_table
-from train.cli.terminal import exit_with, say, table_console
+from train.cli.terminal import Parser, exit_with, say, table_console
 from train.findings.own import finding_of
 from train.measure.kept import with_measured
 from train.results.arms import with_arms
@@ -179,7 +178,7 @@ def report(*paths: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab report", description=__doc__)
+    parser = Parser(prog="stabilab report", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="+", help="sweep folder, run folder, or sweeps to show on one page")
     folders = parser.parse_args().folder
     exit_with(lambda: report(*folders))

@@ -24,7 +24,7 @@ from pathlib import Path
 from conf.axis import ConfigError
 from train.cli.format import number
 from train.cli.tables import plain_table, print_table
-from train.cli.terminal import Paragraphs, exit_with, table_console
+from train.cli.terminal import Paragraphs, Parser, exit_with, table_console
 from train.results.listing import Condition, Row, column, condition, is_condition, ordered, rows_in, shown
 from train.runfolder.find import sweeps_around
 from train.runfolder.folder import RunFolder, is_run
@@ -200,7 +200,7 @@ def delete(words: Sequence[str], sure: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab runs", description=__doc__, formatter_class=Paragraphs)
+    parser = Parser(prog="stabilab runs", description=__doc__, formatter_class=Paragraphs)
     parser.add_argument("words", nargs="*", metavar="WORD", help="compare or delete, folders and conditions")
     parser.add_argument("--sort", metavar="KEY", help="column to sort by, ascending; its values are shown")
     parser.add_argument("--reverse", action="store_true", help="sort the other way round")

@@ -92,7 +92,7 @@ def main() -> None:
     if {"-h", "--help"} & set(arguments) or not arguments:
         from train.cli.help import show_help
 
-        exit_with(lambda: show_help(arguments))
+        exit_with(lambda: show_help(arguments, "sweep"))
         return
     exit_with(lambda: sys.exit(sweep(arguments)))
 

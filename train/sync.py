@@ -6,14 +6,13 @@ each file that was sent, so the command can be repeated and sends only what is l
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.cli.terminal import exit_with
+from train.cli.terminal import Parser, exit_with
 from train.loggers.wandb import require_server, server
 from train.runfolder.files import if_stale, read_json
 from train.runfolder.folder import RunFolder, is_run, no_sweep
@@ -97,7 +96,7 @@ def _wandb_sync(files: Sequence[Path], at_a_time: int, folder: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab sync", description=__doc__)
+    parser = Parser(prog="stabilab sync", description=__doc__)
     parser.add_argument("folder", type=Path, help="sweep folder or run folder")
     parser.add_argument("-n", type=int, default=AT_A_TIME, metavar="RUNS", help="runs at a time (%(default)s)")
     chosen = parser.parse_args()

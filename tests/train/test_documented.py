@@ -56,6 +56,9 @@ RUN: dict[str, list[str]] = {
     "train.diagnose runs/SWEEP --target 4.8B": [],
     "train scale=paper model=9.4M devices=8 data.max_tokens=13_200_000_000": SHOW,
     "train --help": [],
+    "train --help data": [],
+    "train --help attention": [],
+    "train.findings qk_norm --dry-run": [],
     "train.findings": [],
     "train.sweep experiment=qk_norm launcher=slurm launcher.partition=gpu launcher.time=4:00:00": [
         "launcher.dry_run=true",

@@ -8,15 +8,14 @@ time of a sweep of them goes.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from train.cli.terminal import exit_with
+from train.cli.terminal import Parser, exit_with
 from train.config.keys import refuse_unknown
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab bench", description=__doc__)
+    parser = Parser(prog="stabilab bench", description=__doc__)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--axes", nargs="*", metavar="AXIS", help="measure each choice of these axes (default: all)")
     what.add_argument("--attention", nargs="*", metavar="RULE", help="measure these mixing rules (default: all)")

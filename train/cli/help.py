@@ -30,7 +30,7 @@ EXAMPLES = {
 }
 
 EXPERIMENT = """\
-An experiment of one's own is a file, anywhere: stabilab sweep experiment=./mine.yaml
+Your own experiment is a file, anywhere: stabilab sweep experiment=./mine.yaml
 
   # @package _global_
   steps: 1000                        # fields and choices of all runs
@@ -51,8 +51,44 @@ An experiment of one's own is a file, anywhere: stabilab sweep experiment=./mine
 """Printed by `--help experiment`."""
 
 
-def show_help(arguments: Sequence[str] = ()) -> None:
-    """Prints the overview or, for each argument that is not an option, that topic. Exits with 2 for an unknown one."""
+USAGE = {
+    "train": """\
+usage: stabilab train [KEY=VALUE ...] [-m] [force=true] [--dry-run] [show=...]
+
+Trains one run. The keys are the axes below and the fields of their choices;
+stabilab --help attention explains one, stabilab --help fields the others, and
+stabilab --help lists all commands.
+
+  -m                 one run per combination of values, through Hydra's multirun
+  force=true         trains a run again that has ended
+  --dry-run          what it would cost; writes nothing
+  show=config        prints the config; show=parametrization init, LR and decay
+                     of each tensor; show=axes all choices with their sources
+""",
+    "sweep": """\
+usage: stabilab sweep [experiment=NAME] [KEY=A,B ...] [arms='A: KEY=VALUE ...;
+                      B: ...'] [force=true] [--dry-run]
+
+Trains every point of a grid, one process per core or GPU; with launcher=slurm
+on a cluster. Skips runs that have ended, continues interrupted ones, and goes
+on when a run fails. stabilab --help experiment says what is in a file.
+
+  experiment=NAME    a sweep of conf/experiment, or a file: experiment=./mine.yaml
+  KEY=A,B            several values make a grid; so do [a,b] and range(3)
+  ladder=NAME        the sizes of a ladder
+  arms='...'         settings to compare, each over the whole grid
+  force=true         trains runs again that have ended
+  --dry-run          what it would train and cost; writes nothing
+""",
+}
+"""What the two commands take whose arguments are those of Hydra."""
+
+
+def show_help(arguments: Sequence[str] = (), command: str | None = None) -> None:
+    """Prints the overview, or what a command takes. For each argument that is not an option, prints that topic.
+
+    Exits with 2 for an unknown topic.
+    """
     topics = [argument for argument in arguments if not argument.startswith("-") and "=" not in argument]
     known = {**choices(), "fields": [], "all": []}
     for topic in topics:
@@ -61,7 +97,8 @@ def show_help(arguments: Sequence[str] = ()) -> None:
 
             print(f"error: --help {topic}: no such topic: {near(topic, list(known))}", file=sys.stderr)
             sys.exit(2)
-    lines = [line for topic in topics for line in _topic(topic)] or list(overview())
+    of_all = [USAGE[command], *_defaults()] if command else list(overview())
+    lines = [line for topic in topics for line in _topic(topic)] or of_all
     print("\n".join(lines))
 
 
@@ -85,7 +122,12 @@ def overview() -> Iterator[str]:
     yield "\nCommands"
     for name, command in COMMANDS.items():
         yield from _filled(command.says, f"  {name:15}", " " * 17)
-    yield "\nAxes and groups, with their default choices"
+    yield ""
+    yield from _defaults()
+
+
+def _defaults() -> Iterator[str]:
+    yield "Axes and groups, with their default choices"
     defaults = default_choices()
     yield from _filled("  ".join(f"{g}={defaults.get(g) or '...'}" for g in choices() if "/" not in g), "  ", "  ")
 
@@ -95,15 +137,13 @@ def _topic(topic: str) -> Iterator[str]:
     from conf.axis import axes
     from train.config.compose import compose
     from train.config.schema import Config, Runtime
-    from train.config.watch import Watch
 
     values = compose([]).values()
     if topic in ("fields", "all"):
         yield "Fields of a run (with defaults)"
         yield from _fields(Config, "", values)
-        yield "\nWhere and how (these change neither a run's numbers nor its hash)"
+        yield "\nWhere and how (not in the hash; they change numbers by rounding at most)"
         yield from _fields(Runtime, "", values)
-        yield from _fields(Watch, "watch.", values["watch"])
     for name in choices() if topic == "all" else () if topic == "fields" else (topic,):
         yield from ("",) if topic == "all" else ()
         yield from _axis(name, values) if name in axes(Config) else _files(name, values)

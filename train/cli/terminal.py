@@ -10,7 +10,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from conf.axis import ConfigError
 from train.run.interrupt import Interrupted, Stopped
@@ -58,6 +58,15 @@ def exit_with(action: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses arguments in one line that names the options there are, with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        options = sorted(max(action.option_strings, key=len) for action in self._actions if action.option_strings)
+        print(f"error: {message}: {self.prog} has {', '.join(options)}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
 
 
 class Paragraphs(argparse.HelpFormatter):

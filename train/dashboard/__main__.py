@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.axis import ConfigError
-from train.cli.terminal import exit_with
+from train.cli.terminal import Parser, exit_with
 from train.loggers.wandb import require_server, server
 from train.results.sweep import SweepResults, load_run, load_sweep
 from train.run.process import environment
@@ -125,7 +125,7 @@ def _summarize(sweep: SweepResults, held: Any, sections: Any, left_out: list[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab dashboard", description=__doc__)
+    parser = Parser(prog="stabilab dashboard", description=__doc__)
     parser.add_argument("folder", type=Path, help="sweep folder or run folder")
     parser.add_argument("--project", help="W&B project (default: that of the runs)")
     parser.add_argument("--entity", help="W&B team or user (default: that of the runs, else the owner of the key)")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from conf.axis import ConfigError
 from train.cli.tables import in_folder
-from train.cli.terminal import exit_with
+from train.cli.terminal import Parser, exit_with
 from train.config.keys import refuse_unknown
 
 MINUTES = 10.0
@@ -138,8 +138,8 @@ def positive(text: str) -> float:
     return value
 
 
-def parser() -> argparse.ArgumentParser:
-    own = argparse.ArgumentParser(prog="stabilab diagnose", description=__doc__)
+def parser() -> Parser:
+    own = Parser(prog="stabilab diagnose", description=__doc__)
     own.add_argument(
         "recipe", nargs="*",
         help="overrides, of which model=A,B,C or ladder=NAME set the sizes; or the folder of a trained sweep",

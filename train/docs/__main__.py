@@ -6,7 +6,6 @@ generates, by path from the root of the repository. The text depends only on cod
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import pkgutil
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import train.docs
-from train.cli.terminal import exit_with
+from train.cli.terminal import Parser, exit_with
 from train.docs.markers import ROOT
 
 
@@ -66,7 +65,7 @@ def docs(check: bool, results: Path | None, rejudging: bool = False) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m train.docs", description=__doc__)
+    parser = Parser(prog="python -m train.docs", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something is out of date")
     parser.add_argument(
         "--results", type=Path, metavar="RUNS",

@@ -121,7 +121,7 @@ def _section(finding: Finding, found: dict[str, Any]) -> str:
     if found["checks"]:
         lines += [f"Judged on {found['judged']}, {found['ended']} of {found['runs']} runs, seeds {found['seeds']}.", ""]
         lines += [line for each in found.get("again", []) for line in (f"A second draw: {each}.", "")]
-        lines += ["| check | | figures |", "|---|---|---|"]
+        lines += ["| check | | result |", "|---|---|---|"]
         decides = f" (decides; {finding.primary.why})"
         for i, c in enumerate(found["checks"]):
             lines.append(f"| {_cell(c['claim'])}{'' if i else decides} | {MARKS[c['passed']]} | {_cell(c['text'])} |")

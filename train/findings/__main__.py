@@ -7,14 +7,13 @@ judges them, and draws. Groups stand for their findings: `headline`, `core` (an 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
 from conf.axis import ConfigError, near
 from train.cli.tables import plain_table, print_table
-from train.cli.terminal import exit_with, table_console
+from train.cli.terminal import Parser, exit_with, table_console
 from train.config.keys import refuse_unknown
 from train.findings.base import Finding, FindingGroup, all_findings, find
 from train.findings.status import cost, shipped, shipped_state, state
@@ -37,8 +36,9 @@ def chosen(names: list[str]) -> list[Finding]:
     return list(found.values())
 
 
-def judge(findings: list[Finding], overrides: list[str]) -> int:
-    """Runs and reports one after the other; the exit code: 1 when a run failed."""
+def judge(findings: list[Finding], overrides: list[str], dry_run: bool = False) -> int:
+    """Runs and reports one after the other; the exit code: 1 when a run failed. With `dry_run`, says what would be
+    trained and at what cost, and writes nothing."""
     refuse_unknown(overrides)
     from train.report import write_report
     from train.results.sweep import load_sweep
@@ -50,6 +50,13 @@ def judge(findings: list[Finding], overrides: list[str]) -> int:
     sweeps = [plan([f"experiment={finding.name}", *overrides]) for finding in findings]
     for sweep in sweeps:
         sweep.configs[0].launcher.require_local()
+    if dry_run:
+        from train.cli.estimate import print_sweep
+        from train.sweeps.pool import slots
+
+        for sweep in sweeps:
+            print_sweep(sweep, len(slots(sweep.configs[0])), False)
+        return 0
     failed = 0
     for sweep in sweeps:
         failed |= launch(sweep)
@@ -85,17 +92,21 @@ def show(states: list[tuple[Finding, dict[str, Any]]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="stabilab findings", description=__doc__)
+    parser = Parser(prog="stabilab findings", description=__doc__)
     parser.add_argument("words", nargs="*", metavar="NAME | key=value", help="findings or groups, and overrides")
-    words = parser.parse_args().words
+    parser.add_argument("--dry-run", action="store_true", help="say what they would train and cost; write nothing")
+    given = parser.parse_intermixed_args()
+    words = given.words
     names = [word for word in words if "=" not in word]
     overrides = [word for word in words if "=" in word]
-    exit_with(lambda: sys.exit(work(names, overrides)))
+    exit_with(lambda: sys.exit(work(names, overrides, given.dry_run)))
 
 
-def work(names: list[str], overrides: list[str]) -> int:
+def work(names: list[str], overrides: list[str], dry_run: bool = False) -> int:
     if names:
-        return judge(chosen(names), overrides)
+        return judge(chosen(names), overrides, dry_run)
+    if dry_run:
+        raise ConfigError(f"--dry-run needs findings or groups: {', '.join(GROUPS)}")
     out = Path(next((o.partition("=")[2] for o in overrides if o.startswith("out=")), "runs"))
     ours = shipped()
     show([

@@ -243,7 +243,7 @@ class Finding(Row):
         younger = self.younger(runs)
         if self.frozen is None:
             return ["The claim is not frozen yet: these runs explore"]
-        words = {True: "every run is younger", False: "NOT every run is younger", None: "the runs don't say when"}
+        words = {True: "every run started later", False: "NOT every run started later", None: "the runs don't say when"}
         changes = [f"Deviation of {one.date}: {one.text}" for one in self.deviations]
         return [f"The claim was frozen on {self.frozen:%Y-%m-%d at %H:%M} UTC; {words[younger]}", *changes]
 

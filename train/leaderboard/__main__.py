@@ -6,13 +6,12 @@ times, alternating with the default's steps (`--no-times` skips this). `--only-r
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train.cli.tables import plain_table, print_table
-from train.cli.terminal import exit_with, table_console
+from train.cli.terminal import Parser, exit_with, table_console
 from train.config.keys import refuse_unknown
 from train.leaderboard.confirm import confirmation
 from train.leaderboard.figure import figure
@@ -90,7 +89,7 @@ def _write(table: pd.DataFrame, folder: Path) -> None:
 def main() -> None:
     import sys
 
-    parser = argparse.ArgumentParser(prog="stabilab leaderboard", description=__doc__)
+    parser = Parser(prog="stabilab leaderboard", description=__doc__)
     parser.add_argument("overrides", nargs="*", help="experiment=NAME, and overrides of its grid")
     parser.add_argument("--no-times", action="store_true", help="do not measure step times")
     parser.add_argument("--only-report", action="store_true", help="rank existing runs without training")

@@ -104,7 +104,7 @@ def test_runs_are_younger_than_their_claim(tmp_path):
     old.loc[3, "started"] = then - 1
     assert mine.younger(old) is False
     assert mine.younger(runs_of()) is None
-    assert "The claim was frozen on 2026-12-01 at 12:30 UTC; NOT every run is younger" in mine.verdict(old, {}).notes
+    assert "The claim was frozen on 2026-12-01 at 12:30 UTC; NOT every run started later" in mine.verdict(old, {}).notes
     loose = read_claims(written(tmp_path))["mine"]
     assert loose.younger(old) is None
     assert "The claim is not frozen yet: these runs explore" in loose.verdict(old, {}).notes
@@ -113,7 +113,7 @@ def test_runs_are_younger_than_their_claim(tmp_path):
 def test_verdicts_in_git_are_of_younger_runs():
     for name, found in verdicts().items():
         if found["state"] not in ("incomplete", "not judged", "not run"):
-            assert any(note.endswith("every run is younger") and "NOT" not in note for note in found["notes"]), name
+            assert any(note.endswith("every run started later") and "NOT" not in note for note in found["notes"]), name
 
 
 @pytest.mark.parametrize(
