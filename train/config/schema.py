@@ -63,7 +63,9 @@ NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Runtime:
-    """Fields for where and how a run is trained. They change its numbers by rounding at most and are not hashed."""
+    """Fields for where and how a run is trained. They are not hashed, and change its numbers by rounding at most,
+    but for `devices` and `nodes` where a choice takes means over or draws for the tokens of one device: loss=eslm,
+    noisy_softmax, sampled_softmax and tempnet, and mlp=moe."""
 
     out: str
     """Folder in which run and sweep folders are created; ~ is the home folder."""
@@ -121,8 +123,8 @@ class Config(Architecture, Runtime):
     init_from: str | None = None
     """Folder of an ended run whose final weights this run starts from, with a new optimizer. The hash takes that run's
     hash, which ends its name, and not the path."""
-    seed: Annotated[int, Field(ge=0, lt=2**64)]
-    """Random seed of the initial weights and of the data order."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """Random seed of the initial weights and of the data order; torch's generator takes 32 bits."""
     precision: Literal["fp32", "bf16"]
     """Precision of matrix products. bf16 keeps softmax, norms, logits, statistics and master weights in fp32."""
     compile: bool

@@ -28,5 +28,9 @@ def cluster_environment(config: Config) -> ClusterEnvironment | None:
 
 def is_rank_zero(config: Config) -> bool:
     """Returns whether this is the first process of the run, the only one that writes to its folder."""
-    names = ["LOCAL_RANK", "NODE_RANK", *(["SLURM_PROCID"] if started_by_srun(config) else [])]
+    names = ["LOCAL_RANK", "NODE_RANK"]
+    if started_by_srun(config):
+        names.append("SLURM_PROCID")
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        names = ["RANK"]  # torchrun says the node by GROUP_RANK
     return all(os.environ.get(name, "0") == "0" for name in names)

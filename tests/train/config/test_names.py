@@ -25,7 +25,7 @@ from train.docs import names
         ("qk_norm=none seed=3", "mini-w64-d2-qk_none-lr0.01-s3"),
         ("attention=fox optimizer=muon steps=8000 optimizer.lr=3e-4", "mini-w64-d2-fox-muon-steps8000-lr0.0003-s0"),
         ("context=128 batch_size=16 loss.z_loss=1e-5", "mini-w64-d2-loss.z_loss1e-5-ctx128-bs16-lr0.01-s0"),
-        ("scale=paper", "9.4M-c4-ctx512-bs256-steps100000-watch_every100-eval_batches64-lr0.01-s0"),
+        ("scale=paper", "9.4M-c4-ctx512-bs256-steps100000-watch_every100-eval_batches8-lr0.01-s0"),
         ("scale=paper scale=mini", "mini-w64-d2-lr0.01-s0"),
         ("model=mini-w32-d2", "mini-w32-d2-lr0.01-s0"),
         ("model.width=32 model.depth=3 model.heads=2", "w32-d3-lr0.01-s0"),

@@ -10,6 +10,7 @@ import torch
 from conf.axis import ConfigError
 from tests.conftest import TINY, tiny
 from train.config.compose import compose
+from train.run.distributed import is_rank_zero
 from train.run.start import require_start
 from train.run.trainer import train
 from train.sweeps.local import run
@@ -88,9 +89,19 @@ def test_several_nodes_are_started_by_something(monkeypatch: pytest.MonkeyPatch)
     require_start(tiny("nodes=2", "accelerator=cpu"))
 
 
+@pytest.mark.parametrize(("rank", "group", "local", "first"), [(0, 0, 0, True), (1, 0, 1, False), (2, 1, 0, False)])
+def test_of_torchrun_s_processes_one_is_first(
+    monkeypatch: pytest.MonkeyPatch, rank: int, group: int, local: int, first: bool
+) -> None:
+    """torchrun sets no NODE_RANK: the first process of the second node has LOCAL_RANK 0 too."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": rank, "GROUP_RANK": group, "LOCAL_RANK": local}.items():
+        monkeypatch.setenv(name, str(value))
+    assert is_rank_zero(tiny("nodes=2", "devices=2", "accelerator=cpu")) is first
+
+
 def test_numbers_that_torch_cannot_hold_are_refused() -> None:
-    assert tiny(f"seed={2**64 - 1}").seed == 2**64 - 1
-    for override in (f"seed={2**64}", f"threads={2**31}", "threads=4097"):
+    assert tiny(f"seed={2**32 - 1}").seed == 2**32 - 1
+    for override in (f"seed={2**32}", f"threads={2**31}", "threads=4097"):
         with pytest.raises(ConfigError, match=r"input should be less than"):
             compose([*TINY, override])
 
