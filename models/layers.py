@@ -31,7 +31,7 @@ class Linear(nn.Linear):
         self.own_scale = False
         """Whether its owner draws the weight at a scale that initialization, parametrization and reparametrizations
         leave alone."""
-        self.rows_follow_width = True
+        self.rows_follow_width = role != "router"
         """Whether the fan-out grows with the width; not so for a router's rows, one of each expert."""
 
     @property

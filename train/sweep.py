@@ -104,9 +104,9 @@ def sweep(arguments: list[str]) -> int:
     from train.run.process import stop_held
 
     refuse_unknown(arguments)
-    with stop_held():  # These take seconds.
+    with stop_held():  # These take seconds; launch and say_cost need the first.
+        import train.sweeps.local  # noqa: F401
         from train.config.launcher import in_full
-        from train.sweeps.local import require_anywhere
         from train.sweeps.plan import plan
     words, overrides = taken(arguments)
     if words.show is not None:
@@ -114,13 +114,19 @@ def sweep(arguments: list[str]) -> int:
     planned = plan(in_full(overrides))
     if not words.dry_run:
         return launch(planned, words.force)
+    say_cost(planned, words.force)
+    return 0
+
+
+def say_cost(sweep: Sweep, force: bool = False) -> None:
+    """Prints what a sweep would train and cost. Raises ConfigError where `launch` does."""
     from train.cli.estimate import print_sweep
+    from train.sweeps.local import require_anywhere
     from train.sweeps.pool import slots
 
-    require(planned, words.force)
-    require_anywhere(planned.to_do(words.force))
-    print_sweep(planned, len(slots(planned.configs[0])), words.force)
-    return 0
+    require(sweep, force)
+    require_anywhere(sweep.to_do(force))
+    print_sweep(sweep, len(slots(sweep.configs[0])), force)
 
 
 if __name__ == "__main__":

@@ -30,13 +30,6 @@ if TYPE_CHECKING:
     from models.experts.config import MoEConfig
 
 
-def router(width: int, experts: int) -> Linear:
-    """Returns the matrix that makes the logits of experts."""
-    made = Linear(width, experts, "router")
-    made.rows_follow_width = False
-    return made
-
-
 class MoE(nn.Module):
     bias_E: torch.Tensor
     size_E: torch.Tensor | None
@@ -47,8 +40,8 @@ class MoE(nn.Module):
         self.config = config
         self.k = config.used
         own = config.router not in ("avg_k", "stratified")
-        self.router = router(width, len(experts)) if own else None
-        self.noise = router(width, len(experts)) if config.router == "noisy" else None
+        self.router = Linear(width, len(experts), "router") if own else None
+        self.noise = Linear(width, len(experts), "router") if config.router == "noisy" else None
         self.experts = nn.ModuleList(experts)
         self.shared = shared
         if config.bias_rate:

@@ -21,7 +21,8 @@ from torch import nn
 
 from models.carry import Carry
 from models.experts import routing
-from models.experts.layer import MoE, router
+from models.experts.layer import MoE
+from models.layers import Linear
 from models.norms import LayerNorm
 from models.probes import full_precision
 
@@ -36,7 +37,7 @@ class StratifiedMoE(MoE):
 
     def __init__(self, config: MoEConfig, width: int, experts: list[nn.Module], shared: nn.Module | None) -> None:
         super().__init__(config, width, experts, shared)
-        self.gates = nn.ModuleList(router(width, len(experts)) for _ in range(config.strata))
+        self.gates = nn.ModuleList(Linear(width, len(experts), "router") for _ in range(config.strata))
         self.norms = nn.ModuleList(LayerNorm(width, EPS) for _ in range(config.strata - 1))
         stratum_E = torch.arange(len(experts), device="cpu") * config.strata // len(experts)
         self.register_buffer("stratum_E", stratum_E, persistent=False)

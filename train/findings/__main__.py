@@ -42,7 +42,7 @@ def judge(findings: list[Finding], overrides: list[str], dry_run: bool = False) 
     refuse_unknown(overrides)
     from train.report import write_report
     from train.results.sweep import load_sweep
-    from train.sweep import launch
+    from train.sweep import launch, say_cost
     from train.sweeps.plan import plan
 
     # All planned before any is run, so that a bad override stops them here. Which runs a sweep shares with those before
@@ -51,11 +51,8 @@ def judge(findings: list[Finding], overrides: list[str], dry_run: bool = False) 
     for sweep in sweeps:
         sweep.configs[0].launcher.require_local()
     if dry_run:
-        from train.cli.estimate import print_sweep
-        from train.sweeps.pool import slots
-
         for sweep in sweeps:
-            print_sweep(sweep, len(slots(sweep.configs[0])), False)
+            say_cost(sweep)
         return 0
     failed = 0
     for sweep in sweeps:

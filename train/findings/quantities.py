@@ -187,7 +187,7 @@ class Metric(BaseModel):
 
 
 def _taken(rows: pd.DataFrame, column: str, at: At, row: Row) -> float:
-    """Returns the value of one column, the last finite ones' for a run that has gone to NaN. For a window it is the
+    """Returns the value of one column, over the finite part of a run that has gone to NaN. A window's is the mean
     magnitude, infinite where the run has gone by then."""
     if column not in rows:
         return math.nan
