@@ -67,6 +67,7 @@ def train_and_summarize(config: Any, force: bool = False, logger: str | None = N
         from train.cli.ended import already_trained, require_logged
         from train.cli.progress import Progress, print_summary
         from train.run.derived import short_run_note
+        from train.run.distributed import is_rank_zero
         from train.run.lean import import_lightning
 
         import_lightning()
@@ -79,6 +80,9 @@ def train_and_summarize(config: Any, force: bool = False, logger: str | None = N
         raise ConfigError(
             f"stop_when={config.stop_when} compares the runs of a sweep: use stabilab sweep, or stop_when=never"
         )
+    if not is_rank_zero(config):
+        train(config, again=force)
+        return
     folder = RunFolder(config.folder / config.run_name())
     if folder.has_ended() and not force:
         if logger is not None:

@@ -15,6 +15,11 @@ def started_by_srun(config: Config) -> bool:
     return processes > 1 and "SLURM_PROCID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS") == str(processes)
 
 
+def started_together(config: Config) -> bool:
+    """Returns whether torchrun or `srun` started all processes at once; else rank 0 starts the others as it fits."""
+    return started_by_srun(config) or ((config.devices or 1) * config.nodes > 1 and "TORCHELASTIC_RUN_ID" in os.environ)
+
+
 def cluster_environment(config: Config) -> ClusterEnvironment | None:
     """Returns Lightning's cluster environment; None, for torchrun, lets Lightning detect it.
 

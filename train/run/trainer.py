@@ -24,7 +24,7 @@ from train.config.schema import Config
 from train.loggers.mirror import Mirror
 from train.run.callback import CheckpointFile, OnRow, RunCallback
 from train.run.derived import bits_per_byte, speed, tokens_per_step, values_in_force
-from train.run.distributed import cluster_environment, is_rank_zero
+from train.run.distributed import cluster_environment, is_rank_zero, started_together
 from train.run.extension import go_on, keeps_checkpoint, plan_of
 from train.run.initial import initial_weights
 from train.run.interrupt import Interrupted, Stopped
@@ -103,7 +103,9 @@ def train_here(
             if not again:  # The process that we waited for has finished the run.
                 return _ended_summary(config, folder, mirror)
             folder.clear()
-        if not folder.metrics_path.exists() and (shorter := plan_of(config, folder.path.parent)[0]):
+        # Nodes that were started one by one can't be told of it.
+        alike = config.nodes == 1 or started_together(config)
+        if alike and not folder.metrics_path.exists() and (shorter := plan_of(config, folder.path.parent)[0]):
             go_on(config, folder, shorter)
         folder.start(prepared.folder.name)
         announce(prepared)
@@ -191,8 +193,9 @@ class Job:
         mirror.describe(sizes(config, module.model) | self.prepared.floors.summary)
         callback = RunCallback(folder, mirror, self.validation, self.longer, self.bytes_per_token, self.report)
         trainer = self._trainer([callback, *self.callbacks])
+        checkpoint = self._checkpoint(trainer, module)
         try:
-            trainer.fit(module, datamodule=self.data, ckpt_path=folder.sound_checkpoint(), weights_only=True)
+            trainer.fit(module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as stop:
             # Lightning turns KeyboardInterrupt into SystemExit: a Ctrl-C during its start-up, or a second one.
             raise (stop.__context__ if isinstance(stop.__context__, KeyboardInterrupt) else stop) from None
@@ -208,6 +211,17 @@ class Job:
         if summary["state"] == "diverged" or not keeps_checkpoint(config):
             folder.checkpoint.unlink(missing_ok=True)
         return summary
+
+    def _checkpoint(self, trainer: pl.Trainer, module: ProxyModule) -> Path | None:
+        """Returns the checkpoint to resume from, or None.
+
+        Processes that started together look for it while rank 0 prepares the folder, so they are told what it found.
+        """
+        if not started_together(self.config):
+            return self.folder.sound_checkpoint()
+        trainer.strategy.connect(module)
+        trainer.strategy.setup_environment()
+        return trainer.strategy.broadcast(self.folder.sound_checkpoint() if trainer.is_global_zero else None)
 
     def _trainer(self, callbacks: list[pl.Callback]) -> pl.Trainer:
         config = self.config

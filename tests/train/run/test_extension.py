@@ -1,8 +1,12 @@
 """More steps for a run that has ended."""
 
+import subprocess
+import sys
+
 import pytest
 
 from tests.train.helpers import TINY, assert_same_end, call, tiny, trained
+from tests.train.run.pair import free_port
 from train.run.extension import keeps_checkpoint, obstacle
 from train.runfolder.folder import RunFolder
 
@@ -18,6 +22,20 @@ def test_a_longer_run_goes_on_and_ends_like_one_trained_from_its_start(tmp_path,
     assert longer.timing_path.read_text().startswith(shorter.timing_path.read_text()), "the first 15 steps are copied"
     assert_same_end(longer, trained(tmp_path / "alone", *FIXED, *more, "steps=30"))
     assert (weights.stat().st_mtime_ns, shorter.metrics_path.read_bytes()) == before
+
+
+def test_processes_of_torchrun_go_on_together(tmp_path):
+    """The second process doesn't take the folder as it was before the first one copied the checkpoint into it."""
+    pair = [*FIXED, "devices=2", "strategy=ddp", "accelerator=cpu"]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    shorter = trained(tmp_path, *FIXED, "steps=15")
+    command = [sys.executable, *launch, "-m", "train", *TINY, *pair, "steps=30", f"out={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    longer = RunFolder(tmp_path / tiny(*pair, "steps=30").run_name())
+    assert longer.timing_path.read_text().startswith(shorter.timing_path.read_text())
+    assert [row["step"] for row in longer.metrics()] == list(range(-1, 30))
+    assert done.stdout.count("validation loss") == 1, "only the first process says what it found"
 
 
 def test_a_longer_run_has_the_warnings_of_the_steps_that_it_takes_over(tmp_path):
