@@ -85,12 +85,12 @@ def train_batch(tokens: np.ndarray, *, seed: int, step: int, batch_size: int, co
     than one block.
     """
     blocks = _count_blocks(tokens, context, needed=1)
-    epochs_B, places_B = np.divmod(step * batch_size + np.arange(batch_size), blocks)
-    block_B = np.empty(batch_size, np.int64)
-    for epoch in np.unique(epochs_B):
-        in_epoch_B = epochs_B == epoch
-        block_B[in_epoch_B] = _orders.of(seed, int(epoch), blocks)[places_B[in_epoch_B]]
-    return _read_blocks(tokens, block_B, context)
+    place, end, parts = step * batch_size, (step + 1) * batch_size, []
+    while place < end:
+        epoch, first = divmod(place, blocks)
+        parts.append(_orders.of(seed, epoch, blocks)[first : first + end - place])
+        place += len(parts[-1])
+    return _read_blocks(tokens, np.concatenate(parts), context)
 
 
 def validation_batches(tokens: np.ndarray, *, batch_size: int, context: int, count: int) -> Iterator[torch.Tensor]:
@@ -104,8 +104,8 @@ def validation_batches(tokens: np.ndarray, *, batch_size: int, context: int, cou
     return (_read_blocks(tokens, np.arange(start, start + batch_size), context) for start in starts)
 
 
-class TokenBatches(torch.utils.data.IterableDataset):
-    """Batches of steps start .. stop - 1, for a DataLoader with batch_size=None and num_workers=0.
+class TokenBatches:
+    """Batches of steps start .. stop - 1.
 
     Rank r of `world` gets rows r, r + world, ... of the global batch as x_BT1 [batch_size / world, context + 1], so
     that a step sees the same global batch on any number of ranks. Raises DataError if the batch can't be divided

@@ -5,17 +5,16 @@ Shape suffixes: B batch, T context; T1 is T + 1 tokens, inputs and the last targ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader, IterableDataset
 
 from data.batches import Prepared, TokenBatches, train_batch, validation_batches
 from data.config import DataError
 
 
-class MicroBatches(IterableDataset):
+class MicroBatches:
     """Splits each batch into `accumulate` micro-batches of equal size.
 
     It has no `__len__` on purpose. After a resume, Lightning keeps counting from the batches before the checkpoint and
@@ -49,8 +48,11 @@ class TokenDataModule(pl.LightningDataModule):
         self.accumulate, self.eval_batches = accumulate, eval_batches
         self.eval_lengths = eval_lengths
 
-    def train_dataloader(self) -> DataLoader:
-        """Returns a loader that starts at the trainer's current step, which after a resume follows the checkpoint's."""
+    def train_dataloader(self) -> Iterable[torch.Tensor]:
+        """Returns micro-batches from the trainer's current step on, which after a resume follows the checkpoint's.
+
+        Without a DataLoader: reading a batch only indexes mapped memory, and workers would slow it down.
+        """
         assert self.trainer is not None
         batches = TokenBatches(
             self.prepared.train,
@@ -62,8 +64,7 @@ class TokenDataModule(pl.LightningDataModule):
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
         )
-        # Reading a batch only indexes mapped memory, so worker processes would slow it down.
-        return DataLoader(MicroBatches(batches, self.accumulate), batch_size=None, num_workers=0)
+        return MicroBatches(batches, self.accumulate)
 
     def first_batch(self) -> torch.Tensor:
         """Returns x_BT1 of step 0, the whole global batch on every rank."""

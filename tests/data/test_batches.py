@@ -3,7 +3,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
 from data import DataError, TokenBatches, train_batch, validation_batches
 from data.batches import batches_of_rank
@@ -86,11 +85,7 @@ def test_too_short_a_text_is_refused():
 def test_ranks_share_the_global_batch(world):
     expected = batches(range(4, 9), seed=5, batch_size=6)
     loaders = [
-        DataLoader(
-            TokenBatches(TOKENS, seed=5, batch_size=6, context=7, start=4, stop=9, rank=r, world=world),
-            batch_size=None,
-            num_workers=0,
-        )
+        TokenBatches(TOKENS, seed=5, batch_size=6, context=7, start=4, stop=9, rank=r, world=world)
         for r in range(world)
     ]
     for loader in loaders:

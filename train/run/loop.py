@@ -56,7 +56,7 @@ class EpochLoop(_TrainingEpochLoop):
         batch, _, _ = next(data_fetcher)
         batch_idx, progress, trainer = self.batch_idx + 1, self.batch_progress, self.trainer
         progress.is_last_batch = data_fetcher.done
-        batch = trainer.strategy.batch_to_device(batch)
+        batch = batch.to(trainer.strategy.root_device, non_blocking=True)
         progress.increment_ready()
         progress.increment_started()
         module = trainer.lightning_module

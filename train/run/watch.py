@@ -6,7 +6,8 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, pstdev
+
+import numpy as np
 
 from train.config.schema import Config
 from train.config.watch import Sign, Watch
@@ -112,7 +113,8 @@ class Watcher:
         """Returns an alarm if OFTEN of the last RECENT losses were outliers. Outliers do not enter the mean."""
         loss, sigmas = row["train/loss"], 0.0
         if len(self._losses) == MEMORY and math.isfinite(loss):
-            sigmas = (loss - fmean(self._losses)) / max(pstdev(self._losses), 1e-12)
+            losses = np.array(self._losses)
+            sigmas = float((loss - losses.mean()) / max(losses.std(), 1e-12))
         self._spikes.append(sigmas > self.config.sigmas)
         if math.isfinite(loss) and not self._spikes[-1]:
             self._losses.append(loss)
