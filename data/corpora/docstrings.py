@@ -32,7 +32,7 @@ SKIPPED_FOLDERS = {"test", "tests", "testing", "site-packages", "dist-packages"}
 class Docstrings(TextConfig):
     """Docstrings of more than 80 characters, each once, read with `ast`; nothing is imported.
 
-    The text depends on the versions of the packages, and so does the name of the prepared folder. Another machine
+    Those of a file are one document, since neighbours often repeat each other: either split has all of them. The text depends on the versions of the packages, and so does the name of the prepared folder. Another machine
     gets the same tokens only with the same versions.
     """
 
@@ -41,7 +41,7 @@ class Docstrings(TextConfig):
     """Installed distributions whose docstrings to use; `stdlib` is Python's standard library."""
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"packages": {p: _version(p) for p in self.packages}} | tokenization.fingerprint(self.tokenizer)
+        return {"packages": {p: _version(p) for p in self.packages}, "document": "file"} | tokenization.fingerprint(self.tokenizer)
 
     def corpus(self, work: Path) -> Corpus:
         return split_by_hash(from_documents(docstrings, work, packages=list(self.packages)), "data=docstrings")
@@ -59,16 +59,21 @@ def _version(package: str) -> str:
 
 
 def docstrings(packages: list[str]) -> Iterator[str | Counter[str]]:
-    """Yields the docstrings of modules, classes and functions in file order, without duplicates, and counts files."""
+    """Yields the docstrings of the modules, classes and functions of each file, and counts of what was skipped.
+
+    A docstring that several files have is in the first one only.
+    """
     seen: set[str] = set()
-    for package in packages:
-        for path in _sources(package):
-            for text in _docstrings_of(path):
-                if isinstance(text, Counter):
-                    yield text
-                elif len(text) > MIN_LENGTH and text not in seen:
-                    seen.add(text)
-                    yield text
+    for path in (path for package in packages for path in _sources(package)):
+        texts: list[str] = []
+        for text in _docstrings_of(path):
+            if isinstance(text, Counter):
+                yield text
+            elif len(text) > MIN_LENGTH and text not in seen:
+                seen.add(text)
+                texts.append(text)
+        if texts:
+            yield "\n\n".join(texts)
 
 
 def _sources(package: str) -> list[Path]:
