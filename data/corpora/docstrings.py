@@ -32,8 +32,9 @@ SKIPPED_FOLDERS = {"test", "tests", "testing", "site-packages", "dist-packages"}
 class Docstrings(TextConfig):
     """Docstrings of more than 80 characters, each once, read with `ast`; nothing is imported.
 
-    Those of a file are one document, since neighbours often repeat each other: either split has all of them. The text depends on the versions of the packages, and so does the name of the prepared folder. Another machine
-    gets the same tokens only with the same versions.
+    Those of a file are one document, since neighbours often repeat each other: either split has all of them. The text
+    depends on the versions of the packages, and so does the name of the prepared folder. Another machine gets the same
+    tokens only with the same versions.
     """
 
     name: Literal["docstrings"] = "docstrings"
@@ -41,7 +42,8 @@ class Docstrings(TextConfig):
     """Installed distributions whose docstrings to use; `stdlib` is Python's standard library."""
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"packages": {p: _version(p) for p in self.packages}, "document": "file"} | tokenization.fingerprint(self.tokenizer)
+        packages = {package: _version(package) for package in self.packages}
+        return {"packages": packages, "document": "file"} | tokenization.fingerprint(self.tokenizer)
 
     def corpus(self, work: Path) -> Corpus:
         return split_by_hash(from_documents(docstrings, work, packages=list(self.packages)), "data=docstrings")

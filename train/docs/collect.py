@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conf.axis import ConfigError
 from train.config.schema import Runtime
@@ -16,12 +16,21 @@ from train.findings.base import all_findings
 from train.findings.status import RUNS, state
 from train.runfolder.files import read_json, write_atomically
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 PICTURES = {
     "forecast/report/card.png": "train/diagnose/card.png",
     "diagnose-backtest/report/backtest.png": "train/diagnose/backtest.png",
     "forecast/report/forecast.png": "train/forecast/forecast.png",
 }
 """Pictures of pages, from the report that draws each."""
+
+TABLES_OF_RUNS = {
+    "forecast": "train/forecast/runs.csv.gz",
+    "diagnose-backtest": "train/diagnose/backtest.csv.gz",
+}
+"""What the runs of forecasts and their backtests differ in, by sweep."""
 
 
 def collect(out: Path) -> list[Path]:
@@ -41,13 +50,14 @@ def collect(out: Path) -> list[Path]:
         for name, kept in (before | found).items()
     }
     _write(known)
-    written = [VERDICTS, *_summaries(out, list(found))]
+    written = [VERDICTS, *_summaries(out, [*found, *second_draws(out)])]
     for name, kept in found.items():
         if kept["figure"]:
             figure = kept["figure"].replace(" ", "_") + ".png"
             written += _copied(out / name / "report" / figure, RESULTS / f"{name}.png")
     for source, page in PICTURES.items():
         written += _copied(out / source, ROOT / page)
+    written += [table for name, page in TABLES_OF_RUNS.items() for table in _differing(out / name, ROOT / page)]
     for experiment, table in TABLES.items():
         written += _copied(out / experiment / "report/leaderboard.png", table.with_suffix(".png"))
         written += _copied(out / experiment / "report/leaderboard.csv", table)
@@ -90,6 +100,12 @@ def again(folder: Path) -> list[str]:
     return found
 
 
+def second_draws(out: Path) -> list[str]:
+    """Returns the names of judged sweeps in `out` that draw a finding again, on other data or seeds."""
+    claims = {path.parent.parent.name: read_json(path).get("finding") for path in out.glob("*/report/verdict.json")}
+    return sorted(name for name, finding in claims.items() if finding in all_findings() and finding != name)
+
+
 def draws(said: list[str]) -> list[str]:
     """Returns the verdicts of second draws, the last one of each draw."""
     return [f"{draw}: {state}" for draw, state in sorted(dict(text.rsplit(": ", 1) for text in said).items())]
@@ -118,12 +134,25 @@ def _summaries(out: Path, names: list[str]) -> list[Path]:
         return []
     if RUNS.exists():
         tables.append(pd.read_csv(RUNS, low_memory=False))
-    kept = pd.concat(tables, ignore_index=True).drop_duplicates("run").sort_values("run")
+    return [_written(pd.concat(tables, ignore_index=True).drop_duplicates("run").sort_values("run"), RUNS)]
+
+
+def _differing(folder: Path, table: Path) -> list[Path]:
+    """Writes the columns in which the runs of a sweep differ, except those of single blocks, if the sweep is there."""
+    from train.results.sweep import load_sweep
+
+    if not (folder / "sweep.json").exists():
+        return []
+    runs = load_sweep(folder).runs.sort_values("run")
+    return [_written(runs[[c for c in runs if "/block" not in c and runs[c].nunique(dropna=False) > 1]], table)]
+
+
+def _written(runs: pd.DataFrame, table: Path) -> Path:
     # Where and how a run was trained, such as its folder, is of no use elsewhere.
-    kept = kept[[column for column in kept if column.partition(".")[0] not in Runtime.__dataclass_fields__]]
-    kept["started"] = kept["started"].astype(float).round().astype("Int64")  # Not as 1.7641e9, hours off.
-    kept.to_csv(RUNS, index=False, float_format="%.6g", compression={"method": "gzip", "mtime": 0})
-    return [RUNS]
+    kept = runs[[column for column in runs if column.partition(".")[0] not in Runtime.__dataclass_fields__]]
+    kept = kept.assign(started=kept["started"].astype(float).round().astype("Int64"))  # Not as 1.7641e9, hours off.
+    kept.to_csv(table, index=False, float_format="%.6g", compression={"method": "gzip", "mtime": 0})
+    return table
 
 
 def _copied(source: Path, destination: Path) -> list[Path]:
