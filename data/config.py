@@ -73,6 +73,7 @@ class DataConfig:
     name: str
     vocab_size: VocabSize
     """Vocabulary size: number of rows of the model's embedding and head."""
+    needs_every_token = False  # whether an answer can't be told without each of the tokens before it
 
     @property
     def sequence(self) -> int | None:

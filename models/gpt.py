@@ -251,6 +251,9 @@ def initialize(model: GPT, arch: Architecture, seed: int) -> None:
     arch.placement.rescale(list(model.blocks))
     scale_init(arch.parametrization, model, arch.model, arch.init)
     arch.mlp.start(model, generator)
+    if model.mask_token is not None:
+        with torch.no_grad():
+            arch.init.embedding(model.mask_token.weight, generator)
     arch.placement.constrain(model)
     arch.reparametrization.start(model)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 class HeadConfig(Choice):
     name: str
     normalizes = False  # whether hidden states have unit length
+    starts_small = False  # whether its matrix starts far below the scale that it is to have
 
     def rows(self, vocab_size: int) -> int:
         """Returns the number of rows of the trained weight."""
@@ -198,6 +199,7 @@ class FourierHead(HeadConfig):
 
     name: Literal["fourier"] = "fourier"
     shards = False
+    starts_small = True
     frequencies: Annotated[int, Field(ge=1)] = 12
     """Highest frequency, in half turns of the phase over the range. The value is ours."""
 

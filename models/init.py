@@ -52,7 +52,9 @@ class InitConfig(Choice):
         modules = dict(model.named_modules())
         blocks = {found[0] for name in modules if (found := re.match(r"blocks\.\d+$", name))}
         for name, module in modules.items():
-            if isinstance(module, nn.Embedding):
+            if (
+                isinstance(module, nn.Embedding) and name != "mask_token"
+            ):  # Drawn last, so that all others stay as they are.
                 self.embedding(module.weight, generator)
             elif isinstance(module, nn.Linear):
                 self.matrix(module.weight, where(name, len(blocks), module), generator)
@@ -238,10 +240,15 @@ class LayerSequentialUnitVariance(OrthogonalInit):
 
     def fits(self, config: "Architecture") -> None:
         sets = "init=lsuv gives every layer's output a std of 1"
-        if config.reparametrization.divides:
+        if config.reparametrization.divides or not config.reparametrization.keeps_start():
             raise ValueError(
-                f"{sets}, but reparametrization={config.reparametrization.name} divides the weights by their norms: "
-                f"use init=orthogonal or reparametrization=none"
+                f"{sets}, but reparametrization={config.reparametrization.name} bounds or divides out the size of the "
+                f"weights: use init=orthogonal or reparametrization=none"
+            )
+        if self.head and config.head.normalizes:
+            raise ValueError(
+                f"init.head=true gives output logits a std of 1, which head={config.head.name} divides out: use "
+                f"init.head=false or head=linear"
             )
         if config.placement.sets_weights_each_step or config.placement.sets_initial_scale:
             raise ValueError(

@@ -62,6 +62,11 @@ class MEAP(MaskingConfig):
         context = getattr(cast("Training", config), "context", 2)
         if context < 2:
             raise ValueError(f"masking=meap never masks the last token, and context={context} has no other: use 2")
+        data = getattr(cast("Training", config), "data", None)
+        if data is not None and data.needs_every_token:
+            raise ValueError(
+                f"masking=meap hides tokens without which no answer of data={data.name} can be told: use masking=none"
+            )
 
     def count(self, length: int) -> int:
         return min(length - 1, max(1, int(length * self.share)))

@@ -38,6 +38,7 @@ class Modular(DataConfig):
     """
 
     name: Literal["modular"] = "modular"
+    needs_every_token = True
     vocab_size: Annotated[int, Field(ge=2, le=2**10)] = 31
     """The modulus p, which is also the number of tokens."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5

@@ -44,6 +44,8 @@ class GroupedQuery(Attention):
     def __init__(self, width: int, heads: int, parts: Parts, kv_heads: int) -> None:
         narrow = kv_heads * (width // heads)
         key, value = parts.make("key", width, narrow), parts.make("value", width, narrow)
+        # Wider models have more query heads of the same size, and as many of these.
+        key.rows_follow_width = value.rows_follow_width = False
         super().__init__(width, heads, parts, {"key": key, "value": value})
         self.group = heads // kv_heads
 
@@ -79,6 +81,7 @@ class Latent(Attention):
             more |= {"query_down": Linear(width, query_rank), "query_norm": RMSNorm(query_rank, 1e-6)}
         more |= {"latent": Linear(width, latent_rank), "latent_norm": RMSNorm(latent_rank, 1e-6)}
         super().__init__(width, heads, parts, projections, more | {"rope_key": Linear(width, rope_dim)})
+        self.rope_key.rows_follow_width = False
         self.rope_dim = rope_dim
         self.query_is_low_rank = query_rank is not None
 

@@ -137,6 +137,15 @@ class ScalableSoftmaxConfig(TemperatureConfig):
     def build(self, layer: LayerShape) -> Temperature:
         return ScalableSoftmax(layer.heads, self.s, self.learned, self.bias)
 
+    def fits(self, config: "Architecture") -> None:
+        super().fits(config)
+        for rule in config.attention.of_blocks(config.model.depth):
+            if not rule.zero_logit_weighs:
+                raise ValueError(
+                    f"temperature=ssmax multiplies the first logit by log 1 = 0, where attention={rule.name} gives "
+                    f"the only key no weight: use temperature=ssa or attention=softmax"
+                )
+
 
 @TEMPERATURE.register
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -185,3 +194,11 @@ class EntropyABFConfig(TemperatureConfig):
 
     def build(self, layer: LayerShape) -> Temperature | None:
         return EntropyABF(max(2.0, self.share * layer.context)) if layer.block >= self.start else None
+
+    def fits(self, config: "Architecture") -> None:
+        super().fits(config)
+        if 0 < config.model.depth <= self.start:
+            raise ValueError(
+                f"temperature.start={self.start} is after the last of model.depth={config.model.depth} blocks: use a "
+                f"smaller one or temperature=none"
+            )

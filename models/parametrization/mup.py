@@ -28,7 +28,7 @@ Published runs do not decay norms; here everything that the optimizer decays is 
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -44,6 +44,9 @@ from models.parametrization.base import (
     initial_std,
 )
 from models.size import SizeConfig
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
 
 
 @PARAMETRIZATION.register
@@ -66,6 +69,14 @@ class MuP(ParametrizationConfig):
     """Head dimension at which attention logits have the standard scale: they are sqrt(base_head_dim) / head_dim q k. 1
     gives the table's 1/head_dim, 64 gives 8/head_dim as in microsoft/mup."""
     sets_std = True
+
+    def fits(self, config: "Architecture") -> None:
+        super().fits(config)
+        if self.alpha_in != 1 and config.embedding_norm:
+            raise ValueError(
+                f"parametrization.alpha_in={self.alpha_in:g} multiplies embeddings, which embedding_norm=true divides "
+                f"out: use alpha_in=1 or embedding_norm=false"
+            )
 
     def reference_std(self, tensor: Tensor, size: SizeConfig, init: InitConfig) -> float | None:
         """Returns the init axis's std at the base width."""

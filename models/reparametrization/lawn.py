@@ -4,7 +4,8 @@ Only the idea is known, from the abstract: after free training, the weight norms
 details are ours:
   free        the optimizer runs unchanged, but without weight decay of the matrices that are constrained later
   constrained c = |w| of each such matrix (Frobenius norm) at the switch. At each step the component along w is removed
-              from the gradient before the optimizer sees it, and from the update; then w is rescaled to norm c.
+              from the gradient before the optimizer sees it, and from the update; then w is rescaled to norm c. A
+              matrix that is still zero at the switch has no norm to keep and stays free.
 The optimizer's moments carry over. The constrained phase starts with its own learning-rate warm-up.
 """
 
@@ -45,17 +46,18 @@ class LAWN(Reparametrization):
         weights = [linear.weight for linear in self.config.constrained(model)]
         if step == free:
             self.norms.copy_(torch.stack([weight.norm() for weight in weights]))
-        for weight in weights:
+        for weight, norm in zip(weights, self.norms, strict=True):
             if weight.grad is not None:
-                weight.grad.copy_(tangent(weight.grad, weight))
+                weight.grad.copy_(torch.where(norm > 0, tangent(weight.grad, weight), weight.grad))
         self._before = [weight.detach().clone() for weight in weights]
 
     def after_step(self, model: Any, step: int, lr: float) -> None:
         if not self._before:
             return
         for linear, before, norm in zip(self.config.constrained(model), self._before, self.norms, strict=True):
-            moved = before + tangent(linear.weight - before, before)
-            linear.weight.copy_(moved * (norm / moved.norm().clamp_min(torch.finfo(moved.dtype).tiny)))
+            moved = before + torch.where(norm > 0, tangent(linear.weight - before, before), linear.weight - before)
+            rescaled = moved * (norm / moved.norm().clamp_min(torch.finfo(moved.dtype).tiny))
+            linear.weight.copy_(torch.where(norm > 0, rescaled, moved))
         self._before = []
 
     def lr_factor(self, step: int, steps: int) -> float:

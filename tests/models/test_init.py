@@ -280,8 +280,9 @@ class TestLSUV:
     @pytest.mark.parametrize(
         ("other", "text"),
         [
-            ("reparametrization=sigma", "divides the weights by their norms"),
-            ("reparametrization=weight_conditioning", "divides the weights by their norms"),
+            ("reparametrization=sigma", "bounds or divides out the size of the weights"),
+            ("reparametrization=weight_conditioning", "bounds or divides out the size of the weights"),
+            ("reparametrization=arctan", "bounds or divides out the size of the weights"),
             ("placement=deepnorm", "sets the scale of the weights itself"),
             ("placement=sub_ln", "sets the scale of the weights itself"),
             ("parametrization=mup_full", "sets the scale of the weights itself"),

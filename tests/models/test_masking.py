@@ -57,6 +57,18 @@ def test_shared_positions() -> None:
     assert torch.equal(masked(tokens(8, 20)[4:], range(4, 8), shared=True) == MASK, found[4:])
 
 
+@pytest.mark.parametrize("choice", ["attention=differential", "attention=mamba2", "qk_source=random_embedding"])
+def test_all_other_weights_start_as_without_it(choice: str) -> None:
+    with_mask, plain = (dict(ProxyModule(tiny(choice, *m)).model.named_parameters()) for m in (["masking=meap"], []))
+    assert with_mask.pop("mask_token.weight").std() > 0
+    assert all(torch.equal(with_mask[name], weight) for name, weight in plain.items())
+
+
+def test_sums_cannot_be_told_without_their_terms() -> None:
+    with pytest.raises(ConfigError, match="masking=meap hides tokens without which no answer of data=modular"):
+        tiny("masking=meap", "data=modular", "context=3")
+
+
 def test_a_run_masks_in_training_alone() -> None:
     """With the weights of masking=none, an unmasked sequence has the same logits; training sees the mask token."""
     plain, proxy = ProxyModule(tiny()), ProxyModule(tiny("masking=meap"))

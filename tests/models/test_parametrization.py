@@ -293,6 +293,22 @@ class TestUnitMuP:
         torch.testing.assert_close(unit(tokens)[0], model_of(other)(tokens)[0])
 
 
+def test_keys_of_a_fixed_number_of_heads_start_alike_at_all_widths():
+    """The rows of xavier's rule are those of this width, as they don't grow."""
+    for layout, name in (("gqa", "key"), ("mla", "rope_key")):
+        stds = []
+        for width in (32, 128):
+            size = [f"model.width={width}", f"model.heads={width // 16}", "model.depth=1"]
+            model = model_of(
+                config_of("mup", "init=xavier", f"layout={layout}", "parametrization.base_width=128", *size)
+            )
+            weight = dict(model.named_parameters())[f"blocks.0.attention.{name}.weight"]
+            rows, columns = weight.shape
+            expected = (2 / (rows + 128)) ** 0.5 * (128 / columns) ** 0.5
+            stds.append(float(weight.detach().std()) / expected)
+        assert stds == pytest.approx([1, 1], rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
@@ -302,6 +318,10 @@ class TestUnitMuP:
         (["parametrization=completep", "placement=deepnorm"], "parametrization=completep .* placement=deepnorm: use"),
         (["parametrization=u_mup", "placement=sub_ln"], "parametrization=u_mup .* placement=sub_ln: use"),
         (["parametrization=mup", "qk_norm=l2"], "parametrization=mup and qk_norm=l2 both set the scale"),
+        (
+            ["parametrization=mup", "parametrization.alpha_in=2", "embedding_norm=true"],
+            "embedding_norm=true divides out",
+        ),
         (["parametrization=mup_full", "qk_norm=l2"], "parametrization=mup_full and qk_norm=l2 both set the scale"),
     ],
 )

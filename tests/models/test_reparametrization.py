@@ -394,6 +394,14 @@ class TestLAWN:
         model = built("reparametrization=lawn")
         check_decay(model, tiny("reparametrization=lawn"), {"blocks.0.mlp.up", "blocks.0.mlp.down", "head"})
 
+    def test_zeros_stay_free(self) -> None:
+        """The matrix of shared attention starts at zero, so it has no norm to keep."""
+        given = (*self.GIVEN, "reparametrization.free_steps=0", "reparametrization.attention=true")
+        run = Steps(*given, "share_attention=2", "model.depth=2", "optimizer.lr=1e-2").run(3)
+        found = dict(run.model.named_parameters())["blocks.1.attention.compensation.weight"].detach()
+        # Adam's first three steps move nearly every element by the LR, two of them at the full one.
+        assert 1e-2 < float(found.square().mean().sqrt()) < 4e-2
+
     def test_matrices_of_norms_are_free(self) -> None:
         config = tiny("reparametrization=lawn", "reparametrization.attention=true", "norm=gated")
         model = built("reparametrization=lawn", "reparametrization.attention=true", "norm=gated")

@@ -6,8 +6,7 @@ u is the update of a base optimizer, AdamW or Muon. Wen et al. 2026 (Fantastic P
 Them II, arXiv 2606.16899); AdamH and MuonH in marin-community/levanter. All matrices of the blocks and the head are on
 their hyperballs and have no decay. The embedding and vectors are trained by AdamW.
 
-A matrix that starts at zero has no radius. It takes the base optimizer's steps until it has a norm; this is our
-reading.
+A matrix that starts at zero has no radius: choices with such matrices are refused.
 """
 
 from collections.abc import Sequence
@@ -53,10 +52,10 @@ class Hyperball(ManualOptimizer):
 
 
 def turned(weight: torch.Tensor, u: torch.Tensor, lr: float) -> torch.Tensor:
-    """Returns R n(W - lr R n(u)) with R = ||W||; W - lr u if W is zero."""
+    """Returns R n(W - lr R n(u)) with R = ||W||."""
     radius = weight.norm()
     step = weight - lr * radius * u / u.norm().clamp_min(TINY)
-    return torch.where(radius > 0, step * (radius / step.norm().clamp_min(TINY)), weight - lr * u)
+    return step * (radius / step.norm().clamp_min(TINY))
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -76,6 +75,16 @@ class HyperballFields(OptimizerConfig):
                 f"optimizer={self.name} sets the size of updates by the norm of the weights, and so does "
                 f"parametrization={config.parametrization.name}: use parametrization=standard or optimizer=adamw"
             )
+        for choice, small, instead in (
+            (f"augmented_shortcut={config.augmented_shortcut}", config.augmented_shortcut is not None, "null"),
+            (f"share_attention={config.share_attention}", config.share_attention > 1, "1"),
+            (f"head={config.head.name}", config.head.starts_small, "linear"),
+        ):
+            if small:
+                raise ValueError(
+                    f"optimizer={self.name} keeps the norms that matrices start with, and {choice} starts one near "
+                    f"zero: use {choice.partition('=')[0]}={instead} or optimizer=adamw"
+                )
 
     def lr_scale(self, group: ParameterGroup) -> float:
         return group.scaling.lr * (1.0 if self.has_radius(group) else self.adam_lr)

@@ -180,6 +180,7 @@ class MixingConfig(Choice):
     name: str
     dot_product = False  # whether weights depend only on scale q_i k_j and position biases, as qk_clip requires
     zero_init_safe = True  # whether queries that start at zero get a gradient
+    zero_logit_weighs = True  # whether a single key with a logit of zero gets any weight
     steep_at_zero = False  # whether they get one of 10^5 times the usual size, as they are divided by next to nothing
     reads_scale = True  # whether weights depend on the factor of q k^T
     reads_lengths = True  # whether weights depend on the lengths of queries and keys

@@ -34,6 +34,7 @@ class SquaredReLUConfig(MixingConfig):
     """Weights relu(scale q_i k_j + bias)^2 / sqrt(T), j <= i, T the context. Wortsman et al. 2023, Fig. E.11."""
 
     name: Literal["relu_squared"] = "relu_squared"
+    zero_logit_weighs = False
     saturates = False
     dot_product = True
     zero_init_safe = False

@@ -45,6 +45,7 @@ class SelfAdjustSoftmaxConfig(MixingConfig):
 
     steep_at_zero = True
     name: Literal["sa_softmax"] = "sa_softmax"
+    zero_logit_weighs = False
     dot_product = True
     form: Literal["normalized", "product"] = "normalized"
     """normalized: times (z - min) / (max - min); product: times z, signed and unbounded."""

@@ -40,6 +40,7 @@ class SoftpickConfig(MixingConfig):
     """
 
     name: Literal["softpick"] = "softpick"
+    zero_logit_weighs = False
     dot_product = True
     zero_init_safe = False
 

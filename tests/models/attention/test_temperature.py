@@ -199,6 +199,18 @@ def test_rules_of_a_pattern_are_asked() -> None:
     tiny("temperature=ssmax", "attention.pattern=[self,softcap]", "model.depth=2")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["temperature=ssmax", "attention=softpick"], "where attention=softpick gives the only key no weight"),
+        (["temperature=entropy_abf", "temperature.start=2", "model.depth=2"], "after the last of model.depth=2 blocks"),
+    ],
+)
+def test_what_would_have_no_effect_or_undo_a_row_is_refused(overrides: list[str], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        tiny(*overrides)
+
+
 def test_none_has_no_parameters() -> None:
     assert gpt().blocks[0].attention.temperature is None
     assert largest_difference(gpt().state_dict(), gpt("temperature=none").state_dict()) == 0

@@ -117,11 +117,13 @@ class TestHyperball:
         moved = updated(optimizer("adamh"), start, [randn(4, 6, seed=1)], [1e-4]) - start
         assert float(moved.norm() / start.norm()) == pytest.approx(3e-6, rel=0.1)
 
-    def test_zeros_move_and_then_have_a_radius(self) -> None:
-        first, second = trace(optimizer("adamh", lr=0.1), torch.zeros(3, 3), [randn(3, 3, seed=i) for i in (1, 2)])
-        torch.testing.assert_close(first.abs(), torch.full((3, 3), 0.1))
-        assert float(second.norm()) == pytest.approx(float(first.norm()), rel=1e-6)
-        assert not torch.equal(first, second)
+    def test_matrices_that_start_near_zero_are_refused(self) -> None:
+        """They would stay at the norm of the first warm-up step."""
+        for choice in ("augmented_shortcut=2", "share_attention=2"):
+            with pytest.raises(ConfigError, match=rf"keeps the norms that matrices start with, and {choice} starts"):
+                tiny("optimizer=adamh", choice)
+        with pytest.raises(ConfigError, match="use head=linear or optimizer=adamw"):
+            tiny("optimizer=muonh", "head=fourier", "data=oscillation")
 
     @pytest.mark.parametrize("kind", ["embedding", "vector"])
     def test_elsewhere_it_is_adamw(self, kind: Any) -> None:
