@@ -200,6 +200,7 @@ SIZE = {"width": "32", "depth": "2", "heads": "4"}
 # Overrides without which a choice or a field has no effect in a run of four steps.
 NEEDS = {
     "reparametrization=tvr": ("reparametrization.every=1", "model.depth=2"),
+    "temperature=entropy_abf start": ("model.depth=2",),
     "reparametrization=lawn": ("reparametrization.free_steps=null", "reparametrization.free_fraction=0.25"),
     # No group of the default size is whole at this context.
     "attention=cca": ("attention.group=2",),
