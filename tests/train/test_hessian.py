@@ -39,7 +39,7 @@ def test_of_a_run(tmp_path, capsys, monkeypatch) -> None:
 
 def test_second_moments_are_of_clipped_gradients() -> None:
     config = tiny()
-    flat = Flat(ProxyModule(config), training_of(config, count=2))
+    flat = Flat(ProxyModule(config), training_of(config, count=2), step=0)
     gradients = [flat.of_batch(tokens_BT1) for tokens_BT1 in flat.batches]
     clipped = [0.01 / g.norm() * g for g in gradients]
     expected = (clipped[0] ** 2 + clipped[1] ** 2) / 2
@@ -63,3 +63,14 @@ def test_learning_rates_of_groups_count(tmp_path, monkeypatch) -> None:
     one, two = sharpness_of_run(plain.path), sharpness_of_run(other.path)
     assert two.largest == pytest.approx(2 * one.largest, rel=1e-3)
     assert two.edge == pytest.approx(one.edge / 2, rel=1e-3)
+
+
+def test_the_loss_is_that_of_the_last_step(tmp_path, monkeypatch) -> None:
+    """MaxSup's weight rises from 0 to 5 in one run and is 5 from the start in the other."""
+    monkeypatch.setattr("train.measure.hessian.BATCHES", 2)
+    rising, constant = (
+        trained(tmp_path, f"name=from-{start}", "loss=maxsup", f"loss.lambda_start={start}", "loss.lambda_end=5").path
+        for start in (0, 5)
+    )
+    shutil.copyfile(rising / "weights.pt", constant / "weights.pt")
+    assert sharpness_of_run(rising) == sharpness_of_run(constant)

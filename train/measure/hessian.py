@@ -18,6 +18,7 @@ from train.results.trained import config_of, model_of, training_of
 from train.run.module import ProxyModule
 from train.run.process import process_kept
 from train.run.sharpness import adam_edge
+from train.runfolder.folder import RunFolder
 
 BATCHES = 8
 STEPS = 15
@@ -76,10 +77,10 @@ def largest_eigenvalue(product: Callable[[torch.Tensor], torch.Tensor], start_N:
 
 
 class Flat:
-    """The loss of a module on batches as a function of one vector of all its weights."""
+    """The loss of a module on batches, that of a step of training, as a function of one vector of all its weights."""
 
-    def __init__(self, module: ProxyModule, batches: Sequence[torch.Tensor]) -> None:
-        self.module, self.batches, self.tensors = module, batches, module.tensors
+    def __init__(self, module: ProxyModule, batches: Sequence[torch.Tensor], step: int) -> None:
+        self.module, self.batches, self.step, self.tensors = module, batches, step, module.tensors
 
     def weights(self) -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in self.tensors])
@@ -92,7 +93,7 @@ class Flat:
         return torch.stack([self.of_batch(tokens_BT1) for tokens_BT1 in self.batches]).mean(0)
 
     def of_batch(self, tokens_BT1: torch.Tensor) -> torch.Tensor:
-        loss, _ = self.module.loss_of(tokens_BT1, False)
+        loss, _ = self.module.loss_of(tokens_BT1, False, self.step)
         found = torch.autograd.grad(loss, self.tensors, allow_unused=True)
         return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten()
                           for g, p in zip(found, self.tensors, strict=True)])  # fmt: skip
@@ -121,7 +122,8 @@ def _sharpness_of(path: Path, config: Config) -> Sharpness:
     module.model.load_state_dict(model_of(path, config).state_dict())
     module.eval()
     scale_of = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
-    flat = Flat(module, training_of(config, count=BATCHES))
+    # Some losses change during training.
+    flat = Flat(module, training_of(config, count=BATCHES), RunFolder(path).summary()["steps_done"] - 1)
     roots = flat.second_moment(config.optimizer.clip).sqrt().split([p.numel() for p in module.tensors])
     scale_N = torch.cat([(root + eps) / scale_of[id(p)]
                          for p, root, eps in zip(module.tensors, roots, module.epsilons, strict=True)])  # fmt: skip
