@@ -47,9 +47,12 @@ def test_second_moments_are_of_clipped_gradients() -> None:
     torch.testing.assert_close(flat.gradient(flat.weights()), (gradients[0] + gradients[1]) / 2)
 
 
-def test_only_adam(tmp_path) -> None:
-    run = trained(tmp_path, "name=run", "steps=2", "optimizer=lion")
-    with pytest.raises(ConfigError, match="optimizer=lion is not Adam"):
+@pytest.mark.parametrize(
+    "optimizer", ["lion", "cautious_adamw", "orthograd", "ademamix", "stable_adamw", "adamw optimizer.update_clip=1"]
+)
+def test_only_adam(tmp_path, optimizer: str) -> None:
+    run = trained(tmp_path, "name=run", "steps=2", *f"optimizer={optimizer}".split())
+    with pytest.raises(ConfigError, match=f"optimizer={optimizer.split()[0]} is not plain Adam, whose edge this is"):
         sharpness_of_run(run.path)
 
 

@@ -13,7 +13,7 @@ from train.cli.tables import plain_table, print_table
 from train.cli.terminal import table_console
 from train.config.schema import Config
 from train.optimizers.adamw import AdamFields
-from train.optimizers.base import OptimizerConfig, follows_weights
+from train.optimizers.base import follows_weights
 from train.results.trained import config_of, model_of, training_of
 from train.run.module import ProxyModule
 from train.run.process import process_kept
@@ -109,7 +109,7 @@ class Flat:
 
 
 def sharpness_of_run(path: Path) -> Sharpness:
-    """Measures a trained run. Raises ConfigError if the folder has none, or if its optimizer is not Adam's kind."""
+    """Measures a trained run. Raises ConfigError if the folder has none, or if its optimizer is not Adam."""
     config = config_of(path)
     with process_kept(config.threads):
         return _sharpness_of(path, config)
@@ -134,11 +134,13 @@ def _sharpness_of(path: Path, config: Config) -> Sharpness:
 
 
 def _beta1(path: Path, config: Config, module: ProxyModule) -> float:
-    """Returns Adam's beta1. Raises ConfigError where the steps are not those of Adam with a diagonal P."""
+    """Returns Adam's beta1. Raises ConfigError where the steps are not Adam's."""
     optimizer = config.optimizer
-    diagonal = type(optimizer).second_moment is not OptimizerConfig.second_moment and None not in module.epsilons
-    if not isinstance(optimizer, AdamFields) or not diagonal:
-        raise ConfigError(f"{path}: optimizer={optimizer.name} is not Adam with a v per weight: choose another run")
+    if not isinstance(optimizer, AdamFields) or not optimizer.has_edge or None in module.epsilons:
+        raise ConfigError(
+            f"{path}: optimizer={optimizer.name} is not plain Adam, whose edge this is: choose a run with "
+            f"optimizer=adamw optimizer.update_clip=null"
+        )
     if follows_weights(config):
         raise ConfigError(
             f"{path}: parametrization={config.parametrization.name} multiplies LRs by the weights: choose another run"
