@@ -13,7 +13,17 @@ from train.measure.neurons import information, neurons, neurons_of_run, print_fo
 def test_information() -> None:
     """Active shares 1, 1/2, 0, 0 by position carry 0.488276 nats, constant shares none."""
     share_TF = torch.tensor([[1.0, 0.3, 1.0], [0.5, 0.3, 0.0], [0.0, 0.3, 1.0], [0.0, 0.3, 0.0]], dtype=torch.float64)
-    assert information(share_TF).tolist() == pytest.approx([0.488276, 0, 0.693147], abs=1e-6)
+    assert information(share_TF, 10**9).tolist() == pytest.approx([0.488276, 0, 0.693147], abs=1e-6)
+
+
+def test_few_sequences_make_no_neuron_positional() -> None:
+    """8 draws a position of activity that ignores it: 0.067 nats in the shares, of which 0.062 are in any shares."""
+    active_BTF = torch.rand(8, 128, 200, generator=torch.Generator().manual_seed(0)) < 0.5
+    share_TF = active_BTF.double().mean(0)
+    assert float(information(share_TF, 10**9).mean()) == pytest.approx(0.067, abs=2e-3)
+    assert float(information(share_TF, 8).mean()) == pytest.approx(0.005, abs=2e-3)
+    # Without chance there is nothing to subtract.
+    assert information(share_TF.round(), 8).tolist() == information(share_TF.round(), 10**9).tolist()
 
 
 @pytest.mark.parametrize("mlp", ["relu2", "swiglu"])
@@ -43,7 +53,7 @@ def test_shares_are_those_of_the_pre_activations(mlp: str) -> None:
     active_BTF = torch.cat(seen).double()
     assert found.active == pytest.approx(float(active_BTF.mean()), abs=1e-12)
     assert found.dead == float((active_BTF.sum((0, 1)) == 0).double().mean()) >= 1 / active_BTF.shape[-1]
-    assert found.positional == float((information(active_BTF.mean(0)) > 0.05).double().mean())
+    assert found.positional == float((information(active_BTF.mean(0), 16) > 0.05).double().mean())
 
 
 def test_of_a_run(tmp_path, capsys) -> None:
