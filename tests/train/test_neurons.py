@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from conf.axis import ConfigError
 from tests.models.test_gpt import gpt, tokens
 from tests.train.helpers import trained
 from train.measure.neurons import information, neurons, neurons_of_run, print_found
@@ -68,3 +69,10 @@ def test_of_a_run(tmp_path, capsys) -> None:
 def test_experts_have_no_positions() -> None:
     found = neurons(gpt("mlp=moe"), [tokens(8, 9)])
     assert all(block.positional is None and block.dead < 0.5 for block in found)
+
+
+@pytest.mark.parametrize("given", [["mlp=series"], ["mlp=moe", "mlp.router=merge"]])
+def test_refused_where_no_matrix_makes_what_enters_the_non_linearity(tmp_path, given: list[str]) -> None:
+    run = trained(tmp_path, "steps=1", *given)
+    with pytest.raises(ConfigError, match=f"{given[-1]} .* before the non-linearity: choose another run"):
+        neurons_of_run(run.path)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from conf.axis import ConfigError
 from models.gpt import GPT, Block
 from models.layers import Linear
 from train.cli.tables import plain_table, print_table
@@ -78,8 +79,14 @@ def _of_block(shares_TF: Sequence[torch.Tensor], sequences: int | None) -> Neuro
 
 
 def neurons_of_run(path: Path) -> list[Neurons]:
-    """Measures the blocks of a trained run. Raises ConfigError if the folder has none."""
+    """Measures the blocks of a trained run.
+
+    Raises ConfigError if the folder has none, or if no single matrix makes what enters the non-linearity.
+    """
     config = config_of(path)
+    if config.mlp.name == "series" or getattr(config.mlp, "router", None) == "merge":
+        what = "mlp=series shifts and scales" if config.mlp.name == "series" else "mlp.router=merge mixes"
+        raise ConfigError(f"{path}: {what} the outputs of matrices before the non-linearity: choose another run")
     batches = validation_of(config)
     return neurons(model_of(path, config), batches)
 
