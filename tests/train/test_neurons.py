@@ -57,6 +57,20 @@ def test_shares_are_those_of_the_pre_activations(mlp: str) -> None:
     assert found.positional == float((information(active_BTF.mean(0), 16) > 0.05).double().mean())
 
 
+@pytest.mark.parametrize("given", ["qk_source=random_embedding", "qk_source=fixed_sequence", "sink=token"])
+def test_only_tokens_of_data_count(given: str) -> None:
+    """A block runs on the side stream first; a learned sink stands in front of the tokens."""
+    model: Any = gpt(given, "model.depth=2").eval()
+    batch, seen = tokens(8, 9), []
+    hook = model.blocks[1].mlp.up.register_forward_hook(lambda _, __, z_BTF: seen.append(z_BTF.detach() > 0))
+    found = neurons(model, [batch])[1]
+    hook.remove()
+    active_BTF = seen[-1][:, -8:].double()
+    assert len(active_BTF) == 8
+    assert found.active == pytest.approx(float(active_BTF.mean()), abs=1e-12)
+    assert found.positional == float((information(active_BTF.mean(0), 8) > 0.05).double().mean())
+
+
 def test_of_a_run(tmp_path, capsys) -> None:
     run = trained(tmp_path, "name=run", "mlp=relu2")
     found = neurons_of_run(run.path)

@@ -57,6 +57,11 @@ def test_activations(bits: int, high: float, expected: list[float]) -> None:
     assert rounded_activation(X, bits, -1.0, high).tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_side_stream_has_no_part_in_the_ranges() -> None:
+    found = ranges(gpt("qk_source=random_embedding", "model.depth=2"), [tokens(4, 9)])
+    assert {r.seen for name, r in found.items() if name.startswith("blocks.")} == {1}
+
+
 def test_beyond_the_range_activations_are_cut() -> None:
     found = rounded_activation(torch.tensor([-9.0, 0.0, 9.0]), 8, -1.0, 2.0)
     assert found.tolist() == pytest.approx([-1, 0, 2], abs=1e-6)

@@ -13,6 +13,7 @@ from models.gpt import GPT, Block
 from models.layers import Linear
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import table_console
+from train.measure.side import side_passes
 from train.results.trained import config_of, model_of, validation_of
 
 POSITIONAL = 0.05
@@ -53,19 +54,24 @@ def neurons(model: GPT, batches: Sequence[torch.Tensor]) -> list[Neurons]:
     layers = [[m for m in b.mlp.modules() if isinstance(m, Linear) and m.role == "activated"]
               for b in model.blocks if isinstance(b, Block)]  # fmt: skip
     mixture = bool(model.expert_layers())
+    in_front = 0 if model.sink_token is None or mixture else model.sink_token.num_embeddings
 
     def see(linear: Any, args: Any, z_BTF: torch.Tensor) -> None:
+        if aside():
+            return
+        z_BTF = z_BTF[:, in_front:] if in_front else z_BTF
         # The tokens of an expert are gathered: their number differs from batch to batch.
         counts[linear] = counts.get(linear, 0) + (z_BTF > 0).double().sum(0, keepdim=mixture)
         seen[linear] = seen.get(linear, 0) + len(z_BTF)
 
-    hooks = [m.register_forward_hook(see) for of_block in layers for m in of_block]
-    try:
-        for tokens_BT1 in batches:
-            model(tokens_BT1[:, :-1])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with side_passes(model) as aside:
+        hooks = [m.register_forward_hook(see) for of_block in layers for m in of_block]
+        try:
+            for tokens_BT1 in batches:
+                model(tokens_BT1[:, :-1])
+        finally:
+            for hook in hooks:
+                hook.remove()
     return [_of_block([counts[m] / max(1, seen[m]) for m in of_block], None if mixture else seen[of_block[0]])
             for of_block in layers]  # fmt: skip
 
