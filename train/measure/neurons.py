@@ -14,7 +14,7 @@ from models.layers import Linear
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import table_console
 from train.measure.side import side_passes
-from train.results.trained import config_of, model_of, validation_of
+from train.results.trained import config_of, model_of, require_blocks, validation_of
 
 POSITIONAL = 0.05
 
@@ -87,9 +87,10 @@ def _of_block(shares_TF: Sequence[torch.Tensor], sequences: int | None) -> Neuro
 def neurons_of_run(path: Path) -> list[Neurons]:
     """Measures the blocks of a trained run.
 
-    Raises ConfigError if the folder has none, or if no single matrix makes what enters the non-linearity.
+    Raises ConfigError if the folder or its model has none, or if no single matrix makes what enters the non-linearity.
     """
     config = config_of(path)
+    require_blocks(path, config)
     if config.mlp.name == "series" or getattr(config.mlp, "router", None) == "merge":
         what = "mlp=series shifts and scales" if config.mlp.name == "series" else "mlp.router=merge mixes"
         raise ConfigError(f"{path}: {what} the outputs of matrices before the non-linearity: choose another run")

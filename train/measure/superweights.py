@@ -22,7 +22,7 @@ from models.placement.pre import Plain, Pre
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import table_console
 from train.measure.side import side_passes
-from train.results.trained import config_of, loss_of, model_of, validation_of
+from train.results.trained import config_of, loss_of, model_of, require_blocks, validation_of
 
 COUNT = 100
 SPIKE = 50.0
@@ -174,9 +174,11 @@ class Found(NamedTuple):
 def measure(path: Path) -> Found:
     """Looks for super weights in a trained run.
 
-    Raises ConfigError if the folder has no trained run, or if norms set the scale of what the matrices read or write.
+    Raises ConfigError if the folder has no trained run, if its model has no blocks, or if norms set the scale of what
+    the matrices read or write.
     """
     config = config_of(path)
+    require_blocks(path, config)
     model = model_of(path, config)
     if not has_scale(model):
         raise ConfigError(

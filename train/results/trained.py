@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from conf.axis import ConfigError
 from data.batches import Prepared, counted, train_batch, validation_batches
 from data.config import DataError
 from data.prepare import prepare
@@ -22,6 +23,12 @@ def config_of(path: Path | str) -> Config:
     path = Path(path)
     require_trained([path])
     return from_file(path / "config.yaml")
+
+
+def require_blocks(path: Path, config: Config) -> None:
+    """Raises ConfigError if the model has no blocks to measure."""
+    if not config.model.depth:
+        raise ConfigError(f"{path}: model.depth=0 has no blocks to measure: choose another run")
 
 
 def model_of(path: Path | str, config: Config) -> GPT:
