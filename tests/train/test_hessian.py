@@ -8,7 +8,7 @@ import torch
 
 from conf.axis import ConfigError
 from tests.train.helpers import call, tiny, trained
-from train.measure.hessian import Flat, sharpness, sharpness_of_run
+from train.measure.hessian import Flat, reliable_sharpness, sharpness, sharpness_of_run
 from train.results.trained import training_of
 from train.run.module import ProxyModule
 
@@ -25,6 +25,14 @@ def test_of_many_dimensions() -> None:
     hessian = torch.linspace(-5, 10, 200, dtype=torch.float64)
     found = sharpness(lambda at: hessian * at, torch.ones(200, dtype=torch.float64), torch.ones(200))
     assert found == pytest.approx(10, rel=1e-2)
+
+
+@pytest.mark.parametrize(("slope", "reliable"), [(30.0, True), (3000.0, False)])
+def test_a_number_that_depends_on_the_displacement_is_none(slope: float, reliable: bool) -> None:
+    """tanh(slope x) is linear within both displacements, 1e-3 and 1e-4, or bends within the first."""
+    theta = torch.tensor([1.0, 1e-5], dtype=torch.float64)
+    found = reliable_sharpness(lambda at: torch.stack([at[0], torch.tanh(slope * at[1])]), theta, torch.ones(2))
+    assert found == (pytest.approx(slope, rel=1e-2) if reliable else None)
 
 
 def test_of_a_run(tmp_path, capsys, monkeypatch) -> None:

@@ -27,25 +27,31 @@ EXHAUSTED = 1e-9
 """Relative length of a new direction below which there is none."""
 DISPLACEMENT = 1e-3
 """Norm of the differences' displacement over that of the weights."""
+AGREE = 0.1
+"""Largest relative change of the sharpness with a tenth of the displacement. Where it changes more, the loss is not
+quadratic within the displacement or the differences are lost in rounding, and the number means nothing."""
 
 Gradient = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Sharpness(NamedTuple):
-    largest: float
-    edge: float
+    largest: float | None
+    """None where it depends on the displacement."""
+    edge: float | None
     """LR at which Adam is at the edge; infinite where the largest eigenvalue is not positive."""
     peak: float
 
 
-def sharpness(gradient: Gradient, theta_N: torch.Tensor, scale_N: torch.Tensor) -> float:
+def sharpness(
+    gradient: Gradient, theta_N: torch.Tensor, scale_N: torch.Tensor, displacement: float = DISPLACEMENT
+) -> float:
     """Returns the largest eigenvalue of P^-1 H at theta, P the diagonal matrix of the scale, from below.
 
     The first direction is P^-1/2 g, Adam's own step. A random one would be spread over weights that hardly matter,
     whose scale is so small that rounding would drown the others.
     """
     root_N = scale_N.double().sqrt()
-    size = DISPLACEMENT * float(theta_N.norm())
+    size = displacement * float(theta_N.norm())
 
     def product(y_N: torch.Tensor) -> torch.Tensor:
         x_N = y_N / root_N
@@ -54,6 +60,12 @@ def sharpness(gradient: Gradient, theta_N: torch.Tensor, scale_N: torch.Tensor) 
         return (ahead_N - behind_N).double() / (2 * step) / root_N
 
     return largest_eigenvalue(product, gradient(theta_N).double() / root_N)
+
+
+def reliable_sharpness(gradient: Gradient, theta_N: torch.Tensor, scale_N: torch.Tensor) -> float | None:
+    """Returns the sharpness if a tenth of the displacement finds the same, else None."""
+    found, nearer = (sharpness(gradient, theta_N, scale_N, size) for size in (DISPLACEMENT, DISPLACEMENT / 10))
+    return found if abs(found - nearer) <= AGREE * abs(found) else None
 
 
 def largest_eigenvalue(product: Callable[[torch.Tensor], torch.Tensor], start_N: torch.Tensor) -> float:
@@ -127,7 +139,9 @@ def _sharpness_of(path: Path, config: Config) -> Sharpness:
     roots = flat.second_moment(config.optimizer.clip).sqrt().split([p.numel() for p in module.tensors])
     scale_N = torch.cat([(root + eps) / scale_of[id(p)]
                          for p, root, eps in zip(module.tensors, roots, module.epsilons, strict=True)])  # fmt: skip
-    largest = sharpness(flat.gradient, flat.weights(), scale_N)
+    largest = reliable_sharpness(flat.gradient, flat.weights(), scale_N)
+    if largest is None:
+        return Sharpness(None, None, config.optimizer.lr)
     # The edge is inversely proportional to the LR.
     edge = adam_edge(1.0, beta1) / largest if largest > 0 else float("inf")
     return Sharpness(largest, edge, config.optimizer.lr)
@@ -153,8 +167,17 @@ def _beta1(path: Path, config: Config, module: ProxyModule) -> float:
 def print_found(paths: Sequence[Path]) -> None:
     console = table_console()
     shown = plain_table("run", "sharpness", "LR at the edge", "peak LR", "peak / edge")
+    unreliable = False
     for path in paths:
-        found = sharpness_of_run(path)
-        shown.add_row(path.name, f"{found.largest:.4g}", f"{found.edge:.3g}", f"{found.peak:g}",
-                      f"{found.peak / found.edge:.3g}")  # fmt: skip
+        largest, edge, peak = sharpness_of_run(path)
+        if largest is None or edge is None:
+            unreliable = True
+            shown.add_row(path.name, "-", "-", f"{peak:g}", "-")
+        else:
+            shown.add_row(path.name, f"{largest:.4g}", f"{edge:.3g}", f"{peak:g}", f"{peak / edge:.3g}")
     print_table(console, shown, "run")
+    if unreliable:
+        console.print(
+            f"-: a tenth of the displacement changes the sharpness by more than {AGREE:.0%}: the loss is not quadratic "
+            f"so far from these weights, or rounding is as large"
+        )
