@@ -23,7 +23,7 @@ from train.measure.quantized import (
     rounded_weight,
     rounded_weights,
 )
-from train.results.trained import config_of, model_of, training_of, validation_of
+from train.results.trained import config_of, model_of, training_of, unmapped, validation_of
 
 W = torch.tensor([0.1, -0.25, 0.6, -1.0], dtype=torch.float64)
 X = torch.tensor([-1.0, 0.3, 0.5, 2.0], dtype=torch.float64)
@@ -108,6 +108,16 @@ def test_the_model_is_as_it_was_afterwards() -> None:
         assert "embedding.weight" in changed
         assert "head.weight" not in changed
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["weight_conditioning", "arctan", "sigma"])
+def test_what_is_rounded_are_the_matrices_that_multiply(name: str) -> None:
+    model: Any = gpt(f"reparametrization={name}").eval()
+    before = model(tokens())[0]
+    up = unmapped(model).blocks[0].mlp.up
+    torch.testing.assert_close(model(tokens())[0], before)
+    with rounded_weights(model, 4, rows=False):
+        assert len(up.matrix().unique()) <= 15
 
 
 def test_losses_of_a_run(tmp_path, capsys) -> None:

@@ -19,7 +19,7 @@ from train.cli.tables import plain_table, print_table
 from train.cli.terminal import table_console
 from train.config.schema import Config
 from train.measure.side import side_passes
-from train.results.trained import config_of, loss_of, model_of, training_of, validation_of
+from train.results.trained import config_of, loss_of, model_of, training_of, unmapped, validation_of
 
 BITS = (8, 4)
 CALIBRATION, MOMENTUM = 16, 0.9
@@ -147,7 +147,7 @@ def losses(model: GPT, config: Config, batches: list[torch.Tensor], seen: dict[s
 def losses_of_run(path: Path, rows: bool = False) -> list[float]:
     """Returns the losses of a trained run for ROUNDINGS. Raises ConfigError if the folder has no trained run."""
     config = config_of(path)
-    model = model_of(path, config)
+    model = unmapped(model_of(path, config))
     batches = validation_of(config)
     return losses(model, config, batches, ranges(model, training_of(config, count=CALIBRATION)), rows)
 

@@ -22,7 +22,7 @@ from models.placement.pre import Plain, Pre
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import table_console
 from train.measure.side import side_passes
-from train.results.trained import config_of, loss_of, model_of, require_blocks, validation_of
+from train.results.trained import config_of, loss_of, model_of, require_blocks, unmapped, validation_of
 
 COUNT = 100
 SPIKE = 50.0
@@ -179,7 +179,7 @@ def measure(path: Path) -> Found:
     """
     config = config_of(path)
     require_blocks(path, config)
-    model = model_of(path, config)
+    model = unmapped(model_of(path, config))
     if not has_scale(model):
         raise ConfigError(
             f"{path}: placement={config.placement.name} norms what the last matrix of an MLP reads or writes, which "
