@@ -1,11 +1,14 @@
 import json
+import math
 
 import pytest
+import torch
 
 from conf.axis import ConfigError
 from tests.train.helpers import TINY, tiny
 from train.measure import coordinates
-from train.measure.coordinates import Slopes, base_overrides, check, ends, run, slope
+from train.measure.coordinates import Slopes, activations, base_overrides, check, ends, limits, run, slope
+from train.run.module import ProxyModule
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +92,31 @@ def test_several_make_one_figure(tmp_path, monkeypatch, capsys):
 def test_exponents_stand_apart():
     slopes = Slopes("standard", "width", (1, 10), {"a": [[1, 10]], "b": [[1, 10]], "c": [[1, 1]]})
     assert ends(slopes, (1, 100), gap=0.1) == pytest.approx({"c": 0, "a": 0.5, "b": 0.6})
+
+
+def test_what_diverges_fails_and_is_drawn_as_far_as_it_goes(tmp_path, monkeypatch):
+    rows = {"middle block": [[1, 1, 1]], "last block": [[1, 2, math.nan]], "logits": [[0, 4, math.inf]]}
+    slopes = Slopes("standard", "width", (16, 64, 256), rows)
+    assert slopes.worst() == ("last block", math.inf)
+    assert not slopes.passed
+    assert limits([row for (row,) in rows.values()]) == pytest.approx((1 / 1.5, 6))
+    assert ends(slopes, (1, 100), gap=0.1) == pytest.approx({"middle block": 0, "last block": 1, "logits": 1.1})
+    monkeypatch.setattr(coordinates, "SEEDS", (0,))
+    monkeypatch.setattr(coordinates, "LADDERS", {"width": (16, 32)})
+    run([*TINY, "optimizer.lr=1e10", "norm=none", f"out={tmp_path}"])
+    (values,) = json.loads((tmp_path / "coordinates-standard" / "coordinates.json").read_text())["checks"]
+    assert values["passed"] is False
+
+
+def test_attention_logits_are_those_of_visible_pairs():
+    proxy = ProxyModule(tiny("model.depth=1"))
+    seen = []
+    proxy.model.blocks[0].attention.mix.register_forward_hook(lambda mix, args, _: seen.append((mix.scale, *args[0])))
+    found = activations(proxy, torch.arange(5)[None])["attention logits"]
+    scale, q, k, *_ = seen[0]
+    z = (scale * q @ k.mT).tril()
+    assert found.numel() == q.shape[1] * 5 * 6 / 2
+    assert float(found.square().sum()) == pytest.approx(float(z.square().sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize(

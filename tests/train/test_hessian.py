@@ -8,7 +8,7 @@ import torch
 
 from conf.axis import ConfigError
 from tests.train.helpers import call, tiny, trained
-from train.measure.hessian import Flat, sharpness, sharpness_of_run
+from train.measure.hessian import Flat, reliable_sharpness, sharpness, sharpness_of_run
 from train.results.trained import training_of
 from train.run.module import ProxyModule
 
@@ -27,6 +27,14 @@ def test_of_many_dimensions() -> None:
     assert found == pytest.approx(10, rel=1e-2)
 
 
+@pytest.mark.parametrize(("slope", "reliable"), [(30.0, True), (3000.0, False)])
+def test_a_number_that_depends_on_the_displacement_is_none(slope: float, reliable: bool) -> None:
+    """tanh(slope x) is linear within both displacements, 1e-3 and 1e-4, or bends within the first."""
+    theta = torch.tensor([1.0, 1e-5], dtype=torch.float64)
+    found = reliable_sharpness(lambda at: torch.stack([at[0], torch.tanh(slope * at[1])]), theta, torch.ones(2))
+    assert found == (pytest.approx(slope, rel=1e-2) if reliable else None)
+
+
 def test_of_a_run(tmp_path, capsys, monkeypatch) -> None:
     run = trained(tmp_path, "name=run", "steps=30", "qk_norm=none")
     monkeypatch.setattr("train.measure.hessian.BATCHES", 2)
@@ -39,7 +47,7 @@ def test_of_a_run(tmp_path, capsys, monkeypatch) -> None:
 
 def test_second_moments_are_of_clipped_gradients() -> None:
     config = tiny()
-    flat = Flat(ProxyModule(config), training_of(config, count=2))
+    flat = Flat(ProxyModule(config), training_of(config, count=2), step=0)
     gradients = [flat.of_batch(tokens_BT1) for tokens_BT1 in flat.batches]
     clipped = [0.01 / g.norm() * g for g in gradients]
     expected = (clipped[0] ** 2 + clipped[1] ** 2) / 2
@@ -47,9 +55,12 @@ def test_second_moments_are_of_clipped_gradients() -> None:
     torch.testing.assert_close(flat.gradient(flat.weights()), (gradients[0] + gradients[1]) / 2)
 
 
-def test_only_adam(tmp_path) -> None:
-    run = trained(tmp_path, "name=run", "steps=2", "optimizer=lion")
-    with pytest.raises(ConfigError, match="optimizer=lion is not Adam"):
+@pytest.mark.parametrize(
+    "optimizer", ["lion", "cautious_adamw", "orthograd", "ademamix", "stable_adamw", "adamw optimizer.update_clip=1"]
+)
+def test_only_adam(tmp_path, optimizer: str) -> None:
+    run = trained(tmp_path, "name=run", "steps=2", *f"optimizer={optimizer}".split())
+    with pytest.raises(ConfigError, match=f"optimizer={optimizer.split()[0]} is not plain Adam, whose edge this is"):
         sharpness_of_run(run.path)
 
 
@@ -63,3 +74,14 @@ def test_learning_rates_of_groups_count(tmp_path, monkeypatch) -> None:
     one, two = sharpness_of_run(plain.path), sharpness_of_run(other.path)
     assert two.largest == pytest.approx(2 * one.largest, rel=1e-3)
     assert two.edge == pytest.approx(one.edge / 2, rel=1e-3)
+
+
+def test_the_loss_is_that_of_the_last_step(tmp_path, monkeypatch) -> None:
+    """MaxSup's weight rises from 0 to 5 in one run and is 5 from the start in the other."""
+    monkeypatch.setattr("train.measure.hessian.BATCHES", 2)
+    rising, constant = (
+        trained(tmp_path, f"name=from-{start}", "loss=maxsup", f"loss.lambda_start={start}", "loss.lambda_end=5").path
+        for start in (0, 5)
+    )
+    shutil.copyfile(rising / "weights.pt", constant / "weights.pt")
+    assert sharpness_of_run(rising) == sharpness_of_run(constant)

@@ -165,3 +165,11 @@ def test_of_a_run(tmp_path, capsys, monkeypatch) -> None:
     assert max(map(len, said.splitlines())) <= 80
     with pytest.raises(ConfigError, match=r"no weights\.pt"):
         measure_run(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["massive", "superweights", "neurons", "entropy_bound"])
+def test_a_model_without_blocks_is_refused(tmp_path, capsys, monkeypatch, what: str) -> None:
+    run = trained(tmp_path, "name=run", "model.depth=0", "qk_norm=none", "steps=1")
+    code, said = call(["train.inspect", what, str(run.path)], capsys, monkeypatch)
+    assert code == 2
+    assert "model.depth=0 has no blocks to measure: choose another run" in said

@@ -23,7 +23,7 @@ from train.measure.quantized import (
     rounded_weight,
     rounded_weights,
 )
-from train.results.trained import config_of, model_of, training_of, validation_of
+from train.results.trained import config_of, model_of, training_of, unmapped, validation_of
 
 W = torch.tensor([0.1, -0.25, 0.6, -1.0], dtype=torch.float64)
 X = torch.tensor([-1.0, 0.3, 0.5, 2.0], dtype=torch.float64)
@@ -55,6 +55,11 @@ def test_an_outlier_takes_the_other_weights_of_its_tensor_but_not_of_other_rows(
 )
 def test_activations(bits: int, high: float, expected: list[float]) -> None:
     assert rounded_activation(X, bits, -1.0, high).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_side_stream_has_no_part_in_the_ranges() -> None:
+    found = ranges(gpt("qk_source=random_embedding", "model.depth=2"), [tokens(4, 9)])
+    assert {r.seen for name, r in found.items() if name.startswith("blocks.")} == {1}
 
 
 def test_beyond_the_range_activations_are_cut() -> None:
@@ -103,6 +108,16 @@ def test_the_model_is_as_it_was_afterwards() -> None:
         assert "embedding.weight" in changed
         assert "head.weight" not in changed
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["weight_conditioning", "arctan", "sigma"])
+def test_what_is_rounded_are_the_matrices_that_multiply(name: str) -> None:
+    model: Any = gpt(f"reparametrization={name}").eval()
+    before = model(tokens())[0]
+    up = unmapped(model).blocks[0].mlp.up
+    torch.testing.assert_close(model(tokens())[0], before)
+    with rounded_weights(model, 4, rows=False):
+        assert len(up.matrix().unique()) <= 15
 
 
 def test_losses_of_a_run(tmp_path, capsys) -> None:

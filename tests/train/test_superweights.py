@@ -54,6 +54,11 @@ def test_a_planted_weight_is_found() -> None:
     assert (best.name, best.row, best.column) == ("blocks.1.mlp.down", 3, 7)
 
 
+def test_a_side_stream_has_no_candidates() -> None:
+    model = gpt("qk_source=random_embedding", "model.depth=3")
+    assert [c.name for c in candidates(model, tokens(4, 9))] == list(last_matrices(model))
+
+
 def test_repeated_until_no_spike_is_left() -> None:
     """Two in one block, which show one after the other, and a smaller one in another block; then nothing spikes."""
     model, batch = gpt("mlp=relu2", "model.depth=3"), tokens(4, 9)

@@ -13,7 +13,7 @@ import torch
 from conf.axis import ConfigError, near
 from data.batches import train_batch
 from data.prepare import prepare
-from models.probes import causal_logits
+from models.probes import causal, causal_logits
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import table_console
 from train.config.compose import compose
@@ -68,7 +68,10 @@ class Slopes:
 
 
 def slope(sizes: Sequence[int], values: Sequence[float]) -> float:
-    """Returns the exponent of a least-squares power law fitted to the values over the sizes."""
+    """Returns the exponent of a least-squares power law fitted to the values over the sizes; infinite if not all are
+    finite."""
+    if not np.isfinite(values).all():
+        return math.inf
     return float(np.polyfit(np.log(sizes), np.log(np.maximum(values, 1e-30)), 1)[0])
 
 
@@ -112,7 +115,8 @@ def activations(proxy: ProxyModule, tokens_BT: torch.Tensor) -> dict[str, torch.
     def keep_logits(module: Any, inputs: Any, output: Any) -> None:
         q_BHTK, k_BHTK, bias_HTT, _ = inputs[0]
         logits_BHTT = causal_logits(q_BHTK, k_BHTK, module.scale, bias_HTT)
-        outputs["attention logits"] = logits_BHTT.masked_fill(logits_BHTT.isinf(), 0.0)
+        hidden_BHTT = causal(torch.zeros_like(logits_BHTT), bias_HTT) == -math.inf
+        outputs["attention logits"] = logits_BHTT[~hidden_BHTT]
 
     hooks = [
         blocks[(len(blocks) - 1) // 2].register_forward_hook(keep("middle block")),
@@ -232,17 +236,23 @@ def draw_together(found: Sequence[Slopes]) -> Figure:
 
 
 def limits(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Returns common y limits for panels that show these changes."""
-    return min(map(min, rows)) / 1.5, max(map(max, rows)) * 1.5
+    """Returns common y limits for panels that show these changes, of those that a log axis can show."""
+    shown = [value for row in rows for value in row if 0 < value < math.inf] or [1.0]
+    return min(shown) / 1.5, max(shown) * 1.5
 
 
 def ends(slopes: Slopes, scale: tuple[float, float], gap: float = 0.085) -> dict[str, float]:
-    """Returns the heights in axes fraction of the labels at the line ends, at least `gap` apart."""
+    """Returns the heights in axes fraction of the labels at the line ends, at least `gap` apart.
+
+    Ends that are not finite are at the top, those of zero at the bottom.
+    """
     low, high = map(math.log, scale)
     heights: dict[str, float] = {}
     below = -math.inf
-    for name, values in sorted(slopes.last().items(), key=lambda item: item[1][-1]):
-        below = heights[name] = max((math.log(values[-1]) - low) / (high - low), below + gap)
+    # NaN is not below infinity.
+    at = {name: math.log(row[-1] or scale[0]) if row[-1] < math.inf else high for name, row in slopes.last().items()}
+    for name, end in sorted(at.items(), key=lambda item: item[1]):
+        below = heights[name] = max((end - low) / (high - low), below + gap)
     return heights
 
 

@@ -17,7 +17,7 @@ from models.attention.layer import Attention
 from models.gpt import GPT, Block
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import table_console
-from train.results.trained import config_of, model_of, validation_of
+from train.results.trained import config_of, model_of, require_blocks, validation_of
 
 SEQUENCES = 16
 ROUNDING = 1e-6
@@ -129,9 +129,10 @@ def measure_run(path: Path) -> list[Measured]:
     Raises ConfigError if the folder has no trained run, or if its config does not meet the theorem's assumptions.
     """
     config = config_of(path)
+    require_blocks(path, config)
     rules = [rule.name for rule in config.attention.of_blocks(config.model.depth)]
     has = {axis: getattr(config, axis).name for axis in ("qk_norm", "layout", "qk_source", "temperature", "sink")}
-    has |= {"attention": " and ".join(rules) or "softmax", "share_attention": str(config.share_attention)}
+    has |= {"attention": " and ".join(rules), "share_attention": str(config.share_attention)}
     has |= {"dual_stream": str(config.dual_stream).replace("None", "null")}
     if clash := [key for key, value in has.items() if value != REQUIRED[key]]:
         required, given = (" ".join(f"{key}={of[key]}" for key in clash) for of in (REQUIRED, has))

@@ -13,11 +13,12 @@ from train.cli.tables import plain_table, print_table
 from train.cli.terminal import table_console
 from train.config.schema import Config
 from train.optimizers.adamw import AdamFields
-from train.optimizers.base import OptimizerConfig, follows_weights
+from train.optimizers.base import follows_weights
 from train.results.trained import config_of, model_of, training_of
 from train.run.module import ProxyModule
 from train.run.process import process_kept
 from train.run.sharpness import adam_edge
+from train.runfolder.folder import RunFolder
 
 BATCHES = 8
 STEPS = 15
@@ -26,25 +27,31 @@ EXHAUSTED = 1e-9
 """Relative length of a new direction below which there is none."""
 DISPLACEMENT = 1e-3
 """Norm of the differences' displacement over that of the weights."""
+AGREE = 0.1
+"""Largest relative change of the sharpness with a tenth of the displacement. Where it changes more, the loss is not
+quadratic within the displacement or the differences are lost in rounding, and the number means nothing."""
 
 Gradient = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Sharpness(NamedTuple):
-    largest: float
-    edge: float
+    largest: float | None
+    """None where it depends on the displacement."""
+    edge: float | None
     """LR at which Adam is at the edge; infinite where the largest eigenvalue is not positive."""
     peak: float
 
 
-def sharpness(gradient: Gradient, theta_N: torch.Tensor, scale_N: torch.Tensor) -> float:
+def sharpness(
+    gradient: Gradient, theta_N: torch.Tensor, scale_N: torch.Tensor, displacement: float = DISPLACEMENT
+) -> float:
     """Returns the largest eigenvalue of P^-1 H at theta, P the diagonal matrix of the scale, from below.
 
     The first direction is P^-1/2 g, Adam's own step. A random one would be spread over weights that hardly matter,
     whose scale is so small that rounding would drown the others.
     """
     root_N = scale_N.double().sqrt()
-    size = DISPLACEMENT * float(theta_N.norm())
+    size = displacement * float(theta_N.norm())
 
     def product(y_N: torch.Tensor) -> torch.Tensor:
         x_N = y_N / root_N
@@ -53,6 +60,12 @@ def sharpness(gradient: Gradient, theta_N: torch.Tensor, scale_N: torch.Tensor) 
         return (ahead_N - behind_N).double() / (2 * step) / root_N
 
     return largest_eigenvalue(product, gradient(theta_N).double() / root_N)
+
+
+def reliable_sharpness(gradient: Gradient, theta_N: torch.Tensor, scale_N: torch.Tensor) -> float | None:
+    """Returns the sharpness if a tenth of the displacement finds the same, else None."""
+    found, nearer = (sharpness(gradient, theta_N, scale_N, size) for size in (DISPLACEMENT, DISPLACEMENT / 10))
+    return found if abs(found - nearer) <= AGREE * abs(found) else None
 
 
 def largest_eigenvalue(product: Callable[[torch.Tensor], torch.Tensor], start_N: torch.Tensor) -> float:
@@ -76,10 +89,10 @@ def largest_eigenvalue(product: Callable[[torch.Tensor], torch.Tensor], start_N:
 
 
 class Flat:
-    """The loss of a module on batches as a function of one vector of all its weights."""
+    """The loss of a module on batches, that of a step of training, as a function of one vector of all its weights."""
 
-    def __init__(self, module: ProxyModule, batches: Sequence[torch.Tensor]) -> None:
-        self.module, self.batches, self.tensors = module, batches, module.tensors
+    def __init__(self, module: ProxyModule, batches: Sequence[torch.Tensor], step: int) -> None:
+        self.module, self.batches, self.step, self.tensors = module, batches, step, module.tensors
 
     def weights(self) -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in self.tensors])
@@ -92,7 +105,7 @@ class Flat:
         return torch.stack([self.of_batch(tokens_BT1) for tokens_BT1 in self.batches]).mean(0)
 
     def of_batch(self, tokens_BT1: torch.Tensor) -> torch.Tensor:
-        loss, _ = self.module.loss_of(tokens_BT1, False)
+        loss, _ = self.module.loss_of(tokens_BT1, False, self.step)
         found = torch.autograd.grad(loss, self.tensors, allow_unused=True)
         return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten()
                           for g, p in zip(found, self.tensors, strict=True)])  # fmt: skip
@@ -108,7 +121,7 @@ class Flat:
 
 
 def sharpness_of_run(path: Path) -> Sharpness:
-    """Measures a trained run. Raises ConfigError if the folder has none, or if its optimizer is not Adam's kind."""
+    """Measures a trained run. Raises ConfigError if the folder has none, or if its optimizer is not Adam."""
     config = config_of(path)
     with process_kept(config.threads):
         return _sharpness_of(path, config)
@@ -121,22 +134,27 @@ def _sharpness_of(path: Path, config: Config) -> Sharpness:
     module.model.load_state_dict(model_of(path, config).state_dict())
     module.eval()
     scale_of = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
-    flat = Flat(module, training_of(config, count=BATCHES))
+    # Some losses change during training.
+    flat = Flat(module, training_of(config, count=BATCHES), RunFolder(path).summary()["steps_done"] - 1)
     roots = flat.second_moment(config.optimizer.clip).sqrt().split([p.numel() for p in module.tensors])
     scale_N = torch.cat([(root + eps) / scale_of[id(p)]
                          for p, root, eps in zip(module.tensors, roots, module.epsilons, strict=True)])  # fmt: skip
-    largest = sharpness(flat.gradient, flat.weights(), scale_N)
+    largest = reliable_sharpness(flat.gradient, flat.weights(), scale_N)
+    if largest is None:
+        return Sharpness(None, None, config.optimizer.lr)
     # The edge is inversely proportional to the LR.
     edge = adam_edge(1.0, beta1) / largest if largest > 0 else float("inf")
     return Sharpness(largest, edge, config.optimizer.lr)
 
 
 def _beta1(path: Path, config: Config, module: ProxyModule) -> float:
-    """Returns Adam's beta1. Raises ConfigError where the steps are not those of Adam with a diagonal P."""
+    """Returns Adam's beta1. Raises ConfigError where the steps are not Adam's."""
     optimizer = config.optimizer
-    diagonal = type(optimizer).second_moment is not OptimizerConfig.second_moment and None not in module.epsilons
-    if not isinstance(optimizer, AdamFields) or not diagonal:
-        raise ConfigError(f"{path}: optimizer={optimizer.name} is not Adam with a v per weight: choose another run")
+    if not isinstance(optimizer, AdamFields) or not optimizer.has_edge or None in module.epsilons:
+        raise ConfigError(
+            f"{path}: optimizer={optimizer.name} is not plain Adam, whose edge this is: choose a run with "
+            f"optimizer=adamw optimizer.update_clip=null"
+        )
     if follows_weights(config):
         raise ConfigError(
             f"{path}: parametrization={config.parametrization.name} multiplies LRs by the weights: choose another run"
@@ -149,8 +167,17 @@ def _beta1(path: Path, config: Config, module: ProxyModule) -> float:
 def print_found(paths: Sequence[Path]) -> None:
     console = table_console()
     shown = plain_table("run", "sharpness", "LR at the edge", "peak LR", "peak / edge")
+    unreliable = False
     for path in paths:
-        found = sharpness_of_run(path)
-        shown.add_row(path.name, f"{found.largest:.4g}", f"{found.edge:.3g}", f"{found.peak:g}",
-                      f"{found.peak / found.edge:.3g}")  # fmt: skip
+        largest, edge, peak = sharpness_of_run(path)
+        if largest is None or edge is None:
+            unreliable = True
+            shown.add_row(path.name, "-", "-", f"{peak:g}", "-")
+        else:
+            shown.add_row(path.name, f"{largest:.4g}", f"{edge:.3g}", f"{peak:g}", f"{peak / edge:.3g}")
     print_table(console, shown, "run")
+    if unreliable:
+        console.print(
+            f"-: a tenth of the displacement changes the sharpness by more than {AGREE:.0%}: the loss is not quadratic "
+            f"so far from these weights, or rounding is as large"
+        )

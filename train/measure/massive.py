@@ -17,7 +17,7 @@ from train.cli.tables import plain_table, print_table
 from train.cli.terminal import table_console
 from train.config.schema import Config
 from train.measure.superweights import candidates, has_scale, strongest
-from train.results.trained import config_of, loss_of, model_of, validation_of
+from train.results.trained import config_of, loss_of, model_of, require_blocks, validation_of
 
 LARGE, TIMES, CONSTANT = 100.0, 1000.0, 0.9
 """An activation is massive above LARGE and TIMES the median (Sun et al. 2024, section 2). Its channel is constant if it
@@ -188,8 +188,9 @@ def measure(model: GPT, config: Config, batches: Sequence[torch.Tensor]) -> Foun
 
 
 def measure_run(path: Path) -> Found:
-    """Looks for massive activations in a trained run. Raises ConfigError if the folder has none."""
+    """Looks for massive activations in a trained run. Raises ConfigError if there is none, or no blocks."""
     config = config_of(path)
+    require_blocks(path, config)
     batches = validation_of(config)
     return measure(model_of(path, config), config, batches)
 

@@ -18,7 +18,8 @@ from models.placement.base import Placement
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import table_console
 from train.config.schema import Config
-from train.results.trained import config_of, loss_of, model_of, training_of, validation_of
+from train.measure.side import side_passes
+from train.results.trained import config_of, loss_of, model_of, training_of, unmapped, validation_of
 
 BITS = (8, 4)
 CALIBRATION, MOMENTUM = 16, 0.9
@@ -67,14 +68,17 @@ Change = Callable[[str, torch.Tensor], torch.Tensor | None]
 
 @contextmanager
 def at_activations(model: GPT, change: Change) -> Iterator[None]:
-    """Passes every activation that is rounded to `change`, with its name; what that returns takes its place."""
+    """Passes every activation that is rounded to `change`, with its name; what that returns takes its place.
+
+    Those of a side stream's blocks, which are the same for all data, stay as they are.
+    """
 
     def output(name: str) -> Callable[..., Any]:
-        return lambda module, args, y: change(name, y) if y.numel() else None
+        return lambda module, args, y: change(name, y) if y.numel() and not aside() else None
 
     def entering(name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            found = change(f"{name}.input", args[0]) if args[0].numel() else None
+            found = change(f"{name}.input", args[0]) if args[0].numel() and not aside() else None
             return None if found is None else (found, *args[1:])
 
         return hook
@@ -87,11 +91,12 @@ def at_activations(model: GPT, change: Change) -> Iterator[None]:
             hooks.append(module.register_forward_hook(output(name)))
         if isinstance(module, Linear) and module.writes_stream:
             hooks.append(module.register_forward_pre_hook(entering(name)))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with side_passes(model) as aside:
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 @torch.no_grad()
@@ -142,7 +147,7 @@ def losses(model: GPT, config: Config, batches: list[torch.Tensor], seen: dict[s
 def losses_of_run(path: Path, rows: bool = False) -> list[float]:
     """Returns the losses of a trained run for ROUNDINGS. Raises ConfigError if the folder has no trained run."""
     config = config_of(path)
-    model = model_of(path, config)
+    model = unmapped(model_of(path, config))
     batches = validation_of(config)
     return losses(model, config, batches, ranges(model, training_of(config, count=CALIBRATION)), rows)
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,7 +21,8 @@ from models.placement.hybridnorm import NormedStream
 from models.placement.pre import Plain, Pre
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import table_console
-from train.results.trained import config_of, loss_of, model_of, validation_of
+from train.measure.side import side_passes
+from train.results.trained import config_of, loss_of, model_of, require_blocks, unmapped, validation_of
 
 COUNT = 100
 SPIKE = 50.0
@@ -69,15 +71,17 @@ def candidates(model: GPT, tokens_BT1: torch.Tensor) -> list[Candidate]:
     """Returns the candidate of each MLP's last matrix, of those that have tokens."""
     found: list[Candidate] = []
 
-    def seen(name: str) -> object:
-        return lambda module, args, y: found.append(candidate(name, args[0], y)) if y.numel() else None
+    def see(name: str, module: Any, args: tuple[torch.Tensor], y: torch.Tensor) -> None:
+        if y.numel() and not aside():
+            found.append(candidate(name, args[0], y))
 
-    hooks = [m.register_forward_hook(seen(n)) for n, m in last_matrices(model).items()]  # type: ignore[arg-type]
-    try:
-        model(tokens_BT1[:, :-1])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with side_passes(model) as aside:
+        hooks = [m.register_forward_hook(partial(see, n)) for n, m in last_matrices(model).items()]
+        try:
+            model(tokens_BT1[:, :-1])
+        finally:
+            for hook in hooks:
+                hook.remove()
     return found
 
 
@@ -170,10 +174,12 @@ class Found(NamedTuple):
 def measure(path: Path) -> Found:
     """Looks for super weights in a trained run.
 
-    Raises ConfigError if the folder has no trained run, or if norms set the scale of what the matrices read or write.
+    Raises ConfigError if the folder has no trained run, if its model has no blocks, or if norms set the scale of what
+    the matrices read or write.
     """
     config = config_of(path)
-    model = model_of(path, config)
+    require_blocks(path, config)
+    model = unmapped(model_of(path, config))
     if not has_scale(model):
         raise ConfigError(
             f"{path}: placement={config.placement.name} norms what the last matrix of an MLP reads or writes, which "

@@ -22,8 +22,6 @@ Transform = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class AdamFields(OptimizerConfig):
     """The fields of optimizers that divide by the root of a second moment, as Adam does."""
 
-    has_edge = False
-    """Whether the edge of stability of Adam is this optimizer's: one bias-corrected momentum, at the full LR."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay rate of the first moment. Wortsman et al. 2023, section 2.1."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -35,6 +33,11 @@ class AdamFields(OptimizerConfig):
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the root of the bias-corrected second moment; it can't be 0, since rows without a gradient would be 0/0.
     Wortsman et al. 2023, section 2.1."""
+
+    @property
+    def has_edge(self) -> bool:
+        """Returns whether Adam's edge of stability is this optimizer's: one bias-corrected momentum, at the full LR."""
+        return False
 
     def epsilon(self, group: ParameterGroup) -> float | None:
         return self.eps * group.scaling.eps
@@ -57,13 +60,16 @@ class AdamW(AdamFields):
     Hutter 2019; torch's fused kernel."""
 
     shards = True
-    has_edge = True
     name: Literal["adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-2
     """Peak learning rate of the schedule."""
     update_clip: Annotated[float, Field(gt=0)] | None = None
     """Clips the update of each tensor to this RMS d, u <- u / max(1, RMS(u) / d); null turns it off. Adafactor has
     d = 1 (Shazeer & Stern 2018, section 6)."""
+
+    @property
+    def has_edge(self) -> bool:
+        return type(self) is AdamW and self.update_clip is None
 
     def second_moment(self, optimizer: Any, parameter: torch.Tensor, eps: float) -> torch.Tensor | None:
         return corrected_second_moment(optimizer.state[parameter], self.beta2)

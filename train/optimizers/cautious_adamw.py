@@ -19,7 +19,6 @@ class CautiousAdamW(AdamW):
     kyleliang919/C-Optim, c_adamw.py. update_clip is applied after the mask."""
 
     shards = True
-    has_edge = False
     name: Literal["cautious_adamw"] = "cautious_adamw"  # type: ignore[assignment]
     lr: Annotated[float, Field(gt=0)] = 1e-2
     """Peak learning rate of the schedule."""

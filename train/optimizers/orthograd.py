@@ -21,7 +21,6 @@ class OrthoGrad(AdamW):
     a single element has no orthogonal component, so it is only decayed."""
 
     shards = False
-    has_edge = False
     name: Literal["orthograd"] = "orthograd"  # type: ignore[assignment]
     lr: Annotated[float, Field(gt=0)] = 1e-2
     """Peak learning rate of the schedule."""

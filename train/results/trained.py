@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from conf.axis import ConfigError
 from data.batches import Prepared, counted, train_batch, validation_batches
 from data.config import DataError
 from data.prepare import prepare
 from models.gpt import GPT
+from models.layers import Linear
 from train.config.compose import from_file
 from train.config.schema import Config
 from train.losses import Objective
@@ -24,11 +27,27 @@ def config_of(path: Path | str) -> Config:
     return from_file(path / "config.yaml")
 
 
+def require_blocks(path: Path, config: Config) -> None:
+    """Raises ConfigError if the model has no blocks to measure."""
+    if not config.model.depth:
+        raise ConfigError(f"{path}: model.depth=0 has no blocks to measure: choose another run")
+
+
 def model_of(path: Path | str, config: Config) -> GPT:
     """Loads the model with its final weights, in evaluation mode."""
     model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
     model.load_state_dict(torch.load(Path(path) / "weights.pt", map_location="cpu", weights_only=True))
     return model.eval()
+
+
+@torch.no_grad()
+def unmapped(model: GPT) -> GPT:
+    """Returns the model with the matrices of its blocks in place of the weights that they are computed from."""
+    for module in model.blocks.modules():
+        if isinstance(module, Linear):
+            module.weight.copy_(module.matrix())
+            module.map = nn.Identity()
+    return model
 
 
 def objective_of(config: Config) -> Objective:

@@ -9,7 +9,7 @@ with g_t the gradient of y_t and means over the T tokens of a sequence. Both par
 exact algebra. The two parts are not orthogonal.
 
 Experts of mlp=moe see tokens in no order and are left out; so are outputs with a matrix per head or over heads
-(dual_stream).
+(dual_stream), and the matrices of attention=fit, which see groups of tokens or latents.
 
 Shape suffixes: B batch, T tokens, I fan-in, O fan-out.
 """
@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from models.attention.mixing.fit import FIT
 from models.gpt import GPT
 from models.layers import Linear
 from models.placement.base import NormedInput
@@ -34,9 +35,10 @@ Parts = tuple[torch.Tensor, torch.Tensor]
 
 def writers(model: GPT) -> Iterator[tuple[str, Linear]]:
     """Yields the matrices that write to the stream, with their names in the model."""
-    experts = {id(m) for layer in model.expert_layers() for m in layer.modules()}
+    fits = [mixer for mixer in model.mixers() if isinstance(mixer, FIT)]
+    others = {id(m) for layer in (*model.expert_layers(), *fits) for m in layer.modules()}
     for name, module in model.named_modules():
-        if type(module) in (Linear, NormedInput) and id(module) not in experts:
+        if type(module) in (Linear, NormedInput) and id(module) not in others:
             assert isinstance(module, Linear)
             if module.writes_stream:
                 yield name, module

@@ -17,10 +17,13 @@ TOLERANCE = 1 / 32
 """Largest relative error."""
 LARGE = 1e6
 """Stands for a rate that is not finite."""
+ROUNDING = 8 * 2.0**-23
+"""Relative change of an fp32 loss that may be rounding."""
 
 
 def critical_lr(loss: Callable[[float], float], before: float, guess: float) -> float | None:
-    """Returns the LR at which the loss after the step first exceeds `before`; None if it doesn't near the guess.
+    """Returns the LR at which the loss after the step first exceeds `before`; None if it doesn't near the guess,
+    or if smaller steps raise it too until the change is lost in rounding.
 
     Losses are computed at powers of 2 from the one next to the guess until the answer is between two of them. Between
     them Brent's method finds the root of (loss - before) / LR, a line in LR on a quadratic, so that 3 or 4 losses do if
@@ -30,14 +33,19 @@ def critical_lr(loss: Callable[[float], float], before: float, guess: float) -> 
 
     @cache
     def rise(lr: float) -> float:
-        rate = (loss(lr) - before) / lr
+        change = loss(lr) - before
+        if abs(change) <= ROUNDING * abs(before):
+            return 0.0
+        rate = change / lr
         return rate if math.isfinite(rate) else LARGE
 
     low = 2.0 ** round(math.log2(guess))
-    down = rise(low) > 0
+    down = rise(low) >= 0
     for _ in range(MOST):
         end = low / 2 if down else 2 * low
-        if (rise(end) > 0) != down:
+        if rise(low) == rise(end) == 0:
+            return None
+        if (rise(end) < 0) == down:
             low = min(low, end)
             break
         low = end

@@ -513,7 +513,7 @@ MEAN_MODE = (
         "nats",
         "Norm of the part of a gradient that comes from means over tokens, T mean(g) mean(u)^T summed over sequences, "
         "u the input and g the gradient of the output of a matrix that writes to the stream (Lu 2026, arXiv "
-        "2605.06169). Before clipping. Without experts.",
+        "2605.06169). Before clipping. Without experts and attention=fit.",
     ),
     _mean_mode("rest", "nats", "Norm of the rest, sum_t (g_t - mean(g)) (u_t - mean(u))^T."),
     _mean_mode("ratio", "1", "The first norm over the second."),

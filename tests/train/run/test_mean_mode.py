@@ -85,6 +85,12 @@ def test_experts_have_no_sequences() -> None:
     assert sorted(module._mean_mode.taken()) == ["blocks.0.attention.out", "blocks.1.attention.out"]
 
 
+def test_groups_and_latents_are_no_sequences() -> None:
+    module = after_backward("attention=fit", "attention.group=4")
+    assert module._mean_mode is not None
+    assert sorted(module._mean_mode.taken()) == ["blocks.0.mlp.down", "blocks.1.mlp.down"]
+
+
 def test_nothing_is_taken_on_other_steps() -> None:
     module = ProxyModule(tiny(ON))
     tokens = torch.randint(64, (4, 17), generator=torch.Generator().manual_seed(0))

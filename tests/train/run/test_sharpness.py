@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,6 +74,13 @@ def test_nan_is_a_rise_and_a_loss_that_never_rises_has_no_answer() -> None:
     assert critical_lr(lambda lr: 0.5 if lr < 0.3 else math.nan, 1.0, 1.0) == pytest.approx(0.3, rel=1 / 32)
     assert critical_lr(lambda lr: -lr, 0.0, 1.0) is None
     assert critical_lr(lambda lr: lr, 0.0, 1.0) is None
+
+
+@pytest.mark.parametrize("slope", [0.5, 0.05, 0.005])
+def test_a_step_that_always_raises_the_loss_has_no_answer_in_fp32_either(slope: float) -> None:
+    """Small steps change the loss of 3 by less than it is rounded, or seem to lower it by that much."""
+    assert critical_lr(lambda lr: float(np.float32(3 + slope * lr + lr**2)), 3.0, 0.01) is None
+    assert critical_lr(lambda lr: float(np.float32(3 + slope * lr + lr**2 - 5e-7)), 3.0, 0.01) is None
 
 
 def test_adams_edge() -> None:
