@@ -150,6 +150,9 @@ def _differing(folder: Path, table: Path) -> list[Path]:
 def _written(runs: pd.DataFrame, table: Path) -> Path:
     # Where and how a run was trained, such as its folder, is of no use elsewhere.
     kept = runs[[column for column in runs if column.partition(".")[0] not in Runtime.__dataclass_fields__]]
+    # A digit less of single blocks, which are most of the table.
+    of_blocks = kept.filter(like="/block").select_dtypes("float")
+    kept = kept.assign(**of_blocks.map(lambda value: float(f"{value:.4g}")))
     kept = kept.assign(started=kept["started"].astype(float).round().astype("Int64"))  # Not as 1.7641e9, hours off.
     kept.to_csv(table, index=False, float_format="%.6g", compression={"method": "gzip", "mtime": 0})
     return table
