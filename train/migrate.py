@@ -1,8 +1,9 @@
 """`stabilab migrate FOLDER` converts runs of the earlier format: those of a run, sweep or parent folder.
 
-It rewrites metrics.jsonl, timing.jsonl, summary.json and status.json, deletes metrics.parquet and reports, renames run
-folders to their present names, and updates sweep.json. Checkpoints, weights and config hashes do not change, so
-interrupted runs can resume. W&B's files keep the earlier names, and `validation/bits_per_byte` is not added.
+It rewrites metrics.jsonl, timing.jsonl, summary.json and status.json, deletes metrics.parquet and report/ of runs and
+sweeps, renames run folders to their present names, and updates sweep.json. Checkpoints, weights and config hashes do
+not change, so interrupted runs can resume. W&B's files keep the earlier names, and `validation/bits_per_byte` is not
+added.
 
 The command can be interrupted and repeated: status.json, which states the format of a run, is rewritten last.
 """
@@ -54,8 +55,9 @@ def migrate(folder: Path) -> None:
         if run.target != run.folder.path and run.target.exists():
             raise ConfigError(f"{run.folder.path} and {run.target} are the same run: remove one of them")
     earlier = [run for run in runs if run.is_earlier]
-    for sweep in {run.folder.path.parent for run in earlier}:
-        shutil.rmtree(sweep / "report", ignore_errors=True)
+    for parent in {run.folder.path.parent for run in earlier}:
+        if (parent / "sweep.json").exists():  # Otherwise a folder report/ there is the user's.
+            shutil.rmtree(parent / "report", ignore_errors=True)
     for run in earlier:
         with run.folder.held():
             rewrite(run.folder, run.config)
@@ -65,7 +67,7 @@ def migrate(folder: Path) -> None:
     relinked = sum(relink(sweep, runs) for sweep in _sweeps(folder, runs))
     print(f"{len(earlier)} of {len(runs)} runs rewritten, {len(moved)} renamed, {relinked} entries of sweeps updated")
     if earlier:
-        print(f"redraw figures and tables with stabilab report {folder}")
+        print(f"their reports were deleted: draw new ones with stabilab report {folder}")
 
 
 def _planned(path: Path) -> Run:

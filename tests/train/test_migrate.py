@@ -190,6 +190,14 @@ def test_what_was_made_of_the_old_files_is_removed(sweep):
     assert "train/loss" in (run.path / "metrics.csv").read_text().splitlines()[0].split(",")
 
 
+def test_a_folder_beside_single_runs_is_left_alone(sweep, tmp_path):
+    run_of(sweep, FINISHED).path.rename(tmp_path / "run")
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "thesis.tex").write_text("years of work")
+    migrate(tmp_path / "run")
+    assert (tmp_path / "report" / "thesis.tex").read_text() == "years of work"
+
+
 def test_each_command_names_the_migration(sweep, tmp_path):
     run = run_of(sweep, FINISHED)
     config = from_file(run.path / "config.yaml")
