@@ -17,6 +17,8 @@ from conf.axis import ConfigError
 from tests.conftest import composer
 from tests.train.helpers import trained
 from train.config.compose import compose
+from train.dashboard.curves import sweep_run
+from train.findings.own import finding_of
 from train.report import main, markdown, report
 from train.results import figures
 from train.results.arms import varying, with_arms
@@ -322,6 +324,27 @@ def test_a_sweep_that_conf_does_not_know_any_more(folder):
     (folder / "sweep.json").write_text(json.dumps({"name": "old", "finding": None, "overrides": [], "runs": runs}))
     with pytest.raises(ConfigError, match="no run has started, and the overrides"):
         load_sweep(folder)
+
+
+def test_an_arm_with_a_run_of_unknown_config_has_no_lr_sensitivity(folder):
+    file = make(folder, states={1: "missing", 7: "missing"}) / "sweep.json"  # at 25k: without qk-norm, with it
+    sweep = json.loads(file.read_text())
+    sweep["runs"][1]["overrides"] = ["attention=no_such_rule"]
+    file.write_text(json.dumps(sweep))
+    loaded = load_sweep(folder)
+    assert "lr_sensitivity" not in table(loaded.runs)  # It may belong to any arm.
+    assert sweep_run(loaded).runs["size"].notna().all()
+    verdict = finding_of(loaded).verdict(loaded.runs, loaded.metrics)
+    assert verdict.state == "incomplete"
+    assert any("mini-w32-d2-none-lr0.01-seed0 (missing)" in note for note in verdict.notes)
+    for run in sweep["runs"]:
+        run["arm"] = "plain" if "-none-lr" in run["folder"] else "normed"
+    file.write_text(json.dumps(sweep))
+    rows = [row[:4] for row in cells(table(load_sweep(folder).runs))]
+    assert [row[:3] for row in rows if row[1] == "plain"] == [
+        ["25k", "plain", "4 of 5"], ["98k", "plain", "5 of 6"], ["393k", "plain", "5 of 6"],
+    ]  # fmt: skip
+    assert [row[:3] for row in rows if row[3] != "-"] == [["98k", "normed", "5 of 5"], ["393k", "normed", "5 of 5"]]
 
 
 def test_report_without_a_finding(folder, capsys):

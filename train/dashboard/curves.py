@@ -91,6 +91,7 @@ class SweepRun:
 def sweep_run(sweep: SweepResults, single: bool = False) -> SweepRun:
     """Collects the contents of the sweep's run from its results."""
     runs = with_arms(sweep.runs)
+    runs = runs[runs["size"].notna()].copy()  # Others never started, and their config isn't known.
     runs["arm"] = runs["arm"].replace("", "all runs")
     columns = varying(sweep.runs)
     settings = {str(arm): jsonable({c: group[c].iloc[0] for c in columns}) for arm, group in runs.groupby("arm")}

@@ -61,8 +61,9 @@ def _arm(sweep: SweepResults, every: pd.DataFrame, sizes: Sequence[float]) -> Me
     alone = ", ".join(model for n, model in known.items() if curves[n] < 2)
     notes = [f"runs at one LR alone, which are no curve, at {alone}"] if alone else []
     if len(left):
-        lrs = ", ".join(f"{lr:g}" for lr in sorted(set(left["optimizer.lr"])))
-        notes.append(f"{len(left)} of {len(every)} runs have no result, at LR {lrs}: its curves are without them")
+        lrs = [f"{lr:g}" for lr in sorted(set(left["optimizer.lr"].dropna()))]
+        at = f", at LR {', '.join(lrs)}" if lrs else ""
+        notes.append(f"{len(left)} of {len(every)} runs have no result{at}: its curves are without them")
     floors = runs["floor/unigram"].dropna().tolist() if "floor/unigram" in runs else []
     return Measured(
         name=runs["arm"].iloc[0] or sweep.name,

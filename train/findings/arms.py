@@ -11,6 +11,7 @@ import numpy as np
 
 from conf.axis import ConfigError, near
 from train.cli.format import size_label
+from train.results.arms import unplaced
 from train.results.sensitivity import LRSensitivity, OverSeeds, lr_sensitivity, of_runs
 from train.results.stopped import stopped_text
 
@@ -56,7 +57,7 @@ class Arms:
 
     def gaps(self, *arms: str) -> str:
         """Returns text on what these arms (default: all) lack, "" for nothing."""
-        names = [name for arm in arms or self.names for name in self.missing[arm]]
+        names = {name for arm in arms or self.names for name in self.missing[arm]}
         return f"{len(names)} run{'s' if len(names) > 1 else ''} missing; so far: " if names else ""
 
     def ended(self, arm: str, n: int | None = None) -> pd.DataFrame:
@@ -78,7 +79,7 @@ class Arms:
             lrs = curve.first.lrs
             if len(lrs) > 2 and curve.first.best_lr in (lrs[0], lrs[-1]):
                 found.append(f"N={size_label(n)} {arm}: the best LR, {curve.first.best_lr:g}, is at the grid's edge")
-        missing = [name for arm in self.names for name in self.missing[arm]]
+        missing = dict.fromkeys(name for arm in self.names for name in self.missing[arm])
         found += [stopped] if (stopped := stopped_text(self.runs)) else []
         return found + ([f"Missing: {'; '.join(missing)}"] if missing else [])
 
@@ -125,12 +126,12 @@ def arms(
         raise ConfigError(
             f"finding {finding} needs runs that differ in size, arm, LR and seed only: this sweep varies more"
         )
-    missing: dict[str, list[str]] = {arm: [] for arm in needed}
-    curves = {}
+    unknown = {arm: unplaced(runs, arm) for arm in needed}
+    missing, curves = {arm: [*names] for arm, names in unknown.items()}, {}
     for (n, arm), group in known.groupby(["size", "arm"]):
         open_ = group[~group["ended"]]
         missing[arm] += [_named(int(n), arm, row) for row in open_.to_dict("records")]
-        if open_.empty:
+        if open_.empty and not unknown[arm]:
             curves[int(n), arm] = _curve(finding, int(n), arm, group)
     order = {arm: i for i, arm in enumerate(needed)}
     curves = dict(sorted(curves.items(), key=lambda item: (item[0][0], order[item[0][1]])))

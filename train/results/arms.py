@@ -67,6 +67,20 @@ def telling(runs: pd.DataFrame) -> list[str]:
     return [c for c in varying(runs) if (alike[c].nunique(dropna=False) > 1).any()]
 
 
+def unplaced(runs: pd.DataFrame, arm: str) -> list[str]:
+    """Returns runs whose config isn't known and that may belong to an arm, by its name or for want of one.
+
+    Such a run never started, and its overrides no longer fit conf/. `runs` have a column `arm`.
+    """
+    unknown = runs[runs["size"].isna()]
+    # An arm's name may be followed by a key and its value, and in a joint report that of a sweep by its arm.
+    return [
+        f"{run} ({state})"
+        for run, own, state in zip(unknown["run"], unknown["arm"].fillna(""), unknown["state"], strict=True)
+        if not own or arm == own or arm.startswith((f"{own}, ", f"{own}: "))
+    ]
+
+
 def _texts(runs: pd.DataFrame, columns: Sequence[str]) -> list[str]:
     return [
         ", ".join(f"{c.removesuffix('.name')}={v:g}" if isinstance(v, float) else f"{c.removesuffix('.name')}={v}"

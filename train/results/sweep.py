@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,16 +173,17 @@ def together(sweeps: Sequence[SweepResults]) -> SweepResults:
 
 
 def _composed(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns the configs of runs that never started, or {} if their overrides no longer fit conf/."""
+    """Returns the configs of runs that never started, without those whose overrides no longer fit conf/."""
     if not entries:
         return {}
-    from train.config.grid import compose_all  # loads torch
+    from train.config.grid import Composer, compose_all  # loads torch
 
-    try:
-        configs = compose_all([entry["overrides"] for entry in entries])
-    except ConfigError:
-        return {}
-    return {Path(e["folder"]).name: config.values() for e, config in zip(entries, configs, strict=True)}
+    composer, found = Composer(), {}
+    for entry in entries:
+        with suppress(ConfigError):
+            (config,) = compose_all([entry["overrides"]], composer)
+            found[Path(entry["folder"]).name] = config.values()
+    return found
 
 
 def _arm(entry: Mapping[str, Any]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from train.cli.format import number, size_label
-from train.results.arms import with_arms
+from train.results.arms import unplaced, with_arms
 from train.results.floors import NAMES, common_floor
 from train.results.sensitivity import OverSeeds, of_runs
 
@@ -18,21 +18,22 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
 
     Beside them are bits per byte at the best LR, for text; accuracy and share of solved runs there, for data with
     answers; and the floors of the loss where all runs share them.
-    A curve with missing runs gets no LR sensitivity, since values over different LR grids are not comparable.
+    A curve with missing runs gets no LR sensitivity, since values over different LR grids are not comparable. A missing
+    run of unknown config counts for each size of its arm.
     """
     import pandas as pd
 
-    rows = []
-    for (n, arm), group in with_arms(runs).groupby(["size", "arm"], sort=True):
-        ended = group[group["ended"]]
+    rows, runs = [], with_arms(runs)
+    for (n, arm), group in runs.groupby(["size", "arm"], sort=True):
+        ended, missing = group[group["ended"]], unplaced(runs, arm)
         row = {
             "N": int(n),
             "arm": arm,
-            "runs": len(group),
+            "runs": len(group) + len(missing),
             "ended": len(ended),
             "diverged": int((ended["state"] == "diverged").sum()),
         }
-        curve = _curve(group)
+        curve = None if missing else _curve(group)
         row |= {f"floor/{name}": floor for name in NAMES if (floor := common_floor(group, name)) is not None}
         if curve is not None:
             by_lr = ended.groupby("optimizer.lr")
