@@ -147,11 +147,11 @@ def report_together(paths: Sequence[Path]) -> None:
     sweeps = [load_sweep(path) for path in paths]
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError(f"{paths[0]} is named twice: name different sweeps")
-    judged = [_judged(sweep) for sweep in sweeps]
-    both = together(sweeps)
+    measured, verdicts = zip(*map(judged, sweeps), strict=True)
+    both = together(measured)
     folder = sweeps[0].path / "report"
     folder.mkdir(exist_ok=True)
-    print(write_joint_page(both, table(both.runs), judged, folder / f"{_joint_name(sweeps)}.html"))
+    print(write_joint_page(both, table(both.runs), verdicts, folder / f"{_joint_name(sweeps)}.html"))
 
 
 def _joint_name(sweeps: Sequence[SweepResults]) -> str:
@@ -160,12 +160,15 @@ def _joint_name(sweeps: Sequence[SweepResults]) -> str:
     return name if len(name) <= 100 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _judged(sweep: SweepResults) -> Judged:
+def judged(sweep: SweepResults) -> tuple[SweepResults, Judged]:
+    """Measures what the sweep's claim asks for, and returns the sweep with it and the verdict."""
     try:
-        finding = finding_of(sweep)
-        return Judged(finding.verdict(sweep.runs, sweep.metrics) if finding else None)
+        if not (finding := finding_of(sweep)):
+            return sweep, Judged()
+        sweep = with_measured(sweep, finding.measurements)
+        return sweep, Judged(finding.verdict(sweep.runs, sweep.metrics))
     except ConfigError as fault:
-        return Judged(trouble=str(fault))
+        return sweep, Judged(trouble=str(fault))
 
 
 def report(*paths: Path) -> None:

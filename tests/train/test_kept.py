@@ -10,6 +10,7 @@ from conf.axis import ConfigError
 from tests.train.helpers import TINY, swept, trained
 from train.measure import quantized
 from train.measure.kept import is_measured, measure, with_measured
+from train.report import report
 from train.results.sweep import load_sweep
 from train.runfolder.folder import RunFolder
 
@@ -34,6 +35,18 @@ def test_a_sweep_is_measured_once_as_inspect_does(tmp_path, monkeypatch, capsys)
     # Loaded with the sweep, too, by whatever reads it.
     for runs in (again, load_sweep(folder).runs):
         assert runs[NAMES].to_numpy().tolist() == found[NAMES].to_numpy().tolist()
+
+
+def test_a_joint_report_measures_before_it_judges(tmp_path, capsys):
+    folders = [tmp_path / name for name in ("a", "b")]
+    for seed, folder in enumerate(folders):
+        assert swept(*TINY, f"out={tmp_path}", f"name={folder.name}", f"seed={seed}") == 0
+        file = folder / "sweep.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"finding": "quantization"}))
+    report(*folders)
+    runs = [path for folder in folders for path in folder.glob("*/weights.pt")]
+    assert len(runs) == 2
+    assert all(list(RunFolder(path.parent).measured()) == NAMES for path in runs)
 
 
 def test_a_run_without_weights_is_left_out_and_one_that_is_trained_again_measured_again(tmp_path):

@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.axis import ConfigError
 from train.cli.format import size_label
-from train.findings.own import finding_of
 from train.loggers.mirror import STEP
 from train.loggers.wandb import CONNECT_SECONDS
-from train.report import markdown
+from train.report import judged, markdown
 from train.results.arms import varying, with_arms
 from train.results.sweep import SweepResults
 from train.results.table import cells, table, titles
@@ -95,7 +93,7 @@ def sweep_run(sweep: SweepResults, single: bool = False) -> SweepRun:
     runs["arm"] = runs["arm"].replace("", "all runs")
     columns = varying(sweep.runs)
     settings = {str(arm): jsonable({c: group[c].iloc[0] for c in columns}) for arm, group in runs.groupby("arm")}
-    found, (verdict, trouble) = table(sweep.runs), _judge(sweep)
+    found, (sweep, given) = table(sweep.runs), judged(sweep)
     names = _size_names(sorted(runs["size"].unique()))
     points: dict[str, dict[float, float]] = {arm: {} for arm in settings}
     for row in found.to_dict("records"):
@@ -113,16 +111,10 @@ def sweep_run(sweep: SweepResults, single: bool = False) -> SweepRun:
         "runs_table": (list(listed.columns), jsonable(listed.to_numpy().tolist())),
     }
     steps = int(runs["steps"].max())
-    text = markdown(sweep, found, verdict)
-    return SweepRun(sweep.name, runs, settings, sensitivity, losses, steps, text, verdict, trouble, single, tables)
-
-
-def _judge(sweep: SweepResults) -> tuple[Verdict | None, str | None]:
-    try:
-        finding = finding_of(sweep)
-        return (finding.verdict(sweep.runs, sweep.metrics) if finding else None), None
-    except ConfigError as fault:
-        return None, str(fault)
+    text = markdown(sweep, found, given.verdict)
+    return SweepRun(
+        sweep.name, runs, settings, sensitivity, losses, steps, text, given.verdict, given.trouble, single, tables
+    )
 
 
 def slug(text: str) -> str:
