@@ -1,14 +1,18 @@
 """Samples from the weights of a run."""
 
+import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from conf.axis import ConfigError
-from tests.train.helpers import call, trained
+from tests.train.helpers import call, tiny, trained
 from train.measure.generate import continued, sample
+from train.measure.quantized import losses_of_run
 from train.results.trained import config_of, model_of, objective_of
+from train.run.initial import initial_weights
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +28,29 @@ def test_without_temperature_the_likeliest_token_follows(run):
     for end in (2, 10, 21):
         seen = torch.tensor([found[max(0, end - config.context) : end]])
         assert found[end] == int(model(seen)[0][0, -1].argmax())
+
+
+def test_a_tiny_temperature_takes_the_likeliest_token_too(run):
+    config = config_of(run)
+    model, objective = model_of(run, config), objective_of(config)
+    least, *others = (
+        sample(model, objective, [3, 7], 20, context=config.context, temperature=temperature, seed=0)
+        for temperature in (0.0, 1e-40, 5e-324)
+    )
+    assert others == [least, least]
+
+
+def test_weights_that_are_damaged_or_not_finite_are_refused_in_one_line(tmp_path, capsys, monkeypatch):
+    run = trained(tmp_path, "optimizer.lr=1e10", "qk_norm=none").path
+    assert math.isnan(losses_of_run(run)[0])  # A claim counts it as infinite.
+    for said in ("its weights are not finite: the run diverged at step ", "weights.pt is damaged ("):
+        for what in ("neurons", "hessian", "entropy_bound", "selective"):
+            code, text = call([f"train.{what}", str(run)], capsys, monkeypatch)
+            assert (code, text.count("\n"), said in text) == (2, 1, True), text
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            initial_weights(tiny(f"init_from='{run}'"))
+        weights = run / "weights.pt"
+        weights.write_bytes(weights.read_bytes()[:5000])
 
 
 def test_samples_follow_the_seed_and_the_capped_distribution(run):

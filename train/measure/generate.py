@@ -25,7 +25,8 @@ def sample(
         if temperature == 0:
             found.append(int(logits_V.argmax()))
         else:
-            p_V = torch.softmax(logits_V / temperature, -1)
+            # The largest is 0, and doubles hold any temperature, so that the quotients of a tiny one are 0 and -inf.
+            p_V = torch.softmax((logits_V - logits_V.max()).double() / temperature, -1).float()
             found.append(int(torch.multinomial(p_V, 1, generator=generator)))
     return found
 

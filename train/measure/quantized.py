@@ -145,9 +145,10 @@ def losses(model: GPT, config: Config, batches: list[torch.Tensor], seen: dict[s
 
 
 def losses_of_run(path: Path, rows: bool = False) -> list[float]:
-    """Returns the losses of a trained run for ROUNDINGS. Raises ConfigError if the folder has no trained run."""
+    """Returns the losses of a trained run for ROUNDINGS, NaN where its weights are. Raises ConfigError if the folder
+    has no trained run."""
     config = config_of(path)
-    model = unmapped(model_of(path, config))
+    model = unmapped(model_of(path, config, finite=False))
     batches = validation_of(config)
     return losses(model, config, batches, ranges(model, training_of(config, count=CALIBRATION)), rows)
 

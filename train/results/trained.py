@@ -17,7 +17,7 @@ from models.layers import Linear
 from train.config.compose import from_file
 from train.config.schema import Config
 from train.losses import Objective
-from train.runfolder.folder import require_trained
+from train.runfolder.folder import RunFolder, require_trained
 
 
 def config_of(path: Path | str) -> Config:
@@ -33,10 +33,10 @@ def require_blocks(path: Path, config: Config) -> None:
         raise ConfigError(f"{path}: model.depth=0 has no blocks to measure: choose another run")
 
 
-def model_of(path: Path | str, config: Config) -> GPT:
-    """Loads the model with its final weights, in evaluation mode."""
+def model_of(path: Path | str, config: Config, finite: bool = True) -> GPT:
+    """Loads the model with its final weights, in evaluation mode. Raises ConfigError like `RunFolder.weights`."""
     model = GPT(config, vocab_size=config.data.vocab_size, context=config.context)
-    model.load_state_dict(torch.load(Path(path) / "weights.pt", map_location="cpu", weights_only=True))
+    model.load_state_dict(RunFolder(Path(path)).weights(finite))
     return model.eval()
 
 

@@ -12,17 +12,18 @@ from conf.paths import expanded
 from models.architecture import Architecture
 from models.gpt import GPT
 from train.config.schema import Config
+from train.runfolder.folder import RunFolder
 
 
 def initial_weights(config: Config) -> dict[str, torch.Tensor] | None:
     """Returns the final weights of the run that `init_from` names, or None if it is null.
 
-    Raises ConfigError if there are none, or if they are those of another architecture.
+    Raises ConfigError if there are none, if they are damaged or not finite, or those of another architecture.
     """
     file = initial_file(config)
     if file is None:
         return None
-    weights: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    weights = RunFolder(file.parent).weights()
     with torch.device("meta"):
         model = GPT(
             config,

@@ -26,13 +26,16 @@ from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from conf.axis import ConfigError
 from train.runfolder.files import if_stale, read_json, read_rows, unwritable, write_atomically
 from train.runfolder.provenance import commit, slurm_task
+
+if TYPE_CHECKING:
+    import torch
 
 ENDED = ("finished", "diverged")
 
@@ -92,6 +95,22 @@ def require_trained(paths: Iterable[Path]) -> None:
         require_format([RunFolder(path)], path)
 
 
+def damage_of(path: Path) -> str | None:
+    """Returns what is wrong with a file of tensors, None if it is sound.
+
+    The zip checksums are tested explicitly, because torch.load ignores them and would load altered tensors.
+    """
+    import torch
+
+    try:
+        with zipfile.ZipFile(path) as file:
+            damage = file.testzip()
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        damage = " ".join(str(error).split())[:120]
+    return damage
+
+
 class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -146,23 +165,26 @@ class RunFolder:
         )
 
     def sound_checkpoint(self) -> Path | None:
-        """Returns the checkpoint to resume from, or None. Raises ConfigError if the file is damaged.
-
-        The zip checksums are tested explicitly, because torch.load ignores them and would load altered tensors.
-        """
-        import torch
-
+        """Returns the checkpoint to resume from, or None. Raises ConfigError if the file is damaged."""
         if not self.checkpoint.exists():
             return None
-        try:
-            with zipfile.ZipFile(self.checkpoint) as file:
-                damage = file.testzip()
-            torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        except (zipfile.BadZipFile, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            damage = " ".join(str(error).split())[:120]
-        if damage:
+        if damage := damage_of(self.checkpoint):
             raise ConfigError(f"{self.checkpoint} is damaged ({damage}): delete it to train the run from its start")
         return self.checkpoint
+
+    def weights(self, finite: bool = True) -> dict[str, torch.Tensor]:
+        """Returns the final weights. Raises ConfigError if they are damaged or, with `finite`, not all finite."""
+        import torch
+
+        path = self.path / "weights.pt"
+        if damage := damage_of(path):
+            raise ConfigError(f"{path} is damaged ({damage}): delete the folder to train the run again")
+        found: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        if finite and not all(bool(weight.isfinite().all()) for weight in found.values()):
+            step = self.summary().get("diverged_step")
+            when = "" if step is None else f" at step {step}"
+            raise ConfigError(f"{path}: its weights are not finite: the run diverged{when}: choose one that finished")
+        return found
 
     def clear(self) -> None:
         """Deletes what an earlier training wrote. The log stays, which a sweep's process has opened."""
