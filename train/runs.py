@@ -25,7 +25,7 @@ from conf.axis import ConfigError
 from train.cli.format import number
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import Paragraphs, Parser, exit_with, table_console
-from train.results.listing import Condition, Row, column, condition, is_condition, ordered, rows_in, shown
+from train.results.listing import DAMAGED, Condition, Row, column, condition, is_condition, ordered, rows_in, shown
 from train.runfolder.find import sweeps_around
 from train.runfolder.folder import RunFolder, is_run
 
@@ -139,6 +139,9 @@ def compare(words: Sequence[str]) -> None:
     console = table_console()
     console.print(f"A  {a}\nB  {b}\n", markup=False)
     ours, theirs = rows_in([a]), rows_in([b])
+    for row in (*ours, *theirs):
+        if row["state"] == DAMAGED:
+            raise ConfigError(row["reason"])
     if fields := comparison.differences(ours, theirs):
         _print(["differs in", "A", "B"], fields, left=("differs in", "A", "B"))
     else:

@@ -215,8 +215,12 @@ def test_folders_of_others_are_no_runs_and_never_deleted(tmp_path, capsys, monke
 
 def test_a_damaged_config_is_one_line_that_names_the_file(tmp_path, capsys, monkeypatch):
     run = trained(tmp_path, "steps=2", "watch_every=1").path
-    (run / "config.yaml").write_text("steps: [1")
-    for command in (["train.runs", str(tmp_path)], ["train.report", str(run)]):
-        code, said = call(command, capsys, monkeypatch)
-        assert code == 2
-        assert f"{run}/config.yaml, line" in said
+    sound = trained(tmp_path, "steps=2", "watch_every=1", "seed=1").path
+    for text, fault in (("steps: [1", f"{run}/config.yaml, line"), ("", f"{run}/config.yaml is empty: delete the run")):
+        (run / "config.yaml").write_text(text)
+        for command in (["train.report", str(run)], ["train.runs", "compare", str(run), str(sound)]):
+            code, said = call(command, capsys, monkeypatch)
+            assert code == 2
+            assert fault in said
+        code, said = call(["train.runs", str(tmp_path)], capsys, monkeypatch)
+        assert (code, said.splitlines()[-1]) == (0, "2 runs: 1 damaged config, 1 finished")

@@ -20,6 +20,9 @@ from train.runfolder.folder import RunFolder
 
 Row = dict[str, Any]
 
+DAMAGED = "damaged config"
+"""State of a run whose config.yaml can't be read."""
+
 ALIASES = {short: key for key, short in SHORT.items() if short and not short.endswith("_") and key.count(".")} | {
     "loss": "validation/loss",
     "name": "run",
@@ -36,7 +39,7 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
 def rows_in(folders: Iterable[Path]) -> list[Row]:
     """Returns one row per run: run, path, sweep, arm, state, config, summary and the seconds since 1970 of its end.
 
-    Raises ConfigError if a folder has no runs or a config can't be read.
+    A run whose config can't be read has the state DAMAGED. Raises ConfigError if a folder has no runs.
     """
     paths = dict.fromkeys(path for folder in folders for path in run_folders(folder))
     arms = {sweep: _arms(sweep) for sweep in {path.parent for path in paths}}
@@ -53,7 +56,11 @@ def _row(path: Path, arms: Mapping[str, str] | None) -> Row:
     folder = RunFolder(path)
     row = {"run": path.name, "path": str(path), "sweep": None if arms is None else path.parent.name}
     row["arm"] = (arms or {}).get(path.name)
-    return row | row_of(folder, None) | {"time": folder.status().get("time")}
+    try:
+        found = row_of(folder, None)
+    except ConfigError as fault:
+        found = {"state": DAMAGED, "reason": str(fault)}
+    return row | found | {"time": folder.status().get("time")}
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,10 @@ def _arm(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def row_of(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns the row of a run in `SweepResults.runs`. Raises ConfigError if its config.yaml is damaged.
+
+    `planned` is the config of a run that has none yet.
+    """
     state, summary, status = folder.state(), folder.summary(), folder.status()
     if not folder.path.is_dir():
         state = "missing"
@@ -205,6 +209,8 @@ def row_of(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
             from train.config.messages import yaml_fault  # loads torch
 
             raise yaml_fault(error, path) from None
+        if not isinstance(config, dict):
+            raise ConfigError(f"{path} {'is no config' if config else 'is empty'}: delete the run, to train it again")
     return {
         "run": folder.path.name,
         **flat(config),
