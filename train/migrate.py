@@ -51,9 +51,11 @@ def migrate(folder: Path) -> None:
     Raises ConfigError before writing anything if there is no run, a run is training, or a new name is taken.
     """
     runs = [_planned(path) for path in run_folders(folder)]
+    taken: dict[Path, Path] = {}
     for run in runs:
-        if run.target != run.folder.path and run.target.exists():
-            raise ConfigError(f"{run.folder.path} and {run.target} are the same run: remove one of them")
+        other = run.target if run.target.exists() else taken.setdefault(run.target, run.folder.path)
+        if other != run.folder.path:
+            raise ConfigError(f"{run.folder.path} and {other} are the same run: remove one of them")
     earlier = [run for run in runs if run.is_earlier]
     for parent in {run.folder.path.parent for run in earlier}:
         if (parent / "sweep.json").exists():  # Otherwise a folder report/ there is the user's.

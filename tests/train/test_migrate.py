@@ -190,6 +190,16 @@ def test_what_was_made_of_the_old_files_is_removed(sweep):
     assert "train/loss" in (run.path / "metrics.csv").read_text().splitlines()[0].split(",")
 
 
+def test_copies_of_a_run_under_other_names_are_refused_before_anything_is_written(sweep):
+    run = run_of(sweep, FINISHED).path
+    shutil.copytree(run, sweep / f"b-{FINISHED}")
+    run.rename(sweep / f"a-{FINISHED}")
+    before = contents(sweep)
+    with pytest.raises(ConfigError, match=rf"b-{FINISHED} and .*/a-{FINISHED} are the same run: remove one"):
+        migrate(sweep)
+    assert contents(sweep) == before
+
+
 def test_a_folder_beside_single_runs_is_left_alone(sweep, tmp_path):
     run_of(sweep, FINISHED).path.rename(tmp_path / "run")
     (tmp_path / "report").mkdir()
