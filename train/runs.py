@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -191,15 +192,27 @@ def delete(words: Sequence[str], sure: bool) -> None:
     size = sum(f.stat().st_size for p in paths for f in p.rglob("*") if f.is_file())
     what = f"{len(paths)} runs ({size / 1e6:.1f} MB)" + (f" and {len(sweeps)} sweep folders" if sweeps else "")
     if not sure:
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise ConfigError(f"would delete {what}: add --yes")
         print("\n".join(map(str, paths[:10])) + ("\n..." if len(paths) > 10 else ""))
-        if input(f"delete {what}? [y/N] ").strip().lower() not in ("y", "yes"):
+        if not _agreed(f"delete {what}? [y/N] "):
             print("nothing deleted")
             return
     for path in (*paths, *sweeps):
         shutil.rmtree(path, ignore_errors=path in sweeps)
     print(f"deleted {what}")
+
+
+def _agreed(question: str) -> bool:
+    """Returns whether the user answers yes. The end of input is a no, and Ctrl-C ends the command."""
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        print()
+        return False
+    except KeyboardInterrupt:
+        print("\nnothing deleted")
+        sys.exit(128 + signal.SIGINT)
 
 
 def main() -> None:

@@ -1,6 +1,11 @@
 """Lists, compares and deletes runs that were trained for real."""
 
 import json
+import os
+import pty
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -195,6 +200,29 @@ def test_runs_that_another_sweep_uses_are_not_deleted(tmp_path, capsys, monkeypa
     assert code == 2
     assert "runs/two uses 1 of these runs" in said
     assert len(list(Path("runs").glob("*/*/weights.pt"))) == 2
+
+
+@pytest.mark.parametrize(("answer", "code"), [("\x04", 0), (None, 130), ("no\n", 0), ("yes\n", 0)])
+def test_deletes_only_what_the_user_agrees_to(tmp_path, answer, code):
+    """Ctrl-D ends the input, and Ctrl-C, here None, is a signal."""
+    run = trained(tmp_path, "steps=2", "watch_every=1").path
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "train.runs", "delete", str(run)]
+    asked = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, text=True)
+    said = "".join(iter(lambda: asked.stdout.read(1), "]"))
+    os.write(ours, answer.encode()) if answer else asked.send_signal(signal.SIGINT)
+    said += asked.communicate(timeout=60)[0]
+    os.close(ours)
+    os.close(theirs)
+    assert (asked.returncode, run.exists()) == (code, answer != "yes\n")
+    assert ("nothing deleted" if run.exists() else "deleted 1 runs") in said
+
+
+def test_without_standard_input_delete_asks_for_yes(tmp_path, capsys, monkeypatch):
+    run = trained(tmp_path, "steps=2", "watch_every=1").path
+    monkeypatch.setattr(sys, "stdin", None)
+    code, said = call(["train.runs", "delete", str(run)], capsys, monkeypatch)
+    assert (code, "would delete 1 runs" in said, run.exists()) == (2, True, True)
 
 
 def test_folders_of_others_are_no_runs_and_never_deleted(tmp_path, capsys, monkeypatch):
