@@ -27,7 +27,7 @@ from train.cli.format import number
 from train.cli.tables import plain_table, print_table
 from train.cli.terminal import Paragraphs, Parser, exit_with, table_console
 from train.results.listing import DAMAGED, Condition, Row, column, condition, is_condition, ordered, rows_in, shown
-from train.runfolder.find import sweeps_around
+from train.runfolder.find import runs_inside, sweeps_around
 from train.runfolder.folder import RunFolder, is_run
 
 OUT = Path("runs")
@@ -172,9 +172,11 @@ def delete(words: Sequence[str], sure: bool) -> None:
     """
     if not words:
         raise ConfigError("delete: name runs or sweeps, or give conditions such as state=failed")
-    paths = [Path(str(row["path"])) for row in selected(words)[0]]
     whole = [] if any(map(is_condition, words)) else [located(w).resolve() for w in words]
     sweeps = [path for path in whole if (path / "sweep.json").exists()]
+    unstarted = [path for path in sweeps if not runs_inside(path)]
+    having = [str(path) for path in whole if path not in unstarted] if whole else words
+    paths = [Path(str(row["path"])) for row in selected(having)[0]] if having else []
     paths = [p for p in paths if not sweeps or any(p.is_relative_to(s) for s in whole)]
     for path in paths:
         if not RunFolder(path).status():
@@ -194,7 +196,7 @@ def delete(words: Sequence[str], sure: bool) -> None:
     if not sure:
         if sys.stdin is None or not sys.stdin.isatty():
             raise ConfigError(f"would delete {what}: add --yes")
-        print("\n".join(map(str, paths[:10])) + ("\n..." if len(paths) > 10 else ""))
+        print("\n".join(map(str, [*paths, *unstarted][:10])) + ("\n..." if len(paths) > 10 else ""))
         if not _agreed(f"delete {what}? [y/N] "):
             print("nothing deleted")
             return

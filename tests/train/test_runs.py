@@ -225,6 +225,18 @@ def test_without_standard_input_delete_asks_for_yes(tmp_path, capsys, monkeypatc
     assert (code, "would delete 1 runs" in said, run.exists()) == (2, True, True)
 
 
+def test_a_sweep_whose_runs_never_started_is_named_and_deleted(tmp_path, capsys, monkeypatch):
+    run = trained(tmp_path, "steps=2", "watch_every=1").path
+    sweep = tmp_path / "never"
+    sweep.mkdir()
+    (sweep / "sweep.json").write_text(json.dumps({"name": "never", "runs": [{"folder": "a"}, {"folder": "b"}]}))
+    code, said = call(["train.runs", str(sweep)], capsys, monkeypatch)
+    assert (code, "never is a sweep of 2 planned runs, and none has started" in said) == (2, True)
+    code, said = call(["train.runs", "delete", str(sweep), "--yes"], capsys, monkeypatch)
+    assert (code, said) == (0, "deleted 0 runs (0.0 MB) and 1 sweep folders\n")
+    assert (sweep.exists(), run.exists()) == (False, True)
+
+
 def test_folders_of_others_are_no_runs_and_never_deleted(tmp_path, capsys, monkeypatch):
     """A config.yaml can be anyone's, such as that of a project's conf/."""
     for name in ("conf", "proj/data", "notes-0123abcd"):

@@ -19,14 +19,24 @@ def run_folders(folder: Path) -> list[Path]:
 
     Raises ConfigError if there are none.
     """
+    if runs := runs_inside(folder):
+        return runs
+    if planned := read_json(folder / "sweep.json").get("runs"):
+        raise ConfigError(
+            f"{folder} is a sweep of {len(planned)} planned runs, and none has started: start it again with stabilab "
+            f"sweep, or delete it with stabilab runs delete {folder}"
+        )
+    raise ConfigError(f"{folder} has no runs: give a run folder, a sweep folder, or a folder of sweeps")
+
+
+def runs_inside(folder: Path) -> list[Path]:
+    """Returns the same as `run_folders`, [] if there are none."""
     found = [p.parent for depth in ("", "*/", "*/*/") for p in folder.glob(f"{depth}config.yaml")]
     inside = [
         path for path in found if HASHED.search(path.resolve().name) or any((path / name).exists() for name in OURS)
     ]
     listed = [folder / run["folder"] for run in read_json(folder / "sweep.json").get("runs", [])]
     shared = [path for path in listed if (path / "config.yaml").exists()]
-    if not inside and not shared:
-        raise ConfigError(f"{folder} has no runs: give a run folder, a sweep folder, or a folder of sweeps")
     return sorted({path.resolve() for path in (*inside, *shared)})
 
 
