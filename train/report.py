@@ -53,7 +53,7 @@ def markdown(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None) 
     lines += ["| " + " | ".join(map(escaped, row)) + " |" for row in cells(found)]
     lines += ["", *(f"- {note}" for note in (verdict.notes if verdict else ()))]
     lines += [f"- {stopped}"] if not verdict and (stopped := stopped_text(sweep.runs)) else []
-    lines += [f"- {left_out}"] if (left_out := sweep.left_out()) else []
+    lines += [f"- {escaped(left_out)}"] if (left_out := sweep.left_out()) else []
     return "\n".join(lines).rstrip() + "\n"
 
 

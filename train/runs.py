@@ -18,6 +18,7 @@ import math
 import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -80,15 +81,16 @@ def list_runs(words: Sequence[str], sort: str | None, reverse: bool, as_json: bo
         return
     asked = dict.fromkeys([*(c.key for c in conditions), by])
     of_sweeps = [key for key in ("arm", "sweep") if len({row[key] for row in rows}) > 1]
+    of_sweeps += ["reason"] if any(row.get("reason") for row in rows) else []
     varying = [key for key in asked if key not in COLUMNS and len({shown(row.get(key)) for row in rows}) > 1]
     titles = COLUMNS | {key: key.removesuffix(".name") for key in (*of_sweeps, *varying)}
     cells = [[_cell(key, row.get(key)) for key in titles] for row in rows]
     _print(
         titles.values(),
         cells,
-        left=("run", "state", "arm", "sweep"),
+        left=("run", "state", "arm", "sweep", "reason"),
         name="run",
-        less=("written", "max logit", "sweep"),
+        less=("written", "max logit", "sweep", "reason"),
     )
     print(f"{len(rows)} runs: {_counts(rows)}")
 
@@ -122,6 +124,8 @@ def _plain(value: object) -> object:
 def _cell(key: str, value: object) -> str:
     if value is None:
         return "-"
+    if key == "reason":
+        return textwrap.shorten(str(value), 60, placeholder=" ...")
     if key == "time" and isinstance(value, float):
         return time.strftime("%m-%d %H:%M", time.localtime(value))
     return number(value) if key in ("validation/loss", "logit_max") else shown(value)

@@ -1,4 +1,5 @@
 import dataclasses
+import html
 import itertools
 import json
 import math
@@ -217,6 +218,18 @@ def test_unended_runs_are_listed_and_left_out(folder):
     assert found.loc[(24_576, "qk_norm=none"), "ended"] == 4
     assert math.isnan(found.loc[(24_576, "qk_norm=none"), "lr_sensitivity"])
     assert found.loc[(98_304, "qk_norm=none"), "lr_sensitivity"] == pytest.approx(0.5512)
+
+
+def test_why_a_run_failed_is_said_wherever_it_is_left_out(folder, capsys, monkeypatch):
+    monkeypatch.setattr("train.report.save", lambda figure, stem: None)
+    run = make(folder, finding=None, states={1: "failed"}) / "mini-w32-d2-none-lr0.01-seed0"
+    RunFolder(run).set_status("failed", reason="RuntimeError: x <b>\n[red]")
+    report(folder)
+    why = f"{run.name} (failed: RuntimeError: x <b> [red])"
+    assert f"Left out, 1 of 30 runs: {why}" in capsys.readouterr().out
+    assert f"Left out, 1 of 30 runs: {why.replace('<', chr(92) + '<')}" in (folder / "report/table.md").read_text()
+    assert html.escape(why) in (folder / "report/report.html").read_text()
+    assert pd.read_csv(folder / "report/runs.csv")["reason"].dropna().tolist() == ["RuntimeError: x <b> [red]"]
 
 
 def test_table(folder):

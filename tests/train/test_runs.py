@@ -90,6 +90,15 @@ def test_cut(room, expected):
     assert cut("mini-w64-d2-qk_none-1a2b3c4d", room) == expected
 
 
+def test_says_why_a_run_has_no_result(tmp_path, capsys, monkeypatch):
+    run = trained(tmp_path, "steps=2", "watch_every=1")
+    run.set_status("failed", reason="RuntimeError: out of memory")
+    said = call(["train.runs", str(tmp_path), "state=failed"], capsys, monkeypatch)[1]
+    assert said.splitlines()[1].split(maxsplit=6)[-1].strip().endswith("RuntimeError: out of memory")
+    said = call(["train.runs", str(tmp_path), "--json"], capsys, monkeypatch)[1]
+    assert json.loads(said)[0]["reason"] == "RuntimeError: out of memory"
+
+
 def test_compares_runs(kept, capsys, monkeypatch):
     first, second = (next(kept.glob(f"*-lr{lr}-*")) for lr in ("0.01-s0", "0.03-s1"))
     a, b = rows_in([first]), rows_in([second])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,10 +60,10 @@ class SweepResults:
     runs: pd.DataFrame
     """One row per run of the sweep.
 
-    The columns are `run`, `state`, `ended` (whether it has a result, which may be an estimate), the config
-    (`optimizer.lr`, ...) and the summary (`N`, `validation/loss`, ..., `final.<metric>`). `size` is the smallest N
-    among runs of the same shape, so that arms with a few extra parameters share it. `arm` exists if the experiment
-    names its arms.
+    The columns are `run`, `state`, `ended` (whether it has a result, which may be an estimate), `reason` (why it has
+    none), the config (`optimizer.lr`, ...) and the summary (`N`, `validation/loss`, ..., `final.<metric>`). `size` is
+    the smallest N among runs of the same shape, so that arms with a few extra parameters share it. `arm` exists if the
+    experiment names its arms.
     """
     metrics: Metrics
     claim: Mapping[str, Any] | None = None
@@ -95,7 +96,7 @@ class SweepResults:
     def left_out(self) -> str | None:
         """Returns one line that lists the runs without a result and their states, or None."""
         rest = self.runs[~self.runs["ended"]]
-        names = [f"{run} ({state})" for run, state in zip(rest["run"], rest["state"], strict=True)]
+        names = with_reasons(rest)
         return f"Left out, {len(rest)} of {len(self.runs)} runs: {', '.join(names)}" if names else None
 
 
@@ -119,6 +120,12 @@ def load_sweep(path: Path | str) -> SweepResults:
         path, listed.get("name", path.name), listed.get("finding"), runs, Metrics({f.path.name: f for f in folders}),
         listed.get("claim"),
     )  # fmt: skip
+
+
+def with_reasons(runs: pd.DataFrame) -> list[str]:
+    """Returns the names of runs without a result, each with its state and what is known about why."""
+    found = runs.reindex(columns=["run", "state", "reason"]).fillna("").itertuples(index=False)
+    return [f"{run} ({state}{': ' if reason else ''}{reason})" for run, state, reason in found]
 
 
 def load_run(path: Path) -> SweepResults:
@@ -218,6 +225,7 @@ def row_of(folder: RunFolder, planned: dict[str, Any] | None) -> dict[str, Any]:
         **folder.measured(),
         "state": state,
         "ended": state in ENDED,
+        "reason": textwrap.shorten(status.get("reason") or "", 200, placeholder=" ...") or None,
         "started": began(status),
         "commit": status.get("commit"),
         "versions": ", ".join(f"{name} {version}" for name, version in status.get("versions", {}).items()),

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 from train.results.page.curves import BUDGET, curves
 from train.results.page.payload import facts, payload, provenance, with_curves
 from train.results.stopped import stopped_text
+from train.results.sweep import SweepResults, with_reasons
 from train.results.verdict import KINDS, Verdict
 from train.runfolder.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from train.results.sweep import SweepResults
 
 HERE = Path(__file__).parent
 SCRIPTS = ("core.js", "zoom.js", "save.js", "chart.js", "heatmap.js", "rates.js", "run.js", "table.js", "start.js")
@@ -69,13 +68,12 @@ def write_joint_page(sweep: SweepResults, found: pd.DataFrame, judged: Sequence[
 
 
 def _left_out(runs: pd.DataFrame) -> dict[str, Any] | None:
-    """Returns the runs without a result and a line that counts them by state, or None if all ended."""
+    """Returns the runs without a result, with reasons, and a line that counts them by state, or None if all ended."""
     rest = runs[~runs["ended"].astype(bool)]
     if rest.empty:
         return None
     states = ", ".join(f"{count} {state}" for state, count in rest["state"].value_counts().items())
-    names = [f"{run} ({state})" for run, state in zip(rest["run"], rest["state"], strict=True)]
-    return {"summary": f"Left out: {len(rest)} of {len(runs)} runs ({states})", "runs": names}
+    return {"summary": f"Left out: {len(rest)} of {len(runs)} runs ({states})", "runs": with_reasons(rest)}
 
 
 def write_run_page(path: Path, run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Path:

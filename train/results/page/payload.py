@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     ("run", "run", "words", "run folder"),
-    ("state", "state", "words", "finished, diverged, stopped early, or why the run has no result"),
+    ("state", "state", "words", "finished, diverged, stopped early, or without a result; Left out says why"),
     ("N", "N", "size", "parameters, without embedding and head"),
     ("arm", "arm", "words", "settings that distinguish the run from others of its size"),
     ("optimizer.lr", "LR", "exact", "peak learning rate"),
