@@ -22,7 +22,7 @@ from train.results.style import save
 from train.results.sweep import Metrics, SweepResults, load_sweep, row_of, together
 from train.results.table import cells, table, titles
 from train.results.verdict import COLOURS, Verdict
-from train.runfolder.files import write_atomically
+from train.runfolder.files import read_json, write_atomically
 from train.runfolder.folder import RunFolder, is_run, require_format
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def write_report(sweep: SweepResults) -> Verdict | None:
                 figures = finding.draw(sweep.runs, sweep.metrics, verdict.headline)
     except ConfigError as fault:
         trouble = str(fault)
+    former = {"loss_against_lr", *read_json(folder / "verdict.json").get("figures", ())}
     write_atomically(folder / "runs.csv", sweep.runs.to_csv(index=False))
     write_atomically(folder / "table.csv", found.to_csv(index=False))
     write_atomically(folder / "table.md", markdown(sweep, found, verdict))
@@ -89,11 +90,19 @@ def write_report(sweep: SweepResults) -> Verdict | None:
         (folder / "verdict.json").unlink(missing_ok=True)
     for name, figure in figures.items():
         save(figure, folder / name)
-    write_page(sweep, found, verdict, trouble)
+    for name in former - figures.keys():
+        for file in _files_of(folder / name):
+            file.unlink(missing_ok=True)
+    page = write_page(sweep, found, verdict, trouble)
     print_report(sweep, found, verdict, trouble)
-    files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    table_console(markup=False).print(in_folder(files))
+    names = ["runs.csv", "table.csv", "table.md", *(["verdict.json"] if verdict else [])]
+    drawn = [file for name in figures for file in _files_of(folder / name)]
+    table_console(markup=False).print(in_folder(sorted([page, *drawn, *(folder / name for name in names)])))
     return verdict
+
+
+def _files_of(figure: Path) -> list[Path]:
+    return [figure.with_suffix(suffix) for suffix in (".pdf", ".png")]
 
 
 def print_report(sweep: SweepResults, found: pd.DataFrame, verdict: Verdict | None, trouble: str | None) -> None:

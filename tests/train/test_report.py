@@ -331,6 +331,19 @@ def test_report_before_any_run_ended(folder, capsys):
     assert not list((folder / "report").glob("*.png"))
 
 
+def test_a_report_lists_what_it_wrote_and_deletes_its_figures_that_are_no_longer_drawn(folder, capsys):
+    report(make(folder, finding=None, extra=("steps=20",)))
+    listed = "loss_against_lr.pdf, loss_against_lr.png, report.html, runs.csv, table.csv, table.md"
+    assert capsys.readouterr().out.splitlines()[-1] == f"{folder / 'report'}: {listed}"
+    for name in ("a+b.html", "mine.png", "report.html.999.tmp"):
+        (folder / "report" / name).write_text("of others")
+    for status in folder.glob("*/status.json"):
+        RunFolder(status.parent).set_status("running")
+    report(folder)
+    assert capsys.readouterr().out.splitlines()[-1] == f"{folder / 'report'}: {listed.partition('png, ')[2]}"
+    assert sorted(p.name for p in (folder / "report").iterdir() if p.suffix in (".pdf", ".png")) == ["mine.png"]
+
+
 def test_a_sweep_that_conf_does_not_know_any_more(folder):
     folder.mkdir()
     runs = [{"folder": "a", "overrides": ["no.such.key=1"]}]
