@@ -73,7 +73,7 @@ def prepared_name(config: DataConfig) -> str:
 def _keep_traceback(path: Path, error: BaseException) -> str:
     """Writes the traceback of an unexpected error, and returns a note of the file for the message."""
     try:
-        path.write_text("".join(traceback.format_exception(error)))
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     except OSError:
         return ""
     return f" (traceback in {path})"

@@ -150,7 +150,7 @@ def from_documents(generator: Callable[..., Iterator[str | Counter[str]]], work:
             cache_dir=str(work),
             gen_kwargs={"generator": generator, "arguments": arguments, "counts": str(counts)},
         )
-    return Documents(rows, json.loads(counts.read_text()))
+    return Documents(rows, json.loads(counts.read_text(encoding="utf-8")))
 
 
 @contextmanager
@@ -175,7 +175,7 @@ def _rows(generator: Any, arguments: dict[str, Any], counts: str | None = None) 
         else:
             found["blank documents skipped"] += 1
     if counts is not None:
-        Path(counts).write_text(json.dumps(+found))
+        Path(counts).write_text(json.dumps(+found), encoding="utf-8")
 
 
 def split_by_hash(found: Documents, what: str) -> Corpus:

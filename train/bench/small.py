@@ -134,7 +134,7 @@ def start_seconds(width: int) -> float:
         while pool.waiting or pool.running:
             pool.step()
             for path in (run.metrics_path for run in runs):
-                if path not in first and path.exists() and '"step": 0,' in path.read_text():
+                if path not in first and path.exists() and '"step": 0,' in path.read_text(encoding="utf-8"):
                     first[path] = time.time()
             pool.wait(0.005)
         ends = [run.status()["time"] for run in runs]

@@ -140,7 +140,7 @@ class Estimator:
 
 def _rows(name: str) -> list[dict[str, Any]]:
     """Returns the measurements in a file of train.bench."""
-    of_models = [v for v in json.loads((MEASURED / f"{name}.json").read_text()).values() if isinstance(v, dict)]
+    of_models = [v for v in json.loads((MEASURED / f"{name}.json").read_text("utf-8")).values() if isinstance(v, dict)]
     return of_models[0]["axes" if name == "axes" else "rules"]
 
 

@@ -31,8 +31,9 @@ def exit_with(action: Callable[[], None]) -> None:
     interruption.
     """
     for stream in (sys.stdout, sys.stderr):
-        # A terminal or pipe without UTF-8 shows ? for other characters, instead of ending the command.
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        # A terminal or pipe without UTF-8 shows ? for other characters, instead of ending the command. In the locale C
+        # standard output escapes bytes that it can't read, and ends it too.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")
     try:
         action()

@@ -81,8 +81,8 @@ def default_choices() -> Mapping[str, str]:
     """Returns the default choice of each group, from conf/config.yaml."""
     import yaml
 
-    entries = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]  # Names alone: no need of OmegaConf.
-    return {k: v for entry in entries if isinstance(entry, dict) for k, v in entry.items()}
+    values = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))  # Names alone: no need of OmegaConf.
+    return {k: v for entry in values["defaults"] if isinstance(entry, dict) for k, v in entry.items()}
 
 
 @cache
@@ -101,7 +101,7 @@ def size(name: str) -> Mapping[str, Any] | None:
 
 def comment(name: str) -> str:
     """Returns the comment at the top of a file in conf/."""
-    lines = file(name).read_text().removeprefix(HEADER).strip().splitlines()
+    lines = file(name).read_text(encoding="utf-8").removeprefix(HEADER).strip().splitlines()
     return " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 

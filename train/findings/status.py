@@ -21,7 +21,7 @@ RUNS = SHIPPED.with_name("runs.csv.gz")
 
 def shipped() -> dict[str, dict[str, Any]]:
     """Returns verdict, checks and notes of each finding that our own sweeps have judged, by name."""
-    found: dict[str, dict[str, Any]] = json.loads(SHIPPED.read_text())
+    found: dict[str, dict[str, Any]] = json.loads(SHIPPED.read_text(encoding="utf-8"))
     return found
 
 

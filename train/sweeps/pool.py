@@ -110,7 +110,7 @@ def _work(values: Sequence[dict[str, Any]], parent: Path, gpu: str | None, patie
         for config in configs[1:]:
             path = parent / config.run_name() / "log.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as other:
+            with path.open("a", encoding="utf-8") as other:
                 other.write(f"trains in one process with {folder.path.name}: see its log.txt\n")
     if len(configs) > 1:
         from train.run.packed import train_pack

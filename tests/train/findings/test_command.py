@@ -1,6 +1,9 @@
 """`stabilab findings`, its list, and the verdicts that the documentation collects from the same sweeps."""
 
 import json
+import os
+import subprocess
+import sys
 from datetime import datetime
 
 import pandas as pd
@@ -128,3 +131,14 @@ def test_a_second_draw_is_kept_beside_a_verdict_whose_runs_are_elsewhere(tmp_pat
     found = json.loads((tmp_path / "verdicts.json").read_text())["qk_norm"]
     assert found | {"again": before} == shipped
     assert found["again"] == [f"textmix, seeds 40, {sizes}: not testable at this scale", before[0]]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["train.findings"], "qk_norm"), (["train", "--help", "attention"], "Veli?kovi?")]
+)
+def test_a_locale_without_utf_8_shows_what_it_can(tmp_path, words, said):
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", *words, *([] if "--help" in words else [f"out={tmp_path}"])]
+    done = subprocess.run(command, env=os.environ | plain, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert said in done.stdout
