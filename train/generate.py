@@ -7,9 +7,8 @@ of 100k parameters writes words without sense. What counts is that they look lik
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-from train.cli.terminal import Parser, exit_with
+from train.cli.terminal import Parser, exit_with, named_folder
 from train.runfolder.folder import require_trained
 
 
@@ -29,7 +28,7 @@ def temperature(text: str) -> float:
 
 def main() -> None:
     parser = Parser(prog="stabilab generate", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of an ended run on text")
+    parser.add_argument("run", type=named_folder, help="folder of an ended run on text")
     parser.add_argument("text", nargs="?", default="", help="what to continue; by default a new document")
     parser.add_argument("-n", "--tokens", type=count, default=300, help="tokens to add (default: 300)")
     parser.add_argument("--temperature", type=temperature, default=1.0, help="0 takes the likeliest token (default: 1)")

@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from pathlib import Path
 
-from train.cli.terminal import Paragraphs, Parser, exit_with
+from train.cli.terminal import Paragraphs, Parser, exit_with, named_folder
 from train.runfolder.folder import require_trained
 
 MEASUREMENTS = {
@@ -34,7 +33,7 @@ def measure_runs(what: str, doc: str | None, show: str = "print_found", runs: st
     have ended.
     """
     parser = Parser(prog=f"stabilab inspect {what}", description=doc)
-    parser.add_argument("runs", type=Path, nargs="+", help=runs)
+    parser.add_argument("runs", type=named_folder, nargs="+", help=runs)
     paths = parser.parse_args().runs
 
     def action() -> None:

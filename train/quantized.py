@@ -13,15 +13,13 @@ the run's validation. Changes are relative to fp32.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from train.cli.terminal import Parser, exit_with
+from train.cli.terminal import Parser, exit_with, named_folder
 from train.runfolder.folder import require_trained
 
 
 def main() -> None:
     parser = Parser(prog="stabilab inspect quantized", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of ended runs")
+    parser.add_argument("runs", type=named_folder, nargs="+", help="folders of ended runs")
     parser.add_argument("--rows", action="store_true", help="scale the weights of each row by themselves")
     given = parser.parse_args()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from conf.axis import ConfigError
 from train.cli.tables import in_folder, plain_table, print_table
-from train.cli.terminal import Parser, exit_with, say, table_console
+from train.cli.terminal import Parser, exit_with, named_folder, say, table_console
 from train.findings.own import finding_of
 from train.measure.kept import with_measured
 from train.results.arms import with_arms
@@ -191,7 +191,9 @@ def report(*paths: Path) -> None:
 
 def main() -> None:
     parser = Parser(prog="stabilab report", description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="+", help="sweep folder, run folder, or sweeps to show on one page")
+    parser.add_argument(
+        "folder", type=named_folder, nargs="+", help="sweep folder, run folder, or sweeps to show on one page"
+    )
     folders = parser.parse_args().folder
     exit_with(lambda: report(*folders))
 

@@ -282,6 +282,21 @@ def test_wandb_workspaces_reads_back_what_it_wrote(made):
     assert after["settings"] == before["settings"]
 
 
+def test_a_file_that_cannot_be_written_is_named_by_its_option(made, tmp_path, capsys, monkeypatch):
+    said = refused(capsys, monkeypatch, made.sweep.path, "--json", tmp_path)
+    assert said == f"--json {tmp_path}: Is a directory: choose a file that can be written\n"
+
+
+def test_the_run_of_the_sweep_is_written_once_and_named(made, written, tmp_path, monkeypatch, capsys):
+    (own,) = made.sweep.path.glob("wandb/offline-run-*")
+    said = f"run of the sweep      {own}, send it with `wandb sync`"
+    assert said in written[1]
+    monkeypatch.setattr(sys, "argv", ["dashboard", str(made.sweep.path), "--json", str(tmp_path / "views.json")])
+    main()
+    assert said in capsys.readouterr().out
+    assert list(made.sweep.path.glob("wandb/offline-run-*")) == [own]
+
+
 def test_one_run_has_a_dashboard_of_its_own(made, tmp_path, monkeypatch, capsys):
     name = made.sweep.runs["run"][0]
     monkeypatch.setattr(sys, "argv", ["dashboard", str(made.sweep.path / name), "--json", str(tmp_path / "views.json")])

@@ -417,6 +417,28 @@ def test_two_sweeps_on_one_page(tmp_path, capsys):
             report(*paths)
 
 
+def test_an_arm_of_more_parameters_than_others_of_its_shape_shows_its_own_n(folder):
+    made = make(folder, finding=None, extra=("steps=20",))
+    for file in made.glob("mini-w32-d2-layernorm-*/summary.json"):
+        summary = json.loads(file.read_text())
+        file.write_text(json.dumps(summary | {"N": 3 * summary["N"]}))
+    found = table(load_sweep(made).runs)
+    assert found["N"].tolist()[:2] == [24_576, 24_576]
+    assert [row[:2] for row in cells(found)][:3] == [
+        ["74k", "qk_norm=layernorm"], ["25k", "qk_norm=none"], ["98k", "qk_norm=layernorm"],
+    ]  # fmt: skip
+
+
+def test_the_folder_in_which_one_stands_has_its_name_on_the_page(folder, capsys, monkeypatch):
+    fake_run(folder / "mine", compose(["steps=20"]), 5.0, 30)
+    monkeypatch.chdir(folder / "mine")
+    monkeypatch.setattr(sys, "argv", ["report", "."])
+    main()
+    page = Path("report/report.html").read_text()
+    assert "<title>mine" in page
+    assert '"run":["mine"]' in page
+
+
 def test_report_of_one_run(folder, capsys):
     folder.mkdir()
     fake_run(folder / "run", compose(["steps=50"]), 5.0, 30)

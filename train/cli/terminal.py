@@ -10,6 +10,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from conf.axis import ConfigError
@@ -68,6 +69,12 @@ class Parser(argparse.ArgumentParser):
         options = sorted(max(action.option_strings, key=len) for action in self._actions if action.option_strings)
         print(f"error: {message}: {self.prog} has {', '.join(options)}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
+
+
+def named_folder(text: str) -> Path:
+    """Returns the path of a folder that is an argument, absolute where it has no name, as `.` and `..` have none."""
+    path = Path(text)
+    return path.resolve() if path.name in ("", "..") else path
 
 
 class Paragraphs(argparse.HelpFormatter):

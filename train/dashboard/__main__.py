@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from conf.axis import ConfigError
-from train.cli.terminal import Parser, exit_with
+from train.cli.terminal import Parser, exit_with, named_folder
 from train.loggers.wandb import require_server, server
 from train.results.sweep import SweepResults, load_run, load_sweep
 from train.run.process import environment
-from train.runfolder.files import read_json, unwritable, write_atomically
+from train.runfolder.files import read_json, write_atomically
 from train.runfolder.folder import is_run
 from train.sync import unsent
 
@@ -85,11 +85,11 @@ def dashboard(folder: Path, project: str | None, entity: str | None, file: Path 
         try:
             write_atomically(file, json.dumps(texts, indent=1))
         except OSError as error:
-            raise unwritable(file.parent, error) from None
+            raise ConfigError(f"--json {file}: {error.strerror}: choose a file that can be written") from None
         print(f"workspace and report  {file}")
         if not single:
-            log(held, sweep.path, project=project, entity=entity, offline=True)
-            print(f"run of the sweep      {sweep.path / 'wandb'}, send it with `wandb sync`")
+            run = log(held, sweep.path, project=project, entity=entity, offline=True)
+            print(f"run of the sweep      {run}, send it with `wandb sync`")
     _summarize(sweep, held, sections, builder.left_out)
 
 
@@ -126,7 +126,7 @@ def _summarize(sweep: SweepResults, held: Any, sections: Any, left_out: list[str
 
 def main() -> None:
     parser = Parser(prog="stabilab dashboard", description=__doc__)
-    parser.add_argument("folder", type=Path, help="sweep folder or run folder")
+    parser.add_argument("folder", type=named_folder, help="sweep folder or run folder")
     parser.add_argument("--project", help="W&B project (default: that of the runs)")
     parser.add_argument("--entity", help="W&B team or user (default: that of the runs, else the owner of the key)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write both views to FILE and send nothing")

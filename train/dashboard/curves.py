@@ -128,8 +128,13 @@ def _size_names(sizes: Sequence[float]) -> dict[float, str]:
     return {n: name if short.count(name) == 1 else str(int(n)) for n, name in zip(sizes, short, strict=True)}
 
 
-def log(held: SweepRun, folder: Path, *, project: str, entity: str | None, offline: bool) -> None:
-    """Sends the sweep's run to W&B, unless W&B already has it, or writes it to FOLDER/wandb if `offline`."""
+def log(held: SweepRun, folder: Path, *, project: str, entity: str | None, offline: bool) -> Path:
+    """Sends the sweep's run to W&B, unless W&B already has it, or writes it to FOLDER/wandb if `offline`.
+
+    Returns the folder of the run. W&B writes elsewhere where it can't write in FOLDER.
+    """
+    if offline and (known := sorted(folder.glob(f"wandb/offline-run-*-{held.id}"))):
+        return known[-1]
     import wandb
 
     settings = wandb.Settings(init_timeout=CONNECT_SECONDS, x_disable_stats=True, console="off", silent=True)
@@ -147,4 +152,6 @@ def log(held: SweepRun, folder: Path, *, project: str, entity: str | None, offli
             run.log(row)
         run.log({key: wandb.Table(columns=columns, data=rows) for key, (columns, rows) in held.tables.items()})
         run.summary.update({"verdict": held.verdict.state if held.verdict else "none", "text": held.text})
+    written = Path(run.dir).parent
     run.finish()
+    return written

@@ -133,7 +133,7 @@ def load_run(path: Path) -> SweepResults:
     folder = RunFolder(path.resolve())
     require_format([folder], path)
     runs = frame_of([row_of(folder, None)])
-    return SweepResults(folder.path.parent, path.name, None, runs, Metrics({folder.path.name: folder}))
+    return SweepResults(folder.path.parent, folder.path.name, None, runs, Metrics({folder.path.name: folder}))
 
 
 def frame_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

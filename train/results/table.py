@@ -33,6 +33,8 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
             "ended": len(ended),
             "diverged": int((ended["state"] == "diverged").sum()),
         }
+        if (own := group["N"].median()) > SAME_SIZE * n:
+            row["own_N"] = int(own)
         curve = None if missing else _curve(group)
         row |= {f"floor/{name}": floor for name in NAMES if (floor := common_floor(group, name)) is not None}
         if curve is not None:
@@ -78,6 +80,9 @@ def _answers(by_lr: Any, lr: float) -> dict[str, float]:
     return {"best_accuracy": accuracy, "solved": by_lr[ACCURACY].agg(lambda right: (right >= SOLVED).mean())[lr]}
 
 
+SAME_SIZE = 1.05
+"""An arm whose N is more than this times the smallest N of its shape has a column `own_N`, which is shown as its N."""
+
 BITS_PER_BYTE, ACCURACY = "validation/bits_per_byte", "validation/accuracy"
 
 SOLVED = 0.99
@@ -119,7 +124,8 @@ def cells(found: pd.DataFrame) -> list[list[str]]:
         text |= {k: f"{get[k]:.3f}" for k in THREE_DECIMALS if get.get(k) is not None}
         if spread is not None and text["lr_sensitivity"] != "-":
             text["lr_sensitivity"] += f" ± {spread:.3f}"
-        text |= {"N": size_label(record["N"]), "arm": record["arm"] or "-", "diverged": str(record["diverged"])}
+        text |= {"arm": record["arm"] or "-", "diverged": str(record["diverged"])}
+        text["N"] = size_label(get.get("own_N") or record["N"])
         text["ended"] = f"{record['ended']} of {record['runs']}"
         text["logit_max_at_first_degraded"] = number(get.get("logit_max_at_first_degraded"))
         if (share := get.get("solved")) is not None:

@@ -23,7 +23,7 @@ let ready = false;
 const table = new RunTable((i) => {
   showRun(i);
   if (!ready) return;
-  if (i !== runInAddress()) location.replace(`#run=${encodeURIComponent(data.runs.run[i])}`);
+  if (data.runs.run[i] !== data.runs.run[runInAddress()]) location.replace(`#run=${encodeURIComponent(data.runs.run[i])}`);
   // On a phone the curves are below the visible part of the page.
   if (innerWidth < 600) $("run").scrollIntoView();
 });
@@ -40,5 +40,7 @@ addEventListener("DOMContentLoaded", () => {
   ready = true;
 });
 addEventListener("hashchange", () => {
-  if (runInAddress() >= 0 && runInAddress() !== chosen()) table.choose(runInAddress());
+  // A run in two arms has two rows of one name, and the address means the one on display.
+  const i = runInAddress();
+  if (i >= 0 && data.runs.run[i] !== data.runs.run[chosen()]) table.choose(i);
 });
