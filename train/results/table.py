@@ -33,7 +33,7 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
             "ended": len(ended),
             "diverged": int((ended["state"] == "diverged").sum()),
         }
-        if (own := group["N"].median()) > SAME_SIZE * n:
+        if "N" in group and (own := group["N"].median()) > SAME_SIZE * n:
             row["own_N"] = int(own)
         curve = None if missing else _curve(group)
         row |= {f"floor/{name}": floor for name in NAMES if (floor := common_floor(group, name)) is not None}

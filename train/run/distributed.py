@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 
 from train.config.schema import Config
@@ -39,3 +40,9 @@ def is_rank_zero(config: Config) -> bool:
     elif "TORCHELASTIC_RUN_ID" in os.environ:
         names = ["RANK"]  # torchrun says the node by GROUP_RANK
     return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def leave() -> None:
+    """Leaves the process group, whose threads could abort the process while it exits."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import math
@@ -24,7 +25,7 @@ from train.config.schema import Config
 from train.loggers.mirror import Mirror
 from train.run.callback import CheckpointFile, OnRow, RunCallback
 from train.run.derived import bits_per_byte, speed, tokens_per_step, values_in_force
-from train.run.distributed import cluster_environment, is_rank_zero, started_together
+from train.run.distributed import cluster_environment, is_rank_zero, leave, started_together
 from train.run.extension import go_on, keeps_checkpoint, plan_of
 from train.run.initial import initial_weights
 from train.run.interrupt import Interrupted, Stopped
@@ -221,6 +222,7 @@ class Job:
             return self.folder.sound_checkpoint()
         trainer.strategy.connect(module)
         trainer.strategy.setup_environment()
+        atexit.register(leave)
         return trainer.strategy.broadcast(self.folder.sound_checkpoint() if trainer.is_global_zero else None)
 
     def _trainer(self, callbacks: list[pl.Callback]) -> pl.Trainer:

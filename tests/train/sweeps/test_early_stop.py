@@ -189,7 +189,7 @@ def test_reports_estimate_and_mark_stopped_runs_and_training_goes_on_without_a_c
     # Without a run at a lower LR that has ended there is no estimate, as for one that watch.stop has ended.
     for run in lower:
         run.set_status("running")
-    assert load_sweep(sweep.folder).left_out().count("(stopped)") == 1
+    assert load_sweep(sweep.folder).left_out().count("(stopped: ") == 1
     for run in lower:
         run.set_status("finished")
 
