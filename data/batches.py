@@ -105,11 +105,14 @@ def validation_batches(tokens: np.ndarray, *, batch_size: int, context: int, cou
 
 
 class TokenBatches:
-    """Batches of steps start .. stop - 1.
+    """Yields the batches of steps start .. stop - 1, each in `accumulate` micro-batches of equal size.
 
     Rank r of `world` gets rows r, r + world, ... of the global batch as x_BT1 [batch_size / world, context + 1], so
     that a step sees the same global batch on any number of ranks. Raises DataError if the batch can't be divided
     among the ranks, or if the split is shorter than one block.
+
+    It has no `__len__` on purpose. After a resume, Lightning keeps counting from the batches before the checkpoint and
+    would end the epoch once that count reaches the number of remaining batches.
     """
 
     def __init__(
@@ -123,22 +126,20 @@ class TokenBatches:
         stop: int,
         rank: int = 0,
         world: int = 1,
+        accumulate: int = 1,
     ) -> None:
         if batch_size % world:
             raise DataError(f"batch_size={batch_size} can't be divided among {world} ranks: use a multiple of {world}")
         _count_blocks(tokens, context, needed=1)
         self.tokens, self.seed, self.batch_size, self.context = tokens, seed, batch_size, context
-        self.steps, self.rank, self.world = range(start, stop), rank, world
-
-    def __len__(self) -> int:
-        return len(self.steps)
+        self.steps, self.rank, self.world, self.accumulate = range(start, stop), rank, world, accumulate
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for step in self.steps:
             x_BT1 = train_batch(
                 self.tokens, seed=self.seed, step=step, batch_size=self.batch_size, context=self.context
             )
-            yield x_BT1[self.rank :: self.world]
+            yield from x_BT1[self.rank :: self.world].chunk(self.accumulate)
 
 
 def _count_blocks(tokens: np.ndarray, context: int, needed: int, advice: str = "") -> int:

@@ -5,28 +5,13 @@ Shape suffixes: B batch, T context; T1 is T + 1 tokens, inputs and the last targ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import lightning.pytorch as pl
 import torch
 
 from data.batches import Prepared, TokenBatches, train_batch, validation_batches
 from data.config import DataError
-
-
-class MicroBatches:
-    """Splits each batch into `accumulate` micro-batches of equal size.
-
-    It has no `__len__` on purpose. After a resume, Lightning keeps counting from the batches before the checkpoint and
-    would end the epoch once that count reaches the number of remaining batches.
-    """
-
-    def __init__(self, batches: TokenBatches, accumulate: int) -> None:
-        self.batches, self.accumulate = batches, accumulate
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        for x_BT1 in self.batches:
-            yield from x_BT1.chunk(self.accumulate)
 
 
 class TokenDataModule(pl.LightningDataModule):
@@ -54,7 +39,7 @@ class TokenDataModule(pl.LightningDataModule):
         Without a DataLoader: reading a batch only indexes mapped memory, and workers would slow it down.
         """
         assert self.trainer is not None
-        batches = TokenBatches(
+        return TokenBatches(
             self.prepared.train,
             seed=self.seed,
             batch_size=self.batch_size,
@@ -63,8 +48,8 @@ class TokenDataModule(pl.LightningDataModule):
             stop=self.steps,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
+            accumulate=self.accumulate,
         )
-        return MicroBatches(batches, self.accumulate)
 
     def first_batch(self) -> torch.Tensor:
         """Returns x_BT1 of step 0, the whole global batch on every rank."""

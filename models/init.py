@@ -52,9 +52,9 @@ class InitConfig(Choice):
         modules = dict(model.named_modules())
         blocks = {found[0] for name in modules if (found := re.match(r"blocks\.\d+$", name))}
         for name, module in modules.items():
-            if (
-                isinstance(module, nn.Embedding) and name != "mask_token"
-            ):  # Drawn last, so that all others stay as they are.
+            if name == "mask_token":  # `initialize` draws it last, so that all other weights are as without it.
+                continue
+            if isinstance(module, nn.Embedding):
                 self.embedding(module.weight, generator)
             elif isinstance(module, nn.Linear):
                 self.matrix(module.weight, where(name, len(blocks), module), generator)

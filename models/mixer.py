@@ -40,6 +40,8 @@ class TokenMixer(nn.Module):
     Its config declares the rest: `has_weights` and the other attributes of MixingConfig.
     """
 
+    over_tokens = True  # whether its matrices see the tokens of a sequence in order, [B, T, ...]
+
     def forward(self, x_BTD: torch.Tensor, carry: Carry) -> torch.Tensor:
         """Returns what is added to the residual stream. Token t may depend only on tokens 0 to t."""
         raise NotImplementedError

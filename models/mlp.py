@@ -17,6 +17,11 @@ class MLPConfig(Choice):
     name: str
 
     @property
+    def has_neurons(self) -> bool:
+        """Returns whether the output of a single matrix enters the non-linearity as it is."""
+        return True
+
+    @property
     def starts_trained(self) -> bool:
         """Returns whether `start` sets the model's weights to those of another run."""
         return False
@@ -165,6 +170,7 @@ class SeriesConfig(MLPConfig):
     """
 
     name: Literal["series"] = "series"
+    has_neurons = False
     terms: Annotated[int, Field(ge=1)] = 2
     """Number of terms. Wang et al. 2023: 2."""
     gated: bool = False

@@ -237,6 +237,10 @@ class MoEConfig(MLPConfig):
         return {"noisy": 0.1, "avg_k": 0.0, "merge": 0.0}.get(self.router, 0.01)
 
     @property
+    def has_neurons(self) -> bool:
+        return self.router != "merge"
+
+    @property
     def starts_trained(self) -> bool:
         return self.upcycle is not None
 

@@ -55,9 +55,9 @@ class LAWN(Reparametrization):
         if not self._before:
             return
         for linear, before, norm in zip(self.config.constrained(model), self._before, self.norms, strict=True):
-            moved = before + torch.where(norm > 0, tangent(linear.weight - before, before), linear.weight - before)
+            moved = before + tangent(linear.weight - before, before)
             rescaled = moved * (norm / moved.norm().clamp_min(torch.finfo(moved.dtype).tiny))
-            linear.weight.copy_(torch.where(norm > 0, rescaled, moved))
+            linear.weight.copy_(torch.where(norm > 0, rescaled, linear.weight))
         self._before = []
 
     def lr_factor(self, step: int, steps: int) -> float:

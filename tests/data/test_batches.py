@@ -88,8 +88,6 @@ def test_ranks_share_the_global_batch(world):
         TokenBatches(TOKENS, seed=5, batch_size=6, context=7, start=4, stop=9, rank=r, world=world)
         for r in range(world)
     ]
-    for loader in loaders:
-        assert len(loader) == 5
     for x_BT1, *parts in zip(expected, *loaders, strict=True):
         assert all(len(part) == 6 // world for part in parts)
         assert torch.equal(torch.stack(parts, 1).flatten(0, 1), x_BT1)

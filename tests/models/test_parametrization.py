@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from conf.axis import ConfigError
+from conf.axis import ConfigError, axes
 from models.gpt import GPT, initialize
+from models.layers import Linear
 from models.parametrization import PARAMETRIZATION, TensorScaling, groups, tensors
 from models.parametrization.base import SUBLAYERS
 from models.probes import rms
@@ -307,6 +308,25 @@ def test_keys_of_a_fixed_number_of_heads_start_alike_at_all_widths():
             expected = (2 / (rows + 128)) ** 0.5 * (128 / columns) ** 0.5
             stds.append(float(weight.detach().std()) / expected)
         assert stds == pytest.approx([1, 1], rel=0.1)
+
+
+@pytest.mark.parametrize("axis", ["attention", "gate", "layout", "mlp", "placement", "qk_source"])
+def test_matrices_know_whether_their_rows_follow_the_width(axis):
+    """Of all choices that muP takes, at a fixed head dimension."""
+    for name in axes(Config)[axis].choices:
+        sizes = []
+        for width in (32, 64):
+            try:
+                size = [f"model.width={width}", f"model.heads={width // 16}"]
+                config = config_of("mup", *complete(f"{axis}={name}"), *size)
+            except ConfigError:
+                continue
+            found = model_of(config).named_modules()
+            sizes.append({part: m for part, m in found if isinstance(m, Linear) and part != "head"})
+        if len(sizes) == 2:
+            small, large = sizes
+            rows = {part: large[part].out_features > m.out_features for part, m in small.items() if part in large}
+            assert rows == {part: large[part].rows_follow_width for part in rows}, name
 
 
 @pytest.mark.parametrize(

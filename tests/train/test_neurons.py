@@ -88,5 +88,5 @@ def test_experts_have_no_positions() -> None:
 @pytest.mark.parametrize("given", [["mlp=series"], ["mlp=moe", "mlp.router=merge"]])
 def test_refused_where_no_matrix_makes_what_enters_the_non_linearity(tmp_path, given: list[str]) -> None:
     run = trained(tmp_path, "steps=1", *given)
-    with pytest.raises(ConfigError, match=f"{given[-1]} .* before the non-linearity: choose another run"):
+    with pytest.raises(ConfigError, match=f"{given[0]} .* before its non-linearity: choose a run with"):
         neurons_of_run(run.path)

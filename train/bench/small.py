@@ -92,7 +92,7 @@ class Turns(pl.Callback):
             "reference": lambda: self.reference.train(tokens_BT1),
         }
         self._mark = time.process_time()
-        # In alternating order, as what follows a step of the same code finds it in the caches.
+        # In alternating order, because a step that follows one of the same code finds it in the caches.
         for name in sorted(others, reverse=batch_idx % 2 == 0):
             others[name]()
             self._keep(name)

@@ -92,18 +92,19 @@ def entry(folder: Path) -> dict[str, Any]:
 def again(folder: Path) -> list[str]:
     """Returns the verdicts of other sweeps of the same finding next to `folder`, on other data or seeds."""
     found = []
-    for other in sorted(folder.parent.iterdir()):
-        verdict = read_json(other / "report" / "verdict.json")
-        if other != folder and verdict.get("finding") == folder.name:
-            swept = _swept(other)
+    for name, verdict in second_draws(folder.parent).items():
+        if verdict["finding"] == folder.name:
+            swept = _swept(folder.parent / name)
             found.append(f"{swept['data']}, seeds {swept['seeds']}, N {swept['sizes']}: {verdict['state']}")
     return found
 
 
-def second_draws(out: Path) -> list[str]:
-    """Returns the names of judged sweeps in `out` that draw a finding again, on other data or seeds."""
-    claims = {path.parent.parent.name: read_json(path).get("finding") for path in out.glob("*/report/verdict.json")}
-    return sorted(name for name, finding in claims.items() if finding in all_findings() and finding != name)
+def second_draws(out: Path) -> dict[str, dict[str, Any]]:
+    """Returns the verdicts of sweeps in `out` that draw a finding again, on other data or seeds, by their names."""
+    judged = {path.parent.parent.name: read_json(path) for path in sorted(out.glob("*/report/verdict.json"))}
+    return {
+        name: verdict for name, verdict in judged.items() if verdict.get("finding") in all_findings().keys() - {name}
+    }
 
 
 def draws(said: list[str]) -> list[str]:

@@ -91,9 +91,11 @@ def neurons_of_run(path: Path) -> list[Neurons]:
     """
     config = config_of(path)
     require_blocks(path, config)
-    if config.mlp.name == "series" or getattr(config.mlp, "router", None) == "merge":
-        what = "mlp=series shifts and scales" if config.mlp.name == "series" else "mlp.router=merge mixes"
-        raise ConfigError(f"{path}: {what} the outputs of matrices before the non-linearity: choose another run")
+    if not config.mlp.has_neurons:
+        raise ConfigError(
+            f"{path}: mlp={config.mlp.name} mixes or shifts the outputs of matrices before its non-linearity: choose a "
+            f"run with another MLP or router"
+        )
     batches = validation_of(config)
     return neurons(model_of(path, config), batches)
 

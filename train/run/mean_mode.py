@@ -24,7 +24,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from models.attention.mixing.fit import FIT
 from models.gpt import GPT
 from models.layers import Linear
 from models.placement.base import NormedInput
@@ -35,8 +34,8 @@ Parts = tuple[torch.Tensor, torch.Tensor]
 
 def writers(model: GPT) -> Iterator[tuple[str, Linear]]:
     """Yields the matrices that write to the stream, with their names in the model."""
-    fits = [mixer for mixer in model.mixers() if isinstance(mixer, FIT)]
-    others = {id(m) for layer in (*model.expert_layers(), *fits) for m in layer.modules()}
+    grouping = [mixer for mixer in model.mixers() if not mixer.over_tokens]
+    others = {id(m) for layer in (*model.expert_layers(), *grouping) for m in layer.modules()}
     for name, module in model.named_modules():
         if type(module) in (Linear, NormedInput) and id(module) not in others:
             assert isinstance(module, Linear)

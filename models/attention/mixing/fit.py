@@ -91,6 +91,8 @@ class Attend(nn.Module):
 
 
 class FIT(TokenMixer):
+    over_tokens = False  # but groups of tokens, or latents
+
     def __init__(self, layer: LayerShape, group: int, latents: int, expand: float) -> None:
         super().__init__()
         self.group, self.latents = group, latents

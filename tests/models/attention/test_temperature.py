@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from conf.axis import ConfigError
-from models.attention.mixing.base import Inputs, LayerShape
+from models.attention.mixing.base import ATTENTION, Inputs, LayerShape
 from models.attention.temperature import TEMPERATURE, Temperature
 from models.gpt import GPT, initialize
-from tests.conftest import choice, largest_difference, randn, tiny
+from models.layers import Linear
+from tests.conftest import choice, complete, largest_difference, randn, tiny
 from tests.models.attention.mixing.helpers import LOGITS, WEIGHTS
 
 B, H, T, K = 2, 2, 6, 8
@@ -209,6 +210,24 @@ def test_rules_of_a_pattern_are_asked() -> None:
 def test_what_would_have_no_effect_or_undo_a_row_is_refused(overrides: list[str], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         tiny(*overrides)
+
+
+def test_ssmax_leaves_no_first_token_without_weight() -> None:
+    """Of all rules that it goes with."""
+    tried = 0
+    for name in ATTENTION.choices:
+        try:
+            model = gpt(*complete(f"attention={name}"), "temperature=ssmax", "qk_norm=none")
+        except ConfigError:
+            continue
+        seen: list[torch.Tensor] = []
+        for part in model.blocks[0].attention.modules():
+            if isinstance(part, Linear) and part.role == "out":
+                part.register_forward_hook(lambda module, args, out, to=seen: to.append(args[0]))
+        model(tokens(8))
+        tried += len(seen)
+        assert all(x_BTD[:, 0].norm() > 0 for x_BTD in seen), name
+    assert tried > 10
 
 
 def test_none_has_no_parameters() -> None:

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from conf.axis import ConfigError
+from conf.axis import ConfigError, axes
 from models.parametrization import ParameterGroup, groups
-from tests.conftest import randn, tiny
+from tests.conftest import complete, randn, tiny
 from tests.train.optimizers.steps import optimizer, trace, updated
 from train.cli.show import rows
+from train.config.schema import Config
 from train.optimizers.hyperball import turned
 from train.run.module import ProxyModule
 
@@ -116,6 +117,19 @@ class TestHyperball:
         start = randn(4, 6)
         moved = updated(optimizer("adamh"), start, [randn(4, 6, seed=1)], [1e-4]) - start
         assert float(moved.norm() / start.norm()) == pytest.approx(3e-6, rel=0.1)
+
+    @pytest.mark.parametrize("axis", ["attention", "gate", "head", "layout", "mlp", "placement", "qk_source", "sink"])
+    def test_every_held_matrix_has_a_radius(self, axis: str) -> None:
+        for name in axes(Config)[axis].choices:
+            try:
+                config = tiny(*complete(f"{axis}={name}"), "optimizer=adamh")
+            except ConfigError:
+                continue
+            module = ProxyModule(config)
+            of_model = groups(config.parametrization, module.model, config.model)
+            held = [group for group in of_model if config.optimizer.has_radius(group)]
+            assert held
+            assert all(p.norm() > 1e-2 for group in held for p in group.parameters), name
 
     def test_matrices_that_start_near_zero_are_refused(self) -> None:
         """They would stay at the norm of the first warm-up step."""

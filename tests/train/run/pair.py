@@ -20,11 +20,6 @@ from train.run.tensors import local
 from train.run.trainer import train
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
 def in_pair(work: Callable[..., Any], *args: Any, nodes: int = 1) -> list[Any]:
     """Returns what `work` returns on rank 0 and rank 1, which run as one node or as two.
 
@@ -32,7 +27,8 @@ def in_pair(work: Callable[..., Any], *args: Any, nodes: int = 1) -> list[Any]:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train.sweeps.preload"])
-    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     pipes = [context.Pipe(duplex=False) for _ in range(2)]
     processes = [
         context.Process(target=_work, args=(send, rank, nodes, port, work, args))

@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from tests.train.helpers import TINY, assert_same_end, call, tiny, trained
-from tests.train.run.pair import free_port
 from train.run.extension import keeps_checkpoint, obstacle
 from train.runfolder.folder import RunFolder
 
@@ -27,7 +26,7 @@ def test_a_longer_run_goes_on_and_ends_like_one_trained_from_its_start(tmp_path,
 def test_processes_of_torchrun_go_on_together(tmp_path):
     """The second process doesn't take the folder as it was before the first one copied the checkpoint into it."""
     pair = [*FIXED, "devices=2", "strategy=ddp", "accelerator=cpu"]
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     shorter = trained(tmp_path, *FIXED, "steps=15")
     command = [sys.executable, *launch, "-m", "train", *TINY, *pair, "steps=30", f"out={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
